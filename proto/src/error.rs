@@ -1,0 +1,391 @@
+//! The one error of the grid, and the one table between our codes and gRPC's.
+//!
+//! An error says what went wrong, whose move it is, whether to try again, and what to do. It travels as the `details` of
+//! a gRPC status (an [`pb::ErrorDetail`]), so that a client reads the same error that the shard made; what only knows
+//! gRPC sees the status code and the message. The status code alone is not enough to come back: several of our codes
+//! share one. A status without our details (a proxy's, a transport's) becomes the nearest code of ours.
+
+use std::fmt;
+
+use prost::Message;
+
+use crate::{pb, time::TimeRange};
+
+/// Result with the grid's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $code:ident => $grpc:ident, $retry:expr, $exit:expr, $side:ident;)*) => {
+        /// What went wrong. `error.proto` says when each is used.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $code,)* }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &'static [Code] = &[$(Code::$code,)*];
+
+            /// The gRPC code that stands for it.
+            #[must_use]
+            pub fn grpc(self) -> tonic::Code {
+                match self { $(Code::$code => tonic::Code::$grpc,)* }
+            }
+
+            /// Whether the same request may succeed when tried again.
+            #[must_use]
+            pub fn retryable(self) -> bool {
+                match self { $(Code::$code => $retry,)* }
+            }
+
+            /// Exit code of a process that ends because of it: 1 bug, 3 bad input, 4 unavailable, 5 fenced or
+            /// conflicting.
+            #[must_use]
+            pub fn exit_code(self) -> u8 {
+                match self { $(Code::$code => $exit,)* }
+            }
+
+            /// Whose move it is, unless the error says otherwise.
+            #[must_use]
+            pub fn side(self) -> Side {
+                match self { $(Code::$code => Side::$side,)* }
+            }
+
+            fn wire(self) -> pb::ErrorCode {
+                match self { $(Code::$code => pb::ErrorCode::$code,)* }
+            }
+
+            fn from_wire(code: pb::ErrorCode) -> Option<Self> {
+                match code { pb::ErrorCode::Unspecified => None, $(pb::ErrorCode::$code => Some(Code::$code),)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request makes no sense; the same one fails again.
+    InvalidRequest => InvalidArgument, false, 3, Caller;
+    /// No such dataset.
+    UnknownDataset => NotFound, false, 3, Caller;
+    /// The dataset has no such field.
+    UnknownField => NotFound, false, 3, Caller;
+    /// The dataset has no such symbol.
+    UnknownSymbol => NotFound, false, 3, Caller;
+    /// Beyond a stated limit: ask for less.
+    TooLarge => OutOfRange, false, 3, Caller;
+    /// Not allowed.
+    PermissionDenied => PermissionDenied, false, 3, Caller;
+    /// The rows do not fit the dataset.
+    BadRows => InvalidArgument, false, 3, Caller;
+    /// The epoch has been superseded, or the lease is not held.
+    Fenced => FailedPrecondition, false, 5, Caller;
+    /// Something else is there already.
+    Conflict => AlreadyExists, false, 5, Caller;
+    /// Not there now; try again, here or elsewhere.
+    Unavailable => Unavailable, true, 4, Shard;
+    /// Too much at once; try again later.
+    Overloaded => ResourceExhausted, true, 4, Head;
+    /// Not in time.
+    DeadlineExceeded => DeadlineExceeded, true, 4, Head;
+    /// The caller left.
+    Cancelled => Cancelled, false, 4, Caller;
+    /// The map of owners is out of date.
+    StaleEpoch => Aborted, true, 4, Head;
+    /// The store takes no writes now.
+    StorageFull => ResourceExhausted, true, 4, Shard;
+    /// What is stored does not read back.
+    DataCorrupt => DataLoss, false, 1, Shard;
+    /// A bug, ours.
+    Internal => Internal, false, 1, Head;
+}
+
+impl Code {
+    /// The nearest code for a gRPC code that came without our details.
+    #[must_use]
+    pub fn from_grpc(code: tonic::Code) -> Self {
+        match code {
+            tonic::Code::InvalidArgument => Self::InvalidRequest,
+            tonic::Code::NotFound => Self::UnknownDataset,
+            tonic::Code::OutOfRange => Self::TooLarge,
+            tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => Self::PermissionDenied,
+            tonic::Code::FailedPrecondition => Self::Fenced,
+            tonic::Code::AlreadyExists => Self::Conflict,
+            tonic::Code::Unavailable => Self::Unavailable,
+            tonic::Code::ResourceExhausted => Self::Overloaded,
+            tonic::Code::DeadlineExceeded => Self::DeadlineExceeded,
+            tonic::Code::Cancelled => Self::Cancelled,
+            tonic::Code::Aborted => Self::StaleEpoch,
+            tonic::Code::DataLoss => Self::DataCorrupt,
+            tonic::Code::Ok | tonic::Code::Unknown | tonic::Code::Unimplemented | tonic::Code::Internal => {
+                Self::Internal
+            }
+        }
+    }
+}
+
+/// Whose move it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Who asked.
+    Caller,
+    /// The head node.
+    Head,
+    /// A shard.
+    Shard,
+    /// The researcher's code.
+    Strategy,
+}
+
+/// What went wrong, where, whose move it is, and what to do. Cheap to clone: flights hand one to many waiters.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Error(Box<Inner>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Inner {
+    code: Code,
+    side: Side,
+    message: String,
+    hint: String,
+    dataset: String,
+    symbol: String,
+    shard: String,
+    range: TimeRange,
+}
+
+impl Error {
+    /// An error of `code`; `message` is one sentence with names, without a full stop.
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            code,
+            side: code.side(),
+            message: message.into(),
+            hint: String::new(),
+            dataset: String::new(),
+            symbol: String::new(),
+            shard: String::new(),
+            range: TimeRange::ALL,
+        }))
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = hint.into();
+        self
+    }
+
+    /// The dataset it is about.
+    #[must_use]
+    pub fn dataset(mut self, dataset: impl AsRef<str>) -> Self {
+        self.0.dataset = dataset.as_ref().to_owned();
+        self
+    }
+
+    /// The symbol it is about.
+    #[must_use]
+    pub fn symbol(mut self, symbol: impl AsRef<str>) -> Self {
+        self.0.symbol = symbol.as_ref().to_owned();
+        self
+    }
+
+    /// The shard it is about.
+    #[must_use]
+    pub fn shard(mut self, shard: impl AsRef<str>) -> Self {
+        self.0.shard = shard.as_ref().to_owned();
+        self
+    }
+
+    /// The range it is about.
+    #[must_use]
+    pub fn range(mut self, range: TimeRange) -> Self {
+        self.0.range = range;
+        self
+    }
+
+    /// Whose move it is, where that differs from the code's usual side.
+    #[must_use]
+    pub fn side(mut self, side: Side) -> Self {
+        self.0.side = side;
+        self
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// One sentence.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// What to do; may be empty.
+    #[must_use]
+    pub fn hint_text(&self) -> &str {
+        &self.0.hint
+    }
+
+    /// Dataset, symbol and shard it is about; empty where it is about none.
+    #[must_use]
+    pub fn place(&self) -> (&str, &str, &str) {
+        (&self.0.dataset, &self.0.symbol, &self.0.shard)
+    }
+
+    /// Whose move it is.
+    #[must_use]
+    pub fn whose(&self) -> Side {
+        self.0.side
+    }
+
+    /// Whether the same request may succeed when tried again.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        self.0.code.retryable()
+    }
+
+    /// Reads the error out of a status; one without our details becomes the nearest code.
+    #[must_use]
+    pub fn from_status(status: &tonic::Status) -> Self {
+        if let Ok(detail) = pb::ErrorDetail::decode(status.details())
+            && let Some(error) = Self::from_detail(&detail)
+        {
+            return error;
+        }
+        Self::new(Code::from_grpc(status.code()), status.message())
+    }
+
+    fn from_detail(detail: &pb::ErrorDetail) -> Option<Self> {
+        let code = Code::from_wire(detail.code())?;
+        let side = match detail.side() {
+            pb::ErrorSide::Unspecified => code.side(),
+            pb::ErrorSide::Caller => Side::Caller,
+            pb::ErrorSide::Head => Side::Head,
+            pb::ErrorSide::Shard => Side::Shard,
+            pb::ErrorSide::Strategy => Side::Strategy,
+        };
+        Some(
+            Self::new(code, detail.message.clone())
+                .side(side)
+                .hint(detail.hint.clone())
+                .dataset(&detail.dataset)
+                .symbol(&detail.symbol)
+                .shard(&detail.shard)
+                .range(TimeRange { start: detail.start_ns, end: detail.end_ns }),
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        if !self.0.hint.is_empty() {
+            write!(f, "; {}", self.0.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ({:?}): {self}", self.0.code, self.0.side)?;
+        for (what, value) in
+            [("dataset", &self.0.dataset), ("symbol", &self.0.symbol), ("shard", &self.0.shard)]
+        {
+            if !value.is_empty() {
+                write!(f, " {what}={value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for pb::ErrorDetail {
+    fn from(error: Error) -> Self {
+        let Inner { code, side, message, hint, dataset, symbol, shard, range } = *error.0;
+        let side = match side {
+            Side::Caller => pb::ErrorSide::Caller,
+            Side::Head => pb::ErrorSide::Head,
+            Side::Shard => pb::ErrorSide::Shard,
+            Side::Strategy => pb::ErrorSide::Strategy,
+        };
+        Self {
+            code: code.wire().into(),
+            side: side.into(),
+            message,
+            hint,
+            dataset,
+            symbol,
+            shard,
+            start_ns: range.start,
+            end_ns: range.end,
+        }
+    }
+}
+
+impl From<pb::ErrorDetail> for Error {
+    fn from(detail: pb::ErrorDetail) -> Self {
+        Self::from_detail(&detail).unwrap_or_else(|| Self::new(Code::Internal, detail.message))
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        let (code, text) = (error.code().grpc(), error.to_string());
+        Self::with_details(code, text, pb::ErrorDetail::from(error).encode_to_vec().into())
+    }
+}
+
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        Self::from_status(&status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_survives_the_way_through_grpc_and_the_wire() {
+        for &code in Code::ALL {
+            let error = Error::new(code, "what happened")
+                .hint("what to do")
+                .dataset("equities.daily")
+                .symbol("AMZN")
+                .shard("shard-1")
+                .range(TimeRange { start: Some(-1), end: Some(5) })
+                .side(Side::Strategy);
+            let status = tonic::Status::from(error.clone());
+            assert_eq!(status.code(), code.grpc());
+            assert_eq!(Error::from(status), error);
+            assert_eq!(Error::from(pb::ErrorDetail::from(error.clone())), error);
+        }
+    }
+
+    #[test]
+    fn every_wire_code_but_unspecified_is_ours() {
+        let wire = (0..i32::MAX).map_while(|i| pb::ErrorCode::try_from(i).ok());
+        assert_eq!(wire.count(), Code::ALL.len() + 1);
+    }
+
+    #[test]
+    fn a_status_of_somebody_else_keeps_its_retryability() {
+        for code in [tonic::Code::Unavailable, tonic::Code::ResourceExhausted, tonic::Code::DeadlineExceeded]
+        {
+            assert!(Error::from(tonic::Status::new(code, "proxy")).retryable(), "{code:?}");
+        }
+        for code in [tonic::Code::InvalidArgument, tonic::Code::Unimplemented, tonic::Code::Internal] {
+            assert!(!Error::from(tonic::Status::new(code, "proxy")).retryable(), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_message_ends_with_what_to_do() {
+        let error =
+            Error::new(Code::UnknownField, "equities.daily has no field clsoe").hint("did you mean close?");
+        assert_eq!(error.to_string(), "equities.daily has no field clsoe; did you mean close?");
+    }
+}

@@ -1,0 +1,233 @@
+//! Names, checked when they are made: a name that exists is a valid one.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Code, Error, Result};
+
+/// Longest dataset, field or symbol name in bytes: bounds every key, message and metric label made of them.
+pub const NAME_BYTES_MAX: usize = 128;
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $check:path) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks and takes the name.
+            ///
+            /// # Errors
+            /// [`Code::InvalidRequest`], saying which rule the name breaks.
+            pub fn new(name: impl AsRef<str>) -> Result<Self> {
+                let name = name.as_ref();
+                $check(name)?;
+                Ok(Self(Arc::from(name)))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(name: &str) -> Result<Self> {
+                Self::new(name)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+            fn try_from(name: String) -> Result<Self> {
+                Self::new(name)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.as_ref().to_owned()
+            }
+        }
+    };
+}
+
+name_type!(
+    /// A dataset: dot-separated parts of `[a-z0-9_]`, at least two, none empty: `equities.daily`. It is also the name
+    /// of the table's folder in the lake, so it must be a plain file name everywhere.
+    DatasetName,
+    check_dataset
+);
+name_type!(
+    /// A value column: `[a-z_][a-z0-9_]*`, and none of [`RESERVED_FIELDS`].
+    FieldName,
+    check_field
+);
+name_type!(
+    /// One instrument of a dataset: any text of 1 to 128 bytes without control characters; case matters. `*` alone is
+    /// refused because it means "every symbol" in requests.
+    Symbol,
+    check_symbol
+);
+
+/// Columns that every dataset has beside its fields, on the wire or in the lake.
+pub const RESERVED_FIELDS: [&str; 5] = ["symbol", "ts", "ts_ns", "known_at", "known_at_ns"];
+
+fn check_length(what: &str, name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::new(Code::InvalidRequest, format!("a {what} name is empty")));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Error::new(
+            Code::InvalidRequest,
+            format!("a {what} name has {} bytes; at most {NAME_BYTES_MAX} are allowed", name.len()),
+        ));
+    }
+    Ok(())
+}
+
+fn check_dataset(name: &str) -> Result<()> {
+    check_length("dataset", name)?;
+    let plain = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    if name.split('.').count() < 2 || !name.split('.').all(plain) {
+        return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a dataset name")).hint(
+            "use at least two parts of lower case letters, digits and _, joined by dots: equities.daily",
+        ));
+    }
+    Ok(())
+}
+
+fn check_field(name: &str) -> Result<()> {
+    check_length("field", name)?;
+    if RESERVED_FIELDS.contains(&name) {
+        return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a field"))
+            .hint("symbol and ts come with every answer; known_at is asked for by an option"));
+    }
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
+    if !first || !bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+        return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a field name"))
+            .hint("use lower case letters, digits and _, not starting with a digit: adj_close"));
+    }
+    Ok(())
+}
+
+fn check_symbol(name: &str) -> Result<()> {
+    check_length("symbol", name)?;
+    if name == "*" {
+        return Err(Error::new(Code::InvalidRequest, "\"*\" is not a symbol: it means every symbol"));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Error::new(Code::InvalidRequest, format!("the symbol {name:?} has a control character")));
+    }
+    Ok(())
+}
+
+/// The known name nearest to `wrong`, if one is near enough that a typing error is likely.
+///
+/// Case counts as half an edit, so that `amzn` finds `AMZN`. O(known x length^2); callers bound `known`.
+#[must_use]
+pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = 2 * (1 + wrong.chars().count() / 4);
+    known
+        .into_iter()
+        .map(|name| (distance(wrong, name), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein distance in half edits: 1 for a change of case, 2 for anything else.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).map(|i| 2 * i).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = 2 * (i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let change = match (x == *y, x.eq_ignore_ascii_case(y)) {
+                (true, _) => 0,
+                (false, true) => 1,
+                (false, false) => 2,
+            };
+            let best = (diagonal + change).min(row[j] + 2).min(row[j + 1] + 2);
+            diagonal = row[j + 1];
+            row[j + 1] = best;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dataset_names_are_plain_file_names() {
+        for good in ["equities.daily", "signals.mom_12_1", "a.b.c", "trellis.runs"] {
+            assert_eq!(DatasetName::new(good).unwrap().as_str(), good);
+        }
+        for bad in
+            ["", "equities", "Equities.daily", "equities.", ".daily", "a..b", "a/b.c", "../x.y", "a.b c"]
+        {
+            assert_eq!(DatasetName::new(bad).unwrap_err().code(), Code::InvalidRequest, "{bad:?}");
+        }
+        assert!(DatasetName::new(format!("a.{}", "b".repeat(NAME_BYTES_MAX))).is_err());
+    }
+
+    #[test]
+    fn reserved_columns_are_not_fields() {
+        for name in RESERVED_FIELDS {
+            assert!(FieldName::new(name).is_err(), "{name}");
+        }
+        assert!(FieldName::new("adj_close").is_ok());
+        assert!(FieldName::new("2close").is_err());
+    }
+
+    #[test]
+    fn symbols_keep_their_case_and_refuse_the_wildcard() {
+        assert_eq!(Symbol::new("BRK.B").unwrap().as_str(), "BRK.B");
+        assert!(Symbol::new("*").is_err());
+        assert!(Symbol::new("A\nB").is_err());
+        assert!(Symbol::new("").is_err());
+    }
+
+    #[test]
+    fn a_typing_error_finds_its_name() {
+        let known = ["close", "open", "high", "low", "volume"];
+        assert_eq!(nearest("clsoe", known), Some("close"));
+        assert_eq!(nearest("Volume", known), Some("volume"));
+        assert_eq!(nearest("dividend", known), None);
+        assert_eq!(nearest("amzn", ["AMZN", "AAPL"]), Some("AMZN"));
+    }
+}

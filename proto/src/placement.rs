@@ -1,0 +1,421 @@
+//! Which head serves a series, which shard owns it, which shard writes a dataset. Pure; every process of every build must
+//! agree, so the hash is named (XXH3-64, seed 0) and held by golden vectors.
+//!
+//! Heads are chosen by rendezvous hashing of the *series* (not of the time), so that all requests for a symbol meet on one
+//! head whatever their range, and a head that comes or goes moves only its own share. Shards own declared regions instead:
+//! data does not move because a process was added.
+
+use std::cmp::Reverse;
+
+use twox_hash::XxHash3_64;
+
+use crate::{Code, Error, Result, TimeRange, pb};
+
+/// Slots of the symbol ring.
+pub const SLOTS: u32 = 1 << 16;
+
+/// The slot of the 16 bit ring that a symbol falls on.
+#[must_use]
+pub fn symbol_slot(symbol: &str) -> u16 {
+    (XxHash3_64::oneshot(symbol.as_bytes()) >> 48) as u16
+}
+
+fn score(peer: &str, key: &[&str]) -> u64 {
+    // Zero bytes between the parts: no name has one, so ("ab", "c") and ("a", "bc") differ.
+    let mut bytes = Vec::with_capacity(128);
+    bytes.extend_from_slice(peer.as_bytes());
+    for part in key {
+        bytes.push(0);
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    XxHash3_64::oneshot(&bytes)
+}
+
+fn best<'a>(peers: &'a [String], key: &[&str]) -> Option<&'a str> {
+    // The name breaks a tie, so that the order of the list does not matter.
+    peers.iter().map(String::as_str).max_by_key(|peer| (score(peer, key), Reverse(*peer)))
+}
+
+/// `peers` from best to worst for `key`: the first serves, the next ones are where to go when it is away.
+#[must_use]
+pub fn rank<'a>(peers: &'a [String], key: &str) -> Vec<&'a str> {
+    let mut ranked: Vec<&str> = peers.iter().map(String::as_str).collect();
+    ranked.sort_by_key(|peer| (Reverse(score(peer, &[key])), *peer));
+    ranked
+}
+
+/// The head that all requests for a series go to; `None` without heads.
+#[must_use]
+pub fn head_of<'a>(heads: &'a [String], dataset: &str, symbol: &str) -> Option<&'a str> {
+    best(heads, &[dataset, symbol])
+}
+
+/// The shard that commits to a dataset; `None` without shards.
+#[must_use]
+pub fn home<'a>(shards: &'a [String], dataset: &str) -> Option<&'a str> {
+    best(shards, &[dataset])
+}
+
+/// Which shard owns which part of (dataset x symbol x event time). Whole and without overlap by construction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnershipMap {
+    regions: Vec<Region>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Region {
+    shard: String,
+    pattern: Pattern,
+    symbols: SymbolSet,
+    range: TimeRange,
+}
+
+/// From most to least specific: the most specific pattern that matches a dataset decides, as with routes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Pattern {
+    Exact(String),
+    /// Without the `*`; longer is more specific.
+    Prefix(Reverse<usize>, String),
+}
+
+impl Pattern {
+    fn new(text: &str) -> Result<Self> {
+        match text.strip_suffix('*') {
+            Some(prefix) if !prefix.contains('*') && (prefix.is_empty() || prefix.ends_with('.')) => {
+                Ok(Self::Prefix(Reverse(prefix.len()), prefix.to_owned()))
+            }
+            None if !text.is_empty() && !text.contains('*') => Ok(Self::Exact(text.to_owned())),
+            _ => Err(Error::new(Code::InvalidRequest, format!("{text:?} is not a dataset pattern"))
+                .hint("use *, equities.* or a full name")),
+        }
+    }
+
+    fn matches(&self, dataset: &str) -> bool {
+        match self {
+            Self::Exact(name) => name == dataset,
+            Self::Prefix(_, prefix) => dataset.starts_with(prefix),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum SymbolSet {
+    Slots {
+        start: u32,
+        end: u32,
+    },
+    /// Sorted.
+    List(Vec<String>),
+}
+
+impl SymbolSet {
+    fn contains(&self, symbol: &str, slot: u32) -> bool {
+        match self {
+            Self::Slots { start, end } => (*start..*end).contains(&slot),
+            Self::List(list) => list.binary_search_by(|s| s.as_str().cmp(symbol)).is_ok(),
+        }
+    }
+}
+
+impl OwnershipMap {
+    /// Builds the map from what each shard says it owns.
+    ///
+    /// Within one dataset pattern the hash ranges of all shards must cover the ring without overlap, for all of time; symbol
+    /// lists take their symbols out of the ring, and no symbol may be listed for the same time twice. Of several patterns that
+    /// match a dataset the most specific decides alone.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] naming the shards and the region that overlaps or that nobody owns.
+    pub fn build(shards: &[(String, Vec<pb::Ownership>)]) -> Result<Self> {
+        let mut regions = Vec::new();
+        for (shard, owns) in shards {
+            for region in owns {
+                regions.push(Region::new(shard, region).map_err(|error| error.shard(shard))?);
+            }
+        }
+        if regions.is_empty() {
+            return Err(Error::new(Code::Unavailable, "no shard has said what it owns"));
+        }
+        regions.sort_by(|a, b| (&a.pattern, &a.shard).cmp(&(&b.pattern, &b.shard)));
+        for group in regions.chunk_by(|a, b| a.pattern == b.pattern) {
+            check_group(group)?;
+        }
+        Ok(Self { regions })
+    }
+
+    /// The shards that own `symbol` of `dataset` within `range`, in order of time, with the part of `range` that each owns.
+    /// Empty if no pattern matches the dataset.
+    #[must_use]
+    pub fn owners(&self, dataset: &str, symbol: &str, range: TimeRange) -> Vec<(TimeRange, &str)> {
+        let mut owners: Vec<(TimeRange, &str)> = self
+            .group(dataset, symbol)
+            .into_iter()
+            .map(|region| (region.range.intersect(&range), region.shard.as_str()))
+            .filter(|(part, _)| !part.is_empty())
+            .collect();
+        owners.sort_by_key(|(part, _)| part.start.unwrap_or(i64::MIN));
+        owners
+    }
+
+    /// The shard that owns `symbol` of `dataset` at `ts`.
+    #[must_use]
+    pub fn owner(&self, dataset: &str, symbol: &str, ts: i64) -> Option<&str> {
+        let group = self.group(dataset, symbol);
+        group.into_iter().find(|region| region.range.contains(ts)).map(|region| region.shard.as_str())
+    }
+
+    /// The regions, one for each span of time, that a series of a dataset falls in.
+    fn group(&self, dataset: &str, symbol: &str) -> Vec<&Region> {
+        let slot = u32::from(symbol_slot(symbol));
+        let Some(first) = self.regions.iter().find(|r| r.pattern.matches(dataset)) else { return Vec::new() };
+        let holding = |listed: bool| {
+            let holds = move |r: &&Region| {
+                r.pattern == first.pattern
+                    && matches!(r.symbols, SymbolSet::List(_)) == listed
+                    && r.symbols.contains(symbol, slot)
+            };
+            self.regions.iter().filter(holds).collect::<Vec<_>>()
+        };
+        let listed = holding(true);
+        if listed.is_empty() { holding(false) } else { listed }
+    }
+}
+
+impl Region {
+    fn new(shard: &str, wire: &pb::Ownership) -> Result<Self> {
+        let symbols = match &wire.symbols {
+            None => SymbolSet::Slots { start: 0, end: SLOTS },
+            Some(pb::ownership::Symbols::HashRange(pb::HashRange { start, end })) => {
+                if start >= end || *end > SLOTS {
+                    return Err(Error::new(
+                        Code::InvalidRequest,
+                        format!(
+                            "{shard} owns the hash range [{start}, {end}), which is none of [0, {SLOTS})"
+                        ),
+                    ));
+                }
+                SymbolSet::Slots { start: *start, end: *end }
+            }
+            Some(pb::ownership::Symbols::List(list)) => {
+                let mut list = list.symbols.clone();
+                list.sort_unstable();
+                list.dedup();
+                SymbolSet::List(list)
+            }
+        };
+        Ok(Self {
+            shard: shard.to_owned(),
+            pattern: Pattern::new(&wire.dataset_pattern)?,
+            symbols,
+            range: TimeRange::new(wire.start_ns, wire.end_ns)?,
+        })
+    }
+}
+
+/// Overlaps and holes of the regions of one pattern.
+fn check_group(group: &[Region]) -> Result<()> {
+    for (i, a) in group.iter().enumerate() {
+        for b in &group[i + 1..] {
+            let symbols = match (&a.symbols, &b.symbols) {
+                (SymbolSet::Slots { start: s, end: e }, SymbolSet::Slots { start, end }) => {
+                    s.max(start) < e.min(end)
+                }
+                (SymbolSet::List(x), SymbolSet::List(y)) => x.iter().any(|s| y.binary_search(s).is_ok()),
+                _ => false,
+            };
+            if symbols && !a.range.intersect(&b.range).is_empty() {
+                return Err(Error::new(
+                    Code::Conflict,
+                    format!("{} and {} both own a part of {}", a.shard, b.shard, describe(a)),
+                )
+                .hint("give every part of the data to one shard"));
+            }
+        }
+    }
+    // Every slot must be covered for all of time. Slots and times are cut at every bound that occurs, so that each cell is
+    // either wholly inside a region or wholly outside.
+    let slots: Vec<&Region> = group.iter().filter(|r| matches!(r.symbols, SymbolSet::Slots { .. })).collect();
+    let mut cuts = vec![0, SLOTS];
+    let mut times = vec![i64::MIN];
+    for region in &slots {
+        if let SymbolSet::Slots { start, end } = region.symbols {
+            cuts.extend([start, end]);
+        }
+        times.extend([region.range.start, region.range.end].into_iter().flatten());
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    times.sort_unstable();
+    times.dedup();
+    for cell in cuts.windows(2) {
+        for &ts in &times {
+            let owned = slots.iter().any(|r| r.symbols.contains("", cell[0]) && r.range.contains(ts));
+            if !owned {
+                return Err(Error::new(
+                    Code::Conflict,
+                    format!(
+                        "nobody owns the hash range [{}, {}) of {}",
+                        cell[0],
+                        cell[1],
+                        describe(&group[0])
+                    ),
+                )
+                .hint("every slot of the ring needs an owner for all of time"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn describe(region: &Region) -> String {
+    match &region.pattern {
+        Pattern::Exact(name) => name.clone(),
+        Pattern::Prefix(_, prefix) => format!("{prefix}*"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn names(prefix: &str, n: usize) -> Vec<String> {
+        (0..n).map(|i| format!("{prefix}-{i}")).collect()
+    }
+
+    fn owns(pattern: &str, start: u32, end: u32) -> pb::Ownership {
+        pb::Ownership {
+            dataset_pattern: pattern.into(),
+            symbols: Some(pb::ownership::Symbols::HashRange(pb::HashRange { start, end })),
+            start_ns: None,
+            end_ns: None,
+        }
+    }
+
+    fn lists(pattern: &str, symbols: &[&str]) -> pb::Ownership {
+        let symbols = symbols.iter().map(|s| (*s).to_owned()).collect();
+        pb::Ownership {
+            dataset_pattern: pattern.into(),
+            symbols: Some(pb::ownership::Symbols::List(pb::SymbolList { symbols })),
+            start_ns: None,
+            end_ns: None,
+        }
+    }
+
+    /// Golden: a build that places otherwise would split the fleet's caches, or ask the wrong shard. The vectors were made
+    /// with Python's `xxhash` package, not with this code.
+    #[test]
+    fn placement_is_the_same_in_every_build() {
+        let slots: Vec<u16> = ["AMZN", "AAPL", "BRK.B", "EURUSD"].iter().map(|s| symbol_slot(s)).collect();
+        assert_eq!(slots, GOLDEN_SLOTS);
+        let heads = names("head", 3);
+        let chosen: Vec<&str> = ["AMZN", "AAPL", "BRK.B", "EURUSD"]
+            .iter()
+            .map(|s| head_of(&heads, "equities.daily", s).unwrap())
+            .collect();
+        assert_eq!(chosen, GOLDEN_HEADS);
+        let shards = names("shard", 3);
+        let homes: Vec<&str> = ["equities.daily", "signals.mom_12_1", "trellis.runs"]
+            .iter()
+            .map(|d| home(&shards, d).unwrap())
+            .collect();
+        assert_eq!(homes, GOLDEN_HOMES);
+    }
+    const GOLDEN_SLOTS: [u16; 4] = [64107, 57264, 39095, 44794];
+    const GOLDEN_HEADS: [&str; 4] = ["head-1", "head-1", "head-2", "head-0"];
+    const GOLDEN_HOMES: [&str; 3] = ["shard-2", "shard-1", "shard-0"];
+
+    #[test]
+    fn a_hole_and_an_overlap_are_refused_by_name() {
+        let whole =
+            [("a".to_owned(), vec![owns("*", 0, 100)]), ("b".to_owned(), vec![owns("*", 100, SLOTS)])];
+        let map = OwnershipMap::build(&whole).unwrap();
+        assert!(map.owner("equities.daily", "AMZN", 0).is_some());
+
+        let hole = [("a".to_owned(), vec![owns("*", 0, 100)]), ("b".to_owned(), vec![owns("*", 101, SLOTS)])];
+        let error = OwnershipMap::build(&hole).unwrap_err();
+        assert_eq!(error.code(), Code::Conflict);
+        assert!(error.message().contains("[100, 101)"), "{error}");
+
+        let overlap =
+            [("a".to_owned(), vec![owns("*", 0, 101)]), ("b".to_owned(), vec![owns("*", 100, SLOTS)])];
+        let error = OwnershipMap::build(&overlap).unwrap_err();
+        assert!(error.message().contains("a and b both own"), "{error}");
+    }
+
+    #[test]
+    fn the_most_specific_pattern_decides() {
+        let map = OwnershipMap::build(&[
+            ("all".to_owned(), vec![owns("*", 0, SLOTS)]),
+            ("equities".to_owned(), vec![owns("equities.*", 0, SLOTS)]),
+            ("daily".to_owned(), vec![owns("equities.daily", 0, SLOTS)]),
+        ])
+        .unwrap();
+        assert_eq!(map.owner("signals.mom", "A", 0), Some("all"));
+        assert_eq!(map.owner("equities.minute", "A", 0), Some("equities"));
+        assert_eq!(map.owner("equities.daily", "A", 0), Some("daily"));
+    }
+
+    #[test]
+    fn a_listed_symbol_leaves_the_ring() {
+        let map = OwnershipMap::build(&[
+            ("ring".to_owned(), vec![owns("*", 0, SLOTS)]),
+            ("hot".to_owned(), vec![lists("*", &["AMZN"])]),
+        ])
+        .unwrap();
+        assert_eq!(map.owner("a.b", "AMZN", 0), Some("hot"));
+        assert_eq!(map.owner("a.b", "AAPL", 0), Some("ring"));
+    }
+
+    #[test]
+    fn time_splits_a_series_between_shards_in_order() {
+        let part = |start_ns, end_ns| pb::Ownership { start_ns, end_ns, ..owns("*", 0, SLOTS) };
+        let map = OwnershipMap::build(&[
+            ("new".to_owned(), vec![part(Some(100), None)]),
+            ("old".to_owned(), vec![part(None, Some(100))]),
+        ])
+        .unwrap();
+        let owners = map.owners("a.b", "A", TimeRange::new(Some(50), Some(150)).unwrap());
+        assert_eq!(
+            owners,
+            [
+                (TimeRange { start: Some(50), end: Some(100) }, "old"),
+                (TimeRange { start: Some(100), end: Some(150) }, "new"),
+            ]
+        );
+        let gap = [("old".to_owned(), vec![part(None, Some(100))])];
+        assert!(OwnershipMap::build(&gap).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_head_that_leaves_moves_only_its_own_series(n in 2usize..8, gone in any::<prop::sample::Index>(), symbol in "[A-Z]{1,5}") {
+            let heads = names("head", n);
+            let before = head_of(&heads, "equities.daily", &symbol).unwrap().to_owned();
+            let gone = heads[gone.index(n)].clone();
+            let rest: Vec<String> = heads.into_iter().filter(|h| *h != gone).collect();
+            let after = head_of(&rest, "equities.daily", &symbol).unwrap();
+            prop_assert!(before == gone || before == after);
+        }
+
+        #[test]
+        fn the_order_of_the_list_does_not_matter(n in 1usize..8, symbol in "[A-Z]{1,5}") {
+            let (heads, mut turned) = (names("head", n), names("head", n));
+            turned.reverse();
+            prop_assert_eq!(head_of(&heads, "a.b", &symbol), head_of(&turned, "a.b", &symbol));
+            prop_assert_eq!(rank(&heads, &symbol), rank(&turned, &symbol));
+        }
+
+        #[test]
+        fn every_symbol_has_exactly_one_owner(cuts in proptest::collection::btree_set(1u32..SLOTS, 0..5), symbol in ".{1,6}") {
+            let mut bounds = vec![0];
+            bounds.extend(cuts);
+            bounds.push(SLOTS);
+            let shards: Vec<_> = bounds.windows(2).enumerate()
+                .map(|(i, w)| (format!("shard-{i}"), vec![owns("*", w[0], w[1])])).collect();
+            let map = OwnershipMap::build(&shards).unwrap();
+            prop_assert_eq!(map.owners("a.b", &symbol, TimeRange::ALL).len(), 1);
+        }
+    }
+}

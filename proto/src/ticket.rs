@@ -1,0 +1,206 @@
+//! A read request as a Flight ticket: protobuf, or JSON of the same fields, so that any Flight client reads without our
+//! package:
+//!
+//! ```json
+//! {"dataset": "equities.daily", "fields": ["close"], "symbols": ["AMZN"],
+//!  "start": "2006-08-10", "end": "2016-08-10", "as_of": null}
+//! ```
+//!
+//! In JSON, times are ISO 8601 text or integer nanoseconds; `fields` left out means all; `symbols` may be `"*"`; the options
+//! (`allow_stale`, `known_at`, `rows_max`) stand beside the rest. An unknown key is refused, so that a typing error cannot
+//! widen an answer.
+
+use bytes::Bytes;
+use prost::Message;
+use serde::Deserialize;
+
+use crate::{Code, Error, Result, SeriesQuery, Symbols, name, pb, time};
+
+/// Longest ticket in bytes: 20,000 symbols of the usual length, and no more work than that before a request is refused.
+pub const TICKET_BYTES_MAX: usize = 4 << 20;
+
+/// Reads a ticket.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] (or [`Code::TooLarge`]) for what is neither form or not a valid request.
+pub fn decode(ticket: &[u8]) -> Result<SeriesQuery> {
+    if ticket.len() > TICKET_BYTES_MAX {
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("the ticket has {} bytes; at most {TICKET_BYTES_MAX} are allowed", ticket.len()),
+        ));
+    }
+    // No protobuf of ours starts with `{` (0x7b is field 15, a group): the first byte decides.
+    match ticket.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => Err(Error::new(Code::InvalidRequest, "the ticket is empty").hint(FORMS)),
+        Some(b'{') => decode_json(ticket),
+        Some(_) => {
+            let wire = pb::SeriesRequest::decode(ticket).map_err(|error| {
+                Error::new(Code::InvalidRequest, format!("the ticket cannot be read: {error}")).hint(FORMS)
+            })?;
+            SeriesQuery::try_from(wire)
+        }
+    }
+}
+
+/// Writes a request as a protobuf ticket.
+#[must_use]
+pub fn encode(query: &SeriesQuery) -> Bytes {
+    pb::SeriesRequest::from(query).encode_to_vec().into()
+}
+
+const FORMS: &str = "a ticket is a trellis.v1.SeriesRequest in protobuf or JSON: \
+    {\"dataset\": \"equities.daily\", \"fields\": [\"close\"], \"symbols\": [\"AMZN\"], \"start\": \"2006-08-10\", \"end\": \"2016-08-10\"}";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JsonTicket {
+    dataset: String,
+    #[serde(default)]
+    fields: Option<Vec<String>>,
+    #[serde(default)]
+    symbols: Option<OneOrMany>,
+    #[serde(default)]
+    start: Option<JsonTime>,
+    #[serde(default)]
+    end: Option<JsonTime>,
+    #[serde(default)]
+    as_of: Option<JsonTime>,
+    #[serde(default)]
+    allow_stale: bool,
+    #[serde(default)]
+    known_at: bool,
+    #[serde(default)]
+    rows_max: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum JsonTime {
+    Nanoseconds(i64),
+    Text(String),
+}
+
+impl JsonTime {
+    fn ns(self, key: &str) -> Result<i64> {
+        match self {
+            Self::Nanoseconds(ns) => Ok(ns),
+            Self::Text(text) => time::parse_time(&text).map_err(|error| {
+                Error::new(error.code(), format!("{key}: {}", error.message())).hint(error.hint_text())
+            }),
+        }
+    }
+}
+
+fn decode_json(ticket: &[u8]) -> Result<SeriesQuery> {
+    let json: JsonTicket = serde_json::from_slice(ticket).map_err(|error| {
+        Error::new(Code::InvalidRequest, format!("the JSON ticket cannot be read: {error}")).hint(FORMS)
+    })?;
+    let mut query = SeriesQuery::new(
+        name::DatasetName::new(json.dataset)?,
+        match json.symbols {
+            None => Symbols::All,
+            Some(OneOrMany::One(symbol)) => Symbols::new([symbol])?,
+            Some(OneOrMany::Many(symbols)) => Symbols::new(symbols)?,
+        },
+    );
+    let ns = |time: Option<JsonTime>, key| time.map(|t| t.ns(key)).transpose();
+    query.range = time::TimeRange::new(ns(json.start, "start")?, ns(json.end, "end")?)?;
+    query.as_of = ns(json.as_of, "as_of")?;
+    query.allow_stale = json.allow_stale;
+    query.known_at = json.known_at;
+    query.rows_max = json.rows_max;
+    // The strict path of the protobuf form has the rules about fields.
+    let mut wire = pb::SeriesRequest::from(&query);
+    wire.fields = json.fields.unwrap_or_default();
+    SeriesQuery::try_from(wire)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{FieldName, Symbol, TimeRange};
+
+    fn query() -> impl Strategy<Value = SeriesQuery> {
+        let symbols = prop_oneof![
+            Just(Symbols::All),
+            proptest::collection::vec("[A-Z.]{1,6}", 1..5).prop_map(|list| Symbols::new(list).unwrap()),
+        ];
+        let fields = proptest::collection::hash_set("[a-z_]{1,3}[a-z0-9_]{0,3}", 0..4)
+            .prop_map(|set| set.into_iter().filter_map(|f| FieldName::new(f).ok()).collect::<Vec<_>>());
+        let times = (any::<Option<i64>>(), any::<Option<i64>>(), any::<Option<i64>>());
+        (symbols, fields, times, any::<(bool, bool, u64)>()).prop_map(
+            |(symbols, fields, (a, b, as_of), flags)| {
+                let range = TimeRange::new(a, b).or_else(|_| TimeRange::new(b, a)).unwrap();
+                SeriesQuery {
+                    dataset: "equities.daily".parse().unwrap(),
+                    fields,
+                    symbols,
+                    range,
+                    as_of,
+                    allow_stale: flags.0,
+                    known_at: flags.1,
+                    rows_max: flags.2,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_round_trips_as_protobuf(query in query()) {
+            prop_assert_eq!(decode(&encode(&query)).unwrap(), query);
+        }
+
+        #[test]
+        fn a_request_round_trips_as_json(query in query()) {
+            let json = serde_json::json!({
+                "dataset": query.dataset, "fields": query.fields,
+                "symbols": match &query.symbols { Symbols::All => vec!["*".to_owned()], Symbols::List(l) => l.iter().map(Symbol::to_string).collect() },
+                "start": query.range.start, "end": query.range.end.map(time::format_time), "as_of": query.as_of,
+                "allow_stale": query.allow_stale, "known_at": query.known_at, "rows_max": query.rows_max,
+            });
+            prop_assert_eq!(decode(json.to_string().as_bytes()).unwrap(), query);
+        }
+
+        #[test]
+        fn garbage_is_refused_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // Random bytes may happen to be a request, but then it is a valid one.
+            if let Ok(query) = decode(&bytes) {
+                prop_assert_eq!(decode(&encode(&query)).unwrap(), query);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ticket_of_the_readme_is_read() {
+        let query = decode(
+            br#"{"dataset": "equities.daily", "fields": ["close"], "symbols": ["AMZN"],
+                 "start": "2006-08-10", "end": "2016-08-10", "as_of": null}"#,
+        )
+        .unwrap();
+        assert_eq!(query.range.start, Some(time::parse_time("2006-08-10").unwrap()));
+        assert_eq!(query.as_of, None);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_by_name() {
+        let error = decode(br#"{"dataset": "equities.daily", "symbol": ["AMZN"]}"#).unwrap_err();
+        assert!(error.message().contains("`symbol`"), "{error}");
+    }
+
+    #[test]
+    fn end_before_start_is_refused() {
+        let error = decode(br#"{"dataset": "a.b", "start": "2016-08-10", "end": "2006-08-10"}"#).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidRequest);
+    }
+}
