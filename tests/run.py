@@ -1,0 +1,51 @@
+"""Runs every test, Rust and Python, and closes with one line: `N passed, N failed`.
+
+Both runners always run, so that one failure does not hide another. Exit code 0 only if nothing failed and both ended
+well.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CARGO = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
+PYTEST = re.compile(r"(\d+) (passed|failed|error|errors|skipped)")
+
+
+def stream(command: list[str], **env: str) -> tuple[int, list[str]]:
+    """Runs `command` with its output shown as it comes, and returned."""
+    print("==", " ".join(command), flush=True)
+    lines = []
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            lines.append(line)
+    return process.returncode, lines
+
+
+def main() -> int:
+    passed = failed = skipped = 0
+    rust, lines = stream(["cargo", "test", "--workspace", "--no-fail-fast", "--quiet"])
+    for match in filter(None, map(CARGO.match, lines)):
+        ok, bad, ignored = map(int, match.groups())
+        passed, failed, skipped = passed + ok, failed + bad, skipped + ignored
+    if rust and not failed:
+        failed += 1  # did not compile, or a test binary died
+    python, lines = stream([str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "qcu-runtime/python/tests"])
+    counts = {word: int(n) for n, word in PYTEST.findall(lines[-1] if lines else "")}
+    bad = sum(counts.get(word, 0) for word in ("failed", "error", "errors"))
+    passed, skipped = passed + counts.get("passed", 0), skipped + counts.get("skipped", 0)
+    failed += bad or (1 if python else 0)
+    tail = f", {skipped} skipped" if skipped else ""
+    print(f"{passed} passed, {failed} failed{tail}")
+    return 1 if failed or rust or python else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
