@@ -1,0 +1,242 @@
+//! What a shard is told when it starts. Parsed whole, and refused, before any port is bound.
+
+use std::{path::Path, time::Duration};
+
+use serde::Deserialize;
+use trellis_proto::{Code, Error, Result, pb, placement::SLOTS};
+use url::Url;
+
+/// How often a local lake is looked at for commits of others, for the sake of watchers (reads look for themselves).
+pub const POLL_LOCAL: Duration = Duration::from_millis(100);
+/// The same for an object store, where a look costs a request.
+pub const POLL_REMOTE: Duration = Duration::from_secs(1);
+
+/// Limits of one publish. Rows are held decoded while they are checked and sorted, so these bound memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of one session publish.
+    pub publish_rows_max: usize,
+    /// Arrow bytes of one session publish.
+    pub publish_bytes_max: usize,
+    /// Rows of one import.
+    pub import_rows_max: usize,
+    /// Arrow bytes of one import.
+    pub import_bytes_max: usize,
+    /// Fields of one publish or import.
+    pub columns_max: usize,
+    /// Bytes of all publishes that are being received, checked or written; beyond it publishers are told to come back.
+    pub pending_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            publish_rows_max: 5_000_000,
+            publish_bytes_max: 512 << 20,
+            import_rows_max: 50_000_000,
+            import_bytes_max: 3 << 30,
+            columns_max: 512,
+            pending_bytes_max: 4 << 30,
+        }
+    }
+}
+
+/// When files are merged and old ones removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Small files of one dataset that start a compaction.
+    pub compact_files: usize,
+    /// A file of at least so many bytes is not small.
+    pub compact_bytes: u64,
+    /// Commits between two checkpoints; opening a table costs 0.4 ms for every commit after the last one.
+    pub checkpoint_commits: u64,
+    /// A replaced or orphaned file is removed after this long: far above any read or write in flight.
+    pub retention: Duration,
+    /// How long log entries are kept: the history that readers may travel, and what a paused writer cannot outlive.
+    pub log_retention: Duration,
+    /// Time between two looks at all of that.
+    pub every: Duration,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            compact_files: 64,
+            compact_bytes: 16 << 20,
+            checkpoint_commits: 50,
+            retention: Duration::from_secs(7 * 86_400),
+            log_retention: Duration::from_secs(90 * 86_400),
+            every: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A shard's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The shard's name; one of `shards`.
+    pub id: String,
+    /// Folder or S3 prefix of the lake, shared by all shards.
+    pub lake: Url,
+    /// Regions that this shard answers for.
+    pub owns: Vec<pb::Ownership>,
+    /// Names of all shards, the same on every shard: they decide which one commits to a dataset.
+    pub shards: Vec<String>,
+    /// What one publish may be.
+    pub limits: Limits,
+    /// Compaction, checkpoints, removal.
+    pub upkeep: Upkeep,
+    /// Time between two looks for commits of others.
+    pub poll: Duration,
+    /// How long a publish waits for watchers to apply it before the slow ones are disconnected.
+    pub apply_wait: Duration,
+    /// How long calls in flight may take once the shard was told to stop.
+    pub drain: Duration,
+}
+
+impl Config {
+    /// One shard that owns everything of a lake in a local folder, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if the folder cannot be made.
+    pub fn local(lake: &Path) -> Result<Self> {
+        let shards = vec!["shard-0".to_owned()];
+        Ok(Self::new("shard-0", lake_url(&lake.to_string_lossy())?, split_ring(0, 1)?, shards))
+    }
+
+    /// A configuration with every default.
+    #[must_use]
+    pub fn new(id: &str, lake: Url, owns: Vec<pb::Ownership>, shards: Vec<String>) -> Self {
+        let poll = if lake.scheme() == "file" { POLL_LOCAL } else { POLL_REMOTE };
+        Self {
+            id: id.to_owned(),
+            lake,
+            owns,
+            shards,
+            limits: Limits::default(),
+            upkeep: Upkeep::default(),
+            poll,
+            apply_wait: Duration::from_secs(5),
+            drain: Duration::from_secs(10),
+        }
+    }
+
+    /// Shard `index` of `count` shards `shard-0..count` that share a lake and split every dataset's symbols evenly.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if `index` is not below `count`.
+    pub fn one_of(lake: Url, index: u32, count: u32) -> Result<Self> {
+        let owns = split_ring(index, count)?;
+        let shards = (0..count).map(|i| format!("shard-{i}")).collect();
+        Ok(Self::new(&format!("shard-{index}"), lake, owns, shards))
+    }
+}
+
+/// The even split: shard `index` of `count` owns `[65536 * index / count, 65536 * (index + 1) / count)` of every dataset.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] if `index` is not below `count`, or there are more shards than slots.
+pub fn split_ring(index: u32, count: u32) -> Result<Vec<pb::Ownership>> {
+    if index >= count || count > SLOTS {
+        return Err(Error::new(
+            Code::InvalidRequest,
+            format!("shard index {index} of {count} shards: the index must be below the count"),
+        ));
+    }
+    let bound = |i: u32| (u64::from(SLOTS) * u64::from(i) / u64::from(count)) as u32;
+    Ok(vec![pb::Ownership {
+        dataset_pattern: "*".to_owned(),
+        symbols: Some(pb::ownership::Symbols::HashRange(pb::HashRange {
+            start: bound(index),
+            end: bound(index + 1),
+        })),
+        start_ns: None,
+        end_ns: None,
+    }])
+}
+
+/// A lake's address: a plain path (made if missing, resolved to an absolute one), `file:///path` or `s3://bucket/prefix`.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] saying what is wrong with it.
+pub fn lake_url(text: &str) -> Result<Url> {
+    let refuse = |why: String| {
+        Error::new(Code::InvalidRequest, format!("the lake {text:?} cannot be used: {why}"))
+            .hint("give a folder, file:///folder or s3://bucket/prefix")
+    };
+    if text.is_empty() {
+        return Err(refuse("it is empty".to_owned()));
+    }
+    let path = match text.split_once("://") {
+        Some(("s3", rest)) if !rest.trim_matches('/').is_empty() => {
+            return Url::parse(text.trim_end_matches('/')).map_err(|e| refuse(e.to_string()));
+        }
+        Some(("file", _)) => Url::parse(text)
+            .map_err(|e| refuse(e.to_string()))?
+            .to_file_path()
+            .map_err(|()| refuse("it is not a local path".to_owned()))?,
+        Some((scheme, _)) => return Err(refuse(format!("{scheme}:// is not supported"))),
+        None => text.into(),
+    };
+    std::fs::create_dir_all(&path).map_err(|e| refuse(e.to_string()))?;
+    let path = path.canonicalize().map_err(|e| refuse(e.to_string()))?;
+    Url::from_directory_path(&path).map_err(|()| refuse("it is not an absolute path".to_owned()))
+}
+
+/// One region of `TRELLIS_OWNS`, as people write it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnedRegion {
+    #[serde(default = "every_dataset")]
+    dataset: String,
+    #[serde(default)]
+    slots: Option<(u32, u32)>,
+    #[serde(default)]
+    symbols: Option<Vec<String>>,
+    #[serde(default)]
+    start: Option<String>,
+    #[serde(default)]
+    end: Option<String>,
+}
+
+fn every_dataset() -> String {
+    "*".to_owned()
+}
+
+/// Reads `TRELLIS_OWNS`:
+/// `[{"dataset": "equities.*", "slots": [0, 32768]}, {"dataset": "fx.minute", "symbols": ["EURUSD"], "start": "2014-01-01"}]`.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] saying which part is wrong.
+pub fn parse_owns(json: &str) -> Result<Vec<pb::Ownership>> {
+    let refuse = |why: String| Error::new(Code::InvalidRequest, format!("ownership: {why}"));
+    let regions: Vec<OwnedRegion> = serde_json::from_str(json).map_err(|e| refuse(e.to_string()))?;
+    if regions.is_empty() {
+        return Err(refuse("the list is empty".to_owned()));
+    }
+    regions
+        .into_iter()
+        .map(|region| {
+            let symbols = match (region.slots, region.symbols) {
+                (Some(_), Some(_)) => {
+                    return Err(refuse("give slots or symbols, not both".to_owned()));
+                }
+                (Some((start, end)), None) if start < end && end <= SLOTS => {
+                    pb::ownership::Symbols::HashRange(pb::HashRange { start, end })
+                }
+                (Some((start, end)), None) => {
+                    return Err(refuse(format!("slots [{start}, {end}] are not within [0, {SLOTS}]")));
+                }
+                (None, Some(symbols)) => pb::ownership::Symbols::List(pb::SymbolList { symbols }),
+                (None, None) => pb::ownership::Symbols::HashRange(pb::HashRange { start: 0, end: SLOTS }),
+            };
+            let time = |text: Option<String>| text.map(|t| trellis_proto::time::parse_time(&t)).transpose();
+            Ok(pb::Ownership {
+                dataset_pattern: region.dataset,
+                symbols: Some(symbols),
+                start_ns: time(region.start)?,
+                end_ns: time(region.end)?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,1 @@
+//! Rows from CSV and Parquet files.

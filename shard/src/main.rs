@@ -1,0 +1,2 @@
+//! The shard's process.
+fn main() {}
