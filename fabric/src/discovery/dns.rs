@@ -1,0 +1,203 @@
+//! Asking DNS, again and again.
+//!
+//! hickory's cache is off: the watch itself is the cache, and one that honours the TTL twice would see changes late. SRV targets are resolved by
+//! the same resolver as the name: the system's may know another world.
+//!
+//! Priorities and weights of SRV records are not looked at: Cloud Map always writes 1, and placement by hashing
+//! needs the whole set, not a choice from it.
+
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    net::IpAddr,
+    time::Duration,
+};
+
+use futures::future::join_all;
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolverConfig},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::rr::{RData, RecordType},
+};
+use tokio::sync::watch;
+
+use super::{
+    DiscoveryError, Options, Peers,
+    plan::{self, Answer, Failure, Note, State},
+    url::DnsQuery,
+};
+
+/// Each server is asked so often before the next one is, or the look-up fails; then our own back-off takes over.
+const ATTEMPTS: usize = 2;
+
+/// Targets of one SRV answer that are resolved: as many as any logical node should have. Cloud Map answers at most eight.
+const TARGETS_MAX: usize = 256;
+
+pub(super) struct Resolver {
+    inner: TokioResolver,
+}
+
+impl Resolver {
+    pub(super) fn new(query: &DnsQuery, options: &Options) -> Result<Self, DiscoveryError> {
+        let refused = |error: NetError| DiscoveryError::Resolver(error.to_string());
+        let mut builder = match query.server {
+            None => TokioResolver::builder_tokio().map_err(refused)?,
+            Some(server) => {
+                // both transports: a truncated UDP answer is asked again over TCP
+                let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                    connection.port = server.port();
+                    connection
+                });
+                let server = NameServerConfig::new(server.ip(), true, connections.into());
+                let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            }
+        };
+        let resolver_options = builder.options_mut();
+        resolver_options.timeout = options.query_timeout;
+        resolver_options.attempts = ATTEMPTS;
+        resolver_options.cache_size = 0;
+        resolver_options.try_tcp_on_error = true;
+        Ok(Self { inner: builder.build().map_err(refused)? })
+    }
+
+    /// One look-up: SRV, and where there is none, addresses.
+    async fn ask(&self, query: &DnsQuery) -> Result<Answer, Failure> {
+        match self.services(&query.name).await {
+            Ok(answer) => Ok(answer),
+            Err(Failure::NotFound) => self.addresses(&query.name, query.port).await,
+            // no answer is not "no SRV records": addresses with the default port could be somebody else
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn services(&self, name: &str) -> Result<Answer, Failure> {
+        let lookup = self.inner.lookup(absolute(name), RecordType::SRV).await.map_err(failure)?;
+        let mut ttl = Duration::MAX;
+        let mut targets = Vec::new();
+        for record in lookup.answers() {
+            // the target "." says that there is decidedly no such service (RFC 2782)
+            if let RData::SRV(service) = &record.data
+                && !service.target.is_root()
+            {
+                ttl = ttl.min(Duration::from_secs(record.ttl.into()));
+                targets.push((service.target.to_string(), service.port));
+            }
+        }
+        if targets.len() > TARGETS_MAX {
+            tracing::warn!(
+                name,
+                targets = targets.len(),
+                TARGETS_MAX,
+                "too many SRV targets; the rest is left out"
+            );
+            targets.truncate(TARGETS_MAX);
+        }
+        let answers = join_all(targets.iter().map(|(target, port)| self.addresses(target, *port))).await;
+        let mut found = Vec::new();
+        for answer in answers {
+            match answer {
+                Ok(answer) => found.push(answer),
+                // deregistered between the two questions
+                Err(Failure::NotFound) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        if found.is_empty() {
+            return Err(Failure::NotFound);
+        }
+        let merged = plan::merge(found);
+        Ok(Answer { ttl: merged.ttl.min(ttl), ..merged })
+    }
+
+    /// IPv4 and IPv6 addresses. One family is enough: there are name servers that fail on AAAA.
+    async fn addresses(&self, name: &str, port: u16) -> Result<Answer, Failure> {
+        let name = absolute(name);
+        let family = |kind: RecordType| {
+            let name = name.clone();
+            async move {
+                let lookup = self.inner.lookup(name, kind).await.map_err(failure)?;
+                let mut answer = Answer { endpoints: Vec::new(), ttl: Duration::MAX };
+                for record in lookup.answers() {
+                    let ip = match &record.data {
+                        RData::A(v4) => IpAddr::V4(v4.0),
+                        RData::AAAA(v6) => IpAddr::V6(v6.0),
+                        // a CNAME on the way: its TTL counts, it is no address
+                        _ => {
+                            answer.ttl = answer.ttl.min(Duration::from_secs(record.ttl.into()));
+                            continue;
+                        }
+                    };
+                    answer.ttl = answer.ttl.min(Duration::from_secs(record.ttl.into()));
+                    answer.endpoints.push((ip, port));
+                }
+                if answer.endpoints.is_empty() { Err(Failure::NotFound) } else { Ok(answer) }
+            }
+        };
+        match futures::future::join(family(RecordType::A), family(RecordType::AAAA)).await {
+            (Ok(v4), Ok(v6)) => Ok(plan::merge([v4, v6])),
+            (Ok(answer), Err(_)) | (Err(_), Ok(answer)) => Ok(answer),
+            (Err(Failure::NotFound), Err(failure)) | (Err(failure), Err(_)) => Err(failure),
+        }
+    }
+}
+
+/// Names are fully qualified: search domains would turn one query into several, and answer with strangers.
+fn absolute(name: &str) -> String {
+    if name.ends_with('.') { name.to_owned() } else { format!("{name}.") }
+}
+
+fn failure(error: NetError) -> Failure {
+    match &error {
+        NetError::Dns(DnsError::NoRecordsFound(_)) => Failure::NotFound,
+        _ => Failure::Unanswered(error.to_string()),
+    }
+}
+
+/// Asks until nobody watches any more.
+pub(super) async fn follow(
+    url: String,
+    resolver: Resolver,
+    query: DnsQuery,
+    options: Options,
+    sender: watch::Sender<Peers>,
+) {
+    let mut state = State::default();
+    loop {
+        let result = tokio::select! {
+            result = resolver.ask(&query) => result,
+            () = sender.closed() => return,
+        };
+        let ttl = result.as_ref().map(|answer| answer.ttl).unwrap_or_default();
+        if let Ok(answer) = &result {
+            let found = plan::peers(answer);
+            sender.send_if_modified(|peers| {
+                let changed = **peers != *found;
+                if changed {
+                    tracing::info!(url, peers = found.len(), before = peers.len(), "peers changed");
+                    *peers = found.into();
+                }
+                changed
+            });
+        }
+        let (next, note) = state.step(result.map(drop));
+        state = next;
+        match note {
+            Note::Nothing => {}
+            Note::Began(failure) => {
+                tracing::warn!(url, %failure, kept = sender.borrow().len(), "look-up failed; the last good set is kept");
+            }
+            Note::Ended { times } => tracing::info!(url, failures = times, "look-ups succeed again"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(state.next(ttl, jitter(), &options)) => {}
+            () = sender.closed() => return,
+        }
+    }
+}
+
+/// A number in 0..1, from the standard library's random hasher keys.
+fn jitter() -> f64 {
+    let bits = RandomState::new().build_hasher().finish();
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}

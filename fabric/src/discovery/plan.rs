@@ -1,0 +1,192 @@
+//! What to make of answers and failures, and when to ask again. Pure.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use super::{Options, Peer};
+
+/// Waits are stretched by up to this share, so that a fleet that started together does not ask together.
+const JITTER_SHARE: f64 = 0.1;
+
+/// One answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) endpoints: Vec<(IpAddr, u16)>,
+    /// The least TTL of the records that make it up.
+    pub(super) ttl: Duration,
+}
+
+/// A failed look-up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The name is not there, or has no addresses.
+    NotFound,
+    /// No server answered usefully: refused, SERVFAIL, timeout.
+    Unanswered(String),
+}
+
+/// What is believed of the name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing was ever asked.
+    #[default]
+    Unknown,
+    /// The last look-up succeeded.
+    Good,
+    /// The last look-ups failed, so many times in a row; the last good set is kept.
+    Failing { failure: Failure, times: u32 },
+}
+
+/// What to say of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Note {
+    /// Nothing new.
+    Nothing,
+    /// Unknown | Good | Failing (another failure) -> Failing.
+    Began(Failure),
+    /// Failing -> Good.
+    Ended {
+        /// After so many failures.
+        times: u32,
+    },
+}
+
+impl State {
+    /// Takes a result in: the next state and what is worth a line in the log.
+    pub(super) fn step(&self, result: Result<(), Failure>) -> (Self, Note) {
+        match (self, result) {
+            (Self::Failing { times, .. }, Ok(())) => (Self::Good, Note::Ended { times: *times }),
+            (Self::Unknown | Self::Good, Ok(())) => (Self::Good, Note::Nothing),
+            (Self::Failing { failure: same, times }, Err(failure)) if same.kind() == failure.kind() => {
+                (Self::Failing { failure, times: times.saturating_add(1) }, Note::Nothing)
+            }
+            (Self::Failing { times, .. }, Err(failure)) => (
+                Self::Failing { failure: failure.clone(), times: times.saturating_add(1) },
+                Note::Began(failure),
+            ),
+            (Self::Unknown | Self::Good, Err(failure)) => {
+                (Self::Failing { failure: failure.clone(), times: 1 }, Note::Began(failure))
+            }
+        }
+    }
+
+    /// When to ask again, after an answer with `ttl`. `jitter` is in 0..1.
+    pub(super) fn next(&self, ttl: Duration, jitter: f64, options: &Options) -> Duration {
+        let base = match self {
+            Self::Unknown => Duration::ZERO,
+            Self::Good => ttl.min(options.ttl_max).max(options.ttl_min),
+            Self::Failing { times, .. } => {
+                let doubled = options.retry_min.saturating_mul(1 << times.saturating_sub(1).min(16));
+                doubled.min(options.retry_max).max(options.retry_min)
+            }
+        };
+        base.mul_f64(1.0 + JITTER_SHARE * jitter.clamp(0.0, 1.0))
+    }
+}
+
+impl Failure {
+    /// The text of a failure may differ each time (ports, ids); its kind is what changes state.
+    fn kind(&self) -> u8 {
+        match self {
+            Self::NotFound => 0,
+            Self::Unanswered(_) => 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("the name has no addresses"),
+            Self::Unanswered(why) => write!(f, "no answer: {why}"),
+        }
+    }
+}
+
+/// The set of peers of an answer: sorted, unique.
+pub(super) fn peers(answer: &Answer) -> Vec<Peer> {
+    // sorted as text: that is what everyone compares and hashes
+    let unique: BTreeSet<String> =
+        answer.endpoints.iter().map(|(ip, port)| std::net::SocketAddr::new(*ip, *port).to_string()).collect();
+    unique.into_iter().map(|addr| Peer { addr }).collect()
+}
+
+/// Puts part answers (of SRV targets, of address families) together.
+pub(super) fn merge(parts: impl IntoIterator<Item = Answer>) -> Answer {
+    let mut merged = Answer { endpoints: Vec::new(), ttl: Duration::MAX };
+    for part in parts {
+        merged.ttl = merged.ttl.min(part.ttl);
+        merged.endpoints.extend(part.endpoints);
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn failure() -> impl Strategy<Value = Failure> {
+        prop_oneof![Just(Failure::NotFound), "[a-z]{1,3}".prop_map(Failure::Unanswered)]
+    }
+
+    #[test]
+    fn a_zero_ttl_does_not_spin_and_a_huge_one_does_not_sleep() {
+        let options = Options::default();
+        assert_eq!(State::Good.next(Duration::ZERO, 0.0, &options), options.ttl_min);
+        assert_eq!(State::Good.next(Duration::MAX, 0.0, &options), options.ttl_max);
+        assert_eq!(State::Good.next(Duration::from_secs(10), 1.0, &options), Duration::from_secs(11));
+    }
+
+    #[test]
+    fn retries_back_off_to_their_limit() {
+        let options = Options::default();
+        let at =
+            |times| State::Failing { failure: Failure::NotFound, times }.next(Duration::ZERO, 0.0, &options);
+        assert_eq!(at(1), options.retry_min);
+        assert_eq!(at(2), options.retry_min * 2);
+        assert_eq!(at(3), options.retry_min * 4);
+        assert_eq!(at(u32::MAX), options.retry_max);
+    }
+
+    proptest! {
+        #[test]
+        fn waits_stay_in_their_bounds(ttl_ms in 0u64..10_000_000, times in 1u32.., jitter in 0.0f64..1.0) {
+            let options = Options::default();
+            let good = State::Good.next(Duration::from_millis(ttl_ms), jitter, &options);
+            prop_assert!(good >= options.ttl_min && good <= options.ttl_max.mul_f64(1.1));
+            prop_assert!(good >= Duration::from_millis(ttl_ms).min(options.ttl_max), "asked before the TTL was over");
+            let failing = State::Failing { failure: Failure::NotFound, times }.next(Duration::ZERO, jitter, &options);
+            prop_assert!(failing >= options.retry_min && failing <= options.retry_max.mul_f64(1.1));
+        }
+
+        #[test]
+        fn a_failure_is_told_once_per_change_of_state(results in prop::collection::vec(prop::result::maybe_ok(Just(()), failure()), 0..40)) {
+            // the oracle: a line exactly where kind of result changes, except from nothing to good
+            let kind = |result: &Result<(), Failure>| result.as_ref().err().map(Failure::kind);
+            let mut state = State::Unknown;
+            let mut before = None;
+            for result in results {
+                let now = kind(&result);
+                let (next, note) = state.step(result);
+                prop_assert_eq!(note != Note::Nothing, before != now, "{:?} -> {:?}", before, now);
+                (state, before) = (next, now);
+            }
+        }
+
+        #[test]
+        fn peers_are_sorted_unique_and_complete(endpoints in prop::collection::vec((any::<IpAddr>(), 1u16..5), 0..30)) {
+            let answer = Answer { endpoints: endpoints.clone(), ttl: Duration::ZERO };
+            let peers = peers(&answer);
+            prop_assert!(peers.windows(2).all(|pair| pair[0] < pair[1]));
+            for (ip, port) in &endpoints {
+                let addr = std::net::SocketAddr::new(*ip, *port).to_string();
+                prop_assert!(peers.iter().any(|peer| peer.addr == addr));
+            }
+            let mut unique = endpoints;
+            unique.sort_unstable();
+            unique.dedup();
+            prop_assert_eq!(peers.len(), unique.len());
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Configuration from the environment: typed variables, one table per binary, all problems told at once.
+//!
+//! A binary lists its variables in one `const VARS: &[Var]`. The table is the whole truth: `--help` prints it, a
+//! getter refuses a variable that is not in it (a test's panic, not a user's), and a `TRELLIS_*` variable that is set but
+//! not in the table is a problem, with the nearest known name: a misspelt limit that is silently ignored is found
+//! in production, a refused one at start. Variables with other prefixes (`OTEL_*`, `AWS_*`) belong to others and
+//! are not looked at.
+//!
+//! Getters return `Result<T, Invalid>` where [`Invalid`] only says "recorded": ask for everything first, then
+//! [`Env::finish`], then use the values.
+//!
+//! ```
+//! use trellis_fabric::env::{Env, Var, ConfigError};
+//!
+//! const BUDGET: Var = Var::or("TRELLIS_CACHE_BYTES", "512MiB", "memory for cached chunks");
+//! const NAME: Var = Var::required("TRELLIS_ID", "this node's name");
+//! const VARS: &[Var] = &[NAME, BUDGET];
+//!
+//! struct Config { name: String, budget: u64 }
+//!
+//! fn config(mut env: Env) -> Result<Config, ConfigError> {
+//!     let name = env.string(&NAME);
+//!     let budget = env.bytes_size(&BUDGET);
+//!     env.finish()?;
+//!     Ok(Config { name: name?, budget: budget? })
+//! }
+//!
+//! let good = config(Env::from_pairs(VARS, [("TRELLIS_ID", "head-0")])).unwrap();
+//! assert_eq!((good.name.as_str(), good.budget), ("head-0", 512 << 20));
+//!
+//! let bad = config(Env::from_pairs(VARS, [("TRELLIS_CACHE_BYTE", "1GiB")])).err().unwrap();
+//! assert_eq!(bad.problems().len(), 2); // TRELLIS_ID is missing; TRELLIS_CACHE_BYTE is unknown
+//! ```
+
+mod cli;
+mod size;
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+pub use cli::{Mode, cli, resolve};
+pub use size::parse_bytes;
+
+/// Variables with this prefix are ours: an unknown one is refused.
+const PREFIX: &str = "TRELLIS_";
+
+/// A misspelling is suggested for up to this many edits; further away the suggestion would be noise.
+const SUGGEST_EDITS_MAX: usize = 4;
+
+/// Name of this node.
+pub const ID: Var =
+    Var::required("TRELLIS_ID", "name of this process in the grid, [a-z0-9][a-z0-9_.-]{0,62}");
+/// Where to listen.
+pub const LISTEN: Var =
+    Var::or("TRELLIS_LISTEN", "127.0.0.1:0", "address to listen on, IP:PORT; port 0 takes a free one");
+/// How long a drain may take.
+pub const DRAIN_MS: Var =
+    Var::or("TRELLIS_DRAIN_MS", "10000", "milliseconds that running requests get to finish after SIGTERM");
+/// Log filter.
+pub const LOG: Var =
+    Var::or("TRELLIS_LOG", "info", "what is logged to stderr, as a tracing filter: info,trellis_head=debug");
+/// Log format.
+pub const LOG_FORMAT: Var = Var::or("TRELLIS_LOG_FORMAT", "text", "format of stderr logs: text or json");
+
+/// Whether a variable must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Must be set.
+    Required,
+    /// May be unset; then there is no value.
+    Optional,
+    /// May be unset; then it is this.
+    Default(&'static str),
+}
+
+/// One environment variable: an entry of a binary's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Var {
+    /// `TRELLIS_...`
+    pub name: &'static str,
+    /// Whether it must be there.
+    pub presence: Presence,
+    /// What it means, with its unit and form: one line of `--help`.
+    pub meaning: &'static str,
+}
+
+impl Var {
+    /// A variable that must be set.
+    pub const fn required(name: &'static str, meaning: &'static str) -> Self {
+        Self { name, presence: Presence::Required, meaning }
+    }
+
+    /// A variable that may be missing.
+    pub const fn optional(name: &'static str, meaning: &'static str) -> Self {
+        Self { name, presence: Presence::Optional, meaning }
+    }
+
+    /// A variable with a default.
+    pub const fn or(name: &'static str, default: &'static str, meaning: &'static str) -> Self {
+        Self { name, presence: Presence::Default(default), meaning }
+    }
+}
+
+/// One thing that is wrong with the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The variable.
+    pub name: String,
+    /// Its value, if it has one.
+    pub value: Option<String>,
+    /// What is wrong, and what would be right.
+    pub expected: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{}={value:?}: {}", self.name, self.expected),
+            None => write!(f, "{}: {}", self.name, self.expected),
+        }
+    }
+}
+
+/// Everything that is wrong with the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    /// The problems, in the order in which they were met. Never empty.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Says that a value is not there because of a problem that [`Env::finish`] reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid variable; Env::finish tells which")]
+pub struct Invalid {
+    name: &'static str,
+}
+
+impl From<Invalid> for ConfigError {
+    fn from(invalid: Invalid) -> Self {
+        let expected = "is invalid".to_owned();
+        Self { problems: vec![Problem { name: invalid.name.to_owned(), value: None, expected }] }
+    }
+}
+
+/// The environment under one table of variables, and the problems met so far.
+#[derive(Debug)]
+pub struct Env {
+    table: &'static [Var],
+    set: BTreeMap<String, String>,
+    problems: Vec<Problem>,
+}
+
+impl Env {
+    /// This process's environment. Reads once; unknown `TRELLIS_*` variables and values that are not Unicode are recorded as problems.
+    pub fn from_process(table: &'static [Var]) -> Self {
+        let mut broken = Vec::new();
+        let mut set = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+            match value.into_string() {
+                Ok(value) => set.push((name.to_owned(), value)),
+                Err(value) => broken.push(Problem {
+                    name: name.to_owned(),
+                    value: Some(value.to_string_lossy().into_owned()),
+                    expected: "is not valid UTF-8".to_owned(),
+                }),
+            }
+        }
+        let mut env = Self::from_pairs(table, set);
+        env.problems.extend(broken);
+        env
+    }
+
+    /// An environment of given pairs, for tests and for embedding. A later pair replaces an earlier one.
+    pub fn from_pairs<K: Into<String>, V: Into<String>>(
+        table: &'static [Var],
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let set: BTreeMap<String, String> = pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let problems = set
+            .iter()
+            .filter(|(name, _)| {
+                name.starts_with(PREFIX) && !table.iter().any(|var| var.name == name.as_str())
+            })
+            .map(|(name, value)| Problem {
+                name: name.clone(),
+                value: Some(value.clone()),
+                expected: match nearest(name, table) {
+                    Some(known) => format!("is unknown here; did you mean {known}?"),
+                    None => "is unknown here; --help lists what is known".to_owned(),
+                },
+            })
+            .collect();
+        Self { table, set, problems }
+    }
+
+    /// The value as it stands: what is set, or else the default. `None` if there is neither. An empty value counts
+    /// as unset, because that is what `VAR=` in a compose file or a task definition means.
+    fn raw(&self, var: &Var) -> Option<String> {
+        debug_assert!(self.table.contains(var), "{} is not in the binary's table", var.name);
+        match (self.set.get(var.name), var.presence) {
+            (Some(value), _) if !value.is_empty() => Some(value.clone()),
+            (_, Presence::Default(default)) => Some(default.to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Whether the variable is set, to something.
+    pub fn is_set(&self, var: &Var) -> bool {
+        self.set.get(var.name).is_some_and(|value| !value.is_empty())
+    }
+
+    /// Any string; must be there unless it has a default.
+    pub fn string(&mut self, var: &Var) -> Result<String, Invalid> {
+        self.with(var, |value| Ok(value.to_owned()))
+    }
+
+    /// Any string, if there.
+    pub fn optional(&mut self, var: &Var) -> Option<String> {
+        self.raw(var)
+    }
+
+    /// Any type that parses from a string and says why it does not.
+    pub fn parse<T>(&mut self, var: &Var) -> Result<T, Invalid>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        self.with(var, |value| value.parse().map_err(|error: T::Err| error.to_string()))
+    }
+
+    /// As [`Env::parse`], if there.
+    pub fn parse_optional<T>(&mut self, var: &Var) -> Result<Option<T>, Invalid>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        if self.raw(var).is_none() { Ok(None) } else { self.parse(var).map(Some) }
+    }
+
+    /// One of the given words.
+    pub fn one_of<T: Copy>(&mut self, var: &Var, words: &[(&str, T)]) -> Result<T, Invalid> {
+        self.with(var, |value| {
+            words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
+                let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                format!("expected one of: {}", known.join(", "))
+            })
+        })
+    }
+
+    /// A whole number of milliseconds.
+    pub fn millis(&mut self, var: &Var) -> Result<Duration, Invalid> {
+        self.with(var, |value| {
+            value
+                .parse()
+                .map(Duration::from_millis)
+                .map_err(|_| "expected a whole number of milliseconds".to_owned())
+        })
+    }
+
+    /// A number of bytes: `1048576`, `512MiB`, `4 GiB`, `10GB` (see [`parse_bytes`]).
+    pub fn bytes_size(&mut self, var: &Var) -> Result<u64, Invalid> {
+        self.with(var, |value| {
+            parse_bytes(value).ok_or_else(|| "expected a size such as 512MiB or 4GiB".to_owned())
+        })
+    }
+
+    /// Any check of one's own: `parse` returns what would have been right.
+    pub fn with<T>(
+        &mut self,
+        var: &Var,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, Invalid> {
+        let value = self.raw(var);
+        let result = match &value {
+            Some(value) => parse(value),
+            None => Err(format!("must be set: {}", var.meaning)),
+        };
+        result.map_err(|expected| {
+            self.problems.push(Problem { name: var.name.to_owned(), value, expected });
+            Invalid { name: var.name }
+        })
+    }
+
+    /// Records a problem that shows only across variables.
+    pub fn refuse(&mut self, var: &Var, expected: impl Into<String>) -> Invalid {
+        self.problems.push(Problem {
+            name: var.name.to_owned(),
+            value: self.raw(var),
+            expected: expected.into(),
+        });
+        Invalid { name: var.name }
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// All problems met, at once.
+    pub fn finish(self) -> Result<(), ConfigError> {
+        if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
+    }
+}
+
+fn nearest(name: &str, table: &[Var]) -> Option<&'static str> {
+    table
+        .iter()
+        .map(|var| (edits(name, var.name), var.name))
+        .min()
+        .filter(|(distance, _)| *distance <= SUGGEST_EDITS_MAX)
+        .map(|(_, known)| known)
+}
+
+/// Levenshtein distance of two ASCII-like names (by bytes).
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N: Var = Var::required("TRELLIS_N", "a number");
+    const WAIT: Var = Var::or("TRELLIS_WAIT_MS", "10", "a time");
+    const NOTE: Var = Var::optional("TRELLIS_NOTE", "a note");
+    const SIZE: Var = Var::or("TRELLIS_SIZE", "1MiB", "a size");
+    const TABLE: &[Var] = &[N, WAIT, NOTE, SIZE];
+
+    #[test]
+    fn every_problem_is_told_at_once_with_name_value_and_what_is_expected() {
+        let mut env =
+            Env::from_pairs(TABLE, [("TRELLIS_WAIT_MS", "soon"), ("TRELLIS_SIZ", "2MiB"), ("HOME", "/")]);
+        assert!(env.parse::<u32>(&N).is_err());
+        assert!(env.millis(&WAIT).is_err());
+        let told = env.finish().unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "TRELLIS_SIZ=\"2MiB\": is unknown here; did you mean TRELLIS_SIZE?\n\
+             TRELLIS_N: must be set: a number\n\
+             TRELLIS_WAIT_MS=\"soon\": expected a whole number of milliseconds"
+        );
+    }
+
+    #[test]
+    fn an_empty_value_is_an_unset_one() {
+        let mut env =
+            Env::from_pairs(TABLE, [("TRELLIS_NOTE", ""), ("TRELLIS_WAIT_MS", ""), ("TRELLIS_N", "3")]);
+        assert_eq!(env.optional(&NOTE), None);
+        assert_eq!(env.millis(&WAIT), Ok(Duration::from_millis(10)));
+        assert_eq!(env.parse::<u32>(&N), Ok(3));
+        assert_eq!(env.parse_optional::<u32>(&NOTE), Ok(None));
+        assert_eq!(env.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_far_name_gets_no_suggestion() {
+        let env = Env::from_pairs(TABLE, [("TRELLIS_COMPLETELY_DIFFERENT", "1")]);
+        let problems = env.finish().unwrap_err();
+        assert!(problems.to_string().ends_with("--help lists what is known"), "{problems}");
+    }
+
+    #[test]
+    fn words_are_listed_when_none_matches() {
+        let mut env = Env::from_pairs(TABLE, [("TRELLIS_NOTE", "xml")]);
+        assert!(env.one_of(&NOTE, &[("text", 1), ("json", 2)]).is_err());
+        assert!(env.finish().unwrap_err().to_string().contains("expected one of: text, json"));
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        for (a, b, n) in
+            [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("a", "a", 0)]
+        {
+            assert_eq!(edits(a, b), n, "{a} {b}");
+            assert_eq!(edits(b, a), n, "{b} {a}");
+        }
+    }
+}

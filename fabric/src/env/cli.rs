@@ -1,0 +1,138 @@
+//! The command line of a server binary: it has only `--help`, `--check` and `--version`; all else is environment.
+
+use std::fmt::Write as _;
+
+use super::{ConfigError, Presence, Var};
+
+/// Exit code for usage and configuration errors.
+const EXIT_USAGE: i32 = 2;
+
+/// What the process was started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// To serve.
+    Run,
+    /// To say whether its configuration is valid: see [`resolve`].
+    Check,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    Mode(Mode),
+    Help,
+    Version,
+    Unknown(String),
+}
+
+/// Reads the command line of the server `bin`. Does not return for `--help` and `--version` (exit 0) nor for
+/// arguments it does not know (exit 2).
+pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
+    match asked(std::env::args().skip(1)) {
+        Asked::Mode(mode) => mode,
+        Asked::Help => {
+            print!("{}", help(bin, about, table));
+            std::process::exit(0)
+        }
+        Asked::Version => {
+            println!("{bin} {}", env!("CARGO_PKG_VERSION"));
+            std::process::exit(0)
+        }
+        Asked::Unknown(argument) => {
+            eprintln!(
+                "{bin}: unknown argument {argument:?}; it takes --help, --check, --version and is configured by environment variables"
+            );
+            std::process::exit(EXIT_USAGE)
+        }
+    }
+}
+
+/// The configuration, if it is valid and the process is to run.
+///
+/// Otherwise does not return: problems go to stderr, one a line, and the exit code is 2; a passed `--check` says so on stdout
+/// and the exit code is 0.
+pub fn resolve<C>(bin: &str, mode: Mode, config: Result<C, ConfigError>) -> C {
+    match (config, mode) {
+        (Ok(config), Mode::Run) => config,
+        (Ok(_), Mode::Check) => {
+            println!("{bin}: configuration is valid");
+            std::process::exit(0)
+        }
+        (Err(error), _) => {
+            eprintln!("{bin}: the configuration has {} problem(s):", error.problems().len());
+            for problem in error.problems() {
+                eprintln!("  {problem}");
+            }
+            std::process::exit(EXIT_USAGE)
+        }
+    }
+}
+
+fn asked(arguments: impl Iterator<Item = String>) -> Asked {
+    let mut mode = Mode::Run;
+    for argument in arguments {
+        match argument.as_str() {
+            "--help" | "-h" => return Asked::Help,
+            "--version" | "-V" => return Asked::Version,
+            "--check" => mode = Mode::Check,
+            _ => return Asked::Unknown(argument),
+        }
+    }
+    Asked::Mode(mode)
+}
+
+fn help(bin: &str, about: &str, table: &[Var]) -> String {
+    let width = table.iter().map(|var| var.name.len()).max().unwrap_or(0);
+    let mut text = format!(
+        "{bin}: {about}\n\nUsage: {bin} [--check | --help | --version]\n\n  \
+         --check    validate the configuration and exit: 0 valid, 2 not\n\nEnvironment:\n"
+    );
+    for var in table {
+        // writing to a String cannot fail
+        let _ = write!(text, "  {:width$}  {}", var.name, var.meaning);
+        let _ = match var.presence {
+            Presence::Required => writeln!(text, " [required]"),
+            Presence::Optional => writeln!(text, " [optional]"),
+            Presence::Default(default) => writeln!(text, " [default: {default}]"),
+        };
+    }
+    text.push_str(
+        "\nTelemetry is pushed by OTLP/gRPC when OTEL_EXPORTER_OTLP_ENDPOINT is set, and follows the other standard OTEL_*\n\
+         variables. Any other TRELLIS_* variable is refused.\n",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(arguments: &[&str]) -> Asked {
+        asked(arguments.iter().map(|a| (*a).to_owned()))
+    }
+
+    #[test]
+    fn arguments_are_few() {
+        assert_eq!(of(&[]), Asked::Mode(Mode::Run));
+        assert_eq!(of(&["--check"]), Asked::Mode(Mode::Check));
+        assert_eq!(of(&["--check", "-h"]), Asked::Help);
+        assert_eq!(of(&["--version"]), Asked::Version);
+        assert_eq!(of(&["serve"]), Asked::Unknown("serve".to_owned()));
+    }
+
+    #[test]
+    fn help_lists_every_variable_with_default_and_meaning() {
+        let table = [
+            Var::required("TRELLIS_ID", "the name"),
+            Var::or("TRELLIS_LISTEN", "127.0.0.1:0", "the address"),
+            Var::optional("TRELLIS_X", "an extra"),
+        ];
+        let text = help("shard", "serves chunks", &table);
+        for line in [
+            "  TRELLIS_ID      the name [required]\n",
+            "  TRELLIS_LISTEN  the address [default: 127.0.0.1:0]\n",
+            "  TRELLIS_X       an extra [optional]\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Accepted connections that can be cut.
+//!
+//! tonic's server ends connections gracefully and then waits for them without limit; the tasks that drive them are its own. So what can be
+//! ended from outside is the transport: when cut, a connection reads and writes errors, its driver returns and drops
+//! the requests on it. The rejected choice was an accept loop of our own over hyper: it would also have to rebuild
+//! tonic's timeouts, error recovery and connection info.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// After a failed accept (no file descriptors left, usually) the next try waits this long: the error stays until somebody closes
+/// something, and an immediate retry would spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// The accepted connections of `listener`, without end and without errors; each is cut when `cut` is cancelled.
+pub(super) fn incoming(
+    listener: TcpListener,
+    cut: CancellationToken,
+) -> impl Stream<Item = Result<Conn, io::Error>> + Send {
+    futures::stream::unfold((listener, cut), |(listener, cut)| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // Nagle holds a small answer back until the peer's delayed ack: 40 ms instead of 1
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "cannot set TCP_NODELAY");
+                    }
+                    // a token of its own: polling it takes a lock that connections should not share
+                    let cancelled = Box::pin(cut.child_token().cancelled_owned());
+                    return Some((Ok(Conn { stream, cut: Cut::Armed(cancelled) }), (listener, cut)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, retry_ms = ACCEPT_RETRY.as_millis() as u64, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    })
+}
+
+/// A connection.
+pub(super) struct Conn {
+    stream: TcpStream,
+    cut: Cut,
+}
+
+enum Cut {
+    /// Armed -> Done when the token is cancelled.
+    Armed(Pin<Box<WaitForCancellationFutureOwned>>),
+    Done,
+}
+
+impl Conn {
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Result<(), io::Error> {
+        if let Cut::Armed(cancelled) = &mut self.cut
+            && cancelled.as_mut().poll(cx).is_ready()
+        {
+            self.cut = Cut::Done;
+        }
+        match self.cut {
+            Cut::Armed(_) => Ok(()),
+            Cut::Done => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut at the end of the drain")),
+        }
+    }
+}
+
+impl AsyncRead for Conn {
+    /// HTTP/2 always reads, so it is here that the cut is noticed and waited for.
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.poll_cut(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Conn {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}

@@ -1,0 +1,177 @@
+//! What wraps each request: a place in the gate until its last byte is handed to HTTP/2, a span while traces are
+//! exported, and a floor under panics.
+//!
+//! A panic in a handler would otherwise reset the stream, which a client cannot tell from a lost connection; it
+//! becomes `INTERNAL`, and the message stays in our log.
+
+use std::{
+    any::Any,
+    convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use crate::{
+    rpc::{self, Kind},
+    shutdown::{Gate, Guard},
+    telemetry,
+};
+
+/// Services that answer until the very end and are not waited for: probes watch their health for ever.
+const UNGATED: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
+
+#[derive(Clone)]
+pub(super) struct RequestLayer {
+    pub(super) gate: Gate,
+    pub(super) draining: CancellationToken,
+    /// Paths of methods whose answers have no end.
+    pub(super) endless: Arc<[String]>,
+}
+
+impl<S> Layer<S> for RequestLayer {
+    type Service = RequestService<S>;
+
+    fn layer(&self, inner: S) -> RequestService<S> {
+        RequestService { inner, shared: self.clone() }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct RequestService<S> {
+    inner: S,
+    shared: RequestLayer,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> Service<Request<Body>> for RequestService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        let path = request.uri().path();
+        if UNGATED.iter().any(|prefix| path.starts_with(prefix)) {
+            return Box::pin(self.inner.call(request));
+        }
+        let path = path.to_owned();
+        let Ok(guard) = self.shared.gate.enter(path.clone()) else {
+            return Box::pin(std::future::ready(Ok(draining().into_http())));
+        };
+        let endless = self.shared.endless.contains(&path).then(|| self.shared.draining.clone());
+        let span = telemetry::exporting().then(|| {
+            let span = rpc::span(Kind::Server, &path, request.headers());
+            telemetry::adopt(&span, telemetry::parent_of(request.headers()));
+            span
+        });
+        let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        let answer = async move {
+            let response = match call.await {
+                Ok(Ok(response)) => response,
+                Ok(Err(infallible)) => match infallible {},
+                Err(panic) => panicked(&path, &*panic).into_http(),
+            };
+            let drain = match endless {
+                Some(draining) => Drain::Ends(Box::pin(draining.cancelled_owned())),
+                None => Drain::Waits,
+            };
+            Ok(response.map(|inner| Body::new(Guarded { inner, drain, path, guard: Some(guard) })))
+        };
+        match span {
+            None => Box::pin(answer),
+            Some(span) => Box::pin(async move {
+                let observed = tracing::Instrument::instrument(answer, span.clone()).await;
+                observed.map(|response| rpc::observe(response, span))
+            }),
+        }
+    }
+}
+
+/// An answer's body inside the gate.
+struct Guarded {
+    inner: Body,
+    drain: Drain,
+    path: String,
+    /// `None` after a panic or the end of an endless answer: nothing more comes.
+    guard: Option<Guard>,
+}
+
+/// What a drain means to an answer.
+enum Drain {
+    /// It is waited for.
+    Waits,
+    /// It has no end of its own, so the drain ends it with a retryable status.
+    Ends(Pin<Box<WaitForCancellationFutureOwned>>),
+}
+
+impl Guarded {
+    fn end_with(&mut self, status: Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.guard = None;
+        let mut trailers = HeaderMap::new();
+        match status.add_header(&mut trailers) {
+            Ok(()) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            Err(status) => Poll::Ready(Some(Err(status))),
+        }
+    }
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.guard.is_none() {
+            return Poll::Ready(None);
+        }
+        if let Drain::Ends(cancelled) = &mut this.drain
+            && cancelled.as_mut().poll(cx).is_ready()
+        {
+            return this.end_with(draining());
+        }
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.inner).poll_frame(cx))) {
+            Ok(polled) => polled,
+            Err(panic) => {
+                let status = panicked(&this.path, &*panic);
+                this.end_with(status)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.guard.is_none() || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn draining() -> Status {
+    Status::unavailable("this server is shutting down; ask another one")
+}
+
+fn panicked(path: &str, panic: &(dyn Any + Send)) -> Status {
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(method = path, panic = text.unwrap_or("(no text)"), "a request handler panicked");
+    Status::internal("the server failed on this request; its log has the reason")
+}
