@@ -1,0 +1,98 @@
+//! What a read gives back.
+
+use std::collections::BTreeSet;
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use trellis_proto::pb;
+
+/// Rows sorted by (symbol, ts), in Arrow, and what the heads say of them.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// `symbol` (dictionary of utf8, int32 keys), `ts`, the fields in the order asked, `known_at` if asked.
+    pub schema: SchemaRef,
+    /// The rows. All batches share one dictionary of symbols. May be empty.
+    pub batches: Vec<RecordBatch>,
+    /// One for each head asked.
+    pub receipts: Vec<pb::Receipt>,
+}
+
+impl Answer {
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.batches.iter().map(RecordBatch::num_rows).sum()
+    }
+
+    /// The receipts as one: counts are summed, claims are those that hold for all (the least `known_through` and
+    /// watermark, stale if any is), `elapsed_us` is the slowest head's, `head` lists all.
+    #[must_use]
+    pub fn receipt(&self) -> pb::Receipt {
+        merge_receipts(&self.receipts)
+    }
+}
+
+pub(crate) fn merge_receipts(receipts: &[pb::Receipt]) -> pb::Receipt {
+    let Some((first, rest)) = receipts.split_first() else { return pb::Receipt::default() };
+    let mut all = first.clone();
+    let mut shards: BTreeSet<String> = all.shards.drain(..).collect();
+    let mut heads = BTreeSet::from([all.head.clone()]);
+    for one in rest {
+        all.known_through_ns = all.known_through_ns.min(one.known_through_ns);
+        all.version_min = all.version_min.min(one.version_min);
+        all.version_max = all.version_max.max(one.version_max);
+        all.watermark_ns = all.watermark_ns.zip(one.watermark_ns).map(|(a, b)| a.min(b));
+        all.rows += one.rows;
+        all.bytes += one.bytes;
+        all.chunks_hit += one.chunks_hit;
+        all.chunks_joined += one.chunks_joined;
+        all.chunks_fetched += one.chunks_fetched;
+        all.rows_fetched += one.rows_fetched;
+        all.stale |= one.stale;
+        all.elapsed_us = all.elapsed_us.max(one.elapsed_us);
+        shards.extend(one.shards.iter().cloned());
+        heads.insert(one.head.clone());
+    }
+    all.shards = shards.into_iter().collect();
+    all.head = heads.into_iter().collect::<Vec<_>>().join(",");
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merged_receipt_claims_only_what_every_head_claims() {
+        let a = pb::Receipt {
+            known_through_ns: 10,
+            version_min: 3,
+            version_max: 9,
+            watermark_ns: Some(7),
+            rows: 2,
+            chunks_hit: 1,
+            shards: vec!["s2".into(), "s1".into()],
+            elapsed_us: 5,
+            head: "b".into(),
+            ..Default::default()
+        };
+        let b = pb::Receipt {
+            known_through_ns: 8,
+            version_min: 4,
+            version_max: 11,
+            watermark_ns: Some(9),
+            rows: 3,
+            stale: true,
+            shards: vec!["s1".into()],
+            elapsed_us: 9,
+            head: "a".into(),
+            ..Default::default()
+        };
+        let all = merge_receipts(&[a.clone(), b]);
+        assert_eq!((all.known_through_ns, all.version_min, all.version_max), (8, 3, 11));
+        assert_eq!((all.watermark_ns, all.rows, all.stale, all.elapsed_us), (Some(7), 5, true, 9));
+        assert_eq!((all.shards, all.head.as_str()), (vec!["s1".to_owned(), "s2".to_owned()], "a,b"));
+        let silent = pb::Receipt { watermark_ns: None, ..a.clone() };
+        assert_eq!(merge_receipts(&[a, silent]).watermark_ns, None);
+    }
+}

@@ -1,0 +1,24 @@
+//! The runtime of a QCU: the client of a grid, and what runs a deployed strategy.
+//!
+//! It is a library for two users: the binary `qcu` (this process supervises one unit's Python child, one service each)
+//! and the Python wheel (a notebook runs the same steps in its own process). It is not a server, and nothing in it knows
+//! Python beyond the words of [`protocol`].
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | [`client`] | reads, publishes and questions, over every head that discovery finds |
+//! | [`manifest`] | what a deployed unit is: its JSON file, checked |
+//! | [`calendar`] | sessions of exchanges; pure |
+//! | [`inputs`] | from a session and declared inputs to requests and rows; the identity of a run |
+//! | [`output`] | what a strategy returned, checked against what was declared; pure |
+//! | [`schedule`] | which session is due; pure |
+//! | [`protocol`] | what `qcu` and its Python child say to each other: the contract of both sides |
+
+pub mod calendar;
+pub mod client;
+mod digest;
+pub mod inputs;
+pub mod manifest;
+pub mod output;
+pub mod protocol;
+pub mod schedule;

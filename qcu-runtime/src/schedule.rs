@@ -1,0 +1,302 @@
+//! Which session is due. Pure: the clock, the calendar and what the grid says come in as arguments.
+//!
+//! The rule: a unit runs the sessions after the newest one it has published, oldest first, as each becomes ready. A unit
+//! that has published nothing starts at the newest ready session; history is a backfill's business, not the schedule's.
+//! A session is ready when its time has come (at close: close and delay have passed; after: every unit waited for has
+//! published it) and every input has come as far as the session. An input whose progress nobody states counts as having
+//! come as far as its newest row.
+//!
+//! Sessions published with no rows leave no date behind; the watermark covers them, which is why "published" is asked of
+//! both.
+
+use chrono::NaiveDate;
+use trellis_proto::{Code, Error, Result, pb, time::DAY_NS, time::parse_duration};
+
+use crate::{
+    calendar::{Calendar, date_of, midnight_ns},
+    manifest::{Manifest, Schedule},
+};
+
+/// Sessions looked back at for what is due: a unit that was away longer than a quarter starts again at the newest.
+pub const CATCH_UP_SESSIONS_MAX: u32 = 66;
+
+/// How far one dataset has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Complete up to this event time, exclusive, if anybody said.
+    pub watermark_ns: Option<i64>,
+    /// Newest event time.
+    pub last_ts_ns: Option<i64>,
+}
+
+impl Progress {
+    /// Of a description.
+    #[must_use]
+    pub fn of(description: &pb::DatasetDescription) -> Self {
+        Self { watermark_ns: description.watermark_ns, last_ts_ns: description.last_ts_ns }
+    }
+
+    /// Whether the dataset has come as far as `session`: complete past its midnight, or with a row in or after its day.
+    #[must_use]
+    pub fn covers(&self, session: NaiveDate) -> bool {
+        let Some(midnight) = midnight_ns(session) else { return false };
+        self.watermark_ns.is_some_and(|w| w >= midnight.saturating_add(DAY_NS))
+            || self.last_ts_ns.is_some_and(|last| last >= midnight)
+    }
+
+    /// The newest session of `calendar` that [`Progress::covers`].
+    #[must_use]
+    pub fn newest(&self, calendar: Calendar) -> Option<NaiveDate> {
+        let by_watermark = self.watermark_ns.and_then(|w| date_of(w.checked_sub(DAY_NS)?));
+        let by_rows = self.last_ts_ns.and_then(date_of);
+        calendar.at_or_before(by_watermark.max(by_rows)?)
+    }
+}
+
+/// What the schedule is decided from.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The unit's own output, if it exists.
+    pub output: Progress,
+    /// Each input, in the order of the manifest.
+    pub inputs: Vec<Progress>,
+    /// For `after`: each unit waited for, in the order of the manifest.
+    pub upstream: Vec<Progress>,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// Run this session.
+    Run(NaiveDate),
+    /// Nothing before this time (nanoseconds UTC).
+    At(i64),
+    /// Nothing until something is published.
+    Data {
+        /// The session that waits.
+        session: Option<NaiveDate>,
+        /// For what, in words.
+        missing: String,
+    },
+    /// Nothing, ever, by itself.
+    Never,
+}
+
+/// What is due at `now_ns`.
+///
+/// # Errors
+/// `InvalidRequest` only for a manifest that [`Manifest::check`] refuses too.
+pub fn due(manifest: &Manifest, state: &State, now_ns: i64) -> Result<Due> {
+    let calendar = manifest.calendar()?;
+    let published = state.output.newest(calendar);
+    match &manifest.schedule {
+        Schedule::Manual => Ok(Due::Never),
+        Schedule::AtClose { delay, .. } => {
+            let delay = parse_duration(delay)?;
+            let Some(closed) = calendar.newest_closed(now_ns, delay).map(|s| s.date) else {
+                return Ok(Due::Never);
+            };
+            if let Some(session) = next_after(calendar, published, closed) {
+                return Ok(ready_or_waiting(manifest, state, session));
+            }
+            let at = calendar
+                .next(published.unwrap_or(closed).max(closed))
+                .and_then(|date| calendar.session(date));
+            Ok(at.map_or(Due::Never, |session| Due::At(session.close_ns.saturating_add(delay))))
+        }
+        Schedule::After { units } => {
+            let newest = state.upstream.iter().map(|up| up.newest(calendar)).min().flatten();
+            let Some(session) = newest.and_then(|newest| next_after(calendar, published, newest)) else {
+                let names: Vec<&str> = units.iter().map(|up| up.unit.as_str()).collect();
+                return Ok(Due::Data {
+                    session: None,
+                    missing: format!("a new session of {}", names.join(", ")),
+                });
+            };
+            Ok(ready_or_waiting(manifest, state, session))
+        }
+    }
+}
+
+/// The oldest session after `published` and not after `newest`; `newest` itself if nothing, or nothing recent, was.
+fn next_after(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDate) -> Option<NaiveDate> {
+    let horizon = calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX));
+    match published.and_then(|published| calendar.next(published)) {
+        Some(next) if next > newest => None,
+        Some(next) if horizon.is_none_or(|horizon| next >= horizon) => Some(next),
+        _ => Some(newest),
+    }
+}
+
+fn ready_or_waiting(manifest: &Manifest, state: &State, session: NaiveDate) -> Due {
+    let late = manifest.inputs.iter().zip(&state.inputs).find(|(input, progress)| {
+        // an input that ends before the session does not grow with it
+        input.until.is_none() && !progress.covers(session)
+    });
+    match late {
+        None => Due::Run(session),
+        Some((input, _)) => Due::Data {
+            session: Some(session),
+            missing: format!("{} of {session} (input {})", input.dataset, input.name),
+        },
+    }
+}
+
+/// For sessions that somebody named: may `session` run now? Only what `after` waits for is waited for; the clock and the
+/// inputs' progress are the caller's own business.
+///
+/// # Errors
+/// `InvalidRequest` if it is no session of the unit's calendar.
+pub fn named_is_ready(manifest: &Manifest, upstream: &[Progress], session: NaiveDate) -> Result<Due> {
+    if !manifest.calendar()?.is_session(session) {
+        let why = format!("{session} is no session of {}", manifest.calendar);
+        return Err(Error::new(Code::InvalidRequest, why));
+    }
+    if let Schedule::After { units } = &manifest.schedule {
+        let waiting: Vec<&str> = units
+            .iter()
+            .zip(upstream)
+            .filter(|(_, progress)| !progress.covers(session))
+            .map(|(up, _)| up.unit.as_str())
+            .collect();
+        if !waiting.is_empty() {
+            return Ok(Due::Data {
+                session: Some(session),
+                missing: format!("{session} of {}", waiting.join(", ")),
+            });
+        }
+    }
+    Ok(Due::Run(session))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifest::Upstream;
+
+    fn day(text: &str) -> NaiveDate {
+        text.parse().unwrap()
+    }
+
+    fn unit() -> Manifest {
+        let mut unit = Manifest::parse(include_str!("../tests/golden/unit.json")).unwrap();
+        unit.inputs.truncate(1);
+        unit
+    }
+
+    fn after() -> Manifest {
+        let upstream = Upstream { unit: "mom".into(), dataset: "signals.mom".parse().unwrap() };
+        Manifest { schedule: Schedule::After { units: vec![upstream] }, ..unit() }
+    }
+
+    fn rows_to(date: &str) -> Progress {
+        Progress { watermark_ns: None, last_ts_ns: midnight_ns(day(date)) }
+    }
+
+    /// 20 minutes after the close of a summer session.
+    fn evening(date: &str) -> i64 {
+        midnight_ns(day(date)).unwrap() + (20 * 60 + 20) * 60_000_000_000
+    }
+
+    fn state(output: Progress, input: Progress) -> State {
+        State { output, inputs: vec![input], upstream: vec![] }
+    }
+
+    #[test]
+    fn a_new_unit_starts_at_the_newest_closed_session() {
+        let got =
+            due(&unit(), &state(Progress::default(), rows_to("2016-08-10")), evening("2016-08-10")).unwrap();
+        assert_eq!(got, Due::Run(day("2016-08-10")));
+    }
+
+    #[test]
+    fn before_close_and_delay_the_session_waits_for_its_time() {
+        let state = state(rows_to("2016-08-09"), rows_to("2016-08-09"));
+        let got = due(&unit(), &state, evening("2016-08-10") - 1).unwrap();
+        assert_eq!(got, Due::At(evening("2016-08-10")));
+    }
+
+    #[test]
+    fn a_unit_that_was_away_catches_up_oldest_first() {
+        let state = state(rows_to("2016-08-05"), rows_to("2016-08-10"));
+        let got = due(&unit(), &state, evening("2016-08-10")).unwrap();
+        assert_eq!(got, Due::Run(day("2016-08-08")), "the Monday after the Friday");
+    }
+
+    #[test]
+    fn a_unit_that_was_away_for_long_starts_again_at_the_newest() {
+        let state = state(rows_to("2016-01-05"), rows_to("2016-08-10"));
+        assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), Due::Run(day("2016-08-10")));
+    }
+
+    #[test]
+    fn an_input_that_has_not_come_is_waited_for_by_name() {
+        let state = state(rows_to("2016-08-09"), rows_to("2016-08-09"));
+        let Due::Data { session, missing } = due(&unit(), &state, evening("2016-08-10")).unwrap() else {
+            panic!()
+        };
+        assert_eq!(session, Some(day("2016-08-10")));
+        assert!(missing.contains("equities.daily") && missing.contains("px"), "{missing}");
+    }
+
+    #[test]
+    fn a_session_published_without_rows_is_covered_by_the_watermark() {
+        let end = midnight_ns(day("2016-08-11"));
+        let output = Progress { watermark_ns: end, last_ts_ns: midnight_ns(day("2016-08-09")) };
+        let got = due(&unit(), &state(output, rows_to("2016-08-10")), evening("2016-08-10")).unwrap();
+        assert_eq!(got, Due::At(evening("2016-08-11")));
+    }
+
+    #[test]
+    fn after_runs_what_every_upstream_has_published() {
+        let mut now = State {
+            output: Progress::default(),
+            inputs: vec![rows_to("2016-08-10")],
+            upstream: vec![Progress::default()],
+        };
+        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Data { session: None, .. }));
+        now.upstream = vec![rows_to("2016-08-10")];
+        assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "whatever the clock says");
+        now.output = rows_to("2016-08-10");
+        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Data { .. }));
+    }
+
+    #[test]
+    fn a_named_session_waits_only_for_upstream_units() {
+        let session = day("2016-08-10");
+        assert_eq!(named_is_ready(&unit(), &[], session).unwrap(), Due::Run(session));
+        let waiting = named_is_ready(&after(), &[rows_to("2016-08-09")], session).unwrap();
+        assert!(matches!(waiting, Due::Data { session: Some(s), .. } if s == session));
+        assert_eq!(named_is_ready(&after(), &[rows_to("2016-08-10")], session).unwrap(), Due::Run(session));
+        assert!(named_is_ready(&unit(), &[], day("2016-08-13")).is_err());
+    }
+
+    proptest! {
+        /// A model of a unit's life: whatever the gaps in its attention, it publishes each session at most once, in
+        /// order, never before its time.
+        #[test]
+        fn a_unit_publishes_in_order_each_session_once_and_never_early(hours in proptest::collection::vec(0_i64..200, 1..60)) {
+            let (unit, calendar) = (unit(), Calendar::named("XNYS").unwrap());
+            let mut now = evening("2016-03-01");
+            let mut published: Vec<NaiveDate> = vec![];
+            for step in hours {
+                now += step * 3_600_000_000_000;
+                let output = Progress { watermark_ns: None, last_ts_ns: published.last().and_then(|d| midnight_ns(*d)) };
+                let data = Progress { watermark_ns: None, last_ts_ns: Some(now) };
+                match due(&unit, &state(output, data), now).unwrap() {
+                    Due::Run(session) => {
+                        prop_assert!(calendar.session(session).unwrap().close_ns + 20 * 60_000_000_000 <= now);
+                        prop_assert!(published.last().is_none_or(|last| *last < session));
+                        published.push(session);
+                    }
+                    Due::At(at) => prop_assert!(at > now),
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            let gaps = published.windows(2).filter(|two| calendar.next(two[0]) != Some(two[1])).count();
+            prop_assert!(gaps <= 60 / 2);
+        }
+    }
+}
