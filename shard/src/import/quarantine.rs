@@ -1,0 +1,89 @@
+//! The bad rows as a CSV file: `file,line,column,reason,row`, the last as it stands in its file.
+//!
+//! The rows are read again for it, from the places that were remembered. Remembering the rows themselves would hold as
+//! much as the files in the worst case, and a double is only known once everything has been sorted.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    ImportSpec, columnar,
+    problem::{BadRows, ImportError},
+    source::Source,
+    text,
+};
+
+/// A CSV cell; quoted only where it must be.
+pub(crate) fn quoted(text: &str) -> String {
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Writes the file whole or not at all; without bad rows it has only its header, so that one of an earlier import does
+/// not stay behind.
+pub(crate) fn write(
+    path: &Path,
+    sources: &[Source],
+    spec: &ImportSpec,
+    bad: &BadRows,
+) -> Result<(), ImportError> {
+    let failed = |source: io::Error| ImportError::Quarantine { path: path.to_owned(), source };
+    let beside = temporary(path);
+    let result = (|| {
+        let mut out = BufWriter::new(File::create(&beside).map_err(failed)?);
+        writeln!(out, "file,line,column,reason,row").map_err(failed)?;
+        for (number, source) in (0..).zip(sources) {
+            write_source(&mut out, source, number, spec, bad, &failed)?;
+        }
+        let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+        file.sync_all().map_err(failed)?;
+        fs::rename(&beside, path).map_err(failed)
+    })();
+    if result.is_err() {
+        // what is left of it is of no use; the error that matters is the first one
+        let _ = fs::remove_file(&beside);
+    }
+    result
+}
+
+fn write_source(
+    out: &mut impl Write,
+    source: &Source,
+    number: u32,
+    spec: &ImportSpec,
+    bad: &BadRows,
+    failed: &impl Fn(io::Error) -> ImportError,
+) -> Result<(), ImportError> {
+    let mut left = bad.of_source(number).peekable();
+    if left.peek().is_none() {
+        return Ok(());
+    }
+    let each = |line: u64, raw: &str| {
+        while let Some((at, wrong)) = left.next_if(|(at, _)| *at <= line) {
+            let raw = if at == line { raw } else { "" };
+            writeln!(
+                out,
+                "{},{at},{},{},{}",
+                quoted(&source.name),
+                quoted(wrong.column.as_deref().unwrap_or_default()),
+                quoted(&wrong.reason),
+                quoted(raw)
+            )
+            .map_err(failed)?;
+        }
+        Ok(())
+    };
+    if source.is_parquet() { columnar::raw_rows(source, each) } else { text::raw_rows(source, spec, each) }
+}
+
+/// A name in the same folder, so that the rename stays on one file system.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.part", std::process::id()))
+}
