@@ -12,13 +12,17 @@
 //! | [`inputs`] | from a session and declared inputs to requests and rows; the identity of a run |
 //! | [`output`] | what a strategy returned, checked against what was declared; pure |
 //! | [`schedule`] | which session is due; pure |
+//! | [`supervisor`] | the Python child: start, run, limits, every way to end |
+//! | [`ipc`] | packets with descriptors, tables in sealed memfds |
 //! | [`protocol`] | what `qcu` and its Python child say to each other: the contract of both sides |
 
 pub mod calendar;
 pub mod client;
 mod digest;
 pub mod inputs;
+pub mod ipc;
 pub mod manifest;
 pub mod output;
 pub mod protocol;
 pub mod schedule;
+pub mod supervisor;

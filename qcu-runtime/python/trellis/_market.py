@@ -4,8 +4,8 @@
 end on 2018-02-07, in the two shapes that price files usually come in, so that an import of them meets both:
 
 ``SYMBOL.csv`` (AAPL, AMZN, GOOGL, JPM)
-    one file per symbol, without a symbol column: import each with ``--symbol SYMBOL``. Oldest row first, except
-    ``JPM.csv``, which begins with the newest.
+    one file per symbol, without a symbol column: import each with ``--symbol SYMBOL``. Oldest row first,
+    except ``JPM.csv``, which begins with the newest.
 ``market.csv``
     the sixteen other symbols in long form: ``--symbol-column Name``.
 
@@ -24,9 +24,10 @@ Name       the symbol (``market.csv`` only)
 =========  =================================================================================================
 
 A day's return is ``beta * market + own``, both normally distributed: prices are a geometric random walk. On
-purpose there are two splits (AMZN 2:1, which has a file of its own, and KO 3:1), one delisting mid-way (LEH: its
-rows end) and one late listing (TSLA: its rows begin later). Nothing else is irregular: no gaps, no doubles, no
-missing cells. The names are those of real companies, so that the examples read naturally; the prices are not.
+purpose there are two splits (AMZN 2:1, which has a file of its own, and KO 3:1), one delisting mid-way (LEH:
+its rows end) and one late listing (TSLA: its rows begin later). Nothing else is irregular: no gaps, no
+doubles, no missing cells. The names are those of real companies, so that examples read naturally; the prices
+are not.
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+//! The grid's client for Python: every call waits detached, and answers Arrow or plain values.
+
+use std::{mem::ManuallyDrop, time::Duration};
+
+use pyo3::{prelude::*, types::PyDict};
+use trellis_proto::{DatasetName, FieldName, SeriesQuery, Symbols, TimeRange};
+use trellis_qcu::client::{Client as Inner, ClientOptions};
+
+use crate::{
+    arrow::Rows,
+    dict,
+    error::OrRaise,
+    runtime::{forked, wait},
+};
+
+/// A connection to the heads of a grid. Made by `trellis.connect`.
+#[pyclass(frozen, module = "trellis._trellis")]
+pub(crate) struct Client {
+    // dropped only in the process that made it: connections tell tasks that they are gone, and a forked child has none
+    inner: ManuallyDrop<Inner>,
+    pid: u32,
+}
+
+impl Client {
+    /// The client, in the process that made it.
+    pub(crate) fn inner(&self, py: Python<'_>) -> PyResult<&Inner> {
+        if self.pid == std::process::id() { Ok(&self.inner) } else { Err(forked(py)) }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.pid == std::process::id() {
+            // SAFETY: dropped once, here, and never used after.
+            unsafe { ManuallyDrop::drop(&mut self.inner) };
+        }
+    }
+}
+
+#[pymethods]
+impl Client {
+    /// Connects, and waits for a head to answer: `connect_timeout_s` at most. `deadline_s` bounds each later call.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        url: &str,
+        unit: Option<String>,
+        connect_timeout_s: f64,
+        deadline_s: f64,
+    ) -> PyResult<Self> {
+        let seconds = |s: f64| Duration::try_from_secs_f64(s).unwrap_or(Duration::MAX);
+        let options = ClientOptions {
+            unit,
+            connect_timeout: seconds(connect_timeout_s),
+            deadline: seconds(deadline_s),
+        };
+        let inner = wait(py, Inner::connect(url, options))?;
+        Ok(Self { inner: ManuallyDrop::new(inner), pid: std::process::id() })
+    }
+
+    /// Addresses of the heads.
+    #[getter]
+    fn heads(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        Ok(self.inner(py)?.heads())
+    }
+
+    /// Rows and receipt.
+    #[pyo3(signature = (dataset, fields, symbols, start_ns, end_ns, as_of_ns, known_at, allow_stale, rows_max))]
+    #[allow(clippy::too_many_arguments)] // one call of ours, with all of a ticket's fields
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        dataset: &str,
+        fields: Vec<String>,
+        symbols: Vec<String>,
+        start_ns: Option<i64>,
+        end_ns: Option<i64>,
+        as_of_ns: Option<i64>,
+        known_at: bool,
+        allow_stale: bool,
+        rows_max: u64,
+    ) -> PyResult<(Rows, Bound<'py, PyDict>)> {
+        let query = || {
+            Ok(SeriesQuery {
+                dataset: DatasetName::new(dataset)?,
+                fields: fields.iter().map(FieldName::new).collect::<Result<_, _>>()?,
+                symbols: Symbols::new(&symbols)?,
+                range: TimeRange::new(start_ns, end_ns)?,
+                as_of: as_of_ns,
+                allow_stale,
+                known_at,
+                rows_max,
+            })
+        };
+        let query = query().or_raise(py)?;
+        let answer = wait(py, self.inner(py)?.read(&query))?;
+        let receipt = dict::receipt(py, &answer.receipt())?;
+        Ok((Rows::new(answer.schema, answer.batches), receipt))
+    }
+
+    /// What the datasets are and how far they have come.
+    fn describe<'py>(&self, py: Python<'py>, dataset: Option<&str>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let dataset = dataset.map(DatasetName::new).transpose().or_raise(py)?;
+        let found = wait(py, self.inner(py)?.describe(dataset.as_ref()))?;
+        found.iter().map(|d| dict::description(py, d)).collect()
+    }
+
+    /// The symbols of a dataset, sorted.
+    fn symbols(&self, py: Python<'_>, dataset: &str) -> PyResult<Vec<String>> {
+        let dataset = DatasetName::new(dataset).or_raise(py)?;
+        let symbols = wait(py, self.inner(py)?.symbols(&dataset))?;
+        Ok(symbols.iter().map(ToString::to_string).collect())
+    }
+
+    /// Midnights of the sessions that have rows, nanoseconds.
+    fn sessions(
+        &self,
+        py: Python<'_>,
+        dataset: &str,
+        start_ns: Option<i64>,
+        end_ns: Option<i64>,
+    ) -> PyResult<Vec<i64>> {
+        let dataset = DatasetName::new(dataset).or_raise(py)?;
+        let range = TimeRange::new(start_ns, end_ns).or_raise(py)?;
+        wait(py, self.inner(py)?.sessions(&dataset, range))
+    }
+
+    /// Counters of every head that answers.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let stats = wait(py, self.inner(py)?.stats())?;
+        stats.iter().map(|s| dict::head_stats(py, s)).collect()
+    }
+}

@@ -1,0 +1,67 @@
+//! Replies of the grid as plain Python dicts, one function a message: Python code never sees a protobuf type.
+
+use pyo3::{prelude::*, types::PyDict};
+use trellis_proto::{FieldType, pb};
+
+/// `dict!(py, value; a, b, c)`: a dict of the named fields.
+macro_rules! dict {
+    ($py:expr, $from:expr; $($field:ident),* $(,)?) => {{
+        let dict = PyDict::new($py);
+        $(dict.set_item(stringify!($field), &$from.$field)?;)*
+        dict
+    }};
+}
+
+pub(crate) fn receipt<'py>(py: Python<'py>, receipt: &pb::Receipt) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, receipt;
+        dataset, as_of_ns, known_through_ns, version_min, version_max, watermark_ns, rows, bytes, chunks_hit,
+        chunks_joined, chunks_fetched, rows_fetched, shards, stale, elapsed_us, head))
+}
+
+pub(crate) fn description<'py>(py: Python<'py>, d: &pb::DatasetDescription) -> PyResult<Bound<'py, PyDict>> {
+    let dict = dict!(py, d;
+        version, known_through_ns, watermark_ns, first_ts_ns, last_ts_ns, rows, symbols, home);
+    let (mut name, mut fields, mut chunk_ns) = (String::new(), Vec::new(), 0);
+    if let Some(spec) = &d.spec {
+        name.clone_from(&spec.dataset);
+        chunk_ns = spec.chunk_ns;
+        for field in &spec.fields {
+            fields.push((field.name.clone(), type_name(field.r#type()), field.nullable));
+        }
+    }
+    dict.set_item("dataset", name)?;
+    dict.set_item("fields", fields)?;
+    dict.set_item("chunk_ns", chunk_ns)?;
+    Ok(dict)
+}
+
+fn type_name(wire: pb::FieldType) -> &'static str {
+    match wire {
+        pb::FieldType::Unspecified => "",
+        pb::FieldType::Float64 => FieldType::Float64.name(),
+        pb::FieldType::Int64 => FieldType::Int64.name(),
+        pb::FieldType::Bool => FieldType::Bool.name(),
+        pb::FieldType::String => FieldType::String.name(),
+        pb::FieldType::Float32 => FieldType::Float32.name(),
+        pb::FieldType::Int32 => FieldType::Int32.name(),
+        pb::FieldType::Timestamp => FieldType::Timestamp.name(),
+    }
+}
+
+pub(crate) fn head_stats<'py>(py: Python<'py>, stats: &pb::HeadStats) -> PyResult<Bound<'py, PyDict>> {
+    let head = dict!(py, stats;
+        head, requests, requests_failed, rows_asked, rows_fetched, rows_union, chunks_hit, chunks_joined,
+        chunks_fetched, upstream_calls, bytes_sent, bytes_fetched, resident_bytes, in_flight_bytes, pinned_bytes,
+        budget_bytes, invalidations, poisoned_flights, stale_answers, evictions, shed, busy_us);
+    let datasets = stats.datasets.iter().map(|d| {
+        Ok(dict!(py, d;
+            dataset, requests, rows_asked, rows_fetched, rows_union, chunks_hit, chunks_joined, chunks_fetched,
+            upstream_calls, bytes_sent, busy_us))
+    });
+    head.set_item("datasets", datasets.collect::<PyResult<Vec<_>>>()?)?;
+    Ok(head)
+}
+
+pub(crate) fn ack<'py>(py: Python<'py>, ack: &pb::PublishAck) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, ack; dataset, version, known_at_ns, rows, duplicate, shard))
+}

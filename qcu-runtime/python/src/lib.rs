@@ -1,0 +1,76 @@
+//! The extension module `trellis._trellis`: the grid's Rust under the Python package `trellis`.
+//!
+//! It is thin: parse arguments, release the interpreter, call the crates that do the work, answer Arrow or plain values.
+//! It is not where people look: docstrings, defaults and conveniences are in the Python files beside it, and nothing
+//! here is meant to be called by anything but them.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `runtime` | the one Tokio runtime; waiting without the interpreter; Ctrl-C; fork; the end |
+//! | `client` | reads and questions |
+//! | `run` | a strategy's run in this process: inputs, checks, publish |
+//! | `import` | files into a dataset |
+//! | `embedded` | a grid inside this process |
+//! | `arrow` | `Rows`: tables in and out by the Arrow C interface, and as sealed memfds |
+//! | `wide` | rows as a matrix; pure |
+//! | `cells` | rows as text, CSV, JSON; pure |
+//! | `dict` | replies as dicts |
+//! | `error` | the grid's errors as exceptions |
+
+mod arrow;
+mod cells;
+mod client;
+mod dict;
+mod embedded;
+mod error;
+mod import;
+mod run;
+mod runtime;
+mod wide;
+
+use pyo3::prelude::*;
+
+use crate::error::OrRaise;
+
+/// Nanoseconds of a time in ISO 8601; `name` is the argument's, for the error.
+#[pyfunction]
+fn parse_time(py: Python<'_>, text: &str, name: &str) -> PyResult<i64> {
+    let named = |e: trellis_proto::Error| {
+        trellis_proto::Error::new(e.code(), format!("{name}: {}", e.message())).hint(e.hint_text())
+    };
+    trellis_proto::time::parse_time(text).map_err(named).or_raise(py)
+}
+
+/// A date if it is a midnight, else a date-time, ISO 8601, UTC.
+#[pyfunction]
+fn format_time(ns: i64) -> String {
+    trellis_proto::time::format_time(ns)
+}
+
+/// Nanoseconds of "20m", "1.5h", "64d".
+#[pyfunction]
+fn parse_duration(py: Python<'_>, text: &str) -> PyResult<i64> {
+    trellis_proto::time::parse_duration(text).or_raise(py)
+}
+
+#[pymodule(gil_used = false)]
+mod _trellis {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::{
+        arrow::{Rows, make_rows, map_table, table_to_fd},
+        client::Client,
+        embedded::Embedded,
+        error::error_codes,
+        format_time, parse_duration, parse_time,
+        import::import_files,
+        run::{Prefetched, check_manifest, check_result, prefetch, publish_run},
+        runtime::shutdown,
+    };
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,167 @@
+//! A run in this process, by the pieces that `qcu` uses: plan and read the inputs, check the output, publish it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyo3::{prelude::*, types::PyDict};
+use trellis_proto::pb;
+use trellis_qcu::{
+    calendar::parse_session,
+    inputs::{self, Prefetched as Inner},
+    manifest::Manifest,
+    output,
+};
+
+use crate::{
+    arrow::Rows,
+    client::Client,
+    dict,
+    error::{OrRaise, Result},
+    runtime::{bug, detached, wait},
+};
+
+/// How long the lease for one publish lasts if this process dies before giving it back.
+const LEASE_TTL_MS: u32 = 30_000;
+
+/// The inputs of one run, read at one knowledge time.
+#[pyclass(frozen, module = "trellis._trellis")]
+pub(crate) struct Prefetched {
+    inner: Inner,
+    started_ns: i64,
+}
+
+#[pymethods]
+impl Prefetched {
+    /// Name, rows and receipt of each input, in the order declared.
+    fn inputs<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Rows, Bound<'py, PyDict>)>> {
+        let inputs = self.inner.inputs.iter().map(|input| {
+            let answer = &input.answer;
+            let rows = Rows::new(answer.schema.clone(), answer.batches.clone());
+            Ok((input.name.clone(), rows, dict::receipt(py, &answer.receipt())?))
+        });
+        inputs.collect()
+    }
+
+    /// Identity of the run.
+    #[getter]
+    fn run_id(&self) -> &str {
+        &self.inner.run_id
+    }
+}
+
+/// Checks a unit's manifest (JSON) and answers it in its canonical form.
+#[pyfunction]
+pub(crate) fn check_manifest(py: Python<'_>, manifest: &str) -> PyResult<String> {
+    Manifest::parse(manifest).and_then(|manifest| manifest.to_json()).or_raise(py)
+}
+
+/// What a run may publish: the rows in the declared types, sorted. Refuses what does not fit, with every reason.
+#[pyfunction]
+pub(crate) fn check_result(py: Python<'_>, manifest: &str, session: &str, rows: &Rows) -> PyResult<Rows> {
+    let batch = detached(py, || {
+        let manifest = Manifest::parse(manifest)?;
+        let spec = manifest.output_spec()?;
+        output::validate(&manifest.unit, &spec, parse_session(session)?, rows.schema(), rows.batches())
+    })?;
+    Ok(Rows::new(batch.schema(), vec![batch]))
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Reads the inputs of a unit for a session, all at once and at one knowledge time.
+#[pyfunction]
+pub(crate) fn prefetch(
+    py: Python<'_>,
+    client: &Client,
+    manifest: &str,
+    session: &str,
+    as_of_ns: Option<i64>,
+) -> PyResult<Prefetched> {
+    let parsed = || Ok((Manifest::parse(manifest)?, parse_session(session)?));
+    let (manifest, session) = parsed().or_raise(py)?;
+    let started_ns = now_ns();
+    let client = client.inner(py)?;
+    let inner = wait(py, inputs::prefetch(client, &manifest, session, "", as_of_ns))?;
+    Ok(Prefetched { inner, started_ns })
+}
+
+/// Publishes checked rows as the unit's output for the session, under a lease of this call's own, and records the run.
+/// Answers the acknowledgement: durable, and visible to readers.
+#[pyfunction]
+pub(crate) fn publish_run<'py>(
+    py: Python<'py>,
+    client: &Client,
+    manifest: &str,
+    session: &str,
+    prefetched: &Prefetched,
+    rows: &Rows,
+) -> PyResult<Bound<'py, PyDict>> {
+    let manifest = Manifest::parse(manifest).or_raise(py)?;
+    let client = client.inner(py)?;
+    let ack = wait(py, publish(client, &manifest, session, prefetched, rows))?;
+    dict::ack(py, &ack)
+}
+
+async fn publish(
+    client: &trellis_qcu::client::Client,
+    manifest: &Manifest,
+    session: &str,
+    prefetched: &Prefetched,
+    rows: &Rows,
+) -> Result<pb::PublishAck> {
+    let spec = manifest.output_spec()?;
+    let dataset = spec.dataset.to_string();
+    let instance = format!("in-process-{}", uuid::Uuid::new_v4().simple());
+    let unit = manifest.unit.clone();
+    let lease = client
+        .acquire_lease(pb::AcquireLeaseRequest {
+            dataset: dataset.clone(),
+            unit: unit.clone(),
+            instance: instance.clone(),
+            take_over: false,
+            ttl_ms: LEASE_TTL_MS,
+            spec: Some((&spec).into()),
+        })
+        .await?;
+    let header = pb::PublishHeader {
+        dataset: dataset.clone(),
+        kind: pb::PublishKind::Session.into(),
+        session: session.to_owned(),
+        run_id: prefetched.inner.run_id.clone(),
+        unit: unit.clone(),
+        instance: instance.clone(),
+        epoch: lease.epoch,
+        code_digest: manifest.code_digest.clone(),
+        inputs: prefetched.inner.receipts(),
+        ..Default::default()
+    };
+    let published = client.publish(header.clone(), rows.batches().to_vec()).await;
+    let release = pb::ReleaseLeaseRequest { dataset, unit, instance, epoch: lease.epoch };
+    if let Err(error) = client.release_lease(release).await {
+        // it expires by itself
+        tracing::debug!(%error, "lease not released");
+    }
+    let ack = published?;
+    let record = pb::RunRecord {
+        run_id: header.run_id,
+        unit: header.unit,
+        session: header.session,
+        attempt: 1,
+        started_ns: prefetched.started_ns,
+        finished_ns: now_ns(),
+        outcome: pb::RunOutcome::Succeeded.into(),
+        epoch: header.epoch,
+        code_digest: header.code_digest,
+        inputs: header.inputs,
+        output_dataset: ack.dataset.clone(),
+        output_version: Some(ack.version),
+        rows: ack.rows,
+        ..Default::default()
+    };
+    client.record_runs(vec![record]).await.map_err(|e| {
+        bug(format!("the output is published (version {}), but the run is not in the ledger: {e}", ack.version))
+    })?;
+    Ok(ack)
+}

@@ -1,0 +1,54 @@
+"""Trellis: a quant compute grid.
+
+    import trellis
+
+    g = trellis.connect()
+    px = g.read("equities.daily", ["close"], symbols="AMZN", start="2006-08-10", end="2016-08-10")
+    px.pandas(), px.polars(), px.arrow(), px.wide("close"), px.receipt
+
+`Grid` is where reads start, `strategy` where programs do. Nothing here starts a thread before `connect`.
+"""
+
+from __future__ import annotations
+
+import atexit as _atexit
+
+from . import _trellis, errors, local as _local
+from .errors import TrellisError
+from .frame import Frame, Receipt
+from .grid import Dataset, Grid, connect
+from .strategy import Context, Output, Schedule, Series, Strategy, after, at_close, output, series, strategy
+from .wide import Row, Wide
+
+__version__: str = _trellis.__version__
+
+__all__ = [
+    "Context",
+    "Dataset",
+    "Frame",
+    "Grid",
+    "Output",
+    "Receipt",
+    "Row",
+    "Schedule",
+    "Series",
+    "Strategy",
+    "TrellisError",
+    "Wide",
+    "__version__",
+    "after",
+    "at_close",
+    "connect",
+    "errors",
+    "output",
+    "series",
+    "strategy",
+]
+
+
+def _end() -> None:
+    _local.close_all()
+    _trellis.shutdown()
+
+
+_atexit.register(_end)

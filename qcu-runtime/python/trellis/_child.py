@@ -1,0 +1,108 @@
+"""The Python side of a deployed unit: a child of `qcu` that runs one strategy, session after session.
+
+Everything that must survive a strategy (the lease, deadlines, retries, publishing, telemetry) is in the parent; here is
+only what needs Python. Descriptor 3 is a SOCK_SEQPACKET socket: a packet is one JSON object, tables travel beside it
+as sealed memfds. The parent speaks first. Its closing the socket means: exit.
+
+    {"op": "load", "bundle", "module", "unit", "function"}  ->  {"ok": "loaded"}
+    {"op": "run", "session", "run_id", "as_of", "inputs"}   ->  {"ok": "result", "columns"} and a table
+    either                                                  ->  {"error": {"kind", "type", "message", "traceback"}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+CHANNEL_FD = 3
+MESSAGE_BYTES_MAX = 128 * 1024
+# one descriptor an input
+INPUTS_MAX = 64
+
+
+def main() -> None:
+    channel = socket.socket(fileno=CHANNEL_FD)
+    os.set_inheritable(CHANNEL_FD, False)
+    # Before the first packet is read: the parent prefetches inputs while this process imports.
+    from trellis import run
+
+    strategy = None
+    while True:
+        packet, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, INPUTS_MAX)
+        if not packet:
+            return
+        request = json.loads(packet)
+        try:
+            if request["op"] == "load":
+                strategy = _load(request)
+                _send(channel, {"ok": "loaded"})
+            else:
+                _run(channel, strategy, request, fds)
+        except BaseException as error:  # SystemExit too: a strategy that exits is a failed run, not a silent one
+            failure = {
+                "kind": "raised",
+                "type": type(error).__name__,
+                "message": _message(error)[: 16 * 1024],
+                "traceback": run.traceback_of(error),
+            }
+            _send(channel, {"error": failure})
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"the strategy called sys.exit({error.code!r})"
+    return str(error)
+
+
+def _load(request: dict[str, Any]) -> Any:
+    from trellis.deploy import load_module
+    from trellis.strategy import Strategy
+
+    module = load_module(os.path.join(request["bundle"], request["module"]))
+    strategy = getattr(module, request["function"], None)
+    if not isinstance(strategy, Strategy) or strategy.name != request["unit"]:
+        raise LookupError(f"{request['module']} has no strategy {request['unit']} named {request['function']}")
+    return strategy
+
+
+def _run(channel: socket.socket, strategy: Any, request: dict[str, Any], fds: list[int]) -> None:
+    from trellis import _trellis, run
+    from trellis.frame import Frame, Receipt
+    from trellis.strategy import Context
+
+    inputs = {}
+    for declared, fd in zip(request["inputs"], fds, strict=True):
+        # takes the descriptor; the table stays mapped as long as the Frame lives
+        inputs[declared["name"]] = Frame(_trellis.map_table(fd), Receipt._of(declared["receipt"]))
+
+    def progress(done: float | None, total: float | None, note: str | None) -> None:
+        packet = {"op": "progress", "done": done, "total": total, "note": note}
+        _send(channel, {k: v for k, v in packet.items() if v is not None})
+
+    context = Context(strategy.name, request["session"], progress)
+    frame = run.call(strategy, context, inputs)
+    table = _trellis.table_to_fd(frame._rows)
+    try:
+        _send(channel, {"ok": "result", "columns": frame.columns}, [table])
+    finally:
+        os.close(table)
+
+
+def _send(channel: socket.socket, packet: dict[str, Any], fds: list[int] | None = None) -> None:
+    data = json.dumps(packet, ensure_ascii=False).encode()
+    # lines of the strategy's own that are still in a buffer belong to this run, not to the next
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if fds:
+        socket.send_fds(channel, [data], fds)
+    else:
+        channel.send(data)
+
+
+if __name__ == "__main__":
+    main()

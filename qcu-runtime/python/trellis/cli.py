@@ -1,0 +1,396 @@
+"""The command `trellis`.
+
+Exit codes: 0 ok, 1 a bug, 2 wrong usage or configuration, 3 bad input, 4 unavailable, 5 fenced or conflicting.
+Results go to stdout, everything about them (receipts, progress, errors) to stderr; with `--json` both are JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import __version__, local
+from .errors import BadRequest, StrategyError, TrellisError
+from .frame import Frame, format_table
+from .grid import Grid, connect
+
+# rows of a table on a terminal; a file or a pipe is asked for with another format
+TABLE_ROWS = 40
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; answers the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except TrellisError as error:
+        _print_error(error, args.json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # the reader, `head` say, has seen enough; Python must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        _print_error(TrellisError(str(error)), args.json)
+        return 3
+
+
+def _print_error(error: TrellisError, as_json: bool) -> None:
+    if as_json:
+        fields = ("code", "message", "hint", "dataset", "symbol", "shard", "retryable")
+        told = {name: getattr(error, name) for name in fields if getattr(error, name)}
+        told["error"] = type(error).__name__
+        if getattr(error, "traceback", ""):
+            told["traceback"] = error.traceback  # type: ignore[attr-defined]
+        print(json.dumps(told), file=sys.stderr)
+        return
+    if isinstance(error, StrategyError) and error.traceback:
+        print(error.traceback, file=sys.stderr, end="")
+    print(f"trellis: {error}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="trellis",
+        description="A quant compute grid: start one, bring data in, read it, run and deploy strategies.",
+        epilog="TRELLIS_URL names the grid. Without it: the one that `trellis up` runs in ./.trellis, else a grid of "
+        "this process's own, kept in ./.trellis/embedded.",
+    )
+    parser.add_argument("--version", action="version", version=f"trellis {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="JSON instead of text")
+        return sub
+
+    up = command("up", _up, "Run a grid of processes on this machine, until SIGINT or SIGTERM.")
+    up.add_argument("--heads", type=int, default=1, metavar="N", help="head nodes (default 1)")
+    up.add_argument("--shards", type=int, default=1, metavar="N", help="shards (default 1)")
+    _add_state(up)
+
+    status = command("status", _status, "What runs, what it holds, and what it has done.")
+    _add_state(status)
+
+    read = command("read", _read, "Read rows, sorted by symbol and time. The receipt goes to stderr.")
+    read.add_argument("dataset", metavar="DATASET")
+    read.add_argument("--fields", metavar="A,B", help="default: all")
+    read.add_argument("--symbols", metavar="X,Y", help='default: all ("*")')
+    read.add_argument("--start", metavar="T", help="event time, inclusive: 2016-08-10, 2016-08-10T14:30Z, or nanoseconds")
+    read.add_argument("--end", metavar="T", help="event time, exclusive")
+    read.add_argument("--as-of", metavar="T", help="as known at that time; default: the latest")
+    read.add_argument("--known-at", action="store_true", help="add the column known_at")
+    read.add_argument("--allow-stale", action="store_true", help="accept unconfirmed rows while a shard is away")
+    read.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help="default: table")
+    read.add_argument("--out", metavar="FILE", help="default: stdout")
+
+    _add_import(command("import", _import, "Bring CSV and Parquet files in, all of them or nothing."))
+
+    run = command("run", _run, "Run a strategy for one session, in this process, and print its output.")
+    run.add_argument("target", metavar="FILE[:unit]")
+    run.add_argument("--session", required=True, metavar="DATE")
+    run.add_argument("--as-of", metavar="T", help="read the inputs as known at that time; default: now")
+    run.add_argument("--publish", action="store_true", help="publish the output, as the deployed unit would")
+    run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help="default: table")
+    run.add_argument("--out", metavar="FILE", help="default: stdout")
+
+    deploy = command("deploy", _deploy, "Deploy strategies to the grid of `trellis up`.")
+    deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]")
+    deploy.add_argument("--session", metavar="DATE", help="run for this session and end; default: by the schedule")
+    deploy.add_argument("--no-wait", action="store_true", help="do not wait until the units run")
+    _add_state(deploy)
+    return parser
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state", default=local.STATE, metavar="DIR", help=f"folder of the grid's state (default ./{local.STATE})"
+    )
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("dataset", metavar="DATASET")
+    add("files", nargs="+", metavar="FILE", help=".csv, .csv.gz, .zip, .parquet")
+    add("--symbol-column", metavar="NAME", help="column with the symbol; default symbol or ticker")
+    add("--symbol", metavar="X", help="the symbol of all rows, where no column holds it")
+    add("--ts-column", metavar="NAME", help="column with the event time; default ts, timestamp, date or datetime")
+    add("--ts-unit", metavar="UNIT", help="of integer times: s, ms, us, ns since 1970; s-of-day, ms-of-day, ...")
+    add("--tz", metavar="ZONE", help="zone of times that name none: America/New_York; default UTC")
+    add("--date", metavar="DATE", help="the day of times within a day; default: the one in the file's name")
+    add("--known-at", metavar="T", help="when the rows became known; default: now")
+    add("--known-at-column", metavar="NAME", help="column with each row's knowledge time")
+    add("--fields", metavar="F=COL,..", help="fields to import, and their columns; default: every column")
+    add("--columns", metavar="A,B,..", help="names of the columns, for CSV files without a header; _ leaves one out")
+    add("--types", metavar="F=TYPE,..", help="types of a new dataset's fields, where the values do not show them")
+    add("--required", metavar="F,..", help="fields of a new dataset that may not be missing")
+    add("--null", action="append", metavar="TEXT", help="text that stands for a missing value; may be repeated")
+    add("--delimiter", metavar="C", help="between cells; default a comma")
+    add("--repeats", choices=["refuse", "spread"], help="rows of the same symbol and time: bad (default), or a ns apart")
+    add("--chunk", metavar="SPAN", help="chunk of a new dataset: 64d, 4d, 1h; default by how dense its rows are")
+    add("--quarantine", metavar="FILE", help="keep the good rows, write the bad ones there")
+    add("--run-id", metavar="ID", help="identity of the import; default: a digest of its rows, so that twice is once")
+
+
+# --- commands
+
+
+def _up(args: argparse.Namespace) -> None:
+    from .up import Up
+
+    def say(text: str) -> None:
+        print(f"trellis: {text}", file=sys.stderr, flush=True)
+
+    def on_ready(info: dict[str, Any]) -> None:
+        if args.json:
+            shown = {key: info[key] for key in ("url", "heads", "shards", "state")}
+            print(json.dumps(shown), flush=True)
+            return
+        print(f"grid ready: {len(info['heads'])} heads, {len(info['shards'])} shards, state in {info['state']}")
+        print(f"  export TRELLIS_URL={info['url']}", flush=True)
+
+    Up(pathlib.Path(args.state), args.heads, args.shards, say).run(on_ready)
+
+
+def _status(args: argparse.Namespace) -> None:
+    state = pathlib.Path(args.state).resolve()
+    processes = local.read_json(state / "processes.json") or []
+    url = os.environ.get("TRELLIS_URL") or local.url_of_running(state)
+    if not url:
+        holder = local.holder(state)
+        if holder is None:
+            raise _unavailable(f"no grid runs in {state}", "start one with `trellis up`, or set TRELLIS_URL")
+        url = holder["url"]
+    with connect(url) as grid:
+        datasets, heads = grid.describe(), grid.stats()
+    if args.json:
+        print(json.dumps({"url": url, "processes": processes, "datasets": datasets, "heads": heads}))
+        return
+    print(f"grid {url}\n")
+    if processes:
+        header = ["process", "role", "state", "pid", "listen", "restarts", "note"]
+        keys = ["name", "role", "state", "pid", "listen", "restarts", "note"]
+        print(format_table(header, [[_text(p[k]) for k in keys] for p in processes]) + "\n")
+    header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
+    rows = [
+        [_text(d[k]) for k in header[:-1]] + [", ".join(f"{f['name']} {f['type']}" for f in d["fields"])]
+        for d in datasets
+    ]
+    print(format_table(header, rows) + "\n")
+    print(stats_table(heads))
+
+
+def _read(args: argparse.Namespace) -> None:
+    form = _format_of(args)
+    with _grid() as grid:
+        frame = grid.read(
+            args.dataset,
+            _names(args.fields),
+            symbols=_names(args.symbols) or "*",
+            start=args.start,
+            end=args.end,
+            as_of=args.as_of,
+            known_at=args.known_at,
+            allow_stale=args.allow_stale,
+        )
+    _write(frame, form, args.out)
+    assert frame.receipt is not None
+    receipt = json.dumps(frame.receipt.to_dict()) if args.json else str(frame.receipt)
+    print(receipt, file=sys.stderr)
+
+
+def _import(args: argparse.Namespace) -> None:
+    from .importing import import_files
+
+    plain = (
+        "symbol_column", "symbol", "ts_column", "ts_unit", "tz", "date", "known_at", "known_at_column", "null",
+        "delimiter", "repeats", "fields", "chunk", "quarantine", "run_id",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in plain if getattr(args, name) is not None}
+    options["columns"] = _names(args.columns)
+    options["required"] = _names(args.required)
+    options["types"] = _pairs("--types", args.types)
+    with _grid() as grid, progress("importing") as show:
+        result = import_files(grid, args.dataset, args.files, show=show, **options)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{result['dataset']}: {result['rows']:,} rows of {result['symbols']:,} symbols, "
+        f"{result['first']} … {result['last']}, version {result['version']}"
+        + (" (had been imported before)" if result["duplicate"] else "")
+    )
+    if result["quarantined"]:
+        print(f"{result['quarantined']:,} bad rows are in {args.quarantine}", file=sys.stderr)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .deploy import load_strategies
+
+    found = load_strategies(args.target)
+    if len(found) > 1:
+        names = ", ".join(f"{args.target}:{s.name}" for s in found)
+        raise BadRequest(f"{args.target} has several strategies", hint=f"say which: {names}")
+    form = _format_of(args)
+    with _grid() as grid:
+        frame = found[0].run(session=args.session, grid=grid, as_of=args.as_of, publish=args.publish)
+    _write(frame, form, args.out)
+    if frame.published:
+        told = json.dumps(frame.published) if args.json else _published(frame.published)
+        print(told, file=sys.stderr)
+
+
+def _published(ack: dict[str, Any]) -> str:
+    again = ", as it had been before" if ack["duplicate"] else ""
+    return f"published {ack['rows']:,} rows to {ack['dataset']}, version {ack['version']}{again}"
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    from ._time import to_session
+    from .deploy import deploy_strategies, load_strategies
+
+    strategies = [s for target in args.targets for s in load_strategies(target)]
+    session = to_session(args.session) if args.session else None
+    units = deploy_strategies(strategies, args.state, session=session, wait=not args.no_wait)
+    if args.json:
+        print(json.dumps(units))
+        return
+    for unit in units:
+        print(f"{unit['unit']}  {unit['digest']}  {unit.get('state', 'deployed')}")
+
+
+# --- parts
+
+
+def _grid() -> Grid:
+    return connect()
+
+
+def _unavailable(message: str, hint: str) -> TrellisError:
+    from .errors import Unavailable
+
+    return Unavailable(message, hint=hint)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []
+
+
+def _pairs(option: str, text: str | None) -> dict[str, str]:
+    pairs = {}
+    for item in _names(text):
+        name, given, value = item.partition("=")
+        if not given:
+            raise BadRequest(f"{option} {item}: write it as name=value")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _format_of(args: argparse.Namespace) -> str:
+    if args.format:
+        return args.format
+    if args.json:
+        return "json"
+    suffix = pathlib.Path(args.out or "").suffix.lower().lstrip(".")
+    if args.out and suffix not in ("csv", "json", "parquet", "arrow"):
+        raise BadRequest(f"--out {args.out}: the format is not clear", hint="add --format csv, json, parquet or arrow")
+    form = suffix or "table"
+    if form in ("parquet", "arrow") and not args.out and sys.stdout.isatty():
+        raise BadRequest(f"{form} is not for terminals", hint="add --out FILE")
+    return form
+
+
+def _write(frame: Frame, form: str, out: str | None) -> None:
+    if form == "table":
+        text = _table(frame) + "\n"
+        if out:
+            pathlib.Path(out).write_text(text)
+        else:
+            sys.stdout.write(text)
+        return
+    if out:
+        frame.write(form, out)
+        return
+    data = frame.write(form)
+    assert data is not None
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _table(frame: Frame) -> str:
+    half = TABLE_ROWS // 2
+    cells = [["-" if c is None else c for c in row] for row in frame._rows.cells(half, half)]
+    left_out = len(frame) - len(cells)
+    text = format_table(frame.columns, cells, gap_after=half if left_out else None)
+    return text + (f"\n({left_out:,} rows left out of {len(frame):,})" if left_out else "")
+
+
+def stats_table(heads: list[dict[str, Any]]) -> str:
+    """Per dataset and head: what was asked, and what it cost upstream."""
+    header = [
+        "dataset", "head", "requests", "rows asked", "rows fetched", "minimal union", "hits", "joins", "fetched",
+        "calls", "bytes", "ms",
+    ]  # fmt: skip
+    keys = [
+        "requests", "rows_asked", "rows_fetched", "rows_union", "chunks_hit", "chunks_joined", "chunks_fetched",
+        "upstream_calls", "bytes_sent",
+    ]  # fmt: skip
+
+    def line(dataset: str, head: str, counts: dict[str, Any]) -> list[str]:
+        return [dataset, head, *(f"{counts[k]:,}" for k in keys), f"{counts['busy_us'] / 1000:,.1f}"]
+
+    rows = [(d["dataset"], head["head"], d) for head in heads for d in head["datasets"]]
+    lines = [line(*row) for row in sorted(rows, key=lambda row: row[:2])]
+    lines += [line("(all)", head["head"], head) for head in sorted(heads, key=lambda h: h["head"])]
+    return format_table(header, lines)
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says how far a long step has come; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda _note: None
+        return
+    started = time.monotonic()
+
+    def show(note: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{what}: {note} ({time.monotonic() - started:.0f} s)")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

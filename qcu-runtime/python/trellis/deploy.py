@@ -1,0 +1,239 @@
+"""From a strategy's file to a unit of the local grid.
+
+A *bundle* is the file, the local modules it imports, and a list of the installed packages it was evaluated with, in a
+folder named by the SHA-256 of all that: what runs is what was deployed, however the sources change afterwards. The
+*unit* is a small file in the state folder that points into a bundle; `trellis up` watches for those, and runs a `qcu`
+process for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from types import ModuleType
+from typing import Any
+
+from . import _trellis, local
+from .errors import BadRequest, StrategyError, TrellisError, Unavailable
+from .run import traceback_of
+from .strategy import Strategy, source_file, strategies_of
+
+LOCK_FILE = "packages.lock"
+# from writing the unit's file to its process: `up` looks every fraction of a second, Python starts in one
+RUNNING_WAIT_S = 30.0
+_POLL_S = 0.1
+
+
+def load_module(path: str | os.PathLike[str]) -> ModuleType:
+    """Imports a strategy's file, the modules beside it included, under its own name."""
+    file = pathlib.Path(path).resolve()
+    folder, name = str(file.parent), file.stem
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise BadRequest(f"{file} is not a Python file", hint="strategies are in .py files")
+    module = importlib.util.module_from_spec(spec)
+    # under its name before it runs: a module that it imports may import it
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def load_strategies(target: str) -> list[Strategy]:
+    """The strategies of `FILE` or `FILE:unit`.
+
+    Raises:
+        BadRequest: no such file, or no such strategy in it.
+        StrategyError: the file raises when it is imported.
+    """
+    path, _, wanted = target.partition(":")
+    if not os.path.isfile(path):
+        raise BadRequest(f"there is no file {path}")
+    if not path.endswith(".py"):
+        raise BadRequest(f"{path} is not a Python file", hint="strategies are in .py files")
+    try:
+        module = load_module(path)
+    except TrellisError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"exits with {error.code!r}" if isinstance(error, SystemExit) else f"raises {type(error).__name__}: {error}"
+        raise StrategyError(f"{path} {what} when it is imported", traceback=traceback_of(error)) from error
+    found = strategies_of(module)
+    if not found:
+        raise BadRequest(f"{path} defines no strategy", hint="decorate a function with @trellis.strategy(...)")
+    if not wanted:
+        return found
+    chosen = [s for s in found if wanted in (s.name, s.function.__name__)]
+    if not chosen:
+        names = ", ".join(s.name for s in found)
+        raise BadRequest(f"{path} has no strategy {wanted}", hint=f"it has {names}")
+    return chosen
+
+
+def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
+    """Writes the bundle of a strategy's file: its folder, the file in it, and the digest."""
+    file = pathlib.Path(source_file(strategy)).resolve()
+    sources = {path.relative_to(file.parent).as_posix(): path.read_bytes() for path in _local_files(file)}
+    sources[LOCK_FILE] = _packages().encode()
+    digest = hashlib.sha256()
+    for name in sorted(sources):
+        digest.update(f"{name}\0{len(sources[name])}\0".encode())
+        digest.update(sources[name])
+    folder = state / "bundles" / digest.hexdigest()
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = pathlib.Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+        try:
+            for name, content in sources.items():
+                target = fresh / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            fresh.chmod(0o755)
+            fresh.rename(folder)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if not folder.is_dir():  # else somebody else deployed the same a moment ago
+                raise
+    return folder, file.name, f"sha256:{digest.hexdigest()}"
+
+
+def _local_files(file: pathlib.Path) -> set[pathlib.Path]:
+    """The file, and the modules in its folder or below that importing it brought in."""
+    root = file.parent
+    files = {file}
+    for module in list(sys.modules.values()):
+        origin = getattr(module, "__file__", None)
+        if not origin or not origin.endswith(".py"):
+            continue
+        path = pathlib.Path(origin)
+        inside = path.is_relative_to(root) and not any(
+            part in ("site-packages", "dist-packages") for part in path.parts
+        )
+        # a module of ours is nobody's source, even where a strategy lies in our checkout
+        if inside and not path.is_relative_to(pathlib.Path(__file__).parent):
+            files.add(path)
+    return files & _imported_by(file, files)
+
+
+def _imported_by(file: pathlib.Path, candidates: set[pathlib.Path]) -> set[pathlib.Path]:
+    """Those of `candidates` that `file` reaches by imports: another strategy's modules stay out of its bundle."""
+    import ast
+
+    by_name: dict[str, pathlib.Path] = {}
+    for path in candidates:
+        parts = list(path.relative_to(file.parent).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        by_name[".".join(parts)] = path
+    reached: set[pathlib.Path] = set()
+    todo = [file]
+    while todo:
+        path = todo.pop()
+        if path in reached:
+            continue
+        reached.add(path)
+        package = list(path.relative_to(file.parent).parent.parts)
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                module = ".".join([*base, *([node.module] if node.module else [])])
+                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                parts = name.split(".")
+                # importing a.b.c runs a and a.b as well
+                todo += [by_name[n] for i in range(len(parts)) if (n := ".".join(parts[: i + 1])) in by_name]
+    return reached
+
+
+def _packages() -> str:
+    """What was installed when the strategy was evaluated, of the packages that it imported."""
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    owners = importlib.metadata.packages_distributions()
+    used = sorted({owner for name in loaded for owner in owners.get(name, ())} | {"trellis"})
+    lines = [f"python=={platform.python_version()}"]
+    for owner in used:
+        try:
+            lines.append(f"{owner}=={importlib.metadata.version(owner)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "\n".join(dict.fromkeys(lines)) + "\n"
+
+
+def deploy_strategies(
+    strategies: list[Strategy], state: str | os.PathLike[str], *, session: str | None = None, wait: bool = True
+) -> list[dict[str, Any]]:
+    """Deploys to the grid that runs in `state`, or will. Answers each unit's name, digest and state.
+
+    Raises:
+        StrategyError: a unit's process failed.
+        Unavailable: no grid runs there that would start the units (only where `wait`).
+    """
+    state = pathlib.Path(state).resolve()
+    names = [s.name for s in strategies]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise BadRequest(f"two strategies are named {twice}")
+    found = local.holder(state)
+    if wait and (found is None or found["kind"] != "up"):
+        raise Unavailable(
+            f"no grid runs in {state} that could run units",
+            hint="start it with `trellis up`, or write the units without waiting: --no-wait",
+        )
+    units = []
+    for strategy in strategies:
+        folder, module, digest = make_bundle(strategy, state)
+        manifest = folder / f"{strategy.name}.json"
+        checked = _trellis.check_manifest(json.dumps(strategy.manifest(module, digest)))
+        local.write_json(manifest, json.loads(checked))
+        unit = {
+            "unit": strategy.name,
+            "digest": digest,
+            "manifest": str(manifest.relative_to(state)),
+            "session": session,
+            # deploying the same again is a wish to run it again
+            "deployed_ns": time.time_ns(),
+        }
+        local.write_json(state / "units" / f"{strategy.name}.json", unit)
+        units.append(unit)
+    if wait:
+        for unit in units:
+            unit["state"] = _wait_running(state, unit)
+    return units
+
+
+def _wait_running(state: pathlib.Path, unit: dict[str, Any]) -> str:
+    deadline = time.monotonic() + RUNNING_WAIT_S
+    while True:
+        processes = local.read_json(state / "processes.json") or []
+        mine = [p for p in processes if p["role"] == "qcu" and p["name"] == unit["unit"]]
+        for process in mine:
+            if process.get("deployed_ns") != unit["deployed_ns"]:
+                continue
+            if process["state"] == "failed":
+                raise StrategyError(
+                    f"unit {unit['unit']} failed: {process['note']}", hint=f"its log is {process['log']}"
+                )
+            if process["state"] in ("running", "finished"):
+                return process["state"]
+        if time.monotonic() > deadline:
+            raise Unavailable(f"unit {unit['unit']} was deployed, but does not run", hint="see `trellis status`")
+        time.sleep(_POLL_S)

@@ -1,0 +1,287 @@
+"""`Frame`, what a read answers, and `Receipt`, what the read says of itself."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._time import format_ns
+from .errors import BadRequest, _missing
+from .wide import Wide
+
+if TYPE_CHECKING:
+    from . import _trellis
+
+__all__ = ["Frame", "Receipt"]
+
+_HEAD, _TAIL = 5, 5
+_COUNTS = (
+    "version_min",
+    "version_max",
+    "rows",
+    "bytes",
+    "chunks_hit",
+    "chunks_joined",
+    "chunks_fetched",
+    "rows_fetched",
+    "stale",
+)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a read says of itself. Keep it beside a result: it says what exactly was read, and what it cost.
+
+    Attributes:
+        dataset: what was read.
+        as_of: the knowledge time asked for, or None for the latest.
+        known_through: reading again with `as_of=known_through` gives these same rows, for ever.
+        version_min, version_max: versions of the dataset that the oldest and the newest part were read at.
+        watermark: event time up to which the series are said to be complete, or None.
+        rows, bytes: of the answer.
+        chunks_hit, chunks_joined, chunks_fetched: parts answered from memory, by somebody else's fetch under way, and
+            by a fetch of our own.
+        rows_fetched: rows that this read caused to be read upstream.
+        shards, heads: who answered.
+        stale: rows could not be confirmed as the latest (only where `allow_stale` was given).
+        elapsed_ms: the slowest head's time for it.
+    """
+
+    dataset: str
+    as_of: str | None
+    known_through: str
+    version_min: int
+    version_max: int
+    watermark: str | None
+    rows: int
+    bytes: int
+    chunks_hit: int
+    chunks_joined: int
+    chunks_fetched: int
+    rows_fetched: int
+    shards: tuple[str, ...]
+    heads: tuple[str, ...]
+    stale: bool
+    elapsed_ms: float
+
+    @classmethod
+    def _of(cls, reply: dict[str, Any]) -> Receipt:
+        return cls(
+            dataset=reply["dataset"],
+            as_of=format_ns(reply["as_of_ns"]),
+            known_through=format_ns(reply["known_through_ns"]) or "",
+            watermark=format_ns(reply["watermark_ns"]),
+            shards=tuple(reply["shards"]),
+            heads=tuple(reply["head"].split(",")),
+            elapsed_ms=reply["elapsed_us"] / 1000,
+            **{name: reply[name] for name in _COUNTS},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)
+        }
+
+    def __str__(self) -> str:
+        when = f"as of {self.as_of}" if self.as_of else f"latest, as of {self.known_through}"
+        versions = {self.version_min, self.version_max}
+        version = "-".join(str(v) for v in sorted(versions))
+        parts = [
+            f"{self.dataset} v{version} {when}",
+            f"{self.rows:,} rows",
+            _size(self.bytes),
+            f"chunks: {self.chunks_hit} hit, {self.chunks_joined} joined, {self.chunks_fetched} fetched",
+            f"{self.elapsed_ms:.1f} ms",
+        ]
+        if self.stale:
+            parts.append("STALE")
+        return " · ".join(parts)
+
+
+class Frame:
+    """Rows sorted by (symbol, ts): the columns `symbol`, `ts` (UTC), the fields asked for, perhaps `known_at`.
+
+    The data is Arrow and stays outside of Python. Any library that speaks the Arrow C interface takes a Frame as it
+    is (`polars.DataFrame(frame)`, `pyarrow.table(frame)`, `duckdb.sql("from frame")` after `frame = px.arrow()`);
+    `arrow()`, `polars()` and `pandas()` are those calls with names, and `wide()` is a matrix of sessions x symbols.
+    """
+
+    def __init__(self, rows: _trellis.Rows, receipt: Receipt | None = None) -> None:
+        self._rows = rows
+        self.receipt = receipt
+        # of Strategy.run(publish=True): dataset, version, known_at of the publish
+        self.published: dict[str, Any] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return [name for name, _ in self._rows.columns]
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Name to type, in the words of `trellis.output`."""
+        return dict(self._rows.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self._rows.nbytes
+
+    @property
+    def symbols(self) -> list[str]:
+        """The symbols that have rows here, sorted."""
+        _, values, _ = self._rows.column("symbol")
+        if isinstance(values, list):
+            return sorted(set(values), key=str.encode)
+        codes, names = values
+        used = np.unique(_array(codes, np.int32, len(self)))
+        return sorted({names[i] for i in used}, key=str.encode)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._rows.__arrow_c_stream__(requested_schema)
+
+    def __arrow_c_schema__(self) -> object:
+        return self._rows.__arrow_c_schema__()
+
+    def arrow(self) -> Any:
+        """A `pyarrow.Table`, sharing the memory."""
+        try:
+            import pyarrow
+        except ImportError:
+            raise _missing("pyarrow", ".arrow()") from None
+        return pyarrow.table(self)
+
+    def polars(self) -> Any:
+        """A `polars.DataFrame`, sharing the memory."""
+        try:
+            import polars
+        except ImportError:
+            raise _missing("polars", ".polars()") from None
+        return polars.DataFrame(self)
+
+    def pandas(self) -> Any:
+        """A `pandas.DataFrame`. `symbol` is categorical, times are `datetime64[ns, UTC]`.
+
+        Missing floats are NaN; missing integers and booleans make the column pandas' nullable `Int64`, `boolean`.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise _missing("pandas", ".pandas()") from None
+        return pd.DataFrame({name: self._pandas_column(pd, name) for name in self.columns}, copy=False)
+
+    def _pandas_column(self, pd: Any, name: str) -> Any:
+        kind, values, valid = self._rows.column(name)
+        rows = len(self)
+        missing = None if valid is None else _array(valid, np.uint8, rows) == 0
+        if kind == "symbol":
+            codes, names = values
+            return pd.Categorical.from_codes(_array(codes, np.int32, rows), categories=pd.Index(names))
+        if kind == "string":
+            return pd.Series(values, dtype="str" if missing is None else object)
+        if kind == "timestamp":
+            times = _array(values, np.int64, rows).view("datetime64[ns]")
+            if missing is not None:
+                times = np.where(missing, np.datetime64("NaT", "ns"), times)
+            return pd.DatetimeIndex(times, tz="UTC")
+        if kind in ("float64", "float32"):
+            numbers = _array(values, np.dtype(kind), rows)
+            return numbers if missing is None else np.where(missing, np.nan, numbers).astype(kind)
+        plain = _array(values, np.uint8, rows).astype(bool) if kind == "bool" else _array(values, kind, rows)
+        if missing is None:
+            return plain
+        masked = pd.arrays.BooleanArray if kind == "bool" else pd.arrays.IntegerArray
+        return masked(plain.copy(), missing)
+
+    def wide(self, field: str) -> Wide:
+        """One field as a matrix of sessions x symbols, float64, NaN where there is no row or no value."""
+        if not isinstance(field, str):
+            raise BadRequest(f"wide() takes the name of one field, not {field!r}")
+        index, symbols, values = self._rows.wide(field)
+        sessions = len(index) // 8
+        times = _array(index, np.int64, sessions).view("datetime64[ns]")
+        matrix = _array(values, np.float64, sessions * len(symbols)).reshape(sessions, len(symbols))
+        return Wide(times, tuple(symbols), matrix)
+
+    def write(self, format: str, path: Any = None) -> bytes | None:
+        """The rows as `csv`, `json`, `arrow` (IPC file) or `parquet` (needs pyarrow): to a file, or as bytes."""
+        if format == "parquet":
+            return self._write_parquet(path)
+        if format not in ("csv", "json", "arrow"):
+            raise BadRequest(f"{format!r} is not a format", hint="the formats are csv, json, arrow and parquet")
+        return self._rows.write(format, path)
+
+    def _write_parquet(self, path: Any) -> bytes | None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise _missing("pyarrow", "the format parquet") from None
+        sink = pa.BufferOutputStream() if path is None else path
+        pq.write_table(pa.table(self), sink, compression="zstd")
+        return sink.getvalue().to_pybytes() if path is None else None
+
+    def _cells(self) -> tuple[list[str], list[list[str]], int]:
+        """Header, shown rows, and how many rows are left out after the first `_HEAD`."""
+        left_out = max(0, len(self) - _HEAD - _TAIL)
+        cells = self._rows.cells(_HEAD, _TAIL)
+        return self.columns, [["" if c is None else c for c in row] for row in cells], left_out
+
+    def __repr__(self) -> str:
+        header, rows, left_out = self._cells()
+        table = format_table(header, rows, gap_after=_HEAD if left_out else None)
+        shape = f"{len(self):,} rows x {len(header)} columns"
+        return "\n".join([table, str(self.receipt) if self.receipt else shape])
+
+    def _repr_html_(self) -> str:
+        header, rows, left_out = self._cells()
+        cells = ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows]
+        if left_out:
+            cells.insert(_HEAD, f'<tr><td colspan="{len(header)}">… {left_out:,} more …</td></tr>')
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        note = str(self.receipt) if self.receipt else f"{len(self):,} rows x {len(header)} columns"
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
+            f"<small>{html.escape(note)}</small>"
+        )
+
+
+def _array(buffer: Any, dtype: Any, length: int) -> np.ndarray:
+    # numpy refuses a buffer of no bytes
+    return np.frombuffer(buffer, dtype=dtype) if length else np.empty(0, dtype=dtype)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def format_table(header: list[str], rows: list[list[str]], gap_after: int | None = None) -> str:
+    """Columns aligned: numbers to the right, the rest to the left. Without a border, to be pasted anywhere."""
+    widths = [max([len(h), *(len(r[i]) for r in rows)]) for i, h in enumerate(header)]
+    right = [bool(rows) and all(_numeric(r[i]) for r in rows) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        aligned = (
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
+        )
+        return "  ".join(aligned).rstrip()
+
+    lines = [line(header), *(line(row) for row in rows)]
+    if gap_after is not None:
+        lines.insert(gap_after + 1, "…")
+    return "\n".join(lines)
+
+
+def _numeric(text: str) -> bool:
+    return not text or text.lstrip("-")[:1].isdigit() and not text[4:5] == "-" or text in ("NaN", "inf", "-inf", "-")

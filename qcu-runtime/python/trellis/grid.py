@@ -1,0 +1,243 @@
+"""`connect` and `Grid`: where a researcher starts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from . import _trellis, local
+from ._time import format_ns, to_ns
+from .errors import BadRequest, Closed, Unavailable
+from .frame import Frame, Receipt
+from .strategy import Strategy, symbol_list
+
+__all__ = ["Dataset", "Grid", "connect"]
+
+_Client = _trellis.Client
+
+CONNECT_TIMEOUT_S = 5.0
+# of one call, retries included; large first reads of a cold grid take seconds, not minutes
+DEADLINE_S = 120.0
+
+
+def connect(url: str | None = None, *, unit: str | None = None, timeout: float = CONNECT_TIMEOUT_S) -> Grid:
+    """Connects to a grid.
+
+    Args:
+        url: where the grid is:
+
+            * `grpc://host:port`: one head node; `static://a:1,b:2`: several; `dns://name`: found by DNS;
+            * `embedded:///folder`: a grid of its own inside this process, which keeps its data in that folder.
+              `embedded://` alone is `./.trellis/embedded`. Several processes may open one folder: the first runs the
+              grid, the others join it.
+
+            Default: the variable TRELLIS_URL; else the grid that `trellis up` runs in this folder (`./.trellis`);
+            else `embedded://`.
+        unit: a name under which requests are counted and queued fairly.
+        timeout: seconds to wait for the grid to answer.
+
+    Raises:
+        Unavailable: nobody answers there.
+        BadRequest: not a URL of a grid.
+    """
+    resolved = url or os.environ.get("TRELLIS_URL") or local.url_of_running(local.STATE) or "embedded://"
+    if resolved.startswith("embedded:"):
+        folder = _embedded_folder(resolved)
+        return Grid(f"embedded://{folder}", _Embedded(folder, unit, timeout))
+    return Grid(resolved, _Remote(resolved, unit, timeout))
+
+
+def _embedded_folder(url: str) -> pathlib.Path:
+    path = url.removeprefix("embedded:").removeprefix("//")
+    folder = pathlib.Path(path) if path else pathlib.Path(local.STATE, "embedded")
+    return folder.expanduser().resolve()
+
+
+class _Remote:
+    """A grid that runs elsewhere."""
+
+    def __init__(self, url: str, unit: str | None, timeout: float) -> None:
+        self.client = _trellis.Client(url, unit, timeout, DEADLINE_S)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self.client, *args)
+
+    def close(self) -> None:
+        pass
+
+
+class _Embedded:
+    """A grid in this process, or in another one that opened the folder first."""
+
+    def __init__(self, folder: pathlib.Path, unit: str | None, timeout: float) -> None:
+        self.folder, self.unit, self.timeout = folder, unit, timeout
+        self.lock = threading.Lock()
+        self.open()
+
+    def open(self) -> None:
+        self.url, self.ours = local.open_embedded(self.folder)
+        try:
+            self.client = _trellis.Client(self.url, self.unit, self.timeout, DEADLINE_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        url = self.url
+        try:
+            return function(self.client, *args)
+        except Unavailable:
+            # The process that ran the grid may have ended: then somebody else runs it now, perhaps we.
+            if self.ours:
+                raise
+            with self.lock:
+                if self.url == url:
+                    self.open()
+            return function(self.client, *args)
+
+    def close(self) -> None:
+        if self.ours:
+            local.close_embedded(self.folder)
+
+
+class Dataset(dict[str, Any]):
+    """What a dataset is: a dict of plain values that shows itself as text."""
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{f['name']} {f['type']}{'' if f['nullable'] else '!'}" for f in self["fields"])
+        return (
+            f"{self['dataset']}: {fields}\n"
+            f"  {self['rows']:,} rows, {self['symbols']:,} symbols, {self['first']} … {self['last']}, "
+            f"version {self['version']}, complete through {self['watermark'] or 'nobody said'}"
+        )
+
+
+class Grid:
+    """A connection to a grid. Cheap calls, safe from any thread; `close()` or `with` when it should end early."""
+
+    def __init__(self, url: str, link: Any) -> None:
+        self.url = url
+        self._link = link
+        self._finalizer = weakref.finalize(self, link.close)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        if not self._finalizer.alive:
+            raise Closed(f"the grid {self.url} was closed", hint="trellis.connect() again")
+        return self._link.call(function, *args)
+
+    def read(
+        self,
+        dataset: str,
+        fields: Any = (),
+        symbols: Any = "*",
+        start: Any = None,
+        end: Any = None,
+        as_of: Any = None,
+        *,
+        known_at: bool = False,
+        allow_stale: bool = False,
+        rows_max: int = 0,
+    ) -> Frame:
+        """Reads the rows of `symbols` in [start, end), sorted by symbol and time.
+
+        Args:
+            dataset: `equities.daily`.
+            fields: a field or a list of them, in the order wanted; none is all.
+            symbols: a symbol, a list of symbols, or "*" (or None) for all there are. An empty list is refused: a list
+                that came out empty by mistake must not read the world.
+            start, end: event time, start inclusive, end exclusive; None is open. ISO strings, dates, datetimes (UTC
+                where they have no zone), `pandas.Timestamp`s, or integer nanoseconds.
+            as_of: the rows as they were known at that time; None is the latest.
+            known_at: add the column `known_at`.
+            allow_stale: while a shard is away, accept rows that cannot be confirmed as the latest; the receipt says so.
+            rows_max: refuse a larger answer; 0 is the grid's own limit.
+
+        Raises:
+            UnknownDataset, UnknownField, UnknownSymbol: with the nearest names.
+            BadRequest: an end before its start, a malformed time.
+            TooLarge: more rows than allowed.
+            Unavailable: try again.
+        """
+        named = (fields,) if isinstance(fields, str) else tuple(fields or ())
+        rows, receipt = self._call(_Client.read,
+            _text(dataset, "dataset"),
+            [_text(f, "fields") for f in named],
+            list(symbol_list(symbols)),
+            to_ns(start, "start"),
+            to_ns(end, "end"),
+            to_ns(as_of, "as_of"),
+            known_at,
+            allow_stale,
+            rows_max,
+        )
+        return Frame(rows, Receipt._of(receipt))
+
+    def datasets(self) -> list[str]:
+        """Names of all datasets, sorted."""
+        return sorted(d["dataset"] for d in self._call(_Client.describe, None))
+
+    def describe(self, dataset: str | None = None) -> Any:
+        """What a dataset is and how far it has come; without a name, a list of all."""
+        found = [_dataset(d) for d in self._call(_Client.describe, dataset and _text(dataset, "dataset"))]
+        return sorted(found, key=lambda d: d["dataset"]) if dataset is None else found[0]
+
+    def symbols(self, dataset: str) -> list[str]:
+        """The symbols of a dataset, sorted."""
+        return self._call(_Client.symbols, _text(dataset, "dataset"))
+
+    def sessions(self, dataset: str, start: Any = None, end: Any = None) -> list[str]:
+        """The days in [start, end) for which the dataset has rows, `2016-08-10`, ascending."""
+        found = self._call(_Client.sessions, _text(dataset, "dataset"), to_ns(start, "start"), to_ns(end, "end"))
+        return [str(format_ns(ns)) for ns in found]
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Counters of each head node since it started; `trellis status` prints them as a table."""
+        return self._call(_Client.stats)
+
+    def deploy(self, *strategies: Strategy, state: Any = None, wait: bool = True) -> list[dict[str, Any]]:
+        """Deploys strategies to the local grid that `trellis up` runs: as `trellis deploy`, for their files.
+
+        Answers, for each, its name, digest and state.
+        """
+        from .deploy import deploy_strategies
+
+        return deploy_strategies(list(strategies), state or local.STATE, wait=wait)
+
+    def close(self) -> None:
+        """Ends the connection; an embedded grid stops when its last connection in this process is closed."""
+        self._finalizer()
+
+    def __enter__(self) -> Grid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<trellis grid {self.url}{'' if self._finalizer.alive else ' (closed)'}>"
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(f"{name} must be text, not {type(value).__name__} {value!r}")
+    return value
+
+
+def _dataset(reply: dict[str, Any]) -> Dataset:
+    return Dataset(
+        dataset=reply["dataset"],
+        fields=[{"name": n, "type": t, "nullable": null} for n, t, null in reply["fields"]],
+        rows=reply["rows"],
+        symbols=reply["symbols"],
+        first=format_ns(reply["first_ts_ns"]),
+        last=format_ns(reply["last_ts_ns"]),
+        version=reply["version"],
+        known_through=format_ns(reply["known_through_ns"]),
+        watermark=format_ns(reply["watermark_ns"]),
+        chunk_ns=reply["chunk_ns"],
+        home=reply["home"],
+    )

@@ -1,0 +1,73 @@
+"""Running a strategy: the same steps in a notebook, on the command line, and in the child of `qcu`."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from . import _trellis
+from ._columns import frame_of
+from .errors import StrategyError, TrellisError
+from .frame import Frame, Receipt
+from .strategy import Context, Strategy
+
+if TYPE_CHECKING:
+    from .grid import Grid
+
+# of a traceback's end: enough for any stack that a person reads
+TRACEBACK_BYTES_MAX = 32 * 1024
+
+
+def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Frame:
+    """Calls the strategy's function and makes a Frame of its answer. What it raises passes through."""
+    return frame_of(strategy.function(context, **inputs))
+
+
+def run_here(
+    strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool
+) -> Frame:
+    """`Strategy.run`."""
+    from .grid import connect
+
+    if grid is None:
+        with connect(unit=strategy.name) as own:
+            return run_here(strategy, session, own, as_of_ns, publish)
+    manifest = json.dumps(strategy.manifest())
+    prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
+    inputs = {name: Frame(rows, Receipt._of(receipt)) for name, rows, receipt in prefetched.inputs()}
+    try:
+        frame = call(strategy, Context(strategy.name, session), inputs)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        raise _failed(strategy, session, error) from error
+    frame = Frame(_trellis.check_result(manifest, session, frame._rows))
+    if publish:
+        frame.published = grid._call(_trellis.publish_run, manifest, session, prefetched, frame._rows)
+    return frame
+
+
+def _failed(strategy: Strategy, session: str, error: Exception) -> StrategyError:
+    told = error.message if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
+    return StrategyError(
+        f"strategy {strategy.name}, session {session}: {told}",
+        hint=error.hint if isinstance(error, TrellisError) else "",
+        traceback=traceback_of(error),
+    )
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback as text from the strategy's own frames on, and its last 32 KiB only."""
+    entries = error.__traceback__
+    while entries is not None and _is_ours(entries.tb_frame.f_globals):
+        entries = entries.tb_next
+    lines = traceback.format_exception(type(error), error, entries or error.__traceback__)
+    return "".join(lines).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
+
+
+def _is_ours(names: dict[str, Any]) -> bool:
+    module = names.get("__name__", "")
+    return module.partition(".")[0] in ("trellis", "importlib", "runpy") or module == "__main__" and (
+        names.get("__package__") == "trellis"
+    )

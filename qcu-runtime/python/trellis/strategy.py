@@ -1,0 +1,360 @@
+"""Strategies: a pure function of a session and its declared inputs, with everything the grid needs to run it.
+
+A strategy sees no clock and reads nothing that it did not declare. So it can be run for any session, in a notebook, by
+`trellis run`, or as a deployed unit, with the same result bit for bit: the inputs are read as they were known at the
+run's `as_of`, and declared inputs can be fetched while Python is still importing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import _trellis
+from ._time import format_ns, to_ns, to_session
+from .errors import BadRequest
+
+if TYPE_CHECKING:
+    from .frame import Frame
+    from .grid import Grid
+
+__all__ = ["Context", "Output", "Schedule", "Series", "Strategy", "after", "at_close", "output", "series", "strategy"]
+
+_SESSIONS = re.compile(r"\s*(\d+)\s*sessions?\s*")
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(hour|day|week)s?\s*")
+# until a strategy is deployed, its manifest has no file and no digest; the check needs some
+_UNDEPLOYED = {"module": "undeployed.py", "code_digest": "undeployed"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One declared input. Make it with `trellis.series`, or with a strategy's `.series`."""
+
+    dataset: str
+    fields: tuple[str, ...]
+    symbols: tuple[str, ...]
+    # exactly one of the two
+    lookback: dict[str, Any] | None
+    start: int | None
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        span = {"since": format_ns(self.start)} if self.lookback is None else {"lookback": self.lookback}
+        symbols = "*" if self.symbols == ("*",) else list(self.symbols)
+        return {
+            "name": name,
+            "dataset": self.dataset,
+            "fields": list(self.fields),
+            "symbols": symbols,
+            **span,
+            "as_of": "latest",
+        }
+
+
+@dataclass(frozen=True)
+class Output:
+    """The dataset that a strategy publishes. Make it with `trellis.output`."""
+
+    dataset: str
+    # name, type, nullable
+    fields: tuple[tuple[str, str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When sessions are due. Make it with `trellis.at_close` or `trellis.after`."""
+
+    calendar: str
+    delay: str = "0s"
+    # after: the strategies waited for, by name and output; empty for at_close
+    units: tuple[tuple[str, str], ...] = ()
+
+    def _manifest(self) -> dict[str, Any]:
+        if self.units:
+            return {"kind": "after", "units": [{"unit": u, "dataset": d} for u, d in self.units]}
+        return {"kind": "at_close", "calendar": self.calendar, "delay": self.delay}
+
+
+def series(
+    dataset: str,
+    fields: list[str] | tuple[str, ...] | str = (),
+    *,
+    symbols: Any = "*",
+    lookback: str | None = None,
+    start: Any = None,
+) -> Series:
+    """Declares an input.
+
+    Args:
+        dataset: `equities.daily`.
+        fields: which; none named is all.
+        symbols: a symbol, a list of symbols, or "*" for all there are.
+        lookback: how far back from the session, itself included: "260 sessions", "90 days".
+        start: instead of lookback, a fixed first day.
+
+    The input ends with the session: it never holds a row of a later one.
+    """
+    if (lookback is None) == (start is None):
+        raise BadRequest(
+            f"series({dataset!r}) needs a lookback or a start, and not both", hint='lookback="260 sessions"'
+        )
+    listed = (fields,) if isinstance(fields, str) else tuple(fields)
+    return Series(dataset, listed, symbol_list(symbols), _lookback(lookback), to_ns(start, "start"))
+
+
+def _lookback(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    if match := _SESSIONS.fullmatch(text):
+        return {"sessions": int(match[1])}
+    if match := _DURATION.fullmatch(text):
+        return {"duration": match[1] + match[2][0]}
+    _trellis.parse_duration(text)
+    return {"duration": text}
+
+
+def symbol_list(symbols: Any) -> tuple[str, ...]:
+    """A tuple of symbols from what people give: None and "*" are all, one name is a list of one, [] is refused."""
+    if symbols is None or (isinstance(symbols, str) and symbols == "*"):
+        return ("*",)
+    if isinstance(symbols, str):
+        return (symbols,)
+    if isinstance(symbols, Mapping) or not hasattr(symbols, "__iter__"):
+        raise BadRequest(f"symbols must be a symbol, a list of them, or \"*\", not {symbols!r}")
+    listed = tuple(symbols)
+    if wrong := next((s for s in listed if not isinstance(s, str)), None):
+        raise BadRequest(f"symbols must be strings, not {wrong!r}")
+    if not listed:
+        raise BadRequest("the list of symbols is empty", hint='symbols="*" reads every symbol')
+    return listed
+
+
+def output(dataset: str, /, **fields: str) -> Output:
+    """Declares what a strategy publishes: a dataset and its fields, `score="float64"`.
+
+    Types: float64, float32, int64, int32, bool, string, timestamp. A value may be missing (None, NaN) unless the type
+    ends with "!": `weight="float64!"` refuses rows without a weight.
+    """
+    if not fields:
+        raise BadRequest(f"output({dataset!r}) declares no field", hint='output("signals.x", score="float64")')
+    return Output(dataset, tuple((n, t.rstrip("!?"), not t.endswith("!")) for n, t in fields.items()))
+
+
+def at_close(calendar: str, *, delay: str = "0s") -> Schedule:
+    """Due when a session of the exchange calendar has closed, `delay` later: `at_close("XNYS", delay="20m")`."""
+    return Schedule(calendar, delay)
+
+
+def after(*strategies: Strategy) -> Schedule:
+    """Due when each of `strategies` has published the session."""
+    if not strategies or not all(isinstance(s, Strategy) for s in strategies):
+        raise BadRequest("after() takes the strategies to wait for", hint="schedule=trellis.after(mom)")
+    calendars = {s.calendar for s in strategies}
+    if len(calendars) > 1:
+        raise BadRequest(f"after() waits for strategies of different calendars: {', '.join(sorted(calendars))}")
+    return Schedule(calendars.pop(), units=tuple((s.name, s.output.dataset) for s in strategies))
+
+
+class Context:
+    """What a strategy is told besides its inputs.
+
+    Attributes:
+        session: the session's date, `2016-08-10`. The only time a strategy knows.
+        name: the strategy's name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        session: str,
+        progress: Callable[[float | None, float | None, str | None], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.session = session
+        self._progress = progress
+
+    def progress(self, done: float | None = None, total: float | None = None, note: str | None = None) -> None:
+        """Says how far the run has come; people see it in `trellis status` and the log. Costs a packet a call."""
+        if self._progress is not None:
+            self._progress(done, total, note)
+
+    def frame(self, **columns: Any) -> Frame:
+        """The output: `symbol`, the declared fields, and `ts` where a row's time is not the session itself.
+
+        A column is a numpy array, a list, a pandas or polars Series, an Arrow array, a `Row` of a wide matrix, or one
+        value for all rows. Values become the declared types where that loses nothing; NaN is a missing value.
+        """
+        from ._columns import make_frame
+
+        return make_frame(columns)
+
+    def __repr__(self) -> str:
+        return f"Context({self.name!r}, session={self.session!r})"
+
+
+class Strategy:
+    """A function and its declarations. Calling it calls the function; `run` runs it as the grid does."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        inputs: dict[str, Series],
+        output: Output,
+        schedule: Schedule | None,
+        retries: int,
+        timeout: str,
+        cpu: float,
+        memory: str,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = name
+        self.inputs = inputs
+        self.output = output
+        self.schedule = schedule
+        self.retries = retries
+        self.timeout = timeout
+        self.cpu = cpu
+        self.memory = memory
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def series(self, *fields: str, symbols: Any = "*", lookback: str = "1 sessions") -> Series:
+        """This strategy's output as another's input: `mom.series(lookback="5 sessions")`. No fields named: all."""
+        names = fields or tuple(name for name, _, _ in self.output.fields)
+        return series(self.output.dataset, names, symbols=symbols, lookback=lookback)
+
+    def run(
+        self, *, session: Any, grid: Grid | None = None, as_of: Any = None, publish: bool = False
+    ) -> Frame:
+        """Runs for one session in this process: same inputs, same checks as a deployed unit. Answers the output.
+
+        Args:
+            session: a date.
+            grid: default `trellis.connect()`.
+            as_of: read the inputs as they were known then; default now.
+            publish: publish the output too, as the unit would, under a lease of its own.
+
+        Raises:
+            StrategyError: the function raised, or its output is not what was declared.
+        """
+        from .run import run_here
+
+        return run_here(self, to_session(session), grid, to_ns(as_of, "as_of"), publish)
+
+    @property
+    def calendar(self) -> str:
+        """The calendar of its sessions."""
+        return self.schedule.calendar if self.schedule else "XNYS"
+
+    def manifest(self, module: str | None = None, code_digest: str | None = None) -> dict[str, Any]:
+        """Everything declared, as plain values, in the form that `qcu` reads."""
+        code = {"module": module, "code_digest": code_digest} if module else _UNDEPLOYED
+        return {
+            "version": 1,
+            "unit": self.name,
+            "function": self.function.__name__,
+            "schedule": self.schedule._manifest() if self.schedule else {"kind": "manual"},
+            "calendar": self.calendar,
+            "retries": self.retries,
+            "timeout": self.timeout,
+            "cpu": float(self.cpu),
+            "memory": self.memory,
+            "inputs": [declared._manifest(name) for name, declared in self.inputs.items()],
+            "output": {
+                "dataset": self.output.dataset,
+                "fields": {n: t + "?" * nullable for n, t, nullable in self.output.fields},
+            },
+            **code,
+        }
+
+    def __repr__(self) -> str:
+        reads = ", ".join(f"{name}={s.dataset}" for name, s in self.inputs.items())
+        return f"<strategy {self.name}: {reads} -> {self.output.dataset}>"
+
+
+def strategy(
+    name: str,
+    *,
+    inputs: dict[str, Series],
+    output: Output,
+    schedule: Schedule | None = None,
+    retries: int = 3,
+    timeout: str = "10m",
+    cpu: float = 1,
+    memory: str = "4G",
+) -> Callable[[Callable[..., Any]], Strategy]:
+    """Makes a function a strategy. The function is called as `function(ctx, **inputs)`, each input a `Frame`.
+
+    Args:
+        name: the unit's name, `mom_12_1`: lower case letters, digits, `_`, `.`, `-`.
+        inputs: what it reads, by the function's argument names.
+        output: what it publishes.
+        schedule: when sessions are due; None: only when asked for.
+        retries: how often a failed run is tried again.
+        timeout: longest run, "10m".
+        cpu, memory: what a run may use: cores, bytes ("4G").
+
+    Raises:
+        BadRequest: now, where the declaration is, rather than in production.
+    """
+    if not isinstance(output, Output):
+        raise BadRequest(f"strategy {name}: output must be made with trellis.output(...)")
+    for argument, declared in inputs.items():
+        if not isinstance(declared, Series):
+            raise BadRequest(f"strategy {name}: input {argument} must be made with trellis.series(...)")
+    def declare(function: Callable[..., Any]) -> Strategy:
+        _check_signature(name, function, inputs)
+        declared = Strategy(
+            function,
+            name=name,
+            inputs=dict(inputs),
+            output=output,
+            schedule=schedule,
+            retries=retries,
+            timeout=timeout,
+            cpu=cpu,
+            memory=memory,
+        )
+        _trellis.check_manifest(json.dumps(declared.manifest()))
+        return declared
+
+    return declare
+
+
+def _check_signature(name: str, function: Callable[..., Any], inputs: dict[str, Series]) -> None:
+    try:
+        inspect.signature(function).bind(None, **dict.fromkeys(inputs))
+    except TypeError as mismatch:
+        wanted = ", ".join(["ctx", *inputs])
+        raise BadRequest(
+            f"strategy {name}: {function.__name__}() cannot be called with its inputs: {mismatch}",
+            hint=f"def {function.__name__}({wanted}): ...",
+        ) from None
+
+
+def strategies_of(module: Any) -> list[Strategy]:
+    """The strategies that a module defines itself, in order; not the ones it imports from others."""
+    found = [v for v in vars(module).values() if isinstance(v, Strategy)]
+    own = [s for s in found if s.function.__module__ == module.__name__]
+    return list(dict.fromkeys(own or found))
+
+
+def source_file(strategy: Strategy) -> str:
+    """The file that a strategy was written in."""
+    module = sys.modules.get(strategy.function.__module__)
+    path = getattr(module, "__file__", None)
+    if not path:
+        raise BadRequest(
+            f"strategy {strategy.name} was defined in a notebook cell or a prompt; only files can be deployed",
+            hint="move it to a .py file and import it from there",
+        )
+    return path

@@ -1,0 +1,401 @@
+"""`trellis up`: a grid of real processes on this machine, kept running.
+
+One thread does everything, woken by signals, by output of the children, and a few times a second. A child that dies is
+started again on its old address, later each time it dies soon; children die with this process however it ends
+(`PR_SET_PDEATHSIG`, which holds for the *thread* that started them: another reason for there being one).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import json
+import os
+import pathlib
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import local
+from .errors import BadRequest, TrellisError, Unavailable
+
+# from starting a server to its ready line; a lake with long logs takes seconds
+READY_WAIT_S = 60.0
+# what running calls may take once a process is told to end
+DRAIN_MS = 10_000
+# beyond the drain a process is stuck
+KILL_AFTER_S = DRAIN_MS / 1000 + 2
+# looks at the units' folder and at due restarts; a deploy is noticed within that
+TICK_S = 0.2
+# the first restart is at once, nearly; a process that cannot live is tried twice a minute
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# a process that lived that long did not die of how it was started
+HEALTHY_S = 60.0
+LOG_TAIL_LINES = 15
+_PR_SET_PDEATHSIG = 1
+# resolved before any fork: between fork and exec nothing may be imported
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl
+
+
+class State(enum.Enum):
+    """Of a child. starting -> running -> (waiting -> starting) | finished | failed; stopping from any."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    # died; will be started again
+    WAITING = "waiting"
+    STOPPING = "stopping"
+    # ended by itself, with nothing left to do
+    FINISHED = "finished"
+    # will not be started again: its configuration or its code is at fault
+    FAILED = "failed"
+
+
+class Child:
+    """One process of the grid."""
+
+    def __init__(self, name: str, role: str, argv: list[str], env: dict[str, str], log: pathlib.Path) -> None:
+        self.name = name
+        self.role = role
+        self.argv = argv
+        self.env = env
+        self.log = log
+        self.state = State.WAITING
+        self.process: subprocess.Popen[bytes] | None = None
+        self.listen = ""
+        self.note = ""
+        self.restarts = 0
+        self.soon_deaths = 0
+        self.started = 0.0
+        self.due = 0.0
+        self.output = b""
+        # of a unit: the file it was deployed by
+        self.unit: dict[str, Any] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """As people and `trellis status` see it."""
+        running = self.process is not None and self.process.poll() is None
+        return {
+            "name": self.name,
+            "role": self.role,
+            "state": self.state.value,
+            "pid": self.process.pid if running and self.process else None,
+            "listen": self.listen,
+            "restarts": self.restarts,
+            "note": self.note,
+            "log": str(self.log),
+            **({"deployed_ns": self.unit["deployed_ns"], "digest": self.unit["digest"]} if self.unit else {}),
+        }
+
+
+class Up:
+    """The grid of one state folder."""
+
+    def __init__(self, state: pathlib.Path, heads: int, shards: int, say: Callable[[str], None]) -> None:
+        for what, count in (("heads", heads), ("shards", shards)):
+            if not 1 <= count <= 64:
+                raise BadRequest(f"--{what} {count}: from 1 to 64 are possible on one machine")
+        self.state = state.resolve()
+        self.counts = (heads, shards)
+        self.say = say
+        self.children: list[Child] = []
+        self.selector = selectors.DefaultSelector()
+        self.ending = False
+        self.url = ""
+        self.described: Any = None
+        self.lock: int | None = None
+
+    def run(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
+        """Starts everything, calls `on_ready`, keeps it running until SIGTERM or SIGINT, stops everything."""
+        self.lock = local.must_hold(self.state)
+        (self.state / "logs").mkdir(parents=True, exist_ok=True)
+        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.selector.register(woken, selectors.EVENT_READ, None)
+        before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        try:
+            info = self._start_all()
+            if not self.ending:
+                local.announce(self.lock, self.url, "up")
+                local.write_json(self.state / "grid.json", info)
+                on_ready(info)
+            while not self.ending:
+                self._step()
+        finally:
+            self._stop_all()
+            for name in ("grid.json", "processes.json"):
+                (self.state / name).unlink(missing_ok=True)
+            signal.set_wakeup_fd(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            os.close(self.lock)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if not self.ending:
+            self.say(f"{signal.Signals(number).name}: stopping")
+        self.ending = True
+
+    # --- starting
+
+    def _start_all(self) -> dict[str, Any]:
+        heads, shards = self.counts
+        lake = self.state / "lake"
+        lake.mkdir(exist_ok=True)
+        shard_children = []
+        for i in range(shards):
+            env = {"TRELLIS_LAKE": str(lake), "TRELLIS_SHARD_INDEX": str(i), "TRELLIS_SHARD_COUNT": str(shards)}
+            shard_children.append(self._server(f"shard-{i}", "shard", "shard", env))
+        self._await_ready(shard_children)
+        peers = "static://" + ",".join(c.listen for c in shard_children)
+        head_children = [
+            self._server(f"head-{i}", "head", "head-node", {"TRELLIS_SHARDS": peers}) for i in range(heads)
+        ]
+        self._await_ready(head_children)
+        addresses = [c.listen for c in head_children]
+        self.url = "static://" + ",".join(addresses)
+        return {
+            "url": self.url,
+            "heads": addresses,
+            "shards": [c.listen for c in shard_children],
+            "state": str(self.state),
+            "pid": os.getpid(),
+        }
+
+    def _server(self, name: str, role: str, program: str, env: dict[str, str]) -> Child:
+        listen = {"TRELLIS_ID": name, "TRELLIS_LISTEN": "127.0.0.1:0", "TRELLIS_DRAIN_MS": str(DRAIN_MS)}
+        child = Child(name, role, [find_program(program)], {**listen, **env}, self._log(name))
+        self.children.append(child)
+        self._start(child)
+        return child
+
+    def _log(self, name: str) -> pathlib.Path:
+        return self.state / "logs" / f"{name}.log"
+
+    def _await_ready(self, children: list[Child]) -> None:
+        deadline = time.monotonic() + READY_WAIT_S
+        while not self.ending and any(c.state is not State.RUNNING for c in children):
+            self._step()
+            for child in children:
+                if child.state in (State.WAITING, State.FAILED):
+                    raise self._did_not_start(child, child.note)
+            if time.monotonic() > deadline:
+                late = next(c for c in children if c.state is not State.RUNNING)
+                raise self._did_not_start(late, f"not ready after {READY_WAIT_S:.0f} s")
+
+    def _did_not_start(self, child: Child, why: str) -> TrellisError:
+        error = Unavailable(f"{child.name} did not start: {why}\n{log_tail(child.log)}", hint=f"its log is {child.log}")
+        return error
+
+    def _start(self, child: Child) -> None:
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            # the parent may have died before the call took effect
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with open(child.log, "ab") as log:
+            child.process = subprocess.Popen(
+                child.argv,
+                env={**os.environ, **child.env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # a Ctrl-C in the terminal is for us; we stop the children, in order
+                process_group=0,
+                preexec_fn=die_with_parent,
+            )
+        assert child.process.stdout is not None
+        os.set_blocking(child.process.stdout.fileno(), False)
+        self.selector.register(child.process.stdout, selectors.EVENT_READ, child)
+        child.output = b""
+        child.started = time.monotonic()
+        # a unit is no server: it has nothing to announce
+        child.state = State.STARTING if child.role != "qcu" else State.RUNNING
+        child.note = ""
+
+    # --- running
+
+    def _step(self) -> None:
+        for key, _ in self.selector.select(TICK_S):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(key.fd, 4096)
+            else:
+                self._read(key.data)
+        for child in self.children:
+            if child.process is not None and child.process.poll() is not None:
+                self._ended(child)
+        if not self.ending and self.url:
+            self._watch_units()
+            now = time.monotonic()
+            for child in self.children:
+                if child.state is State.WAITING and child.due <= now:
+                    child.restarts += 1
+                    self._start(child)
+        described = [c.describe() for c in self.children]
+        if described != self.described:
+            self.described = described
+            local.write_json(self.state / "processes.json", described)
+
+    def _read(self, child: Child) -> None:
+        process = child.process
+        if process is None or process.stdout is None:
+            return
+        try:
+            data = os.read(process.stdout.fileno(), 65_536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close_output(child)
+            return
+        with open(child.log, "ab") as log:
+            log.write(data)
+        if child.state is not State.STARTING:
+            return
+        child.output += data
+        line, complete, _ = child.output.partition(b"\n")
+        if not complete:
+            return
+        try:
+            ready = json.loads(line)
+            child.listen = ready["listen"]
+        except (ValueError, KeyError, TypeError):
+            child.note = f"its first line is not a ready line: {line[:200]!r}"
+            return
+        child.state = State.RUNNING
+        # others know the address: a successor must have the same
+        child.env["TRELLIS_LISTEN"] = child.listen
+
+    def _close_output(self, child: Child) -> None:
+        if child.process is not None and child.process.stdout is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(child.process.stdout)
+            child.process.stdout.close()
+            child.process.stdout = None
+
+    def _ended(self, child: Child) -> None:
+        assert child.process is not None
+        self._read(child)
+        self._close_output(child)
+        status, child.process = child.process.returncode, None
+        lived = time.monotonic() - child.started
+        if child.state is State.STOPPING:
+            return
+        how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        child.note = f"{how} after {lived:.1f} s"
+        if child.role == "qcu" and status == 0:
+            child.state = State.FINISHED
+            return
+        # 2, 3 and 5 say: the same again fails the same way
+        if child.role == "qcu" and status in (2, 3, 5):
+            child.state = State.FAILED
+            self.say(f"{child.name} {child.note}; not started again\n{log_tail(child.log)}")
+            return
+        child.soon_deaths = 0 if lived > HEALTHY_S else child.soon_deaths + 1
+        delay = BACKOFF_S[min(child.soon_deaths, len(BACKOFF_S)) - 1] if child.soon_deaths else BACKOFF_S[0]
+        child.state = State.WAITING
+        child.due = time.monotonic() + delay
+        if self.url:
+            self.say(f"{child.name} {child.note}; starting it again in {delay:g} s (log: {child.log})")
+
+    def _watch_units(self) -> None:
+        units = {}
+        for path in sorted((self.state / "units").glob("*.json")):
+            unit = local.read_json(path)
+            if isinstance(unit, dict) and unit.get("unit"):
+                units[unit["unit"]] = unit
+        for child in [c for c in self.children if c.role == "qcu"]:
+            wanted = units.pop(child.name, None)
+            if wanted == child.unit:
+                continue
+            if child.process is not None:
+                # its successor is started when it is gone: one publisher at a time
+                if child.state is not State.STOPPING:
+                    child.state = State.STOPPING
+                    child.process.terminate()
+                    child.due = time.monotonic() + KILL_AFTER_S
+                elif time.monotonic() > child.due:
+                    kill_group(child.process)
+                if wanted is not None:
+                    units[child.name] = None
+                continue
+            self.children.remove(child)
+            if wanted is not None:
+                units[child.name] = wanted
+        for unit in filter(None, units.values()):
+            child = Child(
+                unit["unit"], "qcu", [find_program("qcu")], self._unit_env(unit), self._log(f"qcu-{unit['unit']}")
+            )
+            child.unit = unit
+            self.children.append(child)
+            self.say(f"{child.name}: starting, code {unit['digest'][:19]}")
+            self._start(child)
+
+    def _unit_env(self, unit: dict[str, Any]) -> dict[str, str]:
+        env = {
+            "TRELLIS_ID": unit["unit"],
+            "TRELLIS_URL": self.url,
+            "TRELLIS_UNIT_FILE": str(self.state / unit["manifest"]),
+            "TRELLIS_PYTHON": sys.executable,
+            "TRELLIS_DRAIN_MS": str(DRAIN_MS),
+        }
+        if unit.get("session"):
+            env["TRELLIS_SESSION"] = unit["session"]
+        return env
+
+    # --- stopping
+
+    def _stop_all(self) -> None:
+        # Who asks goes before who answers, so that nobody's last call fails.
+        for role in ("qcu", "head", "shard"):
+            stopping = [c for c in self.children if c.role == role and c.process is not None]
+            for child in stopping:
+                child.state = State.STOPPING
+                child.process.terminate()  # type: ignore[union-attr]
+            deadline = time.monotonic() + KILL_AFTER_S
+            for child in stopping:
+                assert child.process is not None
+                try:
+                    child.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self.say(f"{child.name} did not stop within {KILL_AFTER_S:.0f} s: killed")
+                    kill_group(child.process)
+                    child.process.wait()
+                self._close_output(child)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a child and everything it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def find_program(name: str) -> str:
+    """The grid's program of that name: of this environment, else of the PATH."""
+    beside = pathlib.Path(sysconfig.get_path("scripts"), name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if not found:
+        raise Unavailable(
+            f"the program {name} is not installed in this environment",
+            hint="install the wheel with `pip install`, not with `maturin develop`, which leaves programs out",
+        )
+    return found
+
+
+def log_tail(path: pathlib.Path) -> str:
+    """The last lines of a log, indented; for messages."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    except OSError:
+        return ""
+    return "\n".join(f"    | {line}" for line in lines)

@@ -1,0 +1,3 @@
+//! What needs processes or sockets. One binary, so that it links once.
+
+mod supervisor;
