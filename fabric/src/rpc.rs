@@ -59,7 +59,8 @@ pub(crate) fn record(span: &Span, code: Code) {
 
 /// Keeps `span` until the answer's last frame, and records its status.
 pub(crate) fn observe(response: Response<Body>, span: Span) -> Response<Body> {
-    if span.is_none() {
+    // none, and also disabled by a filter
+    if span.is_disabled() {
         return response;
     }
     if let Some(status) = Status::from_header_map(response.headers()) {

@@ -176,7 +176,9 @@ fn reflection<'a>(
 
 /// The line by which a server says on stdout that it serves; whoever started it reads the address from there.
 pub fn ready_line(role: &str, id: &str, listen: SocketAddr) -> String {
-    serde_json::json!({ "ready": true, "role": role, "id": id, "listen": listen.to_string() }).to_string()
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let (role, id, listen) = (text(role), text(id), text(&listen.to_string()));
+    format!(r#"{{"ready": true, "role": {role}, "id": {id}, "listen": {listen}}}"#)
 }
 
 /// Prints [`ready_line`] to stdout and flushes it. A closed stdout is no reason not to serve.

@@ -1,1 +1,326 @@
-//! Test helpers.
+//! An OTLP collector for tests: a real gRPC server on loopback that keeps what it is sent.
+//!
+//! It runs on a thread and a runtime of its own, so that a test may block its runtime, or have none, and telemetry still
+//! arrives. Nothing sleeps: [`OtlpReceiver::until`] wakes at each arrival.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use opentelemetry_proto::tonic::{
+    collector::{
+        logs::v1::{
+            ExportLogsServiceRequest, ExportLogsServiceResponse,
+            logs_service_server::{LogsService, LogsServiceServer},
+        },
+        metrics::v1::{
+            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+            metrics_service_server::{MetricsService, MetricsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
+    },
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    logs::v1::LogRecord,
+    metrics::v1::{Metric, metric::Data, number_data_point},
+    resource::v1::Resource,
+    trace::v1::Span,
+};
+use tokio::sync::{oneshot, watch};
+use tonic::{Request, Response, Status, transport::Server};
+
+pub use opentelemetry_proto;
+
+/// Attributes as text: what tests compare.
+pub type Attributes = BTreeMap<String, String>;
+
+/// A span that arrived.
+#[derive(Clone, Debug)]
+pub struct ReceivedSpan {
+    /// Attributes of the process that sent it.
+    pub resource: Attributes,
+    /// `service/method` or whatever the span is called.
+    pub name: String,
+    /// Hexadecimal.
+    pub trace_id: String,
+    /// Hexadecimal.
+    pub span_id: String,
+    /// Hexadecimal; empty for a root.
+    pub parent_span_id: String,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// As it was sent.
+    pub raw: Span,
+}
+
+/// A log record that arrived.
+#[derive(Clone, Debug)]
+pub struct ReceivedLog {
+    /// Attributes of the process that sent it.
+    pub resource: Attributes,
+    /// The message.
+    pub body: String,
+    /// `INFO`, ...
+    pub severity: String,
+    /// Hexadecimal; empty outside of a span.
+    pub trace_id: String,
+    /// Its attributes.
+    pub attributes: Attributes,
+}
+
+/// A metric that arrived, as of one export.
+#[derive(Clone, Debug)]
+pub struct ReceivedMetric {
+    /// Attributes of the process that sent it.
+    pub resource: Attributes,
+    /// Its name.
+    pub name: String,
+    /// Its unit.
+    pub unit: String,
+    /// As it was sent.
+    pub raw: Metric,
+}
+
+impl ReceivedMetric {
+    /// The sum of a counter's (or the values of a gauge's) points that have all of `attributes`. `None` if there is none, or
+    /// it is a histogram.
+    pub fn total(&self, attributes: &[(&str, &str)]) -> Option<f64> {
+        let points = match &self.raw.data {
+            Some(Data::Sum(sum)) => &sum.data_points,
+            Some(Data::Gauge(gauge)) => &gauge.data_points,
+            _ => return None,
+        };
+        let wanted = points.iter().filter(|point| {
+            let has = flatten(&point.attributes);
+            attributes.iter().all(|(key, value)| has.get(*key).is_some_and(|v| v == value))
+        });
+        let values: Vec<f64> = wanted
+            .filter_map(|point| match point.value {
+                Some(number_data_point::Value::AsDouble(value)) => Some(value),
+                Some(number_data_point::Value::AsInt(value)) => Some(value as f64),
+                None => None,
+            })
+            .collect();
+        if values.is_empty() { None } else { Some(values.iter().sum()) }
+    }
+}
+
+/// All that arrived so far, in the order of arrival.
+#[derive(Clone, Debug, Default)]
+pub struct Received {
+    /// Spans.
+    pub spans: Vec<ReceivedSpan>,
+    /// Log records.
+    pub logs: Vec<ReceivedLog>,
+    /// Metrics; one entry per metric and export.
+    pub metrics: Vec<ReceivedMetric>,
+}
+
+impl Received {
+    /// Spans of one trace.
+    pub fn trace(&self, trace_id: &str) -> Vec<&ReceivedSpan> {
+        self.spans.iter().filter(|span| span.trace_id == trace_id).collect()
+    }
+
+    /// The last export of a metric.
+    pub fn metric(&self, name: &str) -> Option<&ReceivedMetric> {
+        self.metrics.iter().rev().find(|metric| metric.name == name)
+    }
+}
+
+/// The collector; it ends when dropped.
+#[derive(Debug)]
+pub struct OtlpReceiver {
+    addr: SocketAddr,
+    shared: Shared,
+    arrivals: watch::Receiver<u64>,
+    _stop: oneshot::Sender<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Shared {
+    received: Arc<Mutex<Received>>,
+    arrivals: Arc<watch::Sender<u64>>,
+}
+
+impl OtlpReceiver {
+    /// Starts one on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// If no port or thread can be had.
+    pub fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let (sender, arrivals) = watch::channel(0);
+        let shared = Shared { received: Arc::default(), arrivals: Arc::new(sender) };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = Server::builder()
+            .add_service(TraceServiceServer::new(shared.clone()))
+            .add_service(MetricsServiceServer::new(shared.clone()))
+            .add_service(LogsServiceServer::new(shared.clone()));
+        std::thread::Builder::new().name("otlp-receiver".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+                let incoming = tonic::transport::server::TcpIncoming::from(listener);
+                // not graceful: exporters keep their connections open for ever
+                tokio::select! {
+                    _ = server.serve_with_incoming(incoming) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { addr, shared, arrivals, _stop: stop })
+    }
+
+    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` is to be set to.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// A copy of all that arrived so far.
+    pub fn received(&self) -> Received {
+        self.shared.lock().clone()
+    }
+
+    /// Waits until `condition` gives something, looking at each arrival, for at most `timeout`.
+    ///
+    /// # Errors
+    /// All that arrived, for the test's message. Cancel safe.
+    pub async fn until<T>(
+        &self,
+        timeout: Duration,
+        mut condition: impl FnMut(&Received) -> Option<T>,
+    ) -> Result<T, Box<Received>> {
+        let mut arrivals = self.arrivals.clone();
+        let wait = async {
+            loop {
+                arrivals.borrow_and_update();
+                if let Some(found) = condition(&self.shared.lock()) {
+                    return Some(found);
+                }
+                if arrivals.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, wait).await {
+            Ok(Some(found)) => Ok(found),
+            _ => Err(Box::new(self.received())),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arrived(&self) {
+        self.arrivals.send_modify(|n| *n += 1);
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Shared {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let mut received = self.lock();
+        for resource_spans in request.into_inner().resource_spans {
+            let resource = resource(resource_spans.resource);
+            for raw in resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                received.spans.push(ReceivedSpan {
+                    resource: resource.clone(),
+                    name: raw.name.clone(),
+                    trace_id: hex(&raw.trace_id),
+                    span_id: hex(&raw.span_id),
+                    parent_span_id: hex(&raw.parent_span_id),
+                    attributes: flatten(&raw.attributes),
+                    raw,
+                });
+            }
+        }
+        drop(received);
+        self.arrived();
+        Ok(Response::new(Default::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Shared {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let mut received = self.lock();
+        for resource_metrics in request.into_inner().resource_metrics {
+            let resource = resource(resource_metrics.resource);
+            for raw in resource_metrics.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+                let (name, unit) = (raw.name.clone(), raw.unit.clone());
+                received.metrics.push(ReceivedMetric { resource: resource.clone(), name, unit, raw });
+            }
+        }
+        drop(received);
+        self.arrived();
+        Ok(Response::new(Default::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Shared {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        let mut received = self.lock();
+        for resource_logs in request.into_inner().resource_logs {
+            let resource = resource(resource_logs.resource);
+            for record in resource_logs.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                received.logs.push(log(&resource, &record));
+            }
+        }
+        drop(received);
+        self.arrived();
+        Ok(Response::new(Default::default()))
+    }
+}
+
+fn log(resource: &Attributes, record: &LogRecord) -> ReceivedLog {
+    ReceivedLog {
+        resource: resource.clone(),
+        body: record.body.as_ref().map(text).unwrap_or_default(),
+        severity: record.severity_text.clone(),
+        trace_id: hex(&record.trace_id),
+        attributes: flatten(&record.attributes),
+    }
+}
+
+fn resource(resource: Option<Resource>) -> Attributes {
+    resource.map(|resource| flatten(&resource.attributes)).unwrap_or_default()
+}
+
+fn flatten(attributes: &[KeyValue]) -> Attributes {
+    attributes.iter().map(|kv| (kv.key.clone(), kv.value.as_ref().map(text).unwrap_or_default())).collect()
+}
+
+fn text(value: &AnyValue) -> String {
+    match &value.value {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::BoolValue(value)) => value.to_string(),
+        Some(Value::IntValue(value)) => value.to_string(),
+        Some(Value::DoubleValue(value)) => value.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

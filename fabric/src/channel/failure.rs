@@ -72,17 +72,22 @@ fn is_name_error(error: &(dyn Error + 'static)) -> bool {
     error.to_string().starts_with("dns error")
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Address => "not an address (expected host:port)",
+            Self::Name => "the name has no address",
+            Self::Refused => "connection refused",
+            Self::TimedOut => "no answer in time",
+            Self::Lost => "connection lost",
+            Self::Other => "transport error",
+        })
+    }
+}
+
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let why = match self.reason {
-            Reason::Address => "not an address (expected host:port)",
-            Reason::Name => "the name has no address",
-            Reason::Refused => "connection refused",
-            Reason::TimedOut => "no answer in time",
-            Reason::Lost => "connection lost",
-            Reason::Other => "cannot connect",
-        };
-        write!(f, "{}: {why}", self.addr)
+        write!(f, "{}: {}", self.addr, self.reason)
     }
 }
 

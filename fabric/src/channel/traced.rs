@@ -1,14 +1,24 @@
-//! What goes with every call: `traceparent`, and the unit in whose name it is made.
+//! What goes with every call, `traceparent` and the unit in whose name it is made; and what comes back when a connection fails.
+//!
+//! tonic turns transport errors into whatever code their innermost cause suggests: a call that races with GOAWAY
+//! is `CANCELLED`, a connection lost in the middle of an answer `UNKNOWN` or `INTERNAL`, a client's own timeout `CANCELLED`. A caller that
+//! retries by code would take the loss of a peer for a bug or for its own doing. So here every error that the
+//! peer did not send itself becomes `UNAVAILABLE`, or `DEADLINE_EXCEEDED` for a timeout, with tonic's as its source.
 
 use std::{
+    error::Error as _,
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
-use tonic::body::Body;
+use http_body::{Frame, SizeHint};
+use tonic::{Code, Status, body::Body, codegen::StdError};
 use tower::Service;
 
+use super::Reason;
 use crate::{
     rpc::{self, Kind, UNIT},
     telemetry,
@@ -31,14 +41,15 @@ impl<S> Traced<S> {
 impl<S> Service<Request<Body>> for Traced<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
+    S::Error: Into<StdError>,
     S::Future: Unpin,
 {
     type Response = Response<Body>;
-    type Error = S::Error;
+    type Error = Status;
     type Future = Call<S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx).map_err(lost)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
@@ -48,12 +59,12 @@ where
             request.headers_mut().insert(UNIT, unit.clone());
         }
         if !telemetry::exporting() {
-            return Call { inner: self.inner.call(request), span: None };
+            return Call { inner: self.inner.call(request), span: tracing::Span::none() };
         }
         let span = rpc::span(Kind::Client, request.uri().path(), request.headers());
         telemetry::write_context(&span, request.headers_mut());
         let inner = span.in_scope(|| self.inner.call(request));
-        Call { inner, span: Some(span) }
+        Call { inner, span }
     }
 }
 
@@ -61,29 +72,77 @@ where
 #[derive(Debug)]
 pub struct Call<F> {
     inner: F,
-    /// `None` while nothing is exported, and once the response is there: then its body holds the span.
-    span: Option<tracing::Span>,
+    /// None while nothing is exported; later the answer's body holds it.
+    span: tracing::Span,
 }
 
 impl<F, E> Future for Call<F>
 where
     F: Future<Output = Result<Response<Body>, E>> + Unpin,
+    E: Into<StdError>,
 {
-    type Output = Result<Response<Body>, E>;
+    type Output = Result<Response<Body>, Status>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let Some(span) = &this.span else { return Pin::new(&mut this.inner).poll(cx) };
-        let polled = span.in_scope(|| Pin::new(&mut this.inner).poll(cx));
-        match std::task::ready!(polled) {
+        let polled = this.span.in_scope(|| Pin::new(&mut this.inner).poll(cx));
+        Poll::Ready(match ready!(polled) {
             Ok(response) => {
-                let span = this.span.take().unwrap_or_else(tracing::Span::none);
-                Poll::Ready(Ok(rpc::observe(response, span)))
+                let response = response.map(|inner| Body::new(Answer { inner }));
+                Ok(rpc::observe(response, this.span.clone()))
             }
             Err(error) => {
-                rpc::record(span, tonic::Code::Unavailable);
-                Poll::Ready(Err(error))
+                let status = lost(error);
+                rpc::record(&this.span, status.code());
+                Err(status)
             }
-        }
+        })
+    }
+}
+
+/// The status of a call that failed on the way.
+fn lost(error: impl Into<StdError>) -> Status {
+    of_transport(Status::from_error(error.into()))
+}
+
+/// A status with a source was made here, not sent by the peer.
+fn of_transport(status: Status) -> Status {
+    let Some(source) = status.source() else { return status };
+    let reason = Reason::of(source);
+    let code = match reason {
+        Reason::TimedOut if status.code() == Code::Cancelled => Code::DeadlineExceeded,
+        _ => Code::Unavailable,
+    };
+    let message = match code {
+        Code::DeadlineExceeded => "no answer before the deadline".to_owned(),
+        _ => format!("{reason}: {}", status.message()),
+    };
+    let mut told = Status::new(code, message);
+    told.set_source(Arc::new(status));
+    told
+}
+
+/// An answer's body whose transport errors are told as such.
+struct Answer {
+    inner: Body,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(cx).map(|frame| frame.map(|result| result.map_err(of_transport)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }

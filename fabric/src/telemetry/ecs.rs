@@ -67,7 +67,8 @@ fn get(url: &str, deadline: Instant) -> io::Result<Vec<u8>> {
 
     let mut stream = TcpStream::connect_timeout(&addr, left().ok_or_else(timed_out)?)?;
     stream.set_write_timeout(Some(left().ok_or_else(timed_out)?))?;
-    write!(stream, "GET {} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n", url_parsed.path())?;
+    let request = format!("GET {} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n", url_parsed.path());
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut piece = [0; 4096];
     loop {
@@ -106,9 +107,13 @@ mod tests {
         let base = format!("http://{}/v4/abc", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 1024];
-            let n = stream.read(&mut request).unwrap();
-            assert!(request[..n].starts_with(b"GET /v4/abc/task HTTP/1.0\r\n"));
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            assert!(request.starts_with(b"GET /v4/abc/task HTTP/1.0\r\n"));
             stream.write_all(answer.as_bytes()).unwrap();
         });
         base

@@ -1,0 +1,175 @@
+//! The server over real sockets. Handshakes prove that a call is running before the drain begins; nothing sleeps.
+
+use std::time::Duration;
+
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use trellis_fabric::{
+    channel::{Pool, Reason, Unreachable, connect_now},
+    serve::{Drained, Options, ready_line},
+};
+
+use crate::service::{NAME, Server, TICK, streaming, unary, unary_within};
+
+/// Longer than any test should take: a drain that is waited out fails the test by its duration.
+const LONG: Duration = Duration::from_secs(60);
+
+fn check(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.to_owned() }
+}
+
+#[tokio::test]
+async fn a_call_carries_its_unit() {
+    let server = Server::start(LONG).await;
+    assert_eq!(unary(server.channel(), "Echo", "hello").await.unwrap(), "hello");
+    assert_eq!(unary(server.channel(), "Metadata", "trellis-unit").await.unwrap(), "probe-unit");
+    assert_eq!(unary(server.channel(), "Metadata", "traceparent").await.unwrap(), "", "nothing is exported");
+}
+
+#[tokio::test]
+async fn a_panic_is_an_internal_error_without_its_text_and_the_server_lives() {
+    let server = Server::start(LONG).await;
+    let status = unary(server.channel(), "Panic", "").await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal);
+    assert!(!status.message().contains("secret"), "{status}");
+
+    // in the middle of a stream; what was not yet sent is lost with it
+    let mut stream = streaming(server.channel(), "PanicLater").await.unwrap();
+    let status = loop {
+        match stream.message().await {
+            Ok(message) => assert_eq!(message.as_deref(), Some("first")),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Internal);
+    assert!(!status.message().contains("secret"), "{status}");
+
+    assert_eq!(unary(server.channel(), "Echo", "alive").await.unwrap(), "alive");
+}
+
+#[tokio::test]
+async fn a_drain_lets_running_calls_finish_and_refuses_new_ones() {
+    let server = Server::start(LONG).await;
+    let channel = server.channel();
+    let held = tokio::spawn(unary(channel.clone(), "Hold", ""));
+    server.probe.entered.notified().await;
+    let mut health = HealthClient::new(server.channel());
+    let mut watch = health.watch(check(NAME)).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    server.stop.send(()).unwrap();
+    // the watch says so while the held call still runs
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    // new connections are refused, or new calls on old ones: either way at once, and worth a retry elsewhere
+    let status = unary(channel, "Echo", "late").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(!held.is_finished() && !server.ended.is_finished());
+
+    server.probe.release.add_permits(1);
+    assert_eq!(held.await.unwrap().unwrap(), "released");
+    assert_eq!(server.ended.await.unwrap().unwrap(), Drained::default());
+}
+
+#[tokio::test]
+async fn a_late_call_is_cut_and_named() {
+    let server = Server::start(Duration::from_millis(50)).await;
+    let held = tokio::spawn(unary(server.channel(), "Hold", ""));
+    server.probe.entered.notified().await;
+    server.stop.send(()).unwrap();
+    let drained = server.ended.await.unwrap().unwrap();
+    assert_eq!(drained.late, [format!("/{NAME}/Hold")]);
+    let status = held.await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(Unreachable::of_status("probe", &status).is_some(), "the connection was lost: {status:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_in_the_middle_is_unavailable() {
+    // not declared endless here, so that the drain waits for it, in vain
+    let options = Options { endless: Vec::new(), ..Options::default() };
+    let server = Server::of(Default::default(), Duration::from_millis(50), options).await;
+    let mut ticks = streaming(server.channel(), "Tick").await.unwrap();
+    assert_eq!(ticks.message().await.unwrap().as_deref(), Some("first"));
+    server.stop.send(()).unwrap();
+    assert_eq!(server.ended.await.unwrap().unwrap().late, [TICK]);
+    assert_eq!(ticks.message().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_deadline_is_told_as_one() {
+    let server = Server::start(LONG).await;
+    let status = unary_within(server.channel(), "Hold", Duration::from_millis(20)).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+}
+
+#[tokio::test]
+async fn endless_answers_end_with_the_drain() {
+    let server = Server::start(LONG).await;
+    let mut ticks = streaming(server.channel(), "Tick").await.unwrap();
+    assert_eq!(ticks.message().await.unwrap().as_deref(), Some("first"));
+    server.stop.send(()).unwrap();
+    assert_eq!(ticks.message().await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(server.ended.await.unwrap().unwrap().late, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_closed_server_refuses_at_once() {
+    let server = Server::start(LONG).await;
+    let addr = server.addr.to_string();
+    let channel = server.channel();
+    assert_eq!(unary(channel.clone(), "Echo", "x").await.unwrap(), "x");
+    server.stop.send(()).unwrap();
+    server.ended.await.unwrap().unwrap();
+
+    let status = unary(channel, "Echo", "x").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(Unreachable::of_status(&addr, &status).unwrap().reason, Reason::Refused);
+    assert_eq!(connect_now(&addr, &Default::default()).await.unwrap_err().reason, Reason::Refused);
+}
+
+#[tokio::test]
+async fn a_pool_reaches_its_peer_on_every_connection() {
+    let server = Server::start(LONG).await;
+    let pool = Pool::connect(&server.addr.to_string(), &Default::default(), 3).unwrap();
+    for i in 0..6 {
+        assert_eq!(unary(pool.get(), "Echo", &i.to_string()).await.unwrap(), i.to_string());
+    }
+}
+
+#[tokio::test]
+async fn health_and_reflection_are_served() {
+    let options =
+        Options { descriptor_sets: vec![tonic_health::pb::FILE_DESCRIPTOR_SET], ..Options::default() };
+    let server = Server::of(Default::default(), LONG, options).await;
+    let mut health = HealthClient::new(server.channel());
+    for service in ["", NAME] {
+        let answer = health.check(check(service)).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+    }
+    assert_eq!(health.check(check("nobody")).await.unwrap_err().code(), Code::NotFound);
+
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(server.channel());
+    let mut answers = client.server_reflection_info(futures::stream::iter([ask])).await.unwrap().into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) =
+        answers.message().await.unwrap().unwrap().message_response
+    else {
+        panic!("not a list");
+    };
+    assert!(list.service.iter().any(|service| service.name == NAME), "{list:?}");
+}
+
+#[test]
+fn the_ready_line_is_one_line_of_json() {
+    let line = ready_line("shard", "shard-0", "127.0.0.1:43121".parse().unwrap());
+    assert_eq!(line, r#"{"ready": true, "role": "shard", "id": "shard-0", "listen": "127.0.0.1:43121"}"#);
+}
