@@ -148,9 +148,7 @@ def sessions(first: date = FIRST, last: date = LAST) -> list[date]:
     return [day for day in days if day.weekday() < 5 and day not in closed]
 
 
-def _rows(
-    stock: Stock, days: list[date], market: list[float], chance: random.Random
-) -> Iterator[list[object]]:
+def _rows(stock: Stock, days: list[date], market: list[float], chance: random.Random) -> Iterator[list[object]]:
     price = stock.price
     split_day, ratio = stock.split or (None, 1)
     shares = 1
@@ -183,10 +181,7 @@ def generate(seed: int = 7) -> dict[str, list[list[object]]]:
     factor = random.Random(f"{seed}:market")
     market = [factor.gauss(MARKET_DRIFT, MARKET_VOLATILITY) for _ in days]
     # a generator of its own for each stock: one stock's settings do not change the others
-    return {
-        stock.symbol: list(_rows(stock, days, market, random.Random(f"{seed}:{stock.symbol}")))
-        for stock in STOCKS
-    }
+    return {stock.symbol: list(_rows(stock, days, market, random.Random(f"{seed}:{stock.symbol}"))) for stock in STOCKS}
 
 
 def _write(path: Path, header: list[str], rows: list[list[object]]) -> None:

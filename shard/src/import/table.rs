@@ -361,7 +361,7 @@ pub(crate) fn chunk_for(steps: &mut [i64]) -> i64 {
     if steps.is_empty() {
         return 64 * DAY_NS;
     }
-    let middle = steps.len() / 2;
+    let middle = (steps.len() - 1) / 2;
     let (_, median, _) = steps.select_nth_unstable(middle);
     match *median {
         DAILY_NS.. => 64 * DAY_NS,
