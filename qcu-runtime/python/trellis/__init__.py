@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import atexit as _atexit
 
-from . import _trellis, errors, local as _local
+from . import _trellis, errors
+from . import local as _local
 from .errors import TrellisError
 from .frame import Frame, Receipt
 from .grid import Dataset, Grid, connect

@@ -24,9 +24,7 @@ def to_ns(value: Any, name: str) -> int | None:
         return None
     ns = _to_ns(value, name)
     if ns not in _RANGE:
-        raise BadRequest(
-            f"{name}={value!r} is outside of what 64 bit nanoseconds hold (1677-09-21 to 2262-04-11)"
-        )
+        raise BadRequest(f"{name}={value!r} is outside of what 64 bit nanoseconds hold (1677-09-21 to 2262-04-11)")
     return ns
 
 

@@ -97,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("dataset", metavar="DATASET")
     read.add_argument("--fields", metavar="A,B", help="default: all")
     read.add_argument("--symbols", metavar="X,Y", help='default: all ("*")')
-    read.add_argument("--start", metavar="T", help="event time, inclusive: 2016-08-10, 2016-08-10T14:30Z, or nanoseconds")
+    read.add_argument(
+        "--start", metavar="T", help="event time, inclusive: 2016-08-10, 2016-08-10T14:30Z, or nanoseconds"
+    )
     read.add_argument("--end", metavar="T", help="event time, exclusive")
     read.add_argument("--as-of", metavar="T", help="as known at that time; default: the latest")
     read.add_argument("--known-at", action="store_true", help="add the column known_at")
@@ -147,7 +149,9 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add("--required", metavar="F,..", help="fields of a new dataset that may not be missing")
     add("--null", action="append", metavar="TEXT", help="text that stands for a missing value; may be repeated")
     add("--delimiter", metavar="C", help="between cells; default a comma")
-    add("--repeats", choices=["refuse", "spread"], help="rows of the same symbol and time: bad (default), or a ns apart")
+    add(
+        "--repeats", choices=["refuse", "spread"], help="rows of the same symbol and time: bad (default), or a ns apart"
+    )
     add("--chunk", metavar="SPAN", help="chunk of a new dataset: 64d, 4d, 1h; default by how dense its rows are")
     add("--quarantine", metavar="FILE", help="keep the good rows, write the bad ones there")
     add("--run-id", metavar="ID", help="identity of the import; default: a digest of its rows, so that twice is once")

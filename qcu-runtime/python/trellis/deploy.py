@@ -73,7 +73,9 @@ def load_strategies(target: str) -> list[Strategy]:
     except TrellisError:
         raise
     except (Exception, SystemExit) as error:
-        what = f"exits with {error.code!r}" if isinstance(error, SystemExit) else f"raises {type(error).__name__}: {error}"
+        what = (
+            f"exits with {error.code!r}" if isinstance(error, SystemExit) else f"raises {type(error).__name__}: {error}"
+        )
         raise StrategyError(f"{path} {what} when it is imported", traceback=traceback_of(error)) from error
     found = strategies_of(module)
     if not found:

@@ -220,12 +220,8 @@ def _from_code(
 ) -> TrellisError:
     """What the extension calls to make an exception of an error of the grid."""
     cls = _BY_CODE.get(code, Internal)
-    return cls(
-        message, hint=hint, code=code, dataset=dataset, symbol=symbol, shard=shard, retryable=retryable
-    )
+    return cls(message, hint=hint, code=code, dataset=dataset, symbol=symbol, shard=shard, retryable=retryable)
 
 
 def _missing(package: str, what: str) -> MissingPackage:
-    return MissingPackage(
-        f"{what} needs {package}, which is not installed", hint=f"pip install {package}"
-    )
+    return MissingPackage(f"{what} needs {package}, which is not installed", hint=f"pip install {package}")

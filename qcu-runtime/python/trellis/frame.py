@@ -82,9 +82,7 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)
-        }
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     def __str__(self) -> str:
         when = f"as of {self.as_of}" if self.as_of else f"latest, as of {self.known_through}"
@@ -272,9 +270,7 @@ def format_table(header: list[str], rows: list[list[str]], gap_after: int | None
     right = [bool(rows) and all(_numeric(r[i]) for r in rows) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
-        aligned = (
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
-        )
+        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
         return "  ".join(aligned).rstrip()
 
     lines = [line(header), *(line(row) for row in rows)]
@@ -284,4 +280,4 @@ def format_table(header: list[str], rows: list[list[str]], gap_after: int | None
 
 
 def _numeric(text: str) -> bool:
-    return not text or text.lstrip("-")[:1].isdigit() and not text[4:5] == "-" or text in ("NaN", "inf", "-inf", "-")
+    return not text or (text.lstrip("-")[:1].isdigit() and not text[4:5] == "-") or text in ("NaN", "inf", "-inf", "-")

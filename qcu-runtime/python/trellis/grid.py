@@ -163,7 +163,8 @@ class Grid:
             Unavailable: try again.
         """
         named = (fields,) if isinstance(fields, str) else tuple(fields or ())
-        rows, receipt = self._call(_Client.read,
+        rows, receipt = self._call(
+            _Client.read,
             _text(dataset, "dataset"),
             [_text(f, "fields") for f in named],
             list(symbol_list(symbols)),

@@ -24,9 +24,7 @@ def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Fram
     return frame_of(strategy.function(context, **inputs))
 
 
-def run_here(
-    strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool
-) -> Frame:
+def run_here(strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool) -> Frame:
     """`Strategy.run`."""
     from .grid import connect
 
@@ -68,6 +66,8 @@ def traceback_of(error: BaseException) -> str:
 
 def _is_ours(names: dict[str, Any]) -> bool:
     module = names.get("__name__", "")
-    return module.partition(".")[0] in ("trellis", "importlib", "runpy") or module == "__main__" and (
-        names.get("__package__") == "trellis"
+    return (
+        module.partition(".")[0] in ("trellis", "importlib", "runpy")
+        or (module == "__main__"
+        and (names.get("__package__") == "trellis"))
     )

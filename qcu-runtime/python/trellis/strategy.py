@@ -125,7 +125,7 @@ def symbol_list(symbols: Any) -> tuple[str, ...]:
     if isinstance(symbols, str):
         return (symbols,)
     if isinstance(symbols, Mapping) or not hasattr(symbols, "__iter__"):
-        raise BadRequest(f"symbols must be a symbol, a list of them, or \"*\", not {symbols!r}")
+        raise BadRequest(f'symbols must be a symbol, a list of them, or "*", not {symbols!r}')
     listed = tuple(symbols)
     if wrong := next((s for s in listed if not isinstance(s, str)), None):
         raise BadRequest(f"symbols must be strings, not {wrong!r}")
@@ -232,9 +232,7 @@ class Strategy:
         names = fields or tuple(name for name, _, _ in self.output.fields)
         return series(self.output.dataset, names, symbols=symbols, lookback=lookback)
 
-    def run(
-        self, *, session: Any, grid: Grid | None = None, as_of: Any = None, publish: bool = False
-    ) -> Frame:
+    def run(self, *, session: Any, grid: Grid | None = None, as_of: Any = None, publish: bool = False) -> Frame:
         """Runs for one session in this process: same inputs, same checks as a deployed unit. Answers the output.
 
         Args:
@@ -311,6 +309,7 @@ def strategy(
     for argument, declared in inputs.items():
         if not isinstance(declared, Series):
             raise BadRequest(f"strategy {name}: input {argument} must be made with trellis.series(...)")
+
     def declare(function: Callable[..., Any]) -> Strategy:
         _check_signature(name, function, inputs)
         declared = Strategy(

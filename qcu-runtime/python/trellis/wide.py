@@ -250,9 +250,7 @@ def _position(symbols: tuple[str, ...], symbol: str) -> int:
     try:
         return symbols.index(symbol)
     except ValueError:
-        raise UnknownSymbol(
-            f"symbol {symbol!r} is not among the {len(symbols)} here", symbol=symbol
-        ) from None
+        raise UnknownSymbol(f"symbol {symbol!r} is not among the {len(symbols)} here", symbol=symbol) from None
 
 
 def _apply(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
