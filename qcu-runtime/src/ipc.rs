@@ -110,9 +110,8 @@ fn map(fd: &OwnedFd) -> io::Result<Buffer> {
         return Err(invalid("the table is too short"));
     }
     // SAFETY: a new read-only mapping at an address of the kernel's choice; the result is checked.
-    let address = unsafe {
-        libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-    };
+    let address =
+        unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -300,7 +299,8 @@ mod tests {
 
     #[test]
     fn a_table_is_read_in_place() {
-        let batch = RecordBatch::try_from_iter([("a", Arc::new(Int64Array::from_iter_values(0..1000)) as _)]).unwrap();
+        let batch = RecordBatch::try_from_iter([("a", Arc::new(Int64Array::from_iter_values(0..1000)) as _)])
+            .unwrap();
         let fd = write_table(&batch.schema(), std::slice::from_ref(&batch)).unwrap();
         let mapped = map(&fd).unwrap();
         let (schema, back) = decode(&mapped).unwrap();
@@ -314,7 +314,8 @@ mod tests {
 
     #[test]
     fn symbols_and_no_rows_travel_too() {
-        let rows: Vec<Row> = (0..50).map(|i| (format!("S{}", i / 10), i, (i % 3 > 0).then_some(0.5))).collect();
+        let rows: Vec<Row> =
+            (0..50).map(|i| (format!("S{}", i / 10), i, (i % 3 > 0).then_some(0.5))).collect();
         let answer = part(&rows, 7, &["NONE"]);
         let (schema, back) = read_table(&write_table(&answer.schema, &answer.batches).unwrap()).unwrap();
         assert_eq!((schema, back), (answer.schema.clone(), answer.batches));

@@ -12,17 +12,26 @@
 //! | [`inputs`] | from a session and declared inputs to requests and rows; the identity of a run |
 //! | [`output`] | what a strategy returned, checked against what was declared; pure |
 //! | [`schedule`] | which session is due; pure |
+//! | [`run`] | one run: read, compute, check, publish, record; also in a caller's own process |
+//! | `ledger` | records attempts |
+//! | [`lease`] | the right to publish: taken, renewed, lost, given back |
+//! | [`service`], [`config`] | the process `qcu` |
 //! | [`supervisor`] | the Python child: start, run, limits, every way to end |
 //! | [`ipc`] | packets with descriptors, tables in sealed memfds |
 //! | [`protocol`] | what `qcu` and its Python child say to each other: the contract of both sides |
 
 pub mod calendar;
 pub mod client;
+pub mod config;
 mod digest;
 pub mod inputs;
 pub mod ipc;
+pub mod lease;
+mod ledger;
 pub mod manifest;
 pub mod output;
 pub mod protocol;
+pub mod run;
 pub mod schedule;
+pub mod service;
 pub mod supervisor;

@@ -17,10 +17,7 @@ mod spawn;
 
 use std::{
     io,
-    os::{
-        fd::OwnedFd,
-        unix::process::ExitStatusExt,
-    },
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::ExitStatus,
     time::Duration,
 };
@@ -213,7 +210,12 @@ impl Child {
     ///
     /// # Errors
     /// Anything but a confirmation; the child is gone.
-    pub async fn load(mut self, request: &Request, memory_bytes: u64, span: Span) -> Result<Self, Box<Finished>> {
+    pub async fn load(
+        mut self,
+        request: &Request,
+        memory_bytes: u64,
+        span: Span,
+    ) -> Result<Self, Box<Finished>> {
         let limits = Limits { time: LOAD_TIMEOUT, memory_bytes };
         self.logs.begin(span);
         let before = self.process.usage();
@@ -305,7 +307,9 @@ impl Child {
     async fn closed(&mut self) -> Outcome {
         match timeout(CLOSE_GRACE, self.process.ended()).await {
             Ok(()) => {}
-            Err(_) => return Outcome::Protocol { violation: "closed its channel without an answer".to_owned() },
+            Err(_) => {
+                return Outcome::Protocol { violation: "closed its channel without an answer".to_owned() };
+            }
         }
         match self.process.end().await {
             Some(status) => match (status.code(), status.signal()) {
@@ -348,7 +352,10 @@ enum Event {
 }
 
 fn is_closed(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected
+    )
 }
 
 fn reply(packet: &Packet) -> Result<Reply, String> {

@@ -3,7 +3,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arrow_array::{
-    ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringArray, TimestampNanosecondArray, types::Int32Type,
+    ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+    types::Int32Type,
 };
 use tracing::Span;
 use trellis_qcu::{
@@ -164,7 +165,9 @@ async fn whatever_is_not_the_protocol_is_a_violation_and_ends_the_child() {
         ("loaded again", "loaded"),
     ] {
         let (finished, child) = run(mode, GENEROUS).await;
-        let Outcome::Protocol { violation } = &finished.outcome else { panic!("{mode}: {}", finished.outcome) };
+        let Outcome::Protocol { violation } = &finished.outcome else {
+            panic!("{mode}: {}", finished.outcome)
+        };
         assert!(violation.contains(why), "{mode}: {violation}");
         assert!(child.is_none(), "{mode}");
     }

@@ -1,0 +1,43 @@
+//! The run ledger, as its writer sees it: attempts are recorded soon, and kept while they cannot be.
+
+use std::{collections::VecDeque, time::Duration};
+
+use trellis_proto::pb;
+
+use crate::client::Client;
+
+/// Records kept while the grid is away; a unit makes a few a day.
+const PENDING_MAX: usize = 1_000;
+/// A run must not wait long for its own record.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Appends attempts to `trellis.runs`.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    client: Client,
+    pending: VecDeque<pb::RunRecord>,
+}
+
+impl Ledger {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client: client.with_deadline(APPEND_TIMEOUT), pending: VecDeque::new() }
+    }
+
+    /// Records an attempt, and what could not be recorded before. A failure is logged; the record stays for the next time.
+    pub(crate) async fn append(&mut self, record: pb::RunRecord) {
+        if self.pending.len() == PENDING_MAX {
+            let lost = self.pending.pop_front();
+            tracing::error!(
+                run_id = lost.map(|run| run.run_id),
+                "a run is missing from the ledger: it is away for too long"
+            );
+        }
+        self.pending.push_back(record);
+        match self.client.record_runs(self.pending.iter().cloned().collect()).await {
+            Ok(_) => self.pending.clear(),
+            Err(error) => {
+                tracing::warn!(%error, pending = self.pending.len(), "runs could not be recorded yet");
+            }
+        }
+    }
+}

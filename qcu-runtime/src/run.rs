@@ -1,0 +1,559 @@
+//! One run of a unit for one session: read, compute, check, publish, record.
+//!
+//! The steps of an attempt: inputs are read while the child still imports; they are handed over in sealed memfds; what
+//! comes back is checked; the lease is looked at; the rows are published under the run's id; the attempt goes to the
+//! ledger. The id stands for unit, session, code and input rows ([`crate::inputs::run_id`]), so a process that is killed
+//! anywhere in between and started again publishes once: either it finds its publish acknowledged, or makes it.
+//!
+//! A failure is tried again only if it may pass: a crash, a timeout, an exception, a grid that is away; not a frame that
+//! does not fit, not a refused publish. The attempts of a run share its id and are counted in the ledger.
+//!
+//! [`run_local`] is the same path in the caller's own process, for notebooks.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use chrono::NaiveDate;
+use tracing::{Instrument, Span, field, info_span};
+use trellis_fabric::telemetry;
+use trellis_proto::{Code, DatasetSpec, Error, Result, Side, pb, time::format_time};
+
+use crate::{
+    client::{Client, jittered},
+    inputs::{Prefetched, prefetch},
+    ipc::write_table,
+    lease::{Claim, HeldLease, TTL},
+    ledger::Ledger,
+    manifest::Manifest,
+    output,
+    protocol::{CHILD_MODULE, InputHeader, Request, receipt_json},
+    supervisor::{Child, ChildCommand, Finished, Limits, Outcome, Returned, Usage},
+};
+
+/// Pause before the second attempt; doubles from attempt to attempt.
+pub const RETRY_MIN: Duration = Duration::from_secs(1);
+/// Longest pause between attempts.
+pub const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Characters of a traceback or of last lines that go into an error; its end says the most.
+const ERROR_CHARS_MAX: usize = 4_000;
+/// How long a notebook waits for the lease of a unit that may be deployed.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is run, and with what.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    /// What was deployed.
+    pub manifest: Arc<Manifest>,
+    /// Folder of the strategy's source.
+    pub bundle: PathBuf,
+    /// Python interpreter.
+    pub python: PathBuf,
+    /// Arguments that make it the child; [`Unit::child_arguments`].
+    pub arguments: Vec<String>,
+    /// See [`RETRY_MIN`].
+    pub retry_min: Duration,
+}
+
+impl Unit {
+    /// `-m trellis._child`
+    #[must_use]
+    pub fn child_arguments() -> Vec<String> {
+        vec!["-m".to_owned(), CHILD_MODULE.to_owned()]
+    }
+}
+
+/// How a run ended, all attempts considered.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Name of the unit.
+    pub unit: String,
+    /// For which session.
+    pub session: NaiveDate,
+    /// Identity; empty if the inputs could not be read.
+    pub run_id: String,
+    /// Of the last attempt.
+    pub outcome: pb::RunOutcome,
+    /// What went wrong, unless it succeeded.
+    pub error: Option<Error>,
+    /// What was published.
+    pub ack: Option<pb::PublishAck>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// From the first attempt's start.
+    pub elapsed: Duration,
+}
+
+impl Report {
+    /// As one line of JSON, for the one who reads our stdout.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "run": self.run_id,
+            "unit": self.unit,
+            "session": self.session.to_string(),
+            "outcome": outcome_name(self.outcome),
+            "error": self.error.as_ref().map(ToString::to_string),
+            "rows": self.ack.as_ref().map(|ack| ack.rows),
+            "dataset": self.ack.as_ref().map(|ack| ack.dataset.as_str()),
+            "version": self.ack.as_ref().map(|ack| ack.version),
+            "known_at": self.ack.as_ref().map(|ack| format_time(ack.known_at_ns)),
+            "duplicate": self.ack.as_ref().map(|ack| ack.duplicate),
+            "attempts": self.attempts,
+            "elapsed_ms": self.elapsed.as_millis() as u64,
+        })
+    }
+
+    /// 0 for a success, else as the error says.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        self.error.as_ref().map_or(0, |error| error.code().exit_code())
+    }
+}
+
+/// `succeeded`, `failed`, ...
+#[must_use]
+pub fn outcome_name(outcome: pb::RunOutcome) -> &'static str {
+    match outcome {
+        pb::RunOutcome::Unspecified => "unspecified",
+        pb::RunOutcome::Succeeded => "succeeded",
+        pb::RunOutcome::Failed => "failed",
+        pb::RunOutcome::TimedOut => "timed_out",
+        pb::RunOutcome::OutOfMemory => "out_of_memory",
+        pb::RunOutcome::Refused => "refused",
+        pb::RunOutcome::Cancelled => "cancelled",
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+struct Failure {
+    outcome: pb::RunOutcome,
+    error: Error,
+    retryable: bool,
+}
+
+impl Failure {
+    fn new(outcome: pb::RunOutcome, error: Error) -> Self {
+        Self { outcome, retryable: error.retryable(), error }
+    }
+}
+
+/// What is known of an attempt, for the ledger, however it ends.
+#[derive(Debug, Clone, Default)]
+struct Attempt {
+    run_id: String,
+    inputs: Vec<pb::InputReceipt>,
+    epoch: u64,
+    usage: Usage,
+    ack: Option<pb::PublishAck>,
+}
+
+/// Runs sessions of one unit, one after another, in a child that is kept while it answers.
+#[derive(Debug)]
+pub struct Runner {
+    client: Client,
+    unit: Unit,
+    spec: DatasetSpec,
+    child: Option<Child>,
+    ledger: Ledger,
+}
+
+impl Runner {
+    /// # Errors
+    /// `InvalidRequest` for a manifest that [`Manifest::check`] refuses too.
+    pub fn new(client: Client, unit: Unit) -> Result<Self> {
+        let spec = unit.manifest.output_spec()?;
+        let ledger = Ledger::new(client.clone());
+        Ok(Self { client, unit, spec, child: None, ledger })
+    }
+
+    /// Runs one session, with retries, and publishes under `lease`. Never fails: how it ended is in the report and the
+    /// ledger. Dropping the future ends the child; a publish under way may or may not have happened, and
+    /// [`Runner::cancelled`] records the run.
+    pub async fn run(&mut self, session: NaiveDate, partition: &str, lease: &HeldLease) -> Report {
+        let manifest = self.unit.manifest.clone();
+        let begun = Instant::now();
+        let mut attempts = 0;
+        let mut pause = self.unit.retry_min;
+        loop {
+            attempts += 1;
+            let span = info_span!(
+                "run",
+                unit = %manifest.unit,
+                session = %session,
+                attempt = attempts,
+                run_id = field::Empty,
+                outcome = field::Empty
+            );
+            let started_ns = now_ns();
+            let mut attempt = Attempt::default();
+            let result = self.attempt(session, partition, lease, &mut attempt).instrument(span.clone()).await;
+            let (outcome, error) = match &result {
+                Ok(()) => (pb::RunOutcome::Succeeded, None),
+                Err(failure) => (failure.outcome, Some(failure.error.clone())),
+            };
+            span.record("outcome", outcome_name(outcome));
+            let record = pb::RunRecord {
+                attempt: attempts,
+                started_ns,
+                outcome: outcome.into(),
+                error: error.as_ref().map(ToString::to_string).unwrap_or_default(),
+                trace_id: span.in_scope(trace_id),
+                ..self.record(session, partition, &attempt)
+            };
+            self.ledger.append(record).instrument(span.clone()).await;
+
+            let again = matches!(&result, Err(failure) if failure.retryable) && attempts <= manifest.retries;
+            span.in_scope(|| match (&error, again) {
+                (None, _) => tracing::info!(rows = attempt.ack.as_ref().map(|ack| ack.rows), "run succeeded"),
+                (Some(error), true) => tracing::warn!(%error, "run failed; trying again"),
+                (Some(error), false) => tracing::error!(%error, "run failed"),
+            });
+            if !again {
+                return Report {
+                    unit: manifest.unit.clone(),
+                    session,
+                    run_id: attempt.run_id,
+                    outcome,
+                    error,
+                    ack: attempt.ack,
+                    attempts,
+                    elapsed: begun.elapsed(),
+                };
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Records that the run of `session` was cut short by our own end.
+    pub async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
+        let error = Error::new(Code::Cancelled, format!("the run of {session} was cut short by a shutdown"));
+        let record = pb::RunRecord {
+            attempt: 1,
+            started_ns: now_ns(),
+            outcome: pb::RunOutcome::Cancelled.into(),
+            error: error.to_string(),
+            ..self.record(session, partition, &Attempt::default())
+        };
+        self.ledger.append(record).await;
+        Report {
+            unit: self.unit.manifest.unit.clone(),
+            session,
+            run_id: String::new(),
+            outcome: pb::RunOutcome::Cancelled,
+            error: Some(error),
+            ack: None,
+            attempts: 1,
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    fn record(&self, session: NaiveDate, partition: &str, attempt: &Attempt) -> pb::RunRecord {
+        pb::RunRecord {
+            run_id: attempt.run_id.clone(),
+            unit: self.unit.manifest.unit.clone(),
+            session: session.to_string(),
+            partition: partition.to_owned(),
+            finished_ns: now_ns(),
+            epoch: attempt.epoch,
+            code_digest: self.unit.manifest.code_digest.clone(),
+            inputs: attempt.inputs.clone(),
+            output_dataset: self.spec.dataset.to_string(),
+            output_version: attempt.ack.as_ref().map(|ack| ack.version),
+            rows: attempt.ack.as_ref().map_or(0, |ack| ack.rows),
+            user_us: attempt.usage.user_us,
+            system_us: attempt.usage.system_us,
+            rss_max_bytes: attempt.usage.rss_max_bytes,
+            ..Default::default()
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        session: NaiveDate,
+        partition: &str,
+        lease: &HeldLease,
+        attempt: &mut Attempt,
+    ) -> Result<(), Failure> {
+        let failed = |error| Failure::new(pb::RunOutcome::Failed, error);
+        let manifest = self.unit.manifest.clone();
+        // a lease that is gone makes the work worthless: look before it, and again after it
+        attempt.epoch = lease.epoch().map_err(|e| Failure::new(pb::RunOutcome::Refused, e))?;
+
+        let kept = self.child.take();
+        let reading = prefetch(&self.client, &manifest, session, partition, None);
+        let (read, child) = tokio::join!(reading, ready_child(&self.unit, kept));
+        let read = read.map_err(failed)?;
+        Span::current().record("run_id", &read.run_id);
+        attempt.run_id.clone_from(&read.run_id);
+        attempt.inputs = read.receipts();
+
+        let finished = match child {
+            Ok(child) => {
+                let (finished, kept) =
+                    self.compute(child, session, partition, &read).await.map_err(failed)?;
+                self.child = kept;
+                finished
+            }
+            Err(finished) => *finished,
+        };
+        attempt.usage = finished.usage;
+        if finished.lines_dropped > 0 {
+            tracing::warn!(
+                lines = finished.lines_dropped,
+                "the strategy printed too much; lines were dropped"
+            );
+        }
+        let returned = match finished.outcome {
+            Outcome::Returned(returned) => returned,
+            outcome => return Err(strategy_failure(&manifest, session, &outcome, &finished.tail)),
+        };
+        let rows = validated(&manifest, &self.spec, session, returned).await.map_err(failed)?;
+
+        let refused = |error: Error| Failure::new(pb::RunOutcome::Refused, error);
+        attempt.epoch = lease.epoch().map_err(refused)?;
+        let ack =
+            publish(&self.client, &manifest, session, partition, &read, attempt.epoch, lease.claim(), rows);
+        attempt.ack = Some(ack.await.map_err(refused)?);
+        Ok(())
+    }
+
+    /// Hands the inputs to the child and waits for its answer.
+    async fn compute(
+        &self,
+        child: Child,
+        session: NaiveDate,
+        partition: &str,
+        read: &Prefetched,
+    ) -> Result<(Finished, Option<Child>)> {
+        let manifest = &self.unit.manifest;
+        let inputs = read.inputs.iter().map(|input| InputHeader {
+            name: input.name.clone(),
+            receipt: receipt_json(&input.answer.receipt()),
+        });
+        let request = Request::Run {
+            session: session.to_string(),
+            run_id: read.run_id.clone(),
+            as_of: read.as_of_ns.map(format_time).unwrap_or_default(),
+            partition: partition.to_owned(),
+            inputs: inputs.collect(),
+        };
+        let answers: Vec<_> = read.inputs.iter().map(|input| input.answer.clone()).collect();
+        let tables = tokio::task::spawn_blocking(move || {
+            answers
+                .iter()
+                .map(|answer| write_table(&answer.schema, &answer.batches))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let tables = tables
+            .await
+            .map_err(|e| Error::new(Code::Internal, format!("writing the inputs: {e}")))?
+            .map_err(|e| Error::new(Code::Unavailable, format!("the inputs do not fit into memory: {e}")))?;
+        let limits = Limits { time: manifest.timeout()?, memory_bytes: manifest.memory.0 };
+        let progress = |step: crate::protocol::Progress| {
+            tracing::info!(done = step.done, total = step.total, note = step.note, "progress");
+        };
+        Ok(child.run(&request, &tables, limits, Span::current(), progress).await)
+    }
+}
+
+/// The kept child, or a new one with the strategy imported.
+async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Finished>> {
+    if let Some(child) = kept {
+        return Ok(child);
+    }
+    let manifest = &unit.manifest;
+    let command = ChildCommand {
+        program: unit.python.clone(),
+        arguments: unit.arguments.clone(),
+        directory: Some(unit.bundle.clone()),
+        threads: manifest.cpu.ceil() as u32,
+    };
+    let load = Request::Load {
+        bundle: unit.bundle.display().to_string(),
+        module: manifest.module.clone(),
+        unit: manifest.unit.clone(),
+        function: manifest.function.clone(),
+    };
+    match Child::start(command).await {
+        Ok(child) => child.load(&load, manifest.memory.0, Span::current()).await,
+        Err(error) => Err(Box::new(Finished {
+            outcome: Outcome::System { error },
+            usage: Usage::default(),
+            tail: Vec::new(),
+            lines_dropped: 0,
+        })),
+    }
+}
+
+fn strategy_failure(manifest: &Manifest, session: NaiveDate, outcome: &Outcome, tail: &[String]) -> Failure {
+    let what = match outcome {
+        Outcome::TimedOut { .. } => pb::RunOutcome::TimedOut,
+        Outcome::OutOfMemory { .. } => pb::RunOutcome::OutOfMemory,
+        Outcome::Raised(raised) if raised.class == "MemoryError" => pb::RunOutcome::OutOfMemory,
+        _ => pb::RunOutcome::Failed,
+    };
+    let evidence = match outcome {
+        Outcome::Raised(raised) => raised.traceback.clone(),
+        _ => tail.join("\n"),
+    };
+    let skipped = evidence.chars().count().saturating_sub(ERROR_CHARS_MAX);
+    let evidence: String = evidence.chars().skip(skipped).collect();
+    let code = match outcome {
+        Outcome::System { .. } => Code::Unavailable,
+        _ => Code::InvalidRequest,
+    };
+    let mut error =
+        Error::new(code, format!("{} for {session} {outcome}", manifest.unit)).side(Side::Strategy);
+    if !evidence.is_empty() {
+        error = error.hint(format!("its last words:\n{evidence}"));
+    }
+    Failure { outcome: what, retryable: outcome.retryable(), error }
+}
+
+async fn validated(
+    manifest: &Arc<Manifest>,
+    spec: &DatasetSpec,
+    session: NaiveDate,
+    returned: Returned,
+) -> Result<RecordBatch> {
+    let (manifest, spec) = (manifest.clone(), spec.clone());
+    let check = move || output::validate(&manifest.unit, &spec, session, &returned.schema, &returned.batches);
+    tokio::task::spawn_blocking(check)
+        .await
+        .map_err(|e| Error::new(Code::Internal, format!("checking the result: {e}")))?
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn publish(
+    client: &Client,
+    manifest: &Manifest,
+    session: NaiveDate,
+    partition: &str,
+    read: &Prefetched,
+    epoch: u64,
+    claim: &Claim,
+    rows: RecordBatch,
+) -> Result<pb::PublishAck> {
+    let header = pb::PublishHeader {
+        dataset: manifest.output.dataset.to_string(),
+        kind: pb::PublishKind::Session.into(),
+        session: session.to_string(),
+        partition: partition.to_owned(),
+        run_id: read.run_id.clone(),
+        unit: claim.unit.clone(),
+        instance: claim.instance.clone(),
+        epoch,
+        code_digest: manifest.code_digest.clone(),
+        inputs: read.receipts(),
+        ..Default::default()
+    };
+    client.publish(header, vec![rows]).await.map_err(|error| {
+        if error.code() == Code::Conflict && error.hint_text().is_empty() {
+            return error.hint(
+                "the same code has already published other rows for the same inputs: is the strategy a pure function?",
+            );
+        }
+        error
+    })
+}
+
+/// What a run in the caller's own process gave.
+#[derive(Debug, Clone)]
+pub struct LocalRun {
+    /// Identity.
+    pub run_id: String,
+    /// What it read.
+    pub read: Prefetched,
+    /// The rows, checked: `symbol`, `ts`, the declared fields.
+    pub rows: RecordBatch,
+    /// What was published, if asked for.
+    pub ack: Option<pb::PublishAck>,
+}
+
+/// Runs a session in the caller's own process: reads the inputs as production does, calls `body`, checks what it returned
+/// as production does, and publishes it if asked (with the lease, and a line in the ledger).
+///
+/// `body` runs on the calling task and may block it.
+///
+/// # Errors
+/// Those of the reads, of `body`, of [`output::validate`], and of the publish: `Conflict` while a deployed unit holds the
+/// lease.
+pub async fn run_local<F>(
+    client: &Client,
+    manifest: &Arc<Manifest>,
+    session: NaiveDate,
+    partition: &str,
+    as_of_ns: Option<i64>,
+    publish_rows: bool,
+    body: F,
+) -> Result<LocalRun>
+where
+    F: FnOnce(&Prefetched) -> Result<(SchemaRef, Vec<RecordBatch>)>,
+{
+    let started_ns = now_ns();
+    let spec = manifest.output_spec()?;
+    let read = prefetch(client, manifest, session, partition, as_of_ns).await?;
+    let (schema, batches) = body(&read)?;
+    let rows = validated(manifest, &spec, session, Returned { schema, batches }).await?;
+    let mut ack = None;
+    if publish_rows {
+        let claim = Claim {
+            unit: manifest.unit.clone(),
+            instance: new_instance(),
+            spec: spec.clone(),
+            take_over: false,
+            ttl: TTL,
+        };
+        let lease = HeldLease::acquire(client, claim, LOCAL_PATIENCE).await?;
+        let epoch = lease.epoch()?;
+        let published =
+            publish(client, manifest, session, partition, &read, epoch, lease.claim(), rows.clone()).await;
+        lease.release().await;
+        let published = published?;
+        let record = pb::RunRecord {
+            run_id: read.run_id.clone(),
+            unit: manifest.unit.clone(),
+            session: session.to_string(),
+            partition: partition.to_owned(),
+            attempt: 1,
+            started_ns,
+            finished_ns: now_ns(),
+            outcome: pb::RunOutcome::Succeeded.into(),
+            epoch,
+            code_digest: manifest.code_digest.clone(),
+            inputs: read.receipts(),
+            output_dataset: published.dataset.clone(),
+            output_version: Some(published.version),
+            rows: published.rows,
+            trace_id: trace_id(),
+            ..Default::default()
+        };
+        Ledger::new(client.clone()).append(record).await;
+        ack = Some(published);
+    }
+    Ok(LocalRun { run_id: read.run_id.clone(), read, rows, ack })
+}
+
+/// A name for this process among those of its unit.
+#[must_use]
+pub fn new_instance() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// 32 hex digits, or nothing while traces are not exported.
+fn trace_id() -> String {
+    let parent = telemetry::traceparent().unwrap_or_default();
+    parent.split('-').nth(1).unwrap_or_default().to_owned()
+}

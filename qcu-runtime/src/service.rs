@@ -1,0 +1,278 @@
+//! The process `qcu`: holds the lease, runs what is due, and ends in order.
+//!
+//! One loop, one run at a time. What is due is decided by [`crate::schedule`] from what the grid says; between two looks the
+//! loop sleeps until the next close or for a pause that doubles up to [`POLL_MAX`]. A session that failed after all its
+//! attempts is not started again at once, but after [`FAILED_PAUSE`]: its inputs may be corrected meanwhile.
+//!
+//! The end: from the signal on, no run is started; the running one gets the time of the drain less [`LAST_WORDS`], in
+//! which it is cancelled and recorded and the lease is given back.
+
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use chrono::NaiveDate;
+use futures::future::try_join_all;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use trellis_proto::{Code, DatasetName, Result};
+
+use crate::{
+    client::{Client, ClientOptions, jittered},
+    config::Config,
+    lease::{Claim, HeldLease},
+    manifest::{Manifest, Schedule},
+    run::{Report, Runner, new_instance, now_ns},
+    schedule::{self, Due, Progress, State},
+};
+
+/// First pause between two looks at the grid; doubles while nothing changes.
+const POLL_MIN: Duration = Duration::from_millis(200);
+/// Longest pause between two looks: how late a unit may notice what it waits for. Ten thousand waiting units ask each of
+/// a hundred heads twenty times a second.
+const POLL_MAX: Duration = Duration::from_secs(5);
+/// A session that failed for good is tried again after this.
+const FAILED_PAUSE: Duration = Duration::from_secs(600);
+/// Part of the drain kept for recording what was cancelled and giving the lease back; at most half of it.
+const LAST_WORDS: Duration = Duration::from_millis(2_500);
+/// All attempts of one question to the grid. A grid that is away for longer is met again at the next look.
+const CALL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Runs the unit until `shutdown` resolves, or its named sessions are done if it is to end then. The exit code says how
+/// the runs ended.
+///
+/// # Errors
+/// What keeps it from working at all: no grid, no lease.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<u8> {
+    let stop = CancellationToken::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut service = tokio::select! {
+        service = Service::start(&config, stop.clone()) => service?,
+        () = &mut shutdown => return Ok(0),
+    };
+    let ended = {
+        let mut work = std::pin::pin!(service.work());
+        tokio::select! {
+            ended = &mut work => Some(ended),
+            () = &mut shutdown => {
+                stop.cancel();
+                let last_words = LAST_WORDS.min(config.drain / 2);
+                timeout(config.drain - last_words, work).await.ok()
+            }
+        }
+    };
+    if ended.is_none() {
+        service.cut_short().await;
+    }
+    service.lease.release().await;
+    ended.unwrap_or(Ok(0))
+}
+
+struct Service<'a> {
+    config: &'a Config,
+    client: Client,
+    runner: Runner,
+    lease: HeldLease,
+    stop: CancellationToken,
+    running: Option<NaiveDate>,
+}
+
+impl<'a> Service<'a> {
+    async fn start(config: &'a Config, stop: CancellationToken) -> Result<Self> {
+        let options = ClientOptions {
+            unit: Some(config.unit.manifest.unit.clone()),
+            connect_timeout: config.connect,
+            deadline: CALL_DEADLINE,
+        };
+        let client = Client::connect(&config.url, options).await?;
+        let runner = Runner::new(client.clone(), config.unit.clone())?;
+        let lease = acquire(config, &client, &new_instance()).await?;
+        say(&serde_json::json!({"ready": true, "role": "qcu", "id": config.unit.manifest.unit}));
+        Ok(Self { config, client, runner, lease, stop, running: None })
+    }
+
+    async fn work(&mut self) -> Result<u8> {
+        if self.config.sessions.is_empty() {
+            self.follow_schedule().await
+        } else {
+            self.named_sessions().await
+        }
+    }
+
+    async fn named_sessions(&mut self) -> Result<u8> {
+        let mut exit = 0;
+        for &session in &self.config.sessions {
+            if !self.until_upstream(session).await? {
+                return Ok(exit);
+            }
+            let report = self.run_session(session).await?;
+            exit = exit.max(report.exit_code());
+        }
+        if !self.config.exit_when_done {
+            self.stop.cancelled().await;
+        }
+        Ok(exit)
+    }
+
+    /// Waits until the units that this one comes after have published `session`. False if it is time to end.
+    async fn until_upstream(&mut self, session: NaiveDate) -> Result<bool> {
+        let mut pause = POLL_MIN;
+        let mut told = false;
+        loop {
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            let manifest = &self.config.unit.manifest;
+            match self.progress(&upstream(manifest)).await {
+                Ok(upstream) => match schedule::named_is_ready(manifest, &upstream, session)? {
+                    Due::Data { missing, .. } => {
+                        if !std::mem::replace(&mut told, true) {
+                            tracing::info!(%session, missing, "waiting");
+                        }
+                    }
+                    _ => return Ok(true),
+                },
+                Err(error) if error.retryable() => tracing::warn!(%error, "the grid cannot be asked"),
+                Err(error) => return Err(error),
+            }
+            self.pause(jittered(pause)).await;
+            pause = (pause * 2).min(POLL_MAX);
+        }
+    }
+
+    async fn follow_schedule(&mut self) -> Result<u8> {
+        let mut pause = POLL_MIN;
+        let mut failed: Option<(NaiveDate, Instant)> = None;
+        let mut before = None;
+        while !self.stop.is_cancelled() {
+            let due = match self.due().await {
+                Ok(due) => due,
+                Err(error) if error.retryable() => {
+                    tracing::warn!(%error, "the grid cannot be asked what is due");
+                    self.pause(jittered(POLL_MAX)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if before.as_ref() != Some(&due) {
+                tracing::info!(?due, "schedule");
+                pause = POLL_MIN;
+                before = Some(due.clone());
+            }
+            match due {
+                Due::Run(session)
+                    if failed.is_some_and(|(s, at)| s == session && at.elapsed() < FAILED_PAUSE) =>
+                {
+                    self.pause(jittered(POLL_MAX)).await;
+                }
+                Due::Run(session) => {
+                    let report = self.run_session(session).await?;
+                    failed = report.error.is_some().then(|| (session, Instant::now()));
+                    before = None;
+                }
+                Due::At(at_ns) => {
+                    let wait =
+                        Duration::from_nanos(u64::try_from(at_ns.saturating_sub(now_ns())).unwrap_or(0));
+                    // not longer, so that a clock that is set is noticed
+                    self.pause(wait.min(POLL_MAX)).await;
+                }
+                Due::Data { .. } => {
+                    self.pause(jittered(pause)).await;
+                    pause = (pause * 2).min(POLL_MAX);
+                }
+                Due::Never => self.stop.cancelled().await,
+            }
+        }
+        Ok(0)
+    }
+
+    async fn due(&self) -> Result<Due> {
+        let manifest = &self.config.unit.manifest;
+        let inputs: Vec<DatasetName> = manifest.inputs.iter().map(|input| input.dataset.clone()).collect();
+        let upstream = upstream(manifest);
+        let output = [manifest.output.dataset.clone()];
+        // the output first: a publish that lands in between is then seen again rather than missed
+        let output = self.progress(&output).await?;
+        let state = State {
+            output: output.first().copied().unwrap_or_default(),
+            inputs: self.progress(&inputs).await?,
+            upstream: self.progress(&upstream).await?,
+        };
+        schedule::due(manifest, &state, now_ns())
+    }
+
+    /// How far each dataset has come; one that is not there has not begun.
+    async fn progress(&self, datasets: &[DatasetName]) -> Result<Vec<Progress>> {
+        try_join_all(datasets.iter().map(|dataset| async move {
+            match self.client.describe(Some(dataset)).await {
+                Ok(found) => Ok(found.first().map(Progress::of).unwrap_or_default()),
+                Err(error) if error.code() == Code::UnknownDataset => Ok(Progress::default()),
+                Err(error) => Err(error),
+            }
+        }))
+        .await
+    }
+
+    /// One run under a lease that is held, taken again if it ran out meanwhile.
+    async fn run_session(&mut self, session: NaiveDate) -> Result<Report> {
+        if let Err(error) = self.lease.epoch() {
+            if error.code() == Code::Fenced && !self.config.take_over {
+                return Err(error);
+            }
+            let instance = self.lease.claim().instance.clone();
+            self.lease = acquire(self.config, &self.client, &instance).await?;
+        }
+        self.running = Some(session);
+        let report = self.runner.run(session, "", &self.lease).await;
+        self.running = None;
+        say(&report.to_json());
+        match &report.error {
+            // somebody else is the publisher now: two of one unit would go on taking the lease from each other
+            Some(error) if error.code() == Code::Fenced => Err(error.clone()),
+            _ => Ok(report),
+        }
+    }
+
+    /// The drain is over and a run is not.
+    async fn cut_short(&mut self) {
+        if let Some(session) = self.running.take() {
+            tracing::warn!(%session, "the run is cut short");
+            let recorded = timeout(LAST_WORDS / 2, self.runner.cancelled(session, "")).await;
+            if let Ok(report) = recorded {
+                say(&report.to_json());
+            }
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = sleep(time) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+async fn acquire(config: &Config, client: &Client, instance: &str) -> Result<HeldLease> {
+    let claim = Claim {
+        unit: config.unit.manifest.unit.clone(),
+        instance: instance.to_owned(),
+        spec: config.unit.manifest.output_spec()?,
+        take_over: config.take_over,
+        ttl: config.lease_ttl,
+    };
+    HeldLease::acquire(client, claim, config.lease_wait).await
+}
+
+fn upstream(manifest: &Manifest) -> Vec<DatasetName> {
+    match &manifest.schedule {
+        Schedule::After { units } => units.iter().map(|up| up.dataset.clone()).collect(),
+        Schedule::AtClose { .. } | Schedule::Manual => Vec::new(),
+    }
+}
+
+/// One line of JSON on stdout, for whoever started us. A closed stdout is no reason to stop working.
+fn say(line: &serde_json::Value) {
+    let mut out = std::io::stdout().lock();
+    _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
