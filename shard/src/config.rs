@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use serde::Deserialize;
+use trellis_fabric::env::{self, ConfigError, Env, Var};
 use trellis_proto::{Code, Error, Result, pb, placement::SLOTS};
 use url::Url;
 
@@ -10,6 +11,23 @@ use url::Url;
 pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
 pub const POLL_REMOTE: Duration = Duration::from_secs(1);
+
+const ID: Var = Var::optional("TRELLIS_ID", "name of this shard, one of TRELLIS_SHARD_IDS; by default shard-<index>");
+const LAKE: Var = Var::required("TRELLIS_LAKE", "the lake: a folder, file:///folder or s3://bucket/prefix (with AWS_*)");
+const INDEX: Var = Var::or("TRELLIS_SHARD_INDEX", "0", "which of the shards this is, from 0");
+const COUNT: Var = Var::or("TRELLIS_SHARD_COUNT", "1", "how many shards split the symbols evenly");
+const IDS: Var = Var::optional(
+    "TRELLIS_SHARD_IDS",
+    "names of all shards, with commas, the same on each; by default shard-0 to shard-<count - 1>",
+);
+const OWNS: Var = Var::optional(
+    "TRELLIS_OWNS",
+    r#"instead of index and count, JSON: [{"dataset": "fx.*", "slots": [0, 32768], "start": "2014-01-01"}], or "symbols": [..] for slots"#,
+);
+
+/// Every variable that the binary reads, besides the telemetry's `OTEL_*`.
+pub const VARIABLES: &[Var] =
+    &[ID, env::LISTEN, LAKE, INDEX, COUNT, IDS, OWNS, env::DRAIN_MS, env::LOG, env::LOG_FORMAT];
 
 /// Limits of one publish. Rows are held decoded while they are checked and sorted, so these bound memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +137,39 @@ impl Config {
             apply_wait: Duration::from_secs(5),
             drain: Duration::from_secs(10),
         }
+    }
+
+    /// The configuration of the binary, and the address that it listens on.
+    ///
+    /// # Errors
+    /// Every variable that is missing or makes no sense, at once.
+    pub fn from_env(mut env: Env) -> Result<(Self, String), ConfigError> {
+        let listen = env.string(&env::LISTEN);
+        let lake = env.with(&LAKE, |text| lake_url(text).map_err(|e| e.message().to_owned()));
+        let index = env.parse::<u32>(&INDEX);
+        let count = env.parse::<u32>(&COUNT);
+        let drain = env.millis(&env::DRAIN_MS);
+        let ids = env.optional(&IDS);
+        let own_id = env.optional(&ID);
+        let owns = match env.optional(&OWNS) {
+            Some(json) => parse_owns(&json).map_err(|e| env.refuse(&OWNS, e.message())),
+            None => match (&index, &count) {
+                (Ok(index), Ok(count)) => {
+                    split_ring(*index, *count).map_err(|e| env.refuse(&INDEX, e.message()))
+                }
+                (Err(invalid), _) | (_, Err(invalid)) => Err(*invalid),
+            },
+        };
+        let shards: Vec<String> = match ids {
+            Some(list) => list.split(',').map(|id| id.trim().to_owned()).collect(),
+            None => (0..count.unwrap_or(0)).map(|i| format!("shard-{i}")).collect(),
+        };
+        let id = own_id.or_else(|| shards.get(index.unwrap_or(0) as usize).cloned()).unwrap_or_default();
+        if owns.is_ok() && !shards.contains(&id) {
+            env.refuse(&ID, format!("one of {}", shards.join(", ")));
+        }
+        env.finish()?;
+        Ok((Self { drain: drain?, ..Self::new(&id, lake?, owns?, shards) }, listen?))
     }
 
     /// Shard `index` of `count` shards `shard-0..count` that share a lake and split every dataset's symbols evenly.

@@ -1,25 +1,109 @@
-//! A shard: serves whole chunks of the datasets in a lake, and commits what is published to them.
+//! A shard: serves whole chunks of the datasets in a lake, tells heads what changed, and commits what is published.
+//!
+//! It is not a query engine: it answers in whole chunks, with every known version of every row, and leaves cutting, `as_of`
+//! and caching to the head nodes. It owns a part of the symbols for reading, and is *home* to some datasets for writing; the
+//! lake itself is shared by all shards, and any tool that reads Delta Lake reads it.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | [`config`] | what a shard is told when it starts |
+//! | `service`, `receive` | the gRPC edge; receiving a publish |
+//! | `shard` | what a shard does, call by call |
+//! | `catalog`, `table`, `change` | the datasets; one dataset, version by version; what a version changed |
+//! | `watch` | the log of changes and who follows it |
+//! | `scan` | from ranges to chunk runs |
+//! | `publish`, `append`, `lease`, `ledger` | commits; checked rows; who may publish; the run ledger |
+//! | `upkeep` | polling, compaction, checkpoints, removal of what nobody needs |
+//! | `file`, `index`, `schema`, `wire` | Parquet files; what is in one; the lake's columns; Arrow messages |
+//! | `delta`, `store` | the Delta log; where the bytes are, and when they are on the disk |
+//! | `ownership`, `pending`, `metrics`, `error` | what is answered for; bytes in flight; instruments; errors |
+//! | [`import`] | rows out of CSV and Parquet files |
 
 pub mod config;
 pub mod import;
 
-pub use config::Config;
+mod append;
+mod catalog;
+mod change;
+mod delta;
+mod error;
+mod file;
+mod index;
+mod lease;
+mod ledger;
+mod metrics;
+mod ownership;
+mod pending;
+mod publish;
+mod receive;
+mod scan;
+mod schema;
+mod service;
+mod shard;
+mod store;
+mod table;
+mod upkeep;
+mod watch;
+mod wire;
 
 use std::future::Future;
 
 use tokio::net::TcpListener;
-use trellis_proto::Result;
+use trellis_fabric::{channel::MESSAGE_BYTES_MAX, serve};
+use trellis_proto::{Code, Error, Result, pb::shard_server::ShardServer};
 
-/// Serves until `shutdown` resolves, then finishes the calls in flight, for at most `config.drain`.
+pub use config::Config;
+
+/// Full name of the service, as health and reflection list it.
+const SERVICE: &str = "trellis.v1.Shard";
+
+/// Opens the lake, then serves until `shutdown` resolves, then finishes the calls in flight, for at most `config.drain`.
+///
+/// The listener is bound before, so that its address is known; calls wait in its backlog until the lake is open. Not cancel
+/// safe: a dropped `run` leaves connections to their end.
 ///
 /// # Errors
-/// A lake that cannot be opened, or a listener that fails.
+/// A configuration that makes no sense, a lake that cannot be listed, or a listener that fails.
 pub async fn run(
     config: Config,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    tracing::info!(shard = config.id, lake = %config.lake, addr = ?listener.local_addr().ok(), "starting");
-    shutdown.await;
+    run_and(config, listener, shutdown, || {}).await
+}
+
+/// As [`run`]; `ready` is called once, when the lake is open and calls are about to be answered.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_and(
+    config: Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce() + Send,
+) -> Result<()> {
+    let drain = config.drain;
+    let shard = shard::Shard::open(config).await?;
+    let upkeep = upkeep::Upkeep::start(shard.clone());
+    let server = ShardServer::new(service::Service { shard: shard.clone() })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let options = serve::Options {
+        descriptor_sets: vec![trellis_proto::DESCRIPTOR_SET],
+        services: vec![SERVICE.to_owned()],
+        endless: vec![format!("/{SERVICE}/Watch")],
+        ..serve::Options::default()
+    };
+    let mut routes = tonic::service::Routes::builder();
+    routes.add_service(server);
+    ready();
+    let drained = serve::serve(listener, routes.routes(), options, shutdown, drain)
+        .await
+        .map_err(|e| Error::new(Code::Unavailable, e.to_string()));
+    upkeep.stop().await;
+    let drained = drained?;
+    if !drained.late.is_empty() {
+        tracing::warn!(late = ?drained.late, "calls were cut at the end of the drain");
+    }
     Ok(())
 }

@@ -1,0 +1,167 @@
+//! What a commit means to those who hold chunks: which spans it touched, and the event that tells them.
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch, cast::AsArray, types::Int64Type};
+use trellis_proto::{Result, Symbol, pb};
+
+use crate::{
+    error::internal,
+    file::DataFile,
+    schema::{self, KNOWN_AT_NS, SYMBOL, TS_NS},
+    table::{Shared, Snapshot},
+    watch::{INLINE_BYTES_MAX, SPANS_MAX},
+    wire,
+};
+
+/// The event times that a commit touched, as far as this shard owns them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Touched {
+    Nothing,
+    /// Sorted by symbol; `[start, end)`.
+    Spans(Vec<(Symbol, i64, i64)>),
+    /// Too much to list, or not known.
+    Everything,
+}
+
+impl Touched {
+    /// What the rows of new files touch.
+    pub(crate) fn by(added: &[Arc<DataFile>], owned: impl Fn(&str) -> bool) -> Self {
+        let mut spans: Vec<(Symbol, i64, i64)> = added
+            .iter()
+            .flat_map(|f| &f.index.runs)
+            .filter(|run| owned(run.symbol.as_str()))
+            .map(|run| (run.symbol.clone(), run.first_ts, run.last_ts.saturating_add(1)))
+            .collect();
+        spans.sort_unstable();
+        spans.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            if same {
+                kept.2 = kept.2.max(next.2);
+            }
+            same
+        });
+        match spans.len() {
+            0 => Self::Nothing,
+            n if n > SPANS_MAX => Self::Everything,
+            _ => Self::Spans(spans),
+        }
+    }
+
+    /// Whether `[start, end)` of `symbol` was touched.
+    pub(crate) fn overlaps(&self, symbol: &str, start: i64, end: i64) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Everything => true,
+            Self::Spans(spans) => spans
+                .binary_search_by(|span| span.0.as_str().cmp(symbol))
+                .is_ok_and(|i| spans[i].1 < end && start < spans[i].2),
+        }
+    }
+}
+
+/// The event for a commit; its number is given when it is pushed.
+pub(crate) async fn event(
+    shared: &Shared,
+    next: &Snapshot,
+    touched: Touched,
+    added: &[Arc<DataFile>],
+) -> Result<pb::Change> {
+    let filled = || added.iter().filter(|f| f.index.rows > 0);
+    let rows = match &touched {
+        Touched::Spans(_) => inline_rows(shared, next, added).await?,
+        Touched::Nothing | Touched::Everything => None,
+    };
+    let (data_header, data_body) = rows.unwrap_or_default();
+    let everything = touched == Touched::Everything;
+    let known_at_max_ns = filled().map(|f| f.index.known_max).max().unwrap_or(next.known_through);
+    let known_at_min_ns = match filled().map(|f| f.index.known_min).min() {
+        Some(least) => least,
+        // Nothing is known of the rows: no answer may be taken to be untouched.
+        None if everything => i64::MIN,
+        None => next.known_through,
+    };
+    let spans = match touched {
+        Touched::Spans(spans) => spans
+            .into_iter()
+            .map(|(symbol, start_ns, end_ns)| pb::SymbolSpan { symbol: symbol.to_string(), start_ns, end_ns })
+            .collect(),
+        Touched::Nothing | Touched::Everything => Vec::new(),
+    };
+    Ok(pb::Change {
+        seq: 0,
+        dataset: next.spec.dataset.to_string(),
+        version: next.version,
+        known_at_min_ns,
+        known_at_max_ns,
+        spans,
+        everything,
+        description: Some(next.describe(shared)),
+        data_header,
+        data_body,
+    })
+}
+
+/// The new rows of owned symbols, if they are few.
+async fn inline_rows(
+    shared: &Shared,
+    next: &Snapshot,
+    added: &[Arc<DataFile>],
+) -> Result<Option<(bytes::Bytes, bytes::Bytes)>> {
+    let spec = &next.spec;
+    let width: usize = 32 + spec.fields.iter().map(|f| f.data_type.width()).sum::<usize>();
+    let rows: u64 = added.iter().map(|f| f.index.rows).sum();
+    if (rows as usize).saturating_mul(width) > INLINE_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
+    columns.extend(spec.fields.iter().map(schema::exact_column));
+    let wire_schema = spec.change_schema();
+    let mut parts = Vec::new();
+    for file in added {
+        for batch in file.read(&columns, None).await? {
+            let symbols = arrow_cast::cast(batch.column(0), &arrow_schema::DataType::Utf8)
+                .map_err(|e| internal("reading symbols", e))?;
+            let owned: BooleanArray = symbols
+                .as_string::<i32>()
+                .iter()
+                .map(|s| s.map(|s| shared.owns.owns(spec.dataset.as_str(), s)))
+                .collect();
+            let mut wire: Vec<ArrayRef> = vec![
+                symbols.clone(),
+                schema::wire_time(batch.column(1).as_primitive::<Int64Type>()),
+                schema::wire_time(batch.column(2).as_primitive::<Int64Type>()),
+            ];
+            for (field, column) in spec.fields.iter().zip(&batch.columns()[3..]) {
+                wire.push(schema::wire_field(field, column)?);
+            }
+            let all = RecordBatch::try_new(wire_schema.clone(), wire)
+                .map_err(|e| internal("building a change's rows", e))?;
+            let kept = arrow_select::filter::filter_record_batch(&all, &owned)
+                .map_err(|e| internal("filtering a change's rows", e))?;
+            parts.push(kept);
+        }
+    }
+    let rows = arrow_select::concat::concat_batches(&wire_schema, &parts)
+        .map_err(|e| internal("joining a change's rows", e))?;
+    let rows = if added.len() > 1 { wire::sort_by_key(&rows, &[0, 1, 2])? } else { rows };
+    if rows.num_rows() == 0 || rows.get_array_memory_size() > 2 * INLINE_BYTES_MAX {
+        return Ok(None);
+    }
+    wire::encode(&rows).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_overlaps_half_open() {
+        let touched = Touched::Spans(vec![(Symbol::new("A").unwrap(), 10, 20), (Symbol::new("B").unwrap(), 0, 1)]);
+        assert!(touched.overlaps("A", 19, 30));
+        assert!(!touched.overlaps("A", 20, 30));
+        assert!(!touched.overlaps("A", 0, 10));
+        assert!(!touched.overlaps("C", 0, 100));
+        assert!(Touched::Everything.overlaps("C", 0, 1));
+    }
+}

@@ -1,0 +1,664 @@
+//! Commits to one dataset: publishes, imports, ledger rows, leases, rewrites, one after the other.
+//!
+//! Every dataset that this shard is home to has one committer task. What arrives while a commit is on its way to the disk
+//! waits in its queue, and goes together as the next commit: one file, one log entry, two syncs, however many publishes.
+//! There is no timer, so a lone publish waits for nobody. Leases go through the same queue, so that a grant and a publish
+//! have an order.
+//!
+//! A commit is a compare-and-swap at the version that all checks were made against. Who loses (another shard that believes
+//! to be home, a person with another tool) looks at the new version and checks everything again: the epoch, the run ids,
+//! the knowledge times. So no clock and no belief about who is home carries any weight; the table's order of versions does.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
+use serde_json::{Map, Value, json};
+use tokio::sync::{mpsc, oneshot};
+use trellis_proto::{Code, DatasetSpec, Error, Result, pb, time::format_time};
+
+use crate::{
+    append::Rows,
+    delta::{Actions, Committed, LogFile},
+    error::internal,
+    file::{FILE_ROWS_MAX, WrittenFile, write_file},
+    lease::{Acquire, Grant, Holder, Lease},
+    metrics::Metrics,
+    schema::{self, KNOWN_AT_NS},
+    table::{self, PUBLISHER, Snapshot, Table, WATERMARK},
+    wire,
+};
+
+/// Commands that wait for one dataset's committer; beyond it publishers are told to come back.
+pub(crate) const QUEUE_MAX: usize = 4_096;
+/// Publishes in one commit: bounds the log entry, to which each adds about 500 bytes.
+const GROUP_MAX: usize = 1_024;
+/// Rows in one commit of several publishes: bounds what a publish waits for the ones that it was grouped with.
+const GROUP_ROWS_MAX: usize = 1 << 20;
+/// Commits lost in a row before the publisher is told to come back. Only another writer of the same table can cause one.
+const CONFLICTS_MAX: usize = 16;
+
+/// What may be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// The holder of the lease with this epoch.
+    Session { unit: String, epoch: u64 },
+    /// Nobody holds a live lease. With a knowledge time of its own, or that of the commit.
+    Import { known_at: Option<i64> },
+    /// The shard itself.
+    Ledger,
+}
+
+/// Checked rows on their way into the table.
+#[derive(Debug)]
+pub(crate) struct Publish {
+    pub(crate) right: Right,
+    /// What the rows were checked against; the table is made with it if it is not there.
+    pub(crate) spec: Arc<DatasetSpec>,
+    pub(crate) rows: Rows,
+    /// Empty: not idempotent.
+    pub(crate) run_id: String,
+    pub(crate) digest: String,
+    pub(crate) watermark: Option<i64>,
+    /// For people: goes into the commit's metadata.
+    pub(crate) note: Value,
+}
+
+/// Files that replace others with the same rows.
+#[derive(Debug)]
+pub(crate) struct Rewrite {
+    pub(crate) removes: Vec<LogFile>,
+    pub(crate) adds: Vec<WrittenFile>,
+}
+
+/// A request for the lease.
+#[derive(Debug)]
+pub(crate) struct Acquisition {
+    pub(crate) holder: Holder,
+    pub(crate) ttl: Duration,
+    pub(crate) take_over: bool,
+    /// Makes the dataset if it is not there; if it is, must match.
+    pub(crate) spec: Option<Arc<DatasetSpec>>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Publish(Box<Publish>, oneshot::Sender<Result<pb::PublishAck>>),
+    Acquire(Acquisition, oneshot::Sender<Result<Grant>>),
+    Renew { holder: Holder, epoch: u64, ttl: Duration, reply: oneshot::Sender<Result<Grant>> },
+    Release { holder: Holder, epoch: u64, reply: oneshot::Sender<Result<()>> },
+    Rewrite(Rewrite, oneshot::Sender<Result<bool>>),
+}
+
+/// The way to a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
+#[derive(Debug, Clone)]
+pub(crate) struct Committer {
+    queue: mpsc::Sender<Command>,
+}
+
+impl Committer {
+    /// Starts the committer of `table`.
+    pub(crate) fn start(table: Arc<Table>, apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
+        let (queue, commands) = mpsc::channel(QUEUE_MAX);
+        let task = Task { table, apply_wait, metrics, lease: Lease::Never, started: Instant::now() };
+        tokio::spawn(task.run(commands));
+        Self { queue }
+    }
+
+    /// Commits rows; acknowledged when they are on the disk and every connected watcher has applied them.
+    ///
+    /// Not cancel safe: a dropped call may still commit. The run id makes asking again safe.
+    pub(crate) async fn publish(&self, publish: Publish) -> Result<pb::PublishAck> {
+        self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
+    }
+
+    pub(crate) async fn acquire(&self, acquisition: Acquisition) -> Result<Grant> {
+        self.ask(|reply| Command::Acquire(acquisition, reply)).await?
+    }
+
+    pub(crate) async fn renew(&self, holder: Holder, epoch: u64, ttl: Duration) -> Result<Grant> {
+        self.ask(|reply| Command::Renew { holder, epoch, ttl, reply }).await?
+    }
+
+    pub(crate) async fn release(&self, holder: Holder, epoch: u64) -> Result<()> {
+        self.ask(|reply| Command::Release { holder, epoch, reply }).await?
+    }
+
+    /// Replaces files by others with the same rows; `false`: one of them is not in the table any more.
+    pub(crate) async fn rewrite(&self, rewrite: Rewrite) -> Result<bool> {
+        self.ask(|reply| Command::Rewrite(rewrite, reply)).await?
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(command(reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => {
+                Error::new(Code::Overloaded, format!("{QUEUE_MAX} commits to this dataset are waiting"))
+            }
+            mpsc::error::TrySendError::Closed(_) => Error::new(Code::Internal, "the committer has ended"),
+        })?;
+        answer.await.map_err(|_| {
+            Error::new(Code::Unavailable, "the shard stopped before it answered; the outcome is not known")
+                .hint("ask again with the same run id")
+        })
+    }
+}
+
+struct Task {
+    table: Arc<Table>,
+    apply_wait: Duration,
+    metrics: Arc<Metrics>,
+    lease: Lease,
+    /// Origin of the lease's clock.
+    started: Instant,
+}
+
+type Waiting = (Box<Publish>, oneshot::Sender<Result<pb::PublishAck>>);
+
+/// A publish that goes into the next commit.
+struct Accepted {
+    publish: Box<Publish>,
+    known_at: i64,
+    /// Who waits for it: its publisher, and any that sent the same run id meanwhile.
+    replies: Vec<oneshot::Sender<Result<pb::PublishAck>>>,
+}
+
+/// Whether a publish goes into the next commit.
+enum Verdict {
+    Accept,
+    /// Already committed: this acknowledgement again.
+    Duplicate(pb::PublishAck),
+    Refuse(Error),
+}
+
+impl Task {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut next = None;
+        loop {
+            let command = match next.take() {
+                Some(command) => command,
+                None => match commands.recv().await {
+                    Some(command) => command,
+                    None => return,
+                },
+            };
+            match command {
+                Command::Publish(publish, reply) => {
+                    let mut rows = publish.rows.len();
+                    let mut group: Vec<Waiting> = vec![(publish, reply)];
+                    // Everything that queued up behind, up to the first command of another kind.
+                    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX {
+                        match commands.try_recv() {
+                            Ok(Command::Publish(publish, reply)) => {
+                                rows += publish.rows.len();
+                                group.push((publish, reply));
+                            }
+                            Ok(other) => {
+                                next = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    self.commit_group(group).await;
+                }
+                Command::Acquire(acquisition, reply) => {
+                    let _ = reply.send(self.acquire(acquisition).await);
+                }
+                Command::Renew { holder, epoch, ttl, reply } => {
+                    let _ = reply.send(self.renew(&holder, epoch, ttl).await);
+                }
+                Command::Release { holder, epoch, reply } => {
+                    self.lease = self.lease.release(&holder, epoch);
+                    let _ = reply.send(Ok(()));
+                }
+                Command::Rewrite(rewrite, reply) => {
+                    let _ = reply.send(self.rewrite(rewrite).await);
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The newest state, with the lease brought up to it: a larger epoch in the table has always won.
+    async fn look(&mut self) -> Result<Option<Arc<Snapshot>>> {
+        let snapshot = self.table.refresh().await?;
+        if let Some(grant) = snapshot.as_ref().and_then(|s| s.grant.as_ref())
+            && grant.epoch > self.lease.epoch()
+        {
+            self.lease = Lease::granted(self.now(), grant.clone());
+        }
+        Ok(snapshot)
+    }
+
+    async fn commit_group(&mut self, group: Vec<Waiting>) {
+        let mut waiting = group;
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = match self.look().await {
+                Ok(snapshot) => snapshot,
+                Err(error) => return refuse_all(waiting, &error),
+            };
+            let accepted = self.judge(snapshot.as_deref(), waiting).await;
+            if accepted.is_empty() {
+                return;
+            }
+            match self.commit_rows(snapshot.as_deref(), &accepted).await {
+                Ok(Some(version)) => return self.acknowledge(accepted, version).await,
+                Ok(None) => {
+                    waiting = Vec::new();
+                    for a in accepted {
+                        let mut replies = a.replies.into_iter();
+                        if let Some(first) = replies.next() {
+                            // The others asked for the same run: they are answered as its duplicates next time, or not at all;
+                            // their clients ask again.
+                            waiting.push((a.publish, first));
+                        }
+                        for other in replies {
+                            let _ = other.send(Err(Error::new(
+                                Code::Unavailable,
+                                "another publish of this run id was on its way",
+                            )));
+                        }
+                    }
+                }
+                Err(error) => {
+                    for reply in accepted.into_iter().flat_map(|a| a.replies) {
+                        let _ = reply.send(Err(error.clone()));
+                    }
+                    return;
+                }
+            }
+        }
+        let error = Error::new(
+            Code::Unavailable,
+            format!("{} is being written by somebody else: lost {CONFLICTS_MAX} commits", self.table.name),
+        );
+        refuse_all(waiting, &error.dataset(&self.table.name));
+    }
+
+    /// Answers those that cannot be committed, and gives the others their knowledge times.
+    async fn judge(&self, snapshot: Option<&Snapshot>, waiting: Vec<Waiting>) -> Vec<Accepted> {
+        let now_ns = wall_clock_ns();
+        let mut next_known_at = now_ns.max(snapshot.map_or(i64::MIN, |s| s.known_through.saturating_add(1)));
+        let mut accepted: Vec<Accepted> = Vec::new();
+        let mut by_run: HashMap<String, usize> = HashMap::new();
+        let mut spec: Option<Arc<DatasetSpec>> = snapshot.map(|s| s.spec.clone());
+        for (publish, reply) in waiting {
+            if let Some(&twin) = by_run.get(&publish.run_id) {
+                if accepted[twin].publish.digest == publish.digest {
+                    accepted[twin].replies.push(reply);
+                } else {
+                    let _ = reply.send(Err(self.other_content(&publish.run_id)));
+                }
+                continue;
+            }
+            let verdict = match &spec {
+                Some(spec) if **spec != *publish.spec => Verdict::Refuse(self.other_spec(spec, &publish.spec)),
+                _ => self.verdict(snapshot, &publish, now_ns).await,
+            };
+            match verdict {
+                Verdict::Accept => {
+                    let known_at = match publish.right {
+                        Right::Import { known_at: Some(explicit) } => explicit,
+                        Right::Import { known_at: None } | Right::Session { .. } | Right::Ledger => {
+                            // Each publish of a group has its own, so that two corrections of one row keep their order.
+                            next_known_at += 1;
+                            next_known_at - 1
+                        }
+                    };
+                    if !publish.run_id.is_empty() {
+                        by_run.insert(publish.run_id.clone(), accepted.len());
+                    }
+                    spec.get_or_insert_with(|| publish.spec.clone());
+                    accepted.push(Accepted { publish, known_at, replies: vec![reply] });
+                }
+                Verdict::Duplicate(ack) => {
+                    let _ = reply.send(Ok(ack));
+                }
+                Verdict::Refuse(error) => {
+                    let _ = reply.send(Err(error.dataset(&self.table.name)));
+                }
+            }
+        }
+        accepted
+    }
+
+    async fn verdict(&self, snapshot: Option<&Snapshot>, publish: &Publish, now_ns: i64) -> Verdict {
+        // Before the epoch: a publish that was acknowledged once is acknowledged again, even after a take-over.
+        if let Some(run) = self.table.run(&publish.run_id).filter(|_| !publish.run_id.is_empty()) {
+            if run.digest != publish.digest {
+                return Verdict::Refuse(self.other_content(&publish.run_id));
+            }
+            return Verdict::Duplicate(pb::PublishAck {
+                dataset: self.table.name.to_string(),
+                version: run.version,
+                known_at_ns: run.known_at,
+                rows: run.rows,
+                duplicate: true,
+                shard: self.table.shared.shard.clone(),
+            });
+        }
+        let allowed = match &publish.right {
+            Right::Session { unit, epoch } => self.lease.check_publish(unit, *epoch),
+            Right::Import { known_at } => match self.lease.check_import(self.now()) {
+                Ok(()) => match (known_at, snapshot) {
+                    (Some(known_at), _) if *known_at > now_ns => Err(Error::new(
+                        Code::InvalidRequest,
+                        format!("the knowledge time {} lies in the future", format_time(*known_at)),
+                    )),
+                    (Some(known_at), Some(snapshot)) => {
+                        check_known_later(snapshot, &publish.rows, *known_at).await
+                    }
+                    (Some(_), None) | (None, _) => Ok(()),
+                },
+                refused => refused,
+            },
+            Right::Ledger => Ok(()),
+        };
+        match allowed {
+            Ok(()) => Verdict::Accept,
+            Err(error) => Verdict::Refuse(error),
+        }
+    }
+
+    /// Writes and commits; `None`: somebody else has committed this version.
+    async fn commit_rows(&self, snapshot: Option<&Snapshot>, accepted: &[Accepted]) -> Result<Option<u64>> {
+        let Some(first) = accepted.first() else { return Ok(None) };
+        let spec = &first.publish.spec;
+        let files = self.write(spec, accepted).await?;
+        let now_ms = wall_clock_ns() / 1_000_000;
+        let version = snapshot.map_or(0, |s| s.version + 1);
+        let notes: Vec<&Value> = accepted.iter().map(|a| &a.publish.note).collect();
+        let info = Map::from_iter([("trellis".to_owned(), json!(notes))]);
+        let mut actions = Actions::new("WRITE", info, now_ms);
+        if snapshot.is_none() {
+            create(&mut actions, spec, now_ms);
+        }
+        for file in &files {
+            actions.add(&file.file, &file.stats, true, now_ms);
+        }
+        for a in accepted.iter().filter(|a| !a.publish.run_id.is_empty()) {
+            let rows = a.publish.rows.len() as u64;
+            let app = table::run_txn(&a.publish.run_id, &a.publish.digest, a.known_at, rows);
+            actions.txn(&app, version as i64, now_ms);
+        }
+        let before = snapshot.and_then(|s| s.watermark);
+        let watermark = accepted.iter().filter_map(|a| a.publish.watermark).max();
+        if let Some(watermark) = watermark.filter(|w| before.is_none_or(|before| *w > before)) {
+            actions.txn(WATERMARK, watermark, now_ms);
+        }
+        self.commit(version, &actions, &files).await
+    }
+
+    /// Commits, and looks what happened if that is not clear. Files that did not become part of the table are removed.
+    async fn commit(&self, version: u64, actions: &Actions, files: &[WrittenFile]) -> Result<Option<u64>> {
+        for file in files {
+            self.table.wrote(&file.file.path, file.index.clone());
+        }
+        let outcome = self.table.log.commit(version, actions).await;
+        let ours = match &outcome {
+            Ok(Committed::Yes) => return Ok(Some(version)),
+            Ok(Committed::Taken) => false,
+            Err(_) => match self.table.log.read(version).await {
+                Ok(entry) => entry.is_some_and(|e| {
+                    files.first().is_some_and(|f| e.adds.iter().any(|a| a.path == f.file.path))
+                }),
+                // Nobody can say; the files may be part of the table.
+                Err(_) => true,
+            },
+        };
+        if !ours {
+            for file in files {
+                self.table.discard(&file.file.path).await;
+            }
+        }
+        match outcome {
+            Ok(_) => {
+                self.metrics.conflicts.add(1, &[]);
+                Ok(None)
+            }
+            Err(error) => Err(error.dataset(&self.table.name)),
+        }
+    }
+
+    async fn write(&self, spec: &Arc<DatasetSpec>, accepted: &[Accepted]) -> Result<Vec<WrittenFile>> {
+        let started = Instant::now();
+        let parts =
+            accepted.iter().map(|a| a.publish.rows.exact(spec, a.known_at)).collect::<Result<Vec<_>>>()?;
+        let rows = tokio::task::spawn_blocking({
+            let spec = spec.clone();
+            move || merge(&spec, parts)
+        })
+        .await
+        .map_err(|e| crate::error::lost_task("sorting rows", e))??;
+        let mut files = Vec::new();
+        for start in (0..rows.num_rows()).step_by(FILE_ROWS_MAX) {
+            let part = rows.slice(start, FILE_ROWS_MAX.min(rows.num_rows() - start));
+            match write_file(&self.table.log, spec, part).await {
+                Ok(file) => files.push(file),
+                Err(error) => {
+                    for file in &files {
+                        self.table.discard(&file.file.path).await;
+                    }
+                    return Err(error.dataset(&self.table.name));
+                }
+            }
+        }
+        self.metrics.write_ms.record(started.elapsed().as_secs_f64() * 1e3, &[]);
+        Ok(files)
+    }
+
+    /// Makes the commit visible, then answers once the watchers have it. The next group does not wait for them.
+    async fn acknowledge(&mut self, accepted: Vec<Accepted>, version: u64) {
+        if let Err(error) = self.look().await {
+            // It is committed and durable, but this shard cannot serve it: not visible, so not acknowledged.
+            for reply in accepted.into_iter().flat_map(|a| a.replies) {
+                let _ = reply.send(Err(error.clone()));
+            }
+            return;
+        }
+        self.metrics.commits.add(1, &[]);
+        self.metrics.publishes.add(accepted.len() as u64, &[]);
+        let (watch, patience) = (self.table.shared.watch.clone(), self.apply_wait);
+        let (dataset, shard) = (self.table.name.to_string(), self.table.shared.shard.clone());
+        let seq = watch.seq();
+        tokio::spawn(async move {
+            watch.wait_applied(seq, patience).await;
+            for a in accepted {
+                let ack = pb::PublishAck {
+                    dataset: dataset.clone(),
+                    version,
+                    known_at_ns: a.known_at,
+                    rows: a.publish.rows.len() as u64,
+                    duplicate: false,
+                    shard: shard.clone(),
+                };
+                for (i, reply) in a.replies.into_iter().enumerate() {
+                    let _ = reply.send(Ok(pb::PublishAck { duplicate: i > 0, ..ack.clone() }));
+                }
+            }
+        });
+    }
+
+    async fn acquire(&mut self, asked: Acquisition) -> Result<Grant> {
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = self.look().await?;
+            let spec = match (&snapshot, &asked.spec) {
+                (Some(snapshot), Some(spec)) if **spec != *snapshot.spec => {
+                    return Err(self.other_spec(&snapshot.spec, spec));
+                }
+                (Some(snapshot), _) => snapshot.spec.clone(),
+                (None, Some(spec)) => spec.clone(),
+                (None, None) => {
+                    return Err(Error::new(
+                        Code::UnknownDataset,
+                        format!("there is no dataset {}", self.table.name),
+                    )
+                    .dataset(&self.table.name)
+                    .hint("give its spec with the request for the lease, to make it"));
+                }
+            };
+            let now_ns = wall_clock_ns() / 1_000_000 * 1_000_000;
+            let step = self.lease.acquire(self.now(), now_ns, &asked.holder, asked.ttl, asked.take_over);
+            let grant = match step.map_err(|e| e.dataset(&self.table.name))? {
+                Acquire::Already(lease) => {
+                    self.lease = lease;
+                    return self.granted();
+                }
+                Acquire::Commit(grant) => grant,
+            };
+            let version = snapshot.as_ref().map_or(0, |s| s.version + 1);
+            let now_ms = now_ns / 1_000_000;
+            let info = Map::from_iter([(
+                "trellis".to_owned(),
+                json!({"lease": {"unit": grant.holder.unit, "instance": grant.holder.instance, "epoch": grant.epoch,
+                    "ttl_ms": grant.ttl.as_millis() as u64}}),
+            )]);
+            let mut actions = Actions::new("GRANT", info, now_ms);
+            if snapshot.is_none() {
+                create(&mut actions, &spec, now_ms);
+            }
+            actions.txn(PUBLISHER, grant.epoch as i64, now_ms);
+            actions.txn(&table::holder_txn(&grant), grant.epoch as i64, now_ms);
+            if self.commit(version, &actions, &[]).await?.is_some() {
+                self.look().await?;
+                // If the look found a still larger epoch, the grant is history already.
+                if self.lease.epoch() <= grant.epoch {
+                    self.lease = Lease::granted(self.now(), grant);
+                    return self.granted();
+                }
+            }
+        }
+        Err(Error::new(Code::Unavailable, "others are asking for this lease too; try again")
+            .dataset(&self.table.name))
+    }
+
+    async fn renew(&mut self, holder: &Holder, epoch: u64, ttl: Duration) -> Result<Grant> {
+        self.look().await?;
+        self.lease =
+            self.lease.renew(self.now(), holder, epoch, ttl).map_err(|e| e.dataset(&self.table.name))?;
+        self.granted()
+    }
+
+    fn granted(&self) -> Result<Grant> {
+        match &self.lease {
+            Lease::Held { grant, expires } => {
+                Ok(Grant { ttl: expires.saturating_sub(self.now()), ..grant.clone() })
+            }
+            Lease::Never | Lease::Released { .. } => Err(internal("granting a lease", "it is not held")),
+        }
+    }
+
+    async fn rewrite(&mut self, rewrite: Rewrite) -> Result<bool> {
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = self.look().await?;
+            let all_there = snapshot.as_ref().is_some_and(|s| {
+                rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
+            });
+            let (Some(snapshot), true) = (snapshot, all_there) else {
+                for file in &rewrite.adds {
+                    self.table.discard(&file.file.path).await;
+                }
+                return Ok(false);
+            };
+            let now_ms = wall_clock_ns() / 1_000_000;
+            let mut actions = Actions::new("OPTIMIZE", Map::new(), now_ms);
+            for file in &rewrite.removes {
+                actions.remove(file, now_ms);
+            }
+            for file in &rewrite.adds {
+                self.table.wrote(&file.file.path, file.index.clone());
+                actions.add(&file.file, &file.stats, false, now_ms);
+            }
+            // Not through `commit`: a lost race leaves the rewritten files good for the next version.
+            match self.table.log.commit(snapshot.version + 1, &actions).await? {
+                Committed::Yes => {
+                    self.look().await?;
+                    return Ok(true);
+                }
+                Committed::Taken => {}
+            }
+        }
+        for file in &rewrite.adds {
+            self.table.discard(&file.file.path).await;
+        }
+        Ok(false)
+    }
+
+    fn other_content(&self, run_id: &str) -> Error {
+        Error::new(Code::Conflict, format!("the run {run_id} has been published with other rows"))
+            .dataset(&self.table.name)
+            .hint("give every attempt with other rows a run id of its own")
+    }
+
+    fn other_spec(&self, have: &DatasetSpec, given: &DatasetSpec) -> Error {
+        let why = schema::difference(have, given).unwrap_or_else(|| "it is another one".to_owned());
+        Error::new(Code::Conflict, format!("{} exists with another schema: {why}", self.table.name))
+            .dataset(&self.table.name)
+            .hint("publish with the schema that the dataset has, or under another name")
+    }
+}
+
+fn refuse_all(waiting: Vec<Waiting>, error: &Error) {
+    for (_, reply) in waiting {
+        let _ = reply.send(Err(error.clone()));
+    }
+}
+
+fn create(actions: &mut Actions, spec: &DatasetSpec, now_ms: i64) {
+    actions.create(spec.dataset.as_str(), &schema::delta_schema(spec), &schema::properties(spec), now_ms);
+}
+
+/// Joins publishes into one set of rows, sorted by (symbol, ts, known_at).
+fn merge(spec: &DatasetSpec, mut parts: Vec<RecordBatch>) -> Result<RecordBatch> {
+    if parts.len() == 1
+        && let Some(only) = parts.pop()
+    {
+        return Ok(only);
+    }
+    let joined = arrow_select::concat::concat_batches(&schema::exact_schema(spec), &parts)
+        .map_err(|e| internal("joining publishes", e))?;
+    wire::sort_by_key(&joined, &[0, 1, 2])
+}
+
+/// Refuses an explicit knowledge time that is not later than all that the dataset has for the same symbols: it would
+/// change what was known in the past.
+async fn check_known_later(snapshot: &Snapshot, rows: &Rows, known_at: i64) -> Result<()> {
+    for file in snapshot.files.iter().filter(|f| f.index.rows > 0 && f.index.known_max >= known_at) {
+        for (symbol, _) in rows.symbols() {
+            for run in file.index.runs_of(&symbol) {
+                let range = run.start as usize..run.end as usize;
+                let read = file.read(&[KNOWN_AT_NS.to_owned()], Some(vec![range])).await?;
+                let latest = read
+                    .iter()
+                    .filter_map(|b| b.column(0).as_primitive_opt::<Int64Type>())
+                    .flat_map(|known| known.values().iter().copied())
+                    .max();
+                if let Some(latest) = latest.filter(|latest| *latest >= known_at) {
+                    return Err(Error::new(
+                        Code::Conflict,
+                        format!(
+                            "the knowledge time {} is not later than {}, at which rows of {symbol} became known",
+                            format_time(known_at),
+                            format_time(latest)
+                        ),
+                    )
+                    .symbol(&symbol)
+                    .hint("give a later knowledge time, or none for the time of the import"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The wall clock. Only ever moves knowledge times forward; see [`Snapshot::known_through`].
+pub(crate) fn wall_clock_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+}

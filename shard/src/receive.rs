@@ -1,0 +1,247 @@
+//! Receiving a publish: its header, its rows within their limits, and the decision what they are checked against.
+
+use std::{sync::Arc, time::Instant};
+
+use arrow_schema::Schema;
+use chrono::NaiveDate;
+use serde_json::json;
+use tonic::Streaming;
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, pb, time::DAY_NS};
+
+use crate::{
+    append::Rows,
+    error::lost_task,
+    ledger::OWN_PREFIX,
+    publish::{Publish, Right},
+    schema,
+    shard::Shard,
+    wire::Decoder,
+};
+
+/// Longest run id, session partition and code digest: they are kept with the table.
+const ID_BYTES_MAX: usize = 256;
+
+/// Receives, checks and commits one publish.
+///
+/// # Errors
+/// Every reason that the contract names; nothing has been committed then, unless the error says that it is not known.
+pub(crate) async fn publish(
+    shard: &Arc<Shard>,
+    mut messages: Streaming<pb::PublishMessage>,
+) -> Result<pb::PublishAck> {
+    let started = Instant::now();
+    let first = messages.message().await.map_err(|e| Error::from_status(&e))?;
+    let Some(pb::publish_message::Message::Header(header)) = first.and_then(|m| m.message) else {
+        return Err(Error::new(Code::InvalidRequest, "a publish begins with its header"));
+    };
+    let name = DatasetName::new(&header.dataset)?;
+    let ack = checked(shard, &name, header, messages).await.map_err(|e| e.dataset(&name))?;
+    shard.metrics.publish_ms.record(started.elapsed().as_secs_f64() * 1e3, &[]);
+    Ok(ack)
+}
+
+async fn checked(
+    shard: &Arc<Shard>,
+    name: &DatasetName,
+    header: pb::PublishHeader,
+    mut messages: Streaming<pb::PublishMessage>,
+) -> Result<pb::PublishAck> {
+    check_header(&header)?;
+    shard.check_home(name)?;
+    let limits = &shard.config.limits;
+    let (right, within, rows_max, bytes_max) = match header.kind() {
+        pb::PublishKind::Unspecified => {
+            return Err(Error::new(Code::InvalidRequest, "the publish says neither session nor import"));
+        }
+        pb::PublishKind::Session => {
+            let right = Right::Session { unit: header.unit.clone(), epoch: header.epoch };
+            (right, Some(session(&header.session)?), limits.publish_rows_max, limits.publish_bytes_max)
+        }
+        pb::PublishKind::Import => {
+            let right = Right::Import { known_at: header.known_at_ns };
+            (right, None, limits.import_rows_max, limits.import_bytes_max)
+        }
+    };
+    let given = header.spec.clone().map(DatasetSpec::try_from).transpose()?;
+    let spec = spec_for(shard, name, &right, given).await?;
+    if spec.fields.len() > limits.columns_max {
+        let text = format!("{} fields; a publish has at most {}", spec.fields.len(), limits.columns_max);
+        return Err(Error::new(Code::TooLarge, text));
+    }
+
+    let (mut decoder, mut batches, mut rows, mut bytes) = (Decoder::default(), Vec::new(), 0, 0);
+    let mut pending = shard.pending.guard();
+    while let Some(message) = messages.message().await.map_err(|e| Error::from_status(&e))? {
+        let Some(pb::publish_message::Message::Ipc(ipc)) = message.message else {
+            return Err(Error::new(Code::InvalidRequest, "a publish has one header, then Arrow messages"));
+        };
+        bytes += ipc.data_body.len() + ipc.data_header.len();
+        if bytes > bytes_max {
+            return Err(too_large("bytes", bytes_max, &right));
+        }
+        pending.add(ipc.data_body.len())?;
+        // A malformed buffer may panic inside the decoder: on another thread that is an error, not an end.
+        let (back, batch) = tokio::task::spawn_blocking(move || {
+            let batch = decoder.read(&ipc);
+            (decoder, batch)
+        })
+        .await
+        .map_err(|_| Error::new(Code::BadRows, "the rows are not valid Arrow IPC"))?;
+        decoder = back;
+        if let Some(batch) = batch? {
+            rows += batch.num_rows();
+            if rows > rows_max {
+                return Err(too_large("rows", rows_max, &right));
+            }
+            batches.push(batch);
+        }
+    }
+    let Some(arrived) = decoder.schema().cloned() else {
+        return Err(Error::new(Code::BadRows, "the publish has no schema, and so no rows"));
+    };
+    let scope = format!("{}\0{}\0{}\0{}", header.dataset, header.kind, header.session, header.partition);
+    let (rows, digest) = {
+        let spec = spec.clone();
+        let check = move || -> Result<(Rows, String)> {
+            let rows = check_rows(&spec, &arrived, batches, within)?;
+            let digest = rows.digest(&scope)?;
+            Ok((rows, digest))
+        };
+        tokio::task::spawn_blocking(check).await.map_err(|e| lost_task("checking rows", e))??
+    };
+    if matches!(right, Right::Import { .. }) && rows.len() == 0 {
+        return Err(Error::new(Code::BadRows, "the import has no rows"));
+    }
+    let watermark = match (&right, header.watermark_ns) {
+        (_, Some(watermark)) => Some(watermark),
+        (Right::Session { .. }, None) => Some(session(&header.session)?.end),
+        (Right::Import { .. } | Right::Ledger, None) => None,
+    };
+    let note = note(&header, rows.len());
+    let publish = Publish { right, spec, rows, run_id: header.run_id, digest, watermark, note };
+    let dataset = shard.catalog.entry(name);
+    shard.catalog.committer(&dataset).publish(publish).await
+}
+
+fn check_rows(
+    spec: &DatasetSpec,
+    arrived: &Schema,
+    batches: Vec<arrow_array::RecordBatch>,
+    within: Option<std::ops::Range<i64>>,
+) -> Result<Rows> {
+    Rows::check(spec, arrived, batches, within)
+}
+
+fn too_large(what: &str, most: usize, right: &Right) -> Error {
+    let kind = match right {
+        Right::Session { .. } => "publish",
+        Right::Import { .. } => "import",
+        Right::Ledger => "record",
+    };
+    Error::new(Code::TooLarge, format!("a {kind} has at most {most} {what}"))
+        .hint("send it in several parts, each with a run id of its own")
+}
+
+fn check_header(header: &pb::PublishHeader) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(Code::InvalidRequest, why));
+    if header.dataset.starts_with(OWN_PREFIX) {
+        return Err(Error::new(
+            Code::PermissionDenied,
+            format!("datasets named {OWN_PREFIX}* are written by the grid itself"),
+        ));
+    }
+    for (what, text) in [
+        ("run id", &header.run_id),
+        ("partition", &header.partition),
+        ("code digest", &header.code_digest),
+        ("unit", &header.unit),
+        ("instance", &header.instance),
+    ] {
+        if text.len() > ID_BYTES_MAX || text.chars().any(char::is_control) {
+            return refuse(format!("the {what} is longer than {ID_BYTES_MAX} bytes or has control characters"));
+        }
+    }
+    if header.kind() == pb::PublishKind::Session {
+        for (what, text) in [("run id", &header.run_id), ("unit", &header.unit)] {
+            if text.is_empty() {
+                return refuse(format!("a publish of a session needs a {what}"));
+            }
+        }
+        if header.known_at_ns.is_some() {
+            return refuse("only an import has a knowledge time of its own".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Event times of a session: its date, midnight to midnight, UTC.
+fn session(text: &str) -> Result<std::ops::Range<i64>> {
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
+    let start = date
+        .and_then(|d| d.and_hms_opt(0, 0, 0))
+        .and_then(|midnight| midnight.and_utc().timestamp_nanos_opt());
+    match start.and_then(|start| Some(start..start.checked_add(DAY_NS)?)) {
+        Some(range) => Ok(range),
+        None => Err(Error::new(Code::InvalidRequest, format!("the session {text:?} is not a date"))
+            .hint("write it as 2016-08-10")),
+    }
+}
+
+/// What the rows are checked against: the dataset as it is, or, if an import makes it, as the import says.
+async fn spec_for(
+    shard: &Shard,
+    name: &DatasetName,
+    right: &Right,
+    given: Option<DatasetSpec>,
+) -> Result<Arc<DatasetSpec>> {
+    if given.as_ref().is_some_and(|spec| spec.dataset != *name) {
+        return Err(Error::new(Code::InvalidRequest, "the spec is that of another dataset"));
+    }
+    match shard.catalog.find(name.as_str()).await {
+        Ok((_, snapshot)) => match given.and_then(|given| schema::difference(&snapshot.spec, &given)) {
+            None => Ok(snapshot.spec.clone()),
+            Some(why) => Err(Error::new(Code::Conflict, format!("{name} exists with another schema: {why}"))
+                .hint("leave the schema out, or import under another name")),
+        },
+        Err(error) if error.code() == Code::UnknownDataset => match (right, given) {
+            (Right::Import { .. }, Some(spec)) => {
+                schema::check_spec(&spec)?;
+                Ok(Arc::new(spec))
+            }
+            (Right::Import { .. }, None) => {
+                Err(error.hint("an import that makes a dataset says what it is: give its spec"))
+            }
+            (Right::Session { .. } | Right::Ledger, _) => {
+                Err(error.hint("acquire the lease with the dataset's spec first: that makes it"))
+            }
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// What a commit says of a publish, for people who read the log.
+fn note(header: &pb::PublishHeader, rows: usize) -> serde_json::Value {
+    let inputs: Vec<_> = header
+        .inputs
+        .iter()
+        .map(|i| json!({"name": i.name, "dataset": i.dataset, "version": i.version, "as_of_ns": i.as_of_ns, "rows": i.rows}))
+        .collect();
+    json!({
+        "run_id": header.run_id, "unit": header.unit, "session": header.session, "partition": header.partition,
+        "epoch": header.epoch, "code_digest": header.code_digest, "inputs": inputs, "rows": rows,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_a_utc_day() {
+        let day = session("1969-12-31").unwrap();
+        assert_eq!(day, -DAY_NS..0);
+        for wrong in ["", "2016-8", "10.08.2016", "2016-02-30", "9999-01-01"] {
+            assert_eq!(session(wrong).unwrap_err().code(), Code::InvalidRequest, "{wrong}");
+        }
+    }
+}

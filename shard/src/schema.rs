@@ -1,0 +1,278 @@
+//! How a dataset looks in the lake, and back.
+//!
+//! Delta Lake has no nanoseconds that every reader reads, so each time is stored twice: in microseconds under its own
+//! name, for people and for pruning by other tools, and exactly, as int64 nanoseconds, under `<name>_ns`. Only the
+//! exact column is ever read here. What a dataset is (its fields, nullability, chunk) stands in the table's properties.
+//!
+//! Three shapes of rows occur: *wire* (`symbol`, `ts`, fields: what clients send and get), *exact* (`symbol`, `ts_ns`,
+//! `known_at_ns`, fields in wire types: what is sorted, merged and cut here) and *lake* (what Parquet files hold).
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow_array::{
+    Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, TimestampNanosecondArray, cast::AsArray,
+    types::{Int64Type, TimestampNanosecondType},
+};
+use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use serde_json::{Value, json};
+use trellis_proto::{
+    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result,
+    name::FieldName,
+    spec::FieldSpec,
+    time::DAY_NS,
+};
+
+use crate::error::internal;
+
+/// Table property that holds the spec.
+pub(crate) const SPEC_PROPERTY: &str = "trellis.spec";
+/// Table property that holds the chunk, in nanoseconds, on its own for people.
+pub(crate) const CHUNK_PROPERTY: &str = "trellis.chunk_ns";
+/// Chunk of a table that was made by another tool and says nothing of it.
+const FOREIGN_CHUNK_NS: i64 = 64 * DAY_NS;
+
+/// The exact columns that every file has besides the fields.
+pub(crate) const SYMBOL: &str = "symbol";
+pub(crate) const TS_NS: &str = "ts_ns";
+pub(crate) const KNOWN_AT_NS: &str = "known_at_ns";
+
+/// Name of the column that holds a field exactly.
+pub(crate) fn exact_column(field: &FieldSpec) -> String {
+    match field.data_type {
+        FieldType::Timestamp => format!("{}_ns", field.name),
+        _ => field.name.to_string(),
+    }
+}
+
+/// Refuses specs whose exact columns would collide: a timestamp field `x` beside a field `x_ns`.
+pub(crate) fn check_spec(spec: &DatasetSpec) -> Result<()> {
+    for field in spec.fields.iter().filter(|f| f.data_type == FieldType::Timestamp) {
+        let exact = exact_column(field);
+        if spec.field(&exact).is_some() {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("the timestamp field {} is stored beside its nanoseconds as {exact}, which is a field too", field.name),
+            )
+            .dataset(&spec.dataset)
+            .hint("rename one of the two"));
+        }
+    }
+    Ok(())
+}
+
+/// Exact rows: `symbol` (utf8), `ts_ns`, `known_at_ns`, then every field in its wire type.
+pub(crate) fn exact_schema(spec: &DatasetSpec) -> SchemaRef {
+    let mut columns = vec![
+        Field::new(SYMBOL, DataType::Utf8, false),
+        Field::new(TS_NS, DataType::Int64, false),
+        Field::new(KNOWN_AT_NS, DataType::Int64, false),
+    ];
+    columns.extend(
+        spec.fields.iter().map(|f| Field::new(f.name.as_str(), f.data_type.to_arrow(), f.nullable)),
+    );
+    Arc::new(Schema::new(columns))
+}
+
+/// Rows as Parquet files hold them.
+pub(crate) fn lake_schema(spec: &DatasetSpec) -> SchemaRef {
+    let micros = || DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    let mut columns = vec![
+        Field::new(SYMBOL, DataType::Utf8, false),
+        Field::new("ts", micros(), false),
+        Field::new(TS_NS, DataType::Int64, false),
+        Field::new("known_at", micros(), false),
+        Field::new(KNOWN_AT_NS, DataType::Int64, false),
+    ];
+    for field in &spec.fields {
+        if field.data_type == FieldType::Timestamp {
+            columns.push(Field::new(field.name.as_str(), micros(), field.nullable));
+            columns.push(Field::new(exact_column(field), DataType::Int64, field.nullable));
+        } else {
+            columns.push(Field::new(field.name.as_str(), field.data_type.to_arrow(), field.nullable));
+        }
+    }
+    Arc::new(Schema::new(columns))
+}
+
+/// Exact rows to lake rows.
+pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch) -> Result<RecordBatch> {
+    let ts = exact.column(1).as_primitive::<Int64Type>();
+    let known_at = exact.column(2).as_primitive::<Int64Type>();
+    let mut columns: Vec<ArrayRef> = vec![
+        exact.column(0).clone(),
+        micros(ts),
+        exact.column(1).clone(),
+        micros(known_at),
+        exact.column(2).clone(),
+    ];
+    for (field, column) in spec.fields.iter().zip(&exact.columns()[3..]) {
+        if field.data_type == FieldType::Timestamp {
+            let ns = column.as_primitive::<TimestampNanosecondType>().reinterpret_cast::<Int64Type>();
+            columns.push(micros(&ns));
+            columns.push(Arc::new(ns));
+        } else {
+            columns.push(column.clone());
+        }
+    }
+    RecordBatch::try_new(lake_schema(spec), columns).map_err(|e| internal("building lake rows", e))
+}
+
+/// Floors, so that times before 1970 stay in order.
+fn micros(ns: &Int64Array) -> ArrayRef {
+    let us: TimestampMicrosecondArray = ns.unary(|v| v.div_euclid(1_000));
+    Arc::new(us.with_timezone("UTC"))
+}
+
+/// Nanoseconds as the wire's `timestamp[ns, UTC]`, without a copy.
+pub(crate) fn wire_time(ns: &Int64Array) -> ArrayRef {
+    Arc::new(ns.reinterpret_cast::<TimestampNanosecondType>().with_timezone("UTC"))
+}
+
+/// A field's column as read from a file, in its wire type.
+pub(crate) fn wire_field(field: &FieldSpec, column: &ArrayRef) -> Result<ArrayRef> {
+    let wire = field.data_type.to_arrow();
+    if *column.data_type() == wire {
+        return Ok(column.clone());
+    }
+    match (field.data_type, column.data_type()) {
+        (FieldType::Timestamp, DataType::Int64) => Ok(wire_time(column.as_primitive())),
+        // A file of another writer: the same values in another layout (large strings, dictionaries, microseconds).
+        _ => arrow_cast::cast(column, &wire).map_err(|e| {
+            Error::new(
+                Code::DataCorrupt,
+                format!("the column {} holds {} instead of {}: {e}", field.name, column.data_type(), wire),
+            )
+        }),
+    }
+}
+
+/// Nanoseconds out of a timestamp column in wire type.
+pub(crate) fn exact_time(column: &TimestampNanosecondArray) -> Int64Array {
+    column.reinterpret_cast::<Int64Type>()
+}
+
+/// Delta's name of an Arrow type that occurs in a lake schema.
+fn delta_type(data_type: &DataType) -> &'static str {
+    match data_type {
+        DataType::Float64 => "double",
+        DataType::Float32 => "float",
+        DataType::Int64 => "long",
+        DataType::Int32 => "integer",
+        DataType::Boolean => "boolean",
+        DataType::Timestamp(..) => "timestamp",
+        _ => "string",
+    }
+}
+
+/// The `schemaString` of a Delta table for a dataset.
+pub(crate) fn delta_schema(spec: &DatasetSpec) -> String {
+    let fields: Vec<Value> = lake_schema(spec)
+        .fields()
+        .iter()
+        .map(|f| {
+            json!({"name": f.name(), "type": delta_type(f.data_type()), "nullable": f.is_nullable(), "metadata": {}})
+        })
+        .collect();
+    json!({"type": "struct", "fields": fields}).to_string()
+}
+
+/// The table properties that say what a dataset is.
+pub(crate) fn properties(spec: &DatasetSpec) -> Vec<(String, String)> {
+    let fields: Vec<Value> = spec
+        .fields
+        .iter()
+        .map(|f| json!({"name": f.name.as_str(), "type": f.data_type.name(), "nullable": f.nullable}))
+        .collect();
+    vec![
+        (SPEC_PROPERTY.to_owned(), json!({"fields": fields, "chunk_ns": spec.chunk.ns()}).to_string()),
+        (CHUNK_PROPERTY.to_owned(), spec.chunk.ns().to_string()),
+    ]
+}
+
+#[derive(serde::Deserialize)]
+struct StoredSpec {
+    fields: Vec<StoredField>,
+    chunk_ns: i64,
+}
+
+#[derive(serde::Deserialize)]
+struct StoredField {
+    name: String,
+    r#type: String,
+    nullable: bool,
+}
+
+/// Reads the spec back from a table's properties, or, for a table that another tool made, from its schema.
+pub(crate) fn spec_of(
+    dataset: &DatasetName,
+    properties: &HashMap<String, String>,
+    schema_json: &str,
+) -> Result<DatasetSpec> {
+    let refuse = |why: String| {
+        Error::new(Code::DataCorrupt, format!("the table of {dataset} is not a dataset: {why}")).dataset(dataset)
+    };
+    if let Some(stored) = properties.get(SPEC_PROPERTY) {
+        let stored: StoredSpec = serde_json::from_str(stored)
+            .map_err(|e| refuse(format!("its property {SPEC_PROPERTY} does not read: {e}")))?;
+        let fields = stored
+            .fields
+            .into_iter()
+            .map(|f| {
+                Ok(FieldSpec {
+                    name: FieldName::new(&f.name)?,
+                    data_type: FieldType::parse(&f.r#type)?,
+                    nullable: f.nullable,
+                })
+            })
+            .collect::<Result<_>>()?;
+        return DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(stored.chunk_ns)?);
+    }
+    let schema: Value =
+        serde_json::from_str(schema_json).map_err(|e| refuse(format!("its schema does not read: {e}")))?;
+    let columns = schema["fields"].as_array().cloned().unwrap_or_default();
+    let name_of = |column: &Value| column["name"].as_str().unwrap_or_default().to_owned();
+    for needed in [SYMBOL, TS_NS, KNOWN_AT_NS] {
+        if !columns.iter().any(|c| name_of(c) == needed) {
+            return Err(refuse(format!("it has no column {needed}")));
+        }
+    }
+    let mut fields = Vec::new();
+    for column in &columns {
+        let name = name_of(column);
+        if [SYMBOL, "ts", TS_NS, "known_at", KNOWN_AT_NS].contains(&name.as_str()) {
+            continue;
+        }
+        let data_type = match column["type"].as_str() {
+            Some("double") => FieldType::Float64,
+            Some("float") => FieldType::Float32,
+            Some("long") => FieldType::Int64,
+            Some("integer") => FieldType::Int32,
+            Some("boolean") => FieldType::Bool,
+            Some("string") => FieldType::String,
+            _ => return Err(refuse(format!("its column {name} has the type {}", column["type"]))),
+        };
+        let nullable = column["nullable"].as_bool().unwrap_or(true);
+        fields.push(FieldSpec { name: FieldName::new(&name)?, data_type, nullable });
+    }
+    DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(FOREIGN_CHUNK_NS)?)
+}
+
+/// Says how two specs of one dataset differ; `None` if they do not.
+pub(crate) fn difference(have: &DatasetSpec, given: &DatasetSpec) -> Option<String> {
+    let describe = |f: &FieldSpec| {
+        format!("{} {}{}", f.name, f.data_type, if f.nullable { "" } else { " not null" })
+    };
+    if have.chunk != given.chunk {
+        return Some(format!("its chunk is {} ns, not {} ns", have.chunk.ns(), given.chunk.ns()));
+    }
+    for (i, field) in have.fields.iter().enumerate() {
+        match given.fields.get(i) {
+            Some(other) if other == field => {}
+            Some(other) => {
+                return Some(format!("its field {} is `{}`, not `{}`", i + 1, describe(field), describe(other)));
+            }
+            None => return Some(format!("it has the field `{}`, which is not given", describe(field))),
+        }
+    }
+    given.fields.get(have.fields.len()).map(|extra| format!("it has no field `{}`", describe(extra)))
+}

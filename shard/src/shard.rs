@@ -1,0 +1,423 @@
+//! What a shard does, call by call, in the grid's own types.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use tokio::sync::mpsc;
+use tonic::Status;
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, time::DAY_NS};
+
+use crate::{
+    Config,
+    catalog::{Catalog, Dataset},
+    ledger,
+    lease::{self, Grant, Holder},
+    metrics::Metrics,
+    ownership::Ownership,
+    pending::Pending,
+    publish::{Acquisition, Committer, Publish, Right},
+    scan::{self, Ask},
+    schema, service,
+    store::Lake,
+    table::{Shared, Snapshot},
+    watch::{Subscription, WatchLog},
+};
+
+/// Ranges of one fetch: 20,000 symbols times a few cached islands each.
+const RANGES_MAX: usize = 200_000;
+/// Held chunk ranges of one confirmation.
+const HELD_MAX: usize = 1_000_000;
+/// A shard's ownership is fixed while it runs: a change is a restart, which heads see by the incarnation.
+const OWNERSHIP_EPOCH: u64 = 1;
+
+/// A running shard.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) config: Config,
+    pub(crate) catalog: Catalog,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pending: Arc<Pending>,
+    shared: Arc<Shared>,
+    incarnation: String,
+}
+
+impl Shard {
+    /// Opens the lake and every dataset in it.
+    pub(crate) async fn open(config: Config) -> Result<Arc<Self>> {
+        let lake = Lake::open(&config.lake)?;
+        Self::over(config, lake).await
+    }
+
+    /// As [`Self::open`], over a lake in any store.
+    pub(crate) async fn over(config: Config, lake: Lake) -> Result<Arc<Self>> {
+        if !config.shards.contains(&config.id) {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("the shard {} is none of {}", config.id, config.shards.join(", ")),
+            )
+            .hint("set TRELLIS_SHARD_IDS to the names of all shards"));
+        }
+        let shared = Arc::new(Shared {
+            shard: config.id.clone(),
+            shards: config.shards.clone(),
+            owns: Ownership::new(config.owns.clone())?,
+            watch: WatchLog::new(),
+        });
+        let metrics = Arc::new(Metrics::new());
+        let catalog = Catalog::new(lake, shared.clone(), config.apply_wait, metrics.clone());
+        let started = Instant::now();
+        catalog.load().await?;
+        tracing::info!(
+            shard = config.id,
+            lake = %config.lake,
+            datasets = catalog.all().len(),
+            ms = started.elapsed().as_millis() as u64,
+            "opened the lake"
+        );
+        Ok(Arc::new(Self {
+            pending: Pending::new(config.limits.pending_bytes_max),
+            incarnation: uuid::Uuid::new_v4().simple().to_string(),
+            config,
+            catalog,
+            metrics,
+            shared,
+        }))
+    }
+
+    pub(crate) async fn describe(&self, ownership_only: bool) -> Result<pb::ShardDescription> {
+        let mut datasets = Vec::new();
+        if !ownership_only {
+            self.catalog.discover().await?;
+            for dataset in self.catalog.all() {
+                match dataset.table.refresh().await {
+                    Ok(Some(snapshot)) => datasets.push(snapshot.describe(&self.shared)),
+                    Ok(None) => {}
+                    // One broken dataset must not hide the others; reading it says what is wrong.
+                    Err(error) => {
+                        tracing::warn!(dataset = %dataset.table.name, %error, "not described");
+                        datasets.extend(dataset.table.snapshot().map(|s| s.describe(&self.shared)));
+                    }
+                }
+            }
+        }
+        Ok(pb::ShardDescription {
+            shard: self.shared.shard.clone(),
+            epoch: OWNERSHIP_EPOCH,
+            owns: self.shared.owns.wire().to_vec(),
+            incarnation: self.incarnation.clone(),
+            datasets,
+        })
+    }
+
+    pub(crate) async fn symbols(&self, dataset: &str) -> Result<pb::SymbolsReply> {
+        let (_, snapshot) = self.catalog.find(dataset).await?;
+        let symbols = snapshot.symbols.iter().map(ToString::to_string).collect();
+        Ok(pb::SymbolsReply { symbols, version: snapshot.version })
+    }
+
+    pub(crate) async fn sessions(&self, request: &pb::SessionsRequest) -> Result<pb::SessionsReply> {
+        let range = trellis_proto::TimeRange::new(request.start_ns, request.end_ns)?;
+        let (_, snapshot) = self.catalog.find(&request.dataset).await?;
+        let days: BTreeSet<i64> =
+            snapshot.files.iter().flat_map(|f| f.index.days.iter().map(|day| day * DAY_NS)).collect();
+        Ok(pb::SessionsReply { sessions_ns: days.into_iter().filter(|day| range.contains(*day)).collect() })
+    }
+
+    /// What makes a whole fetch wrong, before any of it is answered.
+    pub(crate) fn check_fetch(&self, request: &pb::FetchRequest) -> Result<()> {
+        if request.epoch != OWNERSHIP_EPOCH {
+            return Err(Error::new(
+                Code::StaleEpoch,
+                format!("planned with ownership epoch {}, the shard is at {OWNERSHIP_EPOCH}", request.epoch),
+            )
+            .shard(&self.shared.shard)
+            .hint("ask the shard to describe itself again"));
+        }
+        if request.ranges.len() > RANGES_MAX {
+            return Err(Error::new(
+                Code::TooLarge,
+                format!("{} ranges; a fetch has at most {RANGES_MAX}", request.ranges.len()),
+            ));
+        }
+        pb::FetchOrder::try_from(request.order)
+            .map(|_| ())
+            .map_err(|_| Error::new(Code::InvalidRequest, format!("{} is not an order", request.order)))
+    }
+
+    /// Answers every range, by rows or by an error.
+    pub(crate) async fn fetch(
+        &self,
+        request: pb::FetchRequest,
+        out: &mpsc::Sender<Result<pb::FetchReply, Status>>,
+    ) {
+        let started = Instant::now();
+        self.metrics.fetches.add(1, &[]);
+        self.metrics.ranges.add(request.ranges.len() as u64, &[]);
+        let order = request.order();
+        let mut rows = 0;
+        for (dataset, ranges) in service::by_dataset(request.ranges) {
+            // Taken first: the snapshot is at least as new.
+            let seq = self.shared.watch.seq();
+            let mut failures = Vec::new();
+            let mut asks = Vec::new();
+            match self.catalog.find(&dataset).await {
+                Err(error) => {
+                    let failed = |(i, r): (u32, pb::ChunkRange)| {
+                        let error = error.clone().dataset(&dataset).shard(&self.shared.shard);
+                        scan::failed(i, r.first, r.end, error)
+                    };
+                    failures.extend(ranges.into_iter().map(failed));
+                }
+                Ok((_, snapshot)) => {
+                    for (i, range) in ranges {
+                        match self.ask(&snapshot, i, &range) {
+                            Ok(ask) => asks.push(ask),
+                            Err(error) => {
+                                let error = error.dataset(&dataset).shard(&self.shared.shard);
+                                failures.push(scan::failed(i, range.first, range.end, error));
+                            }
+                        }
+                    }
+                    if !asks.is_empty() {
+                        rows += scan::scan(snapshot, asks, order, seq, out).await;
+                    }
+                }
+            }
+            for failure in failures {
+                if out.send(Ok(failure)).await.is_err() {
+                    return;
+                }
+            }
+        }
+        self.metrics.rows_sent.add(rows, &[]);
+        self.metrics.fetch_ms.record(started.elapsed().as_secs_f64() * 1e3, &[]);
+    }
+
+    fn ask(&self, snapshot: &Snapshot, position: u32, range: &pb::ChunkRange) -> Result<Ask> {
+        let spec = &snapshot.spec;
+        let chunks = range.end.checked_sub(range.first).unwrap_or(i64::MAX);
+        if chunks <= 0 || chunks > scan::CHUNKS_MAX {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("chunks [{}, {}) are not 1 to {} chunks", range.first, range.end, scan::CHUNKS_MAX),
+            ));
+        }
+        let (from, to) = (spec.chunk.start(range.first), spec.chunk.end(range.end - 1));
+        if !self.shared.owns.owns_range(&range.dataset, &range.symbol, from, to) {
+            return Err(Error::new(
+                Code::StaleEpoch,
+                format!("{} does not own {} of {}", self.shared.shard, range.symbol, range.dataset),
+            )
+            .symbol(&range.symbol)
+            .hint("symbols are owned by the regions that each shard describes; ask the shards again"));
+        }
+        if !snapshot.symbols.iter().any(|s| s.as_str() == range.symbol) {
+            let error = Error::new(
+                Code::UnknownSymbol,
+                format!("{} has no symbol {:?}", range.dataset, range.symbol),
+            )
+            .symbol(&range.symbol);
+            let near = nearest(&range.symbol, snapshot.symbols.iter().map(trellis_proto::Symbol::as_str));
+            return Err(match near {
+                Some(near) => error.hint(format!("did you mean {near}?")),
+                None => error,
+            });
+        }
+        let mut fields = Vec::with_capacity(range.fields.len());
+        for name in &range.fields {
+            let Some((i, _)) = spec.field(name) else {
+                let known: Vec<&str> = spec.fields.iter().map(|f| f.name.as_str()).collect();
+                let error =
+                    Error::new(Code::UnknownField, format!("{} has no field {name:?}", range.dataset));
+                return Err(match nearest(name, known.iter().copied()) {
+                    Some(near) => error.hint(format!("did you mean {near}?")),
+                    None => error.hint(format!("its fields are {}", known.join(", "))),
+                });
+            };
+            fields.push(i);
+        }
+        Ok(Ask { range: position, symbol: range.symbol.clone(), fields, first: range.first, end: range.end })
+    }
+
+    /// Follows the watch log from where the head left it.
+    pub(crate) fn subscribe(&self, start: &pb::WatchStart) -> Subscription {
+        let from = (start.incarnation == self.incarnation).then_some(start.seq);
+        self.shared.watch.subscribe(&start.head, from)
+    }
+
+    pub(crate) fn hello(&self, seq: u64) -> pb::WatchHello {
+        pb::WatchHello {
+            shard: self.shared.shard.clone(),
+            incarnation: self.incarnation.clone(),
+            seq,
+            ownership_epoch: OWNERSHIP_EPOCH,
+        }
+    }
+
+    pub(crate) fn heartbeat(&self, seq: u64) -> pb::Heartbeat {
+        pb::Heartbeat { seq, known_through_ns: self.known_through(), ownership_epoch: OWNERSHIP_EPOCH }
+    }
+
+    /// The knowledge time that holds for every dataset.
+    fn known_through(&self) -> i64 {
+        let snapshots = self.catalog.all().into_iter().filter_map(|d| d.table.snapshot());
+        snapshots.map(|s| s.known_through).min().unwrap_or(i64::MIN)
+    }
+
+    pub(crate) async fn confirm(&self, request: &pb::ConfirmRequest) -> Result<pb::ConfirmReply> {
+        if request.held.len() > HELD_MAX {
+            return Err(Error::new(
+                Code::TooLarge,
+                format!("{} held ranges; a confirmation has at most {HELD_MAX}", request.held.len()),
+            ));
+        }
+        let seq = self.shared.watch.seq();
+        let mut found = std::collections::HashMap::new();
+        let mut known_through_ns = i64::MAX;
+        for name in request.held.iter().map(|h| h.dataset.as_str()).collect::<BTreeSet<_>>() {
+            // A dataset that does not read cannot be confirmed; the read that follows says why.
+            if let Ok((dataset, snapshot)) = self.catalog.find(name).await {
+                known_through_ns = known_through_ns.min(snapshot.known_through);
+                found.insert(name, (dataset, snapshot));
+            }
+        }
+        let unchanged = request.held.iter().map(|held| {
+            let Some((dataset, snapshot)) = found.get(held.dataset.as_str()) else { return false };
+            if held.end <= held.first {
+                return false;
+            }
+            let chunk = snapshot.spec.chunk;
+            let (from, to) = (chunk.start(held.first), chunk.end(held.end - 1));
+            dataset.table.unchanged_since(held.version, &held.symbol, from, to)
+        });
+        Ok(pb::ConfirmReply { unchanged: unchanged.collect(), seq, known_through_ns })
+    }
+
+    pub(crate) async fn sync(&self, request: &pb::SyncRequest) -> Result<pb::SyncReply> {
+        let (_, snapshot) = self.catalog.find(&request.dataset).await?;
+        if snapshot.version < request.version {
+            return Err(Error::new(
+                Code::Unavailable,
+                format!("{} is at version {} here, not yet at {}", request.dataset, snapshot.version, request.version),
+            )
+            .dataset(&request.dataset)
+            .shard(&self.shared.shard));
+        }
+        self.shared.watch.wait_applied(self.shared.watch.seq(), self.config.apply_wait).await;
+        Ok(pb::SyncReply { version: snapshot.version })
+    }
+
+    /// Refuses what another shard must commit.
+    pub(crate) fn check_home(&self, dataset: &DatasetName) -> Result<()> {
+        let home = self.shared.home(dataset.as_str());
+        if home == self.shared.shard {
+            return Ok(());
+        }
+        Err(Error::new(Code::StaleEpoch, format!("{dataset} is committed by {home}, not by {}", self.shared.shard))
+            .dataset(dataset)
+            .shard(home)
+            .hint("the home of a dataset is the best of the shards' names by rendezvous hash of its name"))
+    }
+
+    pub(crate) async fn acquire_lease(&self, request: pb::AcquireLeaseRequest) -> Result<pb::Lease> {
+        let name = self.leasable(&request.dataset)?;
+        let spec = match request.spec {
+            None => None,
+            Some(wire) => {
+                let spec = DatasetSpec::try_from(wire)?;
+                if spec.dataset != name {
+                    return Err(Error::new(Code::InvalidRequest, "the spec is that of another dataset").dataset(&name));
+                }
+                schema::check_spec(&spec)?;
+                Some(Arc::new(spec))
+            }
+        };
+        let holder = holder(request.unit, request.instance)?;
+        let ttl = lease::ttl(request.ttl_ms);
+        let asked = Acquisition { holder, ttl, take_over: request.take_over, spec };
+        let grant = if asked.spec.is_some() {
+            self.committer(&self.catalog.entry(&name)).acquire(asked).await?
+        } else {
+            let (dataset, _) = self.catalog.find(name.as_str()).await?;
+            self.committer(&dataset).acquire(asked).await?
+        };
+        Ok(wire_lease(&name, grant))
+    }
+
+    pub(crate) async fn renew_lease(&self, request: pb::RenewLeaseRequest) -> Result<pb::Lease> {
+        let name = self.leasable(&request.dataset)?;
+        let (dataset, _) = self.catalog.find(name.as_str()).await?;
+        let holder = holder(request.unit, request.instance)?;
+        let ttl = lease::ttl(request.ttl_ms);
+        let grant = self.committer(&dataset).renew(holder, request.epoch, ttl).await?;
+        Ok(wire_lease(&name, grant))
+    }
+
+    pub(crate) async fn release_lease(&self, request: pb::ReleaseLeaseRequest) -> Result<()> {
+        let name = self.leasable(&request.dataset)?;
+        let (dataset, _) = self.catalog.find(name.as_str()).await?;
+        let holder = holder(request.unit, request.instance)?;
+        self.committer(&dataset).release(holder, request.epoch).await
+    }
+
+    fn leasable(&self, dataset: &str) -> Result<DatasetName> {
+        let name = DatasetName::new(dataset)?;
+        if dataset.starts_with(ledger::OWN_PREFIX) {
+            return Err(Error::new(
+                Code::PermissionDenied,
+                format!("datasets named {}* are written by the grid itself", ledger::OWN_PREFIX),
+            )
+            .dataset(&name));
+        }
+        self.check_home(&name)?;
+        Ok(name)
+    }
+
+    pub(crate) async fn record_runs(&self, records: &[pb::RunRecord]) -> Result<pb::RecordRunsReply> {
+        if records.is_empty() || records.len() > ledger::RECORDS_MAX {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("{} records; a call has 1 to {}", records.len(), ledger::RECORDS_MAX),
+            ));
+        }
+        let spec = Arc::new(ledger::spec()?);
+        self.check_home(&spec.dataset)?;
+        let publish = Publish {
+            right: Right::Ledger,
+            rows: ledger::rows(&spec, records)?,
+            run_id: String::new(),
+            digest: String::new(),
+            watermark: None,
+            note: serde_json::json!({"runs": records.len()}),
+            spec: spec.clone(),
+        };
+        let ack = self.committer(&self.catalog.entry(&spec.dataset)).publish(publish).await?;
+        Ok(pb::RecordRunsReply { version: ack.version })
+    }
+
+    fn committer(&self, dataset: &Dataset) -> Committer {
+        self.catalog.committer(dataset)
+    }
+}
+
+fn holder(unit: String, instance: String) -> Result<Holder> {
+    for (what, name) in [("unit", &unit), ("instance", &instance)] {
+        if name.is_empty() || name.len() > 256 || name.chars().any(char::is_control) {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("the {what} {name:?} is empty, longer than 256 bytes or has control characters"),
+            ));
+        }
+    }
+    Ok(Holder { unit, instance })
+}
+
+fn wire_lease(dataset: &DatasetName, grant: Grant) -> pb::Lease {
+    pb::Lease {
+        dataset: dataset.to_string(),
+        unit: grant.holder.unit,
+        instance: grant.holder.instance,
+        epoch: grant.epoch,
+        expires_in_ms: grant.ttl.as_millis().min(u128::from(u32::MAX)) as u32,
+        since_ns: grant.since_ns,
+    }
+}

@@ -1,0 +1,446 @@
+//! One dataset: an immutable snapshot of what its table holds, swapped whole, and the way from one version to the next.
+//!
+//! Every commit, our own included, becomes visible in one way: [`Table::refresh`] reads the next log entry, builds the next
+//! snapshot and tells the watchers. So there is one order of events for everybody, and a commit of another shard is no
+//! special case. Before it answers, a read looks whether a next entry exists; looks that wait for each other are shared.
+//!
+//! What must outlive the process and log clean-up stands in `txn` actions, which checkpoints keep:
+//!
+//! | application id                     | version               |
+//! | ---------------------------------- | --------------------- |
+//! | `trellis-publisher`                | the newest epoch      |
+//! | `trellis-holder [unit, instance, ttl_ms]` | the epoch it was granted |
+//! | `trellis-run [id, digest, known_at_ns, rows]` | the table's version |
+//! | `trellis-watermark`                | nanoseconds           |
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::{Mutex, RwLock};
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, Symbol, pb};
+
+use crate::{
+    change,
+    delta::{Entry, Log, LogFile, State, Txn},
+    file::DataFile,
+    index::FileIndex,
+    lease::{Grant, Holder, TTL_DEFAULT},
+    ownership::Ownership,
+    schema,
+    watch::WatchLog,
+};
+
+/// Application id of the epoch.
+pub(crate) const PUBLISHER: &str = "trellis-publisher";
+const HOLDER: &str = "trellis-holder ";
+const RUN: &str = "trellis-run ";
+/// Application id of the watermark.
+pub(crate) const WATERMARK: &str = "trellis-watermark";
+
+/// Files opened at once when a table is loaded.
+const OPEN_PARALLEL: usize = 16;
+/// Changes remembered to answer `Confirm`; a held chunk that is older is fetched again.
+const HISTORY_MAX: usize = 4_096;
+
+/// What a shard's tables have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The shard's name.
+    pub(crate) shard: String,
+    /// All shards' names.
+    pub(crate) shards: Vec<String>,
+    pub(crate) owns: Ownership,
+    pub(crate) watch: Arc<WatchLog>,
+}
+
+impl Shared {
+    /// The shard that commits to `dataset`.
+    pub(crate) fn home(&self, dataset: &str) -> &str {
+        trellis_proto::placement::home(&self.shards, dataset).unwrap_or(&self.shard)
+    }
+}
+
+/// What a table holds at one version.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) version: u64,
+    pub(crate) spec: Arc<DatasetSpec>,
+    pub(crate) files: Vec<Arc<DataFile>>,
+    /// The symbols that have rows and that this shard owns.
+    pub(crate) symbols: Arc<BTreeSet<Symbol>>,
+    /// Every later ordinary commit has a greater knowledge time.
+    pub(crate) known_through: i64,
+    pub(crate) watermark: Option<i64>,
+    pub(crate) grant: Option<Grant>,
+}
+
+impl Snapshot {
+    /// Rows of all files.
+    pub(crate) fn rows(&self) -> u64 {
+        self.files.iter().map(|f| f.index.rows).sum()
+    }
+
+    /// Least and greatest event time of any row.
+    pub(crate) fn bounds(&self) -> Option<(i64, i64)> {
+        let filled = || self.files.iter().filter(|f| f.index.rows > 0);
+        let first = filled().map(|f| f.index.first_ts).min()?;
+        let last = filled().map(|f| f.index.last_ts).max()?;
+        Some((first, last))
+    }
+
+    /// As it is told to heads.
+    pub(crate) fn describe(&self, shared: &Shared) -> pb::DatasetDescription {
+        let bounds = self.bounds();
+        pb::DatasetDescription {
+            spec: Some(pb::DatasetSpec::from(self.spec.as_ref())),
+            version: self.version,
+            known_through_ns: self.known_through,
+            watermark_ns: self.watermark,
+            first_ts_ns: bounds.map(|b| b.0),
+            last_ts_ns: bounds.map(|b| b.1),
+            rows: self.rows(),
+            symbols: self.symbols.len() as u64,
+            home: shared.home(self.spec.dataset.as_str()).to_owned(),
+        }
+    }
+}
+
+/// A run id that has been committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommittedRun {
+    pub(crate) digest: String,
+    pub(crate) version: u64,
+    pub(crate) known_at: i64,
+    pub(crate) rows: u64,
+}
+
+/// One dataset.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) name: DatasetName,
+    pub(crate) log: Log,
+    pub(crate) shared: Arc<Shared>,
+    /// `None`: there is no table (yet).
+    current: RwLock<Option<Arc<Snapshot>>>,
+    /// Refreshes one after the other; holds how many arrivals the last one covered.
+    refreshing: tokio::sync::Mutex<u64>,
+    arrivals: AtomicU64,
+    runs: Mutex<HashMap<String, CommittedRun>>,
+    history: Mutex<History>,
+    /// Indexes of files written here whose commit has not been applied yet: saves reading them back.
+    written: Mutex<HashMap<String, Arc<FileIndex>>>,
+}
+
+/// What the commits after `floor` touched.
+#[derive(Debug, Default)]
+struct History {
+    floor: u64,
+    changes: VecDeque<(u64, change::Touched)>,
+}
+
+/// Whether a refresh that finds a table where there was none tells the watchers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Announce {
+    Yes,
+    No,
+}
+
+impl Table {
+    pub(crate) fn new(name: &DatasetName, log: Log, shared: Arc<Shared>) -> Self {
+        Self {
+            name: name.clone(),
+            log,
+            shared,
+            current: RwLock::default(),
+            refreshing: tokio::sync::Mutex::default(),
+            arrivals: AtomicU64::new(0),
+            runs: Mutex::default(),
+            history: Mutex::default(),
+            written: Mutex::default(),
+        }
+    }
+
+    /// The newest snapshot that is known; may be behind the log.
+    pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.current.read().clone()
+    }
+
+    /// The snapshot with everything that was committed before this call, by whomever.
+    ///
+    /// # Errors
+    /// The log or a file in it does not read; the snapshot stays what it was.
+    pub(crate) async fn refresh(&self) -> Result<Option<Arc<Snapshot>>> {
+        self.refresh_and(Announce::Yes).await
+    }
+
+    /// As [`Self::refresh`], without telling the watchers of a table that was not known: at start.
+    pub(crate) async fn load(&self) -> Result<Option<Arc<Snapshot>>> {
+        self.refresh_and(Announce::No).await
+    }
+
+    async fn refresh_and(&self, announce: Announce) -> Result<Option<Arc<Snapshot>>> {
+        let ticket = self.arrivals.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut covered = self.refreshing.lock().await;
+        if *covered >= ticket {
+            // A look that began after this call did has ended: it saw all that this one must see.
+            return Ok(self.snapshot());
+        }
+        let covers = self.arrivals.load(Ordering::SeqCst);
+        loop {
+            let Some(current) = self.snapshot() else {
+                if let Some(state) = self.log.open().await? {
+                    let next = self.build(state, None).await?;
+                    self.history.lock().floor = next.version;
+                    self.install(next.clone());
+                    if announce == Announce::Yes {
+                        self.tell(&next, change::Touched::Everything, &[]).await?;
+                    }
+                    continue;
+                }
+                break;
+            };
+            match self.log.read(current.version + 1).await? {
+                None => break,
+                Some(entry) => self.apply(&current, entry).await?,
+            }
+        }
+        *covered = covers;
+        Ok(self.snapshot())
+    }
+
+    /// Remembers the index of a file that was just written here, for the refresh that will find it.
+    pub(crate) fn wrote(&self, path: &str, index: Arc<FileIndex>) {
+        self.written.lock().insert(path.to_owned(), index);
+    }
+
+    /// Forgets a file that was written but not committed, and removes it.
+    pub(crate) async fn discard(&self, path: &str) {
+        use object_store::ObjectStoreExt;
+        self.written.lock().remove(path);
+        // Nobody refers to it; what cannot be removed now is swept later.
+        let _ = self.log.folder.files.delete(&object_store::path::Path::from(path)).await;
+    }
+
+    /// The commit of a run id, if there was one.
+    pub(crate) fn run(&self, id: &str) -> Option<CommittedRun> {
+        self.runs.lock().get(id).cloned()
+    }
+
+    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
+    pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
+        let history = self.history.lock();
+        version >= history.floor
+            && !history
+                .changes
+                .iter()
+                .rev()
+                .take_while(|(changed, _)| *changed > version)
+                .any(|(_, touched)| touched.overlaps(symbol, start, end))
+    }
+
+    async fn apply(&self, current: &Snapshot, entry: Entry) -> Result<()> {
+        let version = current.version + 1;
+        let known = |path: &String| current.files.iter().any(|f| f.file.path == *path);
+        if entry.redefined || !entry.removes.iter().all(known) {
+            let state = self.log.open().await?.ok_or_else(|| {
+                Error::new(Code::DataCorrupt, format!("the table of {} is gone", self.name)).dataset(&self.name)
+            })?;
+            let next = self.build(state, Some(current)).await?;
+            self.record(next.version, change::Touched::Everything);
+            self.install(next.clone());
+            return self.tell(&next, change::Touched::Everything, &[]).await;
+        }
+        let added = self.open_files(entry.adds, None).await?;
+        let gone: BTreeSet<&str> = entry.removes.iter().map(String::as_str).collect();
+        let mut files: Vec<_> =
+            current.files.iter().filter(|f| !gone.contains(f.file.path.as_str())).cloned().collect();
+        files.extend(added.iter().cloned());
+        let symbols = if entry.data_change && !gone.is_empty() {
+            Arc::new(self.owned_symbols(&files))
+        } else if entry.data_change {
+            let new: Vec<Symbol> =
+                self.owned_symbols(&added).into_iter().filter(|s| !current.symbols.contains(s)).collect();
+            if new.is_empty() {
+                current.symbols.clone()
+            } else {
+                Arc::new(current.symbols.iter().cloned().chain(new).collect())
+            }
+        } else {
+            current.symbols.clone()
+        };
+        let known_through = known_through(current.known_through, &added);
+        let txns: HashMap<String, Txn> = entry.txns.into_iter().collect();
+        self.remember_runs(&txns);
+        let next = Arc::new(Snapshot {
+            version,
+            spec: current.spec.clone(),
+            files,
+            symbols,
+            known_through,
+            watermark: txns.get(WATERMARK).map(|t| t.version).or(current.watermark),
+            grant: grant_of(&txns).or_else(|| current.grant.clone()),
+        });
+        let touched = if !entry.data_change {
+            change::Touched::Nothing
+        } else if gone.is_empty() {
+            change::Touched::by(&added, |symbol| self.shared.owns.owns(self.name.as_str(), symbol))
+        } else {
+            change::Touched::Everything
+        };
+        self.record(version, touched.clone());
+        self.install(next.clone());
+        let added = if entry.data_change { added } else { Vec::new() };
+        self.tell(&next, touched, &added).await
+    }
+
+    /// Builds a snapshot from a whole state; files that `before` has are taken from it.
+    async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<Arc<Snapshot>> {
+        let spec = match before {
+            Some(before) => before.spec.clone(),
+            None => Arc::new(schema::spec_of(&self.name, &state.properties, &state.schema)?),
+        };
+        let files = self.open_files(state.files, before).await?;
+        self.remember_runs(&state.txns);
+        let created = state.created_ms.saturating_mul(1_000_000);
+        Ok(Arc::new(Snapshot {
+            version: state.version,
+            symbols: Arc::new(self.owned_symbols(&files)),
+            known_through: known_through(before.map_or(created, |b| b.known_through), &files),
+            watermark: state.txns.get(WATERMARK).map(|t| t.version),
+            grant: grant_of(&state.txns),
+            spec,
+            files,
+        }))
+    }
+
+    async fn open_files(&self, files: Vec<LogFile>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
+        let held: HashMap<&str, &Arc<DataFile>> = before
+            .map(|b| b.files.iter().map(|f| (f.file.path.as_str(), f)).collect())
+            .unwrap_or_default();
+        futures::stream::iter(files)
+            .map(|file| {
+                let held = held.get(file.path.as_str()).map(|f| Arc::clone(f));
+                let written = self.written.lock().remove(&file.path);
+                async move {
+                    if let Some(held) = held {
+                        return Ok(held);
+                    }
+                    if let Some(index) = written {
+                        return Ok(Arc::new(DataFile::new(&self.log, file, index)));
+                    }
+                    let opened = DataFile::open(&self.log, file).await;
+                    opened.map(Arc::new).map_err(|e| e.dataset(&self.name))
+                }
+            })
+            .buffered(OPEN_PARALLEL)
+            .try_collect()
+            .await
+    }
+
+    fn owned_symbols(&self, files: &[Arc<DataFile>]) -> BTreeSet<Symbol> {
+        let all: BTreeSet<&Symbol> = files.iter().flat_map(|f| f.index.runs.iter().map(|r| &r.symbol)).collect();
+        all.into_iter().filter(|s| self.shared.owns.owns(self.name.as_str(), s.as_str())).cloned().collect()
+    }
+
+    fn remember_runs(&self, txns: &HashMap<String, Txn>) {
+        let mut runs = self.runs.lock();
+        for (app, txn) in txns {
+            if let Some((id, run)) = parse_run(app, txn) {
+                runs.insert(id, run);
+            }
+        }
+    }
+
+    fn record(&self, version: u64, touched: change::Touched) {
+        let mut history = self.history.lock();
+        history.changes.push_back((version, touched));
+        while history.changes.len() > HISTORY_MAX {
+            if let Some((oldest, _)) = history.changes.pop_front() {
+                history.floor = oldest;
+            }
+        }
+    }
+
+    fn install(&self, next: Arc<Snapshot>) {
+        *self.current.write() = Some(next);
+    }
+
+    /// Tells the watchers. After [`Self::install`]: a read that has seen the log at this change's number has its rows.
+    async fn tell(&self, next: &Snapshot, touched: change::Touched, added: &[Arc<DataFile>]) -> Result<()> {
+        let event = change::event(&self.shared, next, touched, added).await?;
+        self.shared.watch.push(event);
+        Ok(())
+    }
+}
+
+fn known_through(before: i64, files: &[Arc<DataFile>]) -> i64 {
+    files.iter().filter(|f| f.index.rows > 0).map(|f| f.index.known_max).fold(before, i64::max)
+}
+
+/// The application id that carries a grant's holder.
+pub(crate) fn holder_txn(grant: &Grant) -> String {
+    let holder = (&grant.holder.unit, &grant.holder.instance, grant.ttl.as_millis() as u64);
+    format!("{HOLDER}{}", serde_json::json!(holder))
+}
+
+/// The application id that carries a committed run.
+pub(crate) fn run_txn(id: &str, digest: &str, known_at: i64, rows: u64) -> String {
+    format!("{RUN}{}", serde_json::json!((id, digest, known_at, rows)))
+}
+
+fn parse_run(app: &str, txn: &Txn) -> Option<(String, CommittedRun)> {
+    let (id, digest, known_at, rows) = serde_json::from_str(app.strip_prefix(RUN)?).ok()?;
+    Some((id, CommittedRun { digest, version: txn.version.unsigned_abs(), known_at, rows }))
+}
+
+fn grant_of(txns: &HashMap<String, Txn>) -> Option<Grant> {
+    let newest = txns.get(PUBLISHER)?;
+    let holder = txns.iter().filter(|(_, txn)| txn.version == newest.version).find_map(|(app, txn)| {
+        let (unit, instance, ttl_ms): (String, String, u64) =
+            serde_json::from_str(app.strip_prefix(HOLDER)?).ok()?;
+        Some((Holder { unit, instance }, Duration::from_millis(ttl_ms), txn.updated_ms))
+    });
+    // An epoch without a holder was committed by another tool; it fences all the same.
+    let (holder, ttl, since_ms) = holder.unwrap_or_else(|| {
+        (Holder { unit: "unknown".to_owned(), instance: "unknown".to_owned() }, TTL_DEFAULT, newest.updated_ms)
+    });
+    Some(Grant {
+        epoch: newest.version.unsigned_abs(),
+        holder,
+        since_ns: since_ms.saturating_mul(1_000_000),
+        ttl,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_and_a_run_read_back_from_their_transactions() {
+        let grant = Grant {
+            epoch: 4,
+            holder: Holder { unit: "mom".to_owned(), instance: "host:1 \"x\"".to_owned() },
+            since_ns: 5_000_000,
+            ttl: Duration::from_millis(700),
+        };
+        let old = Grant { epoch: 3, ..grant.clone() };
+        let txn = |version| Txn { version, updated_ms: 5 };
+        let txns = HashMap::from([
+            (PUBLISHER.to_owned(), txn(4)),
+            (holder_txn(&Grant { holder: Holder { unit: "old".to_owned(), ..old.holder.clone() }, ..old }), txn(3)),
+            (holder_txn(&grant), txn(4)),
+        ]);
+        assert_eq!(grant_of(&txns), Some(grant));
+        let (id, run) = parse_run(&run_txn("r \"1\"", "ab", -3, 9), &txn(12)).unwrap();
+        assert_eq!(id, "r \"1\"");
+        assert_eq!(run, CommittedRun { digest: "ab".to_owned(), version: 12, known_at: -3, rows: 9 });
+    }
+}

@@ -1,0 +1,230 @@
+//! What a shard does without being asked: looks for commits of others, merges small files, writes checkpoints, removes what
+//! nobody needs.
+//!
+//! Only a dataset's home does the writing parts. Readers never notice: a replaced file stays for a retention far above any
+//! read in flight, here or in another process, and the replacement is a compare-and-swap that only succeeds while all
+//! replaced files are still in the table, so two compactions cannot both succeed and double the rows.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow_array::{ArrayRef, RecordBatch};
+use futures::StreamExt;
+use object_store::ObjectStoreExt;
+use tokio_util::sync::CancellationToken;
+use trellis_proto::{DatasetSpec, Result};
+
+use crate::{
+    catalog::Dataset,
+    error::{internal, lost_task, store_error},
+    file::{DataFile, write_file},
+    publish::{Rewrite, wall_clock_ns},
+    schema::{self, KNOWN_AT_NS, SYMBOL, TS_NS},
+    shard::Shard,
+    store::sweep_staged,
+    table::Snapshot,
+    wire,
+};
+
+/// Every so many polls the lake is listed for datasets that others made.
+const DISCOVER_POLLS: u32 = 10;
+/// Bytes of files merged at once; decoded they are some times as much.
+const COMPACT_BYTES_MAX: u64 = 128 << 20;
+/// A staged file of an unfinished write is removed after this long.
+const STAGED_AGE: Duration = Duration::from_secs(3_600);
+/// Orphans are looked for so rarely, and at start: it lists the folder.
+const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
+
+/// The background tasks.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    stop: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Upkeep {
+    pub(crate) fn start(shard: Arc<Shard>) -> Self {
+        let stop = CancellationToken::new();
+        let tasks = vec![
+            tokio::spawn(poll(shard.clone(), stop.clone())),
+            tokio::spawn(maintain(shard, stop.clone())),
+        ];
+        Self { stop, tasks }
+    }
+
+    /// Ends the tasks; a commit that is on its way is finished by its committer.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+/// Looks for commits of others, for the sake of watchers: reads look for themselves.
+async fn poll(shard: Arc<Shard>, stop: CancellationToken) {
+    let mut polls = 0_u32;
+    // A dataset that does not read is reported once, not ten times a second.
+    let mut reported: HashMap<String, String> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(shard.config.poll) => {}
+        }
+        if polls.is_multiple_of(DISCOVER_POLLS)
+            && let Err(error) = shard.catalog.discover().await
+        {
+            tracing::warn!(%error, "the lake cannot be listed");
+        }
+        polls = polls.wrapping_add(1);
+        for dataset in shard.catalog.all() {
+            let name = dataset.table.name.to_string();
+            match dataset.table.refresh().await {
+                Ok(_) => {
+                    reported.remove(&name);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if reported.get(&name) != Some(&text) {
+                        tracing::error!(dataset = name, %error, "a dataset does not read");
+                        reported.insert(name, text);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn maintain(shard: Arc<Shard>, stop: CancellationToken) {
+    let mut checkpointed: HashMap<String, u64> = HashMap::new();
+    let mut swept: Option<Instant> = None;
+    loop {
+        let sweep = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
+        if sweep {
+            swept = Some(Instant::now());
+        }
+        for dataset in shard.catalog.all() {
+            if stop.is_cancelled() {
+                return;
+            }
+            let name = dataset.table.name.to_string();
+            if shard.check_home(&dataset.table.name).is_err() {
+                continue;
+            }
+            let Some(snapshot) = dataset.table.snapshot() else { continue };
+            // Each step is retried at the next round; none of them is needed for correctness.
+            if let Err(error) = compact(&shard, &dataset, &snapshot).await {
+                tracing::warn!(dataset = name, %error, "compaction failed");
+            }
+            let last = *checkpointed.entry(name.clone()).or_insert(snapshot.version);
+            if snapshot.version >= last + shard.config.upkeep.checkpoint_commits {
+                match dataset.table.log.checkpoint(snapshot.version).await {
+                    Ok(()) => {
+                        checkpointed.insert(name.clone(), snapshot.version);
+                        let before = wall_clock_ns() / 1_000_000
+                            - shard.config.upkeep.log_retention.as_millis() as i64;
+                        if let Err(error) = dataset.table.log.forget_entries(snapshot.version, before).await {
+                            tracing::warn!(dataset = name, %error, "old log entries were not removed");
+                        }
+                    }
+                    Err(error) => tracing::warn!(dataset = name, %error, "no checkpoint was written"),
+                }
+            }
+            if sweep && let Err(error) = remove_unneeded(&shard, &dataset).await {
+                tracing::warn!(dataset = name, %error, "old files were not removed");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(shard.config.upkeep.every) => {}
+        }
+    }
+}
+
+/// Merges small files into one. `false`: there was no need, or somebody else changed them meanwhile.
+pub(crate) async fn compact(shard: &Shard, dataset: &Dataset, snapshot: &Snapshot) -> Result<bool> {
+    let upkeep = &shard.config.upkeep;
+    let mut small: Vec<&Arc<DataFile>> =
+        snapshot.files.iter().filter(|f| f.file.size < upkeep.compact_bytes).collect();
+    if small.len() < upkeep.compact_files.max(2) {
+        return Ok(false);
+    }
+    // The oldest event times first: they are the ones that will not change any more.
+    small.sort_by_key(|f| f.index.first_ts);
+    let mut bytes = 0;
+    small.retain(|f| {
+        bytes += f.file.size;
+        bytes <= COMPACT_BYTES_MAX
+    });
+    if small.len() < 2 {
+        return Ok(false);
+    }
+    let rows = read_all(&snapshot.spec, &small).await?;
+    let file = write_file(&dataset.table.log, &snapshot.spec, rows).await?;
+    let removes: Vec<_> = small.iter().map(|f| f.file.clone()).collect();
+    let count = removes.len() as u64;
+    let done = shard.catalog.committer(dataset).rewrite(Rewrite { removes, adds: vec![file] }).await?;
+    if done {
+        shard.metrics.files_compacted.add(count, &[]);
+    }
+    Ok(done)
+}
+
+/// All rows of some files, exact, sorted by (symbol, ts, known_at).
+async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<RecordBatch> {
+    let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
+    columns.extend(spec.fields.iter().map(schema::exact_column));
+    let mut batches = Vec::new();
+    for file in files {
+        batches.extend(file.read(&columns, None).await?);
+    }
+    let spec = spec.clone();
+    let join = move || -> Result<RecordBatch> {
+        let schema = schema::exact_schema(&spec);
+        let mut parts = Vec::with_capacity(batches.len());
+        for batch in &batches {
+            let symbols = arrow_cast::cast(batch.column(0), &arrow_schema::DataType::Utf8)
+                .map_err(|e| internal("reading symbols", e))?;
+            let mut exact: Vec<ArrayRef> = vec![symbols, batch.column(1).clone(), batch.column(2).clone()];
+            for (field, column) in spec.fields.iter().zip(&batch.columns()[3..]) {
+                exact.push(schema::wire_field(field, column)?);
+            }
+            let part = RecordBatch::try_new(schema.clone(), exact).map_err(|e| internal("merging files", e))?;
+            parts.push(part);
+        }
+        let joined =
+            arrow_select::concat::concat_batches(&schema, &parts).map_err(|e| internal("merging files", e))?;
+        wire::sort_by_key(&joined, &[0, 1, 2])
+    };
+    tokio::task::spawn_blocking(join).await.map_err(|e| lost_task("merging files", e))?
+}
+
+/// Removes data files that the table does not have, and has not had for the retention: replaced ones, and those of writes
+/// that never committed.
+pub(crate) async fn remove_unneeded(shard: &Shard, dataset: &Dataset) -> Result<usize> {
+    let table = &dataset.table;
+    sweep_staged(&table.log.folder.url, STAGED_AGE).await;
+    let retention = shard.config.upkeep.retention;
+    // Replaced files are kept by the time they were replaced at, which the log says; orphans by their own age.
+    let oldest = wall_clock_ns() / 1_000_000 - retention.as_millis() as i64;
+    let kept: BTreeSet<String> = table.log.recently_removed(oldest).await?;
+    let Some(snapshot) = table.refresh().await? else { return Ok(0) };
+    let live: BTreeSet<&str> = snapshot.files.iter().map(|f| f.file.path.as_str()).collect();
+    let mut listed = table.log.folder.files.list(None);
+    let mut removed = 0;
+    while let Some(meta) = listed.next().await {
+        let meta = meta.map_err(|e| store_error("listing", table.log.folder.url.as_str(), &e))?;
+        let path = meta.location.as_ref();
+        let is_data = path.ends_with(".parquet") && !path.starts_with('_') && !path.starts_with('.');
+        let old = meta.last_modified.timestamp_millis() < oldest;
+        if is_data && old && !live.contains(path) && !kept.contains(path) {
+            let done = table.log.folder.files.delete(&meta.location).await;
+            done.map_err(|e| store_error("removing", &table.log.file_name(path), &e))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}

@@ -1,0 +1,104 @@
+//! Arrow IPC messages, one at a time, as they travel in our own protobuf messages.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow_array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow_buffer::Buffer;
+use arrow_ipc::{
+    MessageHeader,
+    writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
+};
+use arrow_ord::sort::{SortColumn, lexsort_to_indices};
+use arrow_schema::SchemaRef;
+use bytes::Bytes;
+use trellis_proto::{Code, Error, Result, pb};
+
+use crate::error::internal;
+
+/// Header and body of a record batch without dictionaries, uncompressed.
+pub(crate) fn encode(batch: &RecordBatch) -> Result<(Bytes, Bytes)> {
+    let mut tracker = DictionaryTracker::new(true);
+    let (_, data) = IpcDataGenerator::default()
+        .encode(batch, &mut tracker, &IpcWriteOptions::default(), &mut IpcWriteContext::default())
+        .map_err(|e| internal("framing rows", e))?;
+    Ok((data.ipc_message.into(), data.arrow_data.into()))
+}
+
+/// Reads a publish's messages: a schema, then dictionaries and record batches.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    schema: Option<SchemaRef>,
+    dictionaries: HashMap<i64, ArrayRef>,
+}
+
+impl Decoder {
+    /// Reads one message; a record batch is returned.
+    ///
+    /// # Errors
+    /// [`Code::BadRows`] for anything that is not Arrow IPC in that order.
+    pub(crate) fn read(&mut self, message: &pb::IpcMessage) -> Result<Option<RecordBatch>> {
+        let bad = |why: String| Error::new(Code::BadRows, format!("the rows are not valid Arrow IPC: {why}"));
+        let header = arrow_ipc::root_as_message(&message.data_header).map_err(|e| bad(e.to_string()))?;
+        let body = Buffer::from(message.data_body.clone());
+        let before = || bad("a batch came before the schema".to_owned());
+        match header.header_type() {
+            MessageHeader::Schema => {
+                let schema = header.header_as_schema().ok_or_else(|| bad("an empty schema".to_owned()))?;
+                if schema.fields().is_none() {
+                    return Err(bad("a schema without fields".to_owned()));
+                }
+                self.schema = Some(Arc::new(arrow_ipc::convert::fb_to_schema(schema)));
+                Ok(None)
+            }
+            MessageHeader::DictionaryBatch => {
+                let schema = self.schema.as_ref().ok_or_else(before)?;
+                let batch = header
+                    .header_as_dictionary_batch()
+                    .ok_or_else(|| bad("an empty dictionary".to_owned()))?;
+                arrow_ipc::reader::read_dictionary(
+                    &body,
+                    batch,
+                    schema,
+                    &mut self.dictionaries,
+                    &header.version(),
+                )
+                .map_err(|e| bad(e.to_string()))?;
+                Ok(None)
+            }
+            MessageHeader::RecordBatch => {
+                let schema = self.schema.clone().ok_or_else(before)?;
+                let batch =
+                    header.header_as_record_batch().ok_or_else(|| bad("an empty batch".to_owned()))?;
+                arrow_ipc::reader::read_record_batch(
+                    &body,
+                    batch,
+                    schema,
+                    &self.dictionaries,
+                    None,
+                    &header.version(),
+                )
+                .map(Some)
+                .map_err(|e| bad(e.to_string()))
+            }
+            other => Err(bad(format!("a message of the kind {other:?}"))),
+        }
+    }
+
+    /// The schema, once it has come.
+    pub(crate) fn schema(&self) -> Option<&SchemaRef> {
+        self.schema.as_ref()
+    }
+}
+
+/// The rows in ascending order of the columns at `key`.
+pub(crate) fn sort_by_key(rows: &RecordBatch, key: &[usize]) -> Result<RecordBatch> {
+    let order = sort_order(rows, key)?;
+    arrow_select::take::take_record_batch(rows, &order).map_err(|e| internal("sorting rows", e))
+}
+
+/// The order that sorts the rows by the columns at `key`; text in order of its bytes.
+pub(crate) fn sort_order(rows: &RecordBatch, key: &[usize]) -> Result<UInt32Array> {
+    let columns: Vec<SortColumn> =
+        key.iter().map(|&i| SortColumn { values: rows.column(i).clone(), options: None }).collect();
+    lexsort_to_indices(&columns, None).map_err(|e| internal("sorting rows", e))
+}
