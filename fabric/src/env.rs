@@ -39,6 +39,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 pub use cli::{Mode, cli, resolve};
 pub use size::parse_bytes;
+use tracing_subscriber::EnvFilter;
 
 /// Variables with this prefix are ours: an unknown one is refused.
 const PREFIX: &str = "TRELLIS_";
@@ -311,11 +312,33 @@ impl Env {
         Invalid { name: var.name }
     }
 
-    /// Ends the reading.
+    /// A name of a process or unit: `[a-z0-9][a-z0-9_.-]{0,62}`.
+    pub fn name(&mut self, var: &Var) -> Result<String, Invalid> {
+        self.with(var, |value| {
+            let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+            let fits = (1..=63).contains(&value.len()) && value.bytes().next().is_some_and(lower);
+            if fits && value.bytes().all(|b| lower(b) || b"_.-".contains(&b)) {
+                Ok(value.to_owned())
+            } else {
+                Err("expected a name of 1 to 63 of a-z, 0-9, _ . -, beginning with a letter or digit"
+                    .to_owned())
+            }
+        })
+    }
+
+    /// Ends the reading. The variables of the log are checked here, for every table that has them.
     ///
     /// # Errors
     /// All problems met, at once.
-    pub fn finish(self) -> Result<(), ConfigError> {
+    pub fn finish(mut self) -> Result<(), ConfigError> {
+        if self.table.contains(&LOG) {
+            let _ = self.with(&LOG, |filter| {
+                EnvFilter::try_new(filter).map(drop).map_err(|error| format!("is no log filter: {error}"))
+            });
+        }
+        if self.table.contains(&LOG_FORMAT) {
+            let _ = self.one_of(&LOG_FORMAT, &[("text", ()), ("json", ())]);
+        }
         if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
     }
 }
@@ -385,6 +408,25 @@ mod tests {
         let env = Env::from_pairs(TABLE, [("TRELLIS_COMPLETELY_DIFFERENT", "1")]);
         let problems = env.finish().unwrap_err();
         assert!(problems.to_string().ends_with("--help lists what is known"), "{problems}");
+    }
+
+    #[test]
+    fn the_log_is_checked_with_the_rest() {
+        const TABLE: &[Var] = &[LOG, LOG_FORMAT];
+        assert_eq!(Env::from_pairs(TABLE, [("TRELLIS_LOG", "warn,trellis_head=debug")]).finish(), Ok(()));
+        let env = Env::from_pairs(TABLE, [("TRELLIS_LOG", "head=loud"), ("TRELLIS_LOG_FORMAT", "xml")]);
+        assert_eq!(env.finish().unwrap_err().problems().len(), 2);
+    }
+
+    #[test]
+    fn names_are_plain() {
+        let name = |value: &str| Env::from_pairs(TABLE, [("TRELLIS_NOTE", value)]).name(&NOTE);
+        for good in ["a", "head-0", "0.peony_x-1", &"x".repeat(63)] {
+            assert_eq!(name(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "Head", "-a", ".a", "a b", "kopf-\u{e4}", &"x".repeat(64)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

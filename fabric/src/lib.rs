@@ -7,11 +7,12 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | [`env`] | typed variables, all problems reported at once; `env/cli.rs`: `--help`, `--check`, `--version` |
-//! | [`telemetry`] | logs to stderr, OTLP push; `telemetry/export.rs`: bounded queues with counted drops; `telemetry/ecs.rs`: who this task is; `telemetry/context.rs`: W3C context in and out |
-//! | [`discovery`] | a watch of the current peers; `discovery/url.rs` and `discovery/plan.rs` are pure; `discovery/dns.rs` asks |
-//! | [`channel`] | tuned client channels, a small pool per peer, trace context on every call |
-//! | [`serve`] | a tonic server from a bound listener until a signal; `serve/request.rs`: what wraps each request; `serve/conn.rs`: connections that can be cut |
+//! | [`mod@env`] | typed variables, all problems told at once; `env/cli.rs`: `--help`, `--check`, `--version`; `env/size.rs`: `512MiB` |
+//! | [`telemetry`] | logs to stderr, OTLP push; `settings.rs`: the standard variables (pure); `export.rs`: bounded queues, counted losses; `ecs.rs`: which task this is; `context.rs`: W3C context in and out |
+//! | [`discovery`] | a watch of the current peers; `url.rs` and `plan.rs` decide (pure), `dns.rs` asks |
+//! | [`channel`] | tuned client channels, a small pool per peer; `traced.rs`: what goes with every call and how losses are told; `failure.rs`: why a peer cannot be reached |
+//! | [`serve`] | a tonic server from a bound listener until a signal; `request.rs`: what wraps each request; `conn.rs`: connections that can be cut |
+//! | `rpc` | the span of one RPC, at either end |
 //! | [`shutdown`] | the signal, and a gate that knows who is still inside |
 //! | `testing` | (feature `testing`) an OTLP receiver that keeps what it got |
 //!

@@ -21,6 +21,10 @@ use crate::{
 
 /// Requests at once on one connection; more wait in the client. A head's herd comes over few connections per client (hundreds
 /// each), so this only stops a runaway.
+///
+/// As many may be cancelled before they were looked at. HTTP/2 libraries take more than 20 of those for an attack and close the
+/// connection, and with it everything else that the client has in flight; a strategy that is stopped cancels that
+/// many at once.
 pub const STREAMS_MAX: u32 = 4096;
 
 /// Bytes that a client may have in flight to us on one stream: a publish streams batches of up to 1 MiB. Smaller than the
@@ -72,8 +76,8 @@ pub enum ServeError {
 
 /// Serves `routes` on `listener` until `shutdown` resolves, then drains for at most `drain`.
 ///
-/// Adds health (`grpc.health.v1.Health`) and reflection. Sets TCP_NODELAY on accepted connections. Not cancel safe:
-/// a dropped `serve` stops accepting, but its connections live on.
+/// Adds health (`grpc.health.v1.Health`) and reflection. Sets TCP_NODELAY on accepted connections. Dropping the
+/// future ends the server without a drain: connections are cut and their requests dropped.
 ///
 /// # Errors
 /// [`ServeError`]; late requests are no error, see [`Drained`].
@@ -98,6 +102,7 @@ pub async fn serve(
 
     let gate = Gate::new();
     let cut = CancellationToken::new();
+    let _cut_when_dropped = cut.clone().drop_guard();
     let stop = CancellationToken::new();
     let layer =
         request::RequestLayer { gate: gate.clone(), draining: draining.clone(), endless: endless.into() };
@@ -106,6 +111,7 @@ pub async fn serve(
         .initial_stream_window_size(SERVER_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(SERVER_CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(STREAMS_MAX as usize))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(layer)
@@ -134,10 +140,13 @@ pub async fn serve(
     // GOAWAY and the last frames are sent by the server's own tasks; it resolves when the last connection is gone.
     let deadline = started + drain;
     let mut ended = false;
-    tokio::select! {
-        result = &mut server => { ended = true; result?; }
-        () = gate.emptied() => {}
-        () = tokio::time::sleep_until(deadline) => {}
+    loop {
+        tokio::select! {
+            // the tasks of its requests may outlive a connection for a moment: not the end yet
+            result = &mut server, if !ended => { ended = true; result?; }
+            () = gate.emptied() => break,
+            () = tokio::time::sleep_until(deadline) => break,
+        }
     }
     let late = gate.names();
     if !ended && late.is_empty() {

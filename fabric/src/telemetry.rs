@@ -181,6 +181,9 @@ fn install(service_name: &str, instance: &str, settings: &Settings) -> Installed
     }
     let layers = layers(service_name, settings, &providers, &mut complaints);
     let subscribed = Registry::default().with(layers).try_init().is_ok();
+    if !subscribed && settings.exports() {
+        complaints.push("this process has a tracing subscriber already: exporting metrics only".to_owned());
+    }
     if let Some(provider) = &providers.metrics {
         global::set_meter_provider(provider.clone());
         observe_losses(&accounts);
@@ -305,7 +308,10 @@ fn layers(
     }
     if let Some(provider) = &providers.traces {
         let tracer = provider.tracer(service_name.to_owned());
-        layers.push(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(exported.clone()).boxed());
+        // source lines, threads and time per poll: paid for at each span and poll, and of no use in a service
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer);
+        let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
+        layers.push(layer.with_filter(exported.clone()).boxed());
     }
     if let Some(provider) = &providers.logs {
         layers.push(OpenTelemetryTracingBridge::new(provider).with_filter(exported).boxed());

@@ -76,8 +76,10 @@ impl Conn {
     }
 }
 
+// The cut is looked at in reads, which are always waited for, and in writes, because a connection whose peer does not
+// take what it was sent is not read from.
+
 impl AsyncRead for Conn {
-    /// HTTP/2 always reads, so it is here that the cut is noticed and waited for.
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -90,6 +92,7 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_cut(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -98,6 +101,7 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.poll_cut(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -106,6 +110,7 @@ impl AsyncWrite for Conn {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_cut(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body::{Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
@@ -72,28 +72,30 @@ where
         if UNGATED.iter().any(|prefix| path.starts_with(prefix)) {
             return Box::pin(self.inner.call(request));
         }
-        let path = path.to_owned();
-        let Ok(guard) = self.shared.gate.enter(path.clone()) else {
+        let Ok(guard) = self.shared.gate.enter(path.to_owned()) else {
             return Box::pin(std::future::ready(Ok(draining().into_http())));
         };
-        let endless = self.shared.endless.contains(&path).then(|| self.shared.draining.clone());
+        let endless =
+            self.shared.endless.iter().any(|endless| endless == path).then(|| self.shared.draining.clone());
         let span = telemetry::exporting().then(|| {
-            let span = rpc::span(Kind::Server, &path, request.headers());
+            let span = rpc::span(Kind::Server, path, request.headers());
             telemetry::adopt(&span, telemetry::parent_of(request.headers()));
             span
         });
+        // shares the request's bytes; its path is needed only after a panic
+        let uri = request.uri().clone();
         let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let answer = async move {
             let response = match call.await {
                 Ok(Ok(response)) => response,
                 Ok(Err(infallible)) => match infallible {},
-                Err(panic) => panicked(&path, &*panic).into_http(),
+                Err(panic) => panicked(uri.path(), &*panic).into_http(),
             };
             let drain = match endless {
                 Some(draining) => Drain::Ends(Box::pin(draining.cancelled_owned())),
                 None => Drain::Waits,
             };
-            Ok(response.map(|inner| Body::new(Guarded { inner, drain, path, guard: Some(guard) })))
+            Ok(response.map(|inner| Body::new(Guarded { inner, drain, uri, guard: Some(guard) })))
         };
         match span {
             None => Box::pin(answer),
@@ -109,7 +111,7 @@ where
 struct Guarded {
     inner: Body,
     drain: Drain,
-    path: String,
+    uri: Uri,
     /// `None` after a panic or the end of an endless answer: nothing more comes.
     guard: Option<Guard>,
 }
@@ -150,7 +152,7 @@ impl http_body::Body for Guarded {
         match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.inner).poll_frame(cx))) {
             Ok(polled) => polled,
             Err(panic) => {
-                let status = panicked(&this.path, &*panic);
+                let status = panicked(this.uri.path(), &*panic);
                 this.end_with(status)
             }
         }

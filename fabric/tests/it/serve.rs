@@ -9,6 +9,7 @@ use tonic_health::pb::{
 use trellis_fabric::{
     channel::{Pool, Reason, Unreachable, connect_now},
     serve::{Drained, Options, ready_line},
+    shutdown,
 };
 
 use crate::service::{NAME, Server, TICK, streaming, unary, unary_within};
@@ -98,6 +99,29 @@ async fn an_answer_that_is_cut_in_the_middle_is_unavailable() {
 }
 
 #[tokio::test]
+async fn a_dropped_server_leaves_nothing_behind() {
+    let server = Server::start(LONG).await;
+    let held = tokio::spawn(unary(server.channel(), "Hold", ""));
+    server.probe.entered.notified().await;
+    server.ended.abort();
+    assert_eq!(held.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    // the handler is gone too: only the test holds the service now
+    while std::sync::Arc::strong_count(&server.probe.release) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_wait_for_it() {
+    let mut signal = Box::pin(shutdown::signal());
+    // the first poll installs the handlers: from here on the signal does not kill the test
+    assert!(futures::poll!(&mut signal).is_pending());
+    let pid = std::process::id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    signal.await;
+}
+
+#[tokio::test]
 async fn a_deadline_is_told_as_one() {
     let server = Server::start(LONG).await;
     let status = unary_within(server.channel(), "Hold", Duration::from_millis(20)).await.unwrap_err();
@@ -127,6 +151,25 @@ async fn a_closed_server_refuses_at_once() {
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(Unreachable::of_status(&addr, &status).unwrap().reason, Reason::Refused);
     assert_eq!(connect_now(&addr, &Default::default()).await.unwrap_err().reason, Reason::Refused);
+}
+
+#[tokio::test]
+async fn many_calls_cancelled_at_once_do_not_cost_the_connection() {
+    let server = Server::start(LONG).await;
+    let channel = server.channel();
+    let kept = tokio::spawn(unary(channel.clone(), "Hold", ""));
+    server.probe.entered.notified().await;
+    for _ in 0..10 {
+        // sent and reset in one go: the server learns of many streams and their ends at the same time
+        let calls = (0..100).map(|_| unary(channel.clone(), "Hold", ""));
+        let mut calls = Box::pin(futures::future::join_all(calls));
+        assert!(futures::poll!(&mut calls).is_pending());
+        tokio::task::yield_now().await;
+        drop(calls);
+    }
+    assert_eq!(unary(channel, "Echo", "alive").await.unwrap(), "alive");
+    server.probe.release.add_permits(1);
+    assert_eq!(kept.await.unwrap().unwrap(), "released");
 }
 
 #[tokio::test]

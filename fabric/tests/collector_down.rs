@@ -1,0 +1,44 @@
+//! A collector that takes connections and never answers: the worst kind of down. One test in a process of its own.
+#![allow(missing_docs, clippy::unwrap_used)] // a test may panic
+
+mod service;
+
+use std::time::{Duration, Instant};
+
+use service::{Server, unary};
+use trellis_fabric::telemetry::{self, SHUTDOWN_MAX, Settings, Telemetry};
+
+/// Far more than the queues hold.
+const ITEMS: u64 = 20_000;
+
+#[tokio::test]
+async fn a_collector_that_hangs_costs_telemetry_and_nothing_else() {
+    let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Some(format!("http://{}", hole.local_addr().unwrap()));
+    let settings = Settings {
+        traces: endpoint.clone(),
+        metrics: endpoint.clone(),
+        logs: endpoint,
+        // what is logged here is for the exporter, not for the test's output
+        log_filter: Some("off".to_owned()),
+        ..Settings::default()
+    };
+    let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
+    assert!(telemetry::exporting());
+
+    let server = Server::start(Duration::from_secs(1)).await;
+    for i in 0..ITEMS {
+        let span = tracing::info_span!("work", i);
+        let _entered = span.enter();
+        tracing::info!("at work");
+    }
+    assert_eq!(unary(server.channel(), "Echo", "still serving").await.unwrap(), "still serving");
+    let dropped = telemetry::dropped();
+    assert!(dropped.spans > ITEMS / 2 && dropped.spans <= ITEMS, "{dropped:?}");
+    assert!(dropped.logs > ITEMS / 2 && dropped.logs <= ITEMS, "{dropped:?}");
+
+    let started = Instant::now();
+    telemetry.shutdown().await;
+    let took = started.elapsed();
+    assert!(took < SHUTDOWN_MAX + Duration::from_secs(2), "the end took {took:?}");
+}

@@ -1,0 +1,131 @@
+//! Telemetry to a real OTLP receiver. One test in a process of its own: telemetry is installed once per process.
+#![allow(missing_docs, clippy::unwrap_used)] // a test may panic
+
+mod service;
+
+use std::time::Duration;
+
+use service::{NAME, Probe, Server, streaming, unary};
+use tracing::Instrument as _;
+use trellis_fabric::{
+    serve::Options,
+    telemetry::{self, Dropped, KeyValue, Settings, Telemetry},
+    testing::{OtlpReceiver, Received, ReceivedSpan},
+};
+
+const WAIT_MAX: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
+
+fn span<'a>(received: &'a Received, name: &str, kind: &str) -> Option<&'a ReceivedSpan> {
+    let kind = match kind {
+        "internal" => 1,
+        "server" => 2,
+        _ => 3,
+    };
+    received.spans.iter().find(|span| span.name == name && span.raw.kind == kind)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it() {
+    let receiver = OtlpReceiver::start().unwrap();
+    let endpoint = Some(receiver.endpoint());
+    let settings = Settings {
+        traces: endpoint.clone(),
+        metrics: endpoint.clone(),
+        logs: endpoint,
+        ..Settings::default()
+    };
+    let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
+    // as an embedding program might
+    let again = Telemetry::init("something-else", "x");
+    assert!(telemetry::exporting());
+
+    let far = Server::start(LONG).await;
+    let near = Server::of(
+        Probe { next: Some(far.channel()), ..Probe::default() },
+        LONG,
+        Options { endless: Vec::new(), ..Options::default() },
+    )
+    .await;
+
+    let counter = telemetry::meter("probe").u64_counter("trellis.probe.calls").with_unit("{call}").build();
+    let run = tracing::info_span!("run", session = "2016-08-10");
+    let trace_id = async {
+        tracing::info!(answer = 42, "in the run");
+        assert_eq!(unary(near.channel(), "Relay", "hello").await.unwrap(), "hello");
+        counter.add(3, &[KeyValue::new("kind", "relay")]);
+        telemetry::traceparent().unwrap()[3..35].to_owned()
+    }
+    .instrument(run)
+    .await;
+
+    // a call outside of any span, that fails, and one whose answer is abandoned
+    let status = unary(near.channel(), "Panic", "").await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Internal);
+    let mut ticks = streaming(near.channel(), "Tick").await.unwrap();
+    ticks.message().await.unwrap();
+    drop(ticks);
+
+    // a parent that came by other ways than gRPC
+    let child = tracing::info_span!("child");
+    telemetry::set_parent(&child, &format!("00-{}-{}-01", "ab".repeat(16), "cd".repeat(8)));
+    telemetry::set_parent(&child, "nonsense");
+    drop(child);
+
+    // the abandoned answer's span ends when the server notices
+    near.stop.send(()).unwrap();
+    near.ended.await.unwrap().unwrap();
+    telemetry.shutdown().await;
+    again.shutdown().await;
+    assert!(!telemetry::exporting());
+
+    let relay = format!("{NAME}/Relay");
+    let echo = format!("{NAME}/Echo");
+    let arrived = receiver
+        .until(WAIT_MAX, |received| {
+            let all = span(received, "run", "internal").is_some()
+                && received.spans.iter().filter(|span| span.name.ends_with("/Tick")).count() == 2
+                && received.metric("trellis.probe.calls").is_some()
+                && received.logs.iter().any(|log| log.body == "in the run");
+            all.then(|| received.clone())
+        })
+        .await
+        .unwrap_or_else(|received| panic!("not all arrived: {received:#?}"));
+
+    // run -> client -> server -> client -> server, one trace
+    let chain =
+        [("run", "internal"), (&relay, "client"), (&relay, "server"), (&echo, "client"), (&echo, "server")];
+    let chain =
+        chain.map(|(name, kind)| span(&arrived, name, kind).unwrap_or_else(|| panic!("no {kind} {name}")));
+    assert_eq!(chain[0].parent_span_id, "");
+    for pair in chain.windows(2) {
+        assert_eq!(pair[1].parent_span_id, pair[0].span_id, "{} under {}", pair[1].name, pair[0].name);
+    }
+    assert!(chain.iter().all(|span| span.trace_id == trace_id));
+    assert_eq!(chain[0].attributes["session"], "2016-08-10");
+    let server = &chain[4].attributes;
+    assert_eq!(server["rpc.system"], "grpc");
+    assert_eq!(server["rpc.service"], NAME);
+    assert_eq!(server["rpc.method"], "Echo");
+    assert_eq!(server["rpc.grpc.status_code"], "0");
+    assert_eq!(server["trellis.unit"], "probe-unit");
+
+    let failed = span(&arrived, &format!("{NAME}/Panic"), "server").unwrap();
+    assert_eq!(failed.attributes["rpc.grpc.status_code"], "13");
+    assert_eq!(failed.raw.status.as_ref().unwrap().code, 2, "an error");
+    assert_ne!(failed.trace_id, trace_id);
+    let abandoned = span(&arrived, &format!("{NAME}/Tick"), "client").unwrap();
+    assert_eq!(abandoned.attributes["rpc.grpc.status_code"], "1", "cancelled");
+    assert_eq!(span(&arrived, "child", "internal").unwrap().parent_span_id, "cd".repeat(8));
+
+    let resource = &chain[0].resource;
+    assert_eq!(resource["service.name"], "trellis-probe");
+    assert_eq!(resource["service.instance.id"], "probe-0");
+    let log = arrived.logs.iter().find(|log| log.body == "in the run").unwrap();
+    assert_eq!(log.trace_id, trace_id);
+    assert_eq!((log.attributes["answer"].as_str(), log.severity.as_str()), ("42", "INFO"));
+    let calls = arrived.metric("trellis.probe.calls").unwrap();
+    assert_eq!((calls.total(&[("kind", "relay")]), calls.unit.as_str()), (Some(3.0), "{call}"));
+    assert_eq!(arrived.metric("trellis.telemetry.dropped").unwrap().total(&[]), Some(0.0));
+    assert_eq!(telemetry::dropped(), Dropped::default());
+}
