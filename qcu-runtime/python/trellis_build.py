@@ -43,9 +43,9 @@ def _profile():
 
 def _build_programs():
     packages = [flag for package in PACKAGES for flag in ("-p", package)]
+    command = ["cargo", "build", "--locked", "--profile", _profile(), "--lib", "--bins", *packages]
     build = subprocess.run(
-        ["cargo", "build", "--locked", "--profile", _profile(), "--lib", "--bins", *packages]
-        + ["--message-format", "json-render-diagnostics"],
+        [*command, "--message-format", "json-render-diagnostics"],
         cwd=HERE,  # where .cargo/config.toml of the workspace applies
         stdout=subprocess.PIPE,
         text=True,

@@ -93,7 +93,7 @@ async fn start(lake: PathBuf) -> Result<(String, Vec<Service>)> {
     let (shard_listener, shard_address) = listener().await?;
     let (head_listener, head_address) = listener().await?;
     let shard = Service::spawn("shard", |rx| trellis_shard::run(config, shard_listener, told(rx)));
-    let config = trellis_head::Config::new("head-0", &format!("static://{shard_address}"));
+    let config = trellis_head::Config::new("head-0", format!("static://{shard_address}"));
     let head = Service::spawn("head node", |rx| trellis_head::run(config, head_listener, told(rx)));
     let url = format!("grpc://{head_address}");
 

@@ -1,14 +1,16 @@
 //! A run in this process, by the pieces that `qcu` uses: plan and read the inputs, check the output, publish it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::{prelude::*, types::PyDict};
 use trellis_proto::pb;
 use trellis_qcu::{
     calendar::parse_session,
     inputs::{self, Prefetched as Inner},
+    lease::{Claim, HeldLease, TTL},
     manifest::Manifest,
     output,
+    run::new_instance,
 };
 
 use crate::{
@@ -19,8 +21,8 @@ use crate::{
     runtime::{bug, detached, wait},
 };
 
-/// How long the lease for one publish lasts if this process dies before giving it back.
-const LEASE_TTL_MS: u32 = 30_000;
+/// How long to wait for a lease that a deployed unit may be about to give back.
+const LEASE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The inputs of one run, read at one knowledge time.
 #[pyclass(frozen, module = "trellis._trellis")]
@@ -113,36 +115,28 @@ async fn publish(
 ) -> Result<pb::PublishAck> {
     let spec = manifest.output_spec()?;
     let dataset = spec.dataset.to_string();
-    let instance = format!("in-process-{}", uuid::Uuid::new_v4().simple());
-    let unit = manifest.unit.clone();
-    let lease = client
-        .acquire_lease(pb::AcquireLeaseRequest {
-            dataset: dataset.clone(),
-            unit: unit.clone(),
-            instance: instance.clone(),
-            take_over: false,
-            ttl_ms: LEASE_TTL_MS,
-            spec: Some((&spec).into()),
-        })
-        .await?;
+    let claim = Claim {
+        unit: manifest.unit.clone(),
+        instance: new_instance(),
+        spec,
+        take_over: false,
+        ttl: TTL,
+    };
+    let lease = HeldLease::acquire(client, claim, LEASE_PATIENCE).await?;
     let header = pb::PublishHeader {
-        dataset: dataset.clone(),
+        dataset,
         kind: pb::PublishKind::Session.into(),
         session: session.to_owned(),
         run_id: prefetched.inner.run_id.clone(),
-        unit: unit.clone(),
-        instance: instance.clone(),
-        epoch: lease.epoch,
+        unit: manifest.unit.clone(),
+        instance: lease.claim().instance.clone(),
+        epoch: lease.epoch()?,
         code_digest: manifest.code_digest.clone(),
         inputs: prefetched.inner.receipts(),
         ..Default::default()
     };
     let published = client.publish(header.clone(), rows.batches().to_vec()).await;
-    let release = pb::ReleaseLeaseRequest { dataset, unit, instance, epoch: lease.epoch };
-    if let Err(error) = client.release_lease(release).await {
-        // it expires by itself
-        tracing::debug!(%error, "lease not released");
-    }
+    lease.release().await;
     let ack = published?;
     let record = pb::RunRecord {
         run_id: header.run_id,

@@ -280,4 +280,6 @@ def format_table(header: list[str], rows: list[list[str]], gap_after: int | None
 
 
 def _numeric(text: str) -> bool:
-    return not text or (text.lstrip("-")[:1].isdigit() and not text[4:5] == "-") or text in ("NaN", "inf", "-inf", "-")
+    # a date begins like a number too
+    is_number = text.lstrip("-")[:1].isdigit() and text[4:5] != "-"
+    return is_number or text in ("", "-", "NaN", "inf", "-inf")

@@ -66,8 +66,6 @@ def traceback_of(error: BaseException) -> str:
 
 def _is_ours(names: dict[str, Any]) -> bool:
     module = names.get("__name__", "")
-    return (
-        module.partition(".")[0] in ("trellis", "importlib", "runpy")
-        or (module == "__main__"
-        and (names.get("__package__") == "trellis"))
+    return module.partition(".")[0] in ("trellis", "importlib", "runpy") or (
+        module == "__main__" and (names.get("__package__") == "trellis")
     )

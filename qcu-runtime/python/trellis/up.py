@@ -39,6 +39,20 @@ BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # a process that lived that long did not die of how it was started
 HEALTHY_S = 60.0
 LOG_TAIL_LINES = 15
+# The programs refuse TRELLIS_* variables that they do not know, as misspelt ones. What a person sets for all of them,
+# or for one kind, is handed on; the rest of ours is not.
+HANDED_ON = {
+    "shard": ["TRELLIS_LOG", "TRELLIS_LOG_FORMAT"],
+    "head": [
+        "TRELLIS_LOG",
+        "TRELLIS_LOG_FORMAT",
+        "TRELLIS_CACHE_BYTES",
+        "TRELLIS_ANSWER_BYTES",
+        "TRELLIS_ANSWER_ROWS",
+        "TRELLIS_GRACE_MS",
+    ],
+    "qcu": ["TRELLIS_LOG", "TRELLIS_LOG_FORMAT"],
+}
 _PR_SET_PDEATHSIG = 1
 # resolved before any fork: between fork and exec nothing may be imported
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
@@ -76,8 +90,9 @@ class Child:
         self.started = 0.0
         self.due = 0.0
         self.output = b""
-        # of a unit: the file it was deployed by
+        # of a unit: the file it was deployed by, and what it said of its last run
         self.unit: dict[str, Any] | None = None
+        self.last_run: dict[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
         """As people and `trellis status` see it."""
@@ -92,6 +107,7 @@ class Child:
             "note": self.note,
             "log": str(self.log),
             **({"deployed_ns": self.unit["deployed_ns"], "digest": self.unit["digest"]} if self.unit else {}),
+            **({"last_run": self.last_run} if self.last_run else {}),
         }
 
 
@@ -184,15 +200,14 @@ class Up:
         while not self.ending and any(c.state is not State.RUNNING for c in children):
             self._step()
             for child in children:
-                if child.state in (State.WAITING, State.FAILED):
+                if child.state in (State.WAITING, State.FAILED) or child.note:
                     raise self._did_not_start(child, child.note)
             if time.monotonic() > deadline:
                 late = next(c for c in children if c.state is not State.RUNNING)
                 raise self._did_not_start(late, f"not ready after {READY_WAIT_S:.0f} s")
 
     def _did_not_start(self, child: Child, why: str) -> TrellisError:
-        error = Unavailable(f"{child.name} did not start: {why}\n{log_tail(child.log)}", hint=f"its log is {child.log}")
-        return error
+        return Unavailable(f"{child.name} did not start: {why}\n{log_tail(child.log)}", hint=f"its log is {child.log}")
 
     def _start(self, child: Child) -> None:
         parent = os.getpid()
@@ -206,7 +221,7 @@ class Up:
         with open(child.log, "ab") as log:
             child.process = subprocess.Popen(
                 child.argv,
-                env={**os.environ, **child.env},
+                env=environment(child.role, child.env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -219,8 +234,7 @@ class Up:
         self.selector.register(child.process.stdout, selectors.EVENT_READ, child)
         child.output = b""
         child.started = time.monotonic()
-        # a unit is no server: it has nothing to announce
-        child.state = State.STARTING if child.role != "qcu" else State.RUNNING
+        child.state = State.STARTING
         child.note = ""
 
     # --- running
@@ -260,21 +274,25 @@ class Up:
             return
         with open(child.log, "ab") as log:
             log.write(data)
-        if child.state is not State.STARTING:
-            return
         child.output += data
-        line, complete, _ = child.output.partition(b"\n")
-        if not complete:
-            return
+        *lines, child.output = child.output.split(b"\n")
+        for line in lines:
+            self._said(child, line)
+
+    def _said(self, child: Child, line: bytes) -> None:
+        """A line of JSON: that it is ready, or, of a unit, how a run ended."""
         try:
-            ready = json.loads(line)
-            child.listen = ready["listen"]
+            said = json.loads(line)
+            if "outcome" in said:
+                child.last_run = said
+            elif said["ready"] and child.state is State.STARTING:
+                if "listen" in said:
+                    child.listen = said["listen"]
+                    # others know the address: a successor must have the same
+                    child.env["TRELLIS_LISTEN"] = child.listen
+                child.state = State.RUNNING
         except (ValueError, KeyError, TypeError):
-            child.note = f"its first line is not a ready line: {line[:200]!r}"
-            return
-        child.state = State.RUNNING
-        # others know the address: a successor must have the same
-        child.env["TRELLIS_LISTEN"] = child.listen
+            child.note = f"it said {line[:200]!r}, which is no line of the grid's"
 
     def _close_output(self, child: Child) -> None:
         if child.process is not None and child.process.stdout is not None:
@@ -296,8 +314,10 @@ class Up:
         if child.role == "qcu" and status == 0:
             child.state = State.FINISHED
             return
-        # 2, 3 and 5 say: the same again fails the same way
-        if child.role == "qcu" and status in (2, 3, 5):
+        # 2, 3 and 5 say: the same again fails the same way. A unit with a session of its own has made all its attempts.
+        if child.unit is not None and (status in (2, 3, 5) or (status > 0 and child.unit.get("session"))):
+            if child.last_run and child.last_run.get("error"):
+                child.note = child.last_run["error"]
             child.state = State.FAILED
             self.say(f"{child.name} {child.note}; not started again\n{log_tail(child.log)}")
             return
@@ -343,14 +363,13 @@ class Up:
 
     def _unit_env(self, unit: dict[str, Any]) -> dict[str, str]:
         env = {
-            "TRELLIS_ID": unit["unit"],
             "TRELLIS_URL": self.url,
             "TRELLIS_UNIT_FILE": str(self.state / unit["manifest"]),
             "TRELLIS_PYTHON": sys.executable,
             "TRELLIS_DRAIN_MS": str(DRAIN_MS),
         }
         if unit.get("session"):
-            env["TRELLIS_SESSION"] = unit["session"]
+            env |= {"TRELLIS_SESSIONS": unit["session"], "TRELLIS_EXIT_WHEN_DONE": "true"}
         return env
 
     # --- stopping
@@ -372,6 +391,12 @@ class Up:
                     kill_group(child.process)
                     child.process.wait()
                 self._close_output(child)
+
+
+def environment(role: str, given: dict[str, str]) -> dict[str, str]:
+    """The environment of a program of the grid."""
+    ours = {name for name in os.environ if name.startswith("TRELLIS_") and name not in HANDED_ON[role]}
+    return {**{name: value for name, value in os.environ.items() if name not in ours}, **given}
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

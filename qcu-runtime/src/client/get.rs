@@ -16,7 +16,12 @@ use tonic::{Status, body::Body, metadata::MetadataMap};
 use tower::Service;
 use trellis_proto::{Code, Error, Result, SeriesQuery, pb, ticket};
 
-use super::{deframe::Deframer, deframe::Frame, heads::of_status, merge::Part};
+use super::{
+    deframe::Deframer,
+    deframe::Frame,
+    heads::{of_status, of_transport},
+    merge::Part,
+};
 
 const DO_GET: &str = "/arrow.flight.protocol.FlightService/DoGet";
 
@@ -35,13 +40,11 @@ pub(crate) async fn do_get<S>(
 ) -> Result<(Part, pb::Receipt)>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>>,
-    S::Error: std::error::Error,
+    S::Error: std::error::Error + 'static,
 {
-    let unavailable =
-        |e: S::Error| Error::new(Code::Unavailable, format!("no answer from the head: {}", chain(&e)));
     let request = request(metadata, query, timeout)?;
-    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(unavailable)?;
-    let response = channel.call(request).await.map_err(unavailable)?;
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(|e| of_transport(&e))?;
+    let response = channel.call(request).await.map_err(|e| of_transport(&e))?;
     if response.status() != http::StatusCode::OK {
         return Err(Error::new(Code::Unavailable, format!("the head answers HTTP {}", response.status()))
             .hint("is that address a head node's?"));
@@ -124,16 +127,6 @@ impl http_body::Body for Once {
 
 fn ok(status: &Status) -> Result<()> {
     if status.code() == tonic::Code::Ok { Ok(()) } else { Err(of_status(status)) }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Arrow messages in, batches and the receipt out.

@@ -177,11 +177,27 @@ pub(crate) fn unreachable(error: &Unreachable) -> Error {
 /// the transport chose for it.
 pub(crate) fn of_status(status: &Status) -> Error {
     match std::error::Error::source(status) {
-        Some(_) if status.details().is_empty() => {
-            Error::new(Code::Unavailable, format!("the connection to the head failed: {}", status.message()))
-        }
+        Some(cause) if status.details().is_empty() => of_transport(cause),
         _ => Error::from_status(status),
     }
+}
+
+/// The error in a transport's failure.
+pub(crate) fn of_transport(error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut text = error.to_string();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        // the channel keeps to the deadline that the call states, too
+        if cause.is::<tonic::TimeoutExpired>() {
+            return Error::new(Code::DeadlineExceeded, "the head did not answer in time");
+        }
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    Error::new(Code::Unavailable, format!("the connection to the head failed: {text}"))
 }
 
 #[cfg(test)]

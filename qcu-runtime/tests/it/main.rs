@@ -1,3 +1,5 @@
 //! What needs processes or sockets. One binary, so that it links once.
 
+mod client;
+mod fake;
 mod supervisor;

@@ -1,0 +1,209 @@
+//! The client against heads that answer, break, lie and are not there.
+
+use std::time::{Duration, Instant};
+
+use arrow_array::{RecordBatch, cast::AsArray, types::Int32Type};
+use trellis_proto::{Code, Error, SeriesQuery, Symbols, TimeRange, pb};
+use trellis_qcu::client::{Client, ClientOptions};
+
+use crate::fake::{FakeHead, Fault, Row, closed_port, rows_of, world};
+
+const SYMBOLS: [&str; 8] = ["AAPL", "AMZN", "BRK.B", "FB", "GOOG", "IBM", "TSLA", "é"];
+
+fn prices() -> Vec<Row> {
+    SYMBOLS
+        .iter()
+        .enumerate()
+        .flat_map(|(i, s)| (0..5).map(move |t| ((*s).to_owned(), t, (i * 10) as f64 + t as f64)))
+        .collect()
+}
+
+fn query(symbols: &[&str]) -> SeriesQuery {
+    SeriesQuery::new("equities.daily".parse().unwrap(), Symbols::new(symbols).unwrap())
+}
+
+fn quick() -> ClientOptions {
+    ClientOptions { deadline: Duration::from_secs(10), ..ClientOptions::default() }
+}
+
+async fn grid(heads: usize) -> (Vec<FakeHead>, Client) {
+    let world = world(&[("equities.daily", "close", prices())]);
+    let mut all = vec![];
+    for _ in 0..heads {
+        all.push(FakeHead::start(&world).await);
+    }
+    let addrs: Vec<&str> = all.iter().map(|head| head.addr.as_str()).collect();
+    let options = ClientOptions { unit: Some("mom".into()), ..quick() };
+    let client = Client::connect(&format!("static://{}", addrs.join(",")), options).await.unwrap();
+    (all, client)
+}
+
+fn unavailable() -> Error {
+    Error::new(Code::Unavailable, "the shard is away").shard("s1")
+}
+
+#[tokio::test]
+async fn a_read_is_split_over_the_heads_and_merged_in_the_order_of_symbols() {
+    let (heads, client) = grid(3).await;
+    let answer = client.read(&query(&SYMBOLS)).await.unwrap();
+    assert_eq!(rows_of(&answer.batches), prices());
+    let mut asked: Vec<String> = vec![];
+    for head in &heads {
+        for query in head.asked() {
+            let Symbols::List(symbols) = query.symbols else { panic!("a part names its symbols") };
+            asked.extend(symbols.iter().map(ToString::to_string));
+        }
+    }
+    asked.sort();
+    assert_eq!(asked, SYMBOLS, "each symbol is asked of one head");
+    assert!(answer.receipts.len() > 1);
+    assert_eq!(answer.receipt().rows, 40);
+    let dictionaries = answer.batches.iter().map(|b| b.column(0).as_dictionary::<Int32Type>().values().len());
+    assert!(dictionaries.into_iter().all(|n| n == SYMBOLS.len()), "one dictionary");
+    assert!(heads.iter().all(|head| head.units().iter().all(|unit| unit == "mom")));
+}
+
+#[tokio::test]
+async fn the_same_symbol_always_goes_to_the_same_head() {
+    let (heads, client) = grid(3).await;
+    for _ in 0..5 {
+        client.read(&query(&["AMZN"])).await.unwrap();
+    }
+    let mut counts: Vec<usize> = heads.iter().map(|head| head.asked().len()).collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [0, 0, 5]);
+}
+
+#[tokio::test]
+async fn every_symbol_means_the_symbols_there_are() {
+    let (heads, client) = grid(2).await;
+    let answer = client.read(&query(&["*"])).await.unwrap();
+    assert_eq!(rows_of(&answer.batches), prices());
+    assert!(heads.iter().all(|head| head.asked().iter().all(|q| q.symbols != Symbols::All)));
+    let (one, alone) = grid(1).await;
+    assert_eq!(rows_of(&alone.read(&query(&["*"])).await.unwrap().batches), prices());
+    assert_eq!(one[0].asked()[0].symbols, Symbols::All, "a single head needs no list");
+}
+
+#[tokio::test]
+async fn an_answer_without_rows_has_a_schema_and_a_receipt() {
+    let (_heads, client) = grid(2).await;
+    let nothing = SeriesQuery { range: TimeRange::new(Some(100), Some(200)).unwrap(), ..query(&SYMBOLS) };
+    let answer = client.read(&nothing).await.unwrap();
+    assert_eq!((answer.rows(), answer.batches.len()), (0, 0));
+    assert_eq!(answer.schema.field(2).name(), "close");
+    assert_eq!(answer.receipt().rows, 0);
+}
+
+#[tokio::test]
+async fn a_head_that_is_away_is_replaced_by_another() {
+    let world = world(&[("equities.daily", "close", prices())]);
+    let head = FakeHead::start(&world).await;
+    let url = format!("static://{},{}", head.addr, closed_port().await);
+    let client = Client::connect(&url, quick()).await.unwrap();
+    let answer = client.read(&query(&SYMBOLS)).await.unwrap();
+    assert_eq!(rows_of(&answer.batches), prices());
+    let before = head.asked().len();
+    client.read(&query(&SYMBOLS)).await.unwrap();
+    assert_eq!(head.asked().len(), before + 1, "the head that is away is passed over for a while");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_in_the_middle_is_asked_again_and_no_row_is_doubled() {
+    for broken in [Fault::After(2, unavailable()), Fault::Truncate(3), Fault::Truncate(1), Fault::Truncate(0)]
+    {
+        let (heads, client) = grid(1).await;
+        heads[0].fail([broken]);
+        let answer = client.read(&query(&SYMBOLS)).await.unwrap();
+        assert_eq!(rows_of(&answer.batches), prices());
+        assert_eq!(heads[0].asked().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_final_error_is_told_at_once_as_the_head_said_it() {
+    let (heads, client) = grid(1).await;
+    let error = Error::new(Code::UnknownField, "no field clsoe")
+        .hint("did you mean close?")
+        .dataset("equities.daily");
+    heads[0].fail([Fault::Refuse(error.clone())]);
+    assert_eq!(client.read(&query(&["AMZN"])).await.unwrap_err(), error);
+    let unknown = client.read(&SeriesQuery::new("no.such".parse().unwrap(), Symbols::All)).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::UnknownDataset);
+}
+
+#[tokio::test]
+async fn attempts_end_at_the_deadline_with_the_last_error() {
+    let (heads, client) = grid(1).await;
+    let client = client.with_deadline(Duration::from_millis(400));
+    heads[0].fail((0..1_000).map(|_| Fault::Refuse(unavailable())));
+    let started = Instant::now();
+    let error = client.read(&query(&["AMZN"])).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!((error.code(), error.place().2), (Code::Unavailable, "s1"));
+    assert!(error.message().contains("attempts"), "{error}");
+}
+
+#[tokio::test]
+async fn a_head_that_hangs_costs_the_deadline_and_no_more() {
+    let (heads, client) = grid(1).await;
+    heads[0].fail([Fault::Hang]);
+    let error = client.with_deadline(Duration::from_millis(300)).read(&query(&["AMZN"])).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn an_answer_larger_than_asked_for_is_refused_over_all_heads() {
+    let (_heads, client) = grid(3).await;
+    let error = client.read(&SeriesQuery { rows_max: 39, ..query(&SYMBOLS) }).await.unwrap_err();
+    assert_eq!(error.code(), Code::TooLarge);
+    assert!(client.read(&SeriesQuery { rows_max: 40, ..query(&SYMBOLS) }).await.is_ok());
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_at_once_with_what_to_do() {
+    let url = format!("grpc://{}", closed_port().await);
+    let options = ClientOptions { connect_timeout: Duration::from_millis(300), ..quick() };
+    let error = Client::connect(&url, options).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(error.to_string().contains(&url) && error.to_string().contains("trellis up"), "{error}");
+    for url in ["ftp://x", "", "grpc://"] {
+        assert_eq!(Client::connect(url, quick()).await.unwrap_err().code(), Code::InvalidRequest, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn questions_are_answered_by_any_head() {
+    let (heads, client) = grid(2).await;
+    let dataset = "equities.daily".parse().unwrap();
+    heads[0].fail([Fault::Refuse(unavailable())]);
+    heads[1].fail([Fault::Refuse(unavailable())]);
+    assert_eq!(client.describe(None).await.unwrap().len(), 1);
+    assert_eq!(client.symbols(&dataset).await.unwrap().len(), SYMBOLS.len());
+    assert_eq!(client.sessions(&dataset, TimeRange::ALL).await.unwrap(), [0]);
+    let stats = client.stats().await.unwrap();
+    assert_eq!(stats.iter().map(|s| s.head.clone()).collect::<Vec<_>>(), client.heads());
+}
+
+#[tokio::test]
+async fn a_publish_is_sent_until_it_is_acknowledged_and_happens_once() {
+    let (heads, client) = grid(2).await;
+    let rows: Vec<RecordBatch> = client.read(&query(&["AMZN", "FB"])).await.unwrap().batches;
+    for head in &heads {
+        head.fail([Fault::LoseAck]);
+    }
+    let header =
+        pb::PublishHeader { dataset: "signals.mom".into(), run_id: "r1".into(), ..Default::default() };
+    let ack = client.publish(header.clone(), rows).await.unwrap();
+    assert!(ack.duplicate, "the first commit lost its acknowledgement");
+    assert_eq!(heads[0].world().published.len(), 1);
+    assert_eq!(heads[0].world().published[0].1.len(), 10);
+
+    let none = client.publish(header.clone(), vec![]).await.unwrap_err();
+    assert_eq!(none.code(), Code::BadRows);
+    let fenced = client.publish(
+        pb::PublishHeader { epoch: 9, ..header },
+        vec![client.read(&query(&["FB"])).await.unwrap().batches[0].clone()],
+    );
+    assert_eq!(fenced.await.unwrap_err().code(), Code::Fenced);
+}

@@ -1,0 +1,484 @@
+//! A head node made of a map, which fails on demand. Several heads may share one world.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use arrow_array::{
+    ArrayRef, DictionaryArray, Float64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+    cast::AsArray,
+    types::{Float64Type, Int32Type, TimestampNanosecondType},
+};
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest,
+    HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
+    decode::FlightRecordBatchStream,
+    encode::{DictionaryHandling, FlightDataEncoderBuilder},
+    flight_service_server::{FlightService, FlightServiceServer},
+};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use prost::Message;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+use trellis_proto::{
+    Code, Error, SeriesQuery, Symbols, pb,
+    pb::head_server::{Head, HeadServer},
+    spec::{symbol_type, time_type},
+    ticket,
+    time::DAY_NS,
+};
+
+/// Symbol, event time, value of the one field.
+pub(crate) type Row = (String, i64, f64);
+
+/// What all heads of a grid know.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) datasets: BTreeMap<String, Dataset>,
+    pub(crate) published: Vec<(pb::PublishHeader, Vec<Row>, pb::PublishAck)>,
+    pub(crate) runs: Vec<pb::RunRecord>,
+    /// Holder and epoch by dataset.
+    pub(crate) leases: BTreeMap<String, (Option<String>, u64)>,
+}
+
+#[derive(Default, Clone)]
+pub(crate) struct Dataset {
+    pub(crate) field: String,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) version: u64,
+    pub(crate) watermark_ns: Option<i64>,
+}
+
+/// What the next call does instead of succeeding.
+pub(crate) enum Fault {
+    /// An error before anything else.
+    Refuse(Error),
+    /// So many messages of an answer, then an error.
+    After(usize, Error),
+    /// So many messages, then the end, without a word.
+    Truncate(usize),
+    /// Nothing, for ever.
+    Hang,
+    /// The publish is committed, and the acknowledgement lost.
+    LoseAck,
+}
+
+#[derive(Default)]
+struct Own {
+    faults: VecDeque<Fault>,
+    asked: Vec<SeriesQuery>,
+    units: Vec<String>,
+}
+
+#[derive(Clone)]
+pub(crate) struct FakeHead {
+    pub(crate) addr: String,
+    world: Arc<Mutex<World>>,
+    own: Arc<Mutex<Own>>,
+    server: Arc<JoinHandle<()>>,
+}
+
+impl Drop for FakeHead {
+    fn drop(&mut self) {
+        // the service inside the server holds clones without the handle
+        if Arc::strong_count(&self.server) == 1 {
+            self.server.abort();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Service {
+    addr: String,
+    world: Arc<Mutex<World>>,
+    own: Arc<Mutex<Own>>,
+}
+
+pub(crate) fn world(datasets: &[(&str, &str, Vec<Row>)]) -> Arc<Mutex<World>> {
+    let datasets = datasets.iter().map(|(name, field, rows)| {
+        let mut rows = rows.clone();
+        rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        ((*name).to_owned(), Dataset { field: (*field).to_owned(), rows, version: 1, watermark_ns: None })
+    });
+    Arc::new(Mutex::new(World { datasets: datasets.collect(), ..World::default() }))
+}
+
+impl FakeHead {
+    pub(crate) async fn start(world: &Arc<Mutex<World>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let own = Arc::new(Mutex::new(Own::default()));
+        let service = Service { addr: addr.clone(), world: world.clone(), own: own.clone() };
+        let server = Server::builder()
+            .add_service(FlightServiceServer::new(service.clone()))
+            .add_service(HeadServer::new(service))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { server.await.unwrap() });
+        Self { addr, world: world.clone(), own, server: Arc::new(server) }
+    }
+
+    /// The next calls fail so, one after another.
+    pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.own.lock().unwrap().faults.extend(faults);
+    }
+
+    /// Reads asked so far.
+    pub(crate) fn asked(&self) -> Vec<SeriesQuery> {
+        self.own.lock().unwrap().asked.clone()
+    }
+
+    /// Units named by calls so far.
+    pub(crate) fn units(&self) -> Vec<String> {
+        self.own.lock().unwrap().units.clone()
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+}
+
+impl Service {
+    fn next_fault<T>(&self, request: &Request<T>) -> Option<Fault> {
+        let mut own = self.own.lock().unwrap();
+        if let Some(unit) = request.metadata().get("trellis-unit") {
+            own.units.push(unit.to_str().unwrap().to_owned());
+        }
+        own.faults.pop_front()
+    }
+
+    /// Faults of questions that are not reads or publishes.
+    async fn maybe_fail<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match self.next_fault(request) {
+            None => Ok(()),
+            Some(Fault::Refuse(error)) => Err(error.into()),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(_) => panic!("this fault is for reads and publishes"),
+        }
+    }
+
+    fn dataset(&self, name: &str) -> Result<Dataset, Status> {
+        let world = self.world.lock().unwrap();
+        let unknown =
+            || Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name);
+        Ok(world.datasets.get(name).cloned().ok_or_else(unknown)?)
+    }
+
+    fn describe(&self, name: &str, dataset: &Dataset) -> pb::DatasetDescription {
+        let field =
+            pb::Field { name: dataset.field.clone(), r#type: pb::FieldType::Float64.into(), nullable: false };
+        pb::DatasetDescription {
+            spec: Some(pb::DatasetSpec {
+                dataset: name.to_owned(),
+                fields: vec![field],
+                chunk_ns: 64 * DAY_NS,
+            }),
+            version: dataset.version,
+            known_through_ns: i64::try_from(dataset.version).unwrap() * 1_000,
+            watermark_ns: dataset.watermark_ns,
+            first_ts_ns: dataset.rows.iter().map(|row| row.1).min(),
+            last_ts_ns: dataset.rows.iter().map(|row| row.1).max(),
+            rows: dataset.rows.len() as u64,
+            ..Default::default()
+        }
+    }
+}
+
+pub(crate) fn answer_schema(field: &str) -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("symbol", symbol_type(), false),
+        Field::new("ts", time_type(), false),
+        Field::new(field, DataType::Float64, false),
+    ]))
+}
+
+fn batches(schema: &SchemaRef, rows: &[Row]) -> Vec<RecordBatch> {
+    let mut names: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
+    names.dedup();
+    let dictionary: ArrayRef = Arc::new(StringArray::from(names.clone()));
+    let batch = |rows: &[Row]| {
+        let keys: Vec<i32> = rows.iter().map(|r| names.binary_search(&&*r.0).unwrap() as i32).collect();
+        let symbol = DictionaryArray::<Int32Type>::try_new(keys.into(), dictionary.clone()).unwrap();
+        let ts: Vec<i64> = rows.iter().map(|r| r.1).collect();
+        let value: Vec<f64> = rows.iter().map(|r| r.2).collect();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(symbol),
+            Arc::new(TimestampNanosecondArray::from(ts).with_timezone("UTC")),
+            Arc::new(Float64Array::from(value)),
+        ];
+        RecordBatch::try_new(schema.clone(), columns).unwrap()
+    };
+    if rows.is_empty() { vec![batch(&[])] } else { rows.chunks(3).map(batch).collect() }
+}
+
+/// The rows of an answer.
+pub(crate) fn rows_of(batches: &[RecordBatch]) -> Vec<Row> {
+    let mut out = vec![];
+    for batch in batches {
+        let symbols = arrow_cast::cast(batch.column(0), &DataType::Utf8).unwrap();
+        let ts = batch.column(1).as_primitive::<TimestampNanosecondType>();
+        let value = batch.column(2).as_primitive::<Float64Type>();
+        for (i, symbol) in symbols.as_string::<i32>().iter().enumerate() {
+            out.push((symbol.unwrap().to_owned(), ts.value(i), value.value(i)));
+        }
+    }
+    out
+}
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl FlightService for Service {
+    type HandshakeStream = Boxed<HandshakeResponse>;
+    type ListFlightsStream = Boxed<FlightInfo>;
+    type DoGetStream = Boxed<FlightData>;
+    type DoPutStream = Boxed<PutResult>;
+    type DoActionStream = Boxed<arrow_flight::Result>;
+    type ListActionsStream = Boxed<ActionType>;
+    type DoExchangeStream = Boxed<FlightData>;
+
+    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let fault = self.next_fault(&request);
+        match &fault {
+            Some(Fault::Refuse(error)) => return Err(error.clone().into()),
+            Some(Fault::Hang) => std::future::pending().await,
+            _ => {}
+        }
+        let query = ticket::decode(&request.into_inner().ticket)?;
+        self.own.lock().unwrap().asked.push(query.clone());
+        let dataset = self.dataset(query.dataset.as_str())?;
+        let wanted = |row: &&Row| {
+            query.range.contains(row.1)
+                && match &query.symbols {
+                    Symbols::All => true,
+                    Symbols::List(list) => list.iter().any(|symbol| symbol.as_str() == row.0),
+                }
+        };
+        let rows: Vec<Row> = dataset.rows.iter().filter(wanted).cloned().collect();
+        let schema = answer_schema(&dataset.field);
+        let encoder = FlightDataEncoderBuilder::new()
+            .with_schema(schema.clone())
+            .with_dictionary_handling(DictionaryHandling::Resend);
+        let encoded = encoder.build(stream::iter(batches(&schema, &rows).into_iter().map(Ok)));
+        let mut messages: Vec<FlightData> = encoded.try_collect().await.unwrap();
+        let receipt = pb::Receipt {
+            dataset: query.dataset.to_string(),
+            as_of_ns: query.as_of,
+            known_through_ns: i64::try_from(dataset.version).unwrap() * 1_000,
+            version_min: dataset.version,
+            version_max: dataset.version,
+            rows: rows.len() as u64,
+            head: self.addr.clone(),
+            ..Default::default()
+        };
+        messages.last_mut().unwrap().app_metadata = receipt.encode_to_vec().into();
+        let messages: Vec<Result<FlightData, Status>> = match fault {
+            Some(Fault::After(n, error)) => {
+                messages.into_iter().take(n).map(Ok).chain([Err(error.into())]).collect()
+            }
+            Some(Fault::Truncate(n)) => messages.into_iter().take(n).map(Ok).collect(),
+            _ => messages.into_iter().map(Ok).collect(),
+        };
+        Ok(Response::new(stream::iter(messages).boxed()))
+    }
+
+    async fn do_put(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoPutStream>, Status> {
+        let fault = self.next_fault(&request);
+        if let Some(Fault::Refuse(error)) = fault {
+            return Err(error.into());
+        }
+        let mut messages: Vec<FlightData> = request.into_inner().try_collect().await?;
+        let cmd = messages[0].flight_descriptor.take().unwrap().cmd;
+        let header = pb::PublishHeader::decode(cmd).unwrap();
+        let decoded =
+            FlightRecordBatchStream::new_from_flight_data(stream::iter(messages.into_iter().map(Ok)));
+        let rows = rows_of(&decoded.try_collect::<Vec<_>>().await.unwrap());
+
+        let mut world = self.world.lock().unwrap();
+        let (_, epoch) = world.leases.get(&header.dataset).cloned().unwrap_or_default();
+        if header.epoch != epoch {
+            let why = format!("fenced by epoch {epoch}");
+            return Err(Error::new(Code::Fenced, why).dataset(&header.dataset).into());
+        }
+        let earlier = world.published.iter().find(|(h, _, _)| h.run_id == header.run_id);
+        let ack = match earlier {
+            Some((_, same, ack)) if *same == rows => pb::PublishAck { duplicate: true, ..ack.clone() },
+            Some(_) => return Err(Error::new(Code::Conflict, "the run id has other rows").into()),
+            None => {
+                let dataset = world.datasets.entry(header.dataset.clone()).or_default();
+                dataset.version += 1;
+                dataset.rows.extend(rows.iter().cloned());
+                dataset.rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+                let ack = pb::PublishAck {
+                    dataset: header.dataset.clone(),
+                    version: dataset.version,
+                    known_at_ns: i64::try_from(dataset.version).unwrap() * 1_000,
+                    rows: rows.len() as u64,
+                    ..Default::default()
+                };
+                world.published.push((header, rows, ack.clone()));
+                ack
+            }
+        };
+        if let Some(Fault::LoseAck) = fault {
+            return Err(Error::new(Code::Unavailable, "the head is going away").into());
+        }
+        let reply = PutResult { app_metadata: ack.encode_to_vec().into() };
+        Ok(Response::new(stream::iter([Ok(reply)]).boxed()))
+    }
+
+    async fn handshake(
+        &self,
+        _: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Self::HandshakeStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_flights(&self, _: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn get_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn get_schema(&self, _: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn do_exchange(
+        &self,
+        _: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn do_action(&self, _: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+#[tonic::async_trait]
+impl Head for Service {
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeReply>, Status> {
+        self.maybe_fail(&request).await?;
+        let name = request.into_inner().dataset;
+        let datasets = if name.is_empty() {
+            let world = self.world.lock().unwrap();
+            world.datasets.iter().map(|(name, dataset)| self.describe(name, dataset)).collect()
+        } else {
+            vec![self.describe(&name, &self.dataset(&name)?)]
+        };
+        Ok(Response::new(pb::DescribeReply { datasets }))
+    }
+
+    async fn symbols(
+        &self,
+        request: Request<pb::SymbolsRequest>,
+    ) -> Result<Response<pb::SymbolsReply>, Status> {
+        self.maybe_fail(&request).await?;
+        let dataset = self.dataset(&request.into_inner().dataset)?;
+        let mut symbols: Vec<String> = dataset.rows.into_iter().map(|row| row.0).collect();
+        symbols.dedup();
+        Ok(Response::new(pb::SymbolsReply { symbols, version: dataset.version }))
+    }
+
+    async fn sessions(
+        &self,
+        request: Request<pb::SessionsRequest>,
+    ) -> Result<Response<pb::SessionsReply>, Status> {
+        self.maybe_fail(&request).await?;
+        let request = request.into_inner();
+        let dataset = self.dataset(&request.dataset)?;
+        let mut sessions_ns: Vec<i64> =
+            dataset.rows.iter().map(|row| row.1.div_euclid(DAY_NS) * DAY_NS).collect();
+        sessions_ns.sort_unstable();
+        sessions_ns.dedup();
+        Ok(Response::new(pb::SessionsReply { sessions_ns }))
+    }
+
+    async fn stats(&self, request: Request<pb::StatsRequest>) -> Result<Response<pb::HeadStats>, Status> {
+        self.maybe_fail(&request).await?;
+        Ok(Response::new(pb::HeadStats { head: self.addr.clone(), ..Default::default() }))
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<pb::AcquireLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        self.maybe_fail(&request).await?;
+        let request = request.into_inner();
+        let mut world = self.world.lock().unwrap();
+        let spec = request.spec.unwrap_or_default();
+        let field = spec.fields.first().map(|field| field.name.clone()).unwrap_or_default();
+        let new = Dataset { field, ..Dataset::default() };
+        world.datasets.entry(request.dataset.clone()).or_insert(new);
+        let (holder, epoch) = world.leases.entry(request.dataset.clone()).or_default();
+        if holder.as_ref().is_some_and(|held| *held != request.instance) && !request.take_over {
+            return Err(Error::new(Code::Conflict, "somebody else holds the lease").into());
+        }
+        *holder = Some(request.instance.clone());
+        *epoch += 1;
+        Ok(Response::new(pb::Lease {
+            dataset: request.dataset,
+            unit: request.unit,
+            instance: request.instance,
+            epoch: *epoch,
+            expires_in_ms: request.ttl_ms,
+            since_ns: 0,
+        }))
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<pb::RenewLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        self.maybe_fail(&request).await?;
+        let request = request.into_inner();
+        let world = self.world.lock().unwrap();
+        let (holder, epoch) = world.leases.get(&request.dataset).cloned().unwrap_or_default();
+        if holder.as_deref() != Some(&request.instance) || epoch != request.epoch {
+            return Err(Error::new(Code::Fenced, format!("fenced by epoch {epoch}")).into());
+        }
+        Ok(Response::new(pb::Lease { epoch, expires_in_ms: request.ttl_ms, ..Default::default() }))
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<pb::ReleaseLeaseRequest>,
+    ) -> Result<Response<pb::ReleaseLeaseReply>, Status> {
+        self.maybe_fail(&request).await?;
+        let request = request.into_inner();
+        if let Some((holder, epoch)) = self.world.lock().unwrap().leases.get_mut(&request.dataset)
+            && *epoch == request.epoch
+        {
+            *holder = None;
+        }
+        Ok(Response::new(pb::ReleaseLeaseReply {}))
+    }
+
+    async fn record_runs(
+        &self,
+        request: Request<pb::RecordRunsRequest>,
+    ) -> Result<Response<pb::RecordRunsReply>, Status> {
+        self.maybe_fail(&request).await?;
+        self.world.lock().unwrap().runs.extend(request.into_inner().runs);
+        Ok(Response::new(pb::RecordRunsReply { version: 1 }))
+    }
+}
+
+/// Nothing listens there.
+pub(crate) async fn closed_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
