@@ -1,11 +1,12 @@
 //! Channels to peers: one constructor, so that every client of the grid is tuned alike.
 //!
-//! HTTP/2 flow control and frame sizes are announced by the *receiver*. Series flow to clients, so it is the client's settings that
-//! decide how fast answers move: at 16 connections and default frames bulk answers reach 0.56 of what loopback TCP
-//! moves, with large frames and windows 0.99; a 64 KiB window brings a single one down to 0.22.
+//! HTTP/2 flow control and frame sizes are announced by the *receiver*. Series flow to clients, so it is the
+//! client's settings that decide how fast answers move: at 16 connections and default frames bulk answers
+//! reach 0.56 of what loopback TCP moves, with large frames and windows 0.99; a 64 KiB window brings a single
+//! one down to 0.22.
 //!
-//! A [`Pool`] keeps a few connections to one peer: one HTTP/2 connection is one task on one core at either end, so
-//! parallel bulk reads gain from several, small ones do not.
+//! A [`Pool`] keeps a few connections to one peer: one HTTP/2 connection is one task on one core at either
+//! end, so parallel bulk reads gain from several, small ones do not.
 
 mod failure;
 mod traced;
@@ -25,28 +26,29 @@ pub use traced::{Call, Traced};
 
 pub use crate::rpc::UNIT;
 
-/// Largest message in either direction, on every client and server. Data goes in messages of 256 KiB to 1 MiB; this only has to be
-/// above the largest single row batch a client may publish, and low enough that one peer cannot make us
-/// allocate without bound. tonic's own default for receiving is 4 MiB.
+/// Largest message in either direction, on every client and server. Data goes in messages of 256 KiB to 1
+/// MiB; this only has to be above the largest single row batch a client may publish, and low enough that one
+/// peer cannot make us allocate without bound. tonic's own default for receiving is 4 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// One `writev` of the sender per frame: large frames cost fewer system calls. 256 KiB already gives most of it;
-/// 1 MiB is a whole message of ours in one frame.
+/// One `writev` of the sender per frame: large frames cost fewer system calls. 256 KiB already gives most of
+/// it; 1 MiB is a whole message of ours in one frame.
 pub const FRAME_BYTES_MAX: u32 = 1 << 20;
 
-/// Bytes a sender may have in flight on one stream. 512 KiB sufficed on loopback (0.99 of TCP); 16 MiB is 10 Gbit/s x 13 ms
-/// of round trip, more than any two zones of a region are apart.
+/// Bytes a sender may have in flight on one stream. 512 KiB sufficed on loopback (0.99 of TCP); 16 MiB is 10
+/// Gbit/s x 13 ms of round trip, more than any two zones of a region are apart.
 pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
 /// As above for the connection: a few streams at full speed beside one that is read slowly.
 pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 
-/// A peer that does not accept within this is treated as gone. Inside a VPC a handshake takes well under 10 ms; one lost SYN
-/// is retried after 1 s.
+/// A peer that does not accept within this is treated as gone. Inside a VPC a handshake takes well under 10
+/// ms; one lost SYN is retried after 1 s.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// An idle or waiting connection is probed this often: a host that vanished without a FIN is noticed within interval + timeout. Servers of the grid answer
-/// any number of pings; it is also below the 350 s after which AWS load balancers forget a flow.
+/// An idle or waiting connection is probed this often: a host that vanished without a FIN is noticed within
+/// interval + timeout. Servers of the grid answer any number of pings; it is also below the 350 s after which
+/// AWS load balancers forget a flow.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
 /// How long a probe may stay unanswered.
@@ -89,8 +91,9 @@ impl ChannelOptions {
 /// A channel that carries trace context and unit: what clients of the grid are made over.
 pub type PeerChannel = Traced<Channel>;
 
-/// A lazy channel to `addr` (`host:port`, `1.2.3.4:5`, `[::1]:5`): connects at the first call and again after a loss. While the peer refuses, each
-/// call fails at once with `UNAVAILABLE` (see [`Unreachable::of_status`]); it does not queue. Needs a Tokio runtime.
+/// A lazy channel to `addr` (`host:port`, `1.2.3.4:5`, `[::1]:5`): connects at the first call and again after
+/// a loss. While the peer refuses, each call fails at once with `UNAVAILABLE` (see
+/// [`Unreachable::of_status`]); it does not queue. Needs a Tokio runtime.
 ///
 /// # Errors
 /// [`Reason::Address`] if `addr` cannot be an authority.

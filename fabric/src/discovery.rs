@@ -7,9 +7,10 @@
 //! | `dns://NAME[:port]` | SRV records of NAME; if it has none, its A and AAAA records with `port` (or the default) |
 //! | `dns://NAME?server=IP:PORT` | the same, asked of that server instead of the system's |
 //!
-//! DNS changes rarely and fails often, in ways that say nothing of the peers: so a set once known is kept through every
-//! failure (NXDOMAIN too: it is what a name server answers while its zone is being replaced), and a failure is logged when
-//! it begins and when it ends. Peers that are really gone show themselves at the connection.
+//! DNS changes rarely and fails often, in ways that say nothing of the peers: so a set once known is kept
+//! through every failure (NXDOMAIN too: it is what a name server answers while its zone is being replaced),
+//! and a failure is logged when it begins and when it ends. Peers that are really gone show themselves at the
+//! connection.
 
 mod dns;
 mod plan;
@@ -45,10 +46,11 @@ impl fmt::Display for Peer {
 pub struct Options {
     /// Port of names without one; [`DEFAULT_PORT`].
     pub default_port: u16,
-    /// Answers are trusted at least this long, whatever their TTL. A TTL of 0 is legal and would make the watch spin; one second is as
-    /// fast as a fleet of tens of thousands should ask its resolvers.
+    /// Answers are trusted at least this long, whatever their TTL. A TTL of 0 is legal and would make the
+    /// watch spin; one second is as fast as a fleet of tens of thousands should ask its resolvers.
     pub ttl_min: Duration,
-    /// Answers are asked again at the latest after this, whatever their TTL: a mistaken TTL of a day must not outlive a coffee.
+    /// Answers are asked again at the latest after this, whatever their TTL: a mistaken TTL of a day must not
+    /// outlive a coffee.
     pub ttl_max: Duration,
     /// First wait after a failure; doubled up to `retry_max`.
     pub retry_min: Duration,
@@ -92,8 +94,8 @@ pub enum DiscoveryError {
 
 /// Watches the peers at `url`. Needs a Tokio runtime; does not wait.
 ///
-/// A `static` or `grpc` set is there at once and never changes; a `dns` set is empty until the first answer and never becomes empty
-/// again. The watch ends when the last receiver is dropped.
+/// A `static` or `grpc` set is there at once and never changes; a `dns` set is empty until the first answer
+/// and never becomes empty again. The watch ends when the last receiver is dropped.
 ///
 /// # Errors
 /// [`DiscoveryError::Url`], [`DiscoveryError::Resolver`]: both are configuration, not the network.

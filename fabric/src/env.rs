@@ -1,10 +1,10 @@
 //! Configuration from the environment: typed variables, one table per binary, all problems told at once.
 //!
-//! A binary lists its variables in one `const VARS: &[Var]`. The table is the whole truth: `--help` prints it, a
-//! getter refuses a variable that is not in it (a test's panic, not a user's), and a `TRELLIS_*` variable that is set but
-//! not in the table is a problem, with the nearest known name: a misspelt limit that is silently ignored is found
-//! in production, a refused one at start. Variables with other prefixes (`OTEL_*`, `AWS_*`) belong to others and
-//! are not looked at.
+//! A binary lists its variables in one `const VARS: &[Var]`. The table is the whole truth: `--help` prints
+//! it, a getter refuses a variable that is not in it (a test's panic, not a user's), and a `TRELLIS_*`
+//! variable that is set but not in the table is a problem, with the nearest known name: a misspelt limit that
+//! is silently ignored is found in production, a refused one at start. Variables with other prefixes
+//! (`OTEL_*`, `AWS_*`) belong to others and are not looked at.
 //!
 //! Getters return `Result<T, Invalid>` where [`Invalid`] only says "recorded": ask for everything first, then
 //! [`Env::finish`], then use the values.
@@ -171,7 +171,8 @@ pub struct Env {
 }
 
 impl Env {
-    /// This process's environment. Reads once; unknown `TRELLIS_*` variables and values that are not Unicode are recorded as problems.
+    /// This process's environment. Reads once; unknown `TRELLIS_*` variables and values that are not Unicode
+    /// are recorded as problems.
     pub fn from_process(table: &'static [Var]) -> Self {
         let mut broken = Vec::new();
         let mut set = Vec::new();
@@ -214,8 +215,8 @@ impl Env {
         Self { table, set, problems }
     }
 
-    /// The value as it stands: what is set, or else the default. `None` if there is neither. An empty value counts
-    /// as unset, because that is what `VAR=` in a compose file or a task definition means.
+    /// The value as it stands: what is set, or else the default. `None` if there is neither. An empty value
+    /// counts as unset, because that is what `VAR=` in a compose file or a task definition means.
     fn raw(&self, var: &Var) -> Option<String> {
         debug_assert!(self.table.contains(var), "{} is not in the binary's table", var.name);
         match (self.set.get(var.name), var.presence) {

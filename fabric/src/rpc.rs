@@ -23,7 +23,8 @@ pub(crate) enum Kind {
     Server,
 }
 
-/// A span for the call of `path` (`/package.Service/Method`), named and attributed by OpenTelemetry's RPC conventions.
+/// A span for the call of `path` (`/package.Service/Method`), named and attributed by OpenTelemetry's RPC
+/// conventions.
 pub(crate) fn span(kind: Kind, path: &str, headers: &HeaderMap) -> Span {
     let name = path.strip_prefix('/').unwrap_or(path);
     let (service, method) = name.split_once('/').unwrap_or((name, ""));

@@ -1,8 +1,8 @@
-//! A gRPC server from a bound listener until a signal, with what every server of the grid has: health, reflection,
-//! limits, a span per request, panics contained, and a drain that ends.
+//! A gRPC server from a bound listener until a signal, with what every server of the grid has: health,
+//! reflection, limits, a span per request, panics contained, and a drain that ends.
 //!
-//! Life of a drain: health says NOT_SERVING; the listener closes; every connection gets GOAWAY;
-//! endless answers end with `UNAVAILABLE`; the rest may finish until the deadline; what is left is cut and named.
+//! Life of a drain: health says NOT_SERVING; the listener closes; every connection gets GOAWAY; endless
+//! answers end with `UNAVAILABLE`; the rest may finish until the deadline; what is left is cut and named.
 
 mod conn;
 mod request;
@@ -19,23 +19,24 @@ use crate::{
     shutdown::Gate,
 };
 
-/// Requests at once on one connection; more wait in the client. A head's herd comes over few connections per client (hundreds
-/// each), so this only stops a runaway.
+/// Requests at once on one connection; more wait in the client. A head's herd comes over few connections per
+/// client (hundreds each), so this only stops a runaway.
 ///
-/// As many may be cancelled before they were looked at. HTTP/2 libraries take more than 20 of those for an attack and close the
-/// connection, and with it everything else that the client has in flight; a strategy that is stopped cancels that
-/// many at once.
+/// As many may be cancelled before they were looked at. HTTP/2 libraries take more than 20 of those for an
+/// attack and close the connection, and with it everything else that the client has in flight; a strategy
+/// that is stopped cancels that many at once.
 pub const STREAMS_MAX: u32 = 4096;
 
-/// Bytes that a client may have in flight to us on one stream: a publish streams batches of up to 1 MiB. Smaller than the
-/// clients' own windows: a server has thousands of connections, a client a few.
+/// Bytes that a client may have in flight to us on one stream: a publish streams batches of up to 1 MiB.
+/// Smaller than the clients' own windows: a server has thousands of connections, a client a few.
 pub const SERVER_STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
 /// As above for a connection.
 pub const SERVER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
-/// Once the last handler has ended its final frames are still to be sent, and connections to be closed by their peers' end of GOAWAY. This is how long
-/// that may take, out of what is left of the drain or a little beyond.
+/// Once the last handler has ended its final frames are still to be sent, and connections to be closed by
+/// their peers' end of GOAWAY. This is how long that may take, out of what is left of the drain or a little
+/// beyond.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 
 /// A cut connection is noticed by its task at once; this only bounds a task that is starved.
@@ -46,11 +47,11 @@ const CUT_MAX: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Encoded `FileDescriptorSet`s for reflection (v1 and v1alpha); none, no reflection.
     pub descriptor_sets: Vec<&'static [u8]>,
-    /// Full names of the services in the routes (`trellis.v1.Shard`): what health and reflection list. Empty: health knows
-    /// only the server as a whole, reflection lists all that the descriptor sets have.
+    /// Full names of the services in the routes (`trellis.v1.Shard`): what health and reflection list. Empty:
+    /// health knows only the server as a whole, reflection lists all that the descriptor sets have.
     pub services: Vec<String>,
-    /// Paths (`/trellis.v1.Shard/Watch`) of methods whose answers have no end of their own: the drain ends them with
-    /// `UNAVAILABLE` instead of waiting for them.
+    /// Paths (`/trellis.v1.Shard/Watch`) of methods whose answers have no end of their own: the drain ends
+    /// them with `UNAVAILABLE` instead of waiting for them.
     pub endless: Vec<String>,
     /// Cancelled by [`serve`] when the drain begins, for handlers and tasks that want to know.
     pub draining: CancellationToken,
@@ -76,8 +77,8 @@ pub enum ServeError {
 
 /// Serves `routes` on `listener` until `shutdown` resolves, then drains for at most `drain`.
 ///
-/// Adds health (`grpc.health.v1.Health`) and reflection. Sets TCP_NODELAY on accepted connections. Dropping the
-/// future ends the server without a drain: connections are cut and their requests dropped.
+/// Adds health (`grpc.health.v1.Health`) and reflection. Sets TCP_NODELAY on accepted connections. Dropping
+/// the future ends the server without a drain: connections are cut and their requests dropped.
 ///
 /// # Errors
 /// [`ServeError`]; late requests are no error, see [`Drained`].
@@ -137,7 +138,8 @@ pub async fn serve(
     draining.cancel();
     stop.cancel();
 
-    // GOAWAY and the last frames are sent by the server's own tasks; it resolves when the last connection is gone.
+    // GOAWAY and the last frames are sent by the server's own tasks; it resolves when the last connection is
+    // gone.
     let deadline = started + drain;
     let mut ended = false;
     loop {

@@ -1,8 +1,8 @@
 //! The end of a process: a signal, and a gate that knows who is still inside.
 //!
-//! Shutdown is "no new guards, wait for the old ones, under a deadline, then say who was late". A counter would do
-//! for the waiting, but not for the last part: a drain that times out without naming what it waited for cannot be
-//! debugged from its log. So a guard carries a name.
+//! Shutdown is "no new guards, wait for the old ones, under a deadline, then say who was late". A counter
+//! would do for the waiting, but not for the last part: a drain that times out without naming what it waited
+//! for cannot be debugged from its log. So a guard carries a name.
 
 use std::{
     borrow::Cow,
@@ -15,9 +15,9 @@ use tokio::sync::Notify;
 
 /// Resolves at the first SIGTERM (orchestrators) or SIGINT (people), and says which in the log.
 ///
-/// The handlers are installed when the future is first polled and stay installed: a second signal does not end
-/// the process by itself. Where handlers cannot be installed the future never resolves, which leaves SIGKILL.
-/// Cancel safe.
+/// The handlers are installed when the future is first polled and stay installed: a second signal does not
+/// end the process by itself. Where handlers cannot be installed the future never resolves, which leaves
+/// SIGKILL. Cancel safe.
 pub async fn signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) =
@@ -141,8 +141,8 @@ impl Gate {
         }
     }
 
-    /// Closes the gate and waits at most `deadline` for those inside. Cancel safe: a cancelled drain leaves the
-    /// gate closed.
+    /// Closes the gate and waits at most `deadline` for those inside. Cancel safe: a cancelled drain leaves
+    /// the gate closed.
     ///
     /// # Errors
     /// [`Late`] with the names of the guards still held.

@@ -1,16 +1,22 @@
 //! Logs to stderr, and traces, metrics and logs pushed by OTLP/gRPC to one collector.
 //!
 //! Without an endpoint nothing of OpenTelemetry is installed: spans of requests are not made, instruments are
-//! no-ops, headers are not looked at. With one, a collector that is slow or gone costs telemetry and nothing else: queues are
-//! bounded and never waited for, losses are counted ([`dropped`]), and the end waits at most [`SHUTDOWN_MAX`].
+//! no-ops, headers are not looked at. With one, a collector that is slow or gone costs telemetry and nothing
+//! else: queues are bounded and never waited for, losses are counted ([`dropped`]), and the end waits at most
+//! [`SHUTDOWN_MAX`].
 //!
-//! Variables honoured: `OTEL_EXPORTER_OTLP_[TRACES_|METRICS_|LOGS_]ENDPOINT`, `.._HEADERS`, `.._TIMEOUT`,
-//! `OTEL_{TRACES,METRICS,LOGS}_EXPORTER` (`otlp`, `none`), `OTEL_SDK_DISABLED`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
-//! `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`, `OTEL_BSP_*`, `OTEL_BLRP_*`, `OTEL_METRIC_EXPORT_INTERVAL`,
-//! `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`, `OTEL_SPAN_*_COUNT_LIMIT`.
-//! Not honoured, and told in the log when set: `OTEL_EXPORTER_OTLP_PROTOCOL` other than `grpc`, `OTEL_PROPAGATORS` other
-//! than `tracecontext`, `https` endpoints. Not honoured: `.._COMPRESSION`, `.._CERTIFICATE`, `OTEL_LOG_LEVEL`.
-//! Ours: `TRELLIS_LOG` (filter) and `TRELLIS_LOG_FORMAT` (`text`, `json`) for stderr.
+//! Honoured:
+//! * `OTEL_EXPORTER_OTLP_ENDPOINT`, `.._HEADERS`, `.._TIMEOUT`, and each with `TRACES_`, `METRICS_`, `LOGS_`
+//! * `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` (`otlp`, `none`); `OTEL_SDK_DISABLED`
+//! * `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`
+//! * `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`, `OTEL_SPAN_*_COUNT_LIMIT`
+//! * `OTEL_BSP_*`, `OTEL_BLRP_*`, `OTEL_METRIC_EXPORT_INTERVAL`,
+//!   `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`
+//!
+//! Not honoured, and told in the log when set: a protocol other than `grpc`, compression, propagators other than
+//! `tracecontext`, `https` endpoints. Not honoured at all: certificates, `OTEL_LOG_LEVEL`.
+//!
+//! Ours, for stderr: `TRELLIS_LOG` (filter) and `TRELLIS_LOG_FORMAT` (`text`, `json`).
 
 mod context;
 mod ecs;
@@ -48,8 +54,8 @@ pub use settings::Settings;
 /// The end of a process waits at most this long for what is still queued: well inside the drain of a task.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 
-/// One export may take this long unless the environment says otherwise: shorter than the specification's 10 s, so that one
-/// dead collector does not take up all of [`SHUTDOWN_MAX`] twice.
+/// One export may take this long unless the environment says otherwise: shorter than the specification's 10
+/// s, so that one dead collector does not take up all of [`SHUTDOWN_MAX`] twice.
 const EXPORT_MAX: Duration = Duration::from_secs(2);
 
 /// What is logged to stderr when nothing else is said.
@@ -68,8 +74,8 @@ pub fn exporting() -> bool {
     EXPORTING.load(Ordering::Relaxed)
 }
 
-/// A meter; its instruments do nothing while metrics are not exported. Ask after [`Telemetry::init`]: instruments made
-/// before are no-ops for ever.
+/// A meter; its instruments do nothing while metrics are not exported. Ask after [`Telemetry::init`]:
+/// instruments made before are no-ops for ever.
 pub fn meter(name: &'static str) -> metrics::Meter {
     global::meter(name)
 }
@@ -117,12 +123,13 @@ struct Providers {
 }
 
 impl Telemetry {
-    /// Installs logging and, if the environment asks for it, OTLP, for the service `service_name` (`trellis-head`) whose
-    /// instance is `instance` (its id).
+    /// Installs logging and, if the environment asks for it, OTLP, for the service `service_name`
+    /// (`trellis-head`) whose instance is `instance` (its id).
     ///
-    /// Call inside the Tokio runtime that will run the exports; outside of one only stderr logs are installed. A second call in
-    /// the same process returns a handle on the first installation. A subscriber that somebody else installed
-    /// is left in place. On ECS it asks the task metadata endpoint, which takes at most one second.
+    /// Call inside the Tokio runtime that will run the exports; outside of one only stderr logs are
+    /// installed. A second call in the same process returns a handle on the first installation. A subscriber
+    /// that somebody else installed is left in place. On ECS it asks the task metadata endpoint, which takes
+    /// at most one second.
     pub fn init(service_name: &str, instance: &str) -> Self {
         Self::init_with(service_name, instance, &Settings::from_process())
     }
@@ -228,7 +235,6 @@ fn export_to(
     accounts: &Accounts,
     complaints: &mut Vec<String>,
 ) -> Providers {
-    let timeout = timeout();
     let mut built = |signal: &str, result: Result<(), ExporterBuildError>| {
         if let Err(error) = result {
             complaints.push(format!("not exporting {signal}: {error}"));
@@ -236,8 +242,8 @@ fn export_to(
     };
     let mut providers = Providers::default();
     if let Some(endpoint) = &settings.traces {
-        let exporter =
-            SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout).build();
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(timeout("TRACES")).build();
         built(
             "traces",
             exporter.map(|exporter| {
@@ -248,8 +254,8 @@ fn export_to(
         );
     }
     if let Some(endpoint) = &settings.logs {
-        let exporter =
-            LogExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout).build();
+        let exporter = LogExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(timeout("LOGS")).build();
         built(
             "logs",
             exporter.map(|exporter| {
@@ -260,8 +266,8 @@ fn export_to(
         );
     }
     if let Some(endpoint) = &settings.metrics {
-        let exporter =
-            MetricExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout).build();
+        let exporter = MetricExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(timeout("METRICS")).build();
         built(
             "metrics",
             exporter.map(|exporter| {
@@ -274,10 +280,12 @@ fn export_to(
     providers
 }
 
-/// The specification's variable, in milliseconds, or our shorter default.
-fn timeout() -> Duration {
-    let set = std::env::var("OTEL_EXPORTER_OTLP_TIMEOUT").ok().and_then(|ms| ms.parse().ok());
-    set.map_or(EXPORT_MAX, Duration::from_millis)
+/// The specification's variables, in milliseconds, or our shorter default.
+fn timeout(signal: &str) -> Duration {
+    let set = |name: &str| std::env::var(name).ok().and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+    set(&format!("OTEL_EXPORTER_OTLP_{signal}_TIMEOUT"))
+        .or_else(|| set("OTEL_EXPORTER_OTLP_TIMEOUT"))
+        .unwrap_or(EXPORT_MAX)
 }
 
 type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;

@@ -1,7 +1,7 @@
 //! An OTLP collector for tests: a real gRPC server on loopback that keeps what it is sent.
 //!
-//! It runs on a thread and a runtime of its own, so that a test may block its runtime, or have none, and telemetry still
-//! arrives. Nothing sleeps: [`OtlpReceiver::until`] wakes at each arrival.
+//! It runs on a thread and a runtime of its own, so that a test may block its runtime, or have none, and
+//! telemetry still arrives. Nothing sleeps: [`OtlpReceiver::until`] wakes at each arrival.
 
 use std::{
     collections::BTreeMap,
@@ -87,8 +87,8 @@ pub struct ReceivedMetric {
 }
 
 impl ReceivedMetric {
-    /// The sum of a counter's (or the values of a gauge's) points that have all of `attributes`. `None` if there is none, or
-    /// it is a histogram.
+    /// The sum of a counter's (or the values of a gauge's) points that have all of `attributes`. `None` if
+    /// there is none, or it is a histogram.
     pub fn total(&self, attributes: &[(&str, &str)]) -> Option<f64> {
         let points = match &self.raw.data {
             Some(Data::Sum(sum)) => &sum.data_points,

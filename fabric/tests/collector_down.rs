@@ -1,4 +1,5 @@
-//! A collector that takes connections and never answers: the worst kind of down. One test in a process of its own.
+//! A collector that takes connections and never answers: the worst kind of down. One test in a process of its
+//! own.
 #![allow(missing_docs, clippy::unwrap_used)] // a test may panic
 
 mod service;

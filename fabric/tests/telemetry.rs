@@ -1,4 +1,5 @@
-//! Telemetry to a real OTLP receiver. One test in a process of its own: telemetry is installed once per process.
+//! Telemetry to a real OTLP receiver. One test in a process of its own: telemetry is installed once per
+//! process.
 #![allow(missing_docs, clippy::unwrap_used)] // a test may panic
 
 mod service;

@@ -2,7 +2,8 @@
 
 use std::{error::Error, fmt, io};
 
-/// A peer that could not be reached. Always worth another try, at another peer or later, except [`Reason::Address`].
+/// A peer that could not be reached. Always worth another try, at another peer or later, except
+/// [`Reason::Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreachable {
     /// The peer's address as it was given.

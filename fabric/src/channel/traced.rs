@@ -1,9 +1,11 @@
-//! What goes with every call, `traceparent` and the unit in whose name it is made; and what comes back when a connection fails.
+//! What goes with every call, `traceparent` and the unit in whose name it is made; and what comes back when a
+//! connection fails.
 //!
-//! tonic turns transport errors into whatever code their innermost cause suggests: a call that races with GOAWAY
-//! is `CANCELLED`, a connection lost in the middle of an answer `UNKNOWN` or `INTERNAL`, a client's own timeout `CANCELLED`. A caller that
-//! retries by code would take the loss of a peer for a bug or for its own doing. So here every error that the
-//! peer did not send itself becomes `UNAVAILABLE`, or `DEADLINE_EXCEEDED` for a timeout, with tonic's as its source.
+//! tonic turns transport errors into whatever code their innermost cause suggests: a call that races with
+//! GOAWAY is `CANCELLED`, a connection lost in the middle of an answer `UNKNOWN` or `INTERNAL`, a client's
+//! own timeout `CANCELLED`. A caller that retries by code would take the loss of a peer for a bug or for its
+//! own doing. So here every error that the peer did not send itself becomes `UNAVAILABLE`, or
+//! `DEADLINE_EXCEEDED` for a timeout, with tonic's as its source.
 
 use std::{
     error::Error as _,

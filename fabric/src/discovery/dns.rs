@@ -1,10 +1,11 @@
 //! Asking DNS, again and again.
 //!
-//! hickory's cache is off: the watch itself is the cache, and one that honours the TTL twice would see changes late. SRV targets are resolved by
-//! the same resolver as the name: the system's may know another world.
+//! hickory's cache is off: the watch itself is the cache, and one that honours the TTL twice would see
+//! changes late. SRV targets are resolved by the same resolver as the name: the system's may know another
+//! world.
 //!
-//! Priorities and weights of SRV records are not looked at: Cloud Map always writes 1, and placement by hashing
-//! needs the whole set, not a choice from it.
+//! Priorities and weights of SRV records are not looked at: Cloud Map always writes 1, and placement by
+//! hashing needs the whole set, not a choice from it.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -27,10 +28,12 @@ use super::{
     url::DnsQuery,
 };
 
-/// Each server is asked so often before the next one is, or the look-up fails; then our own back-off takes over.
+/// Each server is asked so often before the next one is, or the look-up fails; then our own back-off takes
+/// over.
 const ATTEMPTS: usize = 2;
 
-/// Targets of one SRV answer that are resolved: as many as any logical node should have. Cloud Map answers at most eight.
+/// Targets of one SRV answer that are resolved: as many as any logical node should have. Cloud Map answers at
+/// most eight.
 const TARGETS_MAX: usize = 256;
 
 pub(super) struct Resolver {

@@ -155,13 +155,17 @@ mod tests {
             let options = Options::default();
             let good = State::Good.next(Duration::from_millis(ttl_ms), jitter, &options);
             prop_assert!(good >= options.ttl_min && good <= options.ttl_max.mul_f64(1.1));
-            prop_assert!(good >= Duration::from_millis(ttl_ms).min(options.ttl_max), "asked before the TTL was over");
-            let failing = State::Failing { failure: Failure::NotFound, times }.next(Duration::ZERO, jitter, &options);
+            let trusted = Duration::from_millis(ttl_ms).min(options.ttl_max);
+            prop_assert!(good >= trusted, "asked before the TTL was over");
+            let failing = State::Failing { failure: Failure::NotFound, times };
+            let failing = failing.next(Duration::ZERO, jitter, &options);
             prop_assert!(failing >= options.retry_min && failing <= options.retry_max.mul_f64(1.1));
         }
 
         #[test]
-        fn a_failure_is_told_once_per_change_of_state(results in prop::collection::vec(prop::result::maybe_ok(Just(()), failure()), 0..40)) {
+        fn a_failure_is_told_once_per_change_of_state(
+            results in prop::collection::vec(prop::result::maybe_ok(Just(()), failure()), 0..40),
+        ) {
             // the oracle: a line exactly where kind of result changes, except from nothing to good
             let kind = |result: &Result<(), Failure>| result.as_ref().err().map(Failure::kind);
             let mut state = State::Unknown;
@@ -175,7 +179,9 @@ mod tests {
         }
 
         #[test]
-        fn peers_are_sorted_unique_and_complete(endpoints in prop::collection::vec((any::<IpAddr>(), 1u16..5), 0..30)) {
+        fn peers_are_sorted_unique_and_complete(
+            endpoints in prop::collection::vec((any::<IpAddr>(), 1u16..5), 0..30),
+        ) {
             let answer = Answer { endpoints: endpoints.clone(), ttl: Duration::ZERO };
             let peers = peers(&answer);
             prop_assert!(peers.windows(2).all(|pair| pair[0] < pair[1]));

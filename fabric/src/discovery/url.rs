@@ -190,7 +190,9 @@ mod tests {
         }
 
         #[test]
-        fn a_static_set_is_sorted_unique_and_complete(hosts in prop::collection::vec(("[a-z]{1,3}", 1u16..20), 1..20)) {
+        fn a_static_set_is_sorted_unique_and_complete(
+            hosts in prop::collection::vec(("[a-z]{1,3}", 1u16..20), 1..20),
+        ) {
             let addrs: Vec<String> = hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
             let Ok(Source::Fixed(peers)) = parse(&format!("static://{}", addrs.join(","))) else {
                 panic!("refused {addrs:?}");

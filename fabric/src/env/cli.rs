@@ -1,4 +1,5 @@
-//! The command line of a server binary: it has only `--help`, `--check` and `--version`; all else is environment.
+//! The command line of a server binary: it has only `--help`, `--check` and `--version`; all else is
+//! environment.
 
 use std::fmt::Write as _;
 
@@ -39,7 +40,8 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
         }
         Asked::Unknown(argument) => {
             eprintln!(
-                "{bin}: unknown argument {argument:?}; it takes --help, --check, --version and is configured by environment variables"
+                "{bin}: unknown argument {argument:?}; it takes --help, --check and --version, and is configured by \
+                 environment variables"
             );
             std::process::exit(EXIT_USAGE)
         }
@@ -48,8 +50,8 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
 
 /// The configuration, if it is valid and the process is to run.
 ///
-/// Otherwise does not return: problems go to stderr, one a line, and the exit code is 2; a passed `--check` says so on stdout
-/// and the exit code is 0.
+/// Otherwise does not return: problems go to stderr, one a line, and the exit code is 2; a passed `--check`
+/// says so on stdout and the exit code is 0.
 pub fn resolve<C>(bin: &str, mode: Mode, config: Result<C, ConfigError>) -> C {
     match (config, mode) {
         (Ok(config), Mode::Run) => config,
@@ -96,8 +98,8 @@ fn help(bin: &str, about: &str, table: &[Var]) -> String {
         };
     }
     text.push_str(
-        "\nTelemetry is pushed by OTLP/gRPC when OTEL_EXPORTER_OTLP_ENDPOINT is set, and follows the other standard OTEL_*\n\
-         variables. Any other TRELLIS_* variable is refused.\n",
+        "\nTelemetry is pushed by OTLP/gRPC when OTEL_EXPORTER_OTLP_ENDPOINT is set, and follows the other\n\
+         standard OTEL_* variables. Any other TRELLIS_* variable is refused.\n",
     );
     text
 }

@@ -1,9 +1,9 @@
 //! Accepted connections that can be cut.
 //!
-//! tonic's server ends connections gracefully and then waits for them without limit; the tasks that drive them are its own. So what can be
-//! ended from outside is the transport: when cut, a connection reads and writes errors, its driver returns and drops
-//! the requests on it. The rejected choice was an accept loop of our own over hyper: it would also have to rebuild
-//! tonic's timeouts, error recovery and connection info.
+//! tonic's server ends connections gracefully and then waits for them without limit; the tasks that drive
+//! them are its own. So what can be ended from outside is the transport: when cut, a connection reads and
+//! writes errors, its driver returns and drops the requests on it. The rejected choice was an accept loop of
+//! our own over hyper: it would also have to rebuild tonic's timeouts, error recovery and connection info.
 
 use std::{
     io,
@@ -20,11 +20,12 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// After a failed accept (no file descriptors left, usually) the next try waits this long: the error stays until somebody closes
-/// something, and an immediate retry would spin.
+/// After a failed accept (no file descriptors left, usually) the next try waits this long: the error stays
+/// until somebody closes something, and an immediate retry would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// The accepted connections of `listener`, without end and without errors; each is cut when `cut` is cancelled.
+/// The accepted connections of `listener`, without end and without errors; each is cut when `cut` is
+/// cancelled.
 pub(super) fn incoming(
     listener: TcpListener,
     cut: CancellationToken,
@@ -76,8 +77,8 @@ impl Conn {
     }
 }
 
-// The cut is looked at in reads, which are always waited for, and in writes, because a connection whose peer does not
-// take what it was sent is not read from.
+// The cut is looked at in reads, which are always waited for, and in writes, because a connection whose peer
+// does not take what it was sent is not read from.
 
 impl AsyncRead for Conn {
     fn poll_read(

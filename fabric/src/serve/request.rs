@@ -1,8 +1,8 @@
-//! What wraps each request: a place in the gate until its last byte is handed to HTTP/2, a span while traces are
-//! exported, and a floor under panics.
+//! What wraps each request: a place in the gate until its last byte is handed to HTTP/2, a span while traces
+//! are exported, and a floor under panics.
 //!
-//! A panic in a handler would otherwise reset the stream, which a client cannot tell from a lost connection; it
-//! becomes `INTERNAL`, and the message stays in our log.
+//! A panic in a handler would otherwise reset the stream, which a client cannot tell from a lost connection;
+//! it becomes `INTERNAL`, and the message stays in our log.
 
 use std::{
     any::Any,

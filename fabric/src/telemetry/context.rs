@@ -40,8 +40,8 @@ pub fn parent_of(headers: &HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers))
 }
 
-/// The current span's `traceparent`, to hand to a process that is not reached by gRPC (by an environment variable,
-/// say). `None` while nothing is exported or outside of a span.
+/// The current span's `traceparent`, to hand to a process that is not reached by gRPC (by an environment
+/// variable, say). `None` while nothing is exported or outside of a span.
 pub fn traceparent() -> Option<String> {
     if !exporting() {
         return None;
@@ -51,7 +51,8 @@ pub fn traceparent() -> Option<String> {
     headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
-/// The counterpart of [`traceparent`]: makes `span` a child of the given one. Does nothing if it is malformed.
+/// The counterpart of [`traceparent`]: makes `span` a child of the given one. Does nothing if it is
+/// malformed.
 pub fn set_parent(span: &tracing::Span, traceparent: &str) {
     if let Ok(value) = HeaderValue::from_str(traceparent) {
         let mut headers = HeaderMap::new();

@@ -1,7 +1,8 @@
 //! Which ECS task this is, from the task metadata endpoint (version 4).
 //!
-//! A plain HTTP/1.0 GET to a link-local address is all it takes; an HTTP client would be the largest dependency of
-//! this crate. It is asked once, before the process serves, and never stands in the way: failures are logged and telemetry lacks a few attributes.
+//! A plain HTTP/1.0 GET to a link-local address is all it takes; an HTTP client would be the largest
+//! dependency of this crate. It is asked once, before the process serves, and never stands in the way:
+//! failures are logged and telemetry lacks a few attributes.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -18,7 +19,8 @@ const TIME_MAX: Duration = Duration::from_secs(1);
 /// Task metadata is a few KiB for a one-task service.
 const BYTES_MAX: u64 = 256 << 10;
 
-/// Resource attributes of the task, after OpenTelemetry's conventions for AWS ECS. Blocks for at most about [`TIME_MAX`].
+/// Resource attributes of the task, after OpenTelemetry's conventions for AWS ECS. Blocks for at most about
+/// [`TIME_MAX`].
 pub(super) fn attributes(base: &str) -> Result<Vec<KeyValue>, String> {
     let deadline = Instant::now() + TIME_MAX;
     let body = get(&format!("{base}/task"), deadline).map_err(|error| error.to_string())?;

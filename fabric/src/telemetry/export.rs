@@ -1,9 +1,9 @@
 //! Queues before the exporters: bounded, never waited for, every loss counted.
 //!
 //! The SDK's batch processors already drop when their queue is full, but keep the count to themselves until
-//! shutdown, and say nothing of batches that an exporter could not deliver. So each processor is wrapped: a wrapper
-//! admits up to the queue's size (the processor behind it then never has to drop), and the exporter's wrapper
-//! gives the places back and counts what it could not deliver.
+//! shutdown, and say nothing of batches that an exporter could not deliver. So each processor is wrapped: a
+//! wrapper admits up to the queue's size (the processor behind it then never has to drop), and the exporter's
+//! wrapper gives the places back and counts what it could not deliver.
 
 use std::{
     fmt,
@@ -29,8 +29,8 @@ use opentelemetry_sdk::{
     },
 };
 
-/// Spans that wait for export. The SDK's own default; at 10,000 spans/s it is exported in batches as they fill, so
-/// that it overflows only when the collector is slower than that. About 2 MB when full.
+/// Spans that wait for export. The SDK's own default; at 10,000 spans/s it is exported in batches as they
+/// fill, so that it overflows only when the collector is slower than that. About 2 MB when full.
 const SPANS_QUEUED_MAX: usize = 2048;
 
 /// Log records that wait for export. As above.

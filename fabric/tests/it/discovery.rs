@@ -1,5 +1,5 @@
-//! Discovery against a real DNS server. Nothing sleeps: tests wait on the watch itself, and on the log lines that tell
-//! of failures (the lines are part of what is promised).
+//! Discovery against a real DNS server. Nothing sleeps: tests wait on the watch itself, and on the log lines
+//! that tell of failures (the lines are part of what is promised).
 
 use std::{
     sync::{Arc, Mutex},
@@ -169,4 +169,16 @@ async fn a_name_that_never_was_has_no_peers_and_is_told_once() {
     knot.replace("head 1 A 10.0.0.3");
     until(&mut peers, &["10.0.0.3:7400"]).await;
     assert_eq!(log.count("look-up failed"), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_is_a_failure_and_not_an_absence() {
+    let (log, _guard) = Log::listen();
+    let Some(knot) = Knot::start(TWO_SERVICES) else { return };
+    // a zone that it does not have
+    let elsewhere = knot.url("head").replace("trellis.test", "elsewhere.test");
+    let peers = watch(&elsewhere, &options()).unwrap();
+    log.until("no answer", 1).await;
+    assert_eq!(log.count("no addresses"), 0);
+    assert!(peers.borrow().is_empty());
 }

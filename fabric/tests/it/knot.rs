@@ -1,4 +1,5 @@
-//! A real authoritative DNS server, Debian's `knot`, on a free port of loopback, with a zone that the test writes.
+//! A real authoritative DNS server, Debian's `knot`, on a free port of loopback, with a zone that the test
+//! writes.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -25,8 +26,8 @@ pub(crate) struct Knot {
 }
 
 impl Knot {
-    /// A server of a zone with these records (one a line, relative names). `None`, and a line that says so, where knot is
-    /// not installed; under CI that is a failure.
+    /// A server of a zone with these records (one a line, relative names). `None`, and a line that says so,
+    /// where knot is not installed; under CI that is a failure.
     pub(crate) fn start(records: &str) -> Option<Self> {
         let Some(binary) = find("knotd") else {
             assert!(

@@ -1,4 +1,5 @@
-//! The server over real sockets. Handshakes prove that a call is running before the drain begins; nothing sleeps.
+//! The server over real sockets. Handshakes prove that a call is running before the drain begins; nothing
+//! sleeps.
 
 use std::time::Duration;
 
