@@ -13,7 +13,8 @@ use std::{
 
 use arrow_array::{
     Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, Int64Array,
-    RecordBatch, StringArray, StructArray, TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+    RecordBatch, StringArray, StructArray, TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array,
+    UInt64Array,
     cast::AsArray,
     new_null_array,
     types::{Float32Type, Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
@@ -68,10 +69,9 @@ impl Rows {
 
     /// One column over all batches.
     fn whole(&self, name: &str) -> Result<ArrayRef> {
-        let (at, field) = self
-            .schema
-            .column_with_name(name)
-            .ok_or_else(|| Error::new(Code::InvalidRequest, format!("there is no column {name} in these rows")))?;
+        let (at, field) = self.schema.column_with_name(name).ok_or_else(|| {
+            Error::new(Code::InvalidRequest, format!("there is no column {name} in these rows"))
+        })?;
         match self.batches.as_slice() {
             [] => Ok(arrow_array::new_empty_array(field.data_type())),
             [one] => Ok(one.column(at).clone()),
@@ -117,7 +117,8 @@ impl Rows {
     ) -> PyArrowResult<Bound<'py, PyCapsule>> {
         let row = Field::new_struct("", self.schema.fields().clone(), false);
         let batches = self.batches.clone().into_iter();
-        let structs = batches.map(|batch| Ok::<_, ArrowError>(Arc::new(StructArray::from(batch)) as ArrayRef));
+        let structs =
+            batches.map(|batch| Ok::<_, ArrowError>(Arc::new(StructArray::from(batch)) as ArrayRef));
         to_stream_pycapsule(py, Box::new(ArrayIterator::new(structs, row.into())), requested_schema)
     }
 
@@ -133,13 +134,18 @@ impl Rows {
         });
         let buffer = |b: Buffer| Ok::<_, PyErr>(Bound::new(py, PyArrowBuffer::new(b))?.into_any());
         let (kind, values) = match array.data_type() {
-            DataType::Float64 => ("float64", buffer(array.as_primitive::<Float64Type>().values().inner().clone())?),
-            DataType::Float32 => ("float32", buffer(array.as_primitive::<Float32Type>().values().inner().clone())?),
+            DataType::Float64 => {
+                ("float64", buffer(array.as_primitive::<Float64Type>().values().inner().clone())?)
+            }
+            DataType::Float32 => {
+                ("float32", buffer(array.as_primitive::<Float32Type>().values().inner().clone())?)
+            }
             DataType::Int64 => ("int64", buffer(array.as_primitive::<Int64Type>().values().inner().clone())?),
             DataType::Int32 => ("int32", buffer(array.as_primitive::<Int32Type>().values().inner().clone())?),
-            DataType::Timestamp(..) => {
-                ("timestamp", buffer(array.as_primitive::<TimestampNanosecondType>().values().inner().clone())?)
-            }
+            DataType::Timestamp(..) => (
+                "timestamp",
+                buffer(array.as_primitive::<TimestampNanosecondType>().values().inner().clone())?,
+            ),
             DataType::Boolean => {
                 let bytes: Vec<u8> = array.as_boolean().values().iter().map(u8::from).collect();
                 ("bool", buffer(Buffer::from_vec(bytes))?)
@@ -268,7 +274,8 @@ pub(crate) fn make_rows(py: Python<'_>, columns: Vec<Given<'_>>) -> PyResult<Row
         let array = if scalar { repeat(&array, rows)? } else { array };
         Ok((Field::new(name, array.data_type().clone(), true), array))
     });
-    let (fields, arrays): (Vec<_>, Vec<_>) = columns.collect::<Result<Vec<_>>>().or_raise(py)?.into_iter().unzip();
+    let (fields, arrays): (Vec<_>, Vec<_>) =
+        columns.collect::<Result<Vec<_>>>().or_raise(py)?.into_iter().unzip();
     let schema: SchemaRef = Arc::new(Schema::new(fields));
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(bug).or_raise(py)?;
     Ok(Rows::new(schema, vec![batch]))
@@ -288,15 +295,17 @@ fn arrow_array_of(value: &Bound<'_, PyAny>, name: &str) -> PyResult<ArrayRef> {
     if parts.is_empty() {
         return Ok(arrow_array::new_empty_array(field.data_type()));
     }
-    concat(&parts)
-        .map_err(|e| to_py(value.py(), &Error::new(Code::BadRows, format!("column {name} cannot be read: {e}"))))
+    concat(&parts).map_err(|e| {
+        to_py(value.py(), &Error::new(Code::BadRows, format!("column {name} cannot be read: {e}")))
+    })
 }
 
 /// Takes away the values that `mask` (a byte each, 0: not there) says are not there.
 fn masked(array: ArrayRef, mask: Option<&Bound<'_, PyAny>>) -> PyResult<ArrayRef> {
     let Some(mask) = mask else { return Ok(array) };
     let py = mask.py();
-    let away: BooleanArray = PyBuffer::<u8>::get(mask)?.to_vec(py)?.iter().map(|&there| Some(there == 0)).collect();
+    let away: BooleanArray =
+        PyBuffer::<u8>::get(mask)?.to_vec(py)?.iter().map(|&there| Some(there == 0)).collect();
     nullif(&array, &away).map_err(bug).or_raise(py)
 }
 
@@ -314,7 +323,10 @@ fn buffer_array(value: &Bound<'_, PyAny>, name: &str) -> PyResult<ArrayRef> {
         f64 => Float64Array, f32 => Float32Array, i64 => Int64Array, i32 => Int32Array, i16 => Int16Array,
         i8 => Int8Array, u64 => UInt64Array, u32 => UInt32Array, u16 => UInt16Array, u8 => UInt8Array
     );
-    Err(to_py(py, &Error::new(Code::BadRows, format!("column {name} has a numpy type that no field type holds"))))
+    Err(to_py(
+        py,
+        &Error::new(Code::BadRows, format!("column {name} has a numpy type that no field type holds")),
+    ))
 }
 
 /// A list of one kind of value; None is missing.
@@ -344,8 +356,12 @@ fn list_array(list: &Bound<'_, PyList>, name: &str) -> PyResult<ArrayRef> {
 
 fn nan_to_null(array: ArrayRef) -> Result<ArrayRef> {
     let nan: BooleanArray = match array.data_type() {
-        DataType::Float64 => array.as_primitive::<Float64Type>().values().iter().map(|v| Some(v.is_nan())).collect(),
-        DataType::Float32 => array.as_primitive::<Float32Type>().values().iter().map(|v| Some(v.is_nan())).collect(),
+        DataType::Float64 => {
+            array.as_primitive::<Float64Type>().values().iter().map(|v| Some(v.is_nan())).collect()
+        }
+        DataType::Float32 => {
+            array.as_primitive::<Float32Type>().values().iter().map(|v| Some(v.is_nan())).collect()
+        }
         _ => return Ok(array),
     };
     if nan.true_count() == 0 { Ok(array) } else { nullif(&array, &nan).map_err(bug) }

@@ -128,8 +128,12 @@ impl<'a> Cells<'a> {
 
     /// One JSON array, one object a row, one row a line; NaN and infinities are null, as JSON has no word for them.
     pub(crate) fn json(&self, out: &mut impl io::Write) -> io::Result<()> {
-        let names: Vec<String> =
-            self.schema.fields().iter().map(|f| serde_json::Value::from(f.name().as_str()).to_string()).collect();
+        let names: Vec<String> = self
+            .schema
+            .fields()
+            .iter()
+            .map(|f| serde_json::Value::from(f.name().as_str()).to_string())
+            .collect();
         let mut cell = String::new();
         let mut first = true;
         out.write_all(b"[")?;
@@ -147,7 +151,9 @@ impl<'a> Cells<'a> {
                     let there = self.text(batch, column, row, &mut cell);
                     match batch.column(column).data_type() {
                         _ if !there => line.push_str("null"),
-                        DataType::Float64 | DataType::Float32 if matches!(cell.as_str(), "NaN" | "inf" | "-inf") => {
+                        DataType::Float64 | DataType::Float32
+                            if matches!(cell.as_str(), "NaN" | "inf" | "-inf") =>
+                        {
                             line.push_str("null");
                         }
                         DataType::Float64

@@ -63,8 +63,9 @@ mod _trellis {
         client::Client,
         embedded::Embedded,
         error::error_codes,
-        format_time, parse_duration, parse_time,
+        format_time,
         import::import_files,
+        parse_duration, parse_time,
         run::{Prefetched, check_manifest, check_result, prefetch, publish_run},
         runtime::shutdown,
     };

@@ -115,13 +115,8 @@ async fn publish(
 ) -> Result<pb::PublishAck> {
     let spec = manifest.output_spec()?;
     let dataset = spec.dataset.to_string();
-    let claim = Claim {
-        unit: manifest.unit.clone(),
-        instance: new_instance(),
-        spec,
-        take_over: false,
-        ttl: TTL,
-    };
+    let claim =
+        Claim { unit: manifest.unit.clone(), instance: new_instance(), spec, take_over: false, ttl: TTL };
     let lease = HeldLease::acquire(client, claim, LEASE_PATIENCE).await?;
     let header = pb::PublishHeader {
         dataset,
@@ -155,7 +150,10 @@ async fn publish(
         ..Default::default()
     };
     client.record_runs(vec![record]).await.map_err(|e| {
-        bug(format!("the output is published (version {}), but the run is not in the ledger: {e}", ack.version))
+        bug(format!(
+            "the output is published (version {}), but the run is not in the ledger: {e}",
+            ack.version
+        ))
     })?;
     Ok(ack)
 }

@@ -329,7 +329,7 @@ class Up:
             self.say(f"{child.name} {child.note}; starting it again in {delay:g} s (log: {child.log})")
 
     def _watch_units(self) -> None:
-        units = {}
+        units: dict[str, Any] = {}
         for path in sorted((self.state / "units").glob("*.json")):
             unit = local.read_json(path)
             if isinstance(unit, dict) and unit.get("unit"):

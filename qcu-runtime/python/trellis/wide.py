@@ -59,6 +59,11 @@ class Row(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         return _apply(ufunc, method, inputs, kwargs)
 
+    @property
+    def shape(self) -> tuple[int]:
+        """Symbols."""
+        return (len(self.symbols),)
+
     def __len__(self) -> int:
         return len(self.symbols)
 
@@ -266,8 +271,9 @@ def _apply(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[s
     def aligned(x: Any) -> Any:
         if isinstance(x, Row):
             return x.values if x.symbols == symbols else x.reindex(symbols).values
-        if isinstance(x, Wide):
-            return x.values if x.symbols == symbols and np.array_equal(x.index, index) else _spread(x, index, symbols)
+        if isinstance(x, Wide) and index is not None:
+            in_place = x.symbols == symbols and np.array_equal(x.index, index)
+            return x.values if in_place else _spread(x, index, symbols)
         return x
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -292,11 +298,11 @@ def _union(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(sorted({s for a in axes for s in a}, key=lambda s: s.encode()))
 
 
-def _spread(wide: Wide, index: Any, symbols: tuple[str, ...]) -> np.ndarray:
+def _spread(wide: Wide, index: np.ndarray, symbols: tuple[str, ...]) -> np.ndarray:
     columns = {s: i for i, s in enumerate(wide.symbols)}
     values = np.full((len(index), len(symbols)), np.nan)
     rows = np.searchsorted(index, wide.index)
-    to = [i for i, s in enumerate(symbols) if s in columns]
+    to = np.array([i for i, s in enumerate(symbols) if s in columns], dtype=np.intp)
     of = [columns[symbols[i]] for i in to]
     values[np.ix_(rows, to)] = wide.values[:, of]
     return values
