@@ -1,6 +1,8 @@
 //! Import, from files to rows. The files are real ones on disk: the tests write them, or find the public market data
 //! (`TRELLIS_SHARED_DATA`, or `../shared/data` beside the checkout; a line says so where it is absent).
 
+#![allow(clippy::unwrap_used)] // tests, and helpers that only tests call
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -590,7 +592,7 @@ fn parquet_and_csv_of_one_dataset_obey_the_same_rules() {
     );
     let quarantine = folder.path("bad.csv");
     let spec = ImportSpec { quarantine: Some(quarantine.clone()), ..spec };
-    let found = import(&[dirty.clone()], &spec).unwrap();
+    let found = import(std::slice::from_ref(&dirty), &spec).unwrap();
     assert_eq!(rows(&found), ["C 2016-08-10 NaN 1"]);
     assert_eq!(places(&found.problems), [(1, "n"), (2, "Name"), (3, "ts"), (5, "ts")]);
     let written = fs::read_to_string(quarantine).unwrap();

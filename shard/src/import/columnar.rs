@@ -68,11 +68,11 @@ fn fits(from: FieldType, to: FieldType) -> bool {
     from == to || from == String || (number(from) && number(to)) || (from == Int64 && to == Timestamp)
 }
 
+/// The fields of a file; a column of nothing but nulls may have no type.
+pub(crate) type Types = Vec<(FieldName, Option<FieldType>)>;
+
 /// Reads the header; for each field its type.
-pub(crate) fn survey(
-    source: &Source,
-    spec: &ImportSpec,
-) -> Result<(Header, Vec<(FieldName, Option<FieldType>)>), ImportError> {
+pub(crate) fn survey(source: &Source, spec: &ImportSpec) -> Result<(Header, Types), ImportError> {
     let schema = builder(source)?.schema().clone();
     let names: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
     let header = resolve(&source.name, &names, spec)?;

@@ -7,6 +7,7 @@ use trellis_proto::{DatasetSpec, FieldName, FieldType, spec::FieldSpec};
 
 use super::{
     cell::{Seen, common},
+    columnar,
     header::Header,
     options::{Checked, ImportSpec},
     problem::ImportError,
@@ -22,7 +23,7 @@ pub(crate) struct Surveyed {
 /// What a survey found of each field.
 pub(crate) enum Kinds {
     Text(Vec<(FieldName, Seen)>),
-    Columnar(Vec<(FieldName, Option<FieldType>)>),
+    Columnar(columnar::Types),
 }
 
 /// The fields of a dataset that is not there yet: the columns of all files, in the order they are met.
