@@ -13,9 +13,7 @@ use arrow_array::{
 use arrow_schema::{DataType, Schema, TimeUnit};
 use sha2::{Digest, Sha256};
 use trellis_proto::{
-    Code, DatasetSpec, Error, FieldType, Result, Symbol,
-    spec::FieldSpec,
-    time::format_time,
+    Code, DatasetSpec, Error, FieldType, Result, Symbol, spec::FieldSpec, time::format_time,
 };
 
 use crate::{error::internal, schema, wire};
@@ -115,21 +113,17 @@ impl Rows {
 
     /// Identity of the content: the same rows of the same session give the same digest, however they were sent.
     pub(crate) fn digest(&self, scope: &str) -> Result<String> {
-        let fields = self
-            .batch
-            .columns()
-            .iter()
-            .map(|c| arrow_row::SortField::new(c.data_type().clone()))
-            .collect();
-        let converter =
-            arrow_row::RowConverter::new(fields).map_err(|e| internal("digesting rows", e))?;
+        let fields =
+            self.batch.columns().iter().map(|c| arrow_row::SortField::new(c.data_type().clone())).collect();
+        let converter = arrow_row::RowConverter::new(fields).map_err(|e| internal("digesting rows", e))?;
         let mut hash = Sha256::new();
         hash.update((scope.len() as u64).to_le_bytes());
         hash.update(scope.as_bytes());
         // In parts, so that a large publish is not held a third time.
         for start in (0..self.batch.num_rows()).step_by(65_536) {
             let part = self.batch.slice(start, 65_536.min(self.batch.num_rows() - start));
-            let rows = converter.convert_columns(part.columns()).map_err(|e| internal("digesting rows", e))?;
+            let rows =
+                converter.convert_columns(part.columns()).map_err(|e| internal("digesting rows", e))?;
             for row in &rows {
                 let bytes: &[u8] = row.as_ref();
                 hash.update((bytes.len() as u64).to_le_bytes());
@@ -178,7 +172,9 @@ impl Problems {
         if more > 0 {
             text = format!("{text}; and {more} more");
         }
-        Err(Error::new(Code::BadRows, text).dataset(&spec.dataset).hint("rows are counted from 0; nothing was written"))
+        Err(Error::new(Code::BadRows, text)
+            .dataset(&spec.dataset)
+            .hint("rows are counted from 0; nothing was written"))
     }
 }
 
@@ -192,10 +188,8 @@ fn match_columns(spec: &DatasetSpec, schema: &Schema) -> Result<Vec<usize>> {
         match found.as_slice() {
             [] => problems.push(format!("the column {name} ({expected}) is missing")),
             [i] if fits(schema.field(*i).data_type()) => positions.push(*i),
-            [i] => problems.push(format!(
-                "the column {name} is {}, expected {expected}",
-                schema.field(*i).data_type()
-            )),
+            [i] => problems
+                .push(format!("the column {name} is {}, expected {expected}", schema.field(*i).data_type())),
             _ => problems.push(format!("the column {name} occurs {} times", found.len())),
         }
     };
@@ -231,7 +225,9 @@ fn is_text(data_type: &DataType) -> bool {
 fn is_time(data_type: &DataType) -> bool {
     match data_type {
         DataType::Timestamp(_, None) => true,
-        DataType::Timestamp(_, Some(zone)) => matches!(zone.as_ref(), "UTC" | "Z" | "+00:00" | "Etc/UTC" | "GMT"),
+        DataType::Timestamp(_, Some(zone)) => {
+            matches!(zone.as_ref(), "UTC" | "Z" | "+00:00" | "Etc/UTC" | "GMT")
+        }
         _ => false,
     }
 }
@@ -298,9 +294,11 @@ fn convert(
                 }
                 column.clone()
             }
-            FieldType::Float64 | FieldType::Float32 | FieldType::Int64 | FieldType::Int32 | FieldType::Bool => {
-                column.clone()
-            }
+            FieldType::Float64
+            | FieldType::Float32
+            | FieldType::Int64
+            | FieldType::Int32
+            | FieldType::Bool => column.clone(),
         };
         columns.push(converted);
     }
@@ -353,7 +351,11 @@ mod tests {
     fn spec(nullable: bool) -> DatasetSpec {
         DatasetSpec::new(
             DatasetName::new("signals.mom").unwrap(),
-            vec![FieldSpec { name: FieldName::new("score").unwrap(), data_type: FieldType::Float64, nullable }],
+            vec![FieldSpec {
+                name: FieldName::new("score").unwrap(),
+                data_type: FieldType::Float64,
+                nullable,
+            }],
             ChunkSpan::new(64 * DAY_NS).unwrap(),
         )
         .unwrap()
@@ -389,7 +391,10 @@ mod tests {
     #[test]
     fn bad_rows_are_named_by_their_number() {
         let cases = [
-            (batch(vec![Some("A"), None], vec![Some(1), Some(1)], vec![None, None]), "row 1: the symbol is null"),
+            (
+                batch(vec![Some("A"), None], vec![Some(1), Some(1)], vec![None, None]),
+                "row 1: the symbol is null",
+            ),
             (batch(vec![Some("")], vec![Some(1)], vec![Some(0.0)]), "row 0: "),
             (batch(vec![Some("A")], vec![None], vec![Some(0.0)]), "row 0: ts is null"),
             (
@@ -413,13 +418,17 @@ mod tests {
     fn columns_that_do_not_fit_say_what_was_expected_and_found() {
         let rows = RecordBatch::try_from_iter([
             ("symbol", Arc::new(StringArray::from(vec!["A"])) as ArrayRef),
-            ("ts", Arc::new(TimestampMicrosecondArray::from(vec![1]).with_timezone("Europe/Berlin")) as ArrayRef),
+            (
+                "ts",
+                Arc::new(TimestampMicrosecondArray::from(vec![1]).with_timezone("Europe/Berlin")) as ArrayRef,
+            ),
             ("score", Arc::new(Int64Array::from(vec![1])) as ArrayRef),
             ("extra", Arc::new(Int64Array::from(vec![1])) as ArrayRef),
         ])
         .unwrap();
         let error = check(&spec(true), vec![rows]).unwrap_err();
-        for part in ["the column score is Int64, expected float64", "extra is not a field", "ts is Timestamp"] {
+        for part in ["the column score is Int64, expected float64", "extra is not a field", "ts is Timestamp"]
+        {
             assert!(error.message().contains(part), "{} / {part}", error.message());
         }
     }

@@ -157,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_span_overlaps_half_open() {
-        let touched = Touched::Spans(vec![(Symbol::new("A").unwrap(), 10, 20), (Symbol::new("B").unwrap(), 0, 1)]);
+        let touched =
+            Touched::Spans(vec![(Symbol::new("A").unwrap(), 10, 20), (Symbol::new("B").unwrap(), 0, 1)]);
         assert!(touched.overlaps("A", 19, 30));
         assert!(!touched.overlaps("A", 20, 30));
         assert!(!touched.overlaps("A", 0, 10));

@@ -12,8 +12,10 @@ pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
 pub const POLL_REMOTE: Duration = Duration::from_secs(1);
 
-const ID: Var = Var::optional("TRELLIS_ID", "name of this shard, one of TRELLIS_SHARD_IDS; by default shard-<index>");
-const LAKE: Var = Var::required("TRELLIS_LAKE", "the lake: a folder, file:///folder or s3://bucket/prefix (with AWS_*)");
+const ID: Var =
+    Var::optional("TRELLIS_ID", "name of this shard, one of TRELLIS_SHARD_IDS; by default shard-<index>");
+const LAKE: Var =
+    Var::required("TRELLIS_LAKE", "the lake: a folder, file:///folder or s3://bucket/prefix (with AWS_*)");
 const INDEX: Var = Var::or("TRELLIS_SHARD_INDEX", "0", "which of the shards this is, from 0");
 const COUNT: Var = Var::or("TRELLIS_SHARD_COUNT", "1", "how many shards split the symbols evenly");
 const IDS: Var = Var::optional(

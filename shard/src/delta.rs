@@ -319,7 +319,8 @@ impl Log {
         let read = move || -> Result<Vec<(String, Txn)>, parquet::errors::ParquetError> {
             let metadata = ArrowReaderMetadata::load(&bytes, Default::default())?;
             let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata);
-            let Some(root) = builder.parquet_schema().root_schema().get_fields().iter().position(|f| f.name() == "txn")
+            let Some(root) =
+                builder.parquet_schema().root_schema().get_fields().iter().position(|f| f.name() == "txn")
             else {
                 return Ok(Vec::new());
             };
@@ -328,7 +329,9 @@ impl Log {
             for batch in builder.with_projection(mask).build()? {
                 let batch = batch?;
                 let rows = batch.column(0).as_struct();
-                let (Some(apps), Some(versions)) = (rows.column_by_name("appId"), rows.column_by_name("version")) else {
+                let (Some(apps), Some(versions)) =
+                    (rows.column_by_name("appId"), rows.column_by_name("version"))
+                else {
                     continue;
                 };
                 let (Some(apps), Some(versions)) =
@@ -359,7 +362,9 @@ impl Log {
         while let Some(meta) = listed.next().await {
             let meta = meta.map_err(|e| store_error("listing", &self.file_name("_delta_log"), &e))?;
             let Some(name) = meta.location.filename() else { continue };
-            let Some(version) = name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) else { continue };
+            let Some(version) = name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) else {
+                continue;
+            };
             match &name[20..] {
                 ".json" => listing.entries.push(version),
                 rest if rest.starts_with(".checkpoint") && rest.ends_with(".parquet") => {
@@ -402,7 +407,8 @@ pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
         if let Some(add) = action.get("add") {
             entry.data_change |= add["dataChange"].as_bool().unwrap_or(true);
             entry.redefined |= add.get("deletionVector").is_some_and(|dv| !dv.is_null());
-            let size = add["size"].as_u64().ok_or_else(|| format!("line {}: a file without a size", i + 1))?;
+            let size =
+                add["size"].as_u64().ok_or_else(|| format!("line {}: a file without a size", i + 1))?;
             entry.adds.push(LogFile { path: file_path(add, i)?, size });
         } else if let Some(remove) = action.get("remove") {
             entry.data_change |= remove["dataChange"].as_bool().unwrap_or(true);
@@ -430,7 +436,8 @@ pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
 }
 
 fn file_path(action: &Value, line: usize) -> Result<String, String> {
-    let encoded = action["path"].as_str().ok_or_else(|| format!("line {}: a file without a path", line + 1))?;
+    let encoded =
+        action["path"].as_str().ok_or_else(|| format!("line {}: a file without a path", line + 1))?;
     Path::from_url_path(encoded).map(|p| p.to_string()).map_err(|e| format!("line {}: {e}", line + 1))
 }
 

@@ -12,18 +12,22 @@ use trellis_proto::{Code, Error};
 pub(crate) fn store_error(doing: &str, path: &str, error: &(dyn StdError + 'static)) -> Error {
     let text = chain_text(error);
     match io_cause(error) {
-        Some(cause) if is_full(cause) => {
-            Error::new(Code::StorageFull, format!("{doing} {path}: the storage takes no writes: {cause}"))
-                .hint("free space or make the folder writable; the shard goes on serving reads and recovers by itself")
-        }
+        Some(cause) if is_full(cause) => Error::new(
+            Code::StorageFull,
+            format!("{doing} {path}: the storage takes no writes: {cause}"),
+        )
+        .hint(
+            "free space or make the folder writable; the shard goes on serving reads and recovers by itself",
+        ),
         _ => Error::new(Code::Unavailable, format!("{doing} {path}: {text}")),
     }
 }
 
 /// What is stored in `path` does not read back.
 pub(crate) fn corrupt(path: &str, why: impl std::fmt::Display) -> Error {
-    Error::new(Code::DataCorrupt, format!("{path} cannot be read: {why}"))
-        .hint("restore the file, or remove what refers to it with a Delta Lake tool; other data is not affected")
+    Error::new(Code::DataCorrupt, format!("{path} cannot be read: {why}")).hint(
+        "restore the file, or remove what refers to it with a Delta Lake tool; other data is not affected",
+    )
 }
 
 /// A failure to read or decode the Parquet file `path`: the store's if an I/O error is at the bottom, else the file's.

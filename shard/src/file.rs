@@ -90,7 +90,11 @@ pub(crate) async fn write_file(log: &Log, spec: &Arc<DatasetSpec>, rows: RecordB
     let spec = spec.clone();
     let encode = move || -> Result<(Vec<u8>, FileIndex, Value)> {
         let mut builder = Builder::default();
-        builder.push(rows.column(0).as_string(), rows.column(1).as_primitive(), rows.column(2).as_primitive())?;
+        builder.push(
+            rows.column(0).as_string(),
+            rows.column(1).as_primitive(),
+            rows.column(2).as_primitive(),
+        )?;
         let index = builder.finish();
         debug_assert!(index.sorted, "rows are sorted before they are written");
         let lake = to_lake(&spec, &rows)?;
@@ -302,9 +306,10 @@ impl DataFile {
         let reader = self.reader();
         let mut positions = Vec::with_capacity(columns.len());
         for column in columns {
-            let position = metadata.schema().index_of(column).map_err(|_| {
-                corrupt(&self.name, format!("it has no column {column}"))
-            })?;
+            let position = metadata
+                .schema()
+                .index_of(column)
+                .map_err(|_| corrupt(&self.name, format!("it has no column {column}")))?;
             positions.push(position);
         }
         let total = metadata.metadata().file_metadata().num_rows().unsigned_abs() as usize;
@@ -329,10 +334,8 @@ impl DataFile {
             let mut in_file = positions.clone();
             in_file.sort_unstable();
             in_file.dedup();
-            let order: Vec<usize> = positions
-                .iter()
-                .map(|p| in_file.binary_search(p).unwrap_or_default())
-                .collect();
+            let order: Vec<usize> =
+                positions.iter().map(|p| in_file.binary_search(p).unwrap_or_default()).collect();
             let mut stream = builder.build()?;
             let mut batches = Vec::new();
             while let Some(batch) = handle.block_on(stream.next()) {
@@ -396,7 +399,12 @@ fn pages(metadata: &ParquetMetaData) -> Vec<Page> {
             let (Some(&first_ts), Some(&last_ts)) = (bounds.min_value(i), bounds.max_value(i)) else {
                 return Vec::new();
             };
-            pages.push(Page { start: base + location.first_row_index as u32, end: base + end, first_ts, last_ts });
+            pages.push(Page {
+                start: base + location.first_row_index as u32,
+                end: base + end,
+                first_ts,
+                last_ts,
+            });
         }
         base += rows;
     }

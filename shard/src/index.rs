@@ -65,7 +65,14 @@ pub(crate) struct Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { runs: Vec::new(), days: Vec::new(), rows: 0, sorted: true, last: None, known: (i64::MAX, i64::MIN) }
+        Self {
+            runs: Vec::new(),
+            days: Vec::new(),
+            rows: 0,
+            sorted: true,
+            last: None,
+            known: (i64::MAX, i64::MIN),
+        }
     }
 }
 

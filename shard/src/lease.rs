@@ -89,7 +89,9 @@ impl Lease {
             Self::Held { grant, .. } if grant.holder == *holder => {
                 Ok(Acquire::Already(Self::Held { grant: grant.clone(), expires: now + ttl }))
             }
-            Self::Held { grant, expires } if now < *expires && !take_over => Err(held_by_other(grant, *expires - now)),
+            Self::Held { grant, expires } if now < *expires && !take_over => {
+                Err(held_by_other(grant, *expires - now))
+            }
             Self::Held { .. } | Self::Released { .. } | Self::Never => Ok(Acquire::Commit(Grant {
                 epoch: self.epoch() + 1,
                 holder: holder.clone(),
@@ -217,11 +219,24 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Acquire { who: u8, ttl_ms: u64, take_over: bool },
-        Renew { who: u8, ttl_ms: u64 },
-        Release { who: u8 },
-        Publish { who: u8 },
-        Wait { ms: u64 },
+        Acquire {
+            who: u8,
+            ttl_ms: u64,
+            take_over: bool,
+        },
+        Renew {
+            who: u8,
+            ttl_ms: u64,
+        },
+        Release {
+            who: u8,
+        },
+        Publish {
+            who: u8,
+        },
+        Wait {
+            ms: u64,
+        },
         /// The shard starts again and knows only what stands in the table.
         Restart,
     }
@@ -301,8 +316,7 @@ mod tests {
     #[test]
     fn a_lease_is_taken_only_after_it_ran_out_or_by_taking_over() {
         let ttl = Duration::from_secs(10);
-        let Acquire::Commit(grant) =
-            Lease::Never.acquire(Duration::ZERO, 5, &holder(0), ttl, false).unwrap()
+        let Acquire::Commit(grant) = Lease::Never.acquire(Duration::ZERO, 5, &holder(0), ttl, false).unwrap()
         else {
             panic!("the first to ask gets it")
         };
@@ -318,16 +332,20 @@ mod tests {
 
     #[test]
     fn a_holder_whose_lease_ran_out_may_go_on_until_somebody_takes_it() {
-        let grant =
-            Grant { epoch: 3, holder: holder(0), since_ns: 0, ttl: Duration::from_secs(1) };
+        let grant = Grant { epoch: 3, holder: holder(0), since_ns: 0, ttl: Duration::from_secs(1) };
         let late = Duration::from_secs(100);
         let lease = Lease::granted(Duration::ZERO, grant);
         assert!(lease.check_publish("unit-0", 3).is_ok());
         assert!(lease.renew(late, &holder(0), 3, Duration::from_secs(1)).is_ok());
         assert!(lease.check_import(late).is_ok());
-        let taken = Lease::granted(late, Grant { epoch: 4, holder: holder(2), since_ns: 0, ttl: TTL_DEFAULT });
+        let taken =
+            Lease::granted(late, Grant { epoch: 4, holder: holder(2), since_ns: 0, ttl: TTL_DEFAULT });
         let refused = taken.check_publish("unit-0", 3).unwrap_err();
         assert_eq!(refused.code(), Code::Fenced);
-        assert!(refused.message().starts_with("fenced by epoch 4, held by unit unit-1"), "{}", refused.message());
+        assert!(
+            refused.message().starts_with("fenced by epoch 4, held by unit unit-1"),
+            "{}",
+            refused.message()
+        );
     }
 }

@@ -46,7 +46,8 @@ const TRACE_ID: &str = "trace_id";
 
 /// What the ledger is.
 pub(crate) fn spec() -> Result<DatasetSpec> {
-    let field = |name: &str, data_type, nullable| Ok(FieldSpec { name: FieldName::new(name)?, data_type, nullable });
+    let field =
+        |name: &str, data_type, nullable| Ok(FieldSpec { name: FieldName::new(name)?, data_type, nullable });
     let mut fields =
         FIELDS.iter().map(|(name, t, nullable)| field(name, *t, *nullable)).collect::<Result<Vec<_>>>()?;
     fields.push(field(TRACE_ID, FieldType::String, false)?);
@@ -59,8 +60,9 @@ pub(crate) fn spec() -> Result<DatasetSpec> {
 /// [`Code::InvalidRequest`] naming the record that makes no sense.
 pub(crate) fn rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Result<append::Rows> {
     for (i, record) in records.iter().enumerate() {
-        let refuse =
-            |why: &str| Err(Error::new(Code::InvalidRequest, format!("run record {i}: {why}")).dataset(LEDGER));
+        let refuse = |why: &str| {
+            Err(Error::new(Code::InvalidRequest, format!("run record {i}: {why}")).dataset(LEDGER))
+        };
         if Symbol::new(&record.unit).is_err() {
             return refuse("the unit's name is not valid");
         }

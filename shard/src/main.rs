@@ -7,9 +7,16 @@ use trellis_fabric::{env, serve, shutdown, telemetry::Telemetry};
 use trellis_shard::{Config, config::VARIABLES};
 
 fn main() -> anyhow::Result<ExitCode> {
-    let mode = env::cli("shard", "serves chunks of a lake's datasets, and commits what is published to them", VARIABLES);
+    let mode = env::cli(
+        "shard",
+        "serves chunks of a lake's datasets, and commits what is published to them",
+        VARIABLES,
+    );
     let (config, listen) = env::resolve("shard", mode, Config::from_env(env::Env::from_process(VARIABLES)));
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve_until_signal(config, &listen))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve_until_signal(config, &listen))
 }
 
 async fn serve_until_signal(config: Config, listen: &str) -> anyhow::Result<ExitCode> {

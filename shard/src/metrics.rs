@@ -49,8 +49,14 @@ impl Metrics {
             publishes: counter("trellis.shard.publishes", "{publish}", "publishes committed"),
             commits: counter("trellis.shard.commits", "{commit}", "commits of rows"),
             conflicts: counter("trellis.shard.conflicts", "{commit}", "commits lost to another writer"),
-            write_ms: millis("trellis.shard.write.duration", "sorting, encoding and storing the rows of a commit"),
-            publish_ms: millis("trellis.shard.publish.duration", "header of a publish to its acknowledgement"),
+            write_ms: millis(
+                "trellis.shard.write.duration",
+                "sorting, encoding and storing the rows of a commit",
+            ),
+            publish_ms: millis(
+                "trellis.shard.publish.duration",
+                "header of a publish to its acknowledgement",
+            ),
             watchers: meter
                 .i64_up_down_counter("trellis.shard.watchers")
                 .with_unit("{watcher}")

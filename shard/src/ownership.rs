@@ -21,7 +21,10 @@ struct Region {
 
 #[derive(Debug, Clone)]
 enum Symbols {
-    Slots { start: u32, end: u32 },
+    Slots {
+        start: u32,
+        end: u32,
+    },
     /// Sorted.
     List(Vec<String>),
 }

@@ -299,7 +299,9 @@ impl Task {
                 continue;
             }
             let verdict = match &spec {
-                Some(spec) if **spec != *publish.spec => Verdict::Refuse(self.other_spec(spec, &publish.spec)),
+                Some(spec) if **spec != *publish.spec => {
+                    Verdict::Refuse(self.other_spec(spec, &publish.spec))
+                }
                 _ => self.verdict(snapshot, &publish, now_ns).await,
             };
             match verdict {
@@ -378,7 +380,9 @@ impl Task {
         let info = Map::from_iter([("trellis".to_owned(), json!(notes))]);
         let mut actions = Actions::new("WRITE", info, now_ms);
         if snapshot.is_none() {
-            create(&mut actions, spec, now_ms);
+            // An empty table claims the time it was made as known, so it was made before its first rows became known.
+            let first_known = accepted.iter().map(|a| a.known_at).min().unwrap_or(0);
+            create(&mut actions, spec, now_ms.min(first_known.div_euclid(1_000_000) - 1));
         }
         for file in &files {
             actions.add(&file.file, &file.stats, true, now_ms);

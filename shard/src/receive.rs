@@ -158,7 +158,9 @@ fn check_header(header: &pb::PublishHeader) -> Result<()> {
         ("instance", &header.instance),
     ] {
         if text.len() > ID_BYTES_MAX || text.chars().any(char::is_control) {
-            return refuse(format!("the {what} is longer than {ID_BYTES_MAX} bytes or has control characters"));
+            return refuse(format!(
+                "the {what} is longer than {ID_BYTES_MAX} bytes or has control characters"
+            ));
         }
     }
     if header.kind() == pb::PublishKind::Session {

@@ -259,7 +259,8 @@ async fn read_file(
     if narrowed.is_empty() {
         return Ok(Vec::new());
     }
-    let mut fields: Vec<usize> = narrowed.iter().flat_map(|(i, _)| asks[wave[*i].ask].fields.clone()).collect();
+    let mut fields: Vec<usize> =
+        narrowed.iter().flat_map(|(i, _)| asks[wave[*i].ask].fields.clone()).collect();
     fields.sort_unstable();
     fields.dedup();
     let mut columns = vec![TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
@@ -347,11 +348,13 @@ fn wire_rows(
     wanted: &[usize],
     rows: &RecordBatch,
 ) -> Result<RecordBatch> {
-    let mut fields = vec![Field::new(TS_NS, DataType::Int64, false), Field::new(KNOWN_AT_NS, DataType::Int64, false)];
+    let mut fields =
+        vec![Field::new(TS_NS, DataType::Int64, false), Field::new(KNOWN_AT_NS, DataType::Int64, false)];
     let mut columns = vec![rows.column(0).clone(), rows.column(1).clone()];
     for &wanted in wanted {
         let field = &spec.fields[wanted];
-        let position = read.binary_search(&wanted).map_err(|_| internal("picking columns", "one was not read"))?;
+        let position =
+            read.binary_search(&wanted).map_err(|_| internal("picking columns", "one was not read"))?;
         columns.push(schema::wire_field(field, rows.column(2 + position))?);
         fields.push(Field::new(field.name.as_str(), field.data_type.to_arrow(), field.nullable));
     }
@@ -430,7 +433,12 @@ fn failure(snapshot: &Snapshot, ask: &Ask, first: i64, end: i64, error: &Error) 
 /// The reply that says why chunks could not be read.
 pub(crate) fn failed(range: u32, first: i64, end: i64, error: Error) -> pb::FetchReply {
     pb::FetchReply {
-        reply: Some(pb::fetch_reply::Reply::Failure(pb::ChunkFailure { range, first, end, error: Some(error.into()) })),
+        reply: Some(pb::fetch_reply::Reply::Failure(pb::ChunkFailure {
+            range,
+            first,
+            end,
+            error: Some(error.into()),
+        })),
     }
 }
 
@@ -438,10 +446,8 @@ pub(crate) fn failed(range: u32, first: i64, end: i64, error: Error) -> pb::Fetc
 fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<Part>) -> Result<RecordBatch> {
     let Some(first) = parts.first() else {
         let wire = spec.chunk_schema(fields);
-        let mut empty = vec![
-            Field::new(TS_NS, DataType::Int64, false),
-            Field::new(KNOWN_AT_NS, DataType::Int64, false),
-        ];
+        let mut empty =
+            vec![Field::new(TS_NS, DataType::Int64, false), Field::new(KNOWN_AT_NS, DataType::Int64, false)];
         empty.extend(wire.fields().iter().skip(2).map(|f| f.as_ref().clone()));
         return Ok(RecordBatch::new_empty(Arc::new(Schema::new(empty))));
     };
@@ -453,9 +459,9 @@ fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<Part>) -> Result<Re
     parts.sort_by_key(|part| key(&part.rows, 0));
     // Sessions follow each other, so files rarely overlap in time; then joining them is sorting them.
     let ordered = parts.iter().all(|part| part.sorted)
-        && parts.windows(2).all(|pair| {
-            key(&pair[0].rows, pair[0].rows.num_rows() - 1) <= key(&pair[1].rows, 0)
-        });
+        && parts
+            .windows(2)
+            .all(|pair| key(&pair[0].rows, pair[0].rows.num_rows() - 1) <= key(&pair[1].rows, 0));
     let rows: Vec<&RecordBatch> = parts.iter().map(|part| &part.rows).collect();
     let joined =
         arrow_select::concat::concat_batches(&schema, rows).map_err(|e| internal("joining chunks", e))?;

@@ -10,15 +10,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow_array::{
-    Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, TimestampNanosecondArray, cast::AsArray,
+    Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, TimestampNanosecondArray,
+    cast::AsArray,
     types::{Int64Type, TimestampNanosecondType},
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use serde_json::{Value, json};
 use trellis_proto::{
-    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result,
-    name::FieldName,
-    spec::FieldSpec,
+    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result, name::FieldName, spec::FieldSpec,
     time::DAY_NS,
 };
 
@@ -67,9 +66,8 @@ pub(crate) fn exact_schema(spec: &DatasetSpec) -> SchemaRef {
         Field::new(TS_NS, DataType::Int64, false),
         Field::new(KNOWN_AT_NS, DataType::Int64, false),
     ];
-    columns.extend(
-        spec.fields.iter().map(|f| Field::new(f.name.as_str(), f.data_type.to_arrow(), f.nullable)),
-    );
+    columns
+        .extend(spec.fields.iter().map(|f| Field::new(f.name.as_str(), f.data_type.to_arrow(), f.nullable)));
     Arc::new(Schema::new(columns))
 }
 
@@ -209,7 +207,8 @@ pub(crate) fn spec_of(
     schema_json: &str,
 ) -> Result<DatasetSpec> {
     let refuse = |why: String| {
-        Error::new(Code::DataCorrupt, format!("the table of {dataset} is not a dataset: {why}")).dataset(dataset)
+        Error::new(Code::DataCorrupt, format!("the table of {dataset} is not a dataset: {why}"))
+            .dataset(dataset)
     };
     if let Some(stored) = properties.get(SPEC_PROPERTY) {
         let stored: StoredSpec = serde_json::from_str(stored)
@@ -259,9 +258,8 @@ pub(crate) fn spec_of(
 
 /// Says how two specs of one dataset differ; `None` if they do not.
 pub(crate) fn difference(have: &DatasetSpec, given: &DatasetSpec) -> Option<String> {
-    let describe = |f: &FieldSpec| {
-        format!("{} {}{}", f.name, f.data_type, if f.nullable { "" } else { " not null" })
-    };
+    let describe =
+        |f: &FieldSpec| format!("{} {}{}", f.name, f.data_type, if f.nullable { "" } else { " not null" });
     if have.chunk != given.chunk {
         return Some(format!("its chunk is {} ns, not {} ns", have.chunk.ns(), given.chunk.ns()));
     }
@@ -269,7 +267,12 @@ pub(crate) fn difference(have: &DatasetSpec, given: &DatasetSpec) -> Option<Stri
         match given.fields.get(i) {
             Some(other) if other == field => {}
             Some(other) => {
-                return Some(format!("its field {} is `{}`, not `{}`", i + 1, describe(field), describe(other)));
+                return Some(format!(
+                    "its field {} is `{}`, not `{}`",
+                    i + 1,
+                    describe(field),
+                    describe(other)
+                ));
             }
             None => return Some(format!("it has the field `{}`, which is not given", describe(field))),
         }

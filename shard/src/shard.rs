@@ -9,8 +9,8 @@ use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, name::nearest
 use crate::{
     Config,
     catalog::{Catalog, Dataset},
-    ledger,
     lease::{self, Grant, Holder},
+    ledger,
     metrics::Metrics,
     ownership::Ownership,
     pending::Pending,
@@ -297,7 +297,10 @@ impl Shard {
         if snapshot.version < request.version {
             return Err(Error::new(
                 Code::Unavailable,
-                format!("{} is at version {} here, not yet at {}", request.dataset, snapshot.version, request.version),
+                format!(
+                    "{} is at version {} here, not yet at {}",
+                    request.dataset, snapshot.version, request.version
+                ),
             )
             .dataset(&request.dataset)
             .shard(&self.shared.shard));
@@ -312,10 +315,13 @@ impl Shard {
         if home == self.shared.shard {
             return Ok(());
         }
-        Err(Error::new(Code::StaleEpoch, format!("{dataset} is committed by {home}, not by {}", self.shared.shard))
-            .dataset(dataset)
-            .shard(home)
-            .hint("the home of a dataset is the best of the shards' names by rendezvous hash of its name"))
+        Err(Error::new(
+            Code::StaleEpoch,
+            format!("{dataset} is committed by {home}, not by {}", self.shared.shard),
+        )
+        .dataset(dataset)
+        .shard(home)
+        .hint("the home of a dataset is the best of the shards' names by rendezvous hash of its name"))
     }
 
     pub(crate) async fn acquire_lease(&self, request: pb::AcquireLeaseRequest) -> Result<pb::Lease> {
@@ -325,7 +331,8 @@ impl Shard {
             Some(wire) => {
                 let spec = DatasetSpec::try_from(wire)?;
                 if spec.dataset != name {
-                    return Err(Error::new(Code::InvalidRequest, "the spec is that of another dataset").dataset(&name));
+                    return Err(Error::new(Code::InvalidRequest, "the spec is that of another dataset")
+                        .dataset(&name));
                 }
                 schema::check_spec(&spec)?;
                 Some(Arc::new(spec))

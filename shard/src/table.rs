@@ -250,7 +250,8 @@ impl Table {
         let known = |path: &String| current.files.iter().any(|f| f.file.path == *path);
         if entry.redefined || !entry.removes.iter().all(known) {
             let state = self.log.open().await?.ok_or_else(|| {
-                Error::new(Code::DataCorrupt, format!("the table of {} is gone", self.name)).dataset(&self.name)
+                Error::new(Code::DataCorrupt, format!("the table of {} is gone", self.name))
+                    .dataset(&self.name)
             })?;
             let next = self.build(state, Some(current)).await?;
             self.record(next.version, change::Touched::Everything);
@@ -321,9 +322,8 @@ impl Table {
     }
 
     async fn open_files(&self, files: Vec<LogFile>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
-        let held: HashMap<&str, &Arc<DataFile>> = before
-            .map(|b| b.files.iter().map(|f| (f.file.path.as_str(), f)).collect())
-            .unwrap_or_default();
+        let held: HashMap<&str, &Arc<DataFile>> =
+            before.map(|b| b.files.iter().map(|f| (f.file.path.as_str(), f)).collect()).unwrap_or_default();
         futures::stream::iter(files)
             .map(|file| {
                 let held = held.get(file.path.as_str()).map(|f| Arc::clone(f));
@@ -345,7 +345,8 @@ impl Table {
     }
 
     fn owned_symbols(&self, files: &[Arc<DataFile>]) -> BTreeSet<Symbol> {
-        let all: BTreeSet<&Symbol> = files.iter().flat_map(|f| f.index.runs.iter().map(|r| &r.symbol)).collect();
+        let all: BTreeSet<&Symbol> =
+            files.iter().flat_map(|f| f.index.runs.iter().map(|r| &r.symbol)).collect();
         all.into_iter().filter(|s| self.shared.owns.owns(self.name.as_str(), s.as_str())).cloned().collect()
     }
 
@@ -409,7 +410,11 @@ fn grant_of(txns: &HashMap<String, Txn>) -> Option<Grant> {
     });
     // An epoch without a holder was committed by another tool; it fences all the same.
     let (holder, ttl, since_ms) = holder.unwrap_or_else(|| {
-        (Holder { unit: "unknown".to_owned(), instance: "unknown".to_owned() }, TTL_DEFAULT, newest.updated_ms)
+        (
+            Holder { unit: "unknown".to_owned(), instance: "unknown".to_owned() },
+            TTL_DEFAULT,
+            newest.updated_ms,
+        )
     });
     Some(Grant {
         epoch: newest.version.unsigned_abs(),
@@ -435,7 +440,10 @@ mod tests {
         let txn = |version| Txn { version, updated_ms: 5 };
         let txns = HashMap::from([
             (PUBLISHER.to_owned(), txn(4)),
-            (holder_txn(&Grant { holder: Holder { unit: "old".to_owned(), ..old.holder.clone() }, ..old }), txn(3)),
+            (
+                holder_txn(&Grant { holder: Holder { unit: "old".to_owned(), ..old.holder.clone() }, ..old }),
+                txn(3),
+            ),
             (holder_txn(&grant), txn(4)),
         ]);
         assert_eq!(grant_of(&txns), Some(grant));

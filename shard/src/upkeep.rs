@@ -192,11 +192,12 @@ async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<R
             for (field, column) in spec.fields.iter().zip(&batch.columns()[3..]) {
                 exact.push(schema::wire_field(field, column)?);
             }
-            let part = RecordBatch::try_new(schema.clone(), exact).map_err(|e| internal("merging files", e))?;
+            let part =
+                RecordBatch::try_new(schema.clone(), exact).map_err(|e| internal("merging files", e))?;
             parts.push(part);
         }
-        let joined =
-            arrow_select::concat::concat_batches(&schema, &parts).map_err(|e| internal("merging files", e))?;
+        let joined = arrow_select::concat::concat_batches(&schema, &parts)
+            .map_err(|e| internal("merging files", e))?;
         wire::sort_by_key(&joined, &[0, 1, 2])
     };
     tokio::task::spawn_blocking(join).await.map_err(|e| lost_task("merging files", e))?

@@ -1,0 +1,261 @@
+//! Publishes, imports, leases, the ledger: what is accepted, what is refused, what survives.
+
+use futures::future::join_all;
+use trellis_proto::{Code, pb};
+
+use crate::support::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_published_once_and_corrected_by_publishing_again() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let lease = acquire(client, "signals.mom", "mom", false).await.unwrap();
+    assert_eq!((lease.epoch, lease.unit.as_str()), (1, "mom"));
+    let rows = [batch(&[("A", day(1), 1.0), ("B", day(1), 2.0)])];
+    let header = |run: &str| session_header("signals.mom", "mom", 1, run, "1970-01-02");
+    let first = send(client, header("r1"), &rows).await.unwrap();
+    assert_eq!((first.rows, first.duplicate), (2, false));
+    let again = send(client, header("r1"), &rows).await.unwrap();
+    assert_eq!(again, pb::PublishAck { duplicate: true, ..first.clone() });
+    let other = [batch(&[("A", day(1), 9.0)])];
+    let refused = send(client, header("r1"), &other).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Conflict, "{refused}");
+
+    let correction = send(client, header("r2"), &other).await.unwrap();
+    assert!(correction.known_at_ns > first.known_at_ns);
+    let fetched = fetch(client, vec![range("signals.mom", "A")], pb::FetchOrder::OldestFirst).await.remove(0);
+    assert_eq!(fetched.rows, [(day(1), first.known_at_ns, 1.0), (day(1), correction.known_at_ns, 9.0)]);
+    assert_eq!(fetched.runs[0].watermark_ns, Some(day(2)));
+
+    // All of that survives a restart.
+    served.stop().await;
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let again = send(client, header("r1"), &rows).await.unwrap();
+    assert_eq!(again, pb::PublishAck { duplicate: true, ..first });
+    assert_eq!(send(client, header("r1"), &other).await.unwrap_err().code(), Code::Conflict);
+    assert_eq!(read(client, "signals.mom", "A").await, [(day(1), 9.0)]);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    acquire(&mut served.client, "signals.mom", "old", false).await.unwrap();
+    let held = acquire(&mut served.client, "signals.mom", "new", false).await.unwrap_err();
+    assert_eq!(held.code(), Code::Conflict);
+    let taken = acquire(&mut served.client, "signals.mom", "new", true).await.unwrap();
+    assert_eq!(taken.epoch, 2);
+    let rows = [batch(&[("A", day(1), 1.0)])];
+    for _ in 0..2 {
+        let zombie = session_header("signals.mom", "old", 1, "r1", "1970-01-02");
+        let refused = send(&mut served.client, zombie, &rows).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Fenced);
+        assert!(refused.message().starts_with("fenced by epoch 2, held by unit new"), "{refused}");
+        served.stop().await;
+        served = Served::local(lake.path()).await;
+    }
+    // After a restart nobody knows when the holder last renewed: another one waits a whole time to live.
+    let held = acquire(&mut served.client, "signals.mom", "old", false).await.unwrap_err();
+    assert_eq!(held.code(), Code::Conflict);
+    let renewed = pb::RenewLeaseRequest {
+        dataset: "signals.mom".to_owned(),
+        unit: "new".to_owned(),
+        instance: "new-1".to_owned(),
+        epoch: 2,
+        ttl_ms: 60_000,
+    };
+    assert_eq!(served.client.renew_lease(renewed).await.unwrap().into_inner().epoch, 2);
+    let good = session_header("signals.mom", "new", 2, "r2", "1970-01-02");
+    send(&mut served.client, good, &rows).await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_waits_for_no_lease_but_is_refused_while_one_runs() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let lease = acquire(client, "signals.mom", "mom", false).await.unwrap();
+    let refused = import(client, "signals.mom", &[("A", 0, 1.0)]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Conflict);
+    let release = pb::ReleaseLeaseRequest {
+        dataset: "signals.mom".to_owned(),
+        unit: lease.unit,
+        instance: lease.instance,
+        epoch: lease.epoch,
+    };
+    client.release_lease(release).await.unwrap();
+    import(client, "signals.mom", &[("A", 0, 1.0)]).await.unwrap();
+    let released = session_header("signals.mom", "mom", 1, "r", "1970-01-01");
+    let refused = send(client, released, &[batch(&[("A", 0, 1.0)])]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Fenced);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_import_leaves_the_dataset_as_it_was() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    // Not even made.
+    let twice = import(client, "d.a", &[("A", 0, 1.0), ("A", 0, 2.0)]).await.unwrap_err();
+    assert_eq!(twice.code(), Code::BadRows);
+    assert_eq!(twice.message(), "rows 0 and 1: both are A at 1970-01-01");
+    let gone = client.symbols(pb::SymbolsRequest { dataset: "d.a".to_owned() }).await.unwrap_err();
+    assert_eq!(trellis_proto::Error::from_status(&gone).code(), Code::UnknownDataset);
+    assert!(!lake.path().join("d.a").exists());
+
+    import(client, "d.a", &[("A", 0, 1.0)]).await.unwrap();
+    let mut other = spec("d.a");
+    other.fields[0].nullable = false;
+    let refused = send(client, import_header(&other), &[batch(&[("A", 1, 1.0)])]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Conflict);
+    assert!(refused.message().contains("`value float64`, not `value float64 not null`"), "{refused}");
+    // Cut off in the middle: no end of the stream, no commit.
+    let header = import_header(&spec("d.a"));
+    let cut = tokio_stream::StreamExt::chain(
+        tokio_stream::iter(messages(header, &[batch(&[("A", 1, 1.0)])])),
+        futures::stream::pending(),
+    );
+    let sent = tokio::time::timeout(std::time::Duration::from_millis(200), client.publish(cut)).await;
+    assert!(sent.is_err());
+    assert_eq!(read(client, "d.a", "A").await, [(0, 1.0)]);
+    assert_eq!(data_files(lake.path(), "d.a").len(), 1);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explicit_knowledge_time_must_be_later_than_what_its_symbols_have() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let at = |known_at: i64| pb::PublishHeader { known_at_ns: Some(known_at), ..import_header(&spec("d.a")) };
+    send(client, at(1_000), &[batch(&[("A", 0, 1.0)])]).await.unwrap();
+    send(client, at(500), &[batch(&[("B", 0, 1.0)])]).await.unwrap();
+    for known_at in [999, 1_000] {
+        let refused = send(client, at(known_at), &[batch(&[("A", 5, 1.0)])]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Conflict, "{refused}");
+    }
+    send(client, at(1_001), &[batch(&[("A", 0, 2.0), ("B", 0, 2.0)])]).await.unwrap();
+    let future = send(client, at(i64::MAX / 2), &[batch(&[("A", 0, 2.0)])]).await.unwrap_err();
+    assert_eq!(future.code(), Code::InvalidRequest);
+    let fetched = fetch(client, vec![range("d.a", "A")], pb::FetchOrder::OldestFirst).await.remove(0);
+    assert_eq!(fetched.rows, [(0, 1_000, 1.0), (0, 1_001, 2.0)]);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_that_wait_for_each_other_are_committed_together() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    acquire(&mut served.client, "signals.mom", "mom", false).await.unwrap();
+    let publishes = (0..200).map(|i| {
+        let mut client = served.client.clone();
+        async move {
+            let header = session_header("signals.mom", "mom", 1, &format!("r{i}"), "1970-01-02");
+            send(&mut client, header, &[batch(&[(format!("S{}", i % 10), day(1), f64::from(i))])])
+                .await
+                .unwrap()
+        }
+    });
+    let acks = join_all(publishes).await;
+    let versions: std::collections::BTreeSet<u64> = acks.iter().map(|a| a.version).collect();
+    assert!(versions.len() < 100, "{} commits", versions.len());
+    let known: std::collections::BTreeSet<i64> = acks.iter().map(|a| a.known_at_ns).collect();
+    assert_eq!(known.len(), 200, "each has a knowledge time of its own");
+    let mut rows = 0;
+    for i in 0..10 {
+        let one = fetch(
+            &mut served.client,
+            vec![range("signals.mom", &format!("S{i}"))],
+            pb::FetchOrder::OldestFirst,
+        );
+        rows += one.await[0].rows.len();
+    }
+    assert_eq!(rows, 200);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_run_sent_twice_at_once_is_committed_once() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    acquire(&mut served.client, "signals.mom", "mom", false).await.unwrap();
+    let publishes = (0..20).map(|_| {
+        let mut client = served.client.clone();
+        async move {
+            let header = session_header("signals.mom", "mom", 1, "r1", "1970-01-02");
+            send(&mut client, header, &[batch(&[("A", day(1), 1.0)])]).await.unwrap()
+        }
+    });
+    let acks = join_all(publishes).await;
+    assert_eq!(acks.iter().filter(|a| !a.duplicate).count(), 1);
+    assert!(acks.iter().all(|a| a.version == acks[0].version));
+    let one = fetch(&mut served.client, vec![range("signals.mom", "A")], pb::FetchOrder::OldestFirst).await;
+    assert_eq!(one[0].rows.len(), 1);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_shards_that_both_believe_to_be_home_lose_nothing() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut a = Served::local(lake.path()).await;
+    let mut b = Served::local(lake.path()).await;
+    import(&mut a.client, "d.a", &[("A", 0, 0.0)]).await.unwrap();
+    let imports = (1..41).map(|i| {
+        let mut client = if i % 2 == 0 { a.client.clone() } else { b.client.clone() };
+        async move { import(&mut client, "d.a", &[("A", day(i), i as f64)]).await.unwrap().known_at_ns }
+    });
+    let known = join_all(imports).await;
+    let expected: Vec<(i64, f64)> = (0..41).map(|i| (day(i), i as f64)).collect();
+    assert_eq!(read(&mut a.client, "d.a", "A").await, expected);
+    assert_eq!(read(&mut b.client, "d.a", "A").await, expected);
+    let different: std::collections::BTreeSet<i64> = known.into_iter().collect();
+    assert_eq!(different.len(), 40);
+    // A lease that one grants fences what the other believes.
+    let release = |epoch| pb::ReleaseLeaseRequest {
+        dataset: "d.a".to_owned(),
+        unit: "x".to_owned(),
+        instance: "x-1".to_owned(),
+        epoch,
+    };
+    assert_eq!(acquire(&mut a.client, "d.a", "x", false).await.unwrap().epoch, 1);
+    assert_eq!(acquire(&mut b.client, "d.a", "y", true).await.unwrap().epoch, 2);
+    let header = session_header("d.a", "x", 1, "r", "1970-01-01");
+    let refused = send(&mut a.client, header, &[batch(&[("A", 5, 1.0)])]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Fenced);
+    a.client.release_lease(release(1)).await.unwrap();
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_is_a_dataset_that_only_the_grid_writes() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let record = |unit: &str, started: i64| pb::RunRecord {
+        run_id: format!("{unit}-{started}"),
+        unit: unit.to_owned(),
+        session: "2016-08-10".to_owned(),
+        started_ns: started,
+        finished_ns: started + 5,
+        outcome: pb::RunOutcome::Failed.into(),
+        error: "boom".to_owned(),
+        ..pb::RunRecord::default()
+    };
+    let runs = vec![record("mom", 10), record("combo", 20), record("mom", 30)];
+    client.record_runs(pb::RecordRunsRequest { runs: runs.clone() }).await.unwrap();
+    client.record_runs(pb::RecordRunsRequest { runs: vec![runs[0].clone()] }).await.unwrap();
+    let symbols = client.symbols(pb::SymbolsRequest { dataset: "trellis.runs".to_owned() }).await.unwrap();
+    assert_eq!(symbols.into_inner().symbols, ["combo", "mom"]);
+    let ledger = pb::ChunkRange { fields: vec![], ..range("trellis.runs", "mom") };
+    let fetched = fetch(client, vec![ledger], pb::FetchOrder::OldestFirst).await.remove(0);
+    assert_eq!(fetched.latest().iter().map(|r| r.0).collect::<Vec<_>>(), [10, 30]);
+    let refused = import(client, "trellis.runs", &[("A", 0, 1.0)]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    served.stop().await;
+}

@@ -1,0 +1,91 @@
+//! kill -9 of the real binary: what was acknowledged is there, what was not is whole or absent.
+
+use std::{path::Path, process::Stdio};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+use trellis_proto::pb;
+
+use crate::support::*;
+
+async fn spawn(lake: &Path) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shard"))
+        .env("TRELLIS_LAKE", lake)
+        .env("TRELLIS_LOG", "warn")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready: serde_json::Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+    assert_eq!((ready["ready"].as_bool(), ready["role"].as_str()), (Some(true), Some("shard")));
+    (child, ready["listen"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_publishes_survive_kill_9() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut acknowledged: Vec<(i64, f64)> = Vec::new();
+    let mut sent = 0_i64;
+    for round in 0..6 {
+        let (mut child, address) = spawn(lake.path()).await;
+        let mut client = connect(&address).await;
+        let lease = acquire(&mut client, "signals.mom", "mom", true).await.unwrap();
+        // Four publishers at once; the kill comes while their publishes are on the way.
+        let (done, mut acks) = tokio::sync::mpsc::channel(64);
+        let mut tasks = Vec::new();
+        for publisher in 0..4_i64 {
+            let (mut client, done, first) = (client.clone(), done.clone(), sent);
+            tasks.push(tokio::spawn(async move {
+                for i in 0..1_000 {
+                    let n = first + i * 4 + publisher;
+                    let header =
+                        session_header("signals.mom", "mom", lease.epoch, &format!("r{n}"), "1970-01-02");
+                    let rows: Vec<(String, i64, f64)> =
+                        (0..3).map(|s| (format!("S{s}"), day(1) + n, n as f64)).collect();
+                    match send(&mut client, header, &[batch(&rows)]).await {
+                        Ok(_) => {
+                            if done.send(n).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(_) => return,
+                    }
+                }
+            }));
+        }
+        drop(done);
+        for _ in 0..20 + round * 7 {
+            let n = acks.recv().await.unwrap();
+            acknowledged.push((day(1) + n, n as f64));
+        }
+        child.start_kill().unwrap();
+        child.wait().await.unwrap();
+        // What was acknowledged before the connection broke counts too.
+        while let Some(n) = acks.recv().await {
+            acknowledged.push((day(1) + n, n as f64));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        sent += 4_000;
+    }
+    let (mut child, address) = spawn(lake.path()).await;
+    let mut client = connect(&address).await;
+    acknowledged.sort_by_key(|a| a.0);
+    let ranges = (0..3).map(|s| range("signals.mom", &format!("S{s}"))).collect();
+    let fetched = fetch(&mut client, ranges, pb::FetchOrder::OldestFirst).await;
+    for one in &fetched {
+        // Every publish is whole: each symbol has the same rows; and there is no row twice.
+        assert_eq!(one.rows, fetched[0].rows);
+        assert_eq!(one.latest().len(), one.rows.len());
+        let rows = one.latest();
+        for ack in &acknowledged {
+            assert!(rows.binary_search_by_key(&ack.0, |r| r.0).is_ok(), "lost {ack:?}");
+        }
+    }
+    child.start_kill().unwrap();
+    child.wait().await.unwrap();
+}

@@ -1,0 +1,229 @@
+//! What a fetch answers.
+
+use proptest::prelude::*;
+use trellis_proto::{Code, pb};
+
+use crate::support::*;
+
+const OLDEST: pb::FetchOrder = pb::FetchOrder::OldestFirst;
+const NEWEST: pb::FetchOrder = pb::FetchOrder::NewestFirst;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imported_rows_are_read_back_whole_and_in_order() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let rows: Vec<Row> =
+        vec![("B", day(3), 3.0), ("A", day(-7000), 1.0), ("A", day(17_000), 2.0), ("A", day(-6999), 1.5)];
+    let ack = import(&mut served.client, "equities.daily", &rows).await.unwrap();
+    assert_eq!((ack.version, ack.rows, ack.duplicate), (0, 4, false));
+
+    let ranges = vec![range("equities.daily", "A"), range("equities.daily", "B")];
+    let fetched = fetch(&mut served.client, ranges, NEWEST).await;
+    assert_eq!(fetched[0].latest(), [(day(-7000), 1.0), (day(-6999), 1.5), (day(17_000), 2.0)]);
+    assert_eq!(fetched[1].latest(), [(day(3), 3.0)]);
+    for one in &fetched {
+        assert_eq!(one.runs.iter().map(|r| r.rows.len()).sum::<usize>(), 920);
+        assert!(one.rows.iter().all(|r| r.1 == ack.known_at_ns));
+        assert!(one.runs.iter().all(|r| r.known_through_ns == ack.known_at_ns));
+    }
+
+    let described = served
+        .client
+        .describe(pb::ShardDescribeRequest { ownership_only: false })
+        .await
+        .unwrap()
+        .into_inner();
+    let dataset = &described.datasets[0];
+    assert_eq!((dataset.rows, dataset.symbols, dataset.version), (4, 2, 0));
+    assert_eq!((dataset.first_ts_ns, dataset.last_ts_ns), (Some(day(-7000)), Some(day(17_000))));
+    let symbols = pb::SymbolsRequest { dataset: "equities.daily".to_owned() };
+    assert_eq!(served.client.symbols(symbols).await.unwrap().into_inner().symbols, ["A", "B"]);
+    let sessions = pb::SessionsRequest {
+        dataset: "equities.daily".to_owned(),
+        start_ns: Some(day(-6999)),
+        end_ns: Some(day(17_000)),
+    };
+    assert_eq!(
+        served.client.sessions(sessions).await.unwrap().into_inner().sessions_ns,
+        [day(-6999), day(3)]
+    );
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_range_fails_alone_and_says_why() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    import(&mut served.client, "equities.daily", &[("AMZN", 0, 1.0), ("AAPL", 0, 1.0)]).await.unwrap();
+    let with = |change: &dyn Fn(&mut pb::ChunkRange)| {
+        let mut range = range("equities.daily", "AMZN");
+        change(&mut range);
+        range
+    };
+    let ranges = vec![
+        with(&|_| {}),
+        with(&|r| r.dataset = "equities.dayly".to_owned()),
+        with(&|r| r.symbol = "AMZM".to_owned()),
+        with(&|r| r.fields = vec!["valeu".to_owned()]),
+        with(&|r| r.end = r.first),
+        with(&|r| r.end = i64::MAX),
+    ];
+    let fetched = fetch(&mut served.client, ranges, OLDEST).await;
+    assert_eq!(fetched[0].latest(), [(0, 1.0)]);
+    let expected = [
+        (Code::UnknownDataset, "did you mean equities.daily?"),
+        (Code::UnknownSymbol, "did you mean AMZN?"),
+        (Code::UnknownField, "did you mean value?"),
+        (Code::InvalidRequest, ""),
+        (Code::InvalidRequest, ""),
+    ];
+    for (one, (code, hint)) in fetched[1..].iter().zip(expected) {
+        assert_eq!((one.failures.len(), one.rows.len()), (1, 0));
+        assert_eq!((one.failures[0].code(), one.failures[0].hint_text()), (code, hint));
+    }
+    let stale = pb::FetchRequest { ranges: vec![], order: 0, epoch: 7 };
+    let status = served.client.fetch(stale).await.unwrap_err();
+    assert_eq!(trellis_proto::Error::from_status(&status).code(), Code::StaleEpoch);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_file_is_named_and_hurts_only_what_is_in_it() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    import(&mut served.client, "d.a", &[("A", 0, 1.0)]).await.unwrap();
+    let broken = data_files(lake.path(), "d.a").remove(0);
+    import(&mut served.client, "d.a", &[("B", day(700), 2.0)]).await.unwrap();
+    std::fs::write(&broken, b"PAR1 this is not Parquet PAR1").unwrap();
+    let fetched = fetch(&mut served.client, vec![range("d.a", "A"), range("d.a", "B")], OLDEST).await;
+    let error = &fetched[0].failures[0];
+    assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+    assert!(error.message().contains(broken.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert_eq!(fetched[1].latest(), [(day(700), 2.0)]);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_answers_only_for_the_symbols_that_it_owns() {
+    let lake = tempfile::tempdir().unwrap();
+    let url = trellis_shard::config::lake_url(&lake.path().to_string_lossy()).unwrap();
+    let mut shards = Vec::new();
+    for i in 0..2 {
+        shards.push(Served::start(trellis_shard::Config::one_of(url.clone(), i, 2).unwrap()).await);
+    }
+    let symbols: Vec<String> = (0..20).map(|i| format!("S{i}")).collect();
+    let rows: Vec<(&str, i64, f64)> = symbols.iter().map(|s| (s.as_str(), 0, 1.0)).collect();
+    let mut refused = 0;
+    for shard in &mut shards {
+        match import(&mut shard.client, "d.a", &rows).await {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.code(), Code::StaleEpoch);
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 1, "exactly one shard is home");
+    // The other shard sees the commit with its next read.
+    let mut owned = Vec::new();
+    for shard in &mut shards {
+        let ranges = symbols.iter().map(|s| range("d.a", s)).collect();
+        let fetched = fetch(&mut shard.client, ranges, OLDEST).await;
+        for one in &fetched {
+            assert!(one.rows.len() == 1 || one.failures[0].code() == Code::StaleEpoch);
+        }
+        let request = pb::SymbolsRequest { dataset: "d.a".to_owned() };
+        let listed = shard.client.symbols(request).await.unwrap().into_inner().symbols;
+        assert_eq!(listed.len(), fetched.iter().filter(|f| f.failures.is_empty()).count());
+        owned.extend(listed);
+    }
+    owned.sort();
+    let mut all = symbols.clone();
+    all.sort();
+    assert_eq!(owned, all);
+    for shard in shards {
+        shard.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_series_comes_in_bounded_messages_newest_first() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let n = 400_000_i64;
+    let minute = 60_000_000_000;
+    let start = day(10_000);
+    let rows: Vec<(&str, i64, f64)> = (0..n).map(|i| ("A", start + i * minute, i as f64)).collect();
+    import(&mut served.client, "fx.minute", &rows).await.unwrap();
+    for order in [NEWEST, OLDEST] {
+        let fetched = fetch(&mut served.client, vec![range("fx.minute", "A")], order).await.remove(0);
+        assert_eq!(fetched.latest().len(), n as usize);
+        let firsts: Vec<i64> = fetched.runs.iter().map(|r| r.first).collect();
+        let mut sorted = firsts.clone();
+        sorted.sort_unstable();
+        if order == NEWEST {
+            sorted.reverse();
+        }
+        assert_eq!(firsts, sorted);
+        assert!(fetched.runs.len() > 3);
+        // A chunk is 92,160 rows of 24 bytes; runs are whole chunks.
+        assert!(fetched.runs.iter().all(|r| r.data_body.len() < 3 << 20));
+    }
+    served.stop().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is imported in whatever portions, every range gives what a sorted list gives.
+    #[test]
+    fn a_scan_agrees_with_a_sorted_list(
+        imports in proptest::collection::vec(
+            proptest::collection::btree_map((0..6u8, -40..40i64), -1e6..1e6f64, 1..60), 1..6),
+        asks in proptest::collection::vec((0..6u8, -6..6i64, 1..8i64), 1..20),
+        newest in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let lake = tempfile::tempdir().unwrap();
+            let mut served = Served::local(lake.path()).await;
+            let step = day(9);
+            let mut oracle: Vec<(String, i64, i64, f64)> = Vec::new();
+            for rows in &imports {
+                let rows: Vec<(String, i64, f64)> =
+                    rows.iter().map(|((s, t), v)| (format!("S{s}"), t * step + 1, *v)).collect();
+                let ack = import(&mut served.client, "d.a", &rows).await.unwrap();
+                oracle.extend(rows.into_iter().map(|(s, t, v)| (s, t, ack.known_at_ns, v)));
+            }
+            oracle.sort_by(|a, b| (&a.0, a.1, a.2).cmp(&(&b.0, b.1, b.2)));
+            let ranges: Vec<pb::ChunkRange> = asks.iter().map(|(s, first, len)| pb::ChunkRange {
+                first: *first, end: first + len, ..range("d.a", &format!("S{s}"))
+            }).collect();
+            let order = if newest { NEWEST } else { OLDEST };
+            let fetched = fetch(&mut served.client, ranges.clone(), order).await;
+            for (range, mut one) in ranges.iter().zip(fetched) {
+                if !oracle.iter().any(|r| r.0 == range.symbol) {
+                    assert_eq!(one.failures[0].code(), Code::UnknownSymbol);
+                    continue;
+                }
+                let span = 64 * day(1);
+                let expected: Vec<(i64, i64, f64)> = oracle.iter()
+                    .filter(|r| r.0 == range.symbol && (range.first * span..range.end * span).contains(&r.1))
+                    .map(|r| (r.1, r.2, r.3)).collect();
+                one.runs.sort_by_key(|r| r.first);
+                one.rows.sort_by_key(|r| (r.0, r.1));
+                assert_eq!(one.rows, expected);
+                let mut next = range.first;
+                for run in &one.runs {
+                    for &rows in &run.rows {
+                        let chunk = next * span..(next + 1) * span;
+                        assert_eq!(rows as usize, expected.iter().filter(|r| chunk.contains(&r.0)).count());
+                        next += 1;
+                    }
+                }
+                assert_eq!(next, range.end);
+            }
+            served.stop().await;
+        });
+    }
+}
