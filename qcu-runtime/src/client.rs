@@ -174,33 +174,18 @@ impl Client {
     }
 
     async fn read_part(&self, query: &SeriesQuery, deadline: Instant) -> Result<(merge::Part, pb::Receipt)> {
-        // `rank` by the key of the first symbol starts with the head that `split` chose for it
-        let first = match &query.symbols {
+        // all symbols of a part have the head that `split` chose for them
+        let symbol = match &query.symbols {
             Symbols::List(symbols) => symbols.first().map_or("", Symbol::as_str),
             Symbols::All => "",
         };
         let heads = &self.heads;
-        let owner = placement::head_of(&heads.live(), query.dataset.as_str(), first).map(str::to_owned);
+        let live = heads.live();
+        let owner = placement::head_of(&live, query.dataset.as_str(), symbol);
         let attempt = |head: String, left: Duration| async move {
             get::do_get(heads.channel(&head)?, MetadataMap::new(), query, left).await
         };
-        if let Some(owner) = owner {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, attempt(owner.clone(), left)).await {
-                Ok(Err(error)) if error.retryable() => {
-                    tracing::debug!(head = owner, %error, "read failed; trying other heads");
-                    if error.code() == Code::Unavailable {
-                        heads.mark_away(&owner);
-                    }
-                }
-                Ok(done) => return done,
-                Err(_) => {
-                    let why = format!("head {owner} did not answer in time");
-                    return Err(Error::new(Code::DeadlineExceeded, why).dataset(&query.dataset));
-                }
-            }
-        }
-        heads.call(query.dataset.as_str(), deadline, attempt).await
+        heads.call(query.dataset.as_str(), owner, deadline, attempt).await
     }
 
     /// What the datasets are and how far they have come: all, or one.
@@ -272,7 +257,7 @@ impl Client {
             let messages = messages.clone();
             async move { put::do_put(heads.channel(&head)?, messages, left).await }
         };
-        heads.call(&key, deadline, attempt).await
+        heads.call(&key, None, deadline, attempt).await
     }
 
     /// Takes the right to publish to a dataset, and makes the dataset if the request has a spec and it is not there.
@@ -362,7 +347,7 @@ impl Client {
             let reply = client.map(|client| call(client, request));
             async move { Ok(reply?.await.map_err(|status| of_status(&status))?.into_inner()) }
         };
-        heads.call(key, deadline, attempt).await
+        heads.call(key, None, deadline, attempt).await
     }
 }
 

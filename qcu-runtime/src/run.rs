@@ -384,7 +384,12 @@ async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Fini
     match Child::start(command).await {
         Ok(child) => child.load(&load, manifest.memory.0, Span::current()).await,
         Err(error) => Err(Box::new(Finished {
-            outcome: Outcome::System { error },
+            outcome: Outcome::System {
+                error: std::io::Error::new(
+                    error.kind(),
+                    format!("cannot start {} in {}: {error}", unit.python.display(), unit.bundle.display()),
+                ),
+            },
             usage: Usage::default(),
             tail: Vec::new(),
             lines_dropped: 0,

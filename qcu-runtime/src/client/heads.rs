@@ -97,12 +97,19 @@ impl Heads {
         Ok(state.pools.entry(head.to_owned()).or_insert(pool).get())
     }
 
-    /// Calls `attempt` with one head after another, the best for `key` first, round after round, until it succeeds,
-    /// fails for good, or `deadline` passes. `attempt` also gets the time left. Dropping the future drops the attempt.
+    /// Calls `attempt` with one head after another, `first` before the others (which come in the order of `key`), round
+    /// after round, until it succeeds, fails for good, or `deadline` passes. `attempt` also gets the time left. Dropping
+    /// the future drops the attempt.
     ///
     /// # Errors
     /// The attempt's own error if it is final; the last retryable one, with the number of attempts, at the deadline.
-    pub(crate) async fn call<T, F, Fut>(&self, key: &str, deadline: Instant, mut attempt: F) -> Result<T>
+    pub(crate) async fn call<T, F, Fut>(
+        &self,
+        key: &str,
+        first: Option<&str>,
+        deadline: Instant,
+        mut attempt: F,
+    ) -> Result<T>
     where
         F: FnMut(String, Duration) -> Fut,
         Fut: Future<Output = Result<T>>,
@@ -112,7 +119,10 @@ impl Heads {
         let mut last = Error::new(Code::Unavailable, "discovery knows no head node");
         loop {
             let live = self.live();
-            for head in placement::rank(&live, key) {
+            let mut ranked = placement::rank(&live, key);
+            // stable: the others keep their order
+            ranked.sort_by_key(|head| Some(*head) != first);
+            for head in ranked {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return Err(gave_up(last, attempts));

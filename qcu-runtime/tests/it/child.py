@@ -1,4 +1,4 @@
-"""A child that speaks the protocol with the standard library only. The partition says what it does."""
+"""A child that speaks the protocol with the standard library only. The partition, or else the function, says what it does."""
 
 import ctypes
 import fcntl
@@ -24,8 +24,14 @@ def raised(kind, message):
     return {"error": {"kind": "raised", "type": kind, "message": message, "traceback": "Traceback ..."}}
 
 
-def run(channel, request, fds):
-    mode = request["partition"]
+def write_pid():
+    with open("pid", "w") as f:
+        f.write(str(os.getpid()))
+    os.rename("pid", "child.pid")
+
+
+def run(channel, request, fds, function):
+    mode = request["partition"] or function.replace("_", " ")
     if mode == "echo":  # gives its first input back
         print("hello from the strategy", flush=True)
         send(channel, {"op": "progress", "done": 1, "total": 2, "note": "half"})
@@ -41,8 +47,14 @@ def run(channel, request, fds):
         os._exit(3)
     elif mode == "loop":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        write_pid()
         while True:
             pass
+    elif mode == "wait":  # for a file, then gives its first input back
+        write_pid()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        send(channel, {"ok": "result", "columns": ["symbol", "ts", "close"]}, fds[:1])
     elif mode == "grandchild":
         sleeper = subprocess.Popen(["sleep", "300"])
         print(f"sleeper {sleeper.pid}", flush=True)
@@ -79,18 +91,20 @@ def run(channel, request, fds):
 
 def main():
     channel = socket.socket(fileno=3)
+    function = ""
     while True:
         data, fds, _, _ = socket.recv_fds(channel, 1 << 17, FDS_MAX)
         if not data:
             return
         request = json.loads(data)
         if request["op"] == "load":
+            function = request["function"]
             if request["module"] == "missing.py":
                 send(channel, raised("ModuleNotFoundError", "No module named 'numpyy'"))
             else:
                 send(channel, {"ok": "loaded"})
         else:
-            run(channel, request, fds)
+            run(channel, request, fds, function)
         for fd in fds:
             os.close(fd)
 

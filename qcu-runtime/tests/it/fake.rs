@@ -70,8 +70,11 @@ pub(crate) enum Fault {
 #[derive(Default)]
 struct Own {
     faults: VecDeque<Fault>,
+    put_faults: VecDeque<Fault>,
     asked: Vec<SeriesQuery>,
     units: Vec<String>,
+    /// Calls of each kind.
+    calls: BTreeMap<&'static str, usize>,
 }
 
 #[derive(Clone)]
@@ -124,6 +127,16 @@ impl FakeHead {
     /// The next calls fail so, one after another.
     pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
         self.own.lock().unwrap().faults.extend(faults);
+    }
+
+    /// The next publishes fail so, one after another.
+    pub(crate) fn fail_put(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.own.lock().unwrap().put_faults.extend(faults);
+    }
+
+    /// How many calls of that kind there were.
+    pub(crate) fn calls(&self, kind: &str) -> usize {
+        self.own.lock().unwrap().calls.get(kind).copied().unwrap_or(0)
     }
 
     /// Reads asked so far.
@@ -289,7 +302,7 @@ impl FlightService for Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
-        let fault = self.next_fault(&request);
+        let fault = self.next_fault(&request).or_else(|| self.own.lock().unwrap().put_faults.pop_front());
         if let Some(Fault::Refuse(error)) = fault {
             return Err(error.into());
         }
@@ -372,6 +385,7 @@ impl Head for Service {
         request: Request<pb::DescribeRequest>,
     ) -> Result<Response<pb::DescribeReply>, Status> {
         self.maybe_fail(&request).await?;
+        *self.own.lock().unwrap().calls.entry("Describe").or_default() += 1;
         let name = request.into_inner().dataset;
         let datasets = if name.is_empty() {
             let world = self.world.lock().unwrap();

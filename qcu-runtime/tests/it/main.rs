@@ -2,4 +2,5 @@
 
 mod client;
 mod fake;
+mod service;
 mod supervisor;

@@ -20,7 +20,12 @@ pub(crate) fn script() -> String {
 }
 
 fn command() -> ChildCommand {
-    ChildCommand { program: "python3".into(), arguments: vec![script()], directory: None, threads: 2 }
+    ChildCommand {
+        program: "python3".into(),
+        arguments: vec![script()],
+        directory: Some(std::env::temp_dir()),
+        threads: 2,
+    }
 }
 
 fn load(module: &str) -> Request {
@@ -70,7 +75,7 @@ fn is_gone(pid: u32) -> bool {
     }
 }
 
-async fn until_gone(pid: u32) {
+pub(crate) async fn until_gone(pid: u32) {
     let end = tokio::time::Instant::now() + Duration::from_secs(10);
     while !is_gone(pid) {
         assert!(tokio::time::Instant::now() < end, "process {pid} is still there");
