@@ -1,0 +1,679 @@
+//! The payload of a chunk: every known row of some columns, immutable, in one allocation of its own.
+//!
+//! What a shard sends is one message for many chunks; a slice of it would keep the whole message alive for as long as
+//! its smallest reader. So each chunk is copied out on arrival, all its columns into one buffer of exactly their size,
+//! and the message is dropped. The allocation counts itself in [`Memory`] until its last holder is gone, whoever that is:
+//! every [`Buffer`] handed out shares it.
+
+use std::{collections::HashMap, ops::Range, sync::Arc};
+
+use arrow_array::{Array, RecordBatch, cast::AsArray, types::TimestampNanosecondType};
+use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, Buffer, MutableBuffer, NullBuffer, ScalarBuffer};
+use arrow_schema::SchemaRef;
+use bytes::Bytes;
+use trellis_proto::{Code, DatasetSpec, Error, FieldType, Result, Side};
+
+use crate::{
+    claims::{ColumnSet, Payload},
+    memory::Memory,
+};
+
+/// Buffers inside an allocation start at multiples of this...
+const ALIGN: usize = 64;
+/// ...but for small allocations, where padding would be a good part of them: Arrow itself asks for 8.
+const ALIGN_SMALL: usize = 8;
+/// What is small.
+const SMALL_BYTES: usize = 4 << 10;
+
+/// What a chunk takes besides its buffers: the chunk, its columns' headers, reference counts, allocator rounding.
+const CHUNK_BYTES: u64 = 320;
+/// As [`CHUNK_BYTES`], of each column.
+const COLUMN_BYTES: u64 = 80;
+
+/// Bits of a [`ColumnSet`].
+const BITS: usize = u128::BITS as usize;
+
+/// Which fields of a dataset a bit of a [`ColumnSet`] stands for: one, unless the dataset has more than 128; then as many
+/// adjacent ones as it takes, which are fetched and kept together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    fields: usize,
+    per_bit: usize,
+}
+
+impl Layout {
+    pub(crate) fn of(fields: usize) -> Self {
+        Self { fields, per_bit: fields.div_ceil(BITS).max(1) }
+    }
+
+    /// The columns that hold the fields at these positions.
+    pub(crate) fn columns(&self, fields: &[usize]) -> ColumnSet {
+        ColumnSet(fields.iter().fold(0, |set, field| set | 1 << (field / self.per_bit)))
+    }
+
+    /// The positions of the fields that columns hold, ascending.
+    pub(crate) fn fields(&self, columns: ColumnSet) -> Vec<usize> {
+        (0..self.fields).filter(|field| columns.0 >> (field / self.per_bit) & 1 == 1).collect()
+    }
+}
+
+/// The knowledge times of a chunk's rows.
+#[derive(Debug, Clone)]
+pub enum KnownAt {
+    /// Every row was learned at this moment.
+    Constant(i64),
+    /// One for each row.
+    PerRow(ScalarBuffer<i64>),
+}
+
+impl KnownAt {
+    fn at(&self, row: usize) -> i64 {
+        match self {
+            Self::Constant(at) => *at,
+            Self::PerRow(at) => at[row],
+        }
+    }
+}
+
+/// Values of one field, as Arrow lays them out; row 0 is the chunk's first row.
+#[derive(Debug, Clone)]
+pub enum Values {
+    /// Of equal width.
+    Fixed(Buffer),
+    /// One bit each.
+    Bits(BooleanBuffer),
+    /// Text: one offset more than rows, from 0, and what they point into.
+    Text(ScalarBuffer<i32>, Buffer),
+}
+
+/// One field of one chunk.
+#[derive(Debug, Clone)]
+pub struct Column {
+    field: u16,
+    data_type: FieldType,
+    nulls: Option<Box<NullBuffer>>,
+    values: Values,
+}
+
+impl Column {
+    /// Which values are there; `None`: all.
+    #[must_use]
+    pub fn nulls(&self) -> Option<&NullBuffer> {
+        self.nulls.as_deref()
+    }
+    /// The values; where a null is, anything.
+    #[must_use]
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+}
+
+/// The rows of one chunk.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    memory: Arc<Memory>,
+    columns: ColumnSet,
+    version: u64,
+    known_through: i64,
+    rows: u32,
+    corrected: bool,
+    ts: ScalarBuffer<i64>,
+    known_at: KnownAt,
+    /// Ascending by field.
+    fields: Box<[Column]>,
+    bytes: u64,
+}
+
+/// What a payload says of itself besides its rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) columns: ColumnSet,
+    pub(crate) version: u64,
+    pub(crate) known_through: i64,
+}
+
+impl Chunk {
+    /// What it counts as in [`Memory`]: nothing if it has no rows (all empty chunks of one arrival are one).
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+    pub(crate) fn ts(&self) -> &ScalarBuffer<i64> {
+        &self.ts
+    }
+    /// The field at this position of the spec, if it is held.
+    pub(crate) fn field(&self, field: usize) -> Option<&Column> {
+        self.fields.binary_search_by_key(&field, |c| usize::from(c.field)).ok().map(|i| &self.fields[i])
+    }
+
+    /// A chunk that is known to have no rows.
+    pub(crate) fn empty(memory: &Arc<Memory>, stamp: Stamp) -> Arc<Self> {
+        Arc::new(Self {
+            memory: Arc::clone(memory),
+            columns: stamp.columns,
+            version: stamp.version,
+            known_through: stamp.known_through,
+            rows: 0,
+            corrected: false,
+            ts: ScalarBuffer::from(Vec::new()),
+            known_at: KnownAt::Constant(i64::MIN),
+            fields: Box::default(),
+            bytes: 0,
+        })
+    }
+
+    /// The same chunk with the rows of a commit put in their places. `rows` has the change schema and is one symbol's and one
+    /// chunk's part of it.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`] if the rows are not what their schema says.
+    pub(crate) fn patched(self: &Arc<Self>, rows: &RecordBatch, layout: Layout, stamp: Stamp, spec: &DatasetSpec) -> Result<Arc<Self>> {
+        let fields = fields_of(layout, self.columns, spec);
+        let theirs = Rows::of_change(rows, &fields)?;
+        if self.rows == 0 {
+            return Ok(pack(&self.memory, stamp, &fields, &[theirs], &[(0, 0..rows.num_rows())]));
+        }
+        let mine = Rows::of_chunk(self, &fields);
+        let order = interleave(&mine, &theirs);
+        Ok(pack(&self.memory, stamp, &fields, &[mine, theirs], &order))
+    }
+
+    /// A chunk of nothing but the rows of a commit.
+    ///
+    /// # Errors
+    /// As [`Self::patched`].
+    pub(crate) fn planted(memory: &Arc<Memory>, rows: &RecordBatch, layout: Layout, stamp: Stamp, spec: &DatasetSpec) -> Result<Arc<Self>> {
+        Self::empty(memory, stamp).patched(rows, layout, stamp, spec)
+    }
+}
+
+impl Payload for Arc<Chunk> {
+    fn columns(&self) -> ColumnSet {
+        self.columns
+    }
+    fn version(&self) -> u64 {
+        self.version
+    }
+    fn known_through(&self) -> i64 {
+        self.known_through
+    }
+    fn rows(&self) -> u32 {
+        self.rows
+    }
+    fn same_rows(&self, other: &Self) -> bool {
+        if self.rows != other.rows || self.ts != other.ts {
+            return false;
+        }
+        match (&self.known_at, &other.known_at) {
+            _ if self.rows == 0 => true,
+            (KnownAt::Constant(a), KnownAt::Constant(b)) => a == b,
+            (KnownAt::PerRow(a), KnownAt::PerRow(b)) => a == b,
+            // one of them would have been found constant
+            _ => false,
+        }
+    }
+    fn join(&self, other: &Self) -> Self {
+        let stamp = Stamp {
+            columns: self.columns.union(other.columns),
+            version: self.version.max(other.version),
+            known_through: self.known_through.max(other.known_through),
+        };
+        if self.rows == 0 {
+            return Chunk::empty(&self.memory, stamp);
+        }
+        let mut columns: Vec<&Column> = self.fields.iter().collect();
+        columns.extend(other.fields.iter().filter(|c| self.field(usize::from(c.field)).is_none()));
+        columns.sort_by_key(|c| c.field);
+        let fields: Vec<_> = columns.iter().map(|c| (c.field, c.data_type)).collect();
+        let rows = Rows { ts: &self.ts, known: self.known_at.clone(), parts: columns.into_iter().map(Part::of_column).collect() };
+        pack(&self.memory, stamp, &fields, &[rows], &[(0, 0..self.rows as usize)])
+    }
+}
+
+/// The bytes of one chunk, counted from allocation to the last reader's drop.
+#[derive(Debug)]
+struct Counted {
+    data: MutableBuffer,
+    bytes: u64,
+    memory: Arc<Memory>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.memory.freed(self.bytes);
+    }
+}
+
+type FieldAt = (u16, FieldType);
+
+fn fields_of(layout: Layout, columns: ColumnSet, spec: &DatasetSpec) -> Vec<FieldAt> {
+    layout.fields(columns).into_iter().map(|field| (field as u16, spec.fields[field].data_type)).collect()
+}
+
+/// Rows to copy from: the keys, and for each field its values.
+struct Rows<'a> {
+    ts: &'a [i64],
+    known: KnownAt,
+    parts: Vec<Part<'a>>,
+}
+
+struct Part<'a> {
+    nulls: Option<&'a NullBuffer>,
+    values: PartValues<'a>,
+}
+
+enum PartValues<'a> {
+    Fixed(&'a [u8], usize),
+    Bits(&'a BooleanBuffer),
+    Text(&'a [i32], &'a [u8]),
+}
+
+fn width(data_type: FieldType) -> usize {
+    data_type.width()
+}
+
+impl<'a> Part<'a> {
+    fn of_column(column: &'a Column) -> Self {
+        let values = match &column.values {
+            Values::Fixed(buffer) => PartValues::Fixed(buffer.as_slice(), width(column.data_type)),
+            Values::Bits(bits) => PartValues::Bits(bits),
+            Values::Text(offsets, text) => PartValues::Text(offsets, text.as_slice()),
+        };
+        Self { nulls: column.nulls(), values }
+    }
+
+    fn of_array(array: &'a dyn Array, data_type: FieldType) -> Result<Self> {
+        use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
+        if *array.data_type() != data_type.to_arrow() {
+            return Err(corrupt(format!("a {data_type} field came as {}", array.data_type())));
+        }
+        let width = width(data_type);
+        let values = match data_type {
+            FieldType::Float64 => PartValues::Fixed(array.as_primitive::<Float64Type>().values().inner(), width),
+            FieldType::Float32 => PartValues::Fixed(array.as_primitive::<Float32Type>().values().inner(), width),
+            FieldType::Int64 => PartValues::Fixed(array.as_primitive::<Int64Type>().values().inner(), width),
+            FieldType::Int32 => PartValues::Fixed(array.as_primitive::<Int32Type>().values().inner(), width),
+            FieldType::Timestamp => {
+                PartValues::Fixed(array.as_primitive::<TimestampNanosecondType>().values().inner(), width)
+            }
+            FieldType::Bool => PartValues::Bits(array.as_boolean().values()),
+            FieldType::String => {
+                let text = array.as_string::<i32>();
+                PartValues::Text(text.offsets(), text.values().as_slice())
+            }
+        };
+        Ok(Self { nulls: array.nulls(), values })
+    }
+}
+
+impl<'a> Rows<'a> {
+    fn of_chunk(chunk: &'a Chunk, fields: &[FieldAt]) -> Self {
+        let parts = fields.iter().filter_map(|(field, _)| chunk.field(usize::from(*field))).map(Part::of_column).collect();
+        Self { ts: &chunk.ts, known: chunk.known_at.clone(), parts }
+    }
+
+    /// Of a batch with `ts` and `known_at` at `keys` and the `i`th field at `at(i)`.
+    fn of_batch(batch: &'a RecordBatch, keys: usize, fields: &[FieldAt], at: impl Fn(usize) -> usize) -> Result<Self> {
+        let ts = time(batch, keys)?;
+        let known = KnownAt::PerRow(time(batch, keys + 1)?.clone());
+        let parts = fields
+            .iter()
+            .enumerate()
+            .map(|(i, (_, data_type))| Part::of_array(batch.column(at(i)).as_ref(), *data_type))
+            .collect::<Result<_>>()?;
+        Ok(Self { ts, known, parts })
+    }
+
+    fn of_change(batch: &'a RecordBatch, fields: &[FieldAt]) -> Result<Self> {
+        Self::of_batch(batch, 1, fields, |i| 3 + usize::from(fields[i].0))
+    }
+}
+
+fn time(batch: &RecordBatch, column: usize) -> Result<&ScalarBuffer<i64>> {
+    let array = batch.column(column).as_primitive_opt::<TimestampNanosecondType>();
+    match array {
+        Some(array) if array.null_count() == 0 => Ok(array.values()),
+        _ => Err(corrupt("a time column has nulls or is not of nanoseconds")),
+    }
+}
+
+/// The order of (ts, known_at) over two sorted sets of rows, as runs. A key that is in both is taken from the first.
+fn interleave(a: &Rows<'_>, b: &Rows<'_>) -> Vec<(usize, Range<usize>)> {
+    let mut order: Vec<(usize, Range<usize>)> = Vec::new();
+    let mut push = |source: usize, row: usize| match order.last_mut() {
+        Some((last, run)) if *last == source && run.end == row => run.end += 1,
+        _ => order.push((source, row..row + 1)),
+    };
+    let (mut i, mut j) = (0, 0);
+    while i < a.ts.len() || j < b.ts.len() {
+        let mine = a.ts.get(i).map(|ts| (*ts, a.known.at(i)));
+        let theirs = b.ts.get(j).map(|ts| (*ts, b.known.at(j)));
+        match (mine, theirs) {
+            (Some(x), Some(y)) if x == y => j += 1,
+            (Some(x), Some(y)) if y < x => {
+                push(1, j);
+                j += 1;
+            }
+            (Some(_), _) => {
+                push(0, i);
+                i += 1;
+            }
+            _ => {
+                push(1, j);
+                j += 1;
+            }
+        }
+    }
+    order
+}
+
+/// Copies rows into an allocation of their own.
+fn pack(memory: &Arc<Memory>, stamp: Stamp, fields: &[FieldAt], sources: &[Rows<'_>], order: &[(usize, Range<usize>)]) -> Arc<Chunk> {
+    let rows: usize = order.iter().map(|(_, run)| run.len()).sum();
+    if rows == 0 {
+        return Chunk::empty(memory, stamp);
+    }
+    let constant = constant_of(sources, order);
+    let nulls: Vec<usize> = (0..fields.len())
+        .map(|f| {
+            order
+                .iter()
+                .filter_map(|(s, run)| Some(sources[*s].parts[f].nulls?.slice(run.start, run.len()).null_count()))
+                .sum()
+        })
+        .collect();
+
+    // exact size first, so that there is one allocation and nothing to spare in it
+    let bits = rows.div_ceil(8);
+    let mut sizes = vec![rows * 8];
+    if constant.is_none() {
+        sizes.push(rows * 8);
+    }
+    for (f, nulls) in nulls.iter().enumerate() {
+        if *nulls > 0 {
+            sizes.push(bits);
+        }
+        match sources[order[0].0].parts[f].values {
+            PartValues::Fixed(_, width) => sizes.push(rows * width),
+            PartValues::Bits(_) => sizes.push(bits),
+            PartValues::Text(..) => {
+                sizes.push((rows + 1) * 4);
+                sizes.push(order.iter().map(|(s, run)| text_range(&sources[*s].parts[f], run).len()).sum());
+            }
+        }
+    }
+    let align = if sizes.iter().sum::<usize>() < SMALL_BYTES { ALIGN_SMALL } else { ALIGN };
+    let total = sizes.iter().map(|size| size.next_multiple_of(align)).sum::<usize>();
+
+    let mut data = MutableBuffer::with_capacity(total);
+    let mut places: Vec<Range<usize>> = Vec::with_capacity(sizes.len());
+    let mut place = |data: &mut MutableBuffer, start: usize| {
+        places.push(start..data.len());
+        data.resize(data.len().next_multiple_of(align), 0);
+    };
+    for (s, run) in order {
+        data.extend_from_slice(&sources[*s].ts[run.clone()]);
+    }
+    place(&mut data, 0);
+    if constant.is_none() {
+        let start = data.len();
+        for (s, run) in order {
+            match &sources[*s].known {
+                KnownAt::PerRow(known) => data.extend_from_slice(&known[run.clone()]),
+                KnownAt::Constant(at) => data.extend(std::iter::repeat_n(*at, run.len())),
+            }
+        }
+        place(&mut data, start);
+    }
+    for (f, nulls) in nulls.iter().enumerate() {
+        if *nulls > 0 {
+            let mut valid = BooleanBufferBuilder::new(rows);
+            for (s, run) in order {
+                match sources[*s].parts[f].nulls {
+                    Some(nulls) => valid.append_buffer(&nulls.inner().slice(run.start, run.len())),
+                    None => valid.append_n(run.len(), true),
+                }
+            }
+            let start = data.len();
+            data.extend_from_slice(&valid.as_slice()[..bits]);
+            place(&mut data, start);
+        }
+        let start = data.len();
+        match sources[order[0].0].parts[f].values {
+            PartValues::Fixed(..) => {
+                for (s, run) in order {
+                    if let PartValues::Fixed(values, width) = sources[*s].parts[f].values {
+                        data.extend_from_slice(&values[run.start * width..run.end * width]);
+                    }
+                }
+            }
+            PartValues::Bits(_) => {
+                let mut values = BooleanBufferBuilder::new(rows);
+                for (s, run) in order {
+                    if let PartValues::Bits(part) = sources[*s].parts[f].values {
+                        values.append_buffer(&part.slice(run.start, run.len()));
+                    }
+                }
+                data.extend_from_slice(&values.as_slice()[..bits]);
+            }
+            PartValues::Text(..) => {
+                let mut end = 0i32;
+                data.push(end);
+                for (s, run) in order {
+                    if let PartValues::Text(offsets, _) = sources[*s].parts[f].values {
+                        let base = end - offsets[run.start];
+                        data.extend(offsets[run.start + 1..=run.end].iter().map(|offset| offset + base));
+                        end = offsets[run.end] + base;
+                    }
+                }
+                place(&mut data, start);
+                let start = data.len();
+                for (s, run) in order {
+                    let part = &sources[*s].parts[f];
+                    if let PartValues::Text(_, text) = part.values {
+                        data.extend_from_slice(&text[text_range(part, run)]);
+                    }
+                }
+                place(&mut data, start);
+                continue;
+            }
+        }
+        place(&mut data, start);
+    }
+
+    let bytes = data.capacity() as u64 + CHUNK_BYTES + fields.len() as u64 * COLUMN_BYTES;
+    memory.allocated(bytes);
+    let buffer = Buffer::from(Bytes::from_owner(Counted { data, bytes, memory: Arc::clone(memory) }));
+    let mut places = places.into_iter();
+    let mut next = || places.next().map_or_else(|| buffer.slice_with_length(0, 0), |p| buffer.slice_with_length(p.start, p.len()));
+    let ts = ScalarBuffer::<i64>::new(next(), 0, rows);
+    let known_at = match constant {
+        Some(at) => KnownAt::Constant(at),
+        None => KnownAt::PerRow(ScalarBuffer::new(next(), 0, rows)),
+    };
+    let fields = fields
+        .iter()
+        .zip(&nulls)
+        .map(|((field, data_type), nulls)| {
+            let nulls = (*nulls > 0).then(|| Box::new(NullBuffer::new(BooleanBuffer::new(next(), 0, rows))));
+            let values = match data_type {
+                FieldType::Bool => Values::Bits(BooleanBuffer::new(next(), 0, rows)),
+                FieldType::String => Values::Text(ScalarBuffer::new(next(), 0, rows + 1), next()),
+                _ => Values::Fixed(next()),
+            };
+            Column { field: *field, data_type: *data_type, nulls, values }
+        })
+        .collect();
+    Arc::new(Chunk {
+        memory: Arc::clone(memory),
+        columns: stamp.columns,
+        version: stamp.version,
+        known_through: stamp.known_through,
+        rows: rows as u32,
+        corrected: ts.windows(2).any(|w| w[0] == w[1]),
+        ts,
+        known_at,
+        fields,
+        bytes,
+    })
+}
+
+fn text_range(part: &Part<'_>, run: &Range<usize>) -> Range<usize> {
+    match part.values {
+        PartValues::Text(offsets, _) => offsets[run.start] as usize..offsets[run.end] as usize,
+        _ => 0..0,
+    }
+}
+
+fn constant_of(sources: &[Rows<'_>], order: &[(usize, Range<usize>)]) -> Option<i64> {
+    let (source, run) = order.first()?;
+    let first = sources[*source].known.at(run.start);
+    order
+        .iter()
+        .all(|(s, run)| match &sources[*s].known {
+            KnownAt::Constant(at) => *at == first,
+            KnownAt::PerRow(known) => known[run.clone()].iter().all(|at| *at == first),
+        })
+        .then_some(first)
+}
+
+fn corrupt(message: impl Into<String>) -> Error {
+    Error::new(Code::DataCorrupt, message).side(Side::Shard)
+}
+
+/// Reads one Arrow IPC record batch message.
+///
+/// # Errors
+/// [`Code::DataCorrupt`].
+pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<RecordBatch> {
+    let message = arrow_ipc::root_as_message(header).map_err(|e| corrupt(format!("not an Arrow message: {e}")))?;
+    let batch = message.header_as_record_batch().ok_or_else(|| corrupt("not an Arrow record batch"))?;
+    let body = Buffer::from(body);
+    arrow_ipc::reader::read_record_batch(&body, batch, schema, &HashMap::new(), None, &message.version())
+        .map_err(|e| corrupt(format!("an Arrow record batch does not read: {e}")))
+}
+
+/// What the rows of a run are to be read as.
+#[derive(Debug, Clone)]
+pub(crate) struct RunShape {
+    pub(crate) columns: ColumnSet,
+    /// Schema of the message: ts, known_at, the fields.
+    schema: SchemaRef,
+    fields: Vec<FieldAt>,
+    spec: Arc<DatasetSpec>,
+}
+
+impl RunShape {
+    pub(crate) fn new(spec: &Arc<DatasetSpec>, layout: Layout, columns: ColumnSet) -> Self {
+        let positions = layout.fields(columns);
+        let schema = spec.chunk_schema(&positions);
+        Self { columns, schema, fields: fields_of(layout, columns, spec), spec: Arc::clone(spec) }
+    }
+
+    /// Names of the fields to ask for.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.fields.iter().map(|(field, _)| self.spec.fields[usize::from(*field)].name.as_str().to_owned()).collect()
+    }
+
+    /// Divides what a shard sent into chunks: those from `first` on, with `rows` rows each.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`] if anything is not as the contract says: rows outside their chunk, out of order, or too many.
+    pub(crate) fn unpack(
+        &self,
+        memory: &Arc<Memory>,
+        first: i64,
+        rows: &[u32],
+        stamp: Stamp,
+        header: &[u8],
+        body: Bytes,
+    ) -> Result<Vec<Arc<Chunk>>> {
+        let stamp = Stamp { columns: self.columns, ..stamp };
+        let empty = Chunk::empty(memory, stamp);
+        if rows.iter().all(|rows| *rows == 0) {
+            return Ok(vec![empty; rows.len()]);
+        }
+        let batch = decode(header, body, Arc::clone(&self.schema))?;
+        if rows.iter().map(|rows| *rows as usize).sum::<usize>() != batch.num_rows() {
+            return Err(corrupt("a run has not the number of rows that it says"));
+        }
+        let sources = [Rows::of_batch(&batch, 0, &self.fields, |i| 2 + i)?];
+        let [source] = &sources;
+        let mut chunks = Vec::with_capacity(rows.len());
+        let mut from = 0;
+        for (k, rows) in (first..).zip(rows) {
+            let run = from..from + *rows as usize;
+            from = run.end;
+            let (start, end) = self.spec.chunk.range(k);
+            let ts = &source.ts[run.clone()];
+            if ts.first().is_some_and(|t| *t < start) || ts.last().is_some_and(|t| *t >= end) {
+                return Err(corrupt(format!("a row of chunk {k} lies outside it")));
+            }
+            let KnownAt::PerRow(known) = &source.known else { return Err(corrupt("no knowledge times")) };
+            let known = &known[run.clone()];
+            let sorted = ts.windows(2).zip(known.windows(2)).all(|(t, k)| (t[0], k[0]) < (t[1], k[1]));
+            if !sorted {
+                return Err(corrupt(format!("the rows of chunk {k} are not sorted, or one is there twice")));
+            }
+            chunks.push(match run.is_empty() {
+                true => Arc::clone(&empty),
+                false => pack(memory, stamp, &self.fields, &sources, &[(0, run)]),
+            });
+        }
+        Ok(chunks)
+    }
+}
+
+/// A reader's hold on one chunk of an answer. While any clone, or any buffer got from one, lives, the chunk's memory does, and counts
+/// as pinned if the cache has let it go.
+#[derive(Debug, Clone)]
+pub struct ChunkRef {
+    chunk: Arc<Chunk>,
+    known_through: i64,
+}
+
+impl ChunkRef {
+    pub(crate) fn new(chunk: Arc<Chunk>, known_through: i64) -> Self {
+        Self { chunk, known_through }
+    }
+    /// Rows, all known versions counted.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.chunk.rows as usize
+    }
+    /// Event times, sorted.
+    #[must_use]
+    pub fn ts(&self) -> &ScalarBuffer<i64> {
+        &self.chunk.ts
+    }
+    /// Knowledge times; of equal event times ascending.
+    #[must_use]
+    pub fn known_at(&self) -> &KnownAt {
+        &self.chunk.known_at
+    }
+    /// The field at this position *of the dataset's spec*; `None` only if it was not asked for.
+    #[must_use]
+    pub fn field(&self, field: usize) -> Option<&Column> {
+        self.chunk.field(field)
+    }
+    /// Whether some event time occurs more than once.
+    #[must_use]
+    pub fn corrected(&self) -> bool {
+        self.chunk.corrected
+    }
+    /// Version of the table that was read, or whose change was applied last.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.chunk.version
+    }
+    /// The knowledge time up to which the answer is true of this chunk.
+    #[must_use]
+    pub fn known_through(&self) -> i64 {
+        self.known_through
+    }
+}

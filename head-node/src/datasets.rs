@@ -1,0 +1,385 @@
+//! What the shards say their datasets are, and what this head holds of each.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use trellis_proto::{DatasetName, DatasetSpec, Error, Result, Symbol, pb};
+
+use crate::{
+    chunk::Layout,
+    claims::{ColumnSet, Standing},
+    series::Cell,
+    shards::{Link, Shard},
+};
+
+/// Bytes that a chunk takes besides its rows, for estimates of what is about to come.
+const CHUNK_OVERHEAD: f64 = 700.0;
+/// Weight of an arrival in the running estimate of rows in a chunk.
+const DENSITY_WEIGHT: f64 = 0.05;
+
+/// A dataset as all shards together describe it. A snapshot: a later change makes a new one.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// What it is.
+    pub spec: Arc<DatasetSpec>,
+    /// Newest version that any shard has announced.
+    pub version: u64,
+    /// The knowledge time that every shard has reached.
+    pub known_through: i64,
+    /// Event time up to which it is complete, if anybody said.
+    pub watermark: Option<i64>,
+    /// Least event time of any row; `None`: no rows.
+    pub first_ts: Option<i64>,
+    /// Greatest event time of any row; `None`: no rows.
+    pub last_ts: Option<i64>,
+    /// Rows stored, every known version counted.
+    pub rows: u64,
+    /// Symbols, of all shards.
+    pub symbols: u64,
+    /// The shard that commits to it.
+    pub home: String,
+    /// Whether no shard was being brought up to date when `known_through` was taken: only then does it cover everything that had
+    /// been acknowledged to a publisher.
+    pub(crate) settled: bool,
+}
+
+impl From<&Dataset> for pb::DatasetDescription {
+    fn from(dataset: &Dataset) -> Self {
+        Self {
+            spec: Some((&*dataset.spec).into()),
+            version: dataset.version,
+            known_through_ns: dataset.known_through,
+            watermark_ns: dataset.watermark,
+            first_ts_ns: dataset.first_ts,
+            last_ts_ns: dataset.last_ts,
+            rows: dataset.rows,
+            symbols: dataset.symbols,
+            home: dataset.home.clone(),
+        }
+    }
+}
+
+/// One shard's part of one dataset, and how far it is known.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) shard: Arc<Shard>,
+    standing: Mutex<Standing>,
+    described: Mutex<Described>,
+}
+
+/// What one shard says of a dataset.
+#[derive(Debug, Clone, Default)]
+struct Described {
+    version: u64,
+    watermark: Option<i64>,
+    first_ts: Option<i64>,
+    last_ts: Option<i64>,
+    rows: u64,
+    symbols: u64,
+    home: String,
+}
+
+impl Part {
+    pub(crate) fn standing(&self) -> Standing {
+        *self.standing.lock()
+    }
+
+    /// A new gapless stretch of the shard's log begins, in which everything up to `known_through` is known.
+    pub(crate) fn begin(&self, standing: Standing) {
+        *self.standing.lock() = standing;
+    }
+
+    /// All commits up to this knowledge time have been applied.
+    pub(crate) fn advance(&self, known_through: i64) {
+        let mut standing = self.standing.lock();
+        standing.known_through = standing.known_through.max(known_through);
+    }
+
+    pub(crate) fn watermark(&self) -> Option<i64> {
+        self.described.lock().watermark
+    }
+
+    /// Greatest event time that the shard has spoken of.
+    pub(crate) fn last_ts(&self) -> Option<i64> {
+        self.described.lock().last_ts
+    }
+}
+
+/// Counters of one dataset since the head started.
+#[derive(Debug, Default)]
+pub(crate) struct TableCounters {
+    pub(crate) rows_fetched: AtomicU64,
+    pub(crate) rows_union: AtomicU64,
+    pub(crate) chunks_hit: AtomicU64,
+    pub(crate) chunks_joined: AtomicU64,
+    pub(crate) chunks_fetched: AtomicU64,
+    pub(crate) upstream_calls: AtomicU64,
+}
+
+/// The symbols of a dataset, valid until one is added.
+#[derive(Debug, Default)]
+struct SymbolList {
+    /// Grows with everything that may add a symbol.
+    stamp: u64,
+    list: Option<Arc<[Symbol]>>,
+}
+
+/// One dataset in this head.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) name: DatasetName,
+    pub(crate) spec: Arc<DatasetSpec>,
+    pub(crate) layout: Layout,
+    snapshot: RwLock<Arc<Dataset>>,
+    parts: RwLock<BTreeMap<String, Arc<Part>>>,
+    cells: RwLock<HashMap<Symbol, Arc<Cell>>>,
+    symbols: Mutex<SymbolList>,
+    /// One listing at a time; the others wait for its result.
+    pub(crate) listing: tokio::sync::Mutex<()>,
+    /// Rows of a chunk, on average, as `f64` bits; 0: none has come yet.
+    density: AtomicU64,
+    pub(crate) counters: TableCounters,
+}
+
+impl Table {
+    pub(crate) fn new(spec: DatasetSpec) -> Self {
+        let spec = Arc::new(spec);
+        let dataset = Dataset {
+            spec: Arc::clone(&spec),
+            version: 0,
+            known_through: i64::MIN,
+            watermark: None,
+            first_ts: None,
+            last_ts: None,
+            rows: 0,
+            symbols: 0,
+            home: String::new(),
+            settled: false,
+        };
+        Self {
+            name: spec.dataset.clone(),
+            layout: Layout::of(spec.fields.len()),
+            spec,
+            snapshot: RwLock::new(Arc::new(dataset)),
+            parts: RwLock::default(),
+            cells: RwLock::default(),
+            symbols: Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
+            density: AtomicU64::new(0),
+            counters: TableCounters::default(),
+        }
+    }
+
+    /// The dataset as of now.
+    pub(crate) fn dataset(&self) -> Arc<Dataset> {
+        Arc::clone(&self.snapshot.read())
+    }
+
+    pub(crate) fn part(&self, shard: &str) -> Option<Arc<Part>> {
+        self.parts.read().get(shard).cloned()
+    }
+
+    pub(crate) fn parts(&self) -> Vec<Arc<Part>> {
+        self.parts.read().values().cloned().collect()
+    }
+
+    /// Takes what `shard` says of the dataset. Knowledge advances separately, after what it covers has been applied.
+    pub(crate) fn describe(&self, shard: &Arc<Shard>, standing: Standing, said: &pb::DatasetDescription) -> Arc<Part> {
+        let part = {
+            let mut parts = self.parts.write();
+            let part = parts.entry(shard.id.to_string()).or_insert_with(|| {
+                Arc::new(Part {
+                    shard: Arc::clone(shard),
+                    standing: Mutex::new(standing),
+                    described: Mutex::default(),
+                })
+            });
+            if !Arc::ptr_eq(&part.shard, shard) {
+                let described = part.described.lock().clone();
+                *part = Arc::new(Part {
+                    shard: Arc::clone(shard),
+                    standing: Mutex::new(standing),
+                    described: Mutex::new(described),
+                });
+            }
+            Arc::clone(part)
+        };
+        {
+            let mut described = part.described.lock();
+            if said.version >= described.version {
+                *described = Described {
+                    version: said.version,
+                    watermark: said.watermark_ns,
+                    first_ts: said.first_ts_ns,
+                    last_ts: said.last_ts_ns,
+                    rows: said.rows,
+                    symbols: said.symbols,
+                    home: said.home.clone(),
+                };
+            }
+        }
+        self.refresh();
+        part
+    }
+
+    /// Makes the snapshot anew from what the shards have said.
+    pub(crate) fn refresh(&self) {
+        // held throughout, so that the newest state is written last
+        let mut snapshot = self.snapshot.write();
+        let parts = self.parts();
+        let mut dataset = Dataset { symbols: 0, known_through: i64::MAX, first_ts: None, last_ts: None, ..(**snapshot).clone() };
+        for part in &parts {
+            let described = part.described.lock().clone();
+            if described.version >= dataset.version {
+                dataset.version = described.version;
+                dataset.watermark = described.watermark;
+                dataset.rows = described.rows;
+                dataset.home = described.home;
+            }
+            // the union: too wide a bound costs a known-empty chunk, too narrow a one would lose rows
+            let least = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
+            dataset.first_ts = least(dataset.first_ts, described.first_ts);
+            dataset.last_ts = dataset.last_ts.into_iter().chain(described.last_ts).max();
+            dataset.symbols += described.symbols;
+            dataset.known_through = dataset.known_through.min(part.standing().known_through);
+        }
+        *snapshot = Arc::new(dataset);
+    }
+
+    /// The dataset with its knowledge time as of now: the least of the shards that can be asked (of all, if none can).
+    pub(crate) fn described(&self) -> Arc<Dataset> {
+        let (mut live, mut all) = (i64::MAX, i64::MAX);
+        let mut settled = true;
+        for part in self.parts.read().values() {
+            let known_through = part.standing().known_through;
+            all = all.min(known_through);
+            match &*part.shard.link.borrow() {
+                Link::Live => live = live.min(known_through),
+                Link::Syncing => settled = false,
+                Link::Away(_) => {}
+            }
+        }
+        let known_through = if live < i64::MAX { live } else { all };
+        // after the knowledge time, so that the bounds are at least as new
+        let dataset = self.dataset();
+        if dataset.known_through == known_through && dataset.settled == settled {
+            return dataset;
+        }
+        Arc::new(Dataset { known_through, settled, ..(*dataset).clone() })
+    }
+
+    /// A shard has left the grid.
+    pub(crate) fn forget(&self, shard: &Arc<Shard>) {
+        let mut parts = self.parts.write();
+        if parts.get(&*shard.id).is_some_and(|part| Arc::ptr_eq(&part.shard, shard)) {
+            parts.remove(&*shard.id);
+        }
+    }
+
+    /// The series of these symbols, made where there are none yet.
+    pub(crate) fn cells(&self, symbols: &[Symbol]) -> Vec<Arc<Cell>> {
+        let known: Vec<Option<Arc<Cell>>> = {
+            let cells = self.cells.read();
+            symbols.iter().map(|symbol| cells.get(symbol).cloned()).collect()
+        };
+        known
+            .into_iter()
+            .zip(symbols)
+            .map(|(cell, symbol)| {
+                cell.unwrap_or_else(|| {
+                    let mut cells = self.cells.write();
+                    Arc::clone(cells.entry(symbol.clone()).or_insert_with(|| Arc::new(Cell::new(symbol.clone()))))
+                })
+            })
+            .collect()
+    }
+
+    /// The series of a symbol, if anybody has asked for it.
+    pub(crate) fn cell(&self, symbol: &str) -> Option<Arc<Cell>> {
+        self.cells.read().get(symbol).cloned()
+    }
+
+    pub(crate) fn all_cells(&self) -> Vec<Arc<Cell>> {
+        self.cells.read().values().cloned().collect()
+    }
+
+    /// The list of symbols, if it is still valid, and the stamp to bring a new one with.
+    pub(crate) fn symbols(&self) -> (u64, Option<Arc<[Symbol]>>) {
+        let symbols = self.symbols.lock();
+        (symbols.stamp, symbols.list.clone())
+    }
+
+    /// A list that was asked for at `stamp`. Kept unless a symbol may have been added since.
+    pub(crate) fn set_symbols(&self, stamp: u64, list: &Arc<[Symbol]>) {
+        let mut symbols = self.symbols.lock();
+        if symbols.stamp == stamp {
+            symbols.list = Some(Arc::clone(list));
+        }
+    }
+
+    /// A change brings rows of these symbols; `None`: of any.
+    pub(crate) fn symbols_may_grow<'a>(&self, spans: Option<impl Iterator<Item = &'a str>>) {
+        let mut symbols = self.symbols.lock();
+        let known = match (&symbols.list, spans) {
+            (Some(list), Some(mut spans)) => {
+                spans.all(|symbol| list.binary_search_by(|s| s.as_str().cmp(symbol)).is_ok())
+            }
+            _ => false,
+        };
+        if !known {
+            symbols.stamp += 1;
+            symbols.list = None;
+        }
+    }
+
+    /// Bytes that so many chunks of one series are expected to take.
+    pub(crate) fn expected_bytes(&self, chunks: u64, columns: ColumnSet) -> u64 {
+        let width: usize =
+            16 + self.layout.fields(columns).iter().map(|f| self.spec.fields[*f].data_type.width()).sum::<usize>();
+        (chunks as f64 * (self.expected_rows() * width as f64 + CHUNK_OVERHEAD)) as u64
+    }
+
+    fn expected_rows(&self) -> f64 {
+        let learned = f64::from_bits(self.density.load(Relaxed));
+        if learned > 0.0 {
+            return learned;
+        }
+        let dataset = self.dataset();
+        match (dataset.first_ts, dataset.last_ts) {
+            (Some(first), Some(last)) => {
+                let chunks = (self.spec.chunk.chunk_of(last) - self.spec.chunk.chunk_of(first) + 1) as f64;
+                dataset.rows as f64 / (chunks * dataset.symbols.max(1) as f64)
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// Chunks have come with so many rows together.
+    pub(crate) fn learn(&self, chunks: usize, rows: u64) {
+        if chunks == 0 {
+            return;
+        }
+        let seen = (rows as f64 / chunks as f64).max(1e-3);
+        let before = f64::from_bits(self.density.load(Relaxed));
+        let after = if before > 0.0 { before + (seen - before) * DENSITY_WEIGHT } else { seen };
+        // a lost update is a lost observation
+        self.density.store(after.to_bits(), Relaxed);
+    }
+}
+
+/// The spec in a description.
+///
+/// # Errors
+/// [`trellis_proto::Code::InvalidRequest`] if there is none, or it is not valid.
+pub(crate) fn spec_of(said: &pb::DatasetDescription) -> Result<DatasetSpec> {
+    said.spec
+        .clone()
+        .ok_or_else(|| Error::new(trellis_proto::Code::InvalidRequest, "a dataset is described without its spec"))?
+        .try_into()
+}

@@ -1,0 +1,393 @@
+//! The engine's face: what the services of a head node ask of it.
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `claims` | pure: who has, fetches and waits for which chunk |
+//! | `chunk` | a chunk's rows in one allocation |
+//! | `series`, `datasets` | what is held of a series and of a dataset |
+//! | `cache`, `memory` | what stays, and the one budget |
+//! | `shards`, `watch`, `changes` | who the shards are, their logs, applying a change |
+//! | `fetch`, `flight` | asking shards, waiting for chunks |
+//! | `reading` | one read |
+//! | `union` | what has been asked for so far |
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{collections::BTreeSet, time::Duration};
+
+use futures::future::join_all;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use trellis_fabric::{channel::PeerChannel, discovery::Peers};
+use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb, placement};
+
+use crate::{
+    claims::Standing,
+    state::Core,
+    datasets::Table,
+    shards::{self, Link, Shard},
+};
+pub use crate::{
+    state::EngineConfig,
+    datasets::Dataset,
+    reading::{Ask, ReadCounts, Reading, SeriesChunks},
+};
+
+/// A channel to a shard.
+pub type ShardChannel = PeerChannel;
+
+/// How long a dataset that no shard knows stays unknown without asking again, with jitter: a client that polls for a dataset must not
+/// turn every poll into a question to every shard. A dataset that is made meanwhile is announced by its shard.
+const UNKNOWN_TTL: Duration = Duration::from_millis(500);
+/// A publish waits for another shard to serve its version at most so long; the shard's chunks are unconfirmed after that.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+/// Listing the symbols or sessions of one shard.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a listing waits for a shard that is being brought up to date.
+const LIVE_WAIT: Duration = Duration::from_secs(5);
+
+/// Figures since the head started.
+#[derive(Debug, Clone, Default)]
+pub struct EngineStats {
+    /// Rows received from shards, all known versions counted.
+    pub rows_fetched: u64,
+    /// Rows in the union of all ranges asked for so far.
+    pub rows_union: u64,
+    /// Chunks of answers that were there.
+    pub chunks_hit: u64,
+    /// Chunks of answers that others had asked for.
+    pub chunks_joined: u64,
+    /// Chunks of answers that had to be asked for.
+    pub chunks_fetched: u64,
+    /// Fetch calls.
+    pub upstream_calls: u64,
+    /// Message bytes received by them.
+    pub bytes_fetched: u64,
+    /// Bytes in the cache.
+    pub resident_bytes: u64,
+    /// Bytes reserved for what has been asked for.
+    pub in_flight_bytes: u64,
+    /// Bytes that only readers hold.
+    pub pinned_bytes: u64,
+    /// What these three may be together.
+    pub budget_bytes: u64,
+    /// Chunks closed or patched by changes.
+    pub invalidations: u64,
+    /// Flights that a change overtook.
+    pub poisoned_flights: u64,
+    /// Flights that everybody left.
+    pub cancelled_flights: u64,
+    /// Answers marked stale.
+    pub stale_answers: u64,
+    /// Chunks let go for room.
+    pub evictions: u64,
+    /// Claims refused for want of memory.
+    pub shed: u64,
+    /// Batched checks after lost logs.
+    pub confirms: u64,
+    /// By dataset, sorted by name.
+    pub datasets: Vec<DatasetCounts>,
+    /// Shards by name, and whether each is followed.
+    pub shards: Vec<(String, bool)>,
+}
+
+/// The part of [`EngineStats`] that one dataset has.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct DatasetCounts {
+    pub dataset: DatasetName,
+    pub rows_fetched: u64,
+    pub rows_union: u64,
+    pub chunks_hit: u64,
+    pub chunks_joined: u64,
+    pub chunks_fetched: u64,
+    pub upstream_calls: u64,
+}
+
+/// The engine of one head node. Clones are the same engine; its tasks end with the last of them.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    core: Arc<Core>,
+    _stop: Arc<DropGuard>,
+}
+
+impl Engine {
+    /// Starts following the shards at `peers`. Needs a Tokio runtime; does not wait.
+    #[must_use]
+    pub fn start(config: EngineConfig, peers: watch::Receiver<Peers>) -> Self {
+        let core = Core::new(config);
+        let stop = CancellationToken::new();
+        tokio::spawn(shards::follow_peers(Arc::clone(&core), peers, stop.clone()));
+        Self { core, _stop: Arc::new(stop.drop_guard()) }
+    }
+
+    /// Waits until the shards own everything exactly once and each has been followed. Cancel safe.
+    pub async fn ready(&self) {
+        let mut changed = self.core.changed.subscribe();
+        loop {
+            let live = |shard: &Arc<Shard>| matches!(&*shard.link.borrow(), Link::Live);
+            if self.core.ownership().map.is_ok() && self.core.shards().iter().all(live) {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A dataset as of now. One that no shard has spoken of is asked for once.
+    ///
+    /// # Errors
+    /// [`Code::UnknownDataset`]; [`Code::Unavailable`] if a shard that might know it cannot be asked.
+    pub async fn dataset(&self, name: &DatasetName) -> Result<Arc<Dataset>> {
+        Ok(self.table(name).await?.described())
+    }
+
+    /// Every dataset, sorted by name.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] while the shards do not own everything exactly once.
+    pub async fn datasets(&self) -> Result<Vec<Arc<Dataset>>> {
+        self.core.ownership().map.as_ref().map_err(Clone::clone)?;
+        let mut datasets: Vec<_> = self.core.tables().iter().map(|table| table.described()).collect();
+        datasets.sort_by(|a, b| a.spec.dataset.cmp(&b.spec.dataset));
+        Ok(datasets)
+    }
+
+    /// The symbols of a dataset, sorted. Kept until a change may have added one.
+    ///
+    /// # Errors
+    /// As [`Self::dataset`]; [`Code::Unavailable`] if a shard cannot be asked.
+    pub async fn symbols(&self, name: &DatasetName) -> Result<Arc<[Symbol]>> {
+        let table = self.table(name).await?;
+        if let (_, Some(list)) = table.symbols() {
+            return Ok(list);
+        }
+        let _listing = table.listing.lock().await;
+        let (stamp, known) = table.symbols();
+        if let Some(list) = known {
+            return Ok(list);
+        }
+        let lists = self.each(&table, |mut client| {
+            let ask = pb::SymbolsRequest { dataset: name.to_string() };
+            async move { Ok(client.symbols(ask).await?.into_inner().symbols) }
+        });
+        let mut symbols = BTreeSet::new();
+        for list in lists.await? {
+            for symbol in list {
+                symbols.insert(Symbol::try_from(symbol)?);
+            }
+        }
+        let list: Arc<[Symbol]> = symbols.into_iter().collect();
+        table.set_symbols(stamp, &list);
+        Ok(list)
+    }
+
+    /// The sessions (midnights, UTC) in `[start, end)` that have rows, ascending.
+    ///
+    /// # Errors
+    /// As [`Self::symbols`].
+    pub async fn sessions(&self, name: &DatasetName, start: Option<i64>, end: Option<i64>) -> Result<Vec<i64>> {
+        let table = self.table(name).await?;
+        let lists = self.each(&table, |mut client| {
+            let ask = pb::SessionsRequest { dataset: name.to_string(), start_ns: start, end_ns: end };
+            async move { Ok(client.sessions(ask).await?.into_inner().sessions_ns) }
+        });
+        let sessions: BTreeSet<i64> = lists.await?.into_iter().flatten().collect();
+        Ok(sessions.into_iter().collect())
+    }
+
+    /// Begins a read. Nothing happens until it is polled.
+    ///
+    /// # Errors
+    /// [`Code::UnknownDataset`] if the dataset is not this engine's.
+    pub fn read(&self, ask: Ask) -> Result<Reading> {
+        let name = &ask.dataset.spec.dataset;
+        let table = self.core.table(name).ok_or_else(|| unknown(name))?;
+        Ok(Reading::new(Arc::clone(&self.core), table, ask))
+    }
+
+    /// The shard that commits to a dataset (which need not exist yet), and a channel to it.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] if it is not there.
+    pub async fn home_channel(&self, dataset: &DatasetName) -> Result<(String, ShardChannel)> {
+        let home = self.home(dataset)?;
+        home.live(LIVE_WAIT).await.map_err(|error| error.dataset(dataset))?;
+        Ok((home.id.to_string(), home.channel()))
+    }
+
+    fn home(&self, dataset: &DatasetName) -> Result<Arc<Shard>> {
+        // with a shard missing, the hash would choose another home
+        self.core.ownership().map.as_ref().map_err(Clone::clone)?;
+        let said = self.core.table(dataset).map(|table| table.dataset().home.clone()).filter(|home| !home.is_empty());
+        let ids: Vec<String> = self.core.shards().iter().map(|shard| shard.id.to_string()).collect();
+        let id = match &said {
+            Some(id) => Some(id.as_str()),
+            None => placement::home(&ids, dataset.as_str()),
+        };
+        id.and_then(|id| self.core.shard(id)).ok_or_else(|| {
+            Error::new(Code::Unavailable, format!("the home shard of {dataset} is not there")).dataset(dataset)
+        })
+    }
+
+    /// Waits until every other shard serves `dataset` at `version` or newer, at most [`SYNC_TIMEOUT`]. A shard that does not is not waited
+    /// for: what is held from it is unconfirmed until its log has been checked. Returns the shards that did not.
+    pub async fn sync_others(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
+        let home = self.home(dataset).map(|home| home.id.to_string()).unwrap_or_default();
+        let others = self.core.shards().into_iter().filter(|shard| *shard.id != *home);
+        let synced = others.map(|shard| async move {
+            let mut client = shard.client();
+            let ask = client.sync(pb::SyncRequest { dataset: dataset.to_string(), version });
+            match tokio::time::timeout(SYNC_TIMEOUT, ask).await {
+                Ok(Ok(_)) => None,
+                Ok(Err(status)) => Some((shard, status.message().to_owned())),
+                Err(_) => Some((shard, "it did not answer in time".to_owned())),
+            }
+        });
+        let mut late = Vec::new();
+        for (shard, why) in join_all(synced).await.into_iter().flatten() {
+            tracing::warn!(shard = %shard.id, %dataset, version, why, "a shard does not serve a commit yet");
+            shard.suspect.notify_one();
+            late.push(shard.id.to_string());
+        }
+        late
+    }
+
+    /// Figures as of now.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        let core = &self.core;
+        core.cache.settle();
+        let mut datasets: Vec<DatasetCounts> = core
+            .tables()
+            .iter()
+            .map(|table| {
+                let counters = &table.counters;
+                DatasetCounts {
+                    dataset: table.name.clone(),
+                    rows_fetched: counters.rows_fetched.load(Relaxed),
+                    rows_union: counters.rows_union.load(Relaxed),
+                    chunks_hit: counters.chunks_hit.load(Relaxed),
+                    chunks_joined: counters.chunks_joined.load(Relaxed),
+                    chunks_fetched: counters.chunks_fetched.load(Relaxed),
+                    upstream_calls: counters.upstream_calls.load(Relaxed),
+                }
+            })
+            .collect();
+        datasets.sort_by(|a, b| a.dataset.cmp(&b.dataset));
+        let sum = |of: fn(&DatasetCounts) -> u64| datasets.iter().map(of).sum();
+        EngineStats {
+            rows_fetched: sum(|d| d.rows_fetched),
+            rows_union: sum(|d| d.rows_union),
+            chunks_hit: sum(|d| d.chunks_hit),
+            chunks_joined: sum(|d| d.chunks_joined),
+            chunks_fetched: sum(|d| d.chunks_fetched),
+            upstream_calls: core.counters.upstream_calls.load(Relaxed),
+            bytes_fetched: core.counters.bytes_fetched.load(Relaxed),
+            resident_bytes: core.memory.resident(),
+            in_flight_bytes: core.memory.in_flight(),
+            pinned_bytes: core.memory.pinned(),
+            budget_bytes: core.memory.budget(),
+            invalidations: core.counters.invalidations.load(Relaxed),
+            poisoned_flights: core.counters.poisoned_flights.load(Relaxed),
+            cancelled_flights: core.counters.flights_cancelled.load(Relaxed),
+            stale_answers: core.counters.stale_answers.load(Relaxed),
+            evictions: core.cache.evictions(),
+            shed: core.counters.shed.load(Relaxed),
+            confirms: core.counters.confirms.load(Relaxed),
+            shards: core
+                .shards()
+                .iter()
+                .map(|shard| (shard.id.to_string(), matches!(&*shard.link.borrow(), Link::Live)))
+                .collect(),
+            datasets,
+        }
+    }
+
+    async fn table(&self, name: &DatasetName) -> Result<Arc<Table>> {
+        if let Some(table) = self.core.table(name) {
+            return Ok(table);
+        }
+        let fresh = |at: &tokio::time::Instant| *at > tokio::time::Instant::now();
+        if self.core.unknown.lock().get(name).is_some_and(fresh) {
+            return Err(unknown(name));
+        }
+        let refused = describe_all(&self.core).await;
+        if let Some(table) = self.core.table(name) {
+            return Ok(table);
+        }
+        self.core.ownership().map.as_ref().map_err(Clone::clone)?;
+        if let Some(error) = refused {
+            return Err(error.dataset(name));
+        }
+        let mut unknown_names = self.core.unknown.lock();
+        unknown_names.retain(|_, at| fresh(at));
+        let ttl = UNKNOWN_TTL.mul_f64(0.75 + shards::jitter() / 2.0);
+        unknown_names.insert(name.clone(), tokio::time::Instant::now() + ttl);
+        Err(unknown(name))
+    }
+
+    /// Asks every shard that has a part of the dataset.
+    async fn each<T, F>(
+        &self,
+        table: &Table,
+        ask: impl Fn(pb::shard_client::ShardClient<PeerChannel>) -> F,
+    ) -> Result<Vec<T>>
+    where
+        F: Future<Output = Result<T, tonic::Status>>,
+    {
+        self.core.ownership().map.as_ref().map_err(Clone::clone)?;
+        let asked = table.parts().into_iter().map(|part| {
+            let shard = Arc::clone(&part.shard);
+            let answer = ask(shard.client());
+            async move {
+                shard.live(LIVE_WAIT).await?;
+                match tokio::time::timeout(LIST_TIMEOUT, answer).await {
+                    Ok(answer) => answer.map_err(|status| Error::from_status(&status).shard(&shard.id)),
+                    Err(_) => Err(shard.away("it did not answer in time")),
+                }
+            }
+        });
+        join_all(asked).await.into_iter().collect()
+    }
+}
+
+/// Asks every shard which datasets it has: those who ask while it is under way share the next round. Returns the error of a shard that
+/// could not be asked.
+pub(crate) async fn describe_all(core: &Arc<Core>) -> Option<Error> {
+    let _one = core.describing.lock().await;
+    let asked = core.shards().into_iter().map(|shard| async move {
+        shard.live(LIVE_WAIT).await?;
+        let said = shard.describe(false).await?;
+        Ok::<_, Error>((shard, said))
+    });
+    let mut refused = None;
+    let mut found = false;
+    for answer in join_all(asked).await {
+        match answer {
+            Ok((shard, said)) => {
+                for said in &said.datasets {
+                    let Ok(table) = core.table_of(said) else { continue };
+                    if table.part(&shard.id).is_none() {
+                        // The knowledge time as described may cover changes that are still on their way in the log, but nothing of
+                        // this dataset is held yet, so there is nothing that they could be missing from.
+                        let standing =
+                            Standing { generation: shard.generation(), known_through: said.known_through_ns };
+                        table.describe(&shard, standing, said);
+                        found = true;
+                    }
+                }
+            }
+            Err(error) => refused = Some(error),
+        }
+    }
+    if found {
+        core.rebuild_ownership();
+    }
+    refused
+}
+
+fn unknown(name: &DatasetName) -> Error {
+    Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name)
+}
+

@@ -1,0 +1,447 @@
+//! Asking shards for chunks.
+//!
+//! Per shard there is a queue of claims and a small number of calls. When a call is free it takes everything that is queued, across
+//! datasets, symbols and columns, as one streaming call: a group commit without a timer. An idle shard is asked at once; while all calls
+//! are busy, the queue grows into the next batch by itself. A fixed waiting time was rejected: it gains no calls when idle and costs its
+//! length every time.
+//!
+//! Chunks are delivered as they come, each to its own waiters. What fails is a chunk, not a call: a retry asks only for what is still
+//! open, and only if somebody still waits for it.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    ops::Range,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use trellis_proto::{Code, Error, Result, pb};
+
+use crate::{
+    chunk::{Chunk, RunShape, Stamp},
+    claims::{ColumnSet, FlightId, Payload},
+    state::Core,
+    datasets::{Part, Table},
+    memory::Reservation,
+    series::{Cell, Fx, Leg},
+    shards::{Shard, about, jitter},
+};
+
+/// Calls under way to one shard. Two keep the connection busy while one is being planned; more would divide a burst into smaller
+/// batches, and a shard reads in parallel within a call.
+const CALLS_MAX: usize = 3;
+/// Expected bytes of one call, at most: bounds what one reservation takes, and the time until a call is free again.
+const CALL_BYTES_MAX: u64 = 64 << 20;
+/// The same as a part of the budget, for small ones.
+const CALL_BUDGET_SHARE: u64 = 8;
+/// Ranges of one call, at most: bounds the size of the request.
+const CALL_RANGES_MAX: usize = 50_000;
+/// How long a call waits for a shard that is being brought up to date.
+const LIVE_WAIT: Duration = Duration::from_secs(5);
+/// How often a chunk is asked for again after a failure that may pass, before its readers are told.
+const RETRIES: u32 = 2;
+/// Wait before the first retry, doubled for the next, with jitter.
+const RETRY_WAIT: Duration = Duration::from_millis(40);
+
+/// A claim on its way to a shard.
+#[derive(Debug, Clone)]
+pub(crate) struct Work {
+    pub(crate) table: Arc<Table>,
+    pub(crate) part: Arc<Part>,
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) flight: FlightId,
+    pub(crate) columns: ColumnSet,
+    pub(crate) chunks: Range<i64>,
+    /// The reader streams in time order; others are served newest first.
+    pub(crate) oldest_first: bool,
+    /// Whether the chunks may stay when their readers are gone.
+    pub(crate) store: bool,
+    /// Expected bytes.
+    pub(crate) bytes: u64,
+    attempt: u32,
+    /// It has been sent to another owner once.
+    rerouted: bool,
+}
+
+impl Work {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn new(
+        table: &Arc<Table>,
+        part: &Arc<Part>,
+        cell: &Arc<Cell>,
+        claim: crate::claims::Claim,
+        oldest_first: bool,
+        store: bool,
+    ) -> Self {
+        let chunks = (claim.chunks.end - claim.chunks.start) as u64;
+        Self {
+            bytes: table.expected_bytes(chunks, claim.columns),
+            table: Arc::clone(table),
+            part: Arc::clone(part),
+            cell: Arc::clone(cell),
+            flight: claim.flight,
+            columns: claim.columns,
+            chunks: claim.chunks,
+            oldest_first,
+            store,
+            attempt: 0,
+            rerouted: false,
+        }
+    }
+
+    /// Tells the readers of `chunks` that they cannot be had.
+    fn fail(&self, core: &Arc<Core>, chunks: Range<i64>, error: Error) {
+        let span = self.table.spec.chunk;
+        let range = (span.start(chunks.start), span.end(chunks.end - 1));
+        let error = about(error, &self.part.shard, self.table.name.as_str(), self.cell.symbol.as_str(), range);
+        let mut fx = Fx::default();
+        self.cell.lock().series.fail(self.flight, chunks, &error, &mut fx);
+        core.settle(&self.cell, &self.part.shard, fx);
+    }
+
+    fn fail_open(&self, core: &Arc<Core>, error: &Error) {
+        let open = self.cell.lock().series.open(self.flight, &self.chunks);
+        for chunks in open {
+            self.fail(core, chunks, error.clone());
+        }
+    }
+}
+
+/// What waits for a call to one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: VecDeque<Work>,
+    running: usize,
+}
+
+/// Queues claims on one shard, all at once so that they can go as one call.
+pub(crate) fn submit(core: &Arc<Core>, shard: &Arc<Shard>, works: impl IntoIterator<Item = Work>) {
+    let mut queue = shard.queue.lock();
+    queue.waiting.extend(works);
+    start(core, shard, &mut queue);
+}
+
+fn start(core: &Arc<Core>, shard: &Arc<Shard>, queue: &mut Queue) {
+    if queue.running < CALLS_MAX && !queue.waiting.is_empty() {
+        queue.running += 1;
+        core.runtime().spawn(run(Running { core: Arc::clone(core), shard: Arc::clone(shard) }));
+    }
+}
+
+/// One of a shard's calls. Gives its place back however it ends.
+struct Running {
+    core: Arc<Core>,
+    shard: Arc<Shard>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut queue = self.shard.queue.lock();
+        queue.running -= 1;
+        start(&self.core, &self.shard, &mut queue);
+    }
+}
+
+async fn run(running: Running) {
+    loop {
+        let batch = take(&mut running.shard.queue.lock(), running.core.memory.budget());
+        if batch.is_empty() {
+            return;
+        }
+        let mut batch = Batch { core: Arc::clone(&running.core), works: batch };
+        if let Err(error) = call(&running.core, &running.shard, &mut batch).await {
+            batch.fail(&error);
+        }
+    }
+}
+
+/// The oldest claims that fit into one call and want the same order.
+fn take(queue: &mut Queue, budget: u64) -> Vec<Work> {
+    let limit = CALL_BYTES_MAX.min(budget / CALL_BUDGET_SHARE);
+    let mut batch: Vec<Work> = Vec::new();
+    let mut left = VecDeque::new();
+    let mut bytes = 0;
+    while let Some(work) = queue.waiting.pop_front() {
+        let full = batch.len() >= CALL_RANGES_MAX || (!batch.is_empty() && bytes + work.bytes > limit);
+        if full {
+            queue.waiting.push_front(work);
+            break;
+        }
+        if batch.first().is_some_and(|first| first.oldest_first != work.oldest_first) {
+            left.push_back(work);
+            continue;
+        }
+        bytes += work.bytes;
+        batch.push(work);
+    }
+    while let Some(work) = left.pop_back() {
+        queue.waiting.push_front(work);
+    }
+    batch
+}
+
+/// Claims of one call. If the task that makes the call ends in any way but the ordinary one (it panicked, the runtime stops), their
+/// readers are told at once.
+struct Batch {
+    core: Arc<Core>,
+    works: Vec<Work>,
+}
+
+impl Batch {
+    fn fail(&mut self, error: &Error) {
+        for work in std::mem::take(&mut self.works) {
+            work.fail_open(&self.core, error);
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if !self.works.is_empty() {
+            self.fail(&Error::new(Code::Internal, "the fetch ended without a result, by a bug in the head node"));
+        }
+    }
+}
+
+/// One range of the request.
+struct Asked {
+    work: usize,
+    chunks: Range<i64>,
+    shape: Arc<RunShape>,
+}
+
+/// Makes one call and settles every chunk of the batch, now or by a retry.
+///
+/// # Errors
+/// What concerns all of the batch; the batch is then as it was.
+async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result<()> {
+    let expected = batch.works.iter().map(|work| work.bytes).sum();
+    // what is over the share in itself goes when nothing else is in flight; over the budget it can never go
+    let mut reservation = core.memory.reserve(expected).await.inspect_err(|_| {
+        core.counters.shed.fetch_add(batch.works.len() as u64, Relaxed);
+    })?;
+    core.cache.settle();
+    shard.live(LIVE_WAIT).await?;
+
+    let generation = shard.generation();
+    let mut ranges = Vec::new();
+    let mut asked = Vec::new();
+    let mut shapes: Vec<(Arc<Table>, Arc<RunShape>)> = Vec::new();
+    for (index, work) in batch.works.iter().enumerate() {
+        let open = {
+            let mut inner = work.cell.lock();
+            if !inner.series.wanted(work.flight) {
+                // its readers left while it was queued: nothing is lost by not asking
+                inner.series.cancel(work.flight);
+                continue;
+            }
+            inner.series.launch(work.flight, generation);
+            inner.series.open(work.flight, &work.chunks)
+        };
+        let known = shapes.iter().find(|(t, s)| Arc::ptr_eq(t, &work.table) && s.columns == work.columns);
+        let shape = match known {
+            Some((_, shape)) => Arc::clone(shape),
+            None => {
+                let shape = Arc::new(RunShape::new(&work.table.spec, work.table.layout, work.columns));
+                shapes.push((Arc::clone(&work.table), Arc::clone(&shape)));
+                shape
+            }
+        };
+        for chunks in open {
+            ranges.push(pb::ChunkRange {
+                dataset: work.table.name.to_string(),
+                symbol: work.cell.symbol.to_string(),
+                fields: shape.names(),
+                first: chunks.start,
+                end: chunks.end,
+            });
+            asked.push(Asked { work: index, chunks, shape: Arc::clone(&shape) });
+        }
+    }
+    if ranges.is_empty() {
+        batch.works.clear();
+        return Ok(());
+    }
+    core.counters.upstream_calls.fetch_add(1, Relaxed);
+    let tables: HashSet<_> = asked.iter().map(|a| &batch.works[a.work].table.name).collect();
+    for name in tables {
+        if let Some(table) = core.table(name) {
+            table.counters.upstream_calls.fetch_add(1, Relaxed);
+        }
+    }
+
+    let order = match batch.works.first() {
+        Some(work) if work.oldest_first => pb::FetchOrder::OldestFirst,
+        _ => pb::FetchOrder::NewestFirst,
+    };
+    let request = pb::FetchRequest { ranges, order: order.into(), epoch: shard.epoch() };
+    let mut failures: Vec<(usize, Range<i64>, Error)> = Vec::new();
+    let ended = stream(core, shard, batch, &asked, request, &mut reservation, &mut failures).await;
+    drop(reservation);
+
+    if let Err(error) = ended {
+        for (index, work) in batch.works.iter().enumerate() {
+            let open = work.cell.lock().series.open(work.flight, &work.chunks);
+            failures.extend(open.into_iter().map(|chunks| (index, chunks, error.clone())));
+        }
+    }
+    if failures.iter().any(|(_, _, error)| error.code() == Code::StaleEpoch) {
+        // once for the batch; if it cannot be had now, the chunks fail and are asked for again by whoever still wants them
+        match shard.describe(true).await {
+            Ok(said) => shard.redescribed(core, &said),
+            Err(error) => tracing::warn!(%error, shard = %shard.id, "a shard does not say what it owns"),
+        }
+    }
+    let works = std::mem::take(&mut batch.works);
+    for (index, chunks, error) in failures {
+        again(core, shard, &works[index], chunks, error);
+    }
+    core.cache.settle();
+    Ok(())
+}
+
+async fn stream(
+    core: &Arc<Core>,
+    shard: &Arc<Shard>,
+    batch: &Batch,
+    asked: &[Asked],
+    request: pb::FetchRequest,
+    reservation: &mut Reservation,
+    failures: &mut Vec<(usize, Range<i64>, Error)>,
+) -> Result<()> {
+    let mut client = shard.fetch_client();
+    let fetch = async {
+        let mut replies = client.fetch(request).await?.into_inner();
+        let mut remaining: u64 = asked.iter().map(|a| (a.chunks.end - a.chunks.start) as u64).sum();
+        while let Some(reply) = replies.message().await? {
+            match reply.reply {
+                Some(pb::fetch_reply::Reply::Run(run)) => {
+                    remaining = remaining.saturating_sub(run.rows.len() as u64);
+                    arrive(core, shard, batch, asked, run, reservation)?;
+                }
+                Some(pb::fetch_reply::Reply::Failure(failure)) => {
+                    let a = asked.get(failure.range as usize).ok_or_else(stray)?;
+                    let chunks = failure.first.max(a.chunks.start)..failure.end.min(a.chunks.end);
+                    if chunks.is_empty() {
+                        return Err(stray());
+                    }
+                    remaining = remaining.saturating_sub((chunks.end - chunks.start) as u64);
+                    let error = failure.error.map_or_else(
+                        || Error::new(Code::Unavailable, "the shard failed without saying why"),
+                        Error::from,
+                    );
+                    failures.push((a.work, chunks, error));
+                }
+                None => return Err(stray()),
+            }
+        }
+        match remaining {
+            0 => Ok(()),
+            _ => Err(Error::new(Code::Unavailable, "the shard ended its answer early")),
+        }
+    };
+    tokio::pin!(fetch);
+    loop {
+        // registered before the check, so that no cancellation is missed
+        let cancelled = shard.flights_cancelled.notified();
+        tokio::pin!(cancelled);
+        cancelled.as_mut().enable();
+        let wanted = batch.works.iter().any(|w| !w.cell.lock().series.open(w.flight, &w.chunks).is_empty());
+        if !wanted {
+            return Ok(());
+        }
+        tokio::select! {
+            ended = &mut fetch => return ended,
+            () = cancelled => {}
+        }
+    }
+}
+
+fn stray() -> Error {
+    Error::new(Code::DataCorrupt, "the shard answered something that was not asked")
+}
+
+/// Chunks have come: out of the message, into the claim map, to their waiters.
+fn arrive(
+    core: &Arc<Core>,
+    shard: &Arc<Shard>,
+    batch: &Batch,
+    asked: &[Asked],
+    run: pb::ChunkRun,
+    reservation: &mut Reservation,
+) -> Result<()> {
+    #[cfg(test)]
+    assert!(!core.panic_on_arrival.load(Relaxed), "as the test wants");
+    let a = asked.get(run.range as usize).ok_or_else(stray)?;
+    let end = run.first.checked_add(run.rows.len() as i64).ok_or_else(stray)?;
+    if run.first < a.chunks.start || end > a.chunks.end {
+        return Err(stray());
+    }
+    let work = &batch.works[a.work];
+    let stamp = Stamp { columns: work.columns, version: run.version, known_through: run.known_through_ns };
+    let received = (run.data_header.len() + run.data_body.len()) as u64;
+    let rows: u64 = run.rows.iter().map(|rows| u64::from(*rows)).sum();
+    let chunks: Vec<Arc<Chunk>> =
+        a.shape.unpack(&core.memory, run.first, &run.rows, stamp, &run.data_header, run.data_body)?;
+
+    core.counters.bytes_fetched.fetch_add(received, Relaxed);
+    work.table.counters.rows_fetched.fetch_add(rows, Relaxed);
+    work.table.learn(chunks.len(), rows);
+    reservation.arrived(work.table.expected_bytes(chunks.len() as u64, work.columns));
+
+    let store = work.store && reservation.store;
+    let standing = work.part.standing();
+    let mut fx = Fx::default();
+    {
+        let mut inner = work.cell.lock();
+        for (chunk, payload) in (run.first..).zip(chunks) {
+            debug_assert_eq!(payload.columns(), work.columns);
+            let mut next_slot = || core.cache.next_id();
+            inner.series.deliver(work.flight, chunk, payload, store, &standing, &mut next_slot, &mut fx);
+        }
+    }
+    core.settle(&work.cell, shard, fx);
+    core.cache.settle();
+    Ok(())
+}
+
+/// A chunk could not be had: ask again if that may help and somebody still waits, else tell its readers.
+fn again(core: &Arc<Core>, shard: &Arc<Shard>, work: &Work, chunks: Range<i64>, error: Error) {
+    if error.code() == Code::StaleEpoch && !work.rerouted {
+        reroute(core, Work { chunks, rerouted: true, ..work.clone() }, error);
+        return;
+    }
+    if !error.retryable() || work.attempt >= RETRIES || !work.cell.lock().series.wanted(work.flight) {
+        work.fail(core, chunks, error);
+        return;
+    }
+    let wait = RETRY_WAIT * 2u32.pow(work.attempt);
+    let (core, shard) = (Arc::clone(core), Arc::clone(shard));
+    let work = Work { attempt: work.attempt + 1, chunks, ..work.clone() };
+    core.runtime().clone().spawn(async move {
+        let held = Batch { core: Arc::clone(&core), works: vec![work] };
+        tokio::time::sleep(wait.mul_f64(0.5 + jitter())).await;
+        resubmit(&core, &shard, held);
+    });
+}
+
+fn resubmit(core: &Arc<Core>, shard: &Arc<Shard>, mut held: Batch) {
+    submit(core, shard, std::mem::take(&mut held.works));
+}
+
+/// The shard's ownership is not what this head believed (and has learnt by now): ask whoever owns the chunks, once.
+fn reroute(core: &Arc<Core>, mut work: Work, error: Error) {
+    let legs = work.cell.legs(core, &work.table);
+    let chunks = work.chunks.clone();
+    let whole = |leg: &&Leg| leg.chunks.start <= chunks.start && chunks.end <= leg.chunks.end;
+    match legs.as_ref().ok().and_then(|legs| legs.iter().find(whole)) {
+        Some(leg) => {
+            work.part = Arc::clone(&leg.part);
+            submit(core, &leg.part.shard, [work]);
+        }
+        None => {
+            let message = format!("the chunks have changed owners: {}", error.message());
+            work.fail(core, chunks, Error::new(Code::Unavailable, message));
+        }
+    }
+}

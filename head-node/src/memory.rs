@@ -1,0 +1,212 @@
+//! One budget for everything that a head keeps in memory.
+//!
+//! Three gauges: *resident* (what the claim maps hold), *in flight* (reserved before a shard is asked), *pinned* (evicted
+//! or never stored, but still held by readers). The payload of a chunk counts itself from its allocation to its last
+//! reader's drop, so that pinned bytes are a difference and need no bookkeeping per reader:
+//! `pinned = live payloads - resident payloads`.
+//!
+//! What is not resident takes room from the cache, never beside it: see [`crate::cache`]'s ballast.
+//!
+//! A reservation that does not fit waits; then it gets a pass to read through, without a place in the cache; then it is
+//! refused. Waiting is first come, first served within what fits.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use trellis_proto::{Code, Error, Result};
+
+/// What is in flight and pinned may take at most this part of the budget; the rest stays with the cache, or a burst of
+/// cold reads would empty it for data that each is read once.
+const TRANSIT_SHARE: (u64, u64) = (1, 2);
+/// Reads through may take the transit share up to this part, so that a cache full of pinned bytes still serves.
+const THROUGH_SHARE: (u64, u64) = (3, 4);
+/// How long a reservation waits for room before it becomes a read through.
+const STORE_WAIT: Duration = Duration::from_millis(500);
+/// How long a read through waits before it is refused.
+const THROUGH_WAIT: Duration = Duration::from_millis(1500);
+
+/// The gauges of one head. All in bytes.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    budget: u64,
+    live: AtomicU64,
+    resident: AtomicU64,
+    slots: AtomicU64,
+    in_flight: AtomicU64,
+    room: Notify,
+}
+
+/// Bookkeeping of one slot: its entry in the series' map and in the eviction engine, measured with a counting allocator.
+pub(crate) const SLOT_BYTES: u64 = 320;
+
+impl Memory {
+    pub(crate) fn new(budget: u64) -> Arc<Self> {
+        Arc::new(Self {
+            budget,
+            live: AtomicU64::new(0),
+            resident: AtomicU64::new(0),
+            slots: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            room: Notify::new(),
+        })
+    }
+
+    /// Everything together may take this much.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// What the claim maps hold, bookkeeping included.
+    pub(crate) fn resident(&self) -> u64 {
+        self.resident.load(Relaxed) + self.slots.load(Relaxed) * SLOT_BYTES
+    }
+
+    /// Reserved for what shards have been asked for.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Held by readers and by nobody else.
+    pub(crate) fn pinned(&self) -> u64 {
+        self.live.load(Relaxed).saturating_sub(self.resident.load(Relaxed))
+    }
+
+    /// What takes room from the cache.
+    pub(crate) fn transit(&self) -> u64 {
+        self.in_flight() + self.pinned()
+    }
+
+    /// A payload has been allocated.
+    pub(crate) fn allocated(&self, bytes: u64) {
+        self.live.fetch_add(bytes, Relaxed);
+    }
+
+    /// The last reader of a payload is gone.
+    pub(crate) fn freed(&self, bytes: u64) {
+        self.live.fetch_sub(bytes, Relaxed);
+        self.room.notify_one();
+    }
+
+    /// A payload has been put into a slot.
+    pub(crate) fn stored(&self, bytes: u64) {
+        self.slots.fetch_add(1, Relaxed);
+        self.resident.fetch_add(bytes, Relaxed);
+    }
+
+    /// A slot is gone.
+    pub(crate) fn dropped(&self, bytes: u64) {
+        self.slots.fetch_sub(1, Relaxed);
+        self.resident.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Reserves `bytes` for what is about to be asked for, waiting for room if there is none. A single reservation larger than the
+    /// share is granted when nothing else is in transit: it could never be granted otherwise. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] after [`STORE_WAIT`] and [`THROUGH_WAIT`].
+    pub(crate) async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
+        let begin = Instant::now();
+        loop {
+            let waited = begin.elapsed();
+            let store = waited < STORE_WAIT;
+            let share = if store { TRANSIT_SHARE } else { THROUGH_SHARE };
+            if self.try_reserve(bytes, self.budget / share.1 * share.0) {
+                return Ok(Reservation { memory: Arc::clone(self), bytes, store });
+            }
+            let until = if store { STORE_WAIT } else { STORE_WAIT + THROUGH_WAIT };
+            if waited >= until {
+                return Err(Error::new(
+                    Code::Overloaded,
+                    format!(
+                        "the head has no memory for {bytes} bytes more: {} in flight, {} held by slow readers, of {}",
+                        self.in_flight(),
+                        self.pinned(),
+                        self.budget
+                    ),
+                )
+                .hint("try again, or read less at once"));
+            }
+            let _ = tokio::time::timeout(until - waited, self.room.notified()).await;
+        }
+    }
+
+    fn try_reserve(&self, bytes: u64, limit: u64) -> bool {
+        let pinned = self.pinned();
+        self.in_flight
+            .fetch_update(Relaxed, Relaxed, |in_flight| {
+                let alone = in_flight == 0 && bytes + pinned <= self.budget;
+                (alone || in_flight + pinned + bytes <= limit).then_some(in_flight + bytes)
+            })
+            .is_ok()
+    }
+}
+
+/// Room for bytes that are on their way. Gives back what is left when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    memory: Arc<Memory>,
+    bytes: u64,
+    /// Whether what comes may be stored.
+    pub(crate) store: bool,
+}
+
+impl Reservation {
+    /// A part of what was reserved has come (and counts itself now).
+    pub(crate) fn arrived(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.memory.in_flight.fetch_sub(bytes, Relaxed);
+        self.memory.room.notify_one();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.arrived(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reservation_waits_for_room_then_reads_through_then_is_refused() {
+        let memory = Memory::new(1000);
+        let first = memory.reserve(500).await.unwrap();
+        assert!(first.store);
+        let through = memory.reserve(200).await.unwrap();
+        assert!(!through.store, "half of the budget is taken: read through");
+        let refused = memory.reserve(200).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Overloaded);
+        assert!(refused.retryable());
+        drop(first);
+        assert!(memory.reserve(200).await.unwrap().store);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pinned_bytes_count_against_the_same_share() {
+        let memory = Memory::new(1000);
+        memory.allocated(400);
+        assert_eq!(memory.pinned(), 400);
+        assert!(!memory.reserve(200).await.unwrap().store);
+        memory.stored(400);
+        assert_eq!(memory.pinned(), 0);
+        assert!(memory.reserve(200).await.unwrap().store);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_reservation_larger_than_the_share_goes_alone() {
+        let memory = Memory::new(1000);
+        let alone = memory.reserve(900).await.unwrap();
+        assert!(memory.reserve(10).await.is_err());
+        drop(alone);
+        assert!(memory.reserve(1001).await.is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! Following a shard's log of changes.
+//!
+//! A session begins with the question whether anything may have been missed. If the shard is the same process and goes on exactly
+//! where this head had stopped, nothing was: what is held stays confirmed, and the session is live as soon as it has caught up with
+//! the log's end. Otherwise everything held from this shard is unconfirmed; one batched check sorts out what has changed, and a new
+//! [generation](crate::claims::Generation) begins.
+//!
+//! The order at the beginning of a generation matters: hello, then describe, then confirm, then live. Everything that is fetched or
+//! confirmed in the generation is read after the description, so it holds every commit that the described knowledge time covers, even
+//! those whose changes are still on their way in the stream.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use trellis_proto::{Code, Error, Result, pb};
+
+use crate::{
+    changes,
+    claims::Standing,
+    state::Core,
+    datasets::{Part, Table},
+    series::Cell,
+    shards::{Link, Shard},
+};
+
+/// Acknowledgements queued for the shard: it needs the newest only, so a handful is plenty.
+const ACKS_QUEUED: usize = 16;
+/// A shard that does not begin its log within this time is away.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The batched check of everything held: seconds for millions of chunks.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Runs of chunks in one check. About 64 bytes each: within the limit of a message with much to spare. More than one call is needed
+/// only above some hundred thousand held series.
+const CONFIRM_RUNS_MAX: usize = 200_000;
+
+/// How far a shard's log has been applied.
+#[derive(Debug, Default)]
+pub(crate) struct Position {
+    incarnation: String,
+    seq: u64,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) was_live: bool,
+    pub(crate) error: Error,
+}
+
+/// Follows the log until it is lost.
+pub(crate) async fn follow(core: &Arc<Core>, shard: &Arc<Shard>, position: &mut Position) -> Ended {
+    let mut was_live = false;
+    let error = match session(core, shard, position, &mut was_live).await {
+        Ok(()) => Error::new(Code::Unavailable, "the shard ended its log"),
+        Err(error) => error,
+    };
+    Ended { was_live, error }
+}
+
+async fn session(
+    core: &Arc<Core>,
+    shard: &Arc<Shard>,
+    position: &mut Position,
+    was_live: &mut bool,
+) -> Result<()> {
+    let (acks, requests) = mpsc::channel(ACKS_QUEUED);
+    let start = pb::WatchStart {
+        head: core.config.head_id.clone(),
+        incarnation: position.incarnation.clone(),
+        seq: position.seq,
+    };
+    send(&acks, pb::watch_request::Request::Start(start)).await?;
+    let open = async {
+        let mut events = shard.client().watch(ReceiverStream::new(requests)).await?.into_inner();
+        let first = events.message().await?;
+        Ok::<_, tonic::Status>((events, first))
+    };
+    let (mut events, first) = tokio::time::timeout(HELLO_TIMEOUT, open)
+        .await
+        .map_err(|_| Error::new(Code::Unavailable, "the shard did not begin its log in time"))??;
+    let Some(pb::watch_event::Event::Hello(hello)) = first.and_then(|event| event.event) else {
+        return Err(Error::new(Code::DataCorrupt, "the shard's log does not begin with a hello"));
+    };
+
+    let resumed = !position.incarnation.is_empty()
+        && hello.incarnation == position.incarnation
+        && hello.seq == position.seq;
+    if !resumed {
+        *position = Position { incarnation: hello.incarnation.clone(), seq: hello.seq };
+        begin_generation(core, shard).await?;
+        *was_live = true;
+        shard.set_link(core, Link::Live);
+        tracing::info!(shard = %shard.id, seq = hello.seq, "following a shard's log");
+    }
+    if hello.ownership_epoch != shard.epoch() {
+        shard.redescribed(core, &shard.describe(true).await?);
+    }
+    if resumed {
+        // what was acknowledged to publishers while this head was away is in the log, and must be applied first
+        let end = confirm(shard, Vec::new()).await?.seq;
+        while position.seq < end {
+            next(core, shard, &mut events, &acks, position).await?;
+        }
+        *was_live = true;
+        shard.set_link(core, Link::Live);
+        tracing::info!(shard = %shard.id, seq = position.seq, "following a shard's log again, nothing was missed");
+    }
+    loop {
+        tokio::select! {
+            more = next(core, shard, &mut events, &acks, position) => if !more? {
+                return Ok(());
+            },
+            () = shard.suspect.notified() => {
+                return Err(Error::new(Code::Unavailable, "the log is suspected to be behind"));
+            }
+        }
+    }
+}
+
+/// Applies one event. False: the log has ended. Cancel safe as long as the event has not come: applying does not wait but for the
+/// acknowledgement, which the next one replaces.
+async fn next(
+    core: &Arc<Core>,
+    shard: &Arc<Shard>,
+    events: &mut Streaming<pb::WatchEvent>,
+    acks: &mpsc::Sender<pb::WatchRequest>,
+    position: &mut Position,
+) -> Result<bool> {
+    let Some(event) = events.message().await? else { return Ok(false) };
+    match event.event {
+        Some(pb::watch_event::Event::Change(change)) => {
+            if change.seq != position.seq + 1 {
+                return Err(gap(position.seq, change.seq));
+            }
+            changes::apply(core, shard, &change);
+            position.seq = change.seq;
+            send(acks, pb::watch_request::Request::Applied(change.seq)).await?;
+        }
+        Some(pb::watch_event::Event::Heartbeat(heartbeat)) => {
+            if heartbeat.seq != position.seq {
+                return Err(gap(position.seq, heartbeat.seq));
+            }
+            for (_, part) in parts(core, shard) {
+                part.advance(heartbeat.known_through_ns);
+            }
+            if heartbeat.ownership_epoch != shard.epoch() {
+                shard.redescribed(core, &shard.describe(true).await?);
+            }
+        }
+        Some(pb::watch_event::Event::Hello(_)) | None => {
+            return Err(Error::new(Code::DataCorrupt, "the shard's log holds something that is no change"));
+        }
+    }
+    Ok(true)
+}
+
+fn gap(applied: u64, came: u64) -> Error {
+    Error::new(Code::Unavailable, format!("the shard's log went from {applied} to {came}"))
+}
+
+async fn send(acks: &mpsc::Sender<pb::WatchRequest>, request: pb::watch_request::Request) -> Result<()> {
+    acks.send(pb::WatchRequest { request: Some(request) })
+        .await
+        .map_err(|_| Error::new(Code::Unavailable, "the shard has closed its log"))
+}
+
+fn parts(core: &Core, shard: &Shard) -> Vec<(Arc<Table>, Arc<Part>)> {
+    core.tables().into_iter().filter_map(|table| Some((table.part(&shard.id)?, table))).map(|(p, t)| (t, p)).collect()
+}
+
+/// Brings everything that is held from a shard to a new generation.
+async fn begin_generation(core: &Arc<Core>, shard: &Arc<Shard>) -> Result<()> {
+    let said = shard.describe(false).await?;
+    let generation = core.next_generation();
+
+    // (what is asked about, whose it is)
+    let mut held = Vec::new();
+    let mut owners: Vec<(Arc<Cell>, Standing)> = Vec::new();
+    for (table, part) in parts(core, shard) {
+        let standing = part.standing();
+        for cell in table.all_cells() {
+            // where there is no valid map, nothing can be confirmed; those slots keep their old generation
+            let owned = cell.owned_by(core, &table, &shard.id).unwrap_or_default();
+            let runs = cell.lock().series.held(&owned);
+            for (chunks, version) in runs {
+                held.push(pb::HeldChunks {
+                    dataset: table.name.to_string(),
+                    symbol: cell.symbol.to_string(),
+                    first: chunks.start,
+                    end: chunks.end,
+                    version,
+                });
+                owners.push((Arc::clone(&cell), standing));
+            }
+        }
+    }
+    let mut from = 0;
+    while from < held.len() {
+        let to = (from + CONFIRM_RUNS_MAX).min(held.len());
+        let reply = confirm(shard, held[from..to].to_vec()).await?;
+        core.counters.confirms.fetch_add(1, Relaxed);
+        if reply.unchanged.len() != to - from {
+            return Err(Error::new(Code::DataCorrupt, "the shard confirmed another number of chunks than asked"));
+        }
+        for ((held, (cell, standing)), unchanged) in held[from..to].iter().zip(&owners[from..to]).zip(reply.unchanged) {
+            cell.lock().series.confirm(held.first..held.end, held.version, standing, generation, unchanged);
+        }
+        from = to;
+    }
+
+    shard.set_generation(generation);
+    let mut described = std::collections::HashSet::new();
+    for said in &said.datasets {
+        match core.table_of(said) {
+            Ok(table) => {
+                described.insert(table.name.clone());
+                let standing = Standing { generation, known_through: said.known_through_ns };
+                let part = table.describe(shard, standing, said);
+                let known_through = part.standing().known_through.max(said.known_through_ns);
+                part.begin(Standing { generation, known_through });
+                table.symbols_may_grow(None::<std::iter::Empty<&str>>);
+                table.refresh();
+            }
+            Err(error) => tracing::error!(%error, shard = %shard.id, "a description is not usable"),
+        }
+    }
+    for (table, part) in parts(core, shard) {
+        if !described.contains(&table.name) {
+            // the shard has lost a dataset that it had: nothing of it can be confirmed
+            part.begin(Standing { generation, ..part.standing() });
+        }
+    }
+    // routes hold the parts that were there when they were made
+    core.rebuild_ownership();
+    Ok(())
+}
+
+async fn confirm(shard: &Shard, held: Vec<pb::HeldChunks>) -> Result<pb::ConfirmReply> {
+    let mut client = shard.client();
+    match tokio::time::timeout(CONFIRM_TIMEOUT, client.confirm(pb::ConfirmRequest { held })).await {
+        Ok(reply) => Ok(reply?.into_inner()),
+        Err(_) => Err(Error::new(Code::Unavailable, "the shard did not confirm in time")),
+    }
+}
