@@ -1,0 +1,168 @@
+//! What a head node is told when it starts. Parsed whole, and refused, before any port is bound.
+
+use std::{net::SocketAddr, time::Duration};
+
+use trellis_fabric::env::{self, ConfigError, Env, Invalid, Var};
+
+/// Where the shards are.
+const SHARDS: Var =
+    Var::required("TRELLIS_SHARDS", "where the shards are: static://HOST:PORT,HOST:PORT or dns://NAME:PORT");
+/// Memory for chunks.
+const CACHE_BYTES: Var = Var::or(
+    "TRELLIS_CACHE_BYTES",
+    "512MiB",
+    "memory for chunks: kept, on their way in, and held by slow readers",
+);
+/// Longest answer.
+const ANSWER_BYTES: Var =
+    Var::or("TRELLIS_ANSWER_BYTES", "4GiB", "longest answer to one read; more is refused");
+/// Rows of an answer.
+const ANSWER_ROWS: Var =
+    Var::or("TRELLIS_ANSWER_ROWS", "200000000", "most rows of one answer; more are refused");
+/// Time that an abandoned fetch goes on.
+const GRACE_MS: Var = Var::or(
+    "TRELLIS_GRACE_MS",
+    "250",
+    "milliseconds that a fetch goes on after its last reader has left, in case another one comes",
+);
+
+/// Every variable of the binary `head-node`.
+pub const VARS: &[Var] = &[
+    env::ID,
+    env::LISTEN,
+    SHARDS,
+    CACHE_BYTES,
+    ANSWER_BYTES,
+    ANSWER_ROWS,
+    GRACE_MS,
+    env::DRAIN_MS,
+    env::LOG,
+    env::LOG_FORMAT,
+];
+
+/// A head node's configuration. Make one with [`Config::new`] and change what differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The head's name.
+    pub id: String,
+    /// Discovery URL of the shards: `static://`, `grpc://` or `dns://`.
+    pub shards_url: String,
+    /// Bytes for chunks: resident, in flight and pinned by readers together.
+    pub cache_bytes: u64,
+    /// Most bytes of one answer.
+    pub answer_bytes_max: u64,
+    /// Most rows of one answer.
+    pub answer_rows_max: u64,
+    /// How long a fetch goes on after its last reader has left.
+    pub grace: Duration,
+    /// How long answers in flight may take once the head was told to stop.
+    pub drain: Duration,
+}
+
+/// What a process needs to know besides its head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// The head's own configuration.
+    pub head: Config,
+    /// Address to listen on.
+    pub listen: SocketAddr,
+}
+
+impl Config {
+    /// A head named `id` before the shards at `shards_url`, with every default.
+    #[must_use]
+    pub fn new(id: impl Into<String>, shards_url: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            shards_url: shards_url.into(),
+            cache_bytes: 512 << 20,
+            answer_bytes_max: 4 << 30,
+            answer_rows_max: 200_000_000,
+            grace: Duration::from_millis(250),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Process {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// All variables that are missing, wrong or unknown.
+    pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
+        let id = env.with(&env::ID, node_name);
+        let listen = env.parse(&env::LISTEN);
+        let shards_url = env.string(&SHARDS);
+        let cache_bytes = env.with(&CACHE_BYTES, |text| size_from(text, CACHE_BYTES_MIN));
+        let answer_bytes = env.with(&ANSWER_BYTES, |text| size_from(text, 1));
+        let answer_rows = env.parse(&ANSWER_ROWS);
+        let grace = env.millis(&GRACE_MS);
+        let drain = env.millis(&env::DRAIN_MS);
+        // read by telemetry
+        let _log: (Option<String>, Option<String>) =
+            (env.optional(&env::LOG), env.optional(&env::LOG_FORMAT));
+        env.finish()?;
+        let head = || -> Result<Self, Invalid> {
+            Ok(Self {
+                head: Config {
+                    id: id?,
+                    shards_url: shards_url?,
+                    cache_bytes: cache_bytes?,
+                    answer_bytes_max: answer_bytes?,
+                    answer_rows_max: answer_rows?,
+                    grace: grace?,
+                    drain: drain?,
+                },
+                listen: listen?,
+            })
+        };
+        head().map_err(|invalid| unreachable!("{invalid:?} was reported by finish"))
+    }
+}
+
+/// Below this a budget does not hold the chunks of one wide answer.
+const CACHE_BYTES_MIN: u64 = 16 << 20;
+
+fn size_from(text: &str, min: u64) -> Result<u64, String> {
+    match env::parse_bytes(text) {
+        None => Err("expected a size such as 512MiB or 4GiB".to_owned()),
+        Some(bytes) if bytes < min => Err(format!("expected at least {min} bytes")),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+/// `[a-z0-9][a-z0-9_.-]{0,62}`: a DNS label's alphabet, and a fair length for a metric's attribute.
+fn node_name(name: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let first = name.bytes().next().is_some_and(plain);
+    if first && name.len() <= 63 && name.bytes().all(|b| plain(b) || b"_.-".contains(&b)) {
+        Ok(name.to_owned())
+    } else {
+        Err("expected a name of lower case letters, digits, '_', '.' and '-', at most 63".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Process, ConfigError> {
+        Process::from_env(Env::from_pairs(VARS, pairs.iter().copied()))
+    }
+
+    #[test]
+    fn two_variables_make_a_head_with_the_defaults_of_new() {
+        let process = parse(&[("TRELLIS_ID", "head-0"), ("TRELLIS_SHARDS", "static://a:1")]).unwrap();
+        assert_eq!(process.head, Config::new("head-0", "static://a:1"));
+        assert_eq!(process.listen.to_string(), "127.0.0.1:0");
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let problems = parse(&[("TRELLIS_ID", "Head 0"), ("TRELLIS_CACHE_BYTES", "1KiB")]).unwrap_err();
+        let told = problems.to_string();
+        for name in ["TRELLIS_ID", "TRELLIS_SHARDS", "TRELLIS_CACHE_BYTES"] {
+            assert!(told.contains(name), "{told}");
+        }
+    }
+}

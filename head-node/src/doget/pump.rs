@@ -1,0 +1,342 @@
+//! One answer, from the plan to the trailers: reads step by step, frames message by message.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant, vec};
+
+use arrow_buffer::Buffer;
+use bytes::Bytes;
+use http::HeaderMap;
+use prost::Message;
+use trellis_proto::{Code, Error, Result, SeriesQuery, pb};
+
+use super::{Account, within};
+use crate::{
+    chunk::{self, ChunkRef, KnownAt},
+    engine::{Ask, Dataset, Reading, SeriesChunks},
+    error,
+    fair::Turn,
+    frame::{self, Column, Framer, Source, Values},
+    head::HeadNode,
+    plan::{self, Plan, Step},
+    slice::{Known, Window},
+    stats::Outcome,
+};
+
+/// What goes to the transport next.
+pub(super) enum Sent {
+    Data(Bytes),
+    End(HeaderMap),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Rows are missing. → `Framed`, `Over`
+    Reading,
+    /// All messages are framed; some may not have been handed out. → `Over`
+    Framed,
+    /// The trailers are out.
+    Over,
+}
+
+/// An answer in the making.
+pub(super) struct Pump {
+    head: Arc<HeadNode>,
+    dataset: Arc<Dataset>,
+    query: SeriesQuery,
+    plan: Plan,
+    unit: Arc<str>,
+    deadline: Option<Instant>,
+    steps: vec::IntoIter<Step>,
+    /// The step being read.
+    reading: Option<(Step, Reading)>,
+    /// Permission to pin that step's chunks, if it is a large one.
+    admission: Option<Turn>,
+    /// Permission to have the last message framed out.
+    egress: Option<Turn>,
+    framer: Framer<ChunkRef>,
+    /// Position in the plan's symbols of the series last taken.
+    key: usize,
+    found: Found,
+    stage: Stage,
+}
+
+/// What the readings of the answer say together.
+#[derive(Debug, Default)]
+struct Found {
+    /// The knowledge time of the first reading, for which all of them must be true.
+    cut: Option<i64>,
+    versions: Option<(u64, u64)>,
+    /// `None` while nothing has been read.
+    watermark: Option<Option<i64>>,
+    shards: BTreeSet<String>,
+}
+
+impl Pump {
+    pub(super) fn new(
+        head: Arc<HeadNode>,
+        dataset: Arc<Dataset>,
+        query: SeriesQuery,
+        plan: Plan,
+        unit: Arc<str>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let shape = head.shape(&dataset, &plan.fields, query.known_at);
+        let steps = plan.steps(&dataset.spec, shape.row_bytes()).into_iter();
+        let framer = Framer::new(shape, &plan.symbols);
+        Self {
+            head,
+            dataset,
+            query,
+            plan,
+            unit,
+            deadline,
+            steps,
+            reading: None,
+            admission: None,
+            egress: None,
+            framer,
+            key: 0,
+            found: Found::default(),
+            stage: Stage::Reading,
+        }
+    }
+
+    /// Frames the whole answer if that takes no waiting and one message. Otherwise what it did is the beginning of the
+    /// long way.
+    pub(super) fn hit(&mut self, account: &mut Account) -> Result<bool> {
+        if self.steps.len() > 1 || self.is_large() {
+            return Ok(false);
+        }
+        if let Some(step) = self.steps.next() {
+            let mut reading = self.read(&step)?;
+            let Some(all) = reading.try_all_ready() else {
+                self.reading = Some((step, reading));
+                return Ok(false);
+            };
+            self.agree(&reading)?;
+            for series in &all {
+                self.take(&step, series, account)?;
+            }
+            self.count(&reading, account);
+        }
+        if !self.framer.is_small() {
+            return Ok(false);
+        }
+        self.finish(account);
+        Ok(true)
+    }
+
+    /// The only piece of an answer that [`Pump::hit`] framed; the transport gets its trailers by itself.
+    pub(super) fn whole(&mut self) -> Option<Bytes> {
+        (self.stage == Stage::Framed && self.egress.is_none()).then(|| self.framer.pop())?
+    }
+
+    /// Frames the first message.
+    pub(super) async fn first(&mut self, account: &mut Account) -> Result<()> {
+        self.frame(account).await
+    }
+
+    /// The next piece, the trailers after the last, `None` after them.
+    pub(super) async fn next(&mut self, account: &mut Account) -> Option<Sent> {
+        loop {
+            if let Some(bytes) = self.framer.pop() {
+                return Some(Sent::Data(bytes));
+            }
+            // the transport has taken the message
+            self.egress = None;
+            match self.stage {
+                Stage::Reading => {
+                    if let Err(error) = within(self.deadline, self.frame(account)).await {
+                        self.stage = Stage::Over;
+                        self.reading = None;
+                        account.outcome = Outcome::Failed(error.code());
+                        return Some(Sent::End(error::trailers(&error)));
+                    }
+                }
+                Stage::Framed => {
+                    self.stage = Stage::Over;
+                    account.outcome = Outcome::Served;
+                    return Some(Sent::End(error::trailers_ok()));
+                }
+                Stage::Over => return None,
+            }
+        }
+    }
+
+    /// Frames one message when it is the unit's turn.
+    async fn frame(&mut self, account: &mut Account) -> Result<()> {
+        let more = self.fill(account).await?;
+        let bytes = frame::MESSAGE_BYTES as u64;
+        self.egress = Some(self.head.egress().turn(&self.unit, bytes).await);
+        if more {
+            self.framer.frame();
+            account.answer.bytes = self.framer.framed().bytes;
+        } else {
+            self.finish(account);
+        }
+        Ok(())
+    }
+
+    /// Reads until there is a message's worth of rows (`true`) or no more (`false`).
+    async fn fill(&mut self, account: &mut Account) -> Result<bool> {
+        while !self.framer.is_full() {
+            if let Some((step, mut reading)) = self.reading.take() {
+                let series = reading.next().await;
+                self.agree(&reading)?;
+                match series {
+                    Some(series) => {
+                        self.take(&step, &series?, account)?;
+                        self.reading = Some((step, reading));
+                    }
+                    None => {
+                        self.count(&reading, account);
+                        self.admission = None;
+                    }
+                }
+            } else if let Some(step) = self.steps.next() {
+                if self.is_large() {
+                    let bytes = self.plan.rows * self.framer.row_bytes() as f64;
+                    let bytes = (bytes as u64).min(plan::STEP_BYTES);
+                    self.admission = Some(self.head.admission().turn(&self.unit, bytes).await);
+                }
+                let reading = self.read(&step)?;
+                self.reading = Some((step, reading));
+            } else {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the answer is expected to need more than one message.
+    fn is_large(&self) -> bool {
+        self.plan.rows * self.framer.row_bytes() as f64 > frame::LAST_MESSAGE_BYTES as f64
+    }
+
+    fn read(&self, step: &Step) -> Result<Reading> {
+        self.head.engine().read(Ask {
+            dataset: self.dataset.clone(),
+            symbols: self.plan.symbols[step.symbols.clone()].to_vec(),
+            fields: self.plan.fields.clone(),
+            start: step.start,
+            end: step.end,
+            as_of: self.found.cut.or(self.query.as_of),
+            allow_stale: self.query.allow_stale,
+            unit: self.unit.clone(),
+            deadline: self.deadline,
+            // what is sent first has to come first
+            time_order: self.is_large(),
+        })
+    }
+
+    fn take(&mut self, step: &Step, series: &SeriesChunks, account: &mut Account) -> Result<()> {
+        let SeriesChunks { symbol, chunks } = series;
+        let ahead = self.plan.symbols[self.key..].iter().position(|planned| planned == symbol);
+        self.key += ahead.ok_or_else(|| {
+            Error::new(Code::Internal, format!("rows of {symbol} came out of order"))
+                .dataset(&self.query.dataset)
+        })?;
+        let window = Window { start: step.start, end: step.end, as_of: self.found.cut };
+        for chunk in chunks {
+            self.framer.push(self.key, chunk, &window);
+        }
+        account.answer.rows = self.framer.rows();
+        let (rows, bytes) = (self.framer.rows(), self.framer.bytes());
+        if rows > self.plan.rows_max {
+            return Err(plan::too_many_rows(&self.query, self.plan.rows_max, "more"));
+        }
+        if bytes > self.head.limits().bytes {
+            return Err(plan::too_many_bytes(&self.query, self.head.limits().bytes, "more"));
+        }
+        Ok(())
+    }
+
+    /// Takes the knowledge time of the first reading as the answer's; the others were asked for the same.
+    fn agree(&mut self, reading: &Reading) -> Result<()> {
+        match (self.found.cut, reading.cut()) {
+            (None, cut) => self.found.cut = cut,
+            (Some(ours), Some(theirs)) if theirs < ours => {
+                let message = "a shard knows less now than when the answer began";
+                return Err(Error::new(Code::Unavailable, message).dataset(&self.query.dataset));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Adds up what a reading says when it is over.
+    fn count(&mut self, reading: &Reading, account: &mut Account) {
+        let (counts, answer, found) = (reading.counts(), &mut account.answer, &mut self.found);
+        answer.chunks_hit += counts.hit;
+        answer.chunks_joined += counts.joined;
+        answer.chunks_fetched += counts.fetched;
+        answer.rows_fetched += counts.rows_fetched;
+        answer.stale |= counts.stale;
+        found.shards.extend(counts.shards.iter().cloned());
+        found.watermark = Some(found.watermark.map_or(counts.watermark, |ours| ours.min(counts.watermark)));
+        if let Some((least, most)) = counts.versions {
+            let (ours_least, ours_most) = found.versions.unwrap_or((least, most));
+            found.versions = Some((least.min(ours_least), most.max(ours_most)));
+        }
+    }
+
+    /// Frames the last message, with the receipt.
+    fn finish(&mut self, account: &mut Account) {
+        let (found, answer, started) = (&self.found, &mut account.answer, account.started);
+        let (version_min, version_max) =
+            found.versions.unwrap_or((self.dataset.version, self.dataset.version));
+        let (query, head, dataset) = (&self.query, &self.head, &self.dataset);
+        self.framer.finish(|framed| {
+            let receipt = pb::Receipt {
+                dataset: query.dataset.to_string(),
+                as_of_ns: query.as_of,
+                known_through_ns: found.cut.unwrap_or_else(|| {
+                    query.as_of.map_or(dataset.known_through, |as_of| as_of.min(dataset.known_through))
+                }),
+                version_min,
+                version_max,
+                watermark_ns: found.watermark.unwrap_or(dataset.watermark),
+                rows: framed.rows,
+                bytes: framed.bytes,
+                chunks_hit: answer.chunks_hit,
+                chunks_joined: answer.chunks_joined,
+                chunks_fetched: answer.chunks_fetched,
+                rows_fetched: answer.rows_fetched,
+                shards: found.shards.iter().cloned().collect(),
+                stale: answer.stale,
+                elapsed_us: started.elapsed().as_micros() as u64,
+                head: head.id().to_owned(),
+            };
+            receipt.encode_to_vec()
+        });
+        answer.bytes = self.framer.framed().bytes;
+        account.outcome = Outcome::Served;
+        self.stage = Stage::Framed;
+    }
+}
+
+impl Source for ChunkRef {
+    fn ts(&self) -> &Buffer {
+        ChunkRef::ts(self).inner()
+    }
+    fn known(&self) -> Known<'_> {
+        match self.known_at() {
+            KnownAt::Constant(at) => Known::Constant(*at),
+            KnownAt::PerRow(at) => Known::PerRow(at),
+        }
+    }
+    fn corrected(&self) -> bool {
+        ChunkRef::corrected(self)
+    }
+    fn column(&self, field: usize) -> Column<'_> {
+        let Some(column) = self.field(field) else {
+            // a bug of the engine's; serving wrong values would be a worse one
+            panic!("a chunk came without field {field}, which was asked for");
+        };
+        let values = match column.values() {
+            chunk::Values::Fixed(values) => Values::Fixed(values),
+            chunk::Values::Bits(values) => Values::Bits(values),
+            chunk::Values::Text(offsets, data) => Values::Text(offsets, data),
+        };
+        Column { nulls: column.nulls(), values }
+    }
+}

@@ -1,0 +1,188 @@
+//! What the services of one head share: its engine, its limits, its accounts.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use parking_lot::RwLock;
+use trellis_proto::{DatasetName, Result, SeriesQuery, pb};
+
+use crate::{
+    config::Config,
+    engine::{Dataset, DatasetCounts, Engine},
+    fair::{self, Fair},
+    frame::Shape,
+    metrics::Metrics,
+    plan::{self, Facts, Limits, Plan},
+    stats::Stats,
+};
+
+/// Bytes of messages that are framed and not yet taken by the transport. Enough for every core to have several under way;
+/// little enough that who comes next waits a few milliseconds for the turn, not for what others have piled up.
+const EGRESS_BYTES: u64 = 8 << 20;
+
+/// A transport that has not taken a message after this long is waiting for its reader, not for us.
+const EGRESS_LEASE: Duration = Duration::from_millis(5);
+
+/// Part of the memory budget that large answers may hold while they are read and sent.
+const ADMISSION_SHARE: u64 = 2;
+
+/// An answer that takes longer than this has a reader who is slow, and stands in the way of the others of its unit.
+const ADMISSION_LEASE: Duration = Duration::from_secs(10);
+
+/// Shapes kept of one dataset: more combinations of fields than strategies ask for.
+const SHAPES_MAX: usize = 64;
+
+/// One head node, shared by its services.
+pub(crate) struct HeadNode {
+    config: Config,
+    engine: Engine,
+    limits: Limits,
+    stats: Stats,
+    metrics: Metrics,
+    admission: Fair,
+    egress: Fair,
+    shapes: RwLock<HashMap<DatasetName, Vec<CachedShape>>>,
+    draining: AtomicBool,
+}
+
+struct CachedShape {
+    fields: Vec<usize>,
+    known_at: bool,
+    shape: Arc<Shape>,
+}
+
+impl HeadNode {
+    pub(crate) fn new(config: Config, engine: Engine) -> Arc<Self> {
+        let admitted = (config.cache_bytes / ADMISSION_SHARE).max(plan::STEP_BYTES);
+        // one unit may hold half of that: its slow readers then wait for each other, and others do not
+        let admission =
+            fair::Limits { bytes: admitted, unit_bytes: admitted / 2, lease: Some(ADMISSION_LEASE) };
+        let egress =
+            fair::Limits { bytes: EGRESS_BYTES, unit_bytes: EGRESS_BYTES, lease: Some(EGRESS_LEASE) };
+        Arc::new_cyclic(|this| Self {
+            limits: Limits { rows: config.answer_rows_max, bytes: config.answer_bytes_max },
+            stats: Stats::default(),
+            metrics: Metrics::new(this.clone()),
+            admission: Fair::new(admission),
+            egress: Fair::new(egress),
+            shapes: RwLock::default(),
+            draining: AtomicBool::new(false),
+            config,
+            engine,
+        })
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.config.id
+    }
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+    /// Memory that large answers hold.
+    pub(crate) fn admission(&self) -> &Fair {
+        &self.admission
+    }
+    /// Messages on their way out.
+    pub(crate) fn egress(&self) -> &Fair {
+        &self.egress
+    }
+
+    /// From here on new requests are refused.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Plans a request for a dataset.
+    pub(crate) async fn plan(&self, dataset: &Dataset, query: &SeriesQuery) -> Result<Plan> {
+        let symbols = self.engine.symbols(&query.dataset).await?;
+        let facts = Facts {
+            spec: &dataset.spec,
+            rows: dataset.rows,
+            first_ts: dataset.first_ts,
+            last_ts: dataset.last_ts,
+            symbols: &symbols,
+        };
+        plan::plan(query, facts, self.limits)
+    }
+
+    /// The shape of answers with these fields. A dataset's fields never change, so neither does a shape.
+    pub(crate) fn shape(&self, dataset: &Dataset, fields: &[usize], known_at: bool) -> Arc<Shape> {
+        let is = |cached: &&CachedShape| cached.fields == fields && cached.known_at == known_at;
+        let name = &dataset.spec.dataset;
+        if let Some(cached) = self.shapes.read().get(name).and_then(|shapes| shapes.iter().find(is)) {
+            return cached.shape.clone();
+        }
+        let shape = Arc::new(Shape::new(&dataset.spec, fields, known_at));
+        let mut all = self.shapes.write();
+        let shapes = all.entry(name.clone()).or_default();
+        if shapes.len() >= SHAPES_MAX {
+            shapes.remove(0);
+        }
+        shapes.push(CachedShape { fields: fields.to_vec(), known_at, shape: shape.clone() });
+        shape
+    }
+    /// Counters since the head started.
+    pub(crate) fn describe_stats(&self) -> pb::HeadStats {
+        let (answers, engine) = (&self.stats.answers, self.engine.stats());
+        let datasets = self.stats.datasets().into_iter().map(|(name, stats)| {
+            let below = engine.datasets.iter().find(|below| below.dataset == name);
+            let of_engine = |read: fn(&DatasetCounts) -> u64| below.map_or(0, read);
+            pb::DatasetStats {
+                requests: stats.answers.requests.get(),
+                rows_asked: stats.answers.rows.get(),
+                rows_fetched: of_engine(|below| below.rows_fetched),
+                rows_union: of_engine(|below| below.rows_union),
+                chunks_hit: stats.answers.chunks_hit.get(),
+                chunks_joined: stats.answers.chunks_joined.get(),
+                chunks_fetched: stats.answers.chunks_fetched.get(),
+                upstream_calls: of_engine(|below| below.upstream_calls),
+                bytes_sent: stats.answers.bytes.get(),
+                busy_us: stats.answers.busy_us.get(),
+                dataset: name.to_string(),
+            }
+        });
+        pb::HeadStats {
+            head: self.id().to_owned(),
+            requests: answers.requests.get(),
+            requests_failed: answers.failed.get(),
+            rows_asked: answers.rows.get(),
+            rows_fetched: engine.rows_fetched,
+            rows_union: engine.rows_union,
+            chunks_hit: answers.chunks_hit.get(),
+            chunks_joined: answers.chunks_joined.get(),
+            chunks_fetched: answers.chunks_fetched.get(),
+            upstream_calls: engine.upstream_calls,
+            bytes_sent: answers.bytes.get(),
+            bytes_fetched: engine.bytes_fetched,
+            resident_bytes: engine.resident_bytes,
+            in_flight_bytes: engine.in_flight_bytes,
+            pinned_bytes: engine.pinned_bytes,
+            budget_bytes: engine.budget_bytes,
+            invalidations: engine.invalidations,
+            poisoned_flights: engine.poisoned_flights,
+            stale_answers: answers.stale.get(),
+            evictions: engine.evictions,
+            shed: answers.shed.get(),
+            busy_us: answers.busy_us.get(),
+            datasets: datasets.collect(),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Every instrument of the head: names, units, attributes, in one place.
+//!
+//! Counters are read when they are exported, from the counters that `Stats` also answers with, so that a request pays for
+//! them once. Only durations are recorded as they happen.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{AsyncInstrument, Histogram, Meter},
+};
+use trellis_fabric::telemetry;
+
+use crate::{
+    engine::EngineStats,
+    head::HeadNode,
+    stats::{Answers, DatasetStats, Outcome},
+};
+
+/// Seconds: from a hit in memory to a cold read of years.
+const DURATION_BOUNDS: [f64; 14] =
+    [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// The instruments of one head.
+pub(crate) struct Metrics {
+    duration: Histogram<f64>,
+}
+
+impl Metrics {
+    /// Makes the instruments; those that are read on export read from `head` for as long as it lives.
+    pub(crate) fn new(head: Weak<HeadNode>) -> Self {
+        let meter = telemetry::meter("trellis-head");
+        of_answers(&meter, &head);
+        of_engine(&meter, &head);
+        let duration = meter
+            .f64_histogram("trellis.head.read.duration")
+            .with_unit("s")
+            .with_description("Time from a read's arrival to its last message, by dataset and outcome.")
+            .with_boundaries(DURATION_BOUNDS.into())
+            .build();
+        Self { duration }
+    }
+
+    /// A read has ended.
+    pub(crate) fn answered(&self, dataset: Option<&DatasetStats>, outcome: Outcome, took: Duration) {
+        if !telemetry::exporting() {
+            return;
+        }
+        let outcome = KeyValue::new("trellis.outcome", outcome.name());
+        match dataset {
+            Some(dataset) => {
+                self.duration.record(took.as_secs_f64(), &[dataset.attributes[0].clone(), outcome])
+            }
+            None => self.duration.record(took.as_secs_f64(), &[outcome]),
+        }
+    }
+}
+
+/// A counter of answers for each dataset.
+fn of_answers(meter: &Meter, head: &Weak<HeadNode>) {
+    type Read = fn(&Answers) -> u64;
+    let counters: [(&'static str, &'static str, &'static str, Read); 6] = [
+        ("trellis.head.reads", "{read}", "Reads.", |a| a.requests.get()),
+        ("trellis.head.reads.failed", "{read}", "Reads that ended with an error.", |a| a.failed.get()),
+        (
+            "trellis.head.reads.stale",
+            "{read}",
+            "Reads answered with rows not confirmed as the latest.",
+            |a| a.stale.get(),
+        ),
+        ("trellis.head.reads.shed", "{read}", "Reads refused for lack of room.", |a| a.shed.get()),
+        ("trellis.head.rows", "{row}", "Rows of answers.", |a| a.rows.get()),
+        ("trellis.head.io", "By", "Arrow bytes of answers.", |a| a.bytes.get()),
+    ];
+    for (name, unit, about, read) in counters {
+        let head = head.clone();
+        let counter = meter.u64_observable_counter(name).with_unit(unit).with_description(about);
+        let _observed = counter
+            .with_callback(move |observer| {
+                let Some(head) = head.upgrade() else { return };
+                for (_, dataset) in head.stats().datasets() {
+                    observer.observe(read(&dataset.answers), &dataset.attributes);
+                }
+            })
+            .build();
+    }
+    let head = head.clone();
+    let _observed = meter
+        .u64_observable_counter("trellis.head.chunks")
+        .with_unit("{chunk}")
+        .with_description("Series chunks of answers, by how they were had: hit, joined, fetched.")
+        .with_callback(move |observer| {
+            let Some(head) = head.upgrade() else { return };
+            for (_, dataset) in head.stats().datasets() {
+                let by_source = |source, n| {
+                    let source = KeyValue::new("trellis.source", source);
+                    observer.observe(n, &[dataset.attributes[0].clone(), source]);
+                };
+                by_source("hit", dataset.answers.chunks_hit.get());
+                by_source("joined", dataset.answers.chunks_joined.get());
+                by_source("fetched", dataset.answers.chunks_fetched.get());
+            }
+        })
+        .build();
+}
+
+/// What the engine counts, and its gauges.
+fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
+    type Read = fn(&EngineStats) -> u64;
+    let counters: [(&'static str, &'static str, &'static str, Read); 8] = [
+        ("trellis.head.upstream.calls", "{call}", "Calls to shards for chunks.", |s| s.upstream_calls),
+        ("trellis.head.upstream.rows", "{row}", "Rows received from shards.", |s| s.rows_fetched),
+        ("trellis.head.upstream.io", "By", "Arrow bytes received from shards.", |s| s.bytes_fetched),
+        ("trellis.head.rows.union", "{row}", "Rows in the union of all ranges asked.", |s| s.rows_union),
+        ("trellis.head.invalidations", "{chunk}", "Chunks closed by a change.", |s| s.invalidations),
+        ("trellis.head.flights.poisoned", "{flight}", "Fetches overtaken by a change.", |s| {
+            s.poisoned_flights
+        }),
+        ("trellis.head.evictions", "{chunk}", "Chunks that gave way to others.", |s| s.evictions),
+        ("trellis.head.flights.cancelled", "{flight}", "Fetches that everybody left.", |s| {
+            s.cancelled_flights
+        }),
+    ];
+    for (name, unit, about, read) in counters {
+        let head = head.clone();
+        let counter = meter.u64_observable_counter(name).with_unit(unit).with_description(about);
+        let _observed = counter.with_callback(move |observer| observe(&head, observer, read)).build();
+    }
+    let gauges: [(&'static str, Read); 4] = [
+        ("resident", |s| s.resident_bytes),
+        ("in_flight", |s| s.in_flight_bytes),
+        ("pinned", |s| s.pinned_bytes),
+        ("budget", |s| s.budget_bytes),
+    ];
+    let head = head.clone();
+    let _observed = meter
+        .u64_observable_gauge("trellis.head.memory")
+        .with_unit("By")
+        .with_description(
+            "Memory for chunks: resident, in flight, pinned by readers; and the budget of all three.",
+        )
+        .with_callback(move |observer| {
+            let Some(head) = head.upgrade() else { return };
+            let stats = head.engine().stats();
+            for (state, read) in gauges {
+                observer.observe(read(&stats), &[KeyValue::new("trellis.state", state)]);
+            }
+        })
+        .build();
+}
+
+fn observe(head: &Weak<HeadNode>, observer: &dyn AsyncInstrument<u64>, read: fn(&EngineStats) -> u64) {
+    if let Some(head) = Weak::upgrade(head) {
+        let head: Arc<HeadNode> = head;
+        observer.observe(read(&head.engine().stats()), &[]);
+    }
+}

@@ -1,0 +1,124 @@
+//! `trellis.v1.Head`: questions that are not about rows, and what is passed on to a dataset's home shard.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use trellis_fabric::channel::PeerChannel;
+use trellis_proto::{
+    DatasetName, Error, Result, Symbol, TimeRange,
+    pb::{self, head_server, shard_client::ShardClient},
+};
+
+use crate::{error, head::HeadNode};
+
+/// The dataset that holds the run ledger.
+const LEDGER: &str = "trellis.runs";
+
+/// The service.
+pub(crate) struct Service {
+    head: Arc<HeadNode>,
+}
+
+impl Service {
+    pub(crate) fn new(head: Arc<HeadNode>) -> Self {
+        Self { head }
+    }
+
+    fn admit(&self) -> Result<()> {
+        if self.head.is_draining() { Err(error::draining(self.head.id())) } else { Ok(()) }
+    }
+
+    /// The shard that commits to a dataset, whether it exists already or not.
+    async fn home(&self, dataset: &str) -> Result<ShardClient<PeerChannel>> {
+        self.admit()?;
+        let (_, channel) = self.head.engine().home_channel(&DatasetName::new(dataset)?).await?;
+        Ok(ShardClient::new(channel))
+    }
+}
+
+/// A shard's answer as ours, its error unchanged.
+fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
+    match answer {
+        Ok(answer) => Ok(Response::new(answer.into_inner())),
+        Err(status) => Err(Error::from_status(&status).into()),
+    }
+}
+
+#[tonic::async_trait]
+impl head_server::Head for Service {
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeReply>, Status> {
+        self.admit()?;
+        let request = request.into_inner();
+        let datasets = if request.dataset.is_empty() {
+            self.head.engine().datasets().await?
+        } else {
+            vec![self.head.engine().dataset(&DatasetName::new(&request.dataset)?).await?]
+        };
+        let datasets = datasets.iter().map(|dataset| dataset.as_ref().into()).collect();
+        Ok(Response::new(pb::DescribeReply { datasets }))
+    }
+
+    async fn symbols(
+        &self,
+        request: Request<pb::SymbolsRequest>,
+    ) -> Result<Response<pb::SymbolsReply>, Status> {
+        self.admit()?;
+        let name = DatasetName::new(request.into_inner().dataset)?;
+        let dataset = self.head.engine().dataset(&name).await?;
+        let symbols = self.head.engine().symbols(&name).await?;
+        let symbols = symbols.iter().map(Symbol::to_string).collect();
+        Ok(Response::new(pb::SymbolsReply { symbols, version: dataset.version }))
+    }
+
+    async fn sessions(
+        &self,
+        request: Request<pb::SessionsRequest>,
+    ) -> Result<Response<pb::SessionsReply>, Status> {
+        self.admit()?;
+        let request = request.into_inner();
+        let name = DatasetName::new(&request.dataset)?;
+        let TimeRange { start, end } = TimeRange::new(request.start_ns, request.end_ns)?;
+        let sessions_ns = self.head.engine().sessions(&name, start, end).await?;
+        Ok(Response::new(pb::SessionsReply { sessions_ns }))
+    }
+
+    async fn stats(&self, _: Request<pb::StatsRequest>) -> Result<Response<pb::HeadStats>, Status> {
+        Ok(Response::new(self.head.describe_stats()))
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<pb::AcquireLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        let request = request.into_inner();
+        pass(self.home(&request.dataset).await?.acquire_lease(request).await)
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<pb::RenewLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        let request = request.into_inner();
+        pass(self.home(&request.dataset).await?.renew_lease(request).await)
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<pb::ReleaseLeaseRequest>,
+    ) -> Result<Response<pb::ReleaseLeaseReply>, Status> {
+        let request = request.into_inner();
+        pass(self.home(&request.dataset).await?.release_lease(request).await)
+    }
+
+    async fn record_runs(
+        &self,
+        request: Request<pb::RecordRunsRequest>,
+    ) -> Result<Response<pb::RecordRunsReply>, Status> {
+        let reply = pass(self.home(LEDGER).await?.record_runs(request.into_inner()).await)?;
+        self.head.engine().sync_others(&DatasetName::new(LEDGER)?, reply.get_ref().version).await;
+        Ok(reply)
+    }
+}

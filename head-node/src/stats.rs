@@ -1,0 +1,166 @@
+//! Counters of answers since the head started; the engine counts what lies below them.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use opentelemetry::KeyValue;
+use parking_lot::RwLock;
+use trellis_proto::{Code, DatasetName};
+
+/// One number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Counters of answers.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    pub(crate) requests: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) cancelled: Counter,
+    pub(crate) rows: Counter,
+    pub(crate) rows_fetched: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) chunks_hit: Counter,
+    pub(crate) chunks_joined: Counter,
+    pub(crate) chunks_fetched: Counter,
+    pub(crate) stale: Counter,
+    /// Refused because there was no room.
+    pub(crate) shed: Counter,
+    pub(crate) busy_us: Counter,
+}
+
+/// What one answer adds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answer {
+    pub(crate) rows: u64,
+    pub(crate) rows_fetched: u64,
+    pub(crate) bytes: u64,
+    pub(crate) chunks_hit: u64,
+    pub(crate) chunks_joined: u64,
+    pub(crate) chunks_fetched: u64,
+    pub(crate) stale: bool,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Served,
+    Failed(Code),
+    /// The client left first.
+    Left,
+}
+
+impl Outcome {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Failed(_) => "failed",
+            Self::Left => "left",
+        }
+    }
+}
+
+impl Answers {
+    fn add(&self, answer: &Answer, outcome: Outcome, took: Duration) {
+        self.requests.add(1);
+        match outcome {
+            Outcome::Served => {}
+            Outcome::Failed(code) => {
+                self.failed.add(1);
+                self.shed.add(u64::from(code == Code::Overloaded));
+            }
+            Outcome::Left => self.cancelled.add(1),
+        }
+        self.rows.add(answer.rows);
+        self.rows_fetched.add(answer.rows_fetched);
+        self.bytes.add(answer.bytes);
+        self.chunks_hit.add(answer.chunks_hit);
+        self.chunks_joined.add(answer.chunks_joined);
+        self.chunks_fetched.add(answer.chunks_fetched);
+        self.stale.add(u64::from(answer.stale));
+        self.busy_us.add(took.as_micros() as u64);
+    }
+}
+
+/// Counters of one dataset.
+#[derive(Debug)]
+pub(crate) struct DatasetStats {
+    pub(crate) answers: Answers,
+    /// For metrics.
+    pub(crate) attributes: [KeyValue; 1],
+}
+
+/// Counters of the whole head.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) answers: Answers,
+    datasets: RwLock<HashMap<DatasetName, Arc<DatasetStats>>>,
+}
+
+impl Stats {
+    /// Counters of a dataset that exists: what a request merely names must not make an entry.
+    pub(crate) fn dataset(&self, name: &DatasetName) -> Arc<DatasetStats> {
+        if let Some(stats) = self.datasets.read().get(name) {
+            return stats.clone();
+        }
+        let new = || {
+            let attributes = [KeyValue::new("trellis.dataset", name.to_string())];
+            Arc::new(DatasetStats { answers: Answers::default(), attributes })
+        };
+        self.datasets.write().entry(name.clone()).or_insert_with(new).clone()
+    }
+
+    /// Counts an answer; of requests that failed before their dataset was found, `dataset` is `None`.
+    pub(crate) fn add(
+        &self,
+        dataset: Option<&DatasetStats>,
+        answer: &Answer,
+        outcome: Outcome,
+        took: Duration,
+    ) {
+        self.answers.add(answer, outcome, took);
+        if let Some(dataset) = dataset {
+            dataset.answers.add(answer, outcome, took);
+        }
+    }
+
+    /// All datasets asked for, by name.
+    pub(crate) fn datasets(&self) -> Vec<(DatasetName, Arc<DatasetStats>)> {
+        let mut all: Vec<_> = self.datasets.read().iter().map(|(n, s)| (n.clone(), s.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_for_the_head_and_for_its_dataset() {
+        let stats = Stats::default();
+        let daily = stats.dataset(&DatasetName::new("equities.daily").unwrap());
+        let answer = Answer { rows: 5, chunks_hit: 2, ..Answer::default() };
+        stats.add(Some(&daily), &answer, Outcome::Served, Duration::from_micros(70));
+        stats.add(None, &Answer::default(), Outcome::Failed(Code::Overloaded), Duration::ZERO);
+        assert_eq!((stats.answers.requests.get(), daily.answers.requests.get()), (2, 1));
+        assert_eq!((stats.answers.failed.get(), stats.answers.shed.get()), (1, 1));
+        assert_eq!((daily.answers.rows.get(), daily.answers.busy_us.get()), (5, 70));
+        assert_eq!(stats.datasets().len(), 1);
+    }
+}

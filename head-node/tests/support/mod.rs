@@ -1,0 +1,450 @@
+//! A head before a shard that is told what to say: rows set by the test, faults on request, calls written down.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use arrow_array::{
+    Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+};
+use arrow_flight::{
+    FlightData, Ticket, flight_service_client::FlightServiceClient, utils::batches_to_flight_data,
+};
+use futures::{FutureExt, Stream, StreamExt, stream};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use trellis_head::{Config, Head};
+use trellis_proto::{
+    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldName, FieldType,
+    pb::{self, shard_server},
+    spec::FieldSpec,
+    time::DAY_NS,
+};
+
+pub const DATASET: &str = "equities.daily";
+
+/// One row: event time, knowledge time, seed of its values; `None`: they are missing.
+pub type Row = (i64, i64, Option<i64>);
+
+pub fn spec() -> DatasetSpec {
+    let field =
+        |name, data_type| FieldSpec { name: FieldName::new(name).unwrap(), data_type, nullable: true };
+    let fields = vec![
+        field("close", FieldType::Float64),
+        field("volume", FieldType::Int64),
+        field("note", FieldType::String),
+    ];
+    DatasetSpec::new(DatasetName::new(DATASET).unwrap(), fields, ChunkSpan::new(64 * DAY_NS).unwrap())
+        .unwrap()
+}
+
+/// The values of rows, made in the same way for the shard and for the expected answers.
+pub fn values(seeds: &[Option<i64>], field: &str) -> ArrayRef {
+    let seeds = seeds.iter().copied();
+    match field {
+        "close" => Arc::new(seeds.map(|s| s.map(|s| s as f64 / 4.0)).collect::<Float64Array>()),
+        "volume" => Arc::new(seeds.map(|s| s.map(|s| s * 100)).collect::<Int64Array>()),
+        "note" => Arc::new(seeds.map(|s| s.map(|s| "n".repeat(s as usize % 7))).collect::<StringArray>()),
+        other => panic!("no field {other}"),
+    }
+}
+
+pub fn times(values: impl Iterator<Item = i64>) -> ArrayRef {
+    Arc::new(TimestampNanosecondArray::from_iter_values(values).with_timezone("UTC"))
+}
+
+#[derive(Default)]
+struct State {
+    series: BTreeMap<String, Vec<Row>>,
+    /// Symbols whose chunks cannot be read.
+    broken: BTreeSet<String>,
+    fetches: Vec<pb::FetchRequest>,
+    rows_fetched: u64,
+    publishes: Vec<Published>,
+    syncs: u64,
+    /// Known to whoever asks; not among the series.
+    version: u64,
+}
+
+/// What became of a publish.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Published {
+    /// The stream ended well, after so many Arrow messages.
+    Whole { unit: String, messages: usize },
+    /// It did not.
+    Broken,
+}
+
+/// A shard that owns everything.
+#[derive(Clone)]
+pub struct FakeShard {
+    state: Arc<Mutex<State>>,
+    /// Fetches wait while this is `true`.
+    hold: watch::Sender<bool>,
+}
+
+impl FakeShard {
+    pub fn new(series: BTreeMap<String, Vec<Row>>) -> Self {
+        let state = State { series, version: 7, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), hold: watch::Sender::new(false) }
+    }
+    pub fn break_symbol(&self, symbol: &str) {
+        self.state.lock().unwrap().broken.insert(symbol.to_owned());
+    }
+    pub fn mend(&self) {
+        self.state.lock().unwrap().broken.clear();
+    }
+    pub fn hold(&self, hold: bool) {
+        self.hold.send_replace(hold);
+    }
+    pub fn fetches(&self) -> Vec<pb::FetchRequest> {
+        self.state.lock().unwrap().fetches.clone()
+    }
+    pub fn rows_fetched(&self) -> u64 {
+        self.state.lock().unwrap().rows_fetched
+    }
+    pub fn publishes(&self) -> Vec<Published> {
+        self.state.lock().unwrap().publishes.clone()
+    }
+
+    fn description(&self) -> pb::DatasetDescription {
+        let state = self.state.lock().unwrap();
+        let ts = || state.series.values().flatten().map(|row| row.0);
+        pb::DatasetDescription {
+            spec: Some((&spec()).into()),
+            version: state.version,
+            known_through_ns: KNOWN_THROUGH,
+            watermark_ns: None,
+            first_ts_ns: ts().min(),
+            last_ts_ns: ts().max(),
+            rows: state.series.values().map(|rows| rows.len() as u64).sum(),
+            symbols: state.series.len() as u64,
+            home: "shard-0".into(),
+        }
+    }
+
+    fn run(&self, index: usize, range: &pb::ChunkRange) -> pb::FetchReply {
+        let spec = spec();
+        let mut state = self.state.lock().unwrap();
+        let reply = if state.broken.contains(&range.symbol) {
+            let error =
+                Error::new(Code::Unavailable, "the disk is away").shard("shard-0").symbol(&range.symbol);
+            let failure = pb::ChunkFailure {
+                range: index as u32,
+                first: range.first,
+                end: range.end,
+                error: Some(pb::ErrorDetail::from(error)),
+            };
+            pb::fetch_reply::Reply::Failure(failure)
+        } else {
+            let all = state.series.get(&range.symbol).cloned().unwrap_or_default();
+            let of_chunk = |k: i64| all.iter().filter(move |row| spec.chunk.chunk_of(row.0) == k);
+            let rows: Vec<u32> = (range.first..range.end).map(|k| of_chunk(k).count() as u32).collect();
+            let rows_of: Vec<Row> = (range.first..range.end).flat_map(|k| of_chunk(k).copied()).collect();
+            state.rows_fetched += rows_of.len() as u64;
+            let positions: Vec<usize> = range.fields.iter().map(|name| spec.field(name).unwrap().0).collect();
+            let seeds: Vec<Option<i64>> = rows_of.iter().map(|row| row.2).collect();
+            let mut columns = vec![times(rows_of.iter().map(|r| r.0)), times(rows_of.iter().map(|r| r.1))];
+            columns.extend(range.fields.iter().map(|field| values(&seeds, field)));
+            let schema = spec.chunk_schema(&positions);
+            let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
+            let data = batches_to_flight_data(&schema, vec![batch]).unwrap().pop().unwrap();
+            pb::fetch_reply::Reply::Run(pb::ChunkRun {
+                range: index as u32,
+                first: range.first,
+                rows,
+                version: state.version,
+                known_through_ns: KNOWN_THROUGH,
+                watermark_ns: None,
+                seq: 1,
+                data_header: data.data_header,
+                data_body: data.data_body,
+            })
+        };
+        pb::FetchReply { reply: Some(reply) }
+    }
+}
+
+pub const KNOWN_THROUGH: i64 = 1_000_000;
+
+type Replies<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl shard_server::Shard for FakeShard {
+    async fn describe(
+        &self,
+        request: Request<pb::ShardDescribeRequest>,
+    ) -> Result<Response<pb::ShardDescription>, Status> {
+        let all = pb::HashRange { start: 0, end: 65_536 };
+        let owns = pb::Ownership {
+            dataset_pattern: "*".into(),
+            symbols: Some(pb::ownership::Symbols::HashRange(all)),
+            start_ns: None,
+            end_ns: None,
+        };
+        let datasets = if request.into_inner().ownership_only { vec![] } else { vec![self.description()] };
+        Ok(Response::new(pb::ShardDescription {
+            shard: "shard-0".into(),
+            epoch: 1,
+            owns: vec![owns],
+            incarnation: "first".into(),
+            datasets,
+        }))
+    }
+
+    async fn symbols(&self, _: Request<pb::SymbolsRequest>) -> Result<Response<pb::SymbolsReply>, Status> {
+        let state = self.state.lock().unwrap();
+        let symbols = state.series.keys().cloned().collect();
+        Ok(Response::new(pb::SymbolsReply { symbols, version: state.version }))
+    }
+
+    async fn sessions(&self, _: Request<pb::SessionsRequest>) -> Result<Response<pb::SessionsReply>, Status> {
+        let state = self.state.lock().unwrap();
+        let days: BTreeSet<i64> =
+            state.series.values().flatten().map(|r| r.0.div_euclid(DAY_NS) * DAY_NS).collect();
+        Ok(Response::new(pb::SessionsReply { sessions_ns: days.into_iter().collect() }))
+    }
+
+    type FetchStream = Replies<pb::FetchReply>;
+    async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let request = request.into_inner();
+        self.state.lock().unwrap().fetches.push(request.clone());
+        let (shard, mut hold) = (self.clone(), self.hold.subscribe());
+        let replies = stream::once(async move {
+            let _gone = hold.wait_for(|hold| !hold).await;
+        })
+        .flat_map(move |()| {
+            let shard = shard.clone();
+            stream::iter(request.ranges.clone().into_iter().enumerate())
+                .map(move |(i, range)| Ok(shard.run(i, &range)))
+        });
+        Ok(Response::new(replies.boxed()))
+    }
+
+    type WatchStream = Replies<pb::WatchEvent>;
+    async fn watch(
+        &self,
+        mut request: Request<Streaming<pb::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let _start = request.get_mut().message().await?;
+        let hello = pb::WatchHello {
+            shard: "shard-0".into(),
+            incarnation: "first".into(),
+            seq: 1,
+            ownership_epoch: 1,
+        };
+        let heartbeat = pb::Heartbeat { seq: 1, known_through_ns: KNOWN_THROUGH, ownership_epoch: 1 };
+        let event = |event| Ok(pb::WatchEvent { event: Some(event) });
+        let beats = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Some(((), ()))
+        })
+        .map(move |()| event(pb::watch_event::Event::Heartbeat(heartbeat)));
+        Ok(Response::new(stream::iter([event(pb::watch_event::Event::Hello(hello))]).chain(beats).boxed()))
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<pb::ConfirmRequest>,
+    ) -> Result<Response<pb::ConfirmReply>, Status> {
+        let unchanged = request.into_inner().held.iter().map(|_| true).collect();
+        Ok(Response::new(pb::ConfirmReply { unchanged, seq: 1, known_through_ns: KNOWN_THROUGH }))
+    }
+
+    async fn sync(&self, request: Request<pb::SyncRequest>) -> Result<Response<pb::SyncReply>, Status> {
+        self.state.lock().unwrap().syncs += 1;
+        Ok(Response::new(pb::SyncReply { version: request.into_inner().version }))
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<pb::AcquireLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        let request = request.into_inner();
+        if request.unit == "late" {
+            let fenced =
+                Error::new(Code::Fenced, "fenced by epoch 4, held by early").dataset(&request.dataset);
+            return Err(fenced.into());
+        }
+        Ok(Response::new(pb::Lease {
+            dataset: request.dataset,
+            unit: request.unit,
+            epoch: 3,
+            ..Default::default()
+        }))
+    }
+    async fn renew_lease(
+        &self,
+        request: Request<pb::RenewLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        let epoch = request.into_inner().epoch;
+        Ok(Response::new(pb::Lease { epoch, ..Default::default() }))
+    }
+    async fn release_lease(
+        &self,
+        _: Request<pb::ReleaseLeaseRequest>,
+    ) -> Result<Response<pb::ReleaseLeaseReply>, Status> {
+        Ok(Response::new(pb::ReleaseLeaseReply {}))
+    }
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<pb::PublishMessage>>,
+    ) -> Result<Response<pb::PublishAck>, Status> {
+        // a publish that is dropped half-way leaves this behind
+        struct Note(FakeShard, Published);
+        impl Drop for Note {
+            fn drop(&mut self) {
+                self.0.state.lock().unwrap().publishes.push(self.1.clone());
+            }
+        }
+        let mut note = Note(self.clone(), Published::Broken);
+        let mut messages = request.into_inner();
+        let (mut header, mut count) = (None, 0);
+        while let Some(message) = messages.message().await? {
+            match message.message {
+                Some(pb::publish_message::Message::Header(h)) => header = Some(h),
+                Some(pb::publish_message::Message::Ipc(_)) => count += 1,
+                None => return Err(Status::invalid_argument("empty")),
+            }
+        }
+        let header = header.ok_or_else(|| Status::invalid_argument("no header"))?;
+        if header.epoch == 1 {
+            return Err(Error::new(Code::Fenced, "fenced by epoch 2").dataset(&header.dataset).into());
+        }
+        note.1 = Published::Whole { unit: header.unit, messages: count };
+        let dataset = header.dataset;
+        Ok(Response::new(pb::PublishAck {
+            dataset,
+            version: 8,
+            rows: 5,
+            shard: "shard-0".into(),
+            ..Default::default()
+        }))
+    }
+
+    async fn record_runs(
+        &self,
+        request: Request<pb::RecordRunsRequest>,
+    ) -> Result<Response<pb::RecordRunsReply>, Status> {
+        Ok(Response::new(pb::RecordRunsReply { version: request.into_inner().runs.len() as u64 }))
+    }
+}
+
+/// A head that serves, before a fake shard.
+pub struct Grid {
+    pub shard: FakeShard,
+    pub address: SocketAddr,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    served: tokio::task::JoinHandle<trellis_proto::Result<()>>,
+}
+
+impl Grid {
+    pub async fn start(series: BTreeMap<String, Vec<Row>>) -> Self {
+        Self::start_with(series, |_| {}).await
+    }
+
+    pub async fn start_with(series: BTreeMap<String, Vec<Row>>, change: impl FnOnce(&mut Config)) -> Self {
+        let shard = FakeShard::new(series);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let shard_address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder().add_service(
+            shard_server::ShardServer::new(shard.clone())
+                .max_decoding_message_size(64 << 20)
+                .max_encoding_message_size(64 << 20),
+        );
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+
+        let mut config = Config::new("head-0", format!("static://{shard_address}"));
+        change(&mut config);
+        let head = Head::start(config).unwrap();
+        head.ready().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let served = tokio::spawn(head.serve(listener, async {
+            let _dropped = stopped.await;
+        }));
+        Self { shard, address, stop: Some(stop), served }
+    }
+
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+    }
+    pub async fn flight(&self) -> FlightServiceClient<Channel> {
+        FlightServiceClient::new(self.channel().await).max_decoding_message_size(64 << 20)
+    }
+    pub async fn head(&self) -> pb::head_client::HeadClient<Channel> {
+        pb::head_client::HeadClient::new(self.channel().await)
+    }
+
+    /// Tells the head to stop.
+    pub fn stop(&mut self) {
+        self.stop.take();
+    }
+    pub async fn stopped(self) -> trellis_proto::Result<()> {
+        drop(self.stop);
+        self.served.await.unwrap()
+    }
+
+    /// All messages of an answer.
+    pub async fn get(&self, ticket: impl Into<bytes::Bytes>) -> Result<Vec<FlightData>, Error> {
+        let mut flight = self.flight().await;
+        let stream =
+            flight.do_get(Ticket::new(ticket)).await.map_err(|status| Error::from_status(&status))?;
+        let messages: Vec<Result<FlightData, Status>> = stream.into_inner().collect().await;
+        messages.into_iter().map(|message| message.map_err(|status| Error::from_status(&status))).collect()
+    }
+}
+
+/// Rows of `days` consecutive days from 2000-01-01 on; learned at 10, every 17th corrected at 20.
+pub fn daily(days: i64, seed: i64) -> Vec<Row> {
+    let start = 10_957 * DAY_NS;
+    let mut rows = Vec::new();
+    for day in 0..days {
+        let ts = start + day * DAY_NS;
+        let value = (day % 23 != 5).then_some(seed + day);
+        rows.push((ts, 10, value));
+        if day % 17 == 3 {
+            rows.push((ts, 20, Some(seed + day + 1_000)));
+        }
+    }
+    rows
+}
+
+pub fn batches(messages: &[FlightData]) -> Vec<RecordBatch> {
+    use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+    let mut decoder = FlightDataDecoder::new(stream::iter(messages.to_vec().into_iter().map(Ok)));
+    let mut batches = Vec::new();
+    while let Some(message) = decoder.next().now_or_never().expect("nothing to wait for") {
+        if let DecodedPayload::RecordBatch(batch) = message.unwrap().payload {
+            batches.push(batch);
+        }
+    }
+    batches
+}
+
+pub fn receipt(messages: &[FlightData]) -> pb::Receipt {
+    let metadata = messages.last().unwrap().app_metadata.clone();
+    prost::Message::decode(metadata).unwrap()
+}
+
+/// Symbol, event time and `close` of all rows, in order.
+pub fn closes(messages: &[FlightData]) -> Vec<(String, i64, Option<f64>)> {
+    use arrow_array::cast::AsArray;
+    let mut rows = Vec::new();
+    for batch in batches(messages) {
+        let symbols = arrow_cast::cast(batch.column(0), &arrow_schema::DataType::Utf8).unwrap();
+        let ts = batch.column(1).as_primitive::<arrow_array::types::TimestampNanosecondType>();
+        let close = batch.column(2).as_primitive::<arrow_array::types::Float64Type>();
+        for i in 0..batch.num_rows() {
+            let value = close.is_valid(i).then(|| close.value(i));
+            rows.push((symbols.as_string::<i32>().value(i).to_owned(), ts.value(i), value));
+        }
+    }
+    rows
+}
