@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sysconfig
 
 import maturin
 from maturin import (  # noqa: F401  re-exported: the hooks that need nothing of ours
@@ -32,6 +33,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 SCRIPTS = HERE / "trellis.data" / "scripts"
 PACKAGES = ["trellis-python", "trellis-head", "trellis-shard", "trellis-qcu"]
 PROGRAMS = ["head-node", "shard", "qcu"]
+
+# Without build isolation maturin's program is in this environment, which nobody need have activated.
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 # maturin refuses to start, even for metadata, when the folder of `[tool.maturin] data` is missing.
 SCRIPTS.mkdir(parents=True, exist_ok=True)

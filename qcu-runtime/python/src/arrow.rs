@@ -20,6 +20,7 @@ use arrow_array::{
     types::{Float32Type, Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
 use arrow_buffer::Buffer;
+use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use arrow_select::{
     concat::{concat, concat_batches},
@@ -37,7 +38,7 @@ use pyo3_arrow::{
     ffi::{ArrayIterator, to_schema_pycapsule, to_stream_pycapsule},
     input::AnyArray,
 };
-use trellis_proto::{Code, Error, FieldType};
+use trellis_proto::{Code, Error, FieldType, spec::time_type};
 use trellis_qcu::ipc;
 
 use crate::{
@@ -156,6 +157,8 @@ impl Rows {
                 let names: Vec<Option<&str>> = dictionary.values().as_string::<i32>().iter().collect();
                 ("symbol", (codes, names).into_pyobject(py)?.into_any())
             }
+            // nothing was ever set: a column without a type
+            DataType::Null => ("string", vec![None::<&str>; array.len()].into_pyobject(py)?.into_any()),
             _ => {
                 let texts: Vec<Option<&str>> = array.as_string::<i32>().iter().collect();
                 ("string", texts.into_pyobject(py)?.into_any())
@@ -256,7 +259,8 @@ pub(crate) fn make_rows(py: Python<'_>, columns: Vec<Given<'_>>) -> PyResult<Row
             }
             _ => list_array(data.cast::<PyList>()?, name)?,
         };
-        let array = nan_to_null(masked(array, mask.as_ref())?).or_raise(py)?;
+        let array = masked(array, mask.as_ref())?;
+        let array = grid_type(array, name).and_then(nan_to_null).or_raise(py)?;
         if kind != "scalar" {
             match length {
                 None => length = Some((name, array.len())),
@@ -283,6 +287,34 @@ pub(crate) fn make_rows(py: Python<'_>, columns: Vec<Given<'_>>) -> PyResult<Row
 
 /// Name, kind, data, mask.
 type Given<'py> = (String, String, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
+
+/// Brings an array to a type that fields have, where that changes no value.
+fn grid_type(array: ArrayRef, name: &str) -> Result<ArrayRef> {
+    let to = match array.data_type() {
+        DataType::Null => return Ok(array),
+        held if FieldType::from_arrow(held).is_some() => return Ok(array),
+        DataType::Float16 => DataType::Float32,
+        DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
+        DataType::UInt32 | DataType::UInt64 => DataType::Int64,
+        DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => time_type(),
+        text if is_text(text) => DataType::Utf8,
+        other => {
+            let why = format!("column {name} holds {other}, which no field type holds");
+            return Err(Error::new(Code::BadRows, why));
+        }
+    };
+    let checked = CastOptions { safe: false, ..CastOptions::default() };
+    cast_with_options(&array, &to, &checked)
+        .map_err(|e| Error::new(Code::BadRows, format!("column {name} has a value that does not fit: {e}")))
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        DataType::Dictionary(_, values) => is_text(values),
+        _ => false,
+    }
+}
 
 fn repeat(array: &ArrayRef, rows: usize) -> Result<ArrayRef> {
     let all = UInt32Array::from(vec![0; rows]);

@@ -45,7 +45,7 @@ impl<'a> Cells<'a> {
     /// Appends one value; a missing one appends nothing and answers false.
     fn text(&self, batch: &RecordBatch, column: usize, row: usize, out: &mut String) -> bool {
         let array = batch.column(column);
-        if array.is_null(row) {
+        if array.is_null(row) || *array.data_type() == DataType::Null {
             return false;
         }
         // writing to a String cannot fail

@@ -40,6 +40,9 @@ pub(crate) fn pivot(batches: &[RecordBatch], field: &str) -> Result<Wide> {
     let mut values: Vec<ArrayRef> = Vec::new();
     for (b, batch) in batches.iter().enumerate() {
         values.push(numbers(batch, field)?);
+        if batch.num_rows() == 0 {
+            continue;
+        }
         let ts = column(batch, "ts")?
             .as_primitive_opt::<TimestampNanosecondType>()
             .ok_or_else(|| Error::new(Code::InvalidRequest, "the column ts is not timestamp[ns]"))?
@@ -146,6 +149,8 @@ fn numbers(batch: &RecordBatch, field: &str) -> Result<ArrayRef> {
         DataType::Int32 => array.as_primitive::<Int32Type>().unary(f64::from),
         // exact up to 2^53, as everywhere in float64
         DataType::Int64 => array.as_primitive::<Int64Type>().unary(|v| v as f64),
+        // a column without a single value
+        DataType::Null => arrow_array::Float64Array::new_null(array.len()),
         DataType::Boolean => array.as_boolean().iter().map(|v| v.map(f64::from)).collect(),
         other => {
             return Err(Error::new(

@@ -97,7 +97,7 @@ def _pandas(name: str, value: Any) -> _Plain:
     dtype = getattr(value.dtype, "numpy_dtype", None)
     if dtype is None:
         return _numpy(name, value.to_numpy(), None)
-    return _numpy(name, value.fillna(0).to_numpy(dtype=dtype), ~missing if missing.any() else None)
+    return _numpy(name, value.to_numpy(dtype=dtype, na_value=dtype.type(0)), ~missing if missing.any() else None)
 
 
 def _list(name: str, kind: str, values: list[Any]) -> _Plain:

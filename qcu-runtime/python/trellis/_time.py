@@ -35,6 +35,8 @@ def _to_ns(value: Any, name: str) -> int:
         raise BadRequest(f"{name} must be a time, not {value!r}")
     if isinstance(value, int):
         return value
+    if value != value:  # NaT of any library, NaN
+        raise BadRequest(f"{name} must be a time, not {value!r}")
     if isinstance(value, dt.datetime):
         as_unit = getattr(value, "as_unit", None)  # pandas.Timestamp: a datetime with nanoseconds of its own
         if as_unit is not None:
@@ -47,7 +49,7 @@ def _to_ns(value: Any, name: str) -> int:
     if type(value).__module__ == "numpy":
         if type(value).__name__ == "datetime64":
             ns = value.astype("datetime64[ns]")
-            if ns != value or ns != ns:
+            if ns != value:
                 raise BadRequest(f"{name}={value!r} is not a time that nanoseconds hold")
             return int(ns.astype("int64"))
         if hasattr(value, "__index__"):

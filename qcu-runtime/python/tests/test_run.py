@@ -1,0 +1,146 @@
+"""Strategies in this process: the inputs they get, what they may answer, what is published."""
+
+import numpy as np
+import pytest
+from conftest import EXAMPLES
+
+import trellis
+from trellis._time import to_ns
+from trellis.deploy import load_strategies
+from trellis.errors import BadRequest, BadRows, StrategyError, UnknownDataset
+
+SESSION = "2016-08-10"
+PRICES = trellis.series("equities.daily", ["close"], symbols=["AMZN", "KO"], lookback="3 sessions")
+
+
+def declare(name, function, *, inputs=None, **output):
+    function.__name__ = function.__qualname__ = "compute"
+    declared = trellis.output(f"tests.{name}", **(output or {"score": "float64"}))
+    return trellis.strategy(name, inputs={"px": PRICES} if inputs is None else inputs, output=declared)(function)
+
+
+def test_the_momentum_example_is_what_pandas_computes(grid):
+    mom = load_strategies(str(EXAMPLES / "momentum.py"))[0]
+    result = mom.run(session=SESSION, grid=grid)
+    close = grid.read("equities.daily", ["close"], end="2016-08-11").wide("close").pandas().iloc[-260:]
+    expected = close.iloc[-21] / close.iloc[-252] - 1
+    got = result.pandas().set_index("symbol").score
+    there = expected.dropna()
+    np.testing.assert_allclose(got.loc[list(there.index)].to_numpy(), there.to_numpy())
+    assert len(result) == len(got) and set(result.pandas().ts.astype(str)) == {"2016-08-10 00:00:00+00:00"}
+
+
+def test_inputs_end_with_the_session_and_start_with_the_lookback(grid):
+    seen = {}
+
+    def compute(ctx, px):
+        seen["days"], seen["session"], seen["receipt"] = px.wide("close").index, ctx.session, px.receipt
+        return ctx.frame(symbol=px.symbols, score=1.0)
+
+    declare("window", compute).run(session=SESSION, grid=grid)
+    assert [str(d)[:10] for d in seen["days"]] == ["2016-08-08", "2016-08-09", "2016-08-10"]
+    assert seen["session"] == SESSION and seen["receipt"].as_of is not None
+
+
+def test_a_run_publishes_what_readers_then_see_and_again_is_the_same(grid):
+    price = declare("published", lambda ctx, px: ctx.frame(symbol=px.symbols, score=px.wide("close")[-1]))
+    first = price.run(session=SESSION, grid=grid, publish=True)
+    assert first.published["rows"] == 2 and not first.published["duplicate"]
+    assert grid.read("tests.published").arrow().column("score").to_pylist() == first.arrow()["score"].to_pylist()
+    again = price.run(session=SESSION, grid=grid, publish=True, as_of=None)
+    assert again.published["duplicate"] and again.published["version"] == first.published["version"]
+    runs = grid.read("trellis.runs").pandas()
+    assert (runs.symbol == "published").any()
+
+
+def test_a_correction_leaves_what_was_known_readable(grid):
+    def version(value):
+        def compute(ctx, px):
+            return ctx.frame(symbol=["A", "B"], score=[value, value + 1])
+
+        return declare("corrected", compute, inputs={"px": PRICES})
+
+    first = version(1.0).run(session=SESSION, grid=grid, publish=True)
+    known = first.published["known_at_ns"]
+    changed = version(5.0)
+    changed.retries = 1  # the code of a unit is a part of a run's identity; here it is the same text
+    changed.manifest = lambda *a, **k: {**trellis.Strategy.manifest(changed, *a, **k), "code_digest": "other"}
+    second = changed.run(session=SESSION, grid=grid, publish=True)
+    assert second.published["known_at_ns"] > known and second.published["version"] > first.published["version"]
+    scores = lambda as_of: grid.read("tests.corrected", as_of=as_of).arrow()["score"].to_pylist()  # noqa: E731
+    assert scores(None) == [5.0, 6.0]
+    assert scores(known) == scores(second.published["known_at_ns"] - 1) == [1.0, 2.0]
+    assert scores(known - 1) == []
+
+
+def test_one_strategys_signal_is_anothers_input(grid):
+    first = declare("upstream", lambda ctx, px: ctx.frame(symbol=px.symbols, score=px.wide("close")[-1]))
+    first.run(session=SESSION, grid=grid, publish=True)
+    second = declare(
+        "downstream",
+        lambda ctx, s: ctx.frame(symbol=s.symbols, score=s.wide("score")[-1] * 2),
+        inputs={"s": first.series(lookback="1 session")},
+    )
+    doubled = second.run(session=SESSION, grid=grid).arrow()["score"].to_pylist()
+    assert doubled == [2 * v for v in grid.read("tests.upstream").arrow()["score"].to_pylist()]
+
+
+def test_a_strategy_that_raises_is_told_with_its_own_traceback(grid):
+    def compute(ctx, px):
+        return px.wide("close")["NOSUCH"]
+
+    with pytest.raises(StrategyError, match=r"raises.*2016-08-10.*NOSUCH") as failed:
+        declare("raises", compute).run(session=SESSION, grid=grid)
+    assert 'return px.wide("close")["NOSUCH"]' in failed.value.traceback
+    assert "trellis/run.py" not in failed.value.traceback
+    assert failed.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda ctx: ctx.frame(symbol=["A"], scor=[1.0]), "scor"),
+        (lambda ctx: ctx.frame(symbol=["A"]), "score"),
+        (lambda ctx: ctx.frame(score=[1.0]), "symbol"),
+        (lambda ctx: ctx.frame(symbol=["A"], score=["high"]), "score"),
+        (lambda ctx: ctx.frame(symbol=["A", "A"], score=[1.0, 2.0]), "A"),
+        (lambda ctx: ctx.frame(symbol=["A", None], score=[1.0, 2.0]), "symbol"),
+        (lambda ctx: ctx.frame(symbol=["A"], score=[1.0], extra=[1]), "extra"),
+        (lambda ctx: ctx.frame(symbol=["A"], score=[1.0], ts=np.array(["2016-08-12"], "datetime64[D]")), "2016-08-12"),
+        (lambda ctx: None, "nothing"),
+        (lambda ctx: 42, "int"),
+    ],
+    ids=range(10),
+)
+def test_an_answer_that_is_not_the_declared_output_is_refused(grid, answer, told):
+    refused = declare("refused", lambda ctx, px: answer(ctx))
+    with pytest.raises((BadRows, StrategyError), match=told):
+        refused.run(session=SESSION, grid=grid, publish=True)
+    assert "tests.refused" not in grid.datasets()
+
+
+def test_missing_values_are_published_only_where_they_may_be(grid):
+    def compute(ctx, px):
+        return ctx.frame(symbol=["A", "B"], score=[1.0, np.nan])
+
+    loose = declare("loose", compute).run(session=SESSION, grid=grid, publish=True)
+    assert grid.read("tests.loose").arrow()["score"].to_pylist() == [1.0, None] and loose.published
+    with pytest.raises(BadRows, match=r"score.*symbol B"):
+        declare("strict", compute, score="float64!").run(session=SESSION, grid=grid, publish=True)
+
+
+def test_what_cannot_be_run_says_why(grid):
+    ok = declare("ok", lambda ctx, px: ctx.frame(symbol=["A"], score=1.0))
+    with pytest.raises(BadRequest, match="2016-08-13"):
+        ok.run(session="2016-08-13", grid=grid)  # a Saturday
+    with pytest.raises(BadRequest, match="session"):
+        ok.run(session="soon", grid=grid)
+    lost = declare("lost", lambda ctx, px: None, inputs={"px": trellis.series("no.such", lookback="1 session")})
+    with pytest.raises(UnknownDataset, match=r"no\.such"):
+        lost.run(session=SESSION, grid=grid)
+
+
+def test_a_run_reads_as_of_what_it_is_told(grid):
+    empty = declare("past", lambda ctx, px: ctx.frame(symbol=["A"], score=float(len(px))))
+    assert empty.run(session=SESSION, grid=grid, as_of="2001-01-01").arrow()["score"].to_pylist() == [0.0]
+    assert to_ns("2001-01-01", "t") > 0

@@ -1,0 +1,103 @@
+"""Declarations are checked where they are written."""
+
+import json
+
+import pytest
+
+import trellis
+from trellis import _trellis
+from trellis.errors import BadRequest
+
+PRICES = trellis.series("equities.daily", ["close"], lookback="260 sessions")
+SCORE = trellis.output("signals.x", score="float64")
+
+
+def declare(name="x", function=None, **changes):
+    options = {"inputs": {"px": PRICES}, "output": SCORE, **changes}
+    return trellis.strategy(name, **options)(function or compute)
+
+
+def compute(ctx, px): ...
+
+
+def test_a_strategy_is_still_its_function():
+    @trellis.strategy("x", inputs={"px": PRICES}, output=SCORE)
+    def compute(ctx, px):
+        "Says what it does."
+        return ctx, px
+
+    assert compute(1, px=2) == (1, 2)
+    assert compute.__doc__ == "Says what it does." and compute.__name__ == "compute"
+    assert "equities.daily -> signals.x" in repr(compute)
+
+
+def test_the_manifest_is_what_qcu_reads():
+    mom = declare(
+        "mom_12_1",
+        schedule=trellis.at_close("XNYS", delay="20m"),
+        retries=2,
+        timeout="5m",
+        cpu=2,
+        memory="512M",
+        output=trellis.output("signals.mom", score="float64", rank="int64!", note="string?"),
+    )
+    manifest = json.loads(_trellis.check_manifest(json.dumps(mom.manifest("momentum.py", "sha256:00"))))
+    assert manifest["schedule"] == {"kind": "at_close", "calendar": "XNYS", "delay": "20m"}
+    assert manifest["output"]["fields"] == {"score": "float64?", "rank": "int64", "note": "string?"}
+    assert manifest["inputs"][0]["lookback"] == {"sessions": 260} and manifest["inputs"][0]["symbols"] == "*"
+    assert manifest["memory"] == 512 << 20 and manifest["cpu"] == 2.0
+
+    combo = declare("combo", schedule=trellis.after(mom), inputs={"px": mom.series(lookback="5 sessions")})
+    manifest = json.loads(_trellis.check_manifest(json.dumps(combo.manifest("combo.py", "sha256:00"))))
+    assert manifest["schedule"] == {"kind": "after", "units": [{"unit": "mom_12_1", "dataset": "signals.mom"}]}
+    assert manifest["inputs"][0]["fields"] == ["score", "rank", "note"]
+
+
+@pytest.mark.parametrize(
+    ("lookback", "written"),
+    [
+        ("1 session", {"sessions": 1}),
+        ("260 sessions", {"sessions": 260}),
+        ("90 days", {"duration": "90d"}),
+        ("2 weeks", {"duration": "2w"}),
+        ("1.5 hours", {"duration": "1.5h"}),
+        ("10d", {"duration": "10d"}),
+    ],
+)
+def test_lookbacks_are_written_as_people_say_them(lookback, written):
+    assert trellis.series("a.b", lookback=lookback).lookback == written
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: declare("Mom"),
+        lambda: declare("x" * 64),
+        lambda: declare(function=lambda ctx, px: None),
+        lambda: declare(timeout="soon"),
+        lambda: declare(timeout="0s"),
+        lambda: declare(memory="many"),
+        lambda: declare(retries=1000),
+        lambda: declare(cpu=0),
+        lambda: declare(output=trellis.output("signals.x", score="decimal")),
+        lambda: declare(output=trellis.output("no spaces", score="float64")),
+        lambda: declare(output=trellis.output("signals.x")),
+        lambda: declare(output={"score": "float64"}),
+        lambda: declare(inputs={"px": "equities.daily"}),
+        lambda: declare(inputs={"prices": PRICES}),
+        lambda: declare(schedule=trellis.at_close("XMARS")),
+        lambda: declare(schedule=trellis.at_close("XNYS", delay="later")),
+        lambda: trellis.after(),
+        lambda: trellis.after("mom"),
+        lambda: trellis.series("a.b"),
+        lambda: trellis.series("a.b", lookback="1 sessions", start="2020-01-01"),
+        lambda: trellis.series("a.b", lookback="some sessions"),
+        lambda: declare(inputs={"px": trellis.series("a.b", lookback="0 sessions")}),
+        lambda: trellis.series("a.b", symbols=[], lookback="1 sessions"),
+        lambda: trellis.series("a.b", symbols=[1], lookback="1 sessions"),
+        lambda: declare(inputs={"px": trellis.series("a.b", symbols=["*", "A"], lookback="1 sessions")}),
+    ],
+)
+def test_a_mistake_is_told_where_it_is_made(mistake):
+    with pytest.raises(BadRequest):
+        mistake()

@@ -1,0 +1,244 @@
+"""A grid of real processes: started, asked by strangers, deployed to, hurt, and stopped."""
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pyarrow.flight as flight
+import pytest
+from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
+
+import trellis
+from trellis._time import to_ns
+from trellis.errors import BadRequest
+from trellis.importing import import_files
+from trellis.up import Up
+
+pytestmark = pytest.mark.processes
+SESSION = "2016-08-10"
+STRATEGY = """
+import os, sys, time
+import numpy as np
+import trellis
+
+@trellis.strategy({name!r}, output=trellis.output("tests.{name}", x="float64!"), retries=0, timeout="20s",
+    inputs=dict(px=trellis.series("equities.daily", ["close"], symbols=["AMZN", "KO"], lookback="2 sessions")))
+def compute(ctx, px):
+    print("a line of the strategy's own")
+    {body}
+"""
+
+
+def until(condition, what):
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, KeyError):
+            if value := condition():
+                return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {WAIT_S} s: {what}")
+
+
+def deploy(processes, tmp_path, name, body):
+    source = tmp_path / f"{name}.py"
+    source.write_text(STRATEGY.format(name=name, body=body))
+    return cli("deploy", str(source), "--session", SESSION, "--state", str(processes.state), "--json")
+
+
+def ended(processes, name):
+    def now():
+        process = processes.processes()[name]
+        return process if process["state"] in ("finished", "failed") else None
+
+    return until(now, f"the end of {name}")
+
+
+def test_the_first_line_is_the_fixed_interface(processes):
+    assert set(processes.info) == {"url", "heads", "shards", "state"}
+    assert len(processes.info["heads"]) == 2 and len(processes.info["shards"]) == 3
+    assert processes.info["url"] == "static://" + ",".join(processes.info["heads"])
+    assert pathlib.Path(processes.info["state"]) == processes.state.resolve()
+
+
+def test_a_flight_client_with_nothing_of_ours_reads_by_json(processes, shared_data):
+    path = shared_data / "daily" / "wiki" / "WIKI-AMZN.csv.gz"
+    with trellis.connect(processes.info["url"]) as grid:
+        import_files(grid, "wiki.daily", [path], symbol="AMZN", ts_column="Date", fields="close=Close")
+    ticket = {
+        "dataset": "wiki.daily",
+        "fields": ["close"],
+        "symbols": ["AMZN"],
+        "start": "2006-08-10",
+        "end": "2016-08-10",
+        "as_of": None,
+    }
+    with gzip.open(path, "rt", newline="") as file:
+        expected = [
+            (to_ns(r["Date"], "Date"), float(r["Close"]))
+            for r in csv.DictReader(file)
+            if "2006-08-10" <= r["Date"] < "2016-08-10"
+        ]
+    for head in processes.info["heads"]:
+        with flight.connect(f"grpc://{head}") as client:
+            table = client.do_get(flight.Ticket(json.dumps(ticket))).read_all()
+        got = list(zip(table["ts"].cast("int64").to_pylist(), table["close"].to_pylist(), strict=True))
+        assert got == expected
+        assert set(table["symbol"].to_pylist()) == {"AMZN"}
+
+
+def test_garbage_from_a_flight_client_is_refused_and_the_grid_goes_on(processes):
+    good = json.dumps({"dataset": "equities.daily", "fields": ["close"], "symbols": ["KO"]})
+    with flight.connect(f"grpc://{processes.info['heads'][0]}") as client:
+        for garbage in (
+            b"",
+            b"{",
+            b"\xff" * 100,
+            b'{"dataset": 7}',
+            b'{"dataset": "equities.daily", "symbol": ["KO"]}',
+        ):
+            with pytest.raises((flight.FlightError, ValueError, KeyError, OSError)):
+                client.do_get(flight.Ticket(garbage)).read_all()
+        assert client.do_get(flight.Ticket(good)).read_all().num_rows > 2000
+
+
+def test_every_head_gives_the_same_rows_and_the_client_splits_over_both(processes):
+    with trellis.connect(processes.info["url"]) as grid:
+        whole = grid.read("equities.daily", ["close"], "*")
+        assert whole.receipt.heads == ("head-0", "head-1")
+        assert whole.receipt.shards == ("shard-0", "shard-1", "shard-2")
+    for head in processes.info["heads"]:
+        with trellis.connect(f"grpc://{head}") as one:
+            assert one.read("equities.daily", ["close"], "*").arrow() == whole.arrow()
+
+
+def test_the_examples_run_as_units_and_one_reads_the_other(processes):
+    files = [str(EXAMPLES / f"{name}.py") for name in ("momentum", "combo", "amzn_long")]
+    done = cli("deploy", *files, "--session", SESSION, "--state", str(processes.state), "--json")
+    assert done.returncode == 0, done.stderr
+    units = json.loads(done.stdout)
+    assert [u["unit"] for u in units] == ["mom_12_1", "combo", "amzn_trend"]
+    assert all(u["digest"].startswith("sha256:") for u in units)
+    for unit in units:
+        process = ended(processes, unit["unit"])
+        assert process["state"] == "finished" and process["last_run"]["outcome"] == "succeeded", process
+    with trellis.connect(processes.info["url"]) as grid:
+        mom, combo = (grid.read(f"signals.{n}") for n in ("mom_12_1", "combo"))
+        assert len(mom) == 19 and abs(combo.wide("weight")[-1]).sum() == pytest.approx(1.0)
+        assert set(combo.symbols) == set(mom.wide("score")[-1].dropna().symbols)
+        expected = trellis.deploy.load_strategies(files[0])[0].run(session=SESSION, grid=grid)
+        assert mom.arrow().column("score").to_pylist() == expected.arrow().column("score").to_pylist()
+    bundle = processes.state / "bundles" / units[1]["digest"].removeprefix("sha256:")
+    assert sorted(p.name for p in bundle.iterdir()) == ["combo.json", "combo.py", "momentum.py", "packages.lock"]
+
+
+def test_the_same_source_is_the_same_bundle(processes, tmp_path):
+    body = "return ctx.frame(symbol=px.symbols, x=px.wide('close')[-1])"
+    first = json.loads(deploy(processes, tmp_path, "same", body).stdout)[0]
+    assert ended(processes, "same")["last_run"]["duplicate"] is False
+    again = json.loads(deploy(processes, tmp_path, "same", body).stdout)[0]
+    assert again["digest"] == first["digest"]
+    run = until(lambda: (p := ended(processes, "same"))["deployed_ns"] == again["deployed_ns"] and p, "the second run")
+    assert run["last_run"]["duplicate"] is True
+    other = json.loads(deploy(processes, tmp_path, "same", body + "  # changed").stdout)[0]
+    assert other["digest"] != first["digest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "told"),
+    [
+        ("raises", "raise ValueError('no good')", "no good"),
+        ("exits", "sys.exit(9)", "9"),
+        ("dies", "os._exit(11)", "11"),
+        ("crashes", "os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("wrong", "return ctx.frame(symbol=['A'], y=[1.0])", "y"),
+        ("missing", "return ctx.frame(symbol=['A'], x=[np.nan])", "x"),
+        ("none", "return None", "nothing"),
+    ],
+)
+def test_a_unit_that_fails_is_told_and_publishes_nothing(processes, tmp_path, name, body, told):
+    deploy(processes, tmp_path, name, body)
+    process = ended(processes, name)
+    assert process["state"] == "failed" and told in json.dumps(process), process
+    assert "a line of the strategy" in pathlib.Path(process["log"]).read_text()
+    with trellis.connect(processes.info["url"]) as grid:
+        assert f"tests.{name}" not in grid.datasets() or len(grid.read(f"tests.{name}")) == 0
+        assert len(grid.read("equities.daily", ["close"], "KO")) > 2000
+
+
+def test_status_shows_processes_datasets_and_counters(processes):
+    told = json.loads(cli("status", "--state", str(processes.state), "--json").stdout)
+    assert {p["name"] for p in told["processes"]} >= {"head-0", "head-1", "shard-0", "shard-1", "shard-2"}
+    assert {d["dataset"] for d in told["datasets"]} >= {"equities.daily"}
+    assert len(told["heads"]) == 2
+    text = cli("status", "--state", str(processes.state)).stdout
+    assert "minimal union" in text and "equities.daily" in text and "running" in text
+
+
+@pytest.mark.parametrize("name", ["shard-1", "head-0"])
+def test_a_process_that_is_killed_is_started_again_where_it_was(processes, name):
+    before = processes.processes()[name]
+    os.kill(before["pid"], signal.SIGKILL)
+
+    def back():
+        now = processes.processes()[name]
+        return now if now["state"] == "running" and now["pid"] not in (None, before["pid"]) else None
+
+    after = until(back, f"{name} again")
+    assert after["listen"] == before["listen"] and after["restarts"] == before["restarts"] + 1
+
+    def whole():
+        with contextlib.suppress(trellis.errors.Unavailable), trellis.connect(processes.info["url"]) as grid:
+            return len(grid.read("equities.daily", ["close"], "*"))
+
+    assert until(whole, "an answer") > 50_000
+    assert name in processes.said()
+
+
+def test_a_second_grid_on_the_folder_is_refused(processes):
+    done = cli("up", "--state", str(processes.state), "--json")
+    assert done.returncode == 5 and str(processes.up.pid) in done.stderr
+
+
+def test_an_embedded_client_joins_the_processes(processes):
+    with trellis.connect(f"embedded://{processes.state}") as grid:
+        assert len(grid.read("equities.daily", ["close"], "KO")) > 2000
+        assert len(grid.stats()) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_behind_however_it_ends(tmp_path, how):
+    running = Processes(tmp_path / "state", 1, 2)
+    pids = [p["pid"] for p in running.processes().values()]
+    assert len(pids) == 3
+    running.up.send_signal(how)
+    assert running.up.wait(WAIT_S) == (0 if how != signal.SIGKILL else -signal.SIGKILL)
+
+    def gone():
+        return not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
+
+    until(gone, "the end of every process")
+    if how != signal.SIGKILL:
+        assert not (tmp_path / "state" / "grid.json").exists()
+    # the folder is free, and what was in it is still there
+    again = Processes(tmp_path / "state", 1, 2)
+    assert again.stop() == 0
+
+
+def test_wrong_counts_are_refused(tmp_path):
+    for heads, shards in ((0, 1), (1, 0), (1, 1000)):
+        with pytest.raises(BadRequest):
+            Up(tmp_path, heads, shards, print)
+
+
+def test_a_grid_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "lake").write_text("not a folder")
+    done = subprocess.run([*TRELLIS, "up", "--state", str(state)], capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode in (3, 4) and "lake" in done.stderr and "Traceback" not in done.stderr
