@@ -31,7 +31,8 @@ const OWNS: Var = Var::optional(
 pub const VARIABLES: &[Var] =
     &[ID, env::LISTEN, LAKE, INDEX, COUNT, IDS, OWNS, env::DRAIN_MS, env::LOG, env::LOG_FORMAT];
 
-/// Limits of one publish. Rows are held decoded while they are checked and sorted, so these bound memory.
+/// Limits of one publish. Rows are held decoded while they are checked, sorted and encoded, at most four times over, so
+/// these bound memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Rows of one session publish.
@@ -53,10 +54,10 @@ impl Default for Limits {
         Self {
             publish_rows_max: 5_000_000,
             publish_bytes_max: 512 << 20,
-            import_rows_max: 50_000_000,
-            import_bytes_max: 3 << 30,
+            import_rows_max: 20_000_000,
+            import_bytes_max: 1 << 30,
             columns_max: 512,
-            pending_bytes_max: 4 << 30,
+            pending_bytes_max: 2 << 30,
         }
     }
 }

@@ -268,25 +268,29 @@ impl Log {
         checkpoints::create_checkpoint(&table, None).await.map_err(failed)
     }
 
-    /// Removes log entries older than `keep` that a checkpoint before then has made superfluous.
+    /// Version of the newest checkpoint; 0 without one.
+    pub(crate) async fn last_checkpoint(&self) -> Result<u64> {
+        Ok(self.listing().await?.checkpoint.map_or(0, |c| c.0))
+    }
+
+    /// Removes log entries from before `before_ms` that a checkpoint before then has made superfluous.
     pub(crate) async fn forget_entries(&self, version: u64, before_ms: i64) -> Result<usize> {
         checkpoints::cleanup_expired_logs_for(version, self.store.as_ref(), before_ms, None)
             .await
             .map_err(|e| store_error("cleaning", &self.file_name("_delta_log"), &e))
     }
 
-    /// The files whose removal was committed at or after `since_ms`, or whose entry is gone: whoever began to read before may
-    /// still need them.
+    /// The files whose removal was committed at or after `since_ms`: whoever began to read before may still need them.
     ///
     /// Entries are kept for longer than files are, so what no entry mentions was removed long ago.
     pub(crate) async fn recently_removed(&self, since_ms: i64) -> Result<BTreeSet<String>> {
         let mut removed = BTreeSet::new();
         for version in self.listing().await?.entries.into_iter().rev() {
             let Some(entry) = self.read(version).await? else { break };
-            removed.extend(entry.removes);
             if entry.committed_ms.is_some_and(|at| at < since_ms) {
                 break;
             }
+            removed.extend(entry.removes);
         }
         Ok(removed)
     }

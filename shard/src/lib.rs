@@ -42,6 +42,8 @@ mod service;
 mod shard;
 mod store;
 mod table;
+#[cfg(test)]
+mod testing;
 mod upkeep;
 mod watch;
 mod wire;

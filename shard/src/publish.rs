@@ -666,3 +666,74 @@ async fn check_known_later(snapshot: &Snapshot, rows: &Rows, known_at: i64) -> R
 pub(crate) fn wall_clock_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+    use crate::testing::{Grid, When};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_disk_refuses_writes_keeps_reads_and_recovers_by_itself() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        for kind in [ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem, ErrorKind::PermissionDenied] {
+            for part in [".parquet", "_delta_log"] {
+                grid.probe.fail(part, kind, When::Before);
+                let refused = grid.import(&[("A", 1, 2.0)]).await.unwrap_err();
+                assert_eq!(refused.code(), Code::StorageFull, "{refused}");
+                assert!(refused.retryable());
+                assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+                assert_eq!(grid.data_files(), 1, "what was not committed was removed");
+                grid.probe.heal();
+            }
+        }
+        grid.import(&[("A", 1, 2.0)]).await.unwrap();
+        assert_eq!(grid.rows("A").await, [(0, 1.0), (1, 2.0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_whose_outcome_was_not_seen_is_found_by_its_run_id() {
+        let grid = Grid::new().await;
+        grid.lease("mom").await;
+        // The entry is in place, but the disk said that it could not sync the folder.
+        grid.probe.fail("_delta_log", ErrorKind::Other, When::After);
+        let unknown = grid.publish("mom", 1, "r1", &[("A", 0, 1.0)]).await.unwrap_err();
+        assert_eq!(unknown.code(), Code::Unavailable);
+        grid.probe.heal();
+        let ack = grid.publish("mom", 1, "r1", &[("A", 0, 1.0)]).await.unwrap();
+        assert!(ack.duplicate);
+        assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_torn_newest_entry_is_named_and_only_its_dataset_is_refused() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        grid.import(&[("A", 1, 1.0)]).await.unwrap();
+        let newest = grid.path().join("_delta_log/00000000000000000001.json");
+        let whole = std::fs::read(&newest).unwrap();
+        for cut in [0, 10, whole.len() / 2, whole.iter().position(|b| *b == b'\n').unwrap() + 1] {
+            std::fs::write(&newest, &whole[..cut]).unwrap();
+            let torn = grid.restart_only().await;
+            let error = torn.catalog.find("d.a").await.unwrap_err();
+            assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+            assert!(error.message().contains("00000000000000000001.json"), "{error}");
+        }
+        std::fs::write(&newest, &whole).unwrap();
+        assert_eq!(grid.restart().await.rows("A").await.len(), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn knowledge_times_grow_whatever_the_clock_does() {
+        let grid = Grid::new().await;
+        let mut last = i64::MIN;
+        for i in 0..20 {
+            let ack = grid.import(&[("A", i, 0.0)]).await.unwrap();
+            assert!(ack.known_at_ns > last);
+            last = ack.known_at_ns;
+            assert_eq!(grid.dataset().table.snapshot().unwrap().known_through, last);
+        }
+    }
+}

@@ -77,6 +77,7 @@ pub(crate) async fn scan(
     out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
 ) -> u64 {
     let mut rows = 0;
+    let asks: Arc<[Ask]> = asks.into();
     for wave in plan(&snapshot, &asks, order) {
         let decoded = read_wave(&snapshot, &asks, &wave).await;
         let replies = {
@@ -568,5 +569,42 @@ mod tests {
         }
         let none = cut(&rows(&[]), span, 5, 8);
         assert_eq!((none.len(), none[0].rows.clone()), (1, vec![0, 0, 0]));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_scan_reads_the_pages_that_it_needs_once() {
+        use crate::testing::Grid;
+
+        // 40 symbols of 5,000 rows: four row groups; a page is 4,096 rows.
+        let grid = Grid::new().await;
+        let symbols: Vec<String> = (0..40).map(|i| format!("S{i:02}")).collect();
+        let rows: Vec<(&str, i64, f64)> = symbols
+            .iter()
+            .flat_map(|s| (0..5_000).map(move |i| (s.as_str(), i * 86_400_000_000_000, i as f64)))
+            .collect();
+        grid.import(&rows).await.unwrap();
+        // The footer is read once and kept.
+        grid.fetch(vec![Grid::range("S00", 0, 1)]).await;
+        let mut report = String::new();
+        for (what, wanted, chunks) in [
+            ("one symbol, all of its time", vec!["S07"], (0, 80)),
+            // Two pages: the first one's bounds are widened by the neighbour that it begins with.
+            ("one symbol, its last chunk", vec!["S07"], (78, 79)),
+            ("two neighbours", vec!["S07", "S08"], (0, 80)),
+            ("every symbol", symbols.iter().map(String::as_str).collect(), (0, 80)),
+        ] {
+            let ranges = wanted.iter().map(|s| Grid::range(s, chunks.0, chunks.1)).collect();
+            grid.probe.forget();
+            let rows = grid.fetch(ranges).await.len();
+            let (reads, bytes) = grid.probe.reads(".parquet");
+            report += &format!("{what}: {rows} rows, {reads} reads, {} KiB\n", bytes.div_ceil(1024));
+        }
+        assert_eq!(
+            report,
+            "one symbol, all of its time: 5000 rows, 6 reads, 33 KiB\n\
+             one symbol, its last chunk: 8 rows, 6 reads, 33 KiB\n\
+             two neighbours: 10000 rows, 9 reads, 49 KiB\n\
+             every symbol: 200000 rows, 12 reads, 791 KiB\n"
+        );
     }
 }

@@ -210,7 +210,7 @@ impl Shard {
             .symbol(&range.symbol)
             .hint("symbols are owned by the regions that each shard describes; ask the shards again"));
         }
-        if !snapshot.symbols.iter().any(|s| s.as_str() == range.symbol) {
+        if !snapshot.symbols.contains(range.symbol.as_str()) {
             let error = Error::new(
                 Code::UnknownSymbol,
                 format!("{} has no symbol {:?}", range.dataset, range.symbol),

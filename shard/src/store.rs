@@ -50,7 +50,7 @@ impl Lake {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {why}"))
         };
         let root: Arc<dyn ObjectStore> = match url.scheme() {
-            "file" => Arc::new(DurableLocal { inner: Arc::new(LocalFileSystem::new()) }),
+            "file" => Arc::new(DurableLocal::default()),
             "s3" => Arc::new(
                 AmazonS3Builder::from_env()
                     .with_url(url.as_str())
@@ -100,7 +100,7 @@ impl Lake {
 }
 
 /// The local file system with writes that are on the disk when they return.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct DurableLocal {
     inner: Arc<LocalFileSystem>,
 }

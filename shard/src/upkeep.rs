@@ -14,8 +14,7 @@ use std::{
 use arrow_array::{ArrayRef, RecordBatch};
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
-use tokio_util::sync::CancellationToken;
-use trellis_proto::{DatasetSpec, Result};
+use trellis_proto::{DatasetName, DatasetSpec, Result};
 
 use crate::{
     catalog::Dataset,
@@ -41,39 +40,31 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 /// The background tasks.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
-    stop: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Upkeep {
     pub(crate) fn start(shard: Arc<Shard>) -> Self {
-        let stop = CancellationToken::new();
-        let tasks = vec![
-            tokio::spawn(poll(shard.clone(), stop.clone())),
-            tokio::spawn(maintain(shard, stop.clone())),
-        ];
-        Self { stop, tasks }
+        Self { tasks: vec![tokio::spawn(poll(shard.clone())), tokio::spawn(maintain(shard))] }
     }
 
-    /// Ends the tasks; a commit that is on its way is finished by its committer.
+    /// Ends the tasks where they are: what is half done (a merged file, a checkpoint) is done again by the next start, and
+    /// a commit that is on its way is finished by its committer.
     pub(crate) async fn stop(self) {
-        self.stop.cancel();
         for task in self.tasks {
+            task.abort();
             let _ = task.await;
         }
     }
 }
 
 /// Looks for commits of others, for the sake of watchers: reads look for themselves.
-async fn poll(shard: Arc<Shard>, stop: CancellationToken) {
+async fn poll(shard: Arc<Shard>) {
     let mut polls = 0_u32;
     // A dataset that does not read is reported once, not ten times a second.
     let mut reported: HashMap<String, String> = HashMap::new();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(shard.config.poll) => {}
-        }
+        tokio::time::sleep(shard.config.poll).await;
         if polls.is_multiple_of(DISCOVER_POLLS)
             && let Err(error) = shard.catalog.discover().await
         {
@@ -98,8 +89,8 @@ async fn poll(shard: Arc<Shard>, stop: CancellationToken) {
     }
 }
 
-async fn maintain(shard: Arc<Shard>, stop: CancellationToken) {
-    let mut checkpointed: HashMap<String, u64> = HashMap::new();
+async fn maintain(shard: Arc<Shard>) {
+    let mut checkpointed: HashMap<DatasetName, u64> = HashMap::new();
     let mut swept: Option<Instant> = None;
     loop {
         let sweep = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
@@ -107,9 +98,6 @@ async fn maintain(shard: Arc<Shard>, stop: CancellationToken) {
             swept = Some(Instant::now());
         }
         for dataset in shard.catalog.all() {
-            if stop.is_cancelled() {
-                return;
-            }
             let name = dataset.table.name.to_string();
             if shard.check_home(&dataset.table.name).is_err() {
                 continue;
@@ -119,29 +107,38 @@ async fn maintain(shard: Arc<Shard>, stop: CancellationToken) {
             if let Err(error) = compact(&shard, &dataset, &snapshot).await {
                 tracing::warn!(dataset = name, %error, "compaction failed");
             }
-            let last = *checkpointed.entry(name.clone()).or_insert(snapshot.version);
-            if snapshot.version >= last + shard.config.upkeep.checkpoint_commits {
-                match dataset.table.log.checkpoint(snapshot.version).await {
-                    Ok(()) => {
-                        checkpointed.insert(name.clone(), snapshot.version);
-                        let before = wall_clock_ns() / 1_000_000
-                            - shard.config.upkeep.log_retention.as_millis() as i64;
-                        if let Err(error) = dataset.table.log.forget_entries(snapshot.version, before).await {
-                            tracing::warn!(dataset = name, %error, "old log entries were not removed");
-                        }
-                    }
-                    Err(error) => tracing::warn!(dataset = name, %error, "no checkpoint was written"),
-                }
+            if let Err(error) = checkpoint(&shard, &dataset, &snapshot, &mut checkpointed).await {
+                tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
             if sweep && let Err(error) = remove_unneeded(&shard, &dataset).await {
                 tracing::warn!(dataset = name, %error, "old files were not removed");
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(shard.config.upkeep.every) => {}
-        }
+        tokio::time::sleep(shard.config.upkeep.every).await;
     }
+}
+
+/// Writes a checkpoint when enough was committed since the last one, and then removes entries that nobody needs any more.
+async fn checkpoint(
+    shard: &Shard,
+    dataset: &Dataset,
+    snapshot: &Snapshot,
+    last: &mut HashMap<DatasetName, u64>,
+) -> Result<()> {
+    let log = &dataset.table.log;
+    let name = &dataset.table.name;
+    let before = match last.get(name) {
+        Some(version) => *version,
+        None => *last.entry(name.clone()).or_insert(log.last_checkpoint().await?),
+    };
+    let upkeep = &shard.config.upkeep;
+    if snapshot.version < before + upkeep.checkpoint_commits {
+        return Ok(());
+    }
+    log.checkpoint(snapshot.version).await?;
+    last.insert(name.clone(), snapshot.version);
+    let oldest = wall_clock_ns() / 1_000_000 - upkeep.log_retention.as_millis() as i64;
+    log.forget_entries(snapshot.version, oldest).await.map(|_| ())
 }
 
 /// Merges small files into one. `false`: there was no need, or somebody else changed them meanwhile.
@@ -228,4 +225,87 @@ pub(crate) async fn remove_unneeded(shard: &Shard, dataset: &Dataset) -> Result<
         }
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Upkeep as Settings, testing::*};
+
+    fn settings() -> Settings {
+        Settings { compact_files: 4, retention: Duration::ZERO, ..Settings::default() }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn compaction_changes_files_and_no_answer() {
+        let grid = Grid::with(|config| config.upkeep = settings()).await;
+        for i in 0..10_i64 {
+            grid.import(&[("A", i, i as f64), ("B", 100 - i, 1.0)]).await.unwrap();
+        }
+        // A correction, so that one row has two versions.
+        grid.import(&[("A", 3, 33.0)]).await.unwrap();
+        let before = (grid.rows("A").await, grid.rows("B").await);
+        assert_eq!(before.0.len(), 11);
+        let dataset = grid.dataset();
+        let old = dataset.table.snapshot().unwrap();
+        // Somebody who began to read before goes on reading the old files.
+        assert!(compact(&grid.shard, &dataset, &old).await.unwrap());
+        let new = dataset.table.snapshot().unwrap();
+        assert_eq!((old.files.len(), new.files.len(), new.rows()), (11, 1, old.rows()));
+        assert!(new.files[0].index.sorted);
+        assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
+        assert_eq!(grid.rows_at(old.clone(), "A").await, before.0);
+        // The same compaction from the same base does nothing, and leaves nothing.
+        assert!(!compact(&grid.shard, &dataset, &old).await.unwrap());
+        assert_eq!(dataset.table.refresh().await.unwrap().unwrap().rows(), old.rows());
+        assert!(dataset.table.unchanged_since(old.version, "A", 0, 100), "no watcher loses a chunk");
+
+        // With the retention over, the replaced files go; the table is as it was, also after a restart.
+        assert_eq!(remove_unneeded(&grid.shard, &dataset).await.unwrap(), 11);
+        assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
+        let grid = grid.restart().await;
+        assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn replaced_files_stay_for_the_retention() {
+        let grid = Grid::with(|config| {
+            config.upkeep = Settings { retention: Duration::from_secs(3_600), ..settings() };
+        })
+        .await;
+        for i in 0..5_i64 {
+            grid.import(&[("A", i, 0.0)]).await.unwrap();
+        }
+        let dataset = grid.dataset();
+        let old = dataset.table.snapshot().unwrap();
+        assert!(compact(&grid.shard, &dataset, &old).await.unwrap());
+        assert_eq!(remove_unneeded(&grid.shard, &dataset).await.unwrap(), 0);
+        assert_eq!(grid.rows_at(old, "A").await.len(), 5);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checkpoint_keeps_run_ids_epochs_and_the_watermark() {
+        let grid = Grid::new().await;
+        grid.lease("mom").await;
+        for i in 0..6 {
+            grid.publish("mom", 1, &format!("r{i}"), &[("A", i, i as f64)]).await.unwrap();
+        }
+        let dataset = grid.dataset();
+        let snapshot = dataset.table.snapshot().unwrap();
+        dataset.table.log.checkpoint(snapshot.version).await.unwrap();
+        grid.publish("mom", 1, "r6", &[("A", 6, 6.0)]).await.unwrap();
+        // Without the entries that the checkpoint stands for.
+        for version in 0..snapshot.version {
+            std::fs::remove_file(grid.path().join(format!("_delta_log/{version:020}.json"))).unwrap();
+        }
+        let grid = grid.restart().await;
+        let table = grid.dataset().table.clone();
+        for i in 0..7 {
+            assert_eq!(table.run(&format!("r{i}")).unwrap().rows, 1);
+        }
+        let now = table.snapshot().unwrap();
+        assert_eq!(now.grant.as_ref().map(|g| (g.epoch, g.holder.unit.as_str())), Some((1, "mom")));
+        assert_eq!(now.watermark, Some(7));
+        assert_eq!(grid.rows("A").await.len(), 7);
+    }
 }

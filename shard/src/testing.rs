@@ -1,0 +1,302 @@
+//! For tests: a shard without its gRPC edge, over a store that can be made to fail and that remembers what was read.
+
+use std::{io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use arrow_array::types::{Float64Type, TimestampNanosecondType};
+use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, cast::AsArray};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::{
+    CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, path::Path,
+};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use trellis_proto::{
+    ChunkSpan, DatasetName, DatasetSpec, FieldType, Result, name::FieldName, pb, spec::FieldSpec,
+    time::DAY_NS,
+};
+
+use crate::{
+    Config,
+    append::{Rows, rows_schema},
+    catalog::Dataset,
+    lease::Holder,
+    publish::{Acquisition, Publish, Right},
+    scan,
+    shard::Shard,
+    store::{DurableLocal, Lake},
+    table::Snapshot,
+};
+
+/// The one dataset of these tests: a float field `value`, chunks of 64 days.
+const DATASET: &str = "d.a";
+
+/// When a write fails: before it takes place, or after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Before,
+    After,
+}
+
+/// A store that fails on demand.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    inner: DurableLocal,
+    fault: Mutex<Option<(&'static str, io::ErrorKind, When)>>,
+    reads: Mutex<Vec<(String, Range<u64>)>>,
+}
+
+impl Probe {
+    /// Writes of paths that contain `part` fail from now on.
+    pub(crate) fn fail(&self, part: &'static str, kind: io::ErrorKind, when: When) {
+        *self.fault.lock() = Some((part, kind, when));
+    }
+
+    pub(crate) fn heal(&self) {
+        *self.fault.lock() = None;
+    }
+
+    pub(crate) fn forget(&self) {
+        self.reads.lock().clear();
+    }
+
+    /// Ranges read of paths that contain `part`: how many, and their bytes.
+    pub(crate) fn reads(&self, part: &str) -> (usize, u64) {
+        let reads = self.reads.lock();
+        let found: Vec<_> = reads.iter().filter(|(path, _)| path.contains(part)).collect();
+        (found.len(), found.iter().map(|(_, range)| range.end - range.start).sum())
+    }
+
+    fn check(&self, location: &Path, now: When) -> object_store::Result<()> {
+        match *self.fault.lock() {
+            Some((part, kind, when)) if when == now && location.as_ref().contains(part) => {
+                Err(object_store::Error::Generic { store: "Probe", source: Box::new(io::Error::from(kind)) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Display for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Probe")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Probe {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.check(location, When::Before)?;
+        let put = self.inner.put_opts(location, payload, opts).await?;
+        self.check(location, When::After)?;
+        Ok(put)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        if let Some(GetRange::Bounded(range)) = &options.range {
+            self.reads.lock().push((location.to_string(), range.clone()));
+        }
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
+        self.reads.lock().extend(ranges.iter().map(|range| (location.to_string(), range.clone())));
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> object_store::Result<()> {
+        self.inner.rename_opts(from, to, options).await
+    }
+}
+
+/// A shard that owns everything, with one dataset.
+pub(crate) struct Grid {
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) probe: Arc<Probe>,
+    lake: tempfile::TempDir,
+}
+
+impl Grid {
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let lake = tempfile::tempdir().unwrap();
+        let mut config = Config::local(lake.path()).unwrap();
+        change(&mut config);
+        let (shard, probe) = open(config).await;
+        Self { shard, probe, lake }
+    }
+
+    /// The same lake, another life.
+    pub(crate) async fn restart(self) -> Self {
+        let (shard, probe) = open(self.shard.config.clone()).await;
+        Self { shard, probe, lake: self.lake }
+    }
+
+    /// Another life beside this one.
+    pub(crate) async fn restart_only(&self) -> Arc<Shard> {
+        open(self.shard.config.clone()).await.0
+    }
+
+    /// The folder of the dataset.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.lake.path().join(DATASET)
+    }
+
+    pub(crate) fn data_files(&self) -> usize {
+        let files = std::fs::read_dir(self.path()).unwrap();
+        files.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet")).count()
+    }
+
+    pub(crate) fn dataset(&self) -> Arc<Dataset> {
+        self.shard.catalog.entry(&DatasetName::new(DATASET).unwrap())
+    }
+
+    pub(crate) async fn import(&self, rows: &[(&str, i64, f64)]) -> Result<pb::PublishAck> {
+        self.commit(Right::Import { known_at: None }, "", rows, None).await
+    }
+
+    pub(crate) async fn publish(
+        &self,
+        unit: &str,
+        epoch: u64,
+        run_id: &str,
+        rows: &[(&str, i64, f64)],
+    ) -> Result<pb::PublishAck> {
+        let watermark = rows.iter().map(|r| r.1 + 1).max();
+        self.commit(Right::Session { unit: unit.to_owned(), epoch }, run_id, rows, watermark).await
+    }
+
+    async fn commit(
+        &self,
+        right: Right,
+        run_id: &str,
+        rows: &[(&str, i64, f64)],
+        watermark: Option<i64>,
+    ) -> Result<pb::PublishAck> {
+        let spec = Arc::new(spec());
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.0))),
+            Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.1))),
+            Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.2))),
+        ];
+        let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap()).unwrap();
+        let digest = rows.digest(run_id).unwrap();
+        let note = serde_json::Value::Null;
+        let publish = Publish { right, spec, rows, run_id: run_id.to_owned(), digest, watermark, note };
+        self.shard.catalog.committer(&self.dataset()).publish(publish).await
+    }
+
+    pub(crate) async fn lease(&self, unit: &str) {
+        let asked = Acquisition {
+            holder: Holder { unit: unit.to_owned(), instance: "1".to_owned() },
+            ttl: Duration::from_secs(60),
+            take_over: true,
+            spec: Some(Arc::new(spec())),
+        };
+        self.shard.catalog.committer(&self.dataset()).acquire(asked).await.unwrap();
+    }
+
+    pub(crate) fn range(symbol: &str, first: i64, end: i64) -> pb::ChunkRange {
+        let fields = vec!["value".to_owned()];
+        pb::ChunkRange { dataset: DATASET.to_owned(), symbol: symbol.to_owned(), fields, first, end }
+    }
+
+    /// Rows (ts, value) of ranges, in the order they come.
+    pub(crate) async fn fetch(&self, ranges: Vec<pb::ChunkRange>) -> Vec<(i64, f64)> {
+        let (out, replies) = mpsc::channel(1);
+        let request = pb::FetchRequest { ranges, order: pb::FetchOrder::OldestFirst.into(), epoch: 1 };
+        let shard = self.shard.clone();
+        tokio::spawn(async move { shard.fetch(request, &out).await });
+        collect(replies).await
+    }
+
+    /// All rows of a symbol.
+    pub(crate) async fn rows(&self, symbol: &str) -> Vec<(i64, f64)> {
+        self.fetch(vec![Self::range(symbol, 0, 2)]).await
+    }
+
+    /// As of a snapshot that may be an old one.
+    pub(crate) async fn rows_at(&self, snapshot: Arc<Snapshot>, symbol: &str) -> Vec<(i64, f64)> {
+        let (out, replies) = mpsc::channel(1);
+        let ask = scan::Ask { range: 0, symbol: symbol.to_owned(), fields: vec![0], first: 0, end: 2 };
+        tokio::spawn(async move {
+            scan::scan(snapshot, vec![ask], pb::FetchOrder::OldestFirst, 0, &out).await;
+        });
+        collect(replies).await
+    }
+}
+
+async fn open(config: Config) -> (Arc<Shard>, Arc<Probe>) {
+    let probe =
+        Arc::new(Probe { inner: DurableLocal::default(), fault: Mutex::default(), reads: Mutex::default() });
+    let lake = Lake::over(probe.clone(), &config.lake).unwrap();
+    (Shard::over(config, lake).await.unwrap(), probe)
+}
+
+fn spec() -> DatasetSpec {
+    let field =
+        FieldSpec { name: FieldName::new("value").unwrap(), data_type: FieldType::Float64, nullable: true };
+    DatasetSpec::new(DatasetName::new(DATASET).unwrap(), vec![field], ChunkSpan::new(64 * DAY_NS).unwrap())
+        .unwrap()
+}
+
+async fn collect(mut replies: mpsc::Receiver<Result<pb::FetchReply, tonic::Status>>) -> Vec<(i64, f64)> {
+    let mut rows = Vec::new();
+    while let Some(reply) = replies.recv().await {
+        match reply.unwrap().reply.unwrap() {
+            pb::fetch_reply::Reply::Run(run) => {
+                let message = arrow_ipc::root_as_message(&run.data_header).unwrap();
+                let batch = arrow_ipc::reader::read_record_batch(
+                    &arrow_buffer::Buffer::from(run.data_body.clone()),
+                    message.header_as_record_batch().unwrap(),
+                    spec().chunk_schema(&[0]),
+                    &std::collections::HashMap::new(),
+                    None,
+                    &message.version(),
+                )
+                .unwrap();
+                let ts = batch.column(0).as_primitive::<TimestampNanosecondType>();
+                let values = batch.column(2).as_primitive::<Float64Type>();
+                rows.extend((0..ts.len()).map(|i| (ts.value(i), values.value(i))));
+            }
+            pb::fetch_reply::Reply::Failure(failure) => panic!("{failure:?}"),
+        }
+    }
+    rows
+}
