@@ -39,6 +39,8 @@ use crate::{
 pub const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
 pub const RETRY_MAX: Duration = Duration::from_secs(60);
+/// A child that holds more than one part in so many of its memory after a run is not given another.
+const KEPT_MEMORY_SHARE: u64 = 2;
 /// Characters of a traceback or of last lines that go into an error; its end says the most.
 const ERROR_CHARS_MAX: usize = 4_000;
 /// How long a notebook waits for the lease of a unit that may be deployed.
@@ -138,8 +140,16 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(outcome: pb::RunOutcome, error: Error) -> Self {
-        Self { outcome, retryable: error.retryable(), error }
+    /// Before anything was published.
+    fn of(error: Error) -> Self {
+        Self { outcome: pb::RunOutcome::Failed, retryable: error.retryable(), error }
+    }
+
+    /// Of the lease or the publish: refused, unless it was only not reached.
+    fn publishing(error: Error) -> Self {
+        let retryable = error.retryable();
+        let outcome = if retryable { pb::RunOutcome::Failed } else { pb::RunOutcome::Refused };
+        Self { outcome, error, retryable }
     }
 }
 
@@ -281,15 +291,14 @@ impl Runner {
         lease: &HeldLease,
         attempt: &mut Attempt,
     ) -> Result<(), Failure> {
-        let failed = |error| Failure::new(pb::RunOutcome::Failed, error);
         let manifest = self.unit.manifest.clone();
         // a lease that is gone makes the work worthless: look before it, and again after it
-        attempt.epoch = lease.epoch().map_err(|e| Failure::new(pb::RunOutcome::Refused, e))?;
+        attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
 
         let kept = self.child.take();
         let reading = prefetch(&self.client, &manifest, session, partition, None);
         let (read, child) = tokio::join!(reading, ready_child(&self.unit, kept));
-        let read = read.map_err(failed)?;
+        let read = read.map_err(Failure::of)?;
         Span::current().record("run_id", &read.run_id);
         attempt.run_id.clone_from(&read.run_id);
         attempt.inputs = read.receipts();
@@ -297,8 +306,10 @@ impl Runner {
         let finished = match child {
             Ok(child) => {
                 let (finished, kept) =
-                    self.compute(child, session, partition, &read).await.map_err(failed)?;
-                self.child = kept;
+                    self.compute(child, session, partition, &read).await.map_err(Failure::of)?;
+                // memory that a strategy kept counts against its next run: rather a new child than a run that fails
+                let limit = manifest.memory.0 / KEPT_MEMORY_SHARE;
+                self.child = kept.filter(|child| child.anonymous_bytes() <= limit);
                 finished
             }
             Err(finished) => *finished,
@@ -314,13 +325,12 @@ impl Runner {
             Outcome::Returned(returned) => returned,
             outcome => return Err(strategy_failure(&manifest, session, &outcome, &finished.tail)),
         };
-        let rows = validated(&manifest, &self.spec, session, returned).await.map_err(failed)?;
+        let rows = validated(&manifest, &self.spec, session, returned).await.map_err(Failure::of)?;
 
-        let refused = |error: Error| Failure::new(pb::RunOutcome::Refused, error);
-        attempt.epoch = lease.epoch().map_err(refused)?;
+        attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
         let ack =
             publish(&self.client, &manifest, session, partition, &read, attempt.epoch, lease.claim(), rows);
-        attempt.ack = Some(ack.await.map_err(refused)?);
+        attempt.ack = Some(ack.await.map_err(Failure::publishing)?);
         Ok(())
     }
 
@@ -365,7 +375,7 @@ impl Runner {
 
 /// The kept child, or a new one with the strategy imported.
 async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Finished>> {
-    if let Some(child) = kept {
+    if let Some(child) = kept.filter(Child::is_alive) {
         return Ok(child);
     }
     let manifest = &unit.manifest;

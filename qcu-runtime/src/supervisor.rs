@@ -17,7 +17,10 @@ mod spawn;
 
 use std::{
     io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::ExitStatus,
     time::Duration,
 };
@@ -204,6 +207,18 @@ impl Child {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid.unsigned_abs()
+    }
+
+    /// Whether it can still be asked. One that ended by itself between two runs cannot.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.process.is_over() && !self.process.has_ended()
+    }
+
+    /// Anonymous memory that it holds now.
+    #[must_use]
+    pub fn anonymous_bytes(&self) -> u64 {
+        memory(self.process.pid).1
     }
 
     /// Imports the strategy. `Ok` gives the child back, ready for [`Child::run`].
@@ -439,15 +454,18 @@ impl Process {
         Some(status)
     }
 
+    /// Whether it has ended, though it may not be reaped yet.
+    fn has_ended(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one descriptor, which is open; no waiting.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    }
+
     /// Anonymous memory now; remembers the most resident memory.
     fn look(&mut self) -> u64 {
-        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else { return 0 };
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
-        };
-        self.seen.rss_max_bytes = self.seen.rss_max_bytes.max(field("VmHWM:").unwrap_or(0));
-        field("RssAnon:").unwrap_or(0)
+        let (most, anonymous) = memory(self.pid);
+        self.seen.rss_max_bytes = self.seen.rss_max_bytes.max(most);
+        anonymous
     }
 
     /// What it has used since it started.
@@ -469,6 +487,16 @@ impl Drop for Process {
             reap_in_background(self.pid);
         }
     }
+}
+
+/// The most resident memory a living process had, and its anonymous memory now, in bytes.
+fn memory(pid: libc::pid_t) -> (u64, u64) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    };
+    (field("VmHWM:").unwrap_or(0), field("RssAnon:").unwrap_or(0))
 }
 
 /// Processor time of a living process, in microseconds.

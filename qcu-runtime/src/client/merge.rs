@@ -219,7 +219,7 @@ pub(crate) mod tests {
             prop_assert_eq!(rows(&merged.batches), all);
             let dictionaries: Vec<_> = merged.batches.iter()
                 .map(|b| b.column(0).as_dictionary::<Int32Type>().values().clone()).collect();
-            prop_assert!(dictionaries.windows(2).all(|two| &two[0] == &two[1]));
+            prop_assert!(dictionaries.windows(2).all(|two| two[0].as_ref() == two[1].as_ref()));
         }
     }
 

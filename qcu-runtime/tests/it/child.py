@@ -11,6 +11,7 @@ import sys
 import time
 
 FDS_MAX = 64
+HOARD = []
 SEALS = 0x000F  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 F_ADD_SEALS = 1033
 
@@ -35,6 +36,12 @@ def run(channel, request, fds, function):
     if mode == "echo":  # gives its first input back
         print("hello from the strategy", flush=True)
         send(channel, {"op": "progress", "done": 1, "total": 2, "note": "half"})
+        send(channel, {"ok": "result", "columns": ["symbol", "ts", "close"]}, fds[:1])
+    elif mode == "echo and exit":
+        send(channel, {"ok": "result", "columns": ["symbol", "ts", "close"]}, fds[:1])
+        os._exit(0)
+    elif mode == "hoard and echo":
+        HOARD.append(b"x" * (200 << 20))
         send(channel, {"ok": "result", "columns": ["symbol", "ts", "close"]}, fds[:1])
     elif mode == "raise":
         send(channel, raised("KeyError", "'close'"))

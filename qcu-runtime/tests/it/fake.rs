@@ -69,11 +69,11 @@ pub(crate) enum Fault {
 
 #[derive(Default)]
 struct Own {
-    faults: VecDeque<Fault>,
-    put_faults: VecDeque<Fault>,
+    /// By method; `""` for any.
+    faults: BTreeMap<&'static str, VecDeque<Fault>>,
     asked: Vec<SeriesQuery>,
     units: Vec<String>,
-    /// Calls of each kind.
+    /// By method.
     calls: BTreeMap<&'static str, usize>,
 }
 
@@ -124,19 +124,19 @@ impl FakeHead {
         Self { addr, world: world.clone(), own, server: Arc::new(server) }
     }
 
-    /// The next calls fail so, one after another.
+    /// The next calls of whatever method fail so, one after another.
     pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.own.lock().unwrap().faults.extend(faults);
+        self.fail_on("", faults);
     }
 
-    /// The next publishes fail so, one after another.
-    pub(crate) fn fail_put(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.own.lock().unwrap().put_faults.extend(faults);
+    /// The next calls of `method` fail so, one after another.
+    pub(crate) fn fail_on(&self, method: &'static str, faults: impl IntoIterator<Item = Fault>) {
+        self.own.lock().unwrap().faults.entry(method).or_default().extend(faults);
     }
 
-    /// How many calls of that kind there were.
-    pub(crate) fn calls(&self, kind: &str) -> usize {
-        self.own.lock().unwrap().calls.get(kind).copied().unwrap_or(0)
+    /// How many calls of `method` there were.
+    pub(crate) fn calls(&self, method: &str) -> usize {
+        self.own.lock().unwrap().calls.get(method).copied().unwrap_or(0)
     }
 
     /// Reads asked so far.
@@ -155,17 +155,18 @@ impl FakeHead {
 }
 
 impl Service {
-    fn next_fault<T>(&self, request: &Request<T>) -> Option<Fault> {
+    fn next_fault<T>(&self, method: &'static str, request: &Request<T>) -> Option<Fault> {
         let mut own = self.own.lock().unwrap();
+        *own.calls.entry(method).or_default() += 1;
         if let Some(unit) = request.metadata().get("trellis-unit") {
             own.units.push(unit.to_str().unwrap().to_owned());
         }
-        own.faults.pop_front()
+        [method, ""].iter().find_map(|key| own.faults.get_mut(key)?.pop_front())
     }
 
     /// Faults of questions that are not reads or publishes.
-    async fn maybe_fail<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        match self.next_fault(request) {
+    async fn maybe_fail<T>(&self, method: &'static str, request: &Request<T>) -> Result<(), Status> {
+        match self.next_fault(method, request) {
             None => Ok(()),
             Some(Fault::Refuse(error)) => Err(error.into()),
             Some(Fault::Hang) => std::future::pending().await,
@@ -254,7 +255,7 @@ impl FlightService for Service {
     type DoExchangeStream = Boxed<FlightData>;
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let fault = self.next_fault(&request);
+        let fault = self.next_fault("DoGet", &request);
         match &fault {
             Some(Fault::Refuse(error)) => return Err(error.clone().into()),
             Some(Fault::Hang) => std::future::pending().await,
@@ -302,7 +303,7 @@ impl FlightService for Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
-        let fault = self.next_fault(&request).or_else(|| self.own.lock().unwrap().put_faults.pop_front());
+        let fault = self.next_fault("DoPut", &request);
         if let Some(Fault::Refuse(error)) = fault {
             return Err(error.into());
         }
@@ -384,8 +385,7 @@ impl Head for Service {
         &self,
         request: Request<pb::DescribeRequest>,
     ) -> Result<Response<pb::DescribeReply>, Status> {
-        self.maybe_fail(&request).await?;
-        *self.own.lock().unwrap().calls.entry("Describe").or_default() += 1;
+        self.maybe_fail("Describe", &request).await?;
         let name = request.into_inner().dataset;
         let datasets = if name.is_empty() {
             let world = self.world.lock().unwrap();
@@ -400,7 +400,7 @@ impl Head for Service {
         &self,
         request: Request<pb::SymbolsRequest>,
     ) -> Result<Response<pb::SymbolsReply>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("Symbols", &request).await?;
         let dataset = self.dataset(&request.into_inner().dataset)?;
         let mut symbols: Vec<String> = dataset.rows.into_iter().map(|row| row.0).collect();
         symbols.dedup();
@@ -411,7 +411,7 @@ impl Head for Service {
         &self,
         request: Request<pb::SessionsRequest>,
     ) -> Result<Response<pb::SessionsReply>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("Sessions", &request).await?;
         let request = request.into_inner();
         let dataset = self.dataset(&request.dataset)?;
         let mut sessions_ns: Vec<i64> =
@@ -422,7 +422,7 @@ impl Head for Service {
     }
 
     async fn stats(&self, request: Request<pb::StatsRequest>) -> Result<Response<pb::HeadStats>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("Stats", &request).await?;
         Ok(Response::new(pb::HeadStats { head: self.addr.clone(), ..Default::default() }))
     }
 
@@ -430,7 +430,7 @@ impl Head for Service {
         &self,
         request: Request<pb::AcquireLeaseRequest>,
     ) -> Result<Response<pb::Lease>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("AcquireLease", &request).await?;
         let request = request.into_inner();
         let mut world = self.world.lock().unwrap();
         let spec = request.spec.unwrap_or_default();
@@ -457,7 +457,7 @@ impl Head for Service {
         &self,
         request: Request<pb::RenewLeaseRequest>,
     ) -> Result<Response<pb::Lease>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("RenewLease", &request).await?;
         let request = request.into_inner();
         let world = self.world.lock().unwrap();
         let (holder, epoch) = world.leases.get(&request.dataset).cloned().unwrap_or_default();
@@ -471,7 +471,7 @@ impl Head for Service {
         &self,
         request: Request<pb::ReleaseLeaseRequest>,
     ) -> Result<Response<pb::ReleaseLeaseReply>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("ReleaseLease", &request).await?;
         let request = request.into_inner();
         if let Some((holder, epoch)) = self.world.lock().unwrap().leases.get_mut(&request.dataset)
             && *epoch == request.epoch
@@ -485,7 +485,7 @@ impl Head for Service {
         &self,
         request: Request<pb::RecordRunsRequest>,
     ) -> Result<Response<pb::RecordRunsReply>, Status> {
-        self.maybe_fail(&request).await?;
+        self.maybe_fail("RecordRuns", &request).await?;
         self.world.lock().unwrap().runs.extend(request.into_inner().runs);
         Ok(Response::new(pb::RecordRunsReply { version: 1 }))
     }

@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, ChildStdout, Command},
     time::{sleep, timeout},
 };
-use trellis_proto::{pb, time::DAY_NS};
+use trellis_proto::{Code, Error, pb, time::DAY_NS};
 
 use crate::{
     fake::{FakeHead, Fault, Row, World, world},
@@ -66,6 +66,7 @@ impl Bundle {
             .env("PYTHONPATH", self.path().join("python"))
             .env("TRELLIS_URL", format!("static://{}", addrs.join(",")))
             .env("TRELLIS_UNIT_FILE", self.path().join("unit.json"))
+            .env("TRELLIS_LOG", "warn")
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -244,6 +245,27 @@ async fn a_crash_is_a_recorded_run_and_the_next_session_is_run() {
 }
 
 #[tokio::test]
+async fn a_child_that_ended_or_kept_much_memory_is_replaced_before_the_next_session() {
+    for function in ["echo_and_exit", "hoard_and_echo"] {
+        let world = prices();
+        let head = FakeHead::start(&world).await;
+        let sessions = [("TRELLIS_SESSIONS", "2016-08-10,2016-08-11"), ("TRELLIS_EXIT_WHEN_DONE", "true")];
+        let bundle = Bundle::new(function, |unit| unit["memory"] = json!("350M"));
+        let mut qcu = bundle.start(&[&head], &sessions);
+        qcu.ready().await;
+        for _ in 0..2 {
+            let line = qcu.line().await;
+            assert_eq!(
+                (&line["outcome"], &line["attempts"]),
+                (&json!("succeeded"), &json!(1)),
+                "{function}: {line}"
+            );
+        }
+        assert_eq!(qcu.exit_code().await, 0);
+    }
+}
+
+#[tokio::test]
 async fn a_unit_after_another_waits_for_its_session() {
     let world = prices();
     let head = FakeHead::start(&world).await;
@@ -344,6 +366,37 @@ async fn a_unit_whose_lease_is_taken_over_publishes_nothing_and_ends() {
 }
 
 #[tokio::test]
+async fn a_lease_is_renewed_while_a_run_takes_longer_than_it_lasts() {
+    let world = prices();
+    let head = FakeHead::start(&world).await;
+    let bundle = Bundle::new("wait", |_| {});
+    let mut qcu = bundle.start(&[&head], &[ONCE[0], ONCE[1], ("TRELLIS_LEASE_TTL_MS", "1000")]);
+    qcu.ready().await;
+    // one renewal may fail without anybody noticing
+    let away = Error::new(Code::Unavailable, "the shard restarts");
+    head.fail_on("RenewLease", [Fault::Refuse(away)]);
+    until(|| (head.calls("RenewLease") > 5).then_some(())).await;
+    std::fs::write(bundle.path().join("go"), "").unwrap();
+    assert_eq!(qcu.line().await["outcome"], json!("succeeded"));
+    assert_eq!(qcu.exit_code().await, 0);
+    assert_eq!(head.world().published[0].0.epoch, 1);
+}
+
+#[tokio::test]
+async fn what_the_ledger_could_not_take_is_recorded_with_the_next_run() {
+    let world = prices();
+    let head = FakeHead::start(&world).await;
+    let refused = Error::new(Code::Internal, "no");
+    head.fail_on("RecordRuns", [Fault::Refuse(refused)]);
+    let bundle = Bundle::new("echo", |_| {});
+    let sessions = [("TRELLIS_SESSIONS", "2016-08-10,2016-08-11"), ("TRELLIS_EXIT_WHEN_DONE", "true")];
+    let mut qcu = bundle.start(&[&head], &sessions);
+    assert_eq!(qcu.exit_code().await, 0);
+    let runs: Vec<String> = head.world().runs.iter().map(|run| run.session.clone()).collect();
+    assert_eq!(runs, ["2016-08-10", "2016-08-11"]);
+}
+
+#[tokio::test]
 async fn a_lease_that_stays_held_is_a_conflict() {
     let world = prices();
     let head = FakeHead::start(&world).await;
@@ -373,7 +426,7 @@ async fn a_head_that_loses_acknowledgements_does_not_double_a_publish() {
     let world = prices();
     let (a, b) = (FakeHead::start(&world).await, FakeHead::start(&world).await);
     for head in [&a, &b] {
-        head.fail_put([Fault::LoseAck]);
+        head.fail_on("DoPut", [Fault::LoseAck]);
     }
     let bundle = Bundle::new("echo", |_| {});
     let mut qcu = bundle.start(&[&a, &b], &ONCE);
