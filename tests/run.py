@@ -20,7 +20,13 @@ def stream(command: list[str], **env: str) -> tuple[int, list[str]]:
     print("==", " ".join(command), flush=True)
     lines = []
     with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         for line in process.stdout:
             sys.stdout.write(line)

@@ -18,7 +18,7 @@ use futures::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use trellis_fabric::{channel::PeerChannel, discovery::Peers};
-use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb, placement};
+use trellis_proto::{Code, DatasetName, Error, Result, Symbol, name::nearest, pb, placement};
 
 use crate::{
     claims::Standing,
@@ -202,7 +202,7 @@ impl Engine {
     /// [`Code::UnknownDataset`] if the dataset is not this engine's.
     pub fn read(&self, ask: Ask) -> Result<Reading> {
         let name = &ask.dataset.spec.dataset;
-        let table = self.core.table(name).ok_or_else(|| unknown(name))?;
+        let table = self.core.table(name).ok_or_else(|| unknown(&self.core, name))?;
         Ok(Reading::new(Arc::clone(&self.core), table, ask))
     }
 
@@ -310,7 +310,7 @@ impl Engine {
         }
         let fresh = |at: &tokio::time::Instant| *at > tokio::time::Instant::now();
         if self.core.unknown.lock().get(name).is_some_and(fresh) {
-            return Err(unknown(name));
+            return Err(unknown(&self.core, name));
         }
         let refused = describe_all(&self.core).await;
         if let Some(table) = self.core.table(name) {
@@ -324,7 +324,7 @@ impl Engine {
         unknown_names.retain(|_, at| fresh(at));
         let ttl = UNKNOWN_TTL.mul_f64(0.75 + shards::jitter() / 2.0);
         unknown_names.insert(name.clone(), tokio::time::Instant::now() + ttl);
-        Err(unknown(name))
+        Err(unknown(&self.core, name))
     }
 
     /// Asks every shard that has a part of the dataset.
@@ -387,7 +387,17 @@ pub(crate) async fn describe_all(core: &Arc<Core>) -> Option<Error> {
     refused
 }
 
-fn unknown(name: &DatasetName) -> Error {
-    Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name)
+/// Datasets that an unknown name is compared with: a fleet has tens of thousands, and comparing takes a microsecond each.
+const NEAREST_DATASETS_MAX: usize = 4_096;
+
+fn unknown(core: &Core, name: &DatasetName) -> Error {
+    let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name);
+    let tables = core.tables();
+    let described = tables.iter().take(NEAREST_DATASETS_MAX).map(|table| table.described());
+    let known: Vec<DatasetName> = described.map(|dataset| dataset.spec.dataset.clone()).collect();
+    match nearest(name.as_str(), known.iter().map(DatasetName::as_str)) {
+        Some(near) => error.hint(format!("did you mean {near}?")),
+        None => error,
+    }
 }
 

@@ -59,7 +59,10 @@ fn dependencies() -> BTreeMap<String, Vec<String>> {
 fn our_crates_meet_only_where_the_house_says() {
     let dependencies = dependencies();
     let rooms: Vec<&str> = EDGES.iter().map(|(name, _)| *name).collect();
-    assert!(dependencies.keys().all(|name| rooms.contains(&name.as_str())), "a crate without a place: {dependencies:?}");
+    assert!(
+        dependencies.keys().all(|name| rooms.contains(&name.as_str())),
+        "a crate without a place: {dependencies:?}"
+    );
     for (name, allowed) in EDGES {
         for other in dependencies[name].iter().filter(|d| rooms.contains(&d.as_str())) {
             assert!(allowed.contains(&other.as_str()), "{name} must not import {other}");
@@ -72,9 +75,15 @@ fn each_outside_crate_has_one_door() {
     let dependencies = dependencies();
     for (outside, door) in DOORS {
         for (name, named) in &dependencies {
-            assert!(name == door || !named.iter().any(|d| d == outside), "{name} names {outside}; only {door} may");
+            assert!(
+                name == door || !named.iter().any(|d| d == outside),
+                "{name} names {outside}; only {door} may"
+            );
         }
-        assert!(dependencies[door].iter().any(|d| d == outside), "{door} no longer names {outside}: drop the line");
+        assert!(
+            dependencies[door].iter().any(|d| d == outside),
+            "{door} no longer names {outside}: drop the line"
+        );
     }
 }
 

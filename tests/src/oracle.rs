@@ -1,0 +1,77 @@
+//! A dataset as a sorted list of rows: the slow, plainly right answer.
+
+use std::collections::BTreeMap;
+
+use trellis_proto::TimeRange;
+
+/// One known version of one row: its values in the order of the dataset's fields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Symbol.
+    pub symbol: String,
+    /// Event time, nanoseconds.
+    pub ts: i64,
+    /// Knowledge time, nanoseconds.
+    pub known_at: i64,
+    /// One value for each field; `None` is null.
+    pub values: Vec<Option<f64>>,
+}
+
+/// Every known version of every row of a dataset.
+#[derive(Debug, Clone, Default)]
+pub struct Oracle {
+    /// Field names, in the order of [`Row::values`].
+    pub fields: Vec<String>,
+    rows: BTreeMap<(String, i64, i64), Vec<Option<f64>>>,
+}
+
+impl Oracle {
+    /// A dataset without rows.
+    #[must_use]
+    pub fn new(fields: &[&str]) -> Self {
+        Self { fields: fields.iter().map(|&f| f.to_owned()).collect(), rows: BTreeMap::new() }
+    }
+
+    /// Learns a row.
+    pub fn learn(&mut self, row: Row) {
+        self.rows.insert((row.symbol, row.ts, row.known_at), row.values);
+    }
+
+    /// Symbols that any row has, sorted.
+    #[must_use]
+    pub fn symbols(&self) -> Vec<String> {
+        let mut symbols: Vec<String> = self.rows.keys().map(|(symbol, ..)| symbol.clone()).collect();
+        symbols.dedup();
+        symbols
+    }
+
+    /// What a read must answer: of each (symbol, ts) the row with the greatest `known_at <= as_of`, sorted, cut to `fields`.
+    #[must_use]
+    pub fn read(
+        &self,
+        symbols: &[String],
+        fields: &[String],
+        range: TimeRange,
+        as_of: Option<i64>,
+    ) -> Vec<Row> {
+        let columns: Vec<usize> =
+            fields.iter().filter_map(|f| self.fields.iter().position(|known| known == f)).collect();
+        let mut latest: BTreeMap<(&str, i64), (i64, &Vec<Option<f64>>)> = BTreeMap::new();
+        for ((symbol, ts, known_at), values) in &self.rows {
+            let wanted = symbols.iter().any(|s| s == symbol) && range.contains(*ts);
+            if wanted && as_of.is_none_or(|as_of| *known_at <= as_of) {
+                // Keys ascend by known_at within a (symbol, ts): the last one stays.
+                latest.insert((symbol, *ts), (*known_at, values));
+            }
+        }
+        latest
+            .into_iter()
+            .map(|((symbol, ts), (known_at, values))| Row {
+                symbol: symbol.to_owned(),
+                ts,
+                known_at,
+                values: columns.iter().map(|&c| values[c]).collect(),
+            })
+            .collect()
+    }
+}

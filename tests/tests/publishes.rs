@@ -1,0 +1,205 @@
+//! A publish through a head: whole or not at all, on every head once acknowledged, one publisher at a time, and never over
+//! what was known before.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+use arrow_array::{
+    Float64Array, RecordBatch,
+    cast::AsArray,
+    types::{Float64Type, TimestampNanosecondType},
+};
+use trellis_proto::{
+    Code, DatasetSpec, SeriesQuery, Symbols, pb,
+    time::{DAY_NS, parse_time},
+};
+use trellis_qcu::client::{Answer, Client};
+use trellis_tests::{
+    grid::{Grid, batch, spec},
+    oracle::Row,
+};
+
+const SESSION: &str = "2016-08-10";
+
+fn scores(values: &[(&str, f64)]) -> Vec<Row> {
+    let ts = parse_time(SESSION).unwrap();
+    values
+        .iter()
+        .map(|(symbol, score)| Row { symbol: (*symbol).into(), ts, known_at: 0, values: vec![Some(*score)] })
+        .collect()
+}
+
+async fn lease(
+    client: &Client,
+    spec: &DatasetSpec,
+    instance: &str,
+    take_over: bool,
+) -> trellis_proto::Result<pb::Lease> {
+    client
+        .acquire_lease(pb::AcquireLeaseRequest {
+            dataset: spec.dataset.to_string(),
+            unit: "test".into(),
+            instance: instance.into(),
+            take_over,
+            ttl_ms: 30_000,
+            spec: Some(spec.into()),
+        })
+        .await
+}
+
+fn header(spec: &DatasetSpec, lease: &pb::Lease, run_id: &str) -> pb::PublishHeader {
+    pb::PublishHeader {
+        dataset: spec.dataset.to_string(),
+        kind: pb::PublishKind::Session.into(),
+        session: SESSION.into(),
+        run_id: run_id.into(),
+        unit: lease.unit.clone(),
+        instance: lease.instance.clone(),
+        epoch: lease.epoch,
+        ..Default::default()
+    }
+}
+
+async fn publish(
+    client: &Client,
+    spec: &DatasetSpec,
+    lease: &pb::Lease,
+    run_id: &str,
+    values: &[(&str, f64)],
+) -> trellis_proto::Result<pb::PublishAck> {
+    client.publish(header(spec, lease, run_id), vec![batch(spec, &scores(values)).unwrap()]).await
+}
+
+async fn read(client: &Client, spec: &DatasetSpec, as_of: Option<i64>) -> Vec<f64> {
+    let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::All);
+    query.as_of = as_of;
+    values(&client.read(&query).await.unwrap())
+}
+
+fn values(answer: &Answer) -> Vec<f64> {
+    let column = |b: &RecordBatch| b.column(2).as_primitive::<Float64Type>().values().to_vec();
+    answer.batches.iter().flat_map(column).collect()
+}
+
+async fn client_of(grid: &Grid, head: usize) -> Client {
+    grid.client_of(head).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledged_publish_and_its_correction_are_on_every_head_at_once() {
+    let grid = Grid::start(2, 3).await.unwrap();
+    let (one, two) = (client_of(&grid, 0).await, client_of(&grid, 1).await);
+    let spec = spec("signals.mom", &["score"]);
+    let lease = lease(&one, &spec, "a", false).await.unwrap();
+
+    let first = publish(&one, &spec, &lease, "run-1", &[("A", 1.0), ("B", 2.0), ("C", 3.0)]).await.unwrap();
+    for client in [&one, &two] {
+        assert_eq!(read(client, &spec, None).await, [1.0, 2.0, 3.0]);
+    }
+    // Cached on both heads by now: the corrections below must reach the caches.
+    for round in 0..20 {
+        let value = f64::from(round);
+        let ack =
+            publish(&one, &spec, &lease, &format!("fix-{round}"), &[("A", 1.0), ("B", value), ("C", 3.0)])
+                .await
+                .unwrap();
+        assert!(ack.version > first.version && ack.known_at_ns > first.known_at_ns);
+        for client in [&two, &one] {
+            assert_eq!(read(client, &spec, None).await, [1.0, value, 3.0], "round {round}");
+            assert_eq!(read(client, &spec, Some(first.known_at_ns)).await, [1.0, 2.0, 3.0], "the past stays");
+            assert!(read(client, &spec, Some(first.known_at_ns - 1)).await.is_empty(), "before it was known");
+        }
+    }
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_publisher_that_was_superseded_is_fenced() {
+    let grid = Grid::start(1, 2).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("signals.mom", &["score"]);
+    let old = lease(&client, &spec, "a", false).await.unwrap();
+    publish(&client, &spec, &old, "run-1", &[("A", 1.0)]).await.unwrap();
+
+    let error = lease(&client, &spec, "b", false).await.unwrap_err();
+    assert_eq!(error.code(), Code::Conflict, "{error:?}");
+    let new = lease(&client, &spec, "b", true).await.unwrap();
+    assert!(new.epoch > old.epoch);
+
+    let error = publish(&client, &spec, &old, "run-2", &[("A", 2.0)]).await.unwrap_err();
+    assert_eq!(error.code(), Code::Fenced, "{error:?}");
+    assert!(error.to_string().contains(&format!("fenced by epoch {}", new.epoch)), "{error}");
+    publish(&client, &spec, &new, "run-3", &[("A", 3.0)]).await.unwrap();
+    assert_eq!(read(&client, &spec, None).await, [3.0]);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_epoch_survives_the_restart_of_the_shard() {
+    let mut grid = Grid::start(1, 1).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("signals.mom", &["score"]);
+    let old = lease(&client, &spec, "a", false).await.unwrap();
+    let new = lease(&client, &spec, "b", true).await.unwrap();
+    publish(&client, &spec, &new, "run-1", &[("A", 1.0)]).await.unwrap();
+    grid.restart_shard(0).await.unwrap();
+
+    let error = publish(&client, &spec, &old, "run-2", &[("A", 2.0)]).await.unwrap_err();
+    assert_eq!(error.code(), Code::Fenced, "{error:?}");
+    publish(&client, &spec, &new, "run-3", &[("A", 3.0)]).await.unwrap();
+    assert_eq!(read(&client, &spec, None).await, [3.0]);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_run_is_acknowledged_again_and_another_content_is_refused() {
+    let grid = Grid::start(1, 2).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("signals.mom", &["score"]);
+    let lease = lease(&client, &spec, "a", false).await.unwrap();
+    let ack = publish(&client, &spec, &lease, "run-1", &[("A", 1.0)]).await.unwrap();
+
+    let again = publish(&client, &spec, &lease, "run-1", &[("A", 1.0)]).await.unwrap();
+    assert!(again.duplicate);
+    assert_eq!((again.version, again.known_at_ns), (ack.version, ack.known_at_ns));
+    let error = publish(&client, &spec, &lease, "run-1", &[("A", 2.0)]).await.unwrap_err();
+    assert_eq!(error.code(), Code::Conflict, "{error:?}");
+    assert_eq!(read(&client, &spec, None).await, [1.0]);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_that_does_not_fit_leaves_the_dataset_as_it_was() {
+    let grid = Grid::start(1, 2).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("signals.mom", &["score"]);
+    let lease = lease(&client, &spec, "a", false).await.unwrap();
+    publish(&client, &spec, &lease, "run-1", &[("A", 1.0)]).await.unwrap();
+
+    let good = batch(&spec, &scores(&[("A", 2.0), ("A", 3.0)])).unwrap();
+    let error = client.publish(header(&spec, &lease, "run-2"), vec![good.clone()]).await.unwrap_err();
+    assert_eq!(error.code(), Code::BadRows, "the key A twice: {error:?}");
+
+    let other = trellis_tests::grid::spec("signals.mom", &["weight"]);
+    let wrong = RecordBatch::try_new(
+        other.rows_schema(),
+        vec![
+            good.column(0).clone(),
+            good.column(1).clone(),
+            std::sync::Arc::new(Float64Array::from(vec![1.0, 2.0])),
+        ],
+    )
+    .unwrap();
+    let error = client.publish(header(&spec, &lease, "run-3"), vec![wrong]).await.unwrap_err();
+    assert_eq!(error.code(), Code::BadRows, "{error:?}");
+    assert!(error.to_string().contains("weight") && error.to_string().contains("score"), "{error}");
+
+    let ts = good.column(1).as_primitive::<TimestampNanosecondType>().value(0) + DAY_NS;
+    let tomorrow = Row { symbol: "A".into(), ts, known_at: 0, values: vec![Some(1.0)] };
+    let error = client
+        .publish(header(&spec, &lease, "run-4"), vec![batch(&spec, &[tomorrow]).unwrap()])
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::BadRows, "a row of another session: {error:?}");
+
+    assert_eq!(read(&client, &spec, None).await, [1.0]);
+    grid.stop().await.unwrap();
+}

@@ -1,0 +1,327 @@
+//! A read through head and shards answers exactly what a sorted list of rows answers, and overlapping requests cost one
+//! fetch of their union.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+use std::time::Duration;
+
+use arrow_array::{
+    Array, RecordBatch,
+    cast::AsArray,
+    types::{Float64Type, Int32Type, TimestampNanosecondType},
+};
+use trellis_proto::{
+    Code, DatasetSpec, FieldName, SeriesQuery, Symbols, TimeRange,
+    time::{DAY_NS, parse_time},
+};
+use trellis_qcu::client::{Answer, Client};
+use trellis_tests::{
+    grid::{Grid, import, spec},
+    oracle::{Oracle, Row},
+    rng::Rng,
+};
+
+/// Most polls of a condition that another task makes true: seconds of work, then the test says what it waited for.
+const POLLS: usize = 20_000;
+
+/// Polls until `met` says so.
+async fn until<F: Future<Output = bool>>(what: &str, mut met: impl FnMut() -> F) {
+    for _ in 0..POLLS {
+        if met().await {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("never: {what}");
+}
+
+/// Business days of `years` years from 2006-08-10 on, one price a day.
+fn daily(symbol: &str, years: i64) -> Vec<Row> {
+    let first = parse_time("2006-08-10").unwrap();
+    (0..years * 365 + years / 4)
+        .filter(|day| (day + 3) % 7 < 5)
+        .map(|day| Row {
+            symbol: symbol.to_owned(),
+            ts: first + day * DAY_NS,
+            known_at: 0,
+            values: vec![Some(100.0 + day as f64), Some(day as f64)],
+        })
+        .collect()
+}
+
+fn ask(spec: &DatasetSpec, symbols: &[&str], fields: &[&str], start: &str, end: &str) -> SeriesQuery {
+    let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::new(symbols).unwrap());
+    query.fields = fields.iter().map(|f| FieldName::new(f).unwrap()).collect();
+    query.range = TimeRange::new(Some(parse_time(start).unwrap()), Some(parse_time(end).unwrap())).unwrap();
+    query
+}
+
+/// The answer as rows, for comparison.
+fn rows(answer: &Answer) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for batch in &answer.batches {
+        rows.extend((0..batch.num_rows()).map(|i| row(batch, i)));
+    }
+    rows
+}
+
+fn row(batch: &RecordBatch, i: usize) -> Row {
+    let symbols = batch.column(0).as_dictionary::<Int32Type>();
+    let symbol = symbols.values().as_string::<i32>().value(symbols.keys().value(i) as usize).to_owned();
+    let ts = batch.column(1).as_primitive::<TimestampNanosecondType>().value(i);
+    let last = batch.num_columns() - 1;
+    let has_known_at = batch.schema().field(last).name() == "known_at";
+    let known_at =
+        if has_known_at { batch.column(last).as_primitive::<TimestampNanosecondType>().value(i) } else { 0 };
+    let values = (2..batch.num_columns() - usize::from(has_known_at))
+        .map(|c| batch.column(c).as_primitive::<Float64Type>())
+        .map(|column| column.is_valid(i).then(|| column.value(i)))
+        .collect();
+    Row { symbol, ts, known_at, values }
+}
+
+async fn prices(grid: &Grid) -> (Client, DatasetSpec) {
+    let client = grid.client().await.unwrap();
+    let spec = spec("equities.daily", &["close", "volume"]);
+    import(&client, &spec, &daily("AMZN", 10), None, "amzn").await.unwrap();
+    (client, spec)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_years_then_five_years_cost_one_fetch_of_ten() {
+    let grid = Grid::start(1, 1).await.unwrap();
+    let (client, spec) = prices(&grid).await;
+    let ten = client.read(&ask(&spec, &["AMZN"], &["close"], "2006-08-10", "2016-08-10")).await.unwrap();
+    let five = client.read(&ask(&spec, &["AMZN"], &["close"], "2011-08-10", "2016-08-10")).await.unwrap();
+    assert!(five.rows() > 1_200 && ten.rows() > 2 * five.rows() - 10);
+    let stats = client.stats().await.unwrap().remove(0);
+    assert_eq!(stats.upstream_calls, 1);
+    assert_eq!((stats.rows_fetched, stats.rows_union), (ten.rows() as u64, ten.rows() as u64));
+    assert_eq!(five.receipt().rows_fetched, 0);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_years_then_ten_years_fetch_only_what_is_missing() {
+    let grid = Grid::start(1, 1).await.unwrap();
+    let (client, spec) = prices(&grid).await;
+    let five = client.read(&ask(&spec, &["AMZN"], &["close"], "2011-08-10", "2016-08-10")).await.unwrap();
+    let ten = client.read(&ask(&spec, &["AMZN"], &["close"], "2006-08-10", "2016-08-10")).await.unwrap();
+    let stats = client.stats().await.unwrap().remove(0);
+    assert_eq!(stats.upstream_calls, 2);
+    assert_eq!(stats.rows_fetched, ten.rows() as u64, "no row is fetched twice");
+    // Whole chunks are fetched: at most one chunk of 64 days more than asked.
+    let beyond = five.receipt().rows_fetched - five.rows() as u64;
+    assert!(beyond <= 46, "{beyond} rows beyond the five years");
+    grid.stop().await.unwrap();
+}
+
+/// Both requests are on their way at once: the shard's answer is held at the gate until the second has joined.
+async fn overlapping_in_flight(first: (&str, &str), second: (&str, &str)) {
+    let grid = Grid::start(1, 1).await.unwrap();
+    let (client, spec) = prices(&grid).await;
+    // The catalogue is known before the gate closes, so that only the rows wait.
+    client.describe(None).await.unwrap();
+    client.read(&ask(&spec, &["AMZN"], &["volume"], "2016-08-01", "2016-08-02")).await.unwrap();
+    let before = client.stats().await.unwrap().remove(0);
+
+    grid.gate(0).hold();
+    let spawn = |(start, end): (&str, &str)| {
+        let (client, query) = (client.clone(), ask(&spec, &["AMZN"], &["close"], start, end));
+        tokio::spawn(async move { client.read(&query).await })
+    };
+    let (one, counter) = (spawn(first), client.clone());
+    until("the first request is in flight", || async {
+        counter.stats().await.unwrap()[0].chunks_fetched > before.chunks_fetched
+    })
+    .await;
+    let two = spawn(second);
+    until("the second request has joined", || async {
+        counter.stats().await.unwrap()[0].chunks_joined > before.chunks_joined
+    })
+    .await;
+    grid.gate(0).open();
+    let (one, two) = (one.await.unwrap().unwrap(), two.await.unwrap().unwrap());
+
+    let after = client.stats().await.unwrap().remove(0);
+    let union = one.rows().max(two.rows()) as u64;
+    // The first read above left one chunk of `volume` only: `close` was wholly missing.
+    assert_eq!(after.rows_fetched - before.rows_fetched, union, "the union, once");
+    assert_eq!(one.receipt().rows_fetched + two.receipt().rows_fetched, union);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_five_year_request_joins_the_ten_year_flight() {
+    overlapping_in_flight(("2006-08-10", "2016-08-10"), ("2011-08-10", "2016-08-10")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ten_year_request_joins_the_five_year_flight_and_claims_the_rest() {
+    overlapping_in_flight(("2011-08-10", "2016-08-10"), ("2006-08-10", "2016-08-10")).await;
+}
+
+/// Random corrections, then random questions: open ends, empty ranges, times before, between and after corrections, any
+/// subset of fields and symbols, through two heads and three shards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
+    const READS: usize = 2_000;
+    let mut rng = Rng::seeded(0x5eed_0001);
+    let grid = Grid::start(2, 3).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("equities.daily", &["open", "close", "volume"]);
+    let symbols: Vec<String> = (0..12).map(|i| format!("SYM{i}")).collect();
+    let (first, days) = (parse_time("2015-01-01").unwrap(), 400);
+    let mut oracle = Oracle::new(&["open", "close", "volume"]);
+
+    // Round 0 is the history, later ones correct some of it and add a little; each is known a day after the one before.
+    let learned = parse_time("2020-01-01").unwrap();
+    for round in 0..6i64 {
+        let mut batch = Vec::new();
+        for (i, symbol) in symbols.iter().enumerate() {
+            let listed = (i as i64) * 11; // symbols that start late
+            for day in listed..days + round {
+                let new = day >= days + round - 1;
+                if round > 0 && !new && !rng.once_in(40) || round == 0 && rng.once_in(9) {
+                    continue;
+                }
+                let mut value = || (!rng.once_in(30)).then(|| (rng.below(100_000) as f64) / 100.0);
+                let values = vec![value(), value(), value()];
+                let known_at = learned + round * DAY_NS;
+                batch.push(Row { symbol: symbol.clone(), ts: first + day * DAY_NS, known_at, values });
+            }
+        }
+        let ack = import(&client, &spec, &batch, Some(learned + round * DAY_NS), &format!("round {round}"))
+            .await
+            .unwrap();
+        assert_eq!(ack.rows, batch.len() as u64);
+        batch.into_iter().for_each(|row| oracle.learn(row));
+
+        for _ in 0..READS / 6 {
+            let query = question(&mut rng, &spec, &symbols, first, days, learned);
+            let answer = client.read(&query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"));
+            let asked: Vec<String> = match &query.symbols {
+                Symbols::All => symbols.clone(),
+                Symbols::List(list) => list.iter().map(|s| s.to_string()).collect(),
+            };
+            let fields: Vec<String> = match query.fields.is_empty() {
+                true => oracle.fields.clone(),
+                false => query.fields.iter().map(|f| f.to_string()).collect(),
+            };
+            let mut expected = oracle.read(&asked, &fields, query.range, query.as_of);
+            if !query.known_at {
+                expected.iter_mut().for_each(|row| row.known_at = 0);
+            }
+            assert_eq!(rows(&answer), expected, "{query:?}");
+        }
+    }
+    let stats = client.stats().await.unwrap();
+    let (fetched, asked) = stats.iter().fold((0, 0), |(f, a), s| (f + s.rows_fetched, a + s.rows_asked));
+    println!("{asked} rows asked, {fetched} fetched");
+    grid.stop().await.unwrap();
+}
+
+fn question(
+    rng: &mut Rng,
+    spec: &DatasetSpec,
+    symbols: &[String],
+    first: i64,
+    days: i64,
+    learned: i64,
+) -> SeriesQuery {
+    let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::All);
+    if !rng.once_in(6) {
+        let some: Vec<&String> = symbols.iter().filter(|_| rng.once_in(3)).collect();
+        query.symbols = Symbols::new(some).unwrap_or(Symbols::All);
+    }
+    query.fields = spec.fields.iter().filter(|_| !rng.once_in(2)).map(|f| f.name.clone()).collect();
+    let mut time = || {
+        let day = first + (rng.below(days as usize + 60) as i64 - 30) * DAY_NS;
+        // Bounds between rows as well as on them.
+        (!rng.once_in(5)).then(|| if rng.once_in(3) { day + 1 } else { day })
+    };
+    let (a, b) = (time(), time());
+    query.range = TimeRange::new(a, b).or_else(|_| TimeRange::new(b, a)).unwrap();
+    if rng.once_in(10) {
+        query.range.end = query.range.start;
+    }
+    if rng.once_in(2) {
+        let offset = rng.below(8) as i64 * DAY_NS - DAY_NS + rng.below(3) as i64 - 1;
+        query.as_of = Some(learned + offset);
+    }
+    query.known_at = rng.once_in(3);
+    query
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_questions_are_refused_with_the_right_code_and_the_grid_goes_on() {
+    let grid = Grid::start(2, 3).await.unwrap();
+    let (client, spec) = prices(&grid).await;
+    let good = ask(&spec, &["AMZN"], &["close"], "2006-08-10", "2016-08-10");
+
+    let mut wrong = good.clone();
+    wrong.dataset = "equities.dialy".parse().unwrap();
+    let error = client.read(&wrong).await.unwrap_err();
+    assert_eq!(error.code(), Code::UnknownDataset);
+    assert!(error.to_string().contains("equities.daily"), "says what was meant: {error}");
+
+    let mut wrong = good.clone();
+    wrong.fields = vec![FieldName::new("clsoe").unwrap()];
+    let error = client.read(&wrong).await.unwrap_err();
+    assert_eq!(error.code(), Code::UnknownField);
+    assert!(error.to_string().contains("close"), "says what was meant: {error}");
+
+    let mut wrong = good.clone();
+    wrong.symbols = Symbols::new(["AMZM"]).unwrap();
+    let error = client.read(&wrong).await.unwrap_err();
+    assert_eq!(error.code(), Code::UnknownSymbol);
+    assert!(error.to_string().contains("AMZN"), "says what was meant: {error}");
+
+    let mut wrong = good.clone();
+    wrong.rows_max = 100;
+    assert_eq!(client.read(&wrong).await.unwrap_err().code(), Code::TooLarge);
+
+    assert_eq!(client.read(&good).await.unwrap().rows(), daily("AMZN", 10).len());
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_away_fails_fast_by_name_and_never_leaves_a_hole() {
+    let mut grid = Grid::start(1, 1).await.unwrap();
+    let (client, spec) = prices(&grid).await;
+    let cached = ask(&spec, &["AMZN"], &["close"], "2015-08-10", "2016-08-10");
+    let before = client.read(&cached).await.unwrap();
+    grid.stop_shard(0).await.unwrap();
+
+    // Nothing of these five years is cached.
+    let missing = ask(&spec, &["AMZN"], &["close"], "2006-08-10", "2011-08-10");
+    let started = tokio::time::Instant::now();
+    let error = client_deadline(&grid).await.read(&missing).await.unwrap_err();
+    assert!(error.retryable(), "{error:?}");
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("shard-0"), "names the shard: {error}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+
+    // What was read is still true of the moment it was read at.
+    let mut then = cached.clone();
+    then.as_of = Some(before.receipt().known_through_ns);
+    assert_eq!(rows(&client.read(&then).await.unwrap()), rows(&before));
+
+    let mut stale = cached.clone();
+    stale.allow_stale = true;
+    let answer = client.read(&stale).await.unwrap();
+    assert!(answer.receipt().stale, "labelled");
+    assert_eq!(rows(&answer), rows(&before));
+
+    grid.restart_shard(0).await.unwrap();
+    let end = missing.range.end.unwrap();
+    let expected = daily("AMZN", 10).iter().filter(|row| row.ts < end).count();
+    assert_eq!(client.read(&missing).await.unwrap().rows(), expected);
+    grid.stop().await.unwrap();
+}
+
+/// A client that gives up soon.
+async fn client_deadline(grid: &Grid) -> Client {
+    let options =
+        trellis_qcu::client::ClientOptions { deadline: Duration::from_secs(3), ..Default::default() };
+    Client::connect(&format!("static://{}", grid.head(0)), options).await.unwrap()
+}
