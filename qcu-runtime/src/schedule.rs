@@ -6,8 +6,9 @@
 //! published it) and every input has come as far as the session. An input whose progress nobody states counts as having
 //! come as far as its newest row.
 //!
-//! Sessions published with no rows leave no date behind; the watermark covers them, which is why "published" is asked of
-//! both.
+//! What a unit waits for is the *session* of each unit upstream, not that it has come as far: after a failure or a backfill
+//! there may be a newer session without an older one. Sessions published with no rows leave no date behind; the newest
+//! of them shows in the watermark, and an older one counts as not published.
 
 use chrono::NaiveDate;
 use trellis_proto::{Code, Error, Result, pb, time::DAY_NS, time::parse_duration};
@@ -53,6 +54,27 @@ impl Progress {
     }
 }
 
+/// What a unit waited for has published.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// How far it has come.
+    pub progress: Progress,
+    /// The sessions that it has rows for, as far back as they matter.
+    pub sessions: Vec<NaiveDate>,
+}
+
+impl Published {
+    /// Whether `session` itself was published.
+    #[must_use]
+    pub fn has(&self, session: NaiveDate) -> bool {
+        let Some(midnight) = midnight_ns(session) else { return false };
+        let newest_and_empty =
+            self.progress.watermark_ns.is_some_and(|w| w >= midnight.saturating_add(DAY_NS))
+                && self.progress.last_ts_ns.is_none_or(|last| last < midnight);
+        self.sessions.contains(&session) || newest_and_empty
+    }
+}
+
 /// What the schedule is decided from.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -61,7 +83,7 @@ pub struct State {
     /// Each input, in the order of the manifest.
     pub inputs: Vec<Progress>,
     /// For `after`: each unit waited for, in the order of the manifest.
-    pub upstream: Vec<Progress>,
+    pub upstream: Vec<Published>,
 }
 
 /// What to do now.
@@ -96,7 +118,7 @@ pub fn due(manifest: &Manifest, state: &State, now_ns: i64) -> Result<Due> {
             let Some(closed) = calendar.newest_closed(now_ns, delay).map(|s| s.date) else {
                 return Ok(Due::Never);
             };
-            if let Some(session) = next_after(calendar, published, closed) {
+            if let Some(&session) = candidates(calendar, published, closed).first() {
                 return Ok(ready_or_waiting(manifest, state, session));
             }
             let at = calendar
@@ -105,27 +127,39 @@ pub fn due(manifest: &Manifest, state: &State, now_ns: i64) -> Result<Due> {
             Ok(at.map_or(Due::Never, |session| Due::At(session.close_ns.saturating_add(delay))))
         }
         Schedule::After { units } => {
-            let newest = state.upstream.iter().map(|up| up.newest(calendar)).min().flatten();
-            let Some(session) = newest.and_then(|newest| next_after(calendar, published, newest)) else {
+            let newest = state.upstream.iter().map(|up| up.progress.newest(calendar)).min().flatten();
+            let candidates = newest.map(|newest| candidates(calendar, published, newest)).unwrap_or_default();
+            let all_have = |session: &NaiveDate| state.upstream.iter().all(|up| up.has(*session));
+            let Some(session) = candidates.into_iter().find(all_have) else {
                 let names: Vec<&str> = units.iter().map(|up| up.unit.as_str()).collect();
-                return Ok(Due::Data {
-                    session: None,
-                    missing: format!("a new session of {}", names.join(", ")),
-                });
+                let missing = format!("a new session of {}", names.join(", "));
+                return Ok(Due::Data { session: None, missing });
             };
             Ok(ready_or_waiting(manifest, state, session))
         }
     }
 }
 
-/// The oldest session after `published` and not after `newest`; `newest` itself if nothing, or nothing recent, was.
-fn next_after(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDate) -> Option<NaiveDate> {
-    let horizon = calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX));
+/// The sessions that may come next, the likeliest first: those after `published` up to `newest`, oldest first; if nothing,
+/// or nothing recent, was published, those up to `newest`, newest first.
+fn candidates(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDate) -> Vec<NaiveDate> {
+    let horizon = catch_up_from(calendar, newest).unwrap_or(newest);
+    let up_to_newest = |from: NaiveDate| calendar.range(from, newest).chain([newest]);
     match published.and_then(|published| calendar.next(published)) {
-        Some(next) if next > newest => None,
-        Some(next) if horizon.is_none_or(|horizon| next >= horizon) => Some(next),
-        _ => Some(newest),
+        Some(next) if next > newest => Vec::new(),
+        Some(next) if next >= horizon => up_to_newest(next).collect(),
+        _ => {
+            let mut all: Vec<NaiveDate> = up_to_newest(horizon).collect();
+            all.reverse();
+            all
+        }
     }
+}
+
+/// The first session that is caught up with when `newest` is the newest.
+#[must_use]
+pub fn catch_up_from(calendar: Calendar, newest: NaiveDate) -> Option<NaiveDate> {
+    calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX))
 }
 
 fn ready_or_waiting(manifest: &Manifest, state: &State, session: NaiveDate) -> Due {
@@ -147,7 +181,7 @@ fn ready_or_waiting(manifest: &Manifest, state: &State, session: NaiveDate) -> D
 ///
 /// # Errors
 /// `InvalidRequest` if it is no session of the unit's calendar.
-pub fn named_is_ready(manifest: &Manifest, upstream: &[Progress], session: NaiveDate) -> Result<Due> {
+pub fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: NaiveDate) -> Result<Due> {
     if !manifest.calendar()?.is_session(session) {
         let why = format!("{session} is no session of {}", manifest.calendar);
         return Err(Error::new(Code::InvalidRequest, why));
@@ -156,7 +190,7 @@ pub fn named_is_ready(manifest: &Manifest, upstream: &[Progress], session: Naive
         let waiting: Vec<&str> = units
             .iter()
             .zip(upstream)
-            .filter(|(_, progress)| !progress.covers(session))
+            .filter(|(_, published)| !published.has(session))
             .map(|(up, _)| up.unit.as_str())
             .collect();
         if !waiting.is_empty() {
@@ -193,6 +227,13 @@ mod tests {
 
     fn rows_to(date: &str) -> Progress {
         Progress { watermark_ns: None, last_ts_ns: midnight_ns(day(date)) }
+    }
+
+    fn published(dates: &[&str]) -> Published {
+        Published {
+            progress: dates.iter().max().map(|date| rows_to(date)).unwrap_or_default(),
+            sessions: dates.iter().map(|date| day(date)).collect(),
+        }
     }
 
     /// 20 minutes after the close of a summer session.
@@ -254,22 +295,45 @@ mod tests {
         let mut now = State {
             output: Progress::default(),
             inputs: vec![rows_to("2016-08-10")],
-            upstream: vec![Progress::default()],
+            upstream: vec![Published::default()],
         };
         assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Data { session: None, .. }));
-        now.upstream = vec![rows_to("2016-08-10")];
+        now.upstream = vec![published(&["2016-08-10"])];
         assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "whatever the clock says");
         now.output = rows_to("2016-08-10");
         assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Data { .. }));
     }
 
     #[test]
+    fn a_session_that_upstream_skipped_is_not_run() {
+        let mut now =
+            State { output: rows_to("2016-08-05"), inputs: vec![rows_to("2016-08-10")], upstream: vec![] };
+        now.upstream = vec![published(&["2016-08-05", "2016-08-09", "2016-08-10"])];
+        assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-09")), "there is no 2016-08-08");
+        let waiting = named_is_ready(&after(), &now.upstream, day("2016-08-08")).unwrap();
+        assert!(matches!(waiting, Due::Data { .. }));
+        now.upstream.push(published(&["2016-08-10"]));
+        assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "what all have");
+    }
+
+    #[test]
+    fn an_upstream_session_without_rows_counts_while_it_is_the_newest() {
+        let mut up = published(&["2016-08-09"]);
+        up.progress.watermark_ns = midnight_ns(day("2016-08-11"));
+        assert!(up.has(day("2016-08-10")) && up.has(day("2016-08-09")) && !up.has(day("2016-08-08")));
+        assert!(!up.has(day("2016-08-11")));
+    }
+
+    #[test]
     fn a_named_session_waits_only_for_upstream_units() {
         let session = day("2016-08-10");
         assert_eq!(named_is_ready(&unit(), &[], session).unwrap(), Due::Run(session));
-        let waiting = named_is_ready(&after(), &[rows_to("2016-08-09")], session).unwrap();
+        let waiting = named_is_ready(&after(), &[published(&["2016-08-09"])], session).unwrap();
         assert!(matches!(waiting, Due::Data { session: Some(s), .. } if s == session));
-        assert_eq!(named_is_ready(&after(), &[rows_to("2016-08-10")], session).unwrap(), Due::Run(session));
+        assert_eq!(
+            named_is_ready(&after(), &[published(&["2016-08-10"])], session).unwrap(),
+            Due::Run(session)
+        );
         assert!(named_is_ready(&unit(), &[], day("2016-08-13")).is_err());
     }
 

@@ -16,15 +16,16 @@ use chrono::NaiveDate;
 use futures::future::try_join_all;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use trellis_proto::{Code, DatasetName, Result};
+use trellis_proto::{Code, DatasetName, Result, TimeRange, time::DAY_NS};
 
 use crate::{
+    calendar::{date_of, midnight_ns},
     client::{Client, ClientOptions, jittered},
     config::Config,
     lease::{Claim, HeldLease},
     manifest::{Manifest, Schedule},
     run::{Report, Runner, new_instance, now_ns},
-    schedule::{self, Due, Progress, State},
+    schedule::{self, Due, Progress, Published, State},
 };
 
 /// First pause between two looks at the grid; doubles while nothing changes.
@@ -88,7 +89,11 @@ impl<'a> Service<'a> {
         let client = Client::connect(&config.url, options).await?;
         let runner = Runner::new(client.clone(), config.unit.clone())?;
         let lease = acquire(config, &client, &new_instance()).await?;
-        say(&serde_json::json!({"ready": true, "role": "qcu", "id": config.unit.manifest.unit}));
+        // a unit's name needs no escaping; the words stand in the order of every ready line of the grid
+        say(&format_args!(
+            "{{\"ready\": true, \"role\": \"qcu\", \"id\": \"{}\"}}",
+            config.unit.manifest.unit
+        ));
         Ok(Self { config, client, runner, lease, stop, running: None })
     }
 
@@ -124,7 +129,7 @@ impl<'a> Service<'a> {
                 return Ok(false);
             }
             let manifest = &self.config.unit.manifest;
-            match self.progress(&upstream(manifest)).await {
+            match self.published(Some(session)).await {
                 Ok(upstream) => match schedule::named_is_ready(manifest, &upstream, session)? {
                     Due::Data { missing, .. } => {
                         if !std::mem::replace(&mut told, true) {
@@ -190,14 +195,13 @@ impl<'a> Service<'a> {
     async fn due(&self) -> Result<Due> {
         let manifest = &self.config.unit.manifest;
         let inputs: Vec<DatasetName> = manifest.inputs.iter().map(|input| input.dataset.clone()).collect();
-        let upstream = upstream(manifest);
         let output = [manifest.output.dataset.clone()];
         // the output first: a publish that lands in between is then seen again rather than missed
         let output = self.progress(&output).await?;
         let state = State {
             output: output.first().copied().unwrap_or_default(),
             inputs: self.progress(&inputs).await?,
-            upstream: self.progress(&upstream).await?,
+            upstream: self.published(None).await?,
         };
         schedule::due(manifest, &state, now_ns())
     }
@@ -210,6 +214,30 @@ impl<'a> Service<'a> {
                 Err(error) if error.code() == Code::UnknownDataset => Ok(Progress::default()),
                 Err(error) => Err(error),
             }
+        }))
+        .await
+    }
+
+    /// What each unit upstream has published: of `session` only, or of every session that may be caught up with.
+    async fn published(&self, session: Option<NaiveDate>) -> Result<Vec<Published>> {
+        let manifest = &self.config.unit.manifest;
+        let calendar = manifest.calendar()?;
+        let datasets = upstream(manifest);
+        let progress = self.progress(&datasets).await?;
+        try_join_all(datasets.iter().zip(progress).map(|(dataset, progress)| async move {
+            let newest = progress.newest(calendar);
+            let from =
+                session.or_else(|| newest.and_then(|newest| schedule::catch_up_from(calendar, newest)));
+            let range = TimeRange {
+                start: from.and_then(midnight_ns),
+                end: session.and_then(|session| midnight_ns(session)?.checked_add(DAY_NS)),
+            };
+            // one that has nothing need not be there
+            let sessions = match newest {
+                Some(_) => self.client.sessions(dataset, range).await?,
+                None => Vec::new(),
+            };
+            Ok(Published { progress, sessions: sessions.into_iter().filter_map(date_of).collect() })
         }))
         .await
     }
@@ -272,7 +300,7 @@ fn upstream(manifest: &Manifest) -> Vec<DatasetName> {
 }
 
 /// One line of JSON on stdout, for whoever started us. A closed stdout is no reason to stop working.
-fn say(line: &serde_json::Value) {
+fn say(line: &dyn std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
