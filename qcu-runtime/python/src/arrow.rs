@@ -29,6 +29,7 @@ use arrow_select::{
 };
 use pyo3::{
     buffer::PyBuffer,
+    exceptions::PyOSError,
     prelude::*,
     types::{PyBool, PyBytes, PyCapsule, PyInt, PyList, PyString},
 };
@@ -192,10 +193,19 @@ impl Rows {
             py.detach(|| self.write_to(format, &mut bytes))?;
             return Ok(Some(PyBytes::new(py, &bytes)));
         };
-        py.detach(|| {
-            let mut file = std::io::BufWriter::new(File::create(path)?);
+        let written = py.detach(|| {
+            let mut file = std::io::BufWriter::new(File::create(&path)?);
             self.write_to(format, &mut file)?;
             file.flush()
+        });
+        // with the file's name, as Python's own errors
+        written.map_err(|e| match e.raw_os_error() {
+            Some(code) => {
+                let said = e.to_string();
+                let said = said.split(" (os error").next().unwrap_or_default().to_owned();
+                PyOSError::new_err((code, said, path))
+            }
+            None => e.into(),
         })?;
         Ok(None)
     }

@@ -114,10 +114,11 @@ async fn interruptible<T>(
         tokio::select! {
             biased;
             done = &mut future => return Ok(done),
-            _ = tick.tick() => Python::attach(|py| {
-                py.check_signals()?;
-                tell(py)
-            })?,
+            _ = tick.tick() => match Python::try_attach(|py| py.check_signals().and_then(|()| tell(py))) {
+                Some(looked) => looked?,
+                // The interpreter is ending and this is a daemon thread: nobody waits for the answer any more.
+                None => std::future::pending().await,
+            },
         }
     }
 }

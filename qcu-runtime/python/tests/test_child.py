@@ -44,7 +44,7 @@ class Parent:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(WAIT_S)
         # as descriptor 3, whatever its number is here
-        again = f"os.execv({sys.executable!r}, ['python', '-m', 'trellis._child'])"
+        again = f"os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'trellis._child'])"
         start = f"import os; os.dup2({theirs.fileno()}, 3); {again}"
         self.child = subprocess.Popen([sys.executable, "-c", start], pass_fds=[theirs.fileno()], stdout=subprocess.PIPE)
         theirs.close()

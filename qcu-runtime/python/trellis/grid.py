@@ -22,6 +22,8 @@ _Client = _trellis.Client
 CONNECT_TIMEOUT_S = 5.0
 # of one call, retries included; large first reads of a cold grid take seconds, not minutes
 DEADLINE_S = 120.0
+# of a call to a grid that another process embeds, and that may go away with it
+JOINED_DEADLINE_S = 15.0
 
 
 def connect(url: str | None = None, *, unit: str | None = None, timeout: float = CONNECT_TIMEOUT_S) -> Grid:
@@ -80,24 +82,29 @@ class _Embedded:
 
     def open(self) -> None:
         self.url, self.ours = local.open_embedded(self.folder)
+        deadline = DEADLINE_S if self.ours else JOINED_DEADLINE_S
         try:
-            self.client = _trellis.Client(self.url, self.unit, self.timeout, DEADLINE_S)
+            self.client = _trellis.Client(self.url, self.unit, self.timeout, deadline)
         except BaseException:
             self.close()
             raise
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        url = self.url
+        if self.ours:
+            return function(self.client, *args)
+        self.follow()
         try:
             return function(self.client, *args)
         except Unavailable:
-            # The process that ran the grid may have ended: then somebody else runs it now, perhaps we.
-            if self.ours:
-                raise
-            with self.lock:
-                if self.url == url:
-                    self.open()
+            self.follow()
             return function(self.client, *args)
+
+    def follow(self) -> None:
+        """The process that ran the grid may have ended: then somebody else runs it now, perhaps we."""
+        with self.lock:
+            found = local.holder(self.folder)
+            if found is None or found["url"] != self.url:
+                self.open()
 
     def close(self) -> None:
         if self.ours:
