@@ -67,6 +67,14 @@ pub(crate) struct Publish {
     pub(crate) note: Value,
 }
 
+impl Publish {
+    /// Such an import is checked against all that is known of its symbols, so it goes into a commit of its own: what it would
+    /// be grouped with is not known yet.
+    fn has_own_known_at(&self) -> bool {
+        matches!(self.right, Right::Import { known_at: Some(_) })
+    }
+}
+
 /// Files that replace others with the same rows.
 #[derive(Debug)]
 pub(crate) struct Rewrite {
@@ -190,9 +198,9 @@ impl Task {
                     let mut rows = publish.rows.len();
                     let mut group: Vec<Waiting> = vec![(publish, reply)];
                     // Everything that queued up behind, up to the first command of another kind.
-                    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX {
+                    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX && !group[0].0.has_own_known_at() {
                         match commands.try_recv() {
-                            Ok(Command::Publish(publish, reply)) => {
+                            Ok(Command::Publish(publish, reply)) if !publish.has_own_known_at() => {
                                 rows += publish.rows.len();
                                 group.push((publish, reply));
                             }
@@ -212,8 +220,10 @@ impl Task {
                     let _ = reply.send(self.renew(&holder, epoch, ttl).await);
                 }
                 Command::Release { holder, epoch, reply } => {
+                    // A committer that has just started knows no lease yet.
+                    let looked = self.look().await.map(|_| ());
                     self.lease = self.lease.release(&holder, epoch);
-                    let _ = reply.send(Ok(()));
+                    let _ = reply.send(looked);
                 }
                 Command::Rewrite(rewrite, reply) => {
                     let _ = reply.send(self.rewrite(rewrite).await);
@@ -705,6 +715,30 @@ mod tests {
         let ack = grid.publish("mom", 1, "r1", &[("A", 0, 1.0)]).await.unwrap();
         assert!(ack.duplicate);
         assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shard_that_dies_at_any_point_leaves_a_publish_whole_or_absent() {
+        let rows = [("A", 0, 1.0), ("B", 0, 1.0)];
+        for (part, when, there) in [
+            (".parquet", When::Before, false),
+            (".parquet", When::After, false),
+            ("_delta_log", When::Before, false),
+            ("_delta_log", When::After, true),
+        ] {
+            let grid = Grid::new().await;
+            grid.lease("mom").await;
+            // Whatever the shard would do after this point it does not get to do: its next life is another process.
+            grid.probe.fail(part, ErrorKind::Other, when);
+            grid.publish("mom", 1, "r1", &rows).await.unwrap_err();
+            let grid = grid.restart().await;
+            let committed = grid.dataset().table.run("r1").is_some();
+            assert_eq!(committed, there, "{part} {when:?}");
+            assert_eq!(grid.dataset().table.snapshot().unwrap().rows(), if there { 2 } else { 0 });
+            let ack = grid.publish("mom", 1, "r1", &rows).await.unwrap();
+            assert_eq!(ack.duplicate, there);
+            assert_eq!((grid.rows("A").await, grid.rows("B").await), (vec![(0, 1.0)], vec![(0, 1.0)]));
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,7 @@ use crate::{
 /// Every so many polls the lake is listed for datasets that others made.
 const DISCOVER_POLLS: u32 = 10;
 /// Bytes of files merged at once; decoded they are some times as much.
-const COMPACT_BYTES_MAX: u64 = 128 << 20;
+const COMPACT_BYTES_MAX: u64 = 64 << 20;
 /// A staged file of an unfinished write is removed after this long.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
 /// Orphans are looked for so rarely, and at start: it lists the folder.
@@ -230,7 +230,10 @@ pub(crate) async fn remove_unneeded(shard: &Shard, dataset: &Dataset) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Upkeep as Settings, testing::*};
+    use crate::{
+        config::Upkeep as Settings,
+        testing::{Grid, When},
+    };
 
     fn settings() -> Settings {
         Settings { compact_files: 4, retention: Duration::ZERO, ..Settings::default() }
@@ -265,6 +268,34 @@ mod tests {
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
         let grid = grid.restart().await;
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_compaction_that_dies_at_any_point_loses_and_doubles_nothing() {
+        for (part, when) in [
+            (".parquet", When::Before),
+            (".parquet", When::After),
+            ("_delta_log", When::Before),
+            ("_delta_log", When::After),
+        ] {
+            let grid = Grid::with(|config| config.upkeep = settings()).await;
+            for i in 0..5_i64 {
+                grid.import(&[("A", i, i as f64)]).await.unwrap();
+            }
+            let before = grid.rows("A").await;
+            let dataset = grid.dataset();
+            grid.probe.fail(part, std::io::ErrorKind::Other, when);
+            let base = dataset.table.snapshot().unwrap();
+            assert!(compact(&grid.shard, &dataset, &base).await.is_err());
+            let grid = grid.restart().await;
+            assert_eq!(grid.rows("A").await, before, "{part} {when:?}");
+            let dataset = grid.dataset();
+            let _ = compact(&grid.shard, &dataset, &dataset.table.snapshot().unwrap()).await.unwrap();
+            assert_eq!(grid.rows("A").await, before);
+            // What the dead one left behind is swept.
+            remove_unneeded(&grid.shard, &dataset).await.unwrap();
+            assert_eq!(grid.data_files(), 1);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
