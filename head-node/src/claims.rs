@@ -122,7 +122,7 @@ pub(crate) struct Plan<P> {
     pub(crate) joined: u64,
     /// Chunks of which something had to be claimed.
     pub(crate) claimed: u64,
-    /// Stakes taken; each is settled once, in [`Effects::wake`] or [`Effects::broken`].
+    /// Stakes taken; each is settled once, in [`Effects::wake`].
     pub(crate) stakes: usize,
     /// Slots whose last use is long enough ago to tell the eviction engine.
     pub(crate) touch: Vec<SlotId>,
@@ -157,9 +157,9 @@ pub(crate) enum Outcome<P> {
 /// What must happen outside, in any order, after the series has been let go of.
 #[derive(Debug)]
 pub(crate) struct Effects<P, W> {
-    /// Stakes of which every chunk has come.
+    /// Stakes that are settled: every chunk has come or failed.
     pub(crate) wake: Vec<W>,
-    /// Stakes of which some chunk has failed.
+    /// Stakes of which some chunk has failed and others are on their way: worth a look, whoever needs that chunk need not wait.
     pub(crate) broken: Vec<W>,
     pub(crate) inserted: Vec<(i64, SlotId, P)>,
     pub(crate) removed: Vec<(SlotId, P)>,
@@ -228,15 +228,25 @@ impl<P> Slot<P> {
     }
 }
 
+/// A change that came while a chunk was on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Poison {
     version: u64,
     known_at: i64,
 }
 
+/// How far a chunk in flight is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    /// The shard has not been asked yet: whatever it is asked then is as new as that moment.
+    Queued,
+    /// The shard was asked in this generation.
+    Asked(Generation, Option<Poison>),
+}
+
 #[derive(Debug)]
 enum Progress<P> {
-    Open(Option<Poison>),
+    Open(Leg),
     Done(P),
     Failed(Error),
 }
@@ -258,8 +268,6 @@ struct Flight<P, W> {
     open: usize,
     /// Rows received.
     rows: u64,
-    /// The generation in which the shard was asked; `None`: still queued.
-    launched: Option<Generation>,
     stakes: Vec<Stake<W>>,
 }
 
@@ -275,11 +283,11 @@ impl<P, W> Flight<P, W> {
     }
     /// Whether what is being fetched will hold every commit up to `as_of`.
     fn joinable(&self, chunk: i64, as_of: i64, standing: &Standing) -> bool {
-        if self.launched.is_some_and(|generation| generation != standing.generation) {
-            return false;
-        }
         match self.progress(chunk) {
-            Some(Progress::Open(poison)) => poison.is_none_or(|p| as_of < p.known_at),
+            Some(Progress::Open(Leg::Queued)) => true,
+            Some(Progress::Open(Leg::Asked(generation, poison))) => {
+                *generation == standing.generation && poison.is_none_or(|p| as_of < p.known_at)
+            }
             _ => false,
         }
     }
@@ -423,22 +431,21 @@ impl<P: Payload, W: Clone> Series<P, W> {
                 id,
                 columns,
                 first: chunks.start,
-                chunks: (0..left).map(|_| Progress::Open(None)).collect(),
+                chunks: (0..left).map(|_| Progress::Open(Leg::Queued)).collect(),
                 open: left,
                 rows: 0,
-                launched: None,
                 stakes: vec![Stake { token, waiter: waiter.clone(), chunks, left }],
             });
         }
     }
 
-    /// What became of a chunk that [`Self::plan`] reported missing, for the holder of stakes in `flights`.
+    /// What became of a chunk that [`Self::plan`] reported missing, for the holder of `token`.
     pub(crate) fn outcome(
         &self,
         chunk: i64,
         want: &Want,
         standing: &Standing,
-        flights: &[FlightId],
+        token: Token,
     ) -> Outcome<P> {
         if let Some(slot) = self.ready.get(&chunk)
             && slot.answers(want.as_of, standing)
@@ -448,7 +455,9 @@ impl<P: Payload, W: Clone> Series<P, W> {
             return Outcome::Taken(Taken { chunk, payload: slot.payload.clone(), known_through });
         }
         let mut outcome = Outcome::Lost;
-        for flight in self.flights.iter().filter(|flight| flights.contains(&flight.id)) {
+        // Only a stake in this very chunk counts: the same flight may have been too old to join here, and not elsewhere.
+        let staked = |f: &&Flight<P, W>| f.stakes.iter().any(|s| s.token == token && s.chunks.contains(&chunk));
+        for flight in self.flights.iter().filter(staked) {
             match flight.progress(chunk) {
                 Some(Progress::Done(payload)) if payload.columns().covers(want.columns) => {
                     return Outcome::Taken(Taken {
@@ -465,14 +474,22 @@ impl<P: Payload, W: Clone> Series<P, W> {
         outcome
     }
 
-    /// The shard is being asked now. False: the flight has been cancelled, do not ask.
-    pub(crate) fn launch(&mut self, flight: FlightId, generation: Generation) -> bool {
-        match self.flights.iter_mut().find(|f| f.id == flight) {
-            Some(flight) => {
-                flight.launched = Some(generation);
-                true
+    /// The shard is being asked now for what is open of `chunks`.
+    pub(crate) fn launch(&mut self, flight: FlightId, chunks: &Range<i64>, generation: Generation) {
+        self.set_leg(flight, chunks, Leg::Asked(generation, None));
+    }
+
+    /// What is open of `chunks` did not come, and will be asked for again.
+    pub(crate) fn requeue(&mut self, flight: FlightId, chunks: &Range<i64>) {
+        self.set_leg(flight, chunks, Leg::Queued);
+    }
+
+    fn set_leg(&mut self, flight: FlightId, chunks: &Range<i64>, to: Leg) {
+        let Some(flight) = self.flights.iter_mut().find(|f| f.id == flight) else { return };
+        for chunk in chunks.start.max(flight.first)..chunks.end.min(flight.range().end) {
+            if let Some(Progress::Open(leg)) = flight.progress_mut(chunk) {
+                *leg = to;
             }
-            None => false,
         }
     }
 
@@ -510,8 +527,12 @@ impl<P: Payload, W: Clone> Series<P, W> {
     ) {
         let Some(index) = self.flights.iter().position(|f| f.id == flight) else { return };
         let flight = &mut self.flights[index];
-        let launched = flight.launched.unwrap_or(CLOSED);
-        let Some(Progress::Open(poison)) = flight.progress(chunk) else { return };
+        let Some(Progress::Open(leg)) = flight.progress(chunk) else { return };
+        let (launched, poison) = match leg {
+            Leg::Asked(generation, poison) => (*generation, *poison),
+            // an answer to a question that was given up: good data, of unknown age
+            Leg::Queued => (CLOSED, None),
+        };
         let stale = poison.is_some_and(|p| payload.version() < p.version);
         flight.rows += u64::from(payload.rows());
         let outcome = if stale || !store {
@@ -542,18 +563,16 @@ impl<P: Payload, W: Clone> Series<P, W> {
     ) {
         let Some(index) = self.flights.iter().position(|f| f.id == flight) else { return };
         let flight = &mut self.flights[index];
-        let mut failed = 0..0;
         for chunk in chunks.start.max(flight.first)..chunks.end.min(flight.range().end) {
-            if let Some(progress @ Progress::Open(_)) = flight.progress_mut(chunk) {
-                *progress = Progress::Failed(error.clone());
-                flight.open -= 1;
-                failed = if failed.is_empty() { chunk..chunk + 1 } else { failed.start..chunk + 1 };
-            }
-        }
-        for stake in &mut flight.stakes {
-            if stake.left > 0 && stake.chunks.start < failed.end && failed.start < stake.chunks.end {
-                stake.left = 0;
-                fx.broken.push(stake.waiter.clone());
+            let Some(progress @ Progress::Open(_)) = flight.progress_mut(chunk) else { continue };
+            *progress = Progress::Failed(error.clone());
+            flight.open -= 1;
+            for stake in flight.stakes.iter_mut().filter(|s| s.chunks.contains(&chunk) && s.left > 0) {
+                stake.left -= 1;
+                match stake.left {
+                    0 => fx.wake.push(stake.waiter.clone()),
+                    _ => fx.broken.push(stake.waiter.clone()),
+                }
             }
         }
         self.forget_if_done(index);
@@ -625,11 +644,11 @@ impl<P: Payload, W: Clone> Series<P, W> {
             slot.known_through = if confirmed { before } else { slot.known_through.min(before) };
             slot.generation = CLOSED;
         }
-        for flight in self.flights.iter_mut().filter(|f| f.launched.is_some()) {
+        for flight in &mut self.flights {
             let range = flight.range();
             let mut first = true;
             for chunk in event.chunks.start.max(range.start)..event.chunks.end.min(range.end) {
-                let Some(Progress::Open(poison)) = flight.progress_mut(chunk) else { continue };
+                let Some(Progress::Open(Leg::Asked(_, poison))) = flight.progress_mut(chunk) else { continue };
                 if poison.is_none() && std::mem::take(&mut first) {
                     fx.poisoned += 1;
                 }

@@ -235,7 +235,7 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
                 inner.series.cancel(work.flight);
                 continue;
             }
-            inner.series.launch(work.flight, generation);
+            inner.series.launch(work.flight, &work.chunks, generation);
             inner.series.open(work.flight, &work.chunks)
         };
         let known = shapes.iter().find(|(t, s)| Arc::ptr_eq(t, &work.table) && s.columns == work.columns);
@@ -415,6 +415,7 @@ fn again(core: &Arc<Core>, shard: &Arc<Shard>, work: &Work, chunks: Range<i64>, 
         work.fail(core, chunks, error);
         return;
     }
+    work.cell.lock().series.requeue(work.flight, &chunks);
     let wait = RETRY_WAIT * 2u32.pow(work.attempt);
     let (core, shard) = (Arc::clone(core), Arc::clone(shard));
     let work = Work { attempt: work.attempt + 1, chunks, ..work.clone() };
@@ -436,6 +437,7 @@ fn reroute(core: &Arc<Core>, mut work: Work, error: Error) {
     let whole = |leg: &&Leg| leg.chunks.start <= chunks.start && chunks.end <= leg.chunks.end;
     match legs.as_ref().ok().and_then(|legs| legs.iter().find(whole)) {
         Some(leg) => {
+            work.cell.lock().series.requeue(work.flight, &chunks);
             work.part = Arc::clone(&leg.part);
             submit(core, &leg.part.shard, [work]);
         }

@@ -29,17 +29,16 @@ impl Waiter {
         self.pending.fetch_add(stakes, Ordering::AcqRel);
     }
 
-    /// One stake has what it waits for.
+    /// Every chunk of one stake has come or failed.
     pub(crate) fn settled(&self) {
         if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.waker.wake();
         }
     }
 
-    /// One stake will not get what it waits for.
+    /// A chunk of one stake has failed: its reader may not have to wait for the others.
     pub(crate) fn broke(&self) {
         self.broken.store(true, Ordering::Release);
-        self.settled();
         self.waker.wake();
     }
 

@@ -565,7 +565,7 @@ impl Pending {
                 let mut failed = None;
                 let taken = &mut self.taken;
                 pending.missing.retain(|chunk| {
-                    match series.outcome(*chunk, &pending.want, &standing, &pending.stakes.flights) {
+                    match series.outcome(*chunk, &pending.want, &standing, pending.stakes.token) {
                         Outcome::Taken(chunk) => taken.push(chunk),
                         Outcome::Waiting => return true,
                         Outcome::Failed(error) => failed = Some(error),
