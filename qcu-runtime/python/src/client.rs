@@ -9,7 +9,7 @@ use trellis_qcu::client::{Client as Inner, ClientOptions};
 use crate::{
     arrow::Rows,
     dict,
-    error::OrRaise,
+    error::{OrRaise, Result},
     runtime::{forked, wait},
 };
 
@@ -19,12 +19,21 @@ pub(crate) struct Client {
     // dropped only in the process that made it: connections tell tasks that they are gone, and a forked child has none
     inner: ManuallyDrop<Inner>,
     pid: u32,
+    url: String,
 }
 
 impl Client {
     /// The client, in the process that made it.
     pub(crate) fn inner(&self, py: Python<'_>) -> PyResult<&Inner> {
         if self.pid == std::process::id() { Ok(&self.inner) } else { Err(forked(py)) }
+    }
+}
+
+impl Client {
+    /// Another client of the same grid, that calls in the name of `unit`. Inside the runtime.
+    pub(crate) fn in_name_of(&self, unit: &str) -> Result<Inner> {
+        let options = ClientOptions { unit: Some(unit.to_owned()), ..ClientOptions::default() };
+        Inner::lazy(&self.url, &options)
     }
 }
 
@@ -55,7 +64,7 @@ impl Client {
             deadline: seconds(deadline_s),
         };
         let inner = wait(py, Inner::connect(url, options))?;
-        Ok(Self { inner: ManuallyDrop::new(inner), pid: std::process::id() })
+        Ok(Self { inner: ManuallyDrop::new(inner), pid: std::process::id(), url: url.to_owned() })
     }
 
     /// Addresses of the heads.
@@ -83,7 +92,7 @@ impl Client {
         let query = || {
             Ok(SeriesQuery {
                 dataset: DatasetName::new(dataset)?,
-                fields: fields.iter().map(FieldName::new).collect::<Result<_, _>>()?,
+                fields: fields.iter().map(FieldName::new).collect::<Result<_>>()?,
                 symbols: Symbols::new(&symbols)?,
                 range: TimeRange::new(start_ns, end_ns)?,
                 as_of: as_of_ns,

@@ -105,7 +105,6 @@ async fn bring_in(
             dataset: import.spec.dataset.to_string(),
             kind: pb::PublishKind::Import.into(),
             run_id,
-            unit: "import".to_owned(),
             instance: format!("import-{}", std::process::id()),
             spec: Some((&import.spec).into()),
             known_at_ns: part.known_at_ns,

@@ -101,8 +101,12 @@ pub(crate) fn publish_run<'py>(
     rows: &Rows,
 ) -> PyResult<Bound<'py, PyDict>> {
     let manifest = Manifest::parse(manifest).or_raise(py)?;
-    let client = client.inner(py)?;
-    let ack = wait(py, publish(client, &manifest, session, prefetched, rows))?;
+    // in the unit's own name, whatever name the reads went by: a head lets nobody publish in another's
+    client.inner(py)?;
+    let ack = wait(py, async {
+        let client = client.in_name_of(&manifest.unit)?;
+        publish(&client, &manifest, session, prefetched, rows).await
+    })?;
     dict::ack(py, &ack)
 }
 

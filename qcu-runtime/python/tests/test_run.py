@@ -144,3 +144,9 @@ def test_a_run_reads_as_of_what_it_is_told(grid):
     empty = declare("past", lambda ctx, px: ctx.frame(symbol=["A"], score=float(len(px))))
     assert empty.run(session=SESSION, grid=grid, as_of="2001-01-01").arrow()["score"].to_pylist() == [0.0]
     assert to_ns("2001-01-01", "t") > 0
+
+
+def test_a_run_publishes_in_its_own_name_whatever_name_reads_go_by(grid, folder):
+    mine = declare("named", lambda ctx, px: ctx.frame(symbol=["A"], score=1.0))
+    with trellis.connect(f"embedded://{folder}", unit="somebody") as other:
+        assert mine.run(session=SESSION, grid=other, publish=True).published["rows"] == 1

@@ -16,6 +16,7 @@ from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
 
 import trellis
 from trellis._time import to_ns
+from trellis.deploy import load_strategies
 from trellis.errors import BadRequest
 from trellis.importing import import_files
 from trellis.up import Up
@@ -131,7 +132,7 @@ def test_the_examples_run_as_units_and_one_reads_the_other(processes):
         mom, combo = (grid.read(f"signals.{n}") for n in ("mom_12_1", "combo"))
         assert len(mom) == 19 and abs(combo.wide("weight")[-1]).sum() == pytest.approx(1.0)
         assert set(combo.symbols) == set(mom.wide("score")[-1].dropna().symbols)
-        expected = trellis.deploy.load_strategies(files[0])[0].run(session=SESSION, grid=grid)
+        expected = load_strategies(files[0])[0].run(session=SESSION, grid=grid)
         assert mom.arrow().column("score").to_pylist() == expected.arrow().column("score").to_pylist()
     bundle = processes.state / "bundles" / units[1]["digest"].removeprefix("sha256:")
     assert sorted(p.name for p in bundle.iterdir()) == ["combo.json", "combo.py", "momentum.py", "packages.lock"]
