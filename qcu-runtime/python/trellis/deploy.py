@@ -225,6 +225,10 @@ def deploy_strategies(
 def _wait_running(state: pathlib.Path, unit: dict[str, Any]) -> str:
     deadline = time.monotonic() + RUNNING_WAIT_S
     while True:
+        if local.holder(state) is None:
+            raise Unavailable(
+                f"the grid in {state} has ended", hint=f"the units are in {state / 'units'}; start it again"
+            )
         processes = local.read_json(state / "processes.json") or []
         mine = [p for p in processes if p["role"] == "qcu" and p["name"] == unit["unit"]]
         for process in mine:

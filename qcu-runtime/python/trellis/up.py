@@ -218,17 +218,23 @@ class Up:
             if os.getppid() != parent:
                 os._exit(1)
 
-        with open(child.log, "ab") as log:
-            child.process = subprocess.Popen(
-                child.argv,
-                env=environment(child.role, child.env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                # a Ctrl-C in the terminal is for us; we stop the children, in order
-                process_group=0,
-                preexec_fn=die_with_parent,
-            )
+        try:
+            with open(child.log, "ab") as log:
+                child.process = subprocess.Popen(
+                    child.argv,
+                    env=environment(child.role, child.env),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    # a Ctrl-C in the terminal is for us; we stop the children, in order
+                    process_group=0,
+                    preexec_fn=die_with_parent,
+                )
+        except OSError as error:
+            # a program that is being installed anew, a full disk: one process less is no reason to stop the others
+            child.note = f"it cannot be started: {error}"
+            self._try_again(child)
+            return
         assert child.process.stdout is not None
         os.set_blocking(child.process.stdout.fileno(), False)
         self.selector.register(child.process.stdout, selectors.EVENT_READ, child)
@@ -321,8 +327,13 @@ class Up:
             child.state = State.FAILED
             self.say(f"{child.name} {child.note}; not started again\n{log_tail(child.log)}")
             return
-        child.soon_deaths = 0 if lived > HEALTHY_S else child.soon_deaths + 1
-        delay = BACKOFF_S[min(child.soon_deaths, len(BACKOFF_S)) - 1] if child.soon_deaths else BACKOFF_S[0]
+        if lived > HEALTHY_S:
+            child.soon_deaths = 0
+        self._try_again(child)
+
+    def _try_again(self, child: Child) -> None:
+        delay = BACKOFF_S[min(child.soon_deaths, len(BACKOFF_S) - 1)]
+        child.soon_deaths += 1
         child.state = State.WAITING
         child.due = time.monotonic() + delay
         if self.url:
