@@ -91,9 +91,10 @@ impl Head {
         Ok(Self { node: HeadNode::new(config.clone(), engine), config })
     }
 
-    /// Resolves when the head knows all of its shards and what they have. Cancel safe.
-    pub async fn ready(&self) {
-        self.node.engine().ready().await;
+    /// Resolves when the head knows all of its shards and what they have. It may be awaited while the head serves.
+    pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
+        let node = Arc::clone(&self.node);
+        async move { node.engine().ready().await }
     }
 
     /// Serves on `listener` until `shutdown` resolves; then answers in flight may finish, for at most the

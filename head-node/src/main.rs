@@ -8,7 +8,10 @@ use trellis_fabric::{
     serve, shutdown,
     telemetry::Telemetry,
 };
-use trellis_head::config::{Process, VARS};
+use trellis_head::{
+    Head,
+    config::{Process, VARS},
+};
 use trellis_proto::{Code, Error};
 
 const ABOUT: &str = "A Trellis head node: answers reads of time series from its cache and from the shards.";
@@ -40,8 +43,15 @@ async fn head_node(process: Process) -> Result<(), Error> {
             .hint("set TRELLIS_LISTEN to a free address; port 0 takes any")
     })?;
     let address = listener.local_addr().map_err(|error| Error::new(Code::Internal, error.to_string()))?;
-    serve::print_ready("head", &head.id, address);
-    let served = trellis_head::run(head, listener, shutdown::signal()).await;
+    let id = head.id.clone();
+    let head = Head::start(head)?;
+    let ready = head.ready();
+    tokio::spawn(async move {
+        // before its shards are there a head only refuses
+        ready.await;
+        serve::print_ready("head", &id, address);
+    });
+    let served = head.serve(listener, shutdown::signal()).await;
     telemetry.shutdown().await;
     served
 }

@@ -356,10 +356,13 @@ fn the_bytes_of_a_small_answer_are_these() {
     assert_eq!(hex, golden, "if the change is meant, write this to frame/golden/small_answer.hex:\n{hex}");
 }
 
+/// Gap to the row before, knowledge times, seed.
+type Drawn = (i64, Vec<i64>, Option<i64>);
+
 #[derive(Debug, Clone)]
 struct World {
-    /// Of each symbol its chunks, each of rows (gap to the row before, knowledge times, seed).
-    series: Vec<Vec<Vec<(i64, Vec<i64>, Option<i64>)>>>,
+    /// Of each symbol its chunks, each of rows.
+    series: Vec<Vec<Vec<Drawn>>>,
     fields: Vec<usize>,
     known_at: bool,
     lead: usize,
