@@ -120,6 +120,10 @@ impl Client {
         let deadline = self.end();
         let queries = self.split(query, deadline).await?;
         let parts = try_join_all(queries.iter().map(|query| self.read_part(query, deadline))).await?;
+        let parts = match query.as_of {
+            None => self.aligned(&queries, parts, deadline).await?,
+            Some(_) => parts,
+        };
         let (parts, receipts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let rows: u64 = receipts.iter().map(|receipt: &pb::Receipt| receipt.rows).sum();
         if query.rows_max > 0 && rows > query.rows_max {
@@ -171,6 +175,40 @@ impl Client {
             pieces.collect::<Vec<_>>()
         });
         Ok(pieces.map(part).collect())
+    }
+
+    /// The parts of a latest answer as of one knowledge time, the least that all heads had: while a publish is on its way some heads
+    /// have applied it and others have not, and together they would show half of it. What was acknowledged before the read began
+    /// is on every head, so it is in the answer either way. Stale parts have no common time to go back to and stay as they are.
+    async fn aligned(
+        &self,
+        queries: &[SeriesQuery],
+        parts: Vec<(merge::Part, pb::Receipt)>,
+        deadline: Instant,
+    ) -> Result<Vec<(merge::Part, pb::Receipt)>> {
+        let least = parts.iter().map(|(_, receipt)| receipt.known_through_ns).min();
+        let stale = parts.iter().any(|(_, receipt)| receipt.stale);
+        let Some(known_through) = least.filter(|_| !stale) else { return Ok(parts) };
+        let again = queries.iter().zip(parts).map(|(query, (part, receipt))| async move {
+            if receipt.known_through_ns == known_through {
+                return Ok((part, receipt));
+            }
+            let past = SeriesQuery { as_of: Some(known_through), ..query.clone() };
+            let (part, second) = self.read_part(&past, deadline).await?;
+            let merged = pb::Receipt {
+                as_of_ns: None,
+                known_through_ns: known_through,
+                // what the first read caused; the second finds it in the head's memory
+                chunks_hit: receipt.chunks_hit,
+                chunks_joined: receipt.chunks_joined,
+                chunks_fetched: receipt.chunks_fetched,
+                rows_fetched: receipt.rows_fetched + second.rows_fetched,
+                elapsed_us: receipt.elapsed_us + second.elapsed_us,
+                ..second
+            };
+            Ok((part, merged))
+        });
+        try_join_all(again).await
     }
 
     async fn read_part(&self, query: &SeriesQuery, deadline: Instant) -> Result<(merge::Part, pb::Receipt)> {
