@@ -4,6 +4,7 @@
 //! * [`gate`]: what stands between heads and shards, to hold an answer or cut a line.
 //! * [`processes`]: real processes of the binaries: killed, paused, started again.
 //! * [`moments`]: moments in the life of a commit, seen from outside of the process.
+//! * [`clock`]: wall clocks that a test sets.
 //! * [`disk`]: a disk that fills up and becomes read-only.
 //! * [`traffic`]: publishers, importers and readers that write down what they were told.
 //! * [`tables`]: a lake as its files are, read without our code.
@@ -12,6 +13,7 @@
 //!
 //! A crate of its own because only here may head, shard and unit meet; imported by nobody.
 
+pub mod clock;
 pub mod disk;
 pub mod gate;
 pub mod grid;

@@ -1,0 +1,64 @@
+//! A wall clock of a process that a test can set while the process runs: a small C library, built here and preloaded.
+//!
+//! Not a time namespace: those move the monotonic clocks, which no answer depends on, and not the wall clock.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, ensure};
+
+use crate::processes::Node;
+
+/// Builds the library in `folder`; `None`, with a line, where there is no C compiler; never in CI.
+///
+/// # Errors
+/// When the compiler fails.
+pub fn library(folder: &Path) -> Result<Option<PathBuf>> {
+    let (source, library) = (folder.join("skew.c"), folder.join("skew.so"));
+    fs::write(&source, include_str!("skew.c"))?;
+    match Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output() {
+        Ok(out) => {
+            ensure!(out.status.success(), "skew.c: {}", String::from_utf8_lossy(&out.stderr));
+            Ok(Some(library))
+        }
+        Err(error) => {
+            ensure!(std::env::var("CI").is_err(), "cc does not run: {error}");
+            println!("clocks are not skewed: cc does not run: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// The clock of one process.
+#[derive(Debug)]
+pub struct Clock {
+    file: PathBuf,
+}
+
+impl Clock {
+    /// Gives `node`, which is not running yet, a clock of its own, with its offset in `file`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn of(node: &mut Node, library: &Path, file: PathBuf) -> Result<Self> {
+        let clock = Self { file };
+        clock.set(0)?;
+        node.set("LD_PRELOAD", &library.to_string_lossy());
+        node.set("CLOCK_OFFSET_FILE", &clock.file.to_string_lossy());
+        Ok(clock)
+    }
+
+    /// Sets it `seconds` before or behind the machine's, from now on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set(&self, seconds: i64) -> Result<()> {
+        use std::io::Write;
+        // In place: the process has the file's page mapped.
+        let mut file = fs::File::options().create(true).write(true).truncate(false).open(&self.file)?;
+        Ok(file.write_all(&seconds.to_ne_bytes())?)
+    }
+}

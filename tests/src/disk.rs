@@ -1,0 +1,118 @@
+//! A disk that can be full or read-only, for real: a small `tmpfs`, where the tests may mount one (root, in most
+//! containers). Where they may not, callers fall back to what they can do, and say so.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Write},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// What the filler is written in, and so how exactly a disk is filled: a page.
+pub const PAGE: usize = 4096;
+const FILLER: &str = ".filler";
+
+/// A mounted disk; unmounted when dropped.
+#[derive(Debug)]
+pub struct Disk {
+    folder: tempfile::TempDir,
+}
+
+impl Disk {
+    /// Mounts a disk of `bytes`; `None`, with a line that says why, where that is not permitted.
+    ///
+    /// # Errors
+    /// When there is no temporary folder.
+    pub fn mount(bytes: usize) -> Result<Option<Self>> {
+        let folder = tempfile::tempdir()?;
+        let size = format!("size={bytes},mode=0755");
+        let out =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output();
+        match out {
+            Ok(out) if out.status.success() => Ok(Some(Self { folder })),
+            Ok(out) => {
+                println!("no disk can be mounted here: {}", String::from_utf8_lossy(&out.stderr).trim());
+                Ok(None)
+            }
+            Err(error) => {
+                println!("no disk can be mounted here: {error}");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Fills the disk but for `pages` pages.
+    ///
+    /// # Errors
+    /// Another error than that it is full, or a disk that has not so many pages left.
+    pub fn fill_but(&self, pages: usize) -> Result<()> {
+        self.free()?;
+        let mut filler = File::create(self.filler())?;
+        let page = [0x5a_u8; PAGE];
+        let mut written = 0_usize;
+        loop {
+            match filler.write(&page) {
+                Ok(n) => written += n,
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => return Err(error).context("filling the disk"),
+            }
+        }
+        let left = written.checked_sub(pages * PAGE).context("the disk is too small")?;
+        filler.set_len(left as u64)?;
+        Ok(())
+    }
+
+    /// Gives back what [`Disk::fill_but`] took.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn free(&self) -> Result<()> {
+        match fs::remove_file(self.filler()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Makes the disk read-only, or writable again.
+    ///
+    /// # Errors
+    /// What the system says: a file that is open for writing keeps a disk from becoming read-only.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        let mode = if read_only { "remount,ro" } else { "remount,rw" };
+        let out = Command::new("mount").args(["-o", mode]).arg(self.path()).output()?;
+        ensure!(out.status.success(), "{mode}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(())
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path().join(FILLER)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file open keeps it, and the folder is free. What stays mounted is a line in a table.
+        let _ = Command::new("umount").arg("-l").arg(self.path()).output();
+    }
+}
+
+/// Bytes of the file at `path` but for its last part: what a crash leaves of a file that was never synced.
+///
+/// # Errors
+/// A cut beyond the end, or what the system says.
+pub fn truncate(path: &Path, keep: u64) -> Result<()> {
+    let file = File::options().write(true).open(path).with_context(|| path.display().to_string())?;
+    let size = file.metadata()?.len();
+    if keep > size {
+        bail!("{} has {size} bytes, fewer than {keep}", path.display());
+    }
+    Ok(file.set_len(keep)?)
+}

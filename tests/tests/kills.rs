@@ -1,0 +1,295 @@
+//! Nothing acknowledged is lost and nothing is doubled, however often shards and heads are killed: real processes, SIGKILL,
+//! at every point of a commit.
+//!
+//! Publishers, importers and readers work on while processes are killed under them. The point is chosen by what the killer
+//! waits for: a publish being sent or acknowledged, or a file of the commit appearing in the table's folder. In the end the
+//! log, a foreign reader and the grid itself are each asked what is there.
+//!
+//! `TRELLIS_KILLS`: how many kills, by default 200. `TRELLIS_READERS`: how many readers, by default 3. `TRELLIS_SEED`: which
+//! choices; timing remains the machine's.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use trellis_proto::{DatasetName, SeriesQuery, Symbols};
+use trellis_tests::{
+    moments::{Moment, Watcher},
+    processes::{Cluster, client},
+    rng::Rng,
+    tables::{check_log, commits, foreign_rows, live_files},
+    traffic::{self, Door, FIELDS, Output, PATIENCE, Pulse, ROWS},
+};
+
+const KILLS: usize = 200;
+const READERS: usize = 3;
+/// Of the acknowledged publishes, one in so many is asked for again in the end; all are looked up in the log and the files.
+const ASKED_AGAIN: usize = 4;
+/// How long a chosen moment is waited for: seconds after a kill everything works again, or the test says that it does not.
+const MOMENT_MAX: Duration = Duration::from_secs(20);
+/// Files that a shard merges by default, when it starts and has so many small ones.
+const COMPACT_FILES: usize = 64;
+
+/// What a process was killed at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum At {
+    /// A publish had been sent: before anything was written.
+    Sent,
+    /// A publish had been acknowledged.
+    Acknowledged,
+    /// A commit was on its way.
+    Commit(Moment),
+    /// A compaction was.
+    Compaction(Moment),
+}
+
+struct Mix {
+    cluster: Cluster,
+    outputs: Vec<Arc<Output>>,
+    pulse: Arc<Pulse>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    stop: watch::Sender<bool>,
+    rng: Rng,
+    killed: BTreeMap<(&'static str, At), usize>,
+    kills: usize,
+}
+
+#[test]
+fn what_was_acknowledged_is_there_once_whoever_is_killed_and_whenever() {
+    let kills = number("TRELLIS_KILLS", KILLS);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let started = Instant::now();
+    runtime.block_on(async {
+        let mut mix = Mix::start().await;
+        while mix.kills < kills {
+            mix.kill_one().await;
+        }
+        let killing = started.elapsed();
+        mix.finish().await;
+        println!("{} kills in {killing:.1?}, checked after {:.1?}", mix.kills, started.elapsed());
+        println!("{}", mix.pulse.summary());
+        for ((who, at), times) in &mix.killed {
+            println!("{times:4} {who} killed at {at:?}");
+        }
+    });
+}
+
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+impl Mix {
+    async fn start() -> Self {
+        let mut rng = Rng::seeded(5);
+        let cluster = Cluster::start(2, 2, &[("TRELLIS_LOG", "warn")]).unwrap();
+        let doors = [
+            ("signals.one", Door::Session),
+            ("signals.two", Door::Session),
+            ("signals.three", Door::Session),
+            ("prices.four", Door::Import),
+            ("prices.five", Door::Import),
+        ];
+        let outputs: Vec<Arc<Output>> =
+            doors.into_iter().map(|(name, door)| Arc::new(Output::new(name, door))).collect();
+        let (stop, stopped) = watch::channel(false);
+        let (pulse, heads, mut tasks) = (Arc::new(Pulse::default()), cluster.head_addrs(), JoinSet::new());
+        for output in &outputs {
+            tasks.spawn(output.clone().work(heads.clone(), rng.fork(), stopped.clone(), pulse.clone()));
+        }
+        // Every table is there before anything is killed: their folders are looked at.
+        let mut acknowledged = pulse.acknowledged();
+        let all = async {
+            for output in &outputs {
+                while output.runs().await.iter().all(|run| run.ack.is_none()) {
+                    acknowledged.changed().await.unwrap();
+                }
+            }
+        };
+        timeout(PATIENCE, all).await.expect("every publisher begins");
+        for _ in 0..number("TRELLIS_READERS", READERS) {
+            let (outputs, heads) = (outputs.clone(), heads.clone());
+            tasks.spawn(traffic::read(outputs, heads, rng.fork(), stopped.clone(), pulse.clone()));
+        }
+        Self { cluster, outputs, pulse, tasks, stop, rng, killed: BTreeMap::new(), kills: 0 }
+    }
+
+    /// Waits for a moment, kills, starts again.
+    async fn kill_one(&mut self) {
+        self.check_tasks();
+        if self.rng.once_in(8) && self.kill_in_compaction().await {
+            return;
+        }
+        let output = self.rng.pick(&self.outputs).clone();
+        let at = match self.rng.below(6) {
+            0 => At::Sent,
+            1 => At::Acknowledged,
+            _ => At::Commit(*self.rng.pick(&Moment::ALL)),
+        };
+        // The shard that commits, another one, or a head; now and then a head with it.
+        let home = self.cluster.home(output.name());
+        let (shard, head) = match self.rng.below(10) {
+            0..=5 => (Some(home), None),
+            6 => (Some(1 - home), None),
+            7..=8 => (None, Some(self.rng.below(2))),
+            _ => (Some(home), Some(self.rng.below(2))),
+        };
+        self.wait_for(at, &output).await;
+        if let Some(shard) = shard {
+            self.cluster.shards[shard].kill();
+            self.count(if shard == home { "home shard" } else { "other shard" }, at);
+        }
+        if let Some(head) = head {
+            self.cluster.heads[head].kill();
+            self.count("head", at);
+        }
+        self.cluster.start_all().unwrap();
+    }
+
+    async fn wait_for(&mut self, at: At, output: &Output) {
+        let came = match at {
+            At::Sent | At::Acknowledged => {
+                let mut counter = if at == At::Sent { self.pulse.sent() } else { self.pulse.acknowledged() };
+                timeout(MOMENT_MAX, counter.changed()).await.is_ok()
+            }
+            At::Commit(moment) | At::Compaction(moment) => {
+                let watcher = Watcher::of([self.cluster.table(output.name()).as_path()]).unwrap();
+                // Blocks this thread, which does nothing else, and so is not later than it must be.
+                watcher.wait(moment, MOMENT_MAX).unwrap()
+            }
+        };
+        self.check_tasks();
+        assert!(came, "{at:?} of {} did not come within {MOMENT_MAX:?}", output.name());
+    }
+
+    /// Starts the home shard of a table with many small files, whose first act is to merge them, and kills it while it
+    /// does. `false`: no table has so many.
+    async fn kill_in_compaction(&mut self) -> bool {
+        let due = |output: &&Arc<Output>| {
+            let commits = commits(&self.cluster.table(output.name())).unwrap();
+            live_files(&commits) >= COMPACT_FILES
+        };
+        let Some(output) = self.outputs.iter().find(due).cloned() else { return false };
+        // While its publisher holds still, nobody but the compaction writes.
+        let still = output.hold_still().await;
+        let home = self.cluster.home(output.name());
+        let moment = *self.rng.pick(&Moment::ALL);
+        self.cluster.shards[home].kill();
+        self.count("home shard", At::Sent);
+        let watcher = Watcher::of([self.cluster.table(output.name()).as_path()]).unwrap();
+        self.cluster.shards[home].launch().unwrap();
+        let came = watcher.wait(moment, MOMENT_MAX).unwrap();
+        assert!(came, "{} was not compacted within {MOMENT_MAX:?}", output.name());
+        self.cluster.shards[home].kill();
+        self.count("home shard", At::Compaction(moment));
+        self.cluster.shards[home].start().unwrap();
+        drop(still);
+        true
+    }
+
+    fn count(&mut self, who: &'static str, at: At) {
+        *self.killed.entry((who, at)).or_default() += 1;
+        self.kills += 1;
+    }
+
+    /// Nobody who works may have failed, and nobody may have ended by himself.
+    fn check_tasks(&mut self) {
+        if let Some(ended) = self.tasks.try_join_next() {
+            panic!("after {} kills: {ended:?}", self.kills);
+        }
+        for node in self.cluster.shards.iter_mut().chain(&mut self.cluster.heads) {
+            if let Some(status) = node.crashed() {
+                panic!("{} ended by itself: {status}", node.id());
+            }
+        }
+    }
+
+    async fn finish(&mut self) {
+        self.check_tasks();
+        self.stop.send_replace(true);
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.unwrap().unwrap();
+            }
+        };
+        timeout(2 * PATIENCE, all).await.expect("everybody ends");
+        // Nothing is in flight once all have drained.
+        for node in self.cluster.heads.iter_mut().chain(&mut self.cluster.shards) {
+            let status = node.stop().unwrap();
+            assert!(status.success(), "{} ended with {status}:\n{}", node.id(), node.tail());
+        }
+        let mut committed = Vec::new();
+        for output in &self.outputs {
+            let commits = commits(&self.cluster.table(output.name())).unwrap();
+            committed.push(check_log(&commits).unwrap());
+        }
+        self.check_foreign().await;
+        self.cluster.start_all().unwrap();
+        self.check_grid(&committed).await;
+        self.check_ledger().await;
+    }
+
+    async fn check_foreign(&self) {
+        let folders: Vec<_> = self.outputs.iter().map(|o| self.cluster.table(o.name())).collect();
+        let Some(tables) = foreign_rows(&folders, &FIELDS).unwrap() else { return };
+        for (output, rows) in self.outputs.iter().zip(&tables) {
+            output.check_stored(rows).await.unwrap();
+        }
+        foreign_rows(&[self.cluster.table("trellis.runs")], &[]).unwrap();
+    }
+
+    /// The grid knows the runs as the log does, and reads them as of their own knowledge times.
+    async fn check_grid(&mut self, committed: &[BTreeMap<String, u64>]) {
+        for (output, committed) in self.outputs.iter().zip(committed) {
+            let client = client(&self.cluster.head_addrs(), output.unit(), PATIENCE).await.unwrap();
+            let runs = output.runs().await;
+            for id in committed.keys() {
+                assert!((0..runs.len()).any(|n| output.run_id(n) == *id), "{id} was never published");
+            }
+            let lease = output.lease(&client, usize::MAX).await.unwrap();
+            for (n, run) in runs.iter().enumerate() {
+                let version = committed.get(&output.run_id(n)).copied();
+                if let Some(ack) = &run.ack {
+                    assert_eq!(version, Some(ack.version), "{} {n} is not where it was said", output.name());
+                    if !self.rng.once_in(ASKED_AGAIN) {
+                        continue;
+                    }
+                }
+                // One that was given up is known if it is there; if not, it is published now.
+                let again = output.publish(&client, n, run.session, lease.as_ref()).await.unwrap();
+                assert_eq!(again.duplicate, version.is_some(), "{} {n}", output.name());
+                if let Some(ack) = &run.ack {
+                    assert_eq!((again.version, again.known_at_ns), (ack.version, ack.known_at_ns));
+                }
+                let as_of = Some(again.known_at_ns);
+                let (rows, _) = output.look(&client, run.session, as_of).await.unwrap();
+                assert_eq!(output.whole(run.session, &rows).await.unwrap(), Some(n), "{}", output.name());
+            }
+            let described = client.describe(Some(&output.spec.dataset)).await.unwrap();
+            assert_eq!(described[0].rows, (runs.len() * ROWS) as u64, "rows of {}", output.name());
+        }
+    }
+
+    async fn check_ledger(&self) {
+        let client = client(&self.cluster.head_addrs(), "checker", PATIENCE).await.unwrap();
+        let query = SeriesQuery::new(DatasetName::new("trellis.runs").unwrap(), Symbols::All);
+        let answer = client.read(&query).await.unwrap();
+        let mut listed = BTreeMap::new();
+        for batch in &answer.batches {
+            let ids =
+                arrow_cast::cast(batch.column_by_name("run_id").unwrap(), &arrow_schema::DataType::Utf8);
+            let ids = ids.unwrap();
+            for id in arrow_array::cast::AsArray::as_string::<i32>(&ids).iter().flatten() {
+                *listed.entry(id.to_owned()).or_insert(0) += 1;
+            }
+        }
+        for output in &self.outputs {
+            for record in output.records().await {
+                assert_eq!(listed.get(&record.run_id), Some(&1), "{} in the ledger", record.run_id);
+            }
+        }
+    }
+}
