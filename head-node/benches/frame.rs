@@ -12,7 +12,9 @@ use std::{
 };
 
 use arrow_buffer::Buffer;
-use trellis_proto::{ChunkSpan, DatasetName, DatasetSpec, FieldName, FieldType, Symbol, spec::FieldSpec, time::DAY_NS};
+use trellis_proto::{
+    ChunkSpan, DatasetName, DatasetSpec, FieldName, FieldType, Symbol, spec::FieldSpec, time::DAY_NS,
+};
 
 /// The two pure files, as they stand in the crate, without making them public.
 #[allow(dead_code, unused_imports)]
@@ -67,7 +69,8 @@ fn chunks(rows: usize, of: usize) -> Vec<Chunk> {
 fn measure(name: &str, symbols: usize, rows: usize, of: usize, fields: usize) {
     const ROUNDS: usize = 15;
     let chunks = chunks(rows, of);
-    let symbols: Vec<Symbol> = (0..symbols).map(|i| Symbol::new(format!("S{i:04}")).expect("a symbol")).collect();
+    let symbols: Vec<Symbol> =
+        (0..symbols).map(|i| Symbol::new(format!("S{i:04}")).expect("a symbol")).collect();
     let shape = Arc::new(Shape::new(&spec(fields), &(0..fields).collect::<Vec<_>>(), false));
     let window = Window { start: 0, end: i64::MAX, as_of: Some(9) };
     let (mut times, mut bytes, mut pieces) = (Vec::new(), 0, 0);
