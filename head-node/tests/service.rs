@@ -1,5 +1,8 @@
 //! A head over real gRPC, before a shard that says what the test wants: what any Flight client sees of it.
 
+// clippy lets tests unwrap, but not what tests call
+#![allow(clippy::unwrap_used)]
+
 // each test binary uses its own part of it
 #[allow(dead_code, unreachable_pub, missing_docs)]
 mod support;
