@@ -3,6 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::{prelude::*, types::PyDict};
+use tracing::{Instrument, Span, info_span};
+use trellis_fabric::telemetry;
 use trellis_proto::pb;
 use trellis_qcu::{
     calendar::parse_session,
@@ -29,6 +31,8 @@ const LEASE_PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) struct Prefetched {
     inner: Inner,
     started_ns: i64,
+    // reads and publish are one trace, whatever the interpreter does in between
+    span: Span,
 }
 
 #[pymethods]
@@ -85,8 +89,10 @@ pub(crate) fn prefetch(
     let (manifest, session) = parsed().or_raise(py)?;
     let started_ns = now_ns();
     let client = client.inner(py)?;
-    let inner = wait(py, inputs::prefetch(client, &manifest, session, "", as_of_ns))?;
-    Ok(Prefetched { inner, started_ns })
+    let span = info_span!("run", unit = %manifest.unit, %session);
+    let inner =
+        wait(py, inputs::prefetch(client, &manifest, session, "", as_of_ns).instrument(span.clone()))?;
+    Ok(Prefetched { inner, started_ns, span })
 }
 
 /// Publishes checked rows as the unit's output for the session, under a lease of this call's own, and records the run.
@@ -103,10 +109,11 @@ pub(crate) fn publish_run<'py>(
     let manifest = Manifest::parse(manifest).or_raise(py)?;
     // in the unit's own name, whatever name the reads went by: a head lets nobody publish in another's
     client.inner(py)?;
-    let ack = wait(py, async {
+    let published = async {
         let client = client.in_name_of(&manifest.unit)?;
         publish(&client, &manifest, session, prefetched, rows).await
-    })?;
+    };
+    let ack = wait(py, published.instrument(prefetched.span.clone()))?;
     dict::ack(py, &ack)
 }
 
@@ -151,6 +158,12 @@ async fn publish(
         output_dataset: ack.dataset.clone(),
         output_version: Some(ack.version),
         rows: ack.rows,
+        trace_id: telemetry::traceparent()
+            .unwrap_or_default()
+            .split('-')
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned(),
         ..Default::default()
     };
     client.record_runs(vec![record]).await.map_err(|e| {

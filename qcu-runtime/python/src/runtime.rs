@@ -20,6 +20,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     time::{Instant, MissedTickBehavior},
 };
+use trellis_fabric::telemetry::{Settings, Telemetry};
 use trellis_proto::{Code, Error};
 
 use crate::error::{OrRaise, Result, local};
@@ -38,6 +39,7 @@ const WORKERS_MAX: usize = 4;
 struct Owned {
     pid: u32,
     runtime: Arc<Runtime>,
+    telemetry: Option<Telemetry>,
 }
 
 enum State {
@@ -63,11 +65,24 @@ pub(crate) fn runtime(py: Python<'_>) -> PyResult<Arc<Runtime>> {
                 .enable_all()
                 .build()?;
             let runtime = Arc::new(runtime);
-            let owned = Owned { pid: std::process::id(), runtime: Arc::clone(&runtime) };
+            let telemetry = telemetry(&runtime);
+            let owned = Owned { pid: std::process::id(), runtime: Arc::clone(&runtime), telemetry };
             std::mem::forget(std::mem::replace(&mut *state, State::Running(owned)));
             Ok(runtime)
         }
     }
+}
+
+/// Exports traces and metrics where the environment names a collector. A notebook is no service: without one, nothing is
+/// installed, and with one, stderr stays with what a person must act on.
+fn telemetry(runtime: &Runtime) -> Option<Telemetry> {
+    let mut settings = Settings::from_process();
+    if !settings.exports() {
+        return None;
+    }
+    settings.log_filter.get_or_insert_with(|| "warn".to_owned());
+    let _inside = runtime.enter();
+    Some(Telemetry::init_with("trellis-python", &std::process::id().to_string(), &settings))
 }
 
 /// The error for what was made before a fork and used after it.
@@ -133,7 +148,8 @@ pub(crate) fn bug(what: impl std::fmt::Display) -> Error {
     Error::new(Code::Internal, what.to_string())
 }
 
-/// Ends the runtime: called at exit, after everything that runs on it was told to stop. Waits at most two seconds.
+/// Ends the runtime: called at exit, after everything that runs on it was told to stop. Waits two seconds at most, and three
+/// more for a collector that does not take the last telemetry.
 #[pyfunction]
 pub(crate) fn shutdown(py: Python<'_>) {
     let ended = std::mem::replace(&mut *STATE.lock().unwrap_or_else(PoisonError::into_inner), State::Ended);
@@ -142,10 +158,15 @@ pub(crate) fn shutdown(py: Python<'_>) {
             std::mem::forget(owned);
             return;
         }
-        py.detach(|| match Arc::try_unwrap(owned.runtime) {
-            Ok(runtime) => runtime.shutdown_timeout(SHUTDOWN_WAIT),
-            // a daemon thread is still inside a wait: it dies with the process
-            Err(shared) => std::mem::forget(shared),
+        py.detach(|| {
+            if let Some(telemetry) = owned.telemetry {
+                owned.runtime.block_on(telemetry.shutdown());
+            }
+            match Arc::try_unwrap(owned.runtime) {
+                Ok(runtime) => runtime.shutdown_timeout(SHUTDOWN_WAIT),
+                // a daemon thread is still inside a wait: it dies with the process
+                Err(shared) => std::mem::forget(shared),
+            }
         });
     }
 }

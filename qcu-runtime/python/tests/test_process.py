@@ -179,3 +179,19 @@ def test_a_missing_package_is_named_with_the_command(grid, monkeypatch, package)
         {"pandas": px.pandas, "polars": px.polars, "pyarrow": px.arrow}[package]()
     assert missing.value.hint == f"pip install {package}"
     assert len(px.wide("close")) > 0 and px.write("csv")
+
+
+def test_a_collector_that_is_away_costs_telemetry_and_nothing_else(tmp_path):
+    before = time.monotonic()
+    status, out, _ = finished(
+        python(
+            """
+            import sys, trellis
+            with trellis.connect("embedded://" + sys.argv[1]) as grid:
+                print(grid.datasets())
+            """,
+            str(tmp_path),
+            env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+        )
+    )
+    assert (status, out) == (0, "[]\n") and time.monotonic() - before < 30

@@ -150,3 +150,15 @@ def test_a_run_publishes_in_its_own_name_whatever_name_reads_go_by(grid, folder)
     mine = declare("named", lambda ctx, px: ctx.frame(symbol=["A"], score=1.0))
     with trellis.connect(f"embedded://{folder}", unit="somebody") as other:
         assert mine.run(session=SESSION, grid=other, publish=True).published["rows"] == 1
+
+
+def test_a_file_is_deployed_by_its_strategy_and_a_cell_is_not(grid, tmp_path):
+    mom = load_strategies(str(EXAMPLES / "momentum.py"))[0]
+    units = grid.deploy(mom, state=tmp_path, wait=False)
+    assert units[0]["unit"] == "mom_12_1" and (tmp_path / units[0]["manifest"]).is_file()
+    exec(compile("def f(ctx, px): ...", "<cell>", "exec"), cell := {"__name__": "no_such_module"})
+    typed = trellis.strategy("typed", inputs={"px": PRICES}, output=trellis.output("tests.typed", x="float64"))(
+        cell["f"]
+    )
+    with pytest.raises(BadRequest, match="notebook"):
+        grid.deploy(typed, state=tmp_path, wait=False)
