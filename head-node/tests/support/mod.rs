@@ -418,7 +418,8 @@ pub fn daily(days: i64, seed: i64) -> Vec<Row> {
 
 pub fn batches(messages: &[FlightData]) -> Vec<RecordBatch> {
     use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
-    let mut decoder = FlightDataDecoder::new(stream::iter(messages.to_vec().into_iter().map(Ok)));
+    let mut decoder =
+        FlightDataDecoder::new(stream::iter(messages.iter().cloned().map(Ok).collect::<Vec<_>>()));
     let mut batches = Vec::new();
     while let Some(message) = decoder.next().now_or_never().expect("nothing to wait for") {
         if let DecodedPayload::RecordBatch(batch) = message.unwrap().payload {
