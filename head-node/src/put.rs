@@ -3,9 +3,9 @@
 //! Nothing is collected: a message is taken from the publisher when the shard has room for it. The delicate case is a
 //! publisher that breaks off. The end of the stream means "this is all of it", and gRPC makes it easy to take a break for
 //! an end: tonic's server hands a request stream that was *cancelled* to its handler as one that ended. At this side
-//! [`Watched`] sees which of the two it was. Towards the shard a broken publish ends with a message that no shard accepts,
-//! so that it is refused and not committed in part; and the call is made by a task of its own, because the handler
-//! is dropped with its client, and a dropped call would look to the shard like an end again.
+//! [`Watched`] sees which of the two it was. Towards the shard a publish is whole only with its
+//! [`PublishEnd`](pb::PublishEnd), which a broken one never gets. The call is made by a task of its own, because the
+//! handler is dropped with its client, and the shard's word is needed to tell the other shards.
 //!
 //! The shard's word is passed on unchanged, both ways. Its acknowledgement means durable; the other shards are told before
 //! it is passed on, so that whoever asks any of them after the acknowledgement sees the rows.
@@ -112,8 +112,13 @@ fn check_unit(header: &pb::PublishHeader, caller: &str) -> Result<()> {
     Err(Error::new(Code::PermissionDenied, message).dataset(&header.dataset))
 }
 
-/// The messages for the shard. If the publisher's stream breaks, the last one is one that no shard accepts, and `broken` says
-/// why.
+/// What is left to pass on to the shard.
+enum Rest {
+    Messages { messages: Streaming<FlightData>, ending: Ending, broken: oneshot::Sender<Status>, sent: u64 },
+    Nothing,
+}
+
+/// The messages for the shard. If the publisher's stream breaks there is no end among them, and `broken` says why.
 fn outgoing(
     header: pb::PublishHeader,
     first: FlightData,
@@ -121,26 +126,30 @@ fn outgoing(
     ending: Ending,
     broken: oneshot::Sender<Status>,
 ) -> impl Stream<Item = pb::PublishMessage> + Send + 'static {
-    let header = publish_message::Message::Header(header);
-    let begin = [Some(header), ipc(first)].into_iter().flatten().map(Some);
-    let rest = stream::unfold(Some((messages, ending, broken)), |state| async {
-        let (mut messages, ending, broken) = state?;
+    let first = ipc(first);
+    let sent = u64::from(first.is_some());
+    let begin = [Some(publish_message::Message::Header(header)), first].into_iter().flatten();
+    let rest = stream::unfold(Rest::Messages { messages, ending, broken, sent }, |rest| async {
+        let Rest::Messages { mut messages, ending, broken, sent } = rest else { return None };
         let status = loop {
             match messages.message().await {
                 Ok(Some(message)) => {
                     if let Some(message) = ipc(message) {
-                        return Some((Some(message), Some((messages, ending, broken))));
+                        return Some((message, Rest::Messages { messages, ending, broken, sent: sent + 1 }));
                     }
                 }
-                Ok(None) if ending.is_well() => return None,
+                Ok(None) if ending.is_well() => {
+                    let end = pb::PublishEnd { messages: sent };
+                    return Some((publish_message::Message::End(end), Rest::Nothing));
+                }
                 Ok(None) => break Status::cancelled("the publisher left"),
                 Err(status) => break status,
             }
         };
         let _receiver_left = broken.send(status);
-        Some((None, None))
+        None
     });
-    stream::iter(begin).chain(rest).map(|message| pb::PublishMessage { message })
+    stream::iter(begin).chain(rest).map(|message| pb::PublishMessage { message: Some(message) })
 }
 
 /// A Flight message without its Flight parts; `None` if it has no Arrow in it.

@@ -71,10 +71,20 @@ async fn checked(
 
     let (mut decoder, mut batches, mut rows, mut bytes) = (Decoder::default(), Vec::new(), 0, 0);
     let mut pending = shard.pending.guard();
-    while let Some(message) = messages.message().await.map_err(|e| Error::from_status(&e))? {
-        let Some(pb::publish_message::Message::Ipc(ipc)) = message.message else {
-            return Err(Error::new(Code::InvalidRequest, "a publish has one header, then Arrow messages"));
+    let mut received = 0;
+    loop {
+        let ipc = match next(&mut messages).await? {
+            pb::publish_message::Message::Ipc(ipc) => ipc,
+            pb::publish_message::Message::End(end) if end.messages == received => break,
+            pb::publish_message::Message::End(end) => {
+                let text = format!("the publish has {} messages, and {received} arrived", end.messages);
+                return Err(Error::new(Code::Unavailable, text));
+            }
+            pb::publish_message::Message::Header(_) => {
+                return Err(Error::new(Code::InvalidRequest, "a publish has one header, then Arrow messages"));
+            }
         };
+        received += 1;
         bytes += ipc.data_body.len() + ipc.data_header.len();
         if bytes > bytes_max {
             return Err(too_large("bytes", bytes_max, &right));
@@ -121,6 +131,16 @@ async fn checked(
     let publish = Publish { right, spec, rows, run_id: header.run_id, digest, watermark, note };
     let dataset = shard.catalog.entry(name);
     shard.catalog.committer(&dataset).publish(publish).await
+}
+
+/// The next message. A stream that ends before its end is said broke off: nothing of it may be kept.
+async fn next(messages: &mut Streaming<pb::PublishMessage>) -> Result<pb::publish_message::Message> {
+    let message = messages.message().await.map_err(|e| Error::from_status(&e))?;
+    match message.map(|m| m.message) {
+        Some(Some(message)) => Ok(message),
+        Some(None) => Err(Error::new(Code::InvalidRequest, "a message of the publish is empty")),
+        None => Err(Error::new(Code::Unavailable, "the publish broke off before its end")),
+    }
 }
 
 fn check_rows(

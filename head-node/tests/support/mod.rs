@@ -74,7 +74,7 @@ struct State {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Published {
     /// The stream ended well, after so many Arrow messages.
-    Whole { unit: String, messages: usize },
+    Whole { unit: String, messages: u64 },
     /// It did not.
     Broken,
 }
@@ -305,11 +305,12 @@ impl shard_server::Shard for FakeShard {
         let mut note = Note(self.clone(), Published::Broken);
         let mut messages = request.into_inner();
         let (mut header, mut count) = (None, 0);
-        while let Some(message) = messages.message().await? {
-            match message.message {
+        loop {
+            match messages.message().await?.and_then(|message| message.message) {
                 Some(pb::publish_message::Message::Header(h)) => header = Some(h),
                 Some(pb::publish_message::Message::Ipc(_)) => count += 1,
-                None => return Err(Status::invalid_argument("empty")),
+                Some(pb::publish_message::Message::End(end)) if end.messages == count => break,
+                other => return Err(Status::invalid_argument(format!("no end after {count}: {other:?}"))),
             }
         }
         let header = header.ok_or_else(|| Status::invalid_argument("no header"))?;

@@ -108,6 +108,8 @@ pub(crate) fn messages(header: pb::PublishHeader, batches: &[RecordBatch]) -> Ve
         out.extend(dictionaries.into_iter().map(|d| ipc((d.ipc_message, d.arrow_data))));
         out.push(ipc((data.ipc_message, data.arrow_data)));
     }
+    let end = pb::PublishEnd { messages: out.len() as u64 - 1 };
+    out.push(pb::PublishMessage { message: Some(pb::publish_message::Message::End(end)) });
     out
 }
 
