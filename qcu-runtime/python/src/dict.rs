@@ -1,7 +1,9 @@
 //! Replies of the grid as plain Python dicts, one function a message: Python code never sees a protobuf type.
 
 use pyo3::{prelude::*, types::PyDict};
-use trellis_proto::{FieldType, pb};
+use trellis_proto::{DatasetSpec, pb};
+
+use crate::error::OrRaise;
 
 /// `dict!(py, value; a, b, c)`: a dict of the named fields.
 macro_rules! dict {
@@ -21,31 +23,13 @@ pub(crate) fn receipt<'py>(py: Python<'py>, receipt: &pb::Receipt) -> PyResult<B
 pub(crate) fn description<'py>(py: Python<'py>, d: &pb::DatasetDescription) -> PyResult<Bound<'py, PyDict>> {
     let dict = dict!(py, d;
         version, known_through_ns, watermark_ns, first_ts_ns, last_ts_ns, rows, symbols, home);
-    let (mut name, mut fields, mut chunk_ns) = (String::new(), Vec::new(), 0);
-    if let Some(spec) = &d.spec {
-        name.clone_from(&spec.dataset);
-        chunk_ns = spec.chunk_ns;
-        for field in &spec.fields {
-            fields.push((field.name.clone(), type_name(field.r#type()), field.nullable));
-        }
+    if let Some(spec) = d.spec.clone().map(DatasetSpec::try_from).transpose().or_raise(py)? {
+        let fields = spec.fields.iter().map(|f| (f.name.as_str(), f.data_type.name(), f.nullable));
+        dict.set_item("dataset", spec.dataset.as_str())?;
+        dict.set_item("fields", fields.collect::<Vec<_>>())?;
+        dict.set_item("chunk_ns", spec.chunk.ns())?;
     }
-    dict.set_item("dataset", name)?;
-    dict.set_item("fields", fields)?;
-    dict.set_item("chunk_ns", chunk_ns)?;
     Ok(dict)
-}
-
-fn type_name(wire: pb::FieldType) -> &'static str {
-    match wire {
-        pb::FieldType::Unspecified => "",
-        pb::FieldType::Float64 => FieldType::Float64.name(),
-        pb::FieldType::Int64 => FieldType::Int64.name(),
-        pb::FieldType::Bool => FieldType::Bool.name(),
-        pb::FieldType::String => FieldType::String.name(),
-        pb::FieldType::Float32 => FieldType::Float32.name(),
-        pb::FieldType::Int32 => FieldType::Int32.name(),
-        pb::FieldType::Timestamp => FieldType::Timestamp.name(),
-    }
 }
 
 pub(crate) fn head_stats<'py>(py: Python<'py>, stats: &pb::HeadStats) -> PyResult<Bound<'py, PyDict>> {

@@ -11,7 +11,8 @@
 //! | `run` | a strategy's run in this process: inputs, checks, publish |
 //! | `import` | files into a dataset |
 //! | `embedded` | a grid inside this process |
-//! | `arrow` | `Rows`: tables in and out by the Arrow C interface, and as sealed memfds |
+//! | `arrow` | `Rows`: tables for Python by the Arrow C interface, and as sealed memfds |
+//! | `columns` | rows of Python's own values |
 //! | `wide` | rows as a matrix; pure |
 //! | `cells` | rows as text, CSV, JSON; pure |
 //! | `dict` | replies as dicts |
@@ -20,6 +21,7 @@
 mod arrow;
 mod cells;
 mod client;
+mod columns;
 mod dict;
 mod embedded;
 mod error;
@@ -59,8 +61,9 @@ mod _trellis {
 
     #[pymodule_export]
     use super::{
-        arrow::{Rows, make_rows, map_table, table_to_fd},
+        arrow::{Rows, map_table, table_to_fd},
         client::Client,
+        columns::make_rows,
         embedded::Embedded,
         error::error_codes,
         format_time,
