@@ -6,6 +6,7 @@ import pytest
 
 import trellis
 from trellis import _trellis
+from trellis.deploy import load_strategies, make_bundle
 from trellis.errors import BadRequest
 
 PRICES = trellis.series("equities.daily", ["close"], lookback="260 sessions")
@@ -101,3 +102,33 @@ def test_lookbacks_are_written_as_people_say_them(lookback, written):
 def test_a_mistake_is_told_where_it_is_made(mistake):
     with pytest.raises(BadRequest):
         mistake()
+
+
+def test_a_file_that_hides_another_module_is_refused(tmp_path):
+    source = "import trellis\n"
+    for name in ("random", "numpy"):
+        (tmp_path / f"{name}.py").write_text(source)
+        with pytest.raises(BadRequest, match=f"hide the module {name}"):
+            load_strategies(str(tmp_path / f"{name}.py"))
+
+
+def test_a_bundle_has_what_the_file_imports_and_nothing_else(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "__init__.py").write_text("")
+    (tmp_path / "parts" / "near.py").write_text("from . import far\nFIELD = far.FIELD\n")
+    (tmp_path / "parts" / "far.py").write_text("FIELD = 'close'\n")
+    (tmp_path / "beside.py").write_text("raise RuntimeError('nobody imports this')\n")
+    (tmp_path / "bundled.py").write_text(
+        "import trellis\n"
+        "from parts.near import FIELD\n"
+        "@trellis.strategy('bundled', output=trellis.output('tests.bundled', x='float64'),\n"
+        "    inputs=dict(px=trellis.series('a.b', FIELD, lookback='1 session')))\n"
+        "def compute(ctx, px): ...\n"
+    )
+    (strategy,) = load_strategies(str(tmp_path / "bundled.py"))
+    folder, module, digest = make_bundle(strategy, tmp_path / "state")
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert files == ["bundled.py", "packages.lock", "parts/__init__.py", "parts/far.py", "parts/near.py"]
+    assert module == "bundled.py" and digest == f"sha256:{folder.name}"
+    assert "numpy==" in (folder / "packages.lock").read_text()
+    assert make_bundle(strategy, tmp_path / "state") == (folder, module, digest)

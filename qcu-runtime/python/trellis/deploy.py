@@ -40,6 +40,11 @@ def load_module(path: str | os.PathLike[str]) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(file):
         return known
+    if known is not None or name in sys.stdlib_module_names:
+        raise BadRequest(
+            f"{file} would hide the module {name} ({getattr(known, '__file__', None) or 'of the standard library'})",
+            hint="give the file another name",
+        )
     if folder not in sys.path:
         sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(name, file)
