@@ -11,10 +11,10 @@ use trellis_proto::{Code, Error, Result, pb};
 use crate::{
     chunk::{self, Chunk, Stamp},
     claims::{ColumnSet, Event, Standing},
-    state::Core,
     datasets::{Part, Table},
     series::{Cell, Fx},
     shards::Shard,
+    state::Core,
 };
 
 /// Rows that came with a change, and where each symbol's are.
@@ -58,9 +58,9 @@ pub(crate) fn apply(core: &Arc<Core>, shard: &Arc<Shard>, change: &pb::Change) {
     if change.everything {
         for cell in table.all_cells() {
             // without a valid map it cannot be said whose the series is: better once too often
-            let owned = cell.owned_by(core, &table, &shard.id);
-            for chunks in owned.unwrap_or_else(|_| vec![i64::MIN..i64::MAX]) {
-                update.close(&cell, chunks);
+            match cell.owned_by(core, &table, &shard.id) {
+                Ok(owned) => owned.into_iter().for_each(|chunks| update.close(&cell, chunks)),
+                Err(_) => update.close(&cell, i64::MIN..i64::MAX),
             }
         }
     } else {
@@ -72,8 +72,17 @@ pub(crate) fn apply(core: &Arc<Core>, shard: &Arc<Shard>, change: &pb::Change) {
             }
         };
         for span in &change.spans {
-            if let Some(cell) = table.cell(&span.symbol) {
-                update.span(&cell, span, inline.as_ref());
+            let Some(cell) = table.cell(&span.symbol) else { continue };
+            let chunks = table.spec.chunk.cover(span.start_ns, span.end_ns);
+            match cell.owned_by(core, &table, &shard.id) {
+                Ok(owned) => {
+                    for owned in owned {
+                        let chunks = chunks.start.max(owned.start)..chunks.end.min(owned.end);
+                        update.span(&cell, &span.symbol, chunks, inline.as_ref());
+                    }
+                }
+                // it cannot be said whose the series is: better closed once too often
+                Err(_) => update.close(&cell, chunks),
             }
         }
     }
@@ -120,11 +129,13 @@ impl Update<'_> {
         self.core.settle(cell, self.shard, fx);
     }
 
-    fn span(&self, cell: &Arc<Cell>, span: &pb::SymbolSpan, inline: Option<&Inline>) {
-        let chunks = self.table.spec.chunk.cover(span.start_ns, span.end_ns);
+    fn span(&self, cell: &Arc<Cell>, symbol: &str, chunks: Range<i64>, inline: Option<&Inline>) {
+        if chunks.is_empty() {
+            return;
+        }
         let rows = |chunk: i64| -> Option<RecordBatch> {
             let inline = inline?;
-            let all = inline.symbols.get(&span.symbol)?;
+            let all = inline.symbols.get(symbol)?;
             let (start, end) = self.table.spec.chunk.range(chunk);
             let ts = &inline.batch.column(1).as_primitive::<TimestampNanosecondType>().values()[all.clone()];
             let from = all.start + ts.partition_point(|t| *t < start);
@@ -155,13 +166,25 @@ impl Update<'_> {
             // will want it next, with the columns they have.
             if let Some((tail, columns)) = inner.series.tail() {
                 for chunk in chunks.filter(|chunk| *chunk > tail) {
-                    let begins_after = self.last_ts.is_some_and(|last| self.table.spec.chunk.start(chunk) > last);
+                    let begins_after =
+                        self.last_ts.is_some_and(|last| self.table.spec.chunk.start(chunk) > last);
                     if begins_after
                         && let Some(rows) = rows(chunk).filter(|rows| rows.num_rows() > 0)
-                        && let Ok(payload) =
-                            Chunk::planted(&self.core.memory, &rows, self.table.layout, stamp(columns), &self.table.spec)
+                        && let Ok(payload) = Chunk::planted(
+                            &self.core.memory,
+                            &rows,
+                            self.table.layout,
+                            stamp(columns),
+                            &self.table.spec,
+                        )
                     {
-                        inner.series.plant(chunk, payload, &standing, &mut || self.core.cache.next_id(), &mut fx);
+                        inner.series.plant(
+                            chunk,
+                            payload,
+                            &standing,
+                            &mut || self.core.cache.next_id(),
+                            &mut fx,
+                        );
                     }
                 }
             }
@@ -184,10 +207,19 @@ fn inline(table: &Table, change: &pb::Change) -> Result<Option<Inline>> {
         while to < names.len() && names.value(to) == name {
             to += 1;
         }
-        if symbols.insert(name.to_owned(), from..to).is_some() {
-            return Err(Error::new(Code::DataCorrupt, "the rows of a change are not sorted by symbol"));
+        if symbols.insert(name.to_owned(), from..to).is_some() || !sorted(&batch, from..to) {
+            return Err(Error::new(Code::DataCorrupt, "the rows of a change are not sorted"));
         }
         from = to;
     }
     Ok(Some(Inline { batch, symbols }))
+}
+
+/// Whether (ts, known_at) ascends strictly.
+fn sorted(batch: &RecordBatch, rows: Range<usize>) -> bool {
+    let time = |column: usize| {
+        &batch.column(column).as_primitive::<TimestampNanosecondType>().values()[rows.clone()]
+    };
+    let (ts, known) = (time(1), time(2));
+    ts.windows(2).zip(known.windows(2)).all(|(t, k)| (t[0], k[0]) < (t[1], k[1]))
 }

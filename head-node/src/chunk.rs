@@ -166,7 +166,13 @@ impl Chunk {
     ///
     /// # Errors
     /// [`Code::DataCorrupt`] if the rows are not what their schema says.
-    pub(crate) fn patched(self: &Arc<Self>, rows: &RecordBatch, layout: Layout, stamp: Stamp, spec: &DatasetSpec) -> Result<Arc<Self>> {
+    pub(crate) fn patched(
+        self: &Arc<Self>,
+        rows: &RecordBatch,
+        layout: Layout,
+        stamp: Stamp,
+        spec: &DatasetSpec,
+    ) -> Result<Arc<Self>> {
         let fields = fields_of(layout, self.columns, spec);
         let theirs = Rows::of_change(rows, &fields)?;
         if self.rows == 0 {
@@ -181,7 +187,13 @@ impl Chunk {
     ///
     /// # Errors
     /// As [`Self::patched`].
-    pub(crate) fn planted(memory: &Arc<Memory>, rows: &RecordBatch, layout: Layout, stamp: Stamp, spec: &DatasetSpec) -> Result<Arc<Self>> {
+    pub(crate) fn planted(
+        memory: &Arc<Memory>,
+        rows: &RecordBatch,
+        layout: Layout,
+        stamp: Stamp,
+        spec: &DatasetSpec,
+    ) -> Result<Arc<Self>> {
         Self::empty(memory, stamp).patched(rows, layout, stamp, spec)
     }
 }
@@ -224,7 +236,11 @@ impl Payload for Arc<Chunk> {
         columns.extend(other.fields.iter().filter(|c| self.field(usize::from(c.field)).is_none()));
         columns.sort_by_key(|c| c.field);
         let fields: Vec<_> = columns.iter().map(|c| (c.field, c.data_type)).collect();
-        let rows = Rows { ts: &self.ts, known: self.known_at.clone(), parts: columns.into_iter().map(Part::of_column).collect() };
+        let rows = Rows {
+            ts: &self.ts,
+            known: self.known_at.clone(),
+            parts: columns.into_iter().map(Part::of_column).collect(),
+        };
         pack(&self.memory, stamp, &fields, &[rows], &[(0, 0..self.rows as usize)])
     }
 }
@@ -294,8 +310,12 @@ impl<'a> Part<'a> {
         }
         let width = width(data_type);
         let values = match data_type {
-            FieldType::Float64 => PartValues::Fixed(array.as_primitive::<Float64Type>().values().inner(), width),
-            FieldType::Float32 => PartValues::Fixed(array.as_primitive::<Float32Type>().values().inner(), width),
+            FieldType::Float64 => {
+                PartValues::Fixed(array.as_primitive::<Float64Type>().values().inner(), width)
+            }
+            FieldType::Float32 => {
+                PartValues::Fixed(array.as_primitive::<Float32Type>().values().inner(), width)
+            }
             FieldType::Int64 => PartValues::Fixed(array.as_primitive::<Int64Type>().values().inner(), width),
             FieldType::Int32 => PartValues::Fixed(array.as_primitive::<Int32Type>().values().inner(), width),
             FieldType::Timestamp => {
@@ -313,12 +333,21 @@ impl<'a> Part<'a> {
 
 impl<'a> Rows<'a> {
     fn of_chunk(chunk: &'a Chunk, fields: &[FieldAt]) -> Self {
-        let parts = fields.iter().filter_map(|(field, _)| chunk.field(usize::from(*field))).map(Part::of_column).collect();
+        let parts = fields
+            .iter()
+            .filter_map(|(field, _)| chunk.field(usize::from(*field)))
+            .map(Part::of_column)
+            .collect();
         Self { ts: &chunk.ts, known: chunk.known_at.clone(), parts }
     }
 
     /// Of a batch with `ts` and `known_at` at `keys` and the `i`th field at `at(i)`.
-    fn of_batch(batch: &'a RecordBatch, keys: usize, fields: &[FieldAt], at: impl Fn(usize) -> usize) -> Result<Self> {
+    fn of_batch(
+        batch: &'a RecordBatch,
+        keys: usize,
+        fields: &[FieldAt],
+        at: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
         let ts = time(batch, keys)?;
         let known = KnownAt::PerRow(time(batch, keys + 1)?.clone());
         let parts = fields
@@ -373,7 +402,13 @@ fn interleave(a: &Rows<'_>, b: &Rows<'_>) -> Vec<(usize, Range<usize>)> {
 }
 
 /// Copies rows into an allocation of their own.
-fn pack(memory: &Arc<Memory>, stamp: Stamp, fields: &[FieldAt], sources: &[Rows<'_>], order: &[(usize, Range<usize>)]) -> Arc<Chunk> {
+fn pack(
+    memory: &Arc<Memory>,
+    stamp: Stamp,
+    fields: &[FieldAt],
+    sources: &[Rows<'_>],
+    order: &[(usize, Range<usize>)],
+) -> Arc<Chunk> {
     let rows: usize = order.iter().map(|(_, run)| run.len()).sum();
     if rows == 0 {
         return Chunk::empty(memory, stamp);
@@ -383,7 +418,9 @@ fn pack(memory: &Arc<Memory>, stamp: Stamp, fields: &[FieldAt], sources: &[Rows<
         .map(|f| {
             order
                 .iter()
-                .filter_map(|(s, run)| Some(sources[*s].parts[f].nulls?.slice(run.start, run.len()).null_count()))
+                .filter_map(|(s, run)| {
+                    Some(sources[*s].parts[f].nulls?.slice(run.start, run.len()).null_count())
+                })
                 .sum()
         })
         .collect();
@@ -490,7 +527,11 @@ fn pack(memory: &Arc<Memory>, stamp: Stamp, fields: &[FieldAt], sources: &[Rows<
     memory.allocated(bytes);
     let buffer = Buffer::from(Bytes::from_owner(Counted { data, bytes, memory: Arc::clone(memory) }));
     let mut places = places.into_iter();
-    let mut next = || places.next().map_or_else(|| buffer.slice_with_length(0, 0), |p| buffer.slice_with_length(p.start, p.len()));
+    let mut next = || {
+        places
+            .next()
+            .map_or_else(|| buffer.slice_with_length(0, 0), |p| buffer.slice_with_length(p.start, p.len()))
+    };
     let ts = ScalarBuffer::<i64>::new(next(), 0, rows);
     let known_at = match constant {
         Some(at) => KnownAt::Constant(at),
@@ -551,7 +592,8 @@ fn corrupt(message: impl Into<String>) -> Error {
 /// # Errors
 /// [`Code::DataCorrupt`].
 pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<RecordBatch> {
-    let message = arrow_ipc::root_as_message(header).map_err(|e| corrupt(format!("not an Arrow message: {e}")))?;
+    let message =
+        arrow_ipc::root_as_message(header).map_err(|e| corrupt(format!("not an Arrow message: {e}")))?;
     let batch = message.header_as_record_batch().ok_or_else(|| corrupt("not an Arrow record batch"))?;
     let body = Buffer::from(body);
     arrow_ipc::reader::read_record_batch(&body, batch, schema, &HashMap::new(), None, &message.version())
@@ -577,7 +619,10 @@ impl RunShape {
 
     /// Names of the fields to ask for.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.fields.iter().map(|(field, _)| self.spec.fields[usize::from(*field)].name.as_str().to_owned()).collect()
+        self.fields
+            .iter()
+            .map(|(field, _)| self.spec.fields[usize::from(*field)].name.as_str().to_owned())
+            .collect()
     }
 
     /// Divides what a shard sent into chunks: those from `first` on, with `rows` rows each.

@@ -371,9 +371,8 @@ impl<P: Payload, W: Clone> Series<P, W> {
                         plan.touch.push(slot.id);
                     }
                     // what is on its way in other columns must not be asked for a second time
-                    let quiet = || {
-                        !self.flights.iter().any(|f| matches!(f.progress(chunk), Some(Progress::Open(_))))
-                    };
+                    let quiet =
+                        || !self.flights.iter().any(|f| matches!(f.progress(chunk), Some(Progress::Open(_))));
                     island = island
                         .map(|rows| rows + u64::from(slot.payload.rows()))
                         .filter(|rows| *rows <= ISLAND_ROWS_MAX && quiet());
@@ -401,10 +400,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
             }
             plan.claimed += 1;
             match claims.last_mut() {
-                Some((run, columns))
-                    if *columns == free
-                        && (run.end == chunk || island.is_some()) =>
-                {
+                Some((run, columns)) if *columns == free && (run.end == chunk || island.is_some()) => {
                     run.end = chunk + 1;
                 }
                 _ => claims.push((chunk..chunk + 1, free)),
@@ -440,13 +436,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
     }
 
     /// What became of a chunk that [`Self::plan`] reported missing, for the holder of `token`.
-    pub(crate) fn outcome(
-        &self,
-        chunk: i64,
-        want: &Want,
-        standing: &Standing,
-        token: Token,
-    ) -> Outcome<P> {
+    pub(crate) fn outcome(&self, chunk: i64, want: &Want, standing: &Standing, token: Token) -> Outcome<P> {
         if let Some(slot) = self.ready.get(&chunk)
             && slot.answers(want.as_of, standing)
             && slot.payload.columns().covers(want.columns)
@@ -456,7 +446,8 @@ impl<P: Payload, W: Clone> Series<P, W> {
         }
         let mut outcome = Outcome::Lost;
         // Only a stake in this very chunk counts: the same flight may have been too old to join here, and not elsewhere.
-        let staked = |f: &&Flight<P, W>| f.stakes.iter().any(|s| s.token == token && s.chunks.contains(&chunk));
+        let staked =
+            |f: &&Flight<P, W>| f.stakes.iter().any(|s| s.token == token && s.chunks.contains(&chunk));
         for flight in self.flights.iter().filter(staked) {
             match flight.progress(chunk) {
                 Some(Progress::Done(payload)) if payload.columns().covers(want.columns) => {
@@ -624,9 +615,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
             }
             fx.touched += 1;
             let confirmed = slot.generation == standing.generation;
-            if confirmed
-                && let Some(payload) = patch(chunk, &slot.payload)
-            {
+            if confirmed && let Some(payload) = patch(chunk, &slot.payload) {
                 let id = next_slot();
                 fx.removed.push((slot.id, slot.payload.clone()));
                 fx.inserted.push((chunk, id, payload.clone()));
@@ -648,7 +637,9 @@ impl<P: Payload, W: Clone> Series<P, W> {
             let range = flight.range();
             let mut first = true;
             for chunk in event.chunks.start.max(range.start)..event.chunks.end.min(range.end) {
-                let Some(Progress::Open(Leg::Asked(_, poison))) = flight.progress_mut(chunk) else { continue };
+                let Some(Progress::Open(Leg::Asked(_, poison))) = flight.progress_mut(chunk) else {
+                    continue;
+                };
                 if poison.is_none() && std::mem::take(&mut first) {
                     fx.poisoned += 1;
                 }
@@ -809,4 +800,4 @@ fn fresh<P: Payload, W>(
 
 #[cfg(test)]
 #[path = "claims/model.rs"]
-mod model;
+pub(crate) mod model;

@@ -190,7 +190,12 @@ impl Table {
     }
 
     /// Takes what `shard` says of the dataset. Knowledge advances separately, after what it covers has been applied.
-    pub(crate) fn describe(&self, shard: &Arc<Shard>, standing: Standing, said: &pb::DatasetDescription) -> Arc<Part> {
+    pub(crate) fn describe(
+        &self,
+        shard: &Arc<Shard>,
+        standing: Standing,
+        said: &pb::DatasetDescription,
+    ) -> Arc<Part> {
         let part = {
             let mut parts = self.parts.write();
             let part = parts.entry(shard.id.to_string()).or_insert_with(|| {
@@ -233,7 +238,13 @@ impl Table {
         // held throughout, so that the newest state is written last
         let mut snapshot = self.snapshot.write();
         let parts = self.parts();
-        let mut dataset = Dataset { symbols: 0, known_through: i64::MAX, first_ts: None, last_ts: None, ..(**snapshot).clone() };
+        let mut dataset = Dataset {
+            symbols: 0,
+            known_through: i64::MAX,
+            first_ts: None,
+            last_ts: None,
+            ..(**snapshot).clone()
+        };
         for part in &parts {
             let described = part.described.lock().clone();
             if described.version >= dataset.version {
@@ -243,8 +254,7 @@ impl Table {
                 dataset.home = described.home;
             }
             // the union: too wide a bound costs a known-empty chunk, too narrow a one would lose rows
-            let least = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
-            dataset.first_ts = least(dataset.first_ts, described.first_ts);
+            dataset.first_ts = dataset.first_ts.into_iter().chain(described.first_ts).min();
             dataset.last_ts = dataset.last_ts.into_iter().chain(described.last_ts).max();
             dataset.symbols += described.symbols;
             dataset.known_through = dataset.known_through.min(part.standing().known_through);
@@ -294,7 +304,9 @@ impl Table {
             .map(|(cell, symbol)| {
                 cell.unwrap_or_else(|| {
                     let mut cells = self.cells.write();
-                    Arc::clone(cells.entry(symbol.clone()).or_insert_with(|| Arc::new(Cell::new(symbol.clone()))))
+                    Arc::clone(
+                        cells.entry(symbol.clone()).or_insert_with(|| Arc::new(Cell::new(symbol.clone()))),
+                    )
                 })
             })
             .collect()
@@ -340,8 +352,13 @@ impl Table {
 
     /// Bytes that so many chunks of one series are expected to take.
     pub(crate) fn expected_bytes(&self, chunks: u64, columns: ColumnSet) -> u64 {
-        let width: usize =
-            16 + self.layout.fields(columns).iter().map(|f| self.spec.fields[*f].data_type.width()).sum::<usize>();
+        let width: usize = 16
+            + self
+                .layout
+                .fields(columns)
+                .iter()
+                .map(|f| self.spec.fields[*f].data_type.width())
+                .sum::<usize>();
         (chunks as f64 * (self.expected_rows() * width as f64 + CHUNK_OVERHEAD)) as u64
     }
 
@@ -380,6 +397,8 @@ impl Table {
 pub(crate) fn spec_of(said: &pb::DatasetDescription) -> Result<DatasetSpec> {
     said.spec
         .clone()
-        .ok_or_else(|| Error::new(trellis_proto::Code::InvalidRequest, "a dataset is described without its spec"))?
+        .ok_or_else(|| {
+            Error::new(trellis_proto::Code::InvalidRequest, "a dataset is described without its spec")
+        })?
         .try_into()
 }

@@ -22,14 +22,14 @@ use trellis_proto::{Code, DatasetName, Error, Result, Symbol, name::nearest, pb,
 
 use crate::{
     claims::Standing,
-    state::Core,
     datasets::Table,
     shards::{self, Link, Shard},
+    state::Core,
 };
 pub use crate::{
-    state::EngineConfig,
     datasets::Dataset,
     reading::{Ask, ReadCounts, Reading, SeriesChunks},
+    state::EngineConfig,
 };
 
 /// A channel to a shard.
@@ -167,7 +167,7 @@ impl Engine {
         if let Some(list) = known {
             return Ok(list);
         }
-        let lists = self.each(&table, |mut client| {
+        let lists = self.each(|mut client| {
             let ask = pb::SymbolsRequest { dataset: name.to_string() };
             async move { Ok(client.symbols(ask).await?.into_inner().symbols) }
         });
@@ -186,9 +186,14 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Self::symbols`].
-    pub async fn sessions(&self, name: &DatasetName, start: Option<i64>, end: Option<i64>) -> Result<Vec<i64>> {
-        let table = self.table(name).await?;
-        let lists = self.each(&table, |mut client| {
+    pub async fn sessions(
+        &self,
+        name: &DatasetName,
+        start: Option<i64>,
+        end: Option<i64>,
+    ) -> Result<Vec<i64>> {
+        self.table(name).await?;
+        let lists = self.each(|mut client| {
             let ask = pb::SessionsRequest { dataset: name.to_string(), start_ns: start, end_ns: end };
             async move { Ok(client.sessions(ask).await?.into_inner().sessions_ns) }
         });
@@ -219,14 +224,19 @@ impl Engine {
     fn home(&self, dataset: &DatasetName) -> Result<Arc<Shard>> {
         // with a shard missing, the hash would choose another home
         self.core.ownership().map.as_ref().map_err(Clone::clone)?;
-        let said = self.core.table(dataset).map(|table| table.dataset().home.clone()).filter(|home| !home.is_empty());
+        let said = self
+            .core
+            .table(dataset)
+            .map(|table| table.dataset().home.clone())
+            .filter(|home| !home.is_empty());
         let ids: Vec<String> = self.core.shards().iter().map(|shard| shard.id.to_string()).collect();
         let id = match &said {
             Some(id) => Some(id.as_str()),
             None => placement::home(&ids, dataset.as_str()),
         };
         id.and_then(|id| self.core.shard(id)).ok_or_else(|| {
-            Error::new(Code::Unavailable, format!("the home shard of {dataset} is not there")).dataset(dataset)
+            Error::new(Code::Unavailable, format!("the home shard of {dataset} is not there"))
+                .dataset(dataset)
         })
     }
 
@@ -320,6 +330,15 @@ impl Engine {
         if let Some(error) = refused {
             return Err(error.dataset(name));
         }
+        // A dataset that cannot be opened is not described; its shard says why when it is asked for it.
+        let (home, channel) = self.home_channel(name).await?;
+        let ask = pb::SymbolsRequest { dataset: name.to_string() };
+        if let Err(status) = pb::shard_client::ShardClient::new(channel).symbols(ask).await {
+            let error = Error::from_status(&status).shard(&home);
+            if error.code() != Code::UnknownDataset {
+                return Err(error);
+            }
+        }
         let mut unknown_names = self.core.unknown.lock();
         unknown_names.retain(|_, at| fresh(at));
         let ttl = UNKNOWN_TTL.mul_f64(0.75 + shards::jitter() / 2.0);
@@ -327,23 +346,26 @@ impl Engine {
         Err(unknown(&self.core, name))
     }
 
-    /// Asks every shard that has a part of the dataset.
-    async fn each<T, F>(
+    /// Asks every shard, also those that have not been heard to have a part of the dataset: it may have come a moment ago. One that
+    /// does not know the dataset has nothing of it.
+    async fn each<T: Default, F>(
         &self,
-        table: &Table,
         ask: impl Fn(pb::shard_client::ShardClient<PeerChannel>) -> F,
     ) -> Result<Vec<T>>
     where
         F: Future<Output = Result<T, tonic::Status>>,
     {
         self.core.ownership().map.as_ref().map_err(Clone::clone)?;
-        let asked = table.parts().into_iter().map(|part| {
-            let shard = Arc::clone(&part.shard);
+        let asked = self.core.shards().into_iter().map(|shard| {
             let answer = ask(shard.client());
             async move {
                 shard.live(LIVE_WAIT).await?;
                 match tokio::time::timeout(LIST_TIMEOUT, answer).await {
-                    Ok(answer) => answer.map_err(|status| Error::from_status(&status).shard(&shard.id)),
+                    Ok(Ok(answer)) => Ok(answer),
+                    Ok(Err(status)) => match Error::from_status(&status) {
+                        error if error.code() == Code::UnknownDataset => Ok(T::default()),
+                        error => Err(error.shard(&shard.id)),
+                    },
                     Err(_) => Err(shard.away("it did not answer in time")),
                 }
             }
@@ -352,10 +374,16 @@ impl Engine {
     }
 }
 
-/// Asks every shard which datasets it has: those who ask while it is under way share the next round. Returns the error of a shard that
-/// could not be asked.
+/// Asks every shard which datasets it has. Any number who ask while a round is under way share the next one. Returns the error of a
+/// shard that could not be asked.
 pub(crate) async fn describe_all(core: &Arc<Core>) -> Option<Error> {
-    let _one = core.describing.lock().await;
+    let before = core.rounds.load(Relaxed);
+    let mut last = core.describing.lock().await;
+    if core.rounds.load(Relaxed) > before {
+        // begun after this question, and over by now
+        return last.clone();
+    }
+    core.rounds.fetch_add(1, Relaxed);
     let asked = core.shards().into_iter().map(|shard| async move {
         shard.live(LIVE_WAIT).await?;
         let said = shard.describe(false).await?;
@@ -384,6 +412,7 @@ pub(crate) async fn describe_all(core: &Arc<Core>) -> Option<Error> {
     if found {
         core.rebuild_ownership();
     }
+    last.clone_from(&refused);
     refused
 }
 
@@ -401,3 +430,7 @@ fn unknown(core: &Core, name: &DatasetName) -> Error {
     }
 }
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -20,11 +20,11 @@ use trellis_proto::{Code, Error, Result, pb};
 use crate::{
     chunk::{Chunk, RunShape, Stamp},
     claims::{ColumnSet, FlightId, Payload},
-    state::Core,
     datasets::{Part, Table},
     memory::Reservation,
     series::{Cell, Fx, Leg},
     shards::{Shard, about, jitter},
+    state::Core,
 };
 
 /// Calls under way to one shard. Two keep the connection busy while one is being planned; more would divide a burst into smaller
@@ -93,7 +93,8 @@ impl Work {
     fn fail(&self, core: &Arc<Core>, chunks: Range<i64>, error: Error) {
         let span = self.table.spec.chunk;
         let range = (span.start(chunks.start), span.end(chunks.end - 1));
-        let error = about(error, &self.part.shard, self.table.name.as_str(), self.cell.symbol.as_str(), range);
+        let error =
+            about(error, &self.part.shard, self.table.name.as_str(), self.cell.symbol.as_str(), range);
         let mut fx = Fx::default();
         self.cell.lock().series.fail(self.flight, chunks, &error, &mut fx);
         core.settle(&self.cell, &self.part.shard, fx);
@@ -198,7 +199,10 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         if !self.works.is_empty() {
-            self.fail(&Error::new(Code::Internal, "the fetch ended without a result, by a bug in the head node"));
+            self.fail(&Error::new(
+                Code::Internal,
+                "the fetch ended without a result, by a bug in the head node",
+            ));
         }
     }
 }
@@ -215,13 +219,13 @@ struct Asked {
 /// # Errors
 /// What concerns all of the batch; the batch is then as it was.
 async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result<()> {
+    shard.live(LIVE_WAIT).await?;
     let expected = batch.works.iter().map(|work| work.bytes).sum();
     // what is over the share in itself goes when nothing else is in flight; over the budget it can never go
     let mut reservation = core.memory.reserve(expected).await.inspect_err(|_| {
         core.counters.shed.fetch_add(batch.works.len() as u64, Relaxed);
     })?;
     core.cache.settle();
-    shard.live(LIVE_WAIT).await?;
 
     let generation = shard.generation();
     let mut ranges = Vec::new();

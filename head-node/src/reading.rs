@@ -20,12 +20,12 @@ use trellis_proto::{Code, Error, Result, Symbol};
 use crate::{
     chunk::{Chunk, ChunkRef},
     claims::{ColumnSet, FlightId, Outcome, Payload, Plan, Taken, Token, Want},
-    state::Core,
     datasets::{Dataset, Table},
     fetch::{self, Work},
     flight::Waiter,
     series::{Cell, Fx, Leg},
     shards::{Link, Shard},
+    state::Core,
 };
 
 /// Expected bytes that one read claims ahead of its reader, as a part of the budget...
@@ -184,6 +184,8 @@ impl Drop for Stakes {
 enum Obstacle {
     /// These are being brought up to date.
     Syncing(Vec<Arc<Shard>>),
+    /// A shard has not spoken of the dataset, which may be new: it can be asked.
+    Undescribed(Error),
     Error(Error),
 }
 
@@ -294,16 +296,12 @@ impl Reading {
             let syncing = match self.begin() {
                 Ok(()) => return Ok(()),
                 Err(Obstacle::Syncing(shards)) => shards,
-                Err(Obstacle::Error(error)) if error.code() == Code::Unavailable && !asked => {
-                    // a dataset that is new may not have come to all shards
+                Err(Obstacle::Undescribed(_)) if !asked => {
                     asked = true;
-                    let before = self.core.ownership().epoch;
                     crate::engine::describe_all(&self.core).await;
-                    if self.core.ownership().epoch == before {
-                        return Err(error);
-                    }
                     continue;
                 }
+                Err(Obstacle::Undescribed(error)) => return Err(error),
                 Err(Obstacle::Error(error)) => return Err(error),
             };
             for shard in syncing {
@@ -333,7 +331,10 @@ impl Reading {
         let mut parts: Vec<&Leg> = Vec::new();
         let mut sources = VecDeque::with_capacity(cells.len());
         for cell in cells {
-            let legs = cell.legs(&self.core, &self.table).map_err(Obstacle::Error)?;
+            let legs = cell.legs(&self.core, &self.table).map_err(|error| match self.core.ownership().map {
+                Ok(_) => Obstacle::Undescribed(error),
+                Err(_) => Obstacle::Error(error),
+            })?;
             sources.push_back(Source { cell, legs });
         }
         for leg in sources.iter().flat_map(|source| source.legs.iter()) {
@@ -365,7 +366,9 @@ impl Reading {
 
         let dataset = self.table.dataset();
         let (start, end) = match (dataset.first_ts, dataset.last_ts) {
-            (Some(first), Some(last)) => (self.ask.start.max(first), self.ask.end.min(last.saturating_add(1))),
+            (Some(first), Some(last)) => {
+                (self.ask.start.max(first), self.ask.end.min(last.saturating_add(1)))
+            }
             _ => (0, 0),
         };
         let empty = end <= start || sources.is_empty();
@@ -376,10 +379,12 @@ impl Reading {
         let chunks = self.table.spec.chunk.cover(start, end);
         let chunks = if empty { 0 } else { chunks.end - chunks.start };
         if chunks > CHUNKS_MAX {
-            return Err(Obstacle::Error(self.placed(
-                Error::new(Code::TooLarge, format!("the range spans {chunks} chunks of the dataset"))
-                    .hint(format!("at most {CHUNKS_MAX} at once: ask for a shorter range")),
-            )));
+            return Err(Obstacle::Error(
+                self.placed(
+                    Error::new(Code::TooLarge, format!("the range spans {chunks} chunks of the dataset"))
+                        .hint(format!("at most {CHUNKS_MAX} at once: ask for a shorter range")),
+                ),
+            ));
         }
         let series_bytes = self.table.expected_bytes(chunks as u64, columns);
         let budget = self.core.memory.budget();
@@ -623,7 +628,9 @@ impl Finish<'_> {
     /// Counts, and lets the empty chunks go.
     fn series(&self, counts: &mut ReadCounts, cell: &Cell, taken: Vec<Taken<Arc<Chunk>>>) -> SeriesChunks {
         let mut union = 0;
-        cell.lock().asked.add(self.start, self.end, |start, end| union += rows_between(self.table, &taken, start, end));
+        cell.lock()
+            .asked
+            .add(self.start, self.end, |start, end| union += rows_between(self.table, &taken, start, end));
         if union > 0 {
             self.table.counters.rows_union.fetch_add(union, Relaxed);
         }

@@ -8,9 +8,9 @@ use trellis_proto::{Code, Error, Result, Symbol};
 use crate::{
     chunk::Chunk,
     claims::{Effects, Series, SlotId},
-    state::Core,
     datasets::{Part, Table},
     flight::WaiterRef,
+    state::Core,
     union::Asked,
 };
 

@@ -23,7 +23,7 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result, Side, TimeRange, pb, pb::shard_client::ShardClient};
 
-use crate::{claims::Generation, state::Core, fetch::Queue, watch as log};
+use crate::{claims::Generation, fetch::Queue, state::Core, watch as log};
 
 /// Connections to one shard: fetches take turns on them, so that one bulk stream does not hold up the next.
 const CONNECTIONS: usize = 2;
@@ -150,12 +150,18 @@ async fn describe(
     match tokio::time::timeout(DESCRIBE_TIMEOUT, ask).await {
         Ok(Ok(said)) => Ok(said.into_inner()),
         Ok(Err(status)) => Err(Error::from_status(&status)),
-        Err(_) => Err(Error::new(Code::Unavailable, format!("the shard at {addr} did not say who it is in time"))),
+        Err(_) => {
+            Err(Error::new(Code::Unavailable, format!("the shard at {addr} did not say who it is in time")))
+        }
     }
 }
 
 /// Keeps one task for each peer, until `stop`.
-pub(crate) async fn follow_peers(core: Arc<Core>, mut peers: watch::Receiver<Peers>, stop: CancellationToken) {
+pub(crate) async fn follow_peers(
+    core: Arc<Core>,
+    mut peers: watch::Receiver<Peers>,
+    stop: CancellationToken,
+) {
     let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
     loop {
         let now = Arc::clone(&peers.borrow_and_update());

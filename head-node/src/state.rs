@@ -78,8 +78,10 @@ pub(crate) struct Core {
     ownership: RwLock<Arc<Ownership>>,
     /// Datasets that no shard knew a moment ago.
     pub(crate) unknown: Mutex<HashMap<DatasetName, tokio::time::Instant>>,
-    /// One round of descriptions at a time.
-    pub(crate) describing: tokio::sync::Mutex<()>,
+    /// One round of descriptions at a time; why the last one was not whole.
+    pub(crate) describing: tokio::sync::Mutex<Option<Error>>,
+    /// Rounds begun.
+    pub(crate) rounds: AtomicU64,
     /// Changes with every change of shards, their links, or the map.
     pub(crate) changed: watch::Sender<u64>,
     ids: AtomicU64,
@@ -104,6 +106,7 @@ impl Core {
             ownership: RwLock::new(Arc::new(Ownership { epoch: 0, map: Err(none) })),
             unknown: Mutex::default(),
             describing: tokio::sync::Mutex::default(),
+            rounds: AtomicU64::new(0),
             changed: watch::Sender::new(0),
             ids: AtomicU64::new(1),
             begun: Instant::now(),
@@ -205,8 +208,11 @@ impl Core {
         let owns: Vec<_> = self.shards().iter().map(|shard| (shard.id.to_string(), shard.owns())).collect();
         let map = OwnershipMap::build(&owns).map_err(|error| {
             tracing::error!(%error, shards = owns.len(), "the shards do not own everything exactly once");
-            Error::new(Code::Unavailable, format!("the shards do not own everything exactly once: {}", error.message()))
-                .hint("try again; if it stays, look at what the shards are configured to own")
+            Error::new(
+                Code::Unavailable,
+                format!("the shards do not own everything exactly once: {}", error.message()),
+            )
+            .hint("try again; if it stays, look at what the shards are configured to own")
         });
         *ownership = Arc::new(Ownership { epoch: ownership.epoch + 1, map });
         drop(ownership);

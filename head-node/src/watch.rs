@@ -15,17 +15,16 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use trellis_proto::{Code, Error, Result, pb};
 
 use crate::{
     changes,
     claims::Standing,
-    state::Core,
     datasets::{Part, Table},
     series::Cell,
     shards::{Link, Shard},
+    state::Core,
 };
 
 /// Acknowledgements queued for the shard: it needs the newest only, so a handful is plenty.
@@ -68,7 +67,8 @@ async fn session(
     position: &mut Position,
     was_live: &mut bool,
 ) -> Result<()> {
-    let (acks, requests) = mpsc::channel(ACKS_QUEUED);
+    let (acks, mut requests) = mpsc::channel(ACKS_QUEUED);
+    let requests = futures::stream::poll_fn(move |cx| requests.poll_recv(cx));
     let start = pb::WatchStart {
         head: core.config.head_id.clone(),
         incarnation: position.incarnation.clone(),
@@ -76,7 +76,7 @@ async fn session(
     };
     send(&acks, pb::watch_request::Request::Start(start)).await?;
     let open = async {
-        let mut events = shard.client().watch(ReceiverStream::new(requests)).await?.into_inner();
+        let mut events = shard.client().watch(requests).await?.into_inner();
         let first = events.message().await?;
         Ok::<_, tonic::Status>((events, first))
     };
@@ -91,8 +91,9 @@ async fn session(
         && hello.incarnation == position.incarnation
         && hello.seq == position.seq;
     if !resumed {
-        *position = Position { incarnation: hello.incarnation.clone(), seq: hello.seq };
+        // the position is of this log only once everything held has been checked against it
         begin_generation(core, shard).await?;
+        *position = Position { incarnation: hello.incarnation.clone(), seq: hello.seq };
         *was_live = true;
         shard.set_link(core, Link::Live);
         tracing::info!(shard = %shard.id, seq = hello.seq, "following a shard's log");
@@ -104,7 +105,9 @@ async fn session(
         // what was acknowledged to publishers while this head was away is in the log, and must be applied first
         let end = confirm(shard, Vec::new()).await?.seq;
         while position.seq < end {
-            next(core, shard, &mut events, &acks, position).await?;
+            if !next(core, shard, &mut events, &acks, position).await? {
+                return Ok(());
+            }
         }
         *was_live = true;
         shard.set_link(core, Link::Live);
@@ -170,7 +173,11 @@ async fn send(acks: &mpsc::Sender<pb::WatchRequest>, request: pb::watch_request:
 }
 
 fn parts(core: &Core, shard: &Shard) -> Vec<(Arc<Table>, Arc<Part>)> {
-    core.tables().into_iter().filter_map(|table| Some((table.part(&shard.id)?, table))).map(|(p, t)| (t, p)).collect()
+    core.tables()
+        .into_iter()
+        .filter_map(|table| Some((table.part(&shard.id)?, table)))
+        .map(|(p, t)| (t, p))
+        .collect()
 }
 
 /// Brings everything that is held from a shard to a new generation.
@@ -205,9 +212,14 @@ async fn begin_generation(core: &Arc<Core>, shard: &Arc<Shard>) -> Result<()> {
         let reply = confirm(shard, held[from..to].to_vec()).await?;
         core.counters.confirms.fetch_add(1, Relaxed);
         if reply.unchanged.len() != to - from {
-            return Err(Error::new(Code::DataCorrupt, "the shard confirmed another number of chunks than asked"));
+            return Err(Error::new(
+                Code::DataCorrupt,
+                "the shard confirmed another number of chunks than asked",
+            ));
         }
-        for ((held, (cell, standing)), unchanged) in held[from..to].iter().zip(&owners[from..to]).zip(reply.unchanged) {
+        for ((held, (cell, standing)), unchanged) in
+            held[from..to].iter().zip(&owners[from..to]).zip(reply.unchanged)
+        {
             cell.lock().series.confirm(held.first..held.end, held.version, standing, generation, unchanged);
         }
         from = to;

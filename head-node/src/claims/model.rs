@@ -54,20 +54,21 @@ impl Payload for Rows {
     }
 }
 
-struct Rng(u64);
+/// SplitMix64.
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
@@ -380,7 +381,13 @@ impl World {
             fetch.read.remove(&chunk);
             fetch.open.remove(&chunk);
             let claim = Claim { chunks: chunk..chunk + 1, ..fetch.claim.clone() };
-            let again = Fetch { claim, launched: false, read: BTreeMap::new(), open: [chunk].into(), store: fetch.store };
+            let again = Fetch {
+                claim,
+                launched: false,
+                read: BTreeMap::new(),
+                open: [chunk].into(),
+                store: fetch.store,
+            };
             if fetch.open.is_empty() {
                 self.fetches.swap_remove(index);
             }
@@ -563,7 +570,8 @@ impl World {
                 let verdict = held
                     .iter()
                     .map(|(chunks, version)| {
-                        let touched = |commit: &&Commit| commit.rows.keys().any(|chunk| chunks.contains(chunk));
+                        let touched =
+                            |commit: &&Commit| commit.rows.keys().any(|chunk| chunks.contains(chunk));
                         !self.commits.iter().filter(|c| c.version > *version).any(|c| touched(&c))
                     })
                     .collect();
@@ -642,6 +650,12 @@ fn no_interleaving_makes_an_answer_wrong_or_a_reader_wait_for_ever() {
             }
         }
     }
-    println!("seed {seed}: {} steps, {answers} answers, {joined} chunks joined", WORLDS * factor * STEPS as u64);
-    assert!(answers > 10_000 && joined > 10_000, "the worlds were lively: {answers} answers, {joined} joined");
+    println!(
+        "seed {seed}: {} steps, {answers} answers, {joined} chunks joined",
+        WORLDS * factor * STEPS as u64
+    );
+    assert!(
+        answers > 10_000 && joined > 10_000,
+        "the worlds were lively: {answers} answers, {joined} joined"
+    );
 }

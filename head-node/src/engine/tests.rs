@@ -1,0 +1,641 @@
+//! The engine against a scripted shard on loopback.
+
+use std::sync::atomic::Ordering;
+
+use trellis_fabric::discovery::Peer;
+use trellis_proto::time::DAY_NS;
+
+use super::{fake::*, *};
+use crate::chunk::{KnownAt, Values};
+
+const TEN_YEARS: i64 = 3_650;
+const BUDGET: u64 = 64 << 20;
+
+async fn engine_with(fakes: &[&Fake], budget: u64) -> Engine {
+    let peers: Peers = fakes.iter().map(|fake| Peer { addr: fake.addr.to_string() }).collect();
+    let (sender, receiver) = watch::channel(peers);
+    tokio::spawn(async move { sender.closed().await });
+    let config = EngineConfig { grace: Duration::from_millis(1), ..EngineConfig::new("head-0", budget) };
+    Engine::start(config, receiver)
+}
+
+async fn start(symbols: &[&str], days: i64) -> (Fake, Engine) {
+    let fake = Fake::start("shard-0", symbols, days).await;
+    let engine = engine_with(&[&fake], BUDGET).await;
+    engine.ready().await;
+    (fake, engine)
+}
+
+/// Rows of `[start, end)`, in days, of some fields (positions) of one symbol.
+#[derive(Clone)]
+struct Q {
+    symbols: Vec<&'static str>,
+    fields: Vec<usize>,
+    start: i64,
+    end: i64,
+    as_of: Option<i64>,
+    allow_stale: bool,
+    deadline: Option<std::time::Instant>,
+}
+
+fn q(symbol: &'static str, start: i64, end: i64) -> Q {
+    Q { symbols: vec![symbol], fields: vec![0], start, end, as_of: None, allow_stale: false, deadline: None }
+}
+
+async fn reading(engine: &Engine, q: &Q) -> Reading {
+    let dataset = engine.dataset(&DATASET.parse().unwrap()).await.unwrap();
+    engine
+        .read(Ask {
+            dataset,
+            symbols: q.symbols.iter().map(|s| s.parse().unwrap()).collect(),
+            fields: q.fields.clone(),
+            start: q.start * DAY_NS,
+            end: q.end * DAY_NS,
+            as_of: q.as_of,
+            allow_stale: q.allow_stale,
+            unit: "test".into(),
+            deadline: q.deadline,
+            time_order: false,
+        })
+        .unwrap()
+}
+
+/// The rows of a series that the cut leaves, checked column by column: (day, known_at).
+fn rows(q: &Q, cut: i64, series: &SeriesChunks) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for chunk in &series.chunks {
+        assert!(chunk.rows() > 0);
+        for i in 0..chunk.rows() {
+            let known_at = match chunk.known_at() {
+                KnownAt::Constant(at) => *at,
+                KnownAt::PerRow(at) => at[i],
+            };
+            let row = (chunk.ts()[i] / DAY_NS, known_at);
+            for field in &q.fields {
+                let Values::Fixed(values) = chunk.field(*field).unwrap().values() else { panic!("floats") };
+                assert_eq!(values.typed_data::<f64>()[i], value(*field, row));
+            }
+            if row.0 >= q.start && row.0 < q.end && known_at <= cut {
+                rows.push(row);
+            }
+        }
+    }
+    rows
+}
+
+async fn finish(q: &Q, reading: &mut Reading) -> Result<Vec<Vec<Row>>> {
+    let mut all = Vec::new();
+    while let Some(series) = reading.next().await {
+        let series = series?;
+        all.push(rows(q, reading.cut().unwrap(), &series));
+    }
+    Ok(all)
+}
+
+async fn read(engine: &Engine, q: &Q) -> Result<Vec<Row>> {
+    let mut reading = reading(engine, q).await;
+    Ok(finish(q, &mut reading).await?.remove(0))
+}
+
+/// Starts a read in the background.
+async fn spawn(engine: &Engine, q: &Q) -> tokio::task::JoinHandle<(Result<Vec<Row>>, ReadCounts)> {
+    let mut reading = reading(engine, q).await;
+    let q = q.clone();
+    tokio::spawn(async move {
+        let rows = finish(&q, &mut reading).await.map(|mut all| all.remove(0));
+        (rows, reading.counts().clone())
+    })
+}
+
+/// Polls a read once, so that its claims are made.
+async fn begin(engine: &Engine, q: &Q) -> Reading {
+    let mut reading = reading(engine, q).await;
+    let first = futures::poll!(Box::pin(reading.next()));
+    assert!(first.is_pending());
+    reading
+}
+
+fn days(start: i64, end: i64) -> Vec<Row> {
+    (start..end).map(|day| (day, 1)).collect()
+}
+
+/// Chunks asked for in each call, of all symbols.
+fn chunks_asked(fake: &Fake) -> Vec<i64> {
+    fake.fetches().iter().map(|fetch| fetch.ranges.iter().map(|r| r.end - r.first).sum()).collect()
+}
+
+async fn until(what: &str, mut met: impl FnMut() -> bool) {
+    for _ in 0..1_000_000 {
+        if met() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("never: {what}");
+}
+
+#[tokio::test]
+async fn a_five_year_read_joins_the_ten_year_flight() {
+    let (fake, engine) = start(&["AMZN"], TEN_YEARS).await;
+    fake.hold();
+    let ten = spawn(&engine, &q("AMZN", 0, TEN_YEARS)).await;
+    fake.asked(1).await;
+    let five_q = q("AMZN", 1825, TEN_YEARS);
+    let mut five = begin(&engine, &five_q).await;
+    fake.release_all();
+    assert_eq!(ten.await.unwrap().0.unwrap(), days(0, TEN_YEARS));
+    assert_eq!(finish(&five_q, &mut five).await.unwrap()[0], days(1825, TEN_YEARS));
+    assert_eq!(fake.fetches().len(), 1);
+    let counts = five.counts();
+    assert_eq!((counts.hit, counts.fetched, counts.rows_fetched), (0, 0, 0));
+    assert_eq!(counts.joined, 58 - 1825 / SPAN as u64);
+    let stats = engine.stats();
+    assert_eq!((stats.rows_fetched, stats.rows_union), (TEN_YEARS as u64, TEN_YEARS as u64));
+}
+
+#[tokio::test]
+async fn a_ten_year_read_claims_only_what_the_five_year_flight_leaves() {
+    let (fake, engine) = start(&["AMZN"], TEN_YEARS).await;
+    fake.hold();
+    let five = spawn(&engine, &q("AMZN", 1825, TEN_YEARS)).await;
+    fake.asked(1).await;
+    let ten = spawn(&engine, &q("AMZN", 0, TEN_YEARS)).await;
+    fake.asked(2).await;
+    fake.release_all();
+    assert_eq!(five.await.unwrap().0.unwrap(), days(1825, TEN_YEARS));
+    assert_eq!(ten.await.unwrap().0.unwrap(), days(0, TEN_YEARS));
+    assert_eq!(chunks_asked(&fake), [30, 28]);
+    assert_eq!(engine.stats().rows_fetched, TEN_YEARS as u64);
+}
+
+#[tokio::test]
+async fn columns_are_claimed_like_time() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    let close = spawn(&engine, &q("AMZN", 0, 640)).await;
+    fake.asked(1).await;
+    let both = spawn(&engine, &Q { fields: vec![0, 1], ..q("AMZN", 0, 640) }).await;
+    fake.asked(2).await;
+    fake.release_all();
+    assert_eq!(close.await.unwrap().0.unwrap(), days(0, 640));
+    assert_eq!(both.await.unwrap().0.unwrap(), days(0, 640));
+    let asked: Vec<Vec<String>> = fake.fetches().iter().map(|f| f.ranges[0].fields.clone()).collect();
+    assert_eq!(asked, [["close"], ["open"]]);
+    // all columns are one chunk now: a read of both is a hit
+    let mut again = reading(&engine, &Q { fields: vec![1, 0], ..q("AMZN", 0, 640) }).await;
+    assert_eq!(again.try_all_ready().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn however_many_leaders_leave_there_is_one_call() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    let mut leaders = vec![begin(&engine, &q("AMZN", 0, 640)).await];
+    fake.asked(1).await;
+    for _ in 0..20 {
+        let next = begin(&engine, &q("AMZN", 0, 640)).await;
+        leaders.remove(0);
+        leaders.push(next);
+    }
+    fake.release_all();
+    assert_eq!(finish(&q("AMZN", 0, 640), &mut leaders[0]).await.unwrap()[0], days(0, 640));
+    assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
+async fn a_fetch_that_everybody_left_is_cancelled_and_what_came_stays() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    let reading = begin(&engine, &q("AMZN", 0, 640)).await;
+    fake.asked(1).await;
+    fake.release(3);
+    until("three chunks have come", || engine.stats().rows_fetched == 3 * SPAN as u64).await;
+    drop(reading);
+    fake.cancelled(1).await;
+    until("the reservation is given back", || engine.stats().in_flight_bytes == 0).await;
+    fake.release_all();
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(chunks_asked(&fake), [10, 7]);
+    assert_eq!(engine.stats().cancelled_flights, 1);
+}
+
+#[tokio::test]
+async fn a_chunk_that_cannot_be_read_fails_only_who_needs_it() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    fake.fail("AMZN", 2, 1, Code::DataCorrupt);
+    let all = spawn(&engine, &q("AMZN", 0, 640)).await;
+    fake.asked(1).await;
+    let late_q = q("AMZN", 320, 640);
+    let mut late = begin(&engine, &late_q).await;
+    fake.release_all();
+    let error = all.await.unwrap().0.unwrap_err();
+    assert_eq!((error.code(), error.place()), (Code::DataCorrupt, (DATASET, "AMZN", "shard-0")));
+    assert_eq!(finish(&late_q, &mut late).await.unwrap()[0], days(320, 640));
+    // the shard reads it now: only that chunk is asked for
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(chunks_asked(&fake), [10, 1]);
+}
+
+#[tokio::test]
+async fn a_failure_that_passes_is_not_seen_and_only_its_chunk_is_asked_again() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.fail("AMZN", 2, 2, Code::Unavailable);
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(chunks_asked(&fake), [10, 1, 1]);
+    fake.fail("MSFT", 0, 9, Code::Unavailable);
+    let error = read(&engine, &q("MSFT", 0, 64)).await.unwrap_err();
+    assert!(error.retryable() && error.place().2 == "shard-0");
+}
+
+#[tokio::test]
+async fn a_change_over_a_flight_is_seen_by_later_readers_only() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    let before = spawn(&engine, &q("AMZN", 576, 640)).await;
+    fake.asked(1).await;
+    let seq = fake.commit("AMZN", &[600], false);
+    fake.applied(seq).await;
+    let after = spawn(&engine, &q("AMZN", 576, 640)).await;
+    fake.asked(2).await;
+    fake.release_all();
+    assert_eq!(before.await.unwrap().0.unwrap(), days(576, 640), "as of its beginning");
+    let mut corrected = days(576, 640);
+    corrected.insert(25, (600, 110));
+    assert_eq!(after.await.unwrap().0.unwrap(), corrected);
+    assert_eq!(read(&engine, &q("AMZN", 576, 640)).await.unwrap(), corrected);
+    assert_eq!(fake.fetches().len(), 2);
+    assert_eq!(engine.stats().poisoned_flights, 1);
+    // the past is as it was
+    let past = Q { as_of: Some(105), ..q("AMZN", 576, 640) };
+    assert_eq!(read(&engine, &past).await.unwrap(), days(576, 640));
+}
+
+#[tokio::test]
+async fn readers_of_now_cost_no_calls_while_the_tail_grows() {
+    let (fake, engine) = start(&["AMZN"], 630).await;
+    let mut expected = days(0, 630);
+    assert_eq!(read(&engine, &q("AMZN", 0, 10_000)).await.unwrap(), expected);
+    // over the end of the chunk at 640, too
+    for day in 630..700 {
+        let seq = fake.commit("AMZN", &[day], true);
+        fake.applied(seq).await;
+        expected.push((day, 100 + (day - 629) * 10));
+        assert_eq!(read(&engine, &q("AMZN", 0, 10_000)).await.unwrap(), expected);
+    }
+    assert_eq!(fake.fetches().len(), 1);
+    // a correction of an old row, too
+    let seq = fake.commit("AMZN", &[5], true);
+    fake.applied(seq).await;
+    expected.insert(6, (5, 100 + 71 * 10));
+    assert_eq!(read(&engine, &q("AMZN", 0, 10_000)).await.unwrap(), expected);
+    assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_without_rows_closes_exactly_the_touched_chunks() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    read(&engine, &q("AMZN", 0, 640)).await.unwrap();
+    let seq = fake.commit("AMZN", &[70, 130], false);
+    fake.applied(seq).await;
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap().len(), 642);
+    assert_eq!(chunks_asked(&fake), [10, 2]);
+    // what was known before is still answered from memory
+    assert_eq!(read(&engine, &Q { as_of: Some(100), ..q("AMZN", 0, 640) }).await.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 2);
+}
+
+#[tokio::test]
+async fn after_a_restart_of_the_shard_one_check_finds_what_has_changed() {
+    let (fake, engine) = start(&["AMZN", "MSFT"], 640).await;
+    read(&engine, &q("AMZN", 0, 640)).await.unwrap();
+    read(&engine, &q("MSFT", 0, 640)).await.unwrap();
+    fake.go_away();
+    until("the loss is noticed", || !engine.stats().shards[0].1).await;
+    fake.lose_log(true);
+    fake.commit("MSFT", &[3], false);
+    fake.come_back();
+    until("the log is followed again", || engine.stats().shards[0].1).await;
+    assert_eq!(fake.confirms().len(), 1);
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 2, "AMZN had not changed");
+    assert_eq!(read(&engine, &q("MSFT", 0, 640)).await.unwrap().len(), 641);
+    let asked: i64 = chunks_asked(&fake)[2..].iter().sum();
+    assert!(asked <= 10, "at most the run that was asked about: {asked}");
+}
+
+#[tokio::test]
+async fn a_gap_in_the_log_is_noticed() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    read(&engine, &q("AMZN", 0, 640)).await.unwrap();
+    fake.skip();
+    let confirms = fake.confirms().len();
+    fake.commit("AMZN", &[3], true);
+    until("what is held has been checked", || fake.confirms().len() > confirms && engine.stats().shards[0].1)
+        .await;
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap().len(), 641);
+}
+
+#[tokio::test]
+async fn a_log_that_goes_on_where_it_was_lost_needs_no_check() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    read(&engine, &q("AMZN", 0, 640)).await.unwrap();
+    fake.lose_log(false);
+    // the next commit may come before or after the head is back; both must be right
+    until("the log is followed again", || engine.stats().shards[0].1).await;
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!((fake.confirms().len(), fake.fetches().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    read(&engine, &q("AMZN", 0, 640)).await.unwrap();
+    fake.go_away();
+    let strict = q("AMZN", 0, 640);
+    until("the shard is away", || !engine.stats().shards[0].1).await;
+    let error = read(&engine, &strict).await.unwrap_err();
+    assert_eq!((error.code(), error.place().2, error.retryable()), (Code::Unavailable, "shard-0", true));
+    assert_eq!(read(&engine, &Q { as_of: Some(100), ..strict.clone() }).await.unwrap(), days(0, 640));
+    let tolerant = Q { allow_stale: true, ..strict.clone() };
+    let (answer, counts) = spawn(&engine, &tolerant).await.await.unwrap();
+    assert_eq!(answer.unwrap(), days(0, 640));
+    assert!(counts.stale && counts.known_through == Some(100));
+    // never a hole: what is not in memory is refused even so
+    assert!(read(&engine, &Q { fields: vec![1], ..tolerant }).await.is_err());
+    fake.come_back();
+    until("the shard is back", || engine.stats().shards[0].1).await;
+    assert_eq!(read(&engine, &strict).await.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
+async fn a_wide_read_is_one_call_a_shard() {
+    let names: Vec<&'static str> =
+        (0..300).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
+    let a = Fake::start("shard-a", &names, 256).await;
+    let b = Fake::start("shard-b", &names, 256).await;
+    a.set_owns(vec![owns(0, 30_000)]);
+    b.set_owns(vec![owns(30_000, 65_536)]);
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    until("both shards own everything together", || {
+        engine.stats().shards.iter().filter(|s| s.1).count() == 2
+    })
+    .await;
+    let wide = Q { symbols: names.clone(), ..q("", 0, 256) };
+    let mut reading = reading(&engine, &wide).await;
+    let all = finish(&wide, &mut reading).await.unwrap();
+    assert_eq!(all.len(), 300);
+    assert!(all.iter().all(|rows| *rows == days(0, 256)));
+    assert_eq!((a.fetches().len(), b.fetches().len()), (1, 1));
+    assert_eq!(a.fetches()[0].ranges.len() + b.fetches()[0].ranges.len(), 300);
+    assert_eq!(reading.counts().shards.len(), 2);
+}
+
+#[tokio::test]
+async fn shards_that_do_not_own_everything_once_serve_nobody() {
+    let a = Fake::start("shard-a", &["AMZN"], 64).await;
+    let b = Fake::start("shard-b", &["AMZN"], 64).await;
+    a.set_owns(vec![owns(0, 30_000)]);
+    b.set_owns(vec![owns(40_000, 65_536)]);
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    let error = read(&engine, &q("AMZN", 0, 64)).await.unwrap_err();
+    assert!(error.retryable() && error.message().contains("own"), "{error}");
+}
+
+#[tokio::test]
+async fn a_series_may_be_divided_by_time_between_shards() {
+    let a = Fake::start("shard-a", &["AMZN"], 640).await;
+    let b = Fake::start("shard-b", &["AMZN"], 640).await;
+    let border = 5 * SPAN * DAY_NS;
+    a.set_owns(vec![pb::Ownership { end_ns: Some(border), ..owns(0, 65_536) }]);
+    b.set_owns(vec![pb::Ownership { start_ns: Some(border), ..owns(0, 65_536) }]);
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    assert_eq!(read(&engine, &q("AMZN", 10, 630)).await.unwrap(), days(10, 630));
+    assert_eq!((chunks_asked(&a), chunks_asked(&b)), (vec![5], vec![5]));
+    let mut again = reading(&engine, &q("AMZN", 300, 400)).await;
+    assert_eq!(rows(&q("AMZN", 300, 400), 100, &again.try_all_ready().unwrap()[0]), days(300, 400));
+}
+
+fn owner<'a>(symbol: &str, a: &'a Fake, b: &'a Fake) -> &'a Fake {
+    if trellis_proto::placement::symbol_slot(symbol) < 30_000 { a } else { b }
+}
+
+/// Readers, corrections, lost logs, restarts, absences and failures at once, on two threads. Every answer must be the one cut through
+/// all commits that it says it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_disturbance_makes_an_answer_wrong() {
+    let seed = std::env::var("TRELLIS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_160_810u64);
+    println!("seed {seed}");
+    let names = ["AAA", "BBB", "CCC", "DDD", "EEE", "FFF", "GGG", "HHH"];
+    let a = Fake::start("shard-a", &names, 640).await;
+    let b = Fake::start("shard-b", &names, 640).await;
+    a.set_owns(vec![owns(0, 30_000)]);
+    b.set_owns(vec![owns(30_000, 65_536)]);
+    let engine = engine_with(&[&a, &b], 1 << 20).await;
+    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+
+    let readers: Vec<_> = (0..6u64)
+        .map(|reader| {
+            let engine = engine.clone();
+            tokio::spawn(async move {
+                let mut rng = crate::claims::model::Rng(seed.wrapping_add(reader));
+                let mut answers: Vec<(&'static str, Q, i64, Vec<Row>)> = Vec::new();
+                for _ in 0..250 {
+                    let name = names[rng.below(names.len() as u64) as usize];
+                    let start = rng.below(640) as i64;
+                    let mut q = q(name, start, start + 1 + rng.below(700) as i64);
+                    q.fields = [vec![0], vec![1], vec![2, 0], vec![0, 1, 2]][rng.below(4) as usize].clone();
+                    q.as_of = rng.one_in(3).then(|| rng.below(4_000) as i64);
+                    q.allow_stale = rng.one_in(4);
+                    let mut reading = reading(&engine, &q).await;
+                    if rng.one_in(5) {
+                        // one look, and gone
+                        let _ = futures::poll!(Box::pin(reading.next()));
+                        continue;
+                    }
+                    match finish(&q, &mut reading).await {
+                        Ok(mut all) => {
+                            answers.push((name, q, reading.cut().unwrap(), all.pop().unwrap_or_default()))
+                        }
+                        Err(error) => {
+                            assert!(error.retryable(), "{error}");
+                            for _ in 0..1_000 {
+                                tokio::task::yield_now().await;
+                            }
+                        }
+                    }
+                    tokio::task::yield_now().await;
+                }
+                answers
+            })
+        })
+        .collect();
+    let (fakes, done) = ([a.clone(), b.clone()], engine.clone());
+    let (mut step, mut known_at) = (seed, 100);
+    while !readers.iter().all(|reader| reader.is_finished()) {
+        step = step.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (fake, what) = (&fakes[(step >> 60) as usize & 1], (step >> 33) % 100);
+        match what {
+            0..=19 => {
+                let (name, day) = (names[(step >> 50) as usize & 7], (step >> 40) as i64 % 700);
+                known_at += 10;
+                owner(name, &a, &b).commit_at(known_at, name, &[day, day + 3], what % 2 == 0);
+            }
+            // the other shard sees it, sooner or later
+            20..=39 => fake.learn(known_at),
+            40..=41 => fake.lose_log(false),
+            42 => fake.lose_log(true),
+            43 if (step >> 20) % 4 == 0 => fake.go_away(),
+            44..=58 => fake.come_back(),
+            59..=65 => {
+                let chunk = (step >> 40) as i64 % 10;
+                fake.fail(names[(step >> 50) as usize & 7], chunk, 1, Code::Unavailable);
+            }
+            66 => fake.skip(),
+            _ => {}
+        }
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut checked = 0;
+    for reader in readers {
+        for (name, q, cut, answer) in reader.await.unwrap() {
+            let owner = owner(name, &a, &b);
+            assert_eq!(
+                answer,
+                owner.truth(name, q.start, q.end, cut),
+                "{name} [{}, {}) at {cut}",
+                q.start,
+                q.end
+            );
+            checked += 1;
+        }
+    }
+    let stats = done.stats();
+    println!("{checked} answers; {stats:?}");
+    assert!(checked > 300, "{checked} answers");
+    for fake in [&a, &b] {
+        fake.come_back();
+        fake.learn(known_at);
+    }
+    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    // and in the end everybody sees everything
+    for name in names {
+        let truth = owner(name, &a, &b).truth(name, 0, 800, i64::MAX);
+        let mut answer = Vec::new();
+        for _ in 0..1_000 {
+            if answer == truth {
+                break;
+            }
+            answer = read(&engine, &q(name, 0, 800)).await.unwrap_or_default();
+        }
+        assert_eq!(answer.len(), truth.len());
+        assert_eq!(answer, truth);
+    }
+}
+
+#[tokio::test]
+async fn a_stale_epoch_is_learnt_and_the_chunks_asked_for_once_more() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.next_epoch();
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
+async fn a_fetch_that_panics_fails_its_readers_at_once() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    engine.core.panic_on_arrival.store(true, Ordering::Relaxed);
+    let error = read(&engine, &q("AMZN", 0, 640)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Internal);
+    engine.core.panic_on_arrival.store(false, Ordering::Relaxed);
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 2);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_read_and_not_the_flight_of_others() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    let patient = spawn(&engine, &q("AMZN", 0, 640)).await;
+    fake.asked(1).await;
+    let hasty = Q { deadline: Some(std::time::Instant::now()), ..q("AMZN", 0, 640) };
+    assert_eq!(read(&engine, &hasty).await.unwrap_err().code(), Code::DeadlineExceeded);
+    fake.release_all();
+    assert_eq!(patient.await.unwrap().0.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_dataset_is_asked_for_once_by_many() {
+    let (fake, engine) = start(&["AMZN"], 64).await;
+    let before = fake.describes();
+    let name: DatasetName = "no.such".parse().unwrap();
+    for _ in 0..50 {
+        assert_eq!(engine.dataset(&name).await.unwrap_err().code(), Code::UnknownDataset);
+    }
+    assert_eq!(fake.describes(), before + 1);
+    assert_eq!(engine.symbols(&DATASET.parse().unwrap()).await.unwrap().len(), 1);
+    let seq = fake.commit("ZZZ", &[3], true);
+    fake.applied(seq).await;
+    assert_eq!(
+        engine.symbols(&DATASET.parse().unwrap()).await.unwrap().len(),
+        2,
+        "the change brought one more"
+    );
+}
+
+#[tokio::test]
+async fn everything_together_stays_within_the_budget() {
+    let names: Vec<&'static str> =
+        (0..120).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
+    let fake = Fake::start("shard-0", &names, TEN_YEARS).await;
+    let budget = 4 << 20;
+    let engine = engine_with(&[&fake], budget).await;
+    engine.ready().await;
+    let within = |engine: &Engine| {
+        let stats = engine.stats();
+        let all = stats.resident_bytes + stats.in_flight_bytes + stats.pinned_bytes;
+        assert!(all <= budget + budget / 20, "{all} of {budget}: {stats:?}");
+        stats
+    };
+    // a slow reader holds what it has got while others go on
+    let mut held = Vec::new();
+    let slow = Q { symbols: names[..8].to_vec(), ..q("", 0, TEN_YEARS) };
+    let mut reading_slowly = reading(&engine, &slow).await;
+    held.push(reading_slowly.next().await.unwrap().unwrap());
+    for name in &names[8..] {
+        assert_eq!(read(&engine, &q(name, 0, TEN_YEARS)).await.unwrap(), days(0, TEN_YEARS));
+        within(&engine);
+    }
+    let stats = within(&engine);
+    assert!(stats.evictions > 1_000, "{stats:?}");
+    assert!(stats.resident_bytes > budget * 9 / 10, "the cache is full: {stats:?}");
+    assert!(stats.pinned_bytes > 0, "the slow reader's chunks were let go of: {stats:?}");
+    assert_eq!(rows(&q(names[0], 0, TEN_YEARS), 100, &held[0]), days(0, TEN_YEARS));
+    drop((held, reading_slowly));
+    assert_eq!(engine.stats().pinned_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_scan_leaves_the_hot_set_where_it_is() {
+    let names: Vec<&'static str> =
+        (0..200).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
+    let fake = Fake::start("shard-0", &names, TEN_YEARS).await;
+    let engine = engine_with(&[&fake], 4 << 20).await;
+    engine.ready().await;
+    let hot = q("S000", 0, TEN_YEARS);
+    read(&engine, &hot).await.unwrap();
+    let calls = engine.stats().upstream_calls;
+    let scan = Q { symbols: names[1..].to_vec(), ..q("", 0, TEN_YEARS) };
+    let mut scanning = reading(&engine, &scan).await;
+    assert_eq!(finish(&scan, &mut scanning).await.unwrap().len(), 199);
+    assert!(engine.stats().upstream_calls > calls);
+    assert!(reading(&engine, &hot).await.try_all_ready().is_some());
+    let stats = engine.stats();
+    assert!(stats.pinned_bytes == 0 && stats.in_flight_bytes == 0, "{stats:?}");
+}
