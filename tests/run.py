@@ -1,7 +1,7 @@
 """Runs every test, Rust and Python, and closes with one line: `N passed, N failed`.
 
-Both runners always run, so that one failure does not hide another. Exit code 0 only if nothing failed and both ended
-well.
+Both runners always run, so that one failure does not hide another. Exit code 0 only if nothing failed and
+both ended well.
 """
 
 import os
@@ -37,7 +37,7 @@ def stream(command: list[str], **env: str) -> tuple[int, list[str]]:
 
 def main() -> int:
     passed = failed = skipped = 0
-    # Tests of whole grids start the real programs, which cargo builds by itself only for tests of their own crates.
+    # Tests of whole grids start the real programs, which cargo builds only for tests of their own crates.
     stream(["cargo", "build", "--workspace", "--bins", "--quiet"])
     rust, lines = stream(["cargo", "test", "--workspace", "--no-fail-fast", "--quiet"])
     for match in filter(None, map(CARGO.match, lines)):

@@ -80,12 +80,17 @@ impl Head {
     /// # Errors
     /// [`Code::InvalidRequest`] if the discovery URL is not one.
     pub fn start(config: Config) -> Result<Self> {
-        let shards = discovery::watch(&config.shards_url, &discovery::Options::default()).map_err(|error| {
-            Error::new(Code::InvalidRequest, format!("the shards cannot be found: {error}"))
-                .hint("give static://HOST:PORT,HOST:PORT or dns://NAME:PORT")
-        })?;
+        let shards =
+            discovery::watch(&config.shards_url, &discovery::Options::default()).map_err(|error| {
+                Error::new(Code::InvalidRequest, format!("the shards cannot be found: {error}"))
+                    .hint("give static://HOST:PORT,HOST:PORT or dns://NAME:PORT")
+            })?;
         let engine = Engine::start(
-            EngineConfig { head_id: config.id.clone(), budget_bytes: config.cache_bytes, grace: config.grace },
+            EngineConfig {
+                head_id: config.id.clone(),
+                budget_bytes: config.cache_bytes,
+                grace: config.grace,
+            },
             shards,
         );
         Ok(Self { node: HeadNode::new(config.clone(), engine), config })

@@ -106,7 +106,7 @@ impl Memory {
     }
 
     /// Reserves `bytes` for what is about to be asked for, waiting for room if there is none. A single reservation larger than the
-    /// share is granted when nothing else is in transit: it could never be granted otherwise. Cancel safe.
+    /// share is granted when nothing else is in flight and it fits beside what is pinned: it could never be granted otherwise. Cancel safe.
     ///
     /// # Errors
     /// [`Code::Overloaded`] after [`STORE_WAIT`] and [`THROUGH_WAIT`].
@@ -195,6 +195,7 @@ mod tests {
         let memory = Memory::new(1000);
         memory.allocated(400);
         assert_eq!(memory.pinned(), 400);
+        let _other = memory.reserve(50).await.unwrap();
         assert!(!memory.reserve(200).await.unwrap().store);
         memory.stored(400);
         assert_eq!(memory.pinned(), 0);

@@ -331,10 +331,11 @@ impl Reading {
         let mut parts: Vec<&Leg> = Vec::new();
         let mut sources = VecDeque::with_capacity(cells.len());
         for cell in cells {
-            let legs = cell.legs(&self.core, &self.table).map_err(|error| match self.core.ownership().map {
-                Ok(_) => Obstacle::Undescribed(error),
-                Err(_) => Obstacle::Error(error),
-            })?;
+            let legs =
+                cell.legs(&self.core, &self.table).map_err(|error| match self.core.ownership().map {
+                    Ok(_) => Obstacle::Undescribed(error),
+                    Err(_) => Obstacle::Error(error),
+                })?;
             sources.push_back(Source { cell, legs });
         }
         for leg in sources.iter().flat_map(|source| source.legs.iter()) {

@@ -81,7 +81,10 @@ async fn checked(
                 return Err(Error::new(Code::Unavailable, text));
             }
             pb::publish_message::Message::Header(_) => {
-                return Err(Error::new(Code::InvalidRequest, "a publish has one header, then Arrow messages"));
+                return Err(Error::new(
+                    Code::InvalidRequest,
+                    "a publish has one header, then Arrow messages",
+                ));
             }
         };
         received += 1;

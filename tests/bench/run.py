@@ -1,8 +1,8 @@
 """`make bench`: figures of a local grid beside floors and peers, in one run on one machine.
 
-Prints tables, and writes `target/bench/*.json`: arrays of {name, value, unit, bar, better, peer, detail, versions}.
-Figures are ratios inside a round, then the median over rounds; absolute times of a shared machine mean little. A peer that
-is not installed is skipped with a line.
+Prints tables, and writes `target/bench/*.json`: arrays of {name, value, unit, bar, better, peer, detail,
+versions}. Figures are ratios inside a round, then the median over rounds; absolute times of a shared machine
+mean little. A peer that is not installed is skipped with a line.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Report:
             else ("  met" if (value <= bar if better == "lower" else value >= bar) else "  NOT MET")
         )
         say(
-            f"  {name:<52} {value:>10.3f} {unit:<6} {'bar ' + str(bar) if bar is not None else '':<10}{met}   {detail}"
+            f"  {name:<52} {value:>10.3f} {unit:<4} {'' if bar is None else f'bar {bar}':<10}{met}   {detail}"
         )
 
     def write(self, table: str) -> None:
@@ -119,9 +119,7 @@ class Report:
 def hit_against_echo(market: Path, folder: Path) -> None:
     """A warm hit of ten years of one symbol, decoded by the Rust client, against an empty tonic call."""
     report = Report()
-    say(
-        "\nhit latency: ten years of daily closes of one symbol, decoded by the Rust client / tonic unary echo"
-    )
+    say("\nhit latency: ten years of closes of one symbol, decoded by the Rust client / tonic unary echo")
     bench = str(ROOT / "target" / PROFILE / "hit-bench")
     for placement, servers, client, p50_bar in (("two cores", "1", "0", 1.15), ("one core", "0", "0", 1.8)):
         grid = Grid(folder / placement.replace(" ", "-"), servers)
@@ -177,7 +175,7 @@ def hit_against_echo(market: Path, folder: Path) -> None:
 
 
 def same_question(market: Path, folder: Path) -> None:
-    """The same question asked of the wheel, and of polars and DuckDB on the same Parquet files of the lake."""
+    """The same question asked of the wheel, and of polars and DuckDB on the same Parquet files."""
     import trellis
 
     report = Report()

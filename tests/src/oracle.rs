@@ -17,6 +17,9 @@ pub struct Row {
     pub values: Vec<Option<f64>>,
 }
 
+/// Knowledge time and values of a row.
+type Known<'a> = (i64, &'a Vec<Option<f64>>);
+
 /// Every known version of every row of a dataset.
 #[derive(Debug, Clone, Default)]
 pub struct Oracle {
@@ -56,7 +59,7 @@ impl Oracle {
     ) -> Vec<Row> {
         let columns: Vec<usize> =
             fields.iter().filter_map(|f| self.fields.iter().position(|known| known == f)).collect();
-        let mut latest: BTreeMap<(&str, i64), (i64, &Vec<Option<f64>>)> = BTreeMap::new();
+        let mut latest: BTreeMap<(&str, i64), Known<'_>> = BTreeMap::new();
         for ((symbol, ts, known_at), values) in &self.rows {
             let wanted = symbols.iter().any(|s| s == symbol) && range.contains(*ts);
             if wanted && as_of.is_none_or(|as_of| *known_at <= as_of) {

@@ -64,6 +64,8 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
     import(&client, &spec, &[row], None, "prices").await.unwrap();
 
     let qcu = tokio::process::Command::new(binary("qcu").unwrap())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("PYTHONPATH", folder.path().join("python"))
         .env("TRELLIS_URL", static_url(&[head.addr()]))
         .env("TRELLIS_UNIT_FILE", folder.path().join("unit.json"))

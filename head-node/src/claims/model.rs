@@ -220,7 +220,7 @@ impl World {
             rounds: 0,
         };
         self.readers.insert(id, reader);
-        self.plan(id, vec![start..end]);
+        self.plan(id, std::iter::once(start..end).collect());
         if self.readers[&id].missing.is_empty() {
             assert_eq!(taken.len() as i64, end - start, "what plan finds ready, take_ready finds ready");
         }

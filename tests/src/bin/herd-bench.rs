@@ -108,7 +108,7 @@ fn requests(rng: &mut Rng, n: usize, first: i64) -> Vec<(usize, i64, i64)> {
     let (zipf, now) = (zipf(), DAYS);
     (0..n)
         .map(|_| {
-            let at = (rng.next() >> 11) as f64 / (1u64 << 53) as f64;
+            let at = (rng.bits() >> 11) as f64 / (1u64 << 53) as f64;
             let symbol = zipf.partition_point(|c| *c < at).min(SYMBOLS - 1);
             let (start, end) = if rng.below(10) < 7 {
                 (now - (30 + rng.below(DAYS as usize - 30) as i64), now)
