@@ -1,0 +1,66 @@
+"""The peers: their clients in an environment of the bench's own, their servers from Debian's packages."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from grid import OUT, ROOT
+from report import say
+
+ENVIRONMENT = OUT / "venv"
+PYTHON = ENVIRONMENT / "bin" / "python"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+WHEEL = ROOT / "qcu-runtime" / "python"
+# How long packages may take to come.
+FETCH_S = 600
+
+
+def clients() -> None:
+    """The environment with every client that can be had, and the wheel."""
+    stamp = ENVIRONMENT / "stamp"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    say(f"== setting up {ENVIRONMENT.relative_to(ROOT)}")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
+    site = sysconfig.get_path("purelib", vars={"base": str(ENVIRONMENT)})
+    (Path(site) / "trellis.pth").write_text(f"{WHEEL}\n")
+    pip = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    if subprocess.run([*pip, "-r", str(REQUIREMENTS)], timeout=FETCH_S).returncode == 0:
+        stamp.write_text(wanted)
+        return
+    # what one cannot be had without need not keep the others away; without a stamp, the next run tries again
+    for line in REQUIREMENTS.read_text().splitlines():
+        if line and not line.startswith("#") and subprocess.run([*pip, line], timeout=FETCH_S).returncode:
+            say(f"  {line} cannot be installed: its targets will be skipped")
+
+
+def servers() -> None:
+    """Redis and PostgreSQL, if they are missing and may be installed."""
+    if redis() and postgres():
+        return
+    script = ROOT / ".ci" / "install-test-peers"
+    if os.geteuid() != 0:
+        say(f"  Redis or PostgreSQL is missing: run `{script.relative_to(ROOT)} bench` as root")
+        return
+    say("== installing Redis and PostgreSQL")
+    done = subprocess.run([str(script), "bench"], stdout=subprocess.DEVNULL, timeout=FETCH_S)
+    if done.returncode:
+        say("  they cannot be installed: what is missing will be skipped")
+
+
+def redis() -> str | None:
+    """The server's program."""
+    return shutil.which("redis-server")
+
+
+def postgres() -> Path | None:
+    """The folder of PostgreSQL's newest programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    return found[-1].parent if found else None

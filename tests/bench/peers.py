@@ -1,0 +1,138 @@
+"""The same questions asked of the grid and of what one would use in its place, by one and by 16 Python
+clients. In each round every target is timed once, in random order; a figure is the median over the rounds
+of the ratio inside each.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import market
+from grid import OUT, ROUNDS, SPAN, pinned
+from market import QUESTIONS, Question
+from report import Report, aligned, number, say
+from stage import Stage, agree, stage, wire
+
+CLIENTS = 16
+# What one would use in the place of a grid.
+ALTERNATIVES = ["ArcticDb", "Polars", "PolarsSymbol", "DuckDb", "DuckDbSymbol", "Postgres"]
+TARGETS = ["Wheel", "StockFlight", "ArrowFlight", "RedisAnswer", *ALTERNATIVES]
+OURS = {"Wheel", "StockFlight"}
+# Not asked for more than one symbol: it would be a file each.
+ONE_SYMBOL = {"PolarsSymbol", "DuckDbSymbol"}
+# How many times slower than the wheel each alternative is at least, one client.
+SLOWER = 5.0
+# The wheel's p50 in that of a GET of the exact answer; the second, of a read that was made before.
+OF_REDIS, OF_REDIS_REPEATED = 1.1, 0.1
+# Requests per second of 16 stock clients, in those of a C++ server; of large answers.
+OF_ARROW_FLIGHT = 1.0
+LARGE = {"98,280 x 6", "500 symbols"}
+
+
+class Cell:
+    """One question, asked by so many clients, placed so: each target's p50 and rate, of each round."""
+
+    def __init__(self, question: str, clients: int, placement: str) -> None:
+        self.question, self.clients, self.placement = question, clients, placement
+        self.rounds: dict[str, list[dict[str, float]]] = {}
+
+    def measure(self, stage: Stage, chance: random.Random) -> None:
+        targets = [target for target in stage.workers if asks(target, QUESTIONS[self.question])]
+        for _ in range(ROUNDS):
+            for target in chance.sample(targets, len(targets)):
+                timed = stage.workers[target].call(
+                    do="time", question=wire(QUESTIONS[self.question]), clients=self.clients, span=SPAN
+                )
+                self.rounds.setdefault(target, []).append(timed)
+
+    def median(self, target: str, what: str) -> float:
+        return statistics.median(timed[what] for timed in self.rounds[target])
+
+    def ratio(self, of: str, to: str, what: str) -> float:
+        pairs = zip(self.rounds[of], self.rounds[to], strict=True)
+        return statistics.median(a[what] / b[what] for a, b in pairs)
+
+    def name(self) -> str:
+        return f"{self.question}, {self.clients} client{'s' * (self.clients > 1)}{self.placement}"
+
+
+def asks(target: str, question: Question) -> bool:
+    return target not in ONE_SYMBOL or len(question.symbols) == 1
+
+
+def table(folder: Path, state: Path) -> None:
+    title = f"the same questions of the grid and its alternatives, Python clients: medians of {ROUNDS} rounds"
+    report = Report("peers", title)
+    cells = [Cell(question, clients, "") for question in QUESTIONS for clients in (1, CLIENTS)]
+    one_core = Cell("2,520 rows", 1, ", one core")
+    with stage(folder, state) as on:
+        on.copy_symbols({q.dataset: q.symbols for q in QUESTIONS.values() if q.symbols})
+        on.copy_answers(list(QUESTIONS.values()))
+        on.open(TARGETS, CLIENTS)
+        for question in QUESTIONS.values():
+            asked = [target for target in on.workers if asks(target, question)]
+            rows = {target: on.workers[target].call(do="ask", question=wire(question)) for target in asked}
+            agree(question.name, {**rows, "expected": [market.ROWS[question.name]] * CLIENTS})
+        chance = random.Random(market.SEED)
+        for cell in cells:
+            cell.measure(on, chance)
+        with pinned({0}):
+            one_core.measure(on, chance)
+        report.versions = on.versions
+        titles = {target: workers.title for target, workers in on.workers.items()}
+    one, many = [c for c in (*cells, one_core) if c.clients == 1], [c for c in cells if c.clients > 1]
+    _matrix("one client, p50 ms", one, titles, lambda cell, target: 1e3 * cell.median(target, "p50"))
+    _matrix(f"{CLIENTS} clients, requests/s", many, titles, lambda cell, target: cell.median(target, "rate"))
+    for cell in (*cells, one_core):
+        _figures(report, cell, titles)
+    report.close(OUT)
+
+
+def _matrix(
+    title: str, cells: list[Cell], titles: dict[str, str], value: Callable[[Cell, str], float]
+) -> None:
+    rows = [[title, *(cell.question + cell.placement for cell in cells)]]
+    for target, name in titles.items():
+        rows.append([name, *(number(value(c, target)) if target in c.rounds else "-" for c in cells)])
+    say("\n".join(aligned(rows)) + "\n")
+
+
+def _figures(report: Report, cell: Cell, titles: dict[str, str]) -> None:
+    alone, pinned_too = cell.clients == 1, bool(cell.placement)
+    what, scale, unit = ("p50", 1e3, "ms") if alone else ("rate", 1, "rps")
+
+    def add(of: str, to: str, better: str, bar: float | None = None, name: str = "") -> None:
+        """The ratio of two targets; without a bar it is in the matrix, and not shown again."""
+        if of not in cell.rounds or to not in cell.rounds:
+            return
+        report.add(
+            f"{cell.name()}: {name or f'{titles[of]} / {titles[to]}'}",
+            cell.ratio(of, to, what),
+            "x",
+            bar=bar,
+            better=better,
+            peer=titles[to if of in OURS else of],
+            detail={
+                unit: round(scale * cell.median(of, what), 3),
+                f"peer's {unit}" if of in OURS else f"ours {unit}": round(scale * cell.median(to, what), 3),
+            },
+            shown=bar is not None,
+        )
+
+    if not alone:
+        add("StockFlight", "ArrowFlight", "higher", OF_ARROW_FLIGHT if cell.question in LARGE else None)
+        for target in sorted(set(titles) - OURS):
+            add("Wheel", target, "higher")
+        return
+    add("Wheel", "RedisAnswer", "lower", None if pinned_too else OF_REDIS)
+    if cell.question == "2,520 rows" and not pinned_too:
+        # the wheel keeps no answers, and each of these reads repeats the one before
+        name = "a read that repeats another / Redis GET of the exact answer"
+        add("Wheel", "RedisAnswer", "lower", OF_REDIS_REPEATED, name)
+    for target in ("StockFlight", "ArrowFlight"):
+        add("Wheel", target, "lower")
+    for target in ALTERNATIVES:
+        add(target, "Wheel", "higher", None if pinned_too else SLOWER)

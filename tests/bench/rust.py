@@ -1,0 +1,38 @@
+"""Tables that Rust programs measure: each line of their stdout that is a figure is one of the table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from grid import OUT, built
+from report import Failure, Report, say
+
+
+def table(name: str, title: str, bench: str, servers: list[str]) -> None:
+    """Runs `bench SERVER...`."""
+    report = Report(name, title)
+    binary = built(bench)
+    if binary is None:
+        return
+    folder = binary.removesuffix(bench)
+    with subprocess.Popen(
+        [binary, *(folder + server for server in servers)], stdout=subprocess.PIPE, text=True
+    ) as running:
+        for line in running.stdout:
+            figure = _figure(line)
+            if figure is None:
+                say("  " + line.rstrip())
+            else:
+                report.take(figure)
+    report.close(OUT)
+    if running.returncode:
+        raise Failure(f"{bench} ended with {running.returncode}")
+
+
+def _figure(line: str) -> dict | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and {"name", "value", "unit"} <= value.keys() else None

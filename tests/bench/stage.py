@@ -1,0 +1,125 @@
+"""The targets of a table, ready to be asked: servers started, stores filled, clients connected."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import install
+import market
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.flight as flight
+import pyarrow.parquet as pq
+import servers
+from grid import Grid, grid
+from market import Question
+from report import Failure, say
+from workers import WorkerError, Workers
+
+# The server that a target asks, where it is not the grid.
+SERVERS = {"RedisAnswer": "redis", "RedisSeries": "redis", "Postgres": "postgres", "ArrowFlight": "flight"}
+
+
+def wire(question: Question) -> dict[str, Any]:
+    """As the clients are told."""
+    return {**asdict(question), "ticket": question.ticket()}
+
+
+class Stage:
+    """Clients of the targets that could be had, connected; and why the others could not."""
+
+    def __init__(self, folder: Path, running: Grid, cleanup: contextlib.ExitStack) -> None:
+        self.folder, self.running, self.cleanup = folder, running, cleanup
+        self.workers: dict[str, Workers] = {}
+        self.world: dict[str, Any] = {
+            "folder": str(folder),
+            "grid": running.url,
+            "head": running.head,
+            "lake": {dataset: running.files(dataset) for dataset in (market.DAILY, market.MINUTE)},
+            "symbols": str(folder / "symbols"),
+            "answers": str(folder / "answers"),
+        }
+        self.versions: dict[str, str] = {}
+
+    def copy_symbols(self, symbols: dict[str, list[str]]) -> None:
+        """A Parquet file for each symbol: what a user of polars would keep."""
+        for dataset, names in symbols.items():
+            folder = self.folder / "symbols" / dataset
+            folder.mkdir(parents=True)
+            for name in names:
+                rows = pq.read_table(self.world["lake"][dataset], filters=pc.field("symbol") == name)
+                pq.write_table(
+                    rows.select(["symbol", "ts", *market.OHLCV]),
+                    folder / f"{name}.parquet",
+                    compression="zstd",
+                )
+
+    def copy_answers(self, questions: list[Question]) -> None:
+        """The exact answers, as the head gave them, each in one batch."""
+        folder = self.folder / "answers"
+        folder.mkdir()
+        with flight.connect(f"grpc://{self.running.head}") as client:
+            for question in questions:
+                reader = client.do_get(flight.Ticket(question.ticket().encode()))
+                answer = reader.read_all().unify_dictionaries().combine_chunks()
+                with pa.ipc.new_stream(folder / f"{question.name}.arrow", answer.schema) as writer:
+                    writer.write_table(answer)
+
+    def open(self, targets: list[str], clients: int) -> None:
+        """Starts servers and clients, and has stores filled. What cannot be had is skipped with a line."""
+        install.clients()
+        install.servers()
+        logs = self.folder / "logs"
+        logs.mkdir()
+        missing = {name: self._serve(name, logs) for name in {SERVERS[t] for t in targets if t in SERVERS}}
+        world = self.folder / "world.json"
+        world.write_text(json.dumps(self.world))
+        for target in targets:
+            try:
+                if why := missing.get(SERVERS.get(target, "")):
+                    raise WorkerError(why)
+                workers = Workers(install.PYTHON, target, clients, world, logs / f"{target}.log")
+                self.cleanup.callback(workers.close)
+                workers.call(do="load")
+                workers.call(do="connect")
+            except WorkerError as error:
+                say(f"  {target} is skipped: {error}")
+                continue
+            self.workers[target] = workers
+            self.versions |= workers.versions
+        if "Wheel" not in self.workers:
+            raise Failure("the wheel itself cannot be asked: there is nothing to compare with")
+
+    def _serve(self, name: str, logs: Path) -> str:
+        """Starts a server, and notes its address; or answers why it cannot be had."""
+        log = logs / f"{name}.log"
+        enter = {
+            "redis": lambda: servers.redis(log),
+            "postgres": lambda: servers.postgres(log),
+            "flight": lambda: servers.arrow_flight(self.folder / "answers", log),
+        }[name]
+        try:
+            self.world[name] = self.cleanup.enter_context(enter())
+        except OSError as error:
+            return str(error)
+        self.versions |= servers.versions(name)
+        return ""
+
+
+@contextlib.contextmanager
+def stage(folder: Path, state: Path) -> Iterator[Stage]:
+    folder.mkdir()
+    with contextlib.ExitStack() as cleanup:
+        running = cleanup.enter_context(grid(state))
+        yield Stage(folder, running, cleanup)
+
+
+def agree(what: str, rows: dict[str, Any]) -> None:
+    """Fails if targets answered different numbers of rows."""
+    if len({json.dumps(count) for count in rows.values()}) > 1:
+        raise Failure(f"the targets disagree about the rows of {what}: {rows}")
