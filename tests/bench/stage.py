@@ -24,6 +24,9 @@ from workers import WorkerError, Workers
 # The server that a target asks, where it is not the grid.
 SERVERS = {"RedisAnswer": "redis", "RedisSeries": "redis", "Postgres": "postgres", "ArrowFlight": "flight"}
 
+# As the lake's files have them.
+ROW_GROUP = 65_536
+
 
 def wire(question: Question) -> dict[str, Any]:
     """As the clients are told."""
@@ -53,11 +56,8 @@ class Stage:
             folder.mkdir(parents=True)
             for name in names:
                 rows = pq.read_table(self.world["lake"][dataset], filters=pc.field("symbol") == name)
-                pq.write_table(
-                    rows.select(["symbol", "ts", *market.OHLCV]),
-                    folder / f"{name}.parquet",
-                    compression="zstd",
-                )
+                rows = rows.select(["symbol", "ts", *market.OHLCV])
+                pq.write_table(rows, folder / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
 
     def copy_answers(self, questions: list[Question]) -> None:
         """The exact answers, as the head gave them, each in one batch."""

@@ -46,6 +46,10 @@ class Target:
     def connect(self) -> None:
         """Opens connections."""
 
+    def columns(self, question: dict[str, Any]) -> list[str]:
+        """What an answer needs: the symbol only where it is not known."""
+        return [*([] if question["symbols"] else ["symbol"]), "ts", *question["fields"]]
+
     @contextlib.contextmanager
     def borrowed(self, make: Callable[[], Any]) -> Iterator[Any]:
         """A connection that no other thread uses meanwhile; made if all are in use."""
@@ -55,11 +59,6 @@ class Target:
             connection = make()
         yield connection
         self.idle.append(connection)
-
-    def copy(self, question: dict[str, Any]) -> str:
-        """The file of the one symbol that is asked for."""
-        (symbol,) = question["symbols"]
-        return f"{self.world['symbols']}/{question['dataset']}/{symbol}.parquet"
 
     def ask(self, question: dict[str, Any]) -> int:
         raise NotImplementedError
@@ -168,7 +167,7 @@ class RedisSeries(_Redis):
         ts = table.column("ts").chunk(0).cast("int64").to_numpy()
         units = 1000 if table.schema.field("ts").type.unit == "us" else 1
         first, last = self.numpy.searchsorted(ts, [question["start"] // units, question["end"] // units])
-        return table.select(["ts", *question["fields"]]).slice(first, last - first).num_rows
+        return table.select(self.columns(question)).slice(first, last - first).num_rows
 
 
 class ArcticDb(Target):
@@ -212,15 +211,26 @@ class ArcticDb(Target):
         return sum(item.data.num_rows for item in library.read_batch(requests, output_format=arrow))
 
 
-class Polars(Target):
-    """polars on the grid's own lake."""
+class _Parquet(Target):
+    """What reads Parquet files: the lake's, which hold all symbols, or a copy of the one symbol."""
 
+    a_file_a_symbol = False
+
+    def files(self, question: dict[str, Any]) -> list[str]:
+        if not self.a_file_a_symbol:
+            return self.world["lake"][question["dataset"]]
+        (symbol,) = question["symbols"]
+        return [f"{self.world['symbols']}/{question['dataset']}/{symbol}.parquet"]
+
+    def filtered(self, question: dict[str, Any]) -> list[str]:
+        """The symbol, where the files hold others."""
+        return [] if self.a_file_a_symbol else question["symbols"]
+
+
+class Polars(_Parquet):
     title = "polars, the lake's Parquet"
     packages = ("polars",)
     modules = ("polars",)
-
-    def files(self, question: dict[str, Any]) -> Any:
-        return self.world["lake"][question["dataset"]]
 
     def ask(self, question: dict[str, Any]) -> int:
         pl = self.polars
@@ -228,23 +238,17 @@ class Polars(Target):
         scan = pl.scan_parquet(self.files(question)).filter(
             (ts >= moment(question["start"])) & (ts < moment(question["end"]))
         )
-        if question["symbols"]:
-            scan = scan.filter(pl.col("symbol").is_in(question["symbols"]))
-        return scan.select("symbol", "ts", *question["fields"]).collect().height
+        for symbol in self.filtered(question):
+            scan = scan.filter(pl.col("symbol") == symbol)
+        return scan.select(self.columns(question)).collect().height
 
 
 class PolarsSymbol(Polars):
-    """polars on a file of the one symbol."""
-
     title = "polars, a file a symbol"
-
-    def files(self, question: dict[str, Any]) -> Any:
-        return self.copy(question)
+    a_file_a_symbol = True
 
 
-class DuckDb(Target):
-    """DuckDB on the grid's own lake."""
-
+class DuckDb(_Parquet):
     title = "DuckDB, the lake's Parquet"
     packages = ("duckdb", "pyarrow")
     modules = ("duckdb", "pyarrow")
@@ -253,28 +257,20 @@ class DuckDb(Target):
         self.connection = self.duckdb.connect()
         self.connection.execute("set timezone = 'UTC'")
 
-    def files(self, question: dict[str, Any]) -> Any:
-        return self.world["lake"][question["dataset"]]
-
     def ask(self, question: dict[str, Any]) -> int:
-        symbols = ", ".join(f"'{symbol}'" for symbol in question["symbols"])
         sql = (
-            f"select symbol, ts, {', '.join(question['fields'])} from read_parquet({self.files(question)!r}) "
+            f"select {', '.join(self.columns(question))} from read_parquet({self.files(question)!r}) "
             f"where ts >= timestamptz '{moment(question['start'])}' "
             f"and ts < timestamptz '{moment(question['end'])}'"
-            + (f" and symbol in ({symbols})" if symbols else "")
+            + "".join(f" and symbol = '{symbol}'" for symbol in self.filtered(question))
         )
         with self.borrowed(self.connection.cursor) as cursor:
             return cursor.execute(sql).to_arrow_table().num_rows
 
 
 class DuckDbSymbol(DuckDb):
-    """DuckDB on a file of the one symbol."""
-
     title = "DuckDB, a file a symbol"
-
-    def files(self, question: dict[str, Any]) -> Any:
-        return self.copy(question)
+    a_file_a_symbol = True
 
 
 class Postgres(Target):
@@ -301,11 +297,10 @@ class Postgres(Target):
         cursor.close()
 
     def ask(self, question: dict[str, Any]) -> int:
-        symbols = ", ".join(f"'{symbol}'" for symbol in question["symbols"])
         sql = (
-            f"select symbol, ts, {', '.join(question['fields'])} from {self.relation(question['dataset'])} "
+            f"select {', '.join(self.columns(question))} from {self.relation(question['dataset'])} "
             f"where ts >= '{moment(question['start'])}' and ts < '{moment(question['end'])}'"
-            + (f" and symbol in ({symbols})" if symbols else "")
+            + "".join(f" and symbol = '{symbol}'" for symbol in question["symbols"])
             + " order by symbol, ts"
         )
         with self.borrowed(self.open) as cursor:
