@@ -7,6 +7,7 @@
 //! * [`clock`]: wall clocks that a test sets.
 //! * [`disk`]: a disk that fills up and becomes read-only.
 //! * [`traffic`]: publishers, importers and readers that write down what they were told.
+//! * [`units`]: deployed units, killed and started again.
 //! * [`tables`]: a lake as its files are, read without our code.
 //! * [`oracle`]: a dataset as a sorted list of rows.
 //! * [`rng`]: seeded choices.
@@ -23,3 +24,4 @@ pub mod processes;
 pub mod rng;
 pub mod tables;
 pub mod traffic;
+pub mod units;

@@ -8,7 +8,7 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -52,6 +52,18 @@ impl Watcher {
     /// # Errors
     /// What the system says.
     pub fn of<'a>(folders: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+        Self::look(folders.into_iter().flat_map(|folder| [folder.to_owned(), folder.join("_delta_log")]))
+    }
+
+    /// Looks at one folder of any kind.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn of_folder(folder: &Path) -> io::Result<Self> {
+        Self::look([folder.to_owned()])
+    }
+
+    fn look(folders: impl IntoIterator<Item = PathBuf>) -> io::Result<Self> {
         // SAFETY: a plain system call; the new descriptor is checked and owned at once.
         let fd = unsafe {
             let fd = libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK);
@@ -61,13 +73,11 @@ impl Watcher {
             OwnedFd::from_raw_fd(fd)
         };
         for folder in folders {
-            for folder in [folder.to_owned(), folder.join("_delta_log")] {
-                let path = CString::new(folder.as_os_str().as_bytes())?;
-                let mask = libc::IN_CREATE | libc::IN_MOVED_TO;
-                // SAFETY: `path` ends with a zero and outlives the call.
-                if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) } < 0 {
-                    return Err(io::Error::last_os_error());
-                }
+            let path = CString::new(folder.as_os_str().as_bytes())?;
+            let mask = libc::IN_CREATE | libc::IN_MOVED_TO;
+            // SAFETY: `path` ends with a zero and outlives the call.
+            if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) } < 0 {
+                return Err(io::Error::last_os_error());
             }
         }
         Ok(Self { fd })
@@ -78,6 +88,14 @@ impl Watcher {
     /// # Errors
     /// What the system says.
     pub fn wait(&self, moment: Moment, limit: Duration) -> io::Result<bool> {
+        self.wait_for(|name| moment.is(name), limit)
+    }
+
+    /// Blocks until a file of such a name appears, for at most `limit`; whether it did.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn wait_for(&self, is_it: impl Fn(&str) -> bool, limit: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
         // Aligned for the events' headers, and larger than one event can be.
         let mut buffer = [0_u64; 512];
@@ -105,7 +123,7 @@ impl Watcher {
             };
             // SAFETY: the kernel has filled so many bytes of the buffer.
             let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), read) };
-            if names(bytes).any(|name| moment.is(name)) {
+            if names(bytes).any(&is_it) {
                 return Ok(true);
             }
         }

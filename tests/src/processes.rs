@@ -41,12 +41,13 @@ const TAIL_LINES: usize = 40;
 /// Bytes of a log that are looked at for these lines.
 const TAIL_BYTES: u64 = 64 << 10;
 
-/// Path of the binary `name`, built from what is in the checkout now.
+/// Path of the binary `name`: in a test, built from what is in the checkout now; in a program of this package, the one
+/// beside it.
 ///
 /// Variable `TRELLIS_BIN_DIR`: take them from there, as they are.
 ///
 /// # Errors
-/// When it cannot be built.
+/// When it cannot be built, or is not there.
 pub fn binary(name: &str) -> Result<PathBuf> {
     static DIR: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let dir = DIR.get_or_init(|| build().map_err(|error| format!("{error:#}")));
@@ -62,8 +63,12 @@ fn build() -> Result<PathBuf> {
         return Ok(dir.into());
     }
     let exe = std::env::current_exe()?;
-    // target/<profile>/deps/<test>
-    let dir = exe.parent().and_then(Path::parent).context("the test executable has no folder of its own")?;
+    // target/<profile>/deps/<test>, or target/<profile>/<program>
+    let deps = exe.parent().context("the executable has no folder")?;
+    if deps.file_name().is_none_or(|name| name != "deps") {
+        return Ok(deps.to_owned());
+    }
+    let dir = deps.parent().context("the test executable has no folder of its own")?;
     let folder =
         dir.file_name().and_then(|name| name.to_str()).context("a profile's folder without a name")?;
     let profile = if folder == "debug" { "dev" } else { folder };
@@ -234,29 +239,17 @@ impl Node {
     }
 
     fn command(&self) -> Result<Command> {
-        let mut command = Command::new(binary(self.program)?);
-        // The test's own variables are not the server's; a server refuses those that it does not know.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("TRELLIS_") || name.starts_with("OTEL_")) {
-                command.env_remove(name);
-            }
-        }
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        let log = File::options().create(true).append(true).open(&self.log)?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let limit = self.file_bytes_max;
-        // SAFETY: between fork and exec only async-signal-safe calls are made.
-        unsafe {
-            command.pre_exec(move || {
-                cvt(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-                if let Some(bytes) = limit {
+        let mut command = command(self.program, &self.env, &self.log)?;
+        if let Some(bytes) = self.file_bytes_max {
+            // SAFETY: between fork and exec only async-signal-safe calls are made.
+            unsafe {
+                command.pre_exec(move || {
                     // A write beyond the limit is to fail, not to kill. Ignored signals stay ignored over exec.
                     libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
                     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
-                    cvt(libc::setrlimit(libc::RLIMIT_FSIZE, &limit))?;
-                }
-                Ok(())
-            });
+                    cvt(libc::setrlimit(libc::RLIMIT_FSIZE, &limit))
+                });
+            }
         }
         Ok(command)
     }
@@ -367,7 +360,7 @@ pub async fn client(heads: &[SocketAddr], unit: &str, deadline: Duration) -> Res
     Ok(Client::connect(&static_url(heads), options).await?)
 }
 
-/// Shards and heads as processes over a lake in a temporary folder.
+/// Shards and heads as processes over a lake in a temporary folder, which is kept when a test fails.
 #[derive(Debug)]
 pub struct Cluster {
     /// Shards `shard-0`, `shard-1`, ...
@@ -376,7 +369,16 @@ pub struct Cluster {
     pub heads: Vec<Node>,
     lake: PathBuf,
     // After the nodes: dropped after they are gone.
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            eprintln!("logs and lake are kept in {}", self.folder.path().display());
+        }
+    }
 }
 
 impl Cluster {
@@ -407,7 +409,7 @@ impl Cluster {
         env: &[(&str, &str)],
     ) -> Result<Self> {
         let logs = folder.path().to_owned();
-        let mut cluster = Self { shards: Vec::new(), heads: Vec::new(), lake, _folder: folder };
+        let mut cluster = Self { shards: Vec::new(), heads: Vec::new(), lake, folder };
         for index in 0..shards {
             let mut node = Node::shard(&cluster.lake, index, shards, &logs)?;
             for (name, value) in env {
@@ -423,6 +425,12 @@ impl Cluster {
             cluster.heads.push(node);
         }
         Ok(cluster)
+    }
+
+    /// A folder that lasts as long as the cluster; the logs are in it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The folder of the lake.
@@ -471,8 +479,31 @@ impl Cluster {
 
 type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
 
+/// How to start the binary `program` with `env` and none of the grid's variables that this process has: a server refuses
+/// those that it does not know. It gets a pipe for stdout, appends its stderr to `log`, and ends with this process if
+/// started by [`spawn`].
+///
+/// # Errors
+/// When there is no such binary, or its log cannot be opened.
+pub(crate) fn command(program: &str, env: &[(String, String)], log: &Path) -> Result<Command> {
+    let mut command = Command::new(binary(program)?);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("TRELLIS_") || name.starts_with("OTEL_")) {
+            command.env_remove(name);
+        }
+    }
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    let log = File::options().create(true).append(true).open(log)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // SAFETY: between fork and exec only async-signal-safe calls are made.
+    unsafe {
+        command.pre_exec(|| cvt(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)));
+    }
+    Ok(command)
+}
+
 /// Starts a process from the one thread that lives as long as this process.
-fn spawn(command: Command) -> std::io::Result<Child> {
+pub(crate) fn spawn(command: Command) -> std::io::Result<Child> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
@@ -518,7 +549,8 @@ fn cvt(result: libc::c_int) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn tail(path: &Path) -> std::io::Result<String> {
+/// The last lines of a log.
+pub(crate) fn tail(path: &Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(TAIL_BYTES)))?;

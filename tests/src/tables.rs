@@ -20,6 +20,10 @@ pub struct CommittedRun {
     pub epoch: u64,
     /// Rows.
     pub rows: u64,
+    /// The session, as it was named; empty for an import.
+    pub session: String,
+    /// The knowledge time at which its first input was read, if it says that it read any.
+    pub read_as_of: Option<i64>,
 }
 
 /// One entry of a table's log.
@@ -77,6 +81,8 @@ fn commit(version: u64, text: &str) -> Result<Commit> {
                     run_id: text_of(&run["run_id"])?,
                     epoch: run["epoch"].as_u64().unwrap_or(0),
                     rows: run["rows"].as_u64().context("a publish without rows")?,
+                    session: run["session"].as_str().unwrap_or_default().to_owned(),
+                    read_as_of: run["inputs"][0]["as_of_ns"].as_i64(),
                 });
             }
             commit.granted = info["trellis"]["lease"]["epoch"].as_u64();

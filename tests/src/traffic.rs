@@ -16,13 +16,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow_array::{
-    RecordBatch,
+    Array, ArrayRef, RecordBatch,
     cast::AsArray,
-    types::{Float64Type, Int32Type, TimestampNanosecondType},
+    types::{Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
+use arrow_schema::DataType;
 use tokio::sync::{Mutex, RwLock, watch};
 use trellis_proto::{
-    Code, DatasetSpec, SeriesQuery, Symbols, TimeRange, pb,
+    Code, DatasetName, DatasetSpec, FieldName, SeriesQuery, Symbols, TimeRange, pb,
     time::{DAY_NS, format_time},
 };
 use trellis_qcu::client::Client;
@@ -84,11 +85,51 @@ pub struct Output {
 /// A row as a reader sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
-    symbol: String,
-    ts: i64,
-    known_at: i64,
-    n: f64,
-    x: f64,
+    pub(crate) symbol: String,
+    pub(crate) ts: i64,
+    pub(crate) known_at: i64,
+    pub(crate) n: f64,
+    pub(crate) x: f64,
+}
+
+impl Seen {
+    /// A row with [`FIELDS`] as a foreign reader found it.
+    ///
+    /// # Errors
+    /// When it has no values: nobody publishes such a row.
+    pub(crate) fn stored(row: &StoredRow) -> Result<Self> {
+        let [Some(n), Some(x)] = row.values[..] else { bail!("a null in {row:?}") };
+        Ok(Self { symbol: row.symbol.clone(), ts: row.ts_ns, known_at: row.known_at_ns, n, x })
+    }
+}
+
+/// Midnight of a session.
+pub(crate) fn midnight(session: usize) -> i64 {
+    FIRST_SESSION + session as i64 * DAY_NS
+}
+
+/// The session that an event time belongs to.
+pub(crate) fn session_of(ts: i64) -> usize {
+    usize::try_from((ts - FIRST_SESSION).div_euclid(DAY_NS)).unwrap_or(usize::MAX)
+}
+
+/// Rows of one session of a dataset with [`FIELDS`], whoever publishes it.
+///
+/// # Errors
+/// What the grid says.
+pub async fn look(
+    client: &Client,
+    dataset: &DatasetName,
+    session: usize,
+    as_of: Option<i64>,
+) -> trellis_proto::Result<(Vec<Seen>, pb::Receipt)> {
+    let mut query = SeriesQuery::new(dataset.clone(), Symbols::All);
+    query.range = TimeRange::new(Some(midnight(session)), Some(midnight(session + 1)))?;
+    query.as_of = as_of;
+    query.known_at = true;
+    let answer = client.read(&query).await?;
+    let seen = answer.batches.iter().flat_map(|batch| (0..batch.num_rows()).map(|i| seen(batch, i)));
+    Ok((seen.collect(), answer.receipt()))
 }
 
 /// What happened so far; whoever kills something waits for it.
@@ -180,15 +221,10 @@ impl Output {
         format!("{}-{n}", self.unit)
     }
 
-    /// Midnight of a session.
-    fn midnight(session: usize) -> i64 {
-        FIRST_SESSION + session as i64 * DAY_NS
-    }
-
     fn rows(n: usize, session: usize) -> Vec<Row> {
         let row = |i: usize| Row {
             symbol: symbol(session, i),
-            ts: Self::midnight(session),
+            ts: midnight(session),
             known_at: 0,
             values: vec![Some(n as f64), Some(value(n, i))],
         };
@@ -205,7 +241,7 @@ impl Output {
         match lease {
             Some(lease) => {
                 header.kind = pb::PublishKind::Session.into();
-                header.session = format_time(Self::midnight(session));
+                header.session = format_time(midnight(session));
                 header.instance = lease.instance.clone();
                 header.epoch = lease.epoch;
             }
@@ -333,7 +369,7 @@ impl Output {
         let record = pb::RunRecord {
             run_id: self.run_id(n),
             unit: self.unit.clone(),
-            session: format_time(Self::midnight(session)),
+            session: format_time(midnight(session)),
             started_ns: FIRST_SESSION + n as i64,
             finished_ns: FIRST_SESSION + n as i64 + 1,
             outcome: pb::RunOutcome::Succeeded.into(),
@@ -357,14 +393,7 @@ impl Output {
         session: usize,
         as_of: Option<i64>,
     ) -> trellis_proto::Result<(Vec<Seen>, pb::Receipt)> {
-        let mut query = SeriesQuery::new(self.spec.dataset.clone(), Symbols::All);
-        let start = Self::midnight(session);
-        query.range = TimeRange::new(Some(start), Some(start + DAY_NS))?;
-        query.as_of = as_of;
-        query.known_at = true;
-        let answer = client.read(&query).await?;
-        let seen = answer.batches.iter().flat_map(|batch| (0..batch.num_rows()).map(|i| seen(batch, i)));
-        Ok((seen.collect(), answer.receipt()))
+        look(client, &self.spec.dataset, session, as_of).await
     }
 
     /// Which publish the rows of one session are: all of one, or none.
@@ -408,14 +437,8 @@ impl Output {
         let runs = self.runs.lock().await;
         let mut stored: BTreeMap<(usize, i64), Vec<Seen>> = BTreeMap::new();
         for row in rows {
-            let (Some(n), Some(x)) = (row.values[0], row.values[1]) else { bail!("a null in {row:?}") };
-            stored.entry((n as usize, row.known_at_ns)).or_default().push(Seen {
-                symbol: row.symbol.clone(),
-                ts: row.ts_ns,
-                known_at: row.known_at_ns,
-                n,
-                x,
-            });
+            let seen = Seen::stored(row)?;
+            stored.entry((seen.n as usize, seen.known_at)).or_default().push(seen);
         }
         let mut known: HashMap<usize, i64> = HashMap::new();
         for (&(n, known_at), seen) in &mut stored {
@@ -445,6 +468,48 @@ impl Output {
     }
 }
 
+/// What the ledger says of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The unit.
+    pub unit: String,
+    /// Run id.
+    pub run_id: String,
+    /// `succeeded`, `failed`, ...
+    pub outcome: String,
+    /// The version that the publish became, if there was one.
+    pub version: Option<u64>,
+}
+
+/// Every attempt in the ledger, in no order.
+///
+/// # Errors
+/// What the grid says.
+pub async fn ledger(client: &Client) -> Result<Vec<Recorded>> {
+    let mut query = SeriesQuery::new(DatasetName::new("trellis.runs")?, Symbols::All);
+    for field in ["run_id", "outcome", "output_version"] {
+        query.fields.push(FieldName::new(field)?);
+    }
+    let answer = client.read(&query).await?;
+    let mut recorded = Vec::new();
+    for batch in &answer.batches {
+        let text = |column: usize| arrow_cast::cast(batch.column(column), &DataType::Utf8);
+        let (units, ids, outcomes) = (text(0)?, text(2)?, text(3)?);
+        let value = |column: &ArrayRef, i: usize| column.as_string::<i32>().value(i).to_owned();
+        let versions = batch.column(4).as_primitive::<Int64Type>();
+        for i in 0..batch.num_rows() {
+            let version = versions.is_valid(i).then(|| versions.value(i).unsigned_abs());
+            recorded.push(Recorded {
+                unit: value(&units, i),
+                run_id: value(&ids, i),
+                outcome: value(&outcomes, i),
+                version,
+            });
+        }
+    }
+    Ok(recorded)
+}
+
 /// Every few sessions bring new symbols.
 fn symbol(session: usize, i: usize) -> String {
     format!("S{:04}", session / 4 * 3 + i)
@@ -469,7 +534,7 @@ fn seen(batch: &RecordBatch, i: usize) -> Seen {
 }
 
 /// How many rows of which publish, for messages.
-fn parts(rows: &[Seen]) -> String {
+pub(crate) fn parts(rows: &[Seen]) -> String {
     let mut parts: BTreeMap<(i64, i64), Vec<&str>> = BTreeMap::new();
     for row in rows {
         parts.entry((row.n as i64, row.known_at)).or_default().push(&row.symbol);

@@ -1,9 +1,9 @@
-//! Nothing acknowledged is lost and nothing is doubled, however often shards and heads are killed: real processes, SIGKILL,
-//! at every point of a commit.
+//! Nothing acknowledged is lost and nothing is doubled, however often shards, heads and units are killed: real processes,
+//! SIGKILL, at every point of a commit and of a run.
 //!
-//! Publishers, importers and readers work on while processes are killed under them. The point is chosen by what the killer
-//! waits for: a publish being sent or acknowledged, or a file of the commit appearing in the table's folder. In the end the
-//! log, a foreign reader and the grid itself are each asked what is there.
+//! Publishers, importers, readers and deployed units work on while processes are killed under them. The point is chosen by
+//! what the killer waits for: a publish being sent or acknowledged, a strategy being called, or a file of a commit appearing
+//! in a table's folder. In the end the log, a foreign reader and the grid itself are each asked what is there.
 //!
 //! `TRELLIS_KILLS`: how many kills, by default 200. `TRELLIS_READERS`: how many readers, by default 3. `TRELLIS_SEED`: which
 //! choices; timing remains the machine's.
@@ -11,18 +11,19 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, task::JoinSet, time::timeout};
-use trellis_proto::{DatasetName, SeriesQuery, Symbols};
 use trellis_tests::{
     moments::{Moment, Watcher},
     processes::{Cluster, client},
     rng::Rng,
-    tables::{check_log, commits, foreign_rows, live_files},
+    tables::{Commit, StoredRow, check_log, commits, foreign_rows, live_files},
     traffic::{self, Door, FIELDS, Output, PATIENCE, Pulse, ROWS},
+    units::{Point, Unit},
 };
 
 const KILLS: usize = 200;
@@ -35,7 +36,7 @@ const MOMENT_MAX: Duration = Duration::from_secs(20);
 const COMPACT_FILES: usize = 64;
 
 /// What a process was killed at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     /// A publish had been sent: before anything was written.
     Sent,
@@ -47,14 +48,17 @@ enum At {
     Compaction(Moment),
 }
 
+/// Dropped in this order: units first, for which the grid would be away.
 struct Mix {
+    units: Vec<Arc<Unit>>,
     cluster: Cluster,
     outputs: Vec<Arc<Output>>,
     pulse: Arc<Pulse>,
     tasks: JoinSet<anyhow::Result<()>>,
     stop: watch::Sender<bool>,
     rng: Rng,
-    killed: BTreeMap<(&'static str, At), usize>,
+    /// Who was killed at what, and how often.
+    killed: BTreeMap<(&'static str, String), usize>,
     kills: usize,
 }
 
@@ -72,8 +76,11 @@ fn what_was_acknowledged_is_there_once_whoever_is_killed_and_whenever() {
         mix.finish().await;
         println!("{} kills in {killing:.1?}, checked after {:.1?}", mix.kills, started.elapsed());
         println!("{}", mix.pulse.summary());
+        for unit in &mix.units {
+            println!("{}", unit.summary());
+        }
         for ((who, at), times) in &mix.killed {
-            println!("{times:4} {who} killed at {at:?}");
+            println!("{times:4} {who} killed at {at}");
         }
     });
 }
@@ -95,10 +102,17 @@ impl Mix {
         ];
         let outputs: Vec<Arc<Output>> =
             doors.into_iter().map(|(name, door)| Arc::new(Output::new(name, door))).collect();
+        // Each reads what one of the others brings, by one door or the other.
+        let copies = [("signals.six", &outputs[0]), ("signals.seven", &outputs[3])];
+        let deploy = |(dataset, input)| Arc::new(Unit::deploy(cluster.folder(), dataset, input).unwrap());
+        let units: Vec<Arc<Unit>> = copies.into_iter().map(deploy).collect();
         let (stop, stopped) = watch::channel(false);
         let (pulse, heads, mut tasks) = (Arc::new(Pulse::default()), cluster.head_addrs(), JoinSet::new());
         for output in &outputs {
             tasks.spawn(output.clone().work(heads.clone(), rng.fork(), stopped.clone(), pulse.clone()));
+        }
+        for unit in &units {
+            tasks.spawn(unit.clone().work(heads.clone(), rng.fork(), stopped.clone(), pulse.clone()));
         }
         // Every table is there before anything is killed: their folders are looked at.
         let mut acknowledged = pulse.acknowledged();
@@ -108,13 +122,16 @@ impl Mix {
                     acknowledged.changed().await.unwrap();
                 }
             }
+            while units.iter().any(|unit| unit.runs() == 0) {
+                acknowledged.changed().await.unwrap();
+            }
         };
         timeout(PATIENCE, all).await.expect("every publisher begins");
         for _ in 0..number("TRELLIS_READERS", READERS) {
             let (outputs, heads) = (outputs.clone(), heads.clone());
             tasks.spawn(traffic::read(outputs, heads, rng.fork(), stopped.clone(), pulse.clone()));
         }
-        Self { cluster, outputs, pulse, tasks, stop, rng, killed: BTreeMap::new(), kills: 0 }
+        Self { units, cluster, outputs, pulse, tasks, stop, rng, killed: BTreeMap::new(), kills: 0 }
     }
 
     /// Waits for a moment, kills, starts again.
@@ -122,6 +139,9 @@ impl Mix {
         self.check_tasks();
         if self.rng.once_in(8) && self.kill_in_compaction().await {
             return;
+        }
+        if self.rng.once_in(5) {
+            return self.kill_unit();
         }
         let output = self.rng.pick(&self.outputs).clone();
         let at = match self.rng.below(6) {
@@ -165,6 +185,24 @@ impl Mix {
         assert!(came, "{at:?} of {} did not come within {MOMENT_MAX:?}", output.name());
     }
 
+    /// Kills a unit at a point of a run, now and then together with what it is talking to. Whoever runs it starts it again.
+    fn kill_unit(&mut self) {
+        let unit = self.rng.pick(&self.units).clone();
+        let point = *self.rng.pick(&Point::ALL);
+        let came = unit.wait(point, self.cluster.lake(), MOMENT_MAX).unwrap();
+        if unit.kill() {
+            self.count("unit", point);
+        }
+        if self.rng.once_in(4) {
+            let home = self.cluster.home(unit.dataset());
+            self.cluster.shards[home].kill();
+            self.count("home shard of a unit", point);
+        }
+        self.check_tasks();
+        assert!(came, "{point:?} of unit {} did not come within {MOMENT_MAX:?}", unit.name());
+        self.cluster.start_all().unwrap();
+    }
+
     /// Starts the home shard of a table with many small files, whose first act is to merge them, and kills it while it
     /// does. `false`: no table has so many.
     async fn kill_in_compaction(&mut self) -> bool {
@@ -193,8 +231,8 @@ impl Mix {
         true
     }
 
-    fn count(&mut self, who: &'static str, at: At) {
-        *self.killed.entry((who, at)).or_default() += 1;
+    fn count(&mut self, who: &'static str, at: impl Debug) {
+        *self.killed.entry((who, format!("{at:?}"))).or_default() += 1;
         self.kills += 1;
     }
 
@@ -224,29 +262,42 @@ impl Mix {
             let status = node.stop().unwrap();
             assert!(status.success(), "{} ended with {status}:\n{}", node.id(), node.tail());
         }
-        let mut committed = Vec::new();
-        for output in &self.outputs {
-            let commits = commits(&self.cluster.table(output.name())).unwrap();
-            committed.push(check_log(&commits).unwrap());
+        let tables = self.outputs.iter().map(|output| output.name());
+        let tables: Vec<String> =
+            tables.chain(self.units.iter().map(|unit| unit.dataset())).map(str::to_owned).collect();
+        let stored = self.foreign(&tables);
+        let mut logs = BTreeMap::new();
+        for name in tables {
+            let log = commits(&self.cluster.table(&name)).unwrap();
+            check_log(&log).unwrap();
+            logs.insert(name, log);
         }
-        self.check_foreign().await;
+        if let Some(stored) = &stored {
+            for output in &self.outputs {
+                output.check_stored(&stored[output.name()]).await.unwrap();
+            }
+            for unit in &self.units {
+                unit.check_stored(&logs[unit.dataset()], &stored[unit.dataset()], &stored[unit.input()])
+                    .unwrap();
+            }
+        }
         self.cluster.start_all().unwrap();
-        self.check_grid(&committed).await;
-        self.check_ledger().await;
+        self.check_grid(&logs).await;
+        self.check_units(&logs, stored.as_ref()).await;
     }
 
-    async fn check_foreign(&self) {
-        let folders: Vec<_> = self.outputs.iter().map(|o| self.cluster.table(o.name())).collect();
-        let Some(tables) = foreign_rows(&folders, &FIELDS).unwrap() else { return };
-        for (output, rows) in self.outputs.iter().zip(&tables) {
-            output.check_stored(rows).await.unwrap();
-        }
+    /// What foreign readers find in the tables, where there are any; they open the ledger, too.
+    fn foreign(&self, tables: &[String]) -> Option<BTreeMap<String, Vec<StoredRow>>> {
+        let folders: Vec<_> = tables.iter().map(|name| self.cluster.table(name)).collect();
+        let rows = foreign_rows(&folders, &FIELDS).unwrap()?;
         foreign_rows(&[self.cluster.table("trellis.runs")], &[]).unwrap();
+        Some(tables.iter().cloned().zip(rows).collect())
     }
 
     /// The grid knows the runs as the log does, and reads them as of their own knowledge times.
-    async fn check_grid(&mut self, committed: &[BTreeMap<String, u64>]) {
-        for (output, committed) in self.outputs.iter().zip(committed) {
+    async fn check_grid(&mut self, logs: &BTreeMap<String, Vec<Commit>>) {
+        for output in &self.outputs {
+            let committed = check_log(&logs[output.name()]).unwrap();
             let client = client(&self.cluster.head_addrs(), output.unit(), PATIENCE).await.unwrap();
             let runs = output.runs().await;
             for id in committed.keys() {
@@ -276,22 +327,25 @@ impl Mix {
         }
     }
 
-    async fn check_ledger(&self) {
+    /// The ledger has every run that was reported, and what units published is read as it is stored.
+    async fn check_units(
+        &mut self,
+        logs: &BTreeMap<String, Vec<Commit>>,
+        stored: Option<&BTreeMap<String, Vec<StoredRow>>>,
+    ) {
         let client = client(&self.cluster.head_addrs(), "checker", PATIENCE).await.unwrap();
-        let query = SeriesQuery::new(DatasetName::new("trellis.runs").unwrap(), Symbols::All);
-        let answer = client.read(&query).await.unwrap();
-        let mut listed = BTreeMap::new();
-        for batch in &answer.batches {
-            let ids =
-                arrow_cast::cast(batch.column_by_name("run_id").unwrap(), &arrow_schema::DataType::Utf8);
-            let ids = ids.unwrap();
-            for id in arrow_array::cast::AsArray::as_string::<i32>(&ids).iter().flatten() {
-                *listed.entry(id.to_owned()).or_insert(0) += 1;
-            }
-        }
+        let ledger = traffic::ledger(&client).await.unwrap();
         for output in &self.outputs {
             for record in output.records().await {
-                assert_eq!(listed.get(&record.run_id), Some(&1), "{} in the ledger", record.run_id);
+                let times = ledger.iter().filter(|listed| listed.run_id == record.run_id).count();
+                assert_eq!(times, 1, "{} in the ledger", record.run_id);
+            }
+        }
+        for unit in &self.units {
+            unit.check_recorded(&logs[unit.dataset()], &ledger).unwrap();
+            if let Some(stored) = stored {
+                let rows = &stored[unit.dataset()];
+                unit.check_read(&client, rows, &mut self.rng, ASKED_AGAIN).await.unwrap();
             }
         }
     }
