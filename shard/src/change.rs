@@ -60,20 +60,20 @@ impl Touched {
     }
 }
 
-/// The event for a commit; its number is given when it is pushed.
-pub(crate) async fn event(
+/// Header and body of an Arrow message.
+pub(crate) type Message = (bytes::Bytes, bytes::Bytes);
+
+/// The event for a commit, with its rows if they are given; its number is given when it is pushed.
+pub(crate) fn event(
     shared: &Shared,
     next: &Snapshot,
-    touched: Touched,
+    touched: &Touched,
     added: &[Arc<DataFile>],
-) -> Result<pb::Change> {
+    rows: Option<Message>,
+) -> pb::Change {
     let filled = || added.iter().filter(|f| f.index.rows > 0);
-    let rows = match &touched {
-        Touched::Spans(_) => inline_rows(shared, next, added).await?,
-        Touched::Nothing | Touched::Everything => None,
-    };
     let (data_header, data_body) = rows.unwrap_or_default();
-    let everything = touched == Touched::Everything;
+    let everything = *touched == Touched::Everything;
     let known_at_max_ns = filled().map(|f| f.index.known_max).max().unwrap_or(next.known_through);
     let known_at_min_ns = match filled().map(|f| f.index.known_min).min() {
         Some(least) => least,
@@ -83,12 +83,16 @@ pub(crate) async fn event(
     };
     let spans = match touched {
         Touched::Spans(spans) => spans
-            .into_iter()
-            .map(|(symbol, start_ns, end_ns)| pb::SymbolSpan { symbol: symbol.to_string(), start_ns, end_ns })
+            .iter()
+            .map(|(symbol, start_ns, end_ns)| pb::SymbolSpan {
+                symbol: symbol.to_string(),
+                start_ns: *start_ns,
+                end_ns: *end_ns,
+            })
             .collect(),
         Touched::Nothing | Touched::Everything => Vec::new(),
     };
-    Ok(pb::Change {
+    pb::Change {
         seq: 0,
         dataset: next.spec.dataset.to_string(),
         version: next.version,
@@ -99,15 +103,19 @@ pub(crate) async fn event(
         description: Some(next.describe(shared)),
         data_header,
         data_body,
-    })
+    }
 }
 
 /// The new rows of owned symbols, if they are few.
-async fn inline_rows(
+pub(crate) async fn inline_rows(
     shared: &Shared,
     next: &Snapshot,
+    touched: &Touched,
     added: &[Arc<DataFile>],
-) -> Result<Option<(bytes::Bytes, bytes::Bytes)>> {
+) -> Result<Option<Message>> {
+    if !matches!(touched, Touched::Spans(_)) {
+        return Ok(None);
+    }
     let spec = &next.spec;
     let width: usize = 32 + spec.fields.iter().map(|f| f.data_type.width()).sum::<usize>();
     let rows: u64 = added.iter().map(|f| f.index.rows).sum();

@@ -16,7 +16,7 @@
 //! | `upkeep` | polling, compaction, checkpoints, removal of what nobody needs |
 //! | `file`, `index`, `schema`, `wire` | Parquet files; what is in one; the lake's columns; Arrow messages |
 //! | `delta`, `store` | the Delta log; where the bytes are, and when they are on the disk |
-//! | `ownership`, `pending`, `metrics`, `error` | what is answered for; bytes in flight; instruments; errors |
+//! | `ownership`, `pending`, `metrics`, `error`, `clock` | what is answered for; bytes in flight; instruments; errors; the time of day |
 //! | [`import`] | rows out of CSV and Parquet files |
 
 pub mod config;
@@ -25,6 +25,7 @@ pub mod import;
 mod append;
 mod catalog;
 mod change;
+mod clock;
 mod delta;
 mod error;
 mod file;

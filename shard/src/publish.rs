@@ -9,15 +9,14 @@
 //! to be home, a person with another tool) looks at the new version and checks everything again: the epoch, the run ids,
 //! the knowledge times. So no clock and no belief about who is home carries any weight; the table's order of versions does.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use trellis_proto::{Code, DatasetSpec, Error, Result, pb, time::format_time};
 
 use crate::{
@@ -294,7 +293,7 @@ impl Task {
 
     /// Answers those that cannot be committed, and gives the others their knowledge times.
     async fn judge(&self, snapshot: Option<&Snapshot>, waiting: Vec<Waiting>) -> Vec<Accepted> {
-        let now_ns = wall_clock_ns();
+        let now_ns = self.table.shared.clock.now_ns();
         let mut next_known_at = now_ns.max(snapshot.map_or(i64::MIN, |s| s.known_through.saturating_add(1)));
         let mut accepted: Vec<Accepted> = Vec::new();
         let mut by_run: HashMap<String, usize> = HashMap::new();
@@ -384,7 +383,7 @@ impl Task {
         let Some(first) = accepted.first() else { return Ok(None) };
         let spec = &first.publish.spec;
         let files = self.write(spec, accepted).await?;
-        let now_ms = wall_clock_ns() / 1_000_000;
+        let now_ms = self.table.shared.clock.now_ms();
         let version = snapshot.map_or(0, |s| s.version + 1);
         let notes: Vec<&Value> = accepted.iter().map(|a| &a.publish.note).collect();
         let info = Map::from_iter([("trellis".to_owned(), json!(notes))]);
@@ -518,7 +517,7 @@ impl Task {
                     .hint("give its spec with the request for the lease, to make it"));
                 }
             };
-            let now_ns = wall_clock_ns() / 1_000_000 * 1_000_000;
+            let now_ns = self.table.shared.clock.now_ms() * 1_000_000;
             let step = self.lease.acquire(self.now(), now_ns, &asked.holder, asked.ttl, asked.take_over);
             let grant = match step.map_err(|e| e.dataset(&self.table.name))? {
                 Acquire::Already(lease) => {
@@ -581,7 +580,7 @@ impl Task {
                 }
                 return Ok(false);
             };
-            let now_ms = wall_clock_ns() / 1_000_000;
+            let now_ms = self.table.shared.clock.now_ms();
             let mut actions = Actions::new("OPTIMIZE", Map::new(), now_ms);
             for file in &rewrite.removes {
                 actions.remove(file, now_ms);
@@ -672,11 +671,6 @@ async fn check_known_later(snapshot: &Snapshot, rows: &Rows, known_at: i64) -> R
     Ok(())
 }
 
-/// The wall clock. Only ever moves knowledge times forward; see [`Snapshot::known_through`].
-pub(crate) fn wall_clock_ns() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
@@ -750,7 +744,7 @@ mod tests {
         let whole = std::fs::read(&newest).unwrap();
         for cut in [0, 10, whole.len() / 2, whole.iter().position(|b| *b == b'\n').unwrap() + 1] {
             std::fs::write(&newest, &whole[..cut]).unwrap();
-            let torn = grid.restart_only().await;
+            let torn = grid.beside().await;
             let error = torn.catalog.find("d.a").await.unwrap_err();
             assert_eq!(error.code(), Code::DataCorrupt, "{error}");
             assert!(error.message().contains("00000000000000000001.json"), "{error}");

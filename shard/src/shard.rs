@@ -9,6 +9,7 @@ use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, name::nearest
 use crate::{
     Config,
     catalog::{Catalog, Dataset},
+    clock::WallClock,
     lease::{self, Grant, Holder},
     ledger,
     metrics::Metrics,
@@ -44,11 +45,11 @@ impl Shard {
     /// Opens the lake and every dataset in it.
     pub(crate) async fn open(config: Config) -> Result<Arc<Self>> {
         let lake = Lake::open(&config.lake)?;
-        Self::over(config, lake).await
+        Self::over(config, lake, WallClock::system()).await
     }
 
-    /// As [`Self::open`], over a lake in any store.
-    pub(crate) async fn over(config: Config, lake: Lake) -> Result<Arc<Self>> {
+    /// As [`Self::open`], over a lake in any store, and with any clock.
+    pub(crate) async fn over(config: Config, lake: Lake, clock: WallClock) -> Result<Arc<Self>> {
         if !config.shards.contains(&config.id) {
             return Err(Error::new(
                 Code::InvalidRequest,
@@ -61,6 +62,7 @@ impl Shard {
             shards: config.shards.clone(),
             owns: Ownership::new(config.owns.clone())?,
             watch: WatchLog::new(),
+            clock,
         });
         let metrics = Arc::new(Metrics::new());
         let catalog = Catalog::new(lake, shared.clone(), config.apply_wait, metrics.clone());

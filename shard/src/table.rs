@@ -28,6 +28,7 @@ use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, Symbol, pb};
 
 use crate::{
     change,
+    clock::WallClock,
     delta::{Entry, Log, LogFile, State, Txn},
     file::DataFile,
     index::FileIndex,
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) shards: Vec<String>,
     pub(crate) owns: Ownership,
     pub(crate) watch: Arc<WatchLog>,
+    /// Only ever moves knowledge times forward; see [`Snapshot::known_through`].
+    pub(crate) clock: WallClock,
 }
 
 impl Shared {
@@ -195,16 +198,15 @@ impl Table {
         let covers = self.arrivals.load(Ordering::SeqCst);
         loop {
             let Some(current) = self.snapshot() else {
-                if let Some(state) = self.log.open().await? {
-                    let next = self.build(state, None).await?;
-                    self.history.lock().floor = next.version;
-                    self.install(next.clone());
-                    if announce == Announce::Yes {
-                        self.tell(&next, change::Touched::Everything, &[]).await?;
-                    }
-                    continue;
-                }
-                break;
+                let Some(state) = self.log.open().await? else { break };
+                let (next, runs) = self.build(state, None).await?;
+                self.history.lock().floor = next.version;
+                let event = match announce {
+                    Announce::Yes => Some(self.event(&next, &change::Touched::Everything, &[]).await),
+                    Announce::No => None,
+                };
+                self.install(next, runs, event);
+                continue;
             };
             match self.log.read(current.version + 1).await? {
                 None => break,
@@ -253,10 +255,11 @@ impl Table {
                 Error::new(Code::DataCorrupt, format!("the table of {} is gone", self.name))
                     .dataset(&self.name)
             })?;
-            let next = self.build(state, Some(current)).await?;
+            let (next, runs) = self.build(state, Some(current)).await?;
+            let event = self.event(&next, &change::Touched::Everything, &[]).await;
             self.record(next.version, change::Touched::Everything);
-            self.install(next.clone());
-            return self.tell(&next, change::Touched::Everything, &[]).await;
+            self.install(next, runs, Some(event));
+            return Ok(());
         }
         let added = self.open_files(entry.adds, None).await?;
         let gone: BTreeSet<&str> = entry.removes.iter().map(String::as_str).collect();
@@ -278,7 +281,6 @@ impl Table {
         };
         let known_through = known_through(current.known_through, &added);
         let txns: HashMap<String, Txn> = entry.txns.into_iter().collect();
-        self.remember_runs(&txns);
         let next = Arc::new(Snapshot {
             version,
             spec: current.spec.clone(),
@@ -295,22 +297,22 @@ impl Table {
         } else {
             change::Touched::Everything
         };
-        self.record(version, touched.clone());
-        self.install(next.clone());
         let added = if entry.data_change { added } else { Vec::new() };
-        self.tell(&next, touched, &added).await
+        let event = self.event(&next, &touched, &added).await;
+        self.record(version, touched);
+        self.install(next, runs_of(&txns), Some(event));
+        Ok(())
     }
 
     /// Builds a snapshot from a whole state; files that `before` has are taken from it.
-    async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<Arc<Snapshot>> {
+    async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<(Arc<Snapshot>, Runs)> {
         let spec = match before {
             Some(before) => before.spec.clone(),
             None => Arc::new(schema::spec_of(&self.name, &state.properties, &state.schema)?),
         };
         let files = self.open_files(state.files, before).await?;
-        self.remember_runs(&state.txns);
         let created = state.created_ms.saturating_mul(1_000_000);
-        Ok(Arc::new(Snapshot {
+        let next = Arc::new(Snapshot {
             version: state.version,
             symbols: Arc::new(self.owned_symbols(&files)),
             known_through: known_through(before.map_or(created, |b| b.known_through), &files),
@@ -318,7 +320,8 @@ impl Table {
             grant: grant_of(&state.txns),
             spec,
             files,
-        }))
+        });
+        Ok((next, runs_of(&state.txns)))
     }
 
     async fn open_files(&self, files: Vec<LogFile>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
@@ -327,7 +330,7 @@ impl Table {
         futures::stream::iter(files)
             .map(|file| {
                 let held = held.get(file.path.as_str()).map(|f| Arc::clone(f));
-                let written = self.written.lock().remove(&file.path);
+                let written = self.written.lock().get(&file.path).cloned();
                 async move {
                     if let Some(held) = held {
                         return Ok(held);
@@ -350,15 +353,6 @@ impl Table {
         all.into_iter().filter(|s| self.shared.owns.owns(self.name.as_str(), s.as_str())).cloned().collect()
     }
 
-    fn remember_runs(&self, txns: &HashMap<String, Txn>) {
-        let mut runs = self.runs.lock();
-        for (app, txn) in txns {
-            if let Some((id, run)) = parse_run(app, txn) {
-                runs.insert(id, run);
-            }
-        }
-    }
-
     fn record(&self, version: u64, touched: change::Touched) {
         let mut history = self.history.lock();
         history.changes.push_back((version, touched));
@@ -369,16 +363,39 @@ impl Table {
         }
     }
 
-    fn install(&self, next: Arc<Snapshot>) {
-        *self.current.write() = Some(next);
+    /// What the watchers are told of a version. Its rows travel with it if they can be read; who fetches them learns why not.
+    async fn event(&self, next: &Snapshot, touched: &change::Touched, added: &[Arc<DataFile>]) -> pb::Change {
+        let rows = change::inline_rows(&self.shared, next, touched, added).await.unwrap_or_else(|error| {
+            tracing::warn!(dataset = %self.name, version = next.version, %error, "a change is told without its rows");
+            None
+        });
+        change::event(&self.shared, next, touched, added, rows)
     }
 
-    /// Tells the watchers. After [`Self::install`]: a read that has seen the log at this change's number has its rows.
-    async fn tell(&self, next: &Snapshot, touched: change::Touched, added: &[Arc<DataFile>]) -> Result<()> {
-        let event = change::event(&self.shared, next, touched, added).await?;
-        self.shared.watch.push(event);
-        Ok(())
+    /// Makes a version visible and tells the watchers. All at once, with everything awaited before: a caller that leaves
+    /// on the way, or a file that does not read, leaves both undone, and the next refresh does both. A version that was
+    /// visible untold would never be told. The watchers come last: a read that has seen the watch log at this change's
+    /// number has its rows.
+    fn install(&self, next: Arc<Snapshot>, runs: Runs, event: Option<pb::Change>) {
+        self.runs.lock().extend(runs);
+        {
+            let mut written = self.written.lock();
+            if !written.is_empty() {
+                next.files.iter().for_each(|f| drop(written.remove(&f.file.path)));
+            }
+        }
+        *self.current.write() = Some(next);
+        if let Some(event) = event {
+            self.shared.watch.push(event);
+        }
     }
+}
+
+/// Runs that were committed, by their ids.
+type Runs = Vec<(String, CommittedRun)>;
+
+fn runs_of(txns: &HashMap<String, Txn>) -> Runs {
+    txns.iter().filter_map(|(app, txn)| parse_run(app, txn)).collect()
 }
 
 fn known_through(before: i64, files: &[Arc<DataFile>]) -> i64 {
@@ -426,7 +443,46 @@ fn grant_of(txns: &HashMap<String, Txn>) -> Option<Grant> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::pin,
+        task::{Poll, ready},
+    };
+
     use super::*;
+    use crate::testing::Grid;
+
+    #[tokio::test]
+    async fn a_caller_that_leaves_while_a_version_is_read_leaves_it_neither_visible_nor_untold() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 0.0)]).await.unwrap();
+        let other = grid.beside().await;
+        let (dataset, _) = other.catalog.find("d.a").await.unwrap();
+        let mut watcher = other.subscribe(&pb::WatchStart::default());
+        let mut told = None;
+        let mut left_before_the_end = 0;
+        for polls in 0..30_usize {
+            grid.import(&[("A", 0, polls as f64)]).await.unwrap();
+            {
+                let mut refresh = pin!(dataset.table.refresh());
+                let mut left = polls;
+                left_before_the_end += std::future::poll_fn(|cx| {
+                    if left == 0 {
+                        return Poll::Ready(1);
+                    }
+                    left -= 1;
+                    ready!(refresh.as_mut().poll(cx)).unwrap();
+                    Poll::Ready(0)
+                })
+                .await;
+            }
+            while let Ok(change) = watcher.queue.try_recv() {
+                told = Some(change.version);
+            }
+            let visible = dataset.table.snapshot().map(|s| s.version);
+            assert!(told.or(Some(0)) >= visible, "{visible:?} after {polls} polls, told of {told:?}");
+        }
+        assert!(left_before_the_end > 5);
+    }
 
     #[test]
     fn a_grant_and_a_run_read_back_from_their_transactions() {

@@ -21,6 +21,7 @@ use crate::{
     Config,
     append::{Rows, rows_schema},
     catalog::Dataset,
+    clock::WallClock,
     lease::Holder,
     publish::{Acquisition, Publish, Right},
     scan,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// The one dataset of these tests: a float field `value`, chunks of 64 days.
-const DATASET: &str = "d.a";
+pub(crate) const DATASET: &str = "d.a";
 
 /// When a write fails: before it takes place, or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +170,7 @@ impl Grid {
     }
 
     /// Another life beside this one.
-    pub(crate) async fn restart_only(&self) -> Arc<Shard> {
+    pub(crate) async fn beside(&self) -> Arc<Shard> {
         open(self.shard.config.clone()).await.0
     }
 
@@ -266,10 +267,10 @@ async fn open(config: Config) -> (Arc<Shard>, Arc<Probe>) {
     let probe =
         Arc::new(Probe { inner: DurableLocal::default(), fault: Mutex::default(), reads: Mutex::default() });
     let lake = Lake::over(probe.clone(), &config.lake).unwrap();
-    (Shard::over(config, lake).await.unwrap(), probe)
+    (Shard::over(config, lake, WallClock::system()).await.unwrap(), probe)
 }
 
-fn spec() -> DatasetSpec {
+pub(crate) fn spec() -> DatasetSpec {
     let field =
         FieldSpec { name: FieldName::new("value").unwrap(), data_type: FieldType::Float64, nullable: true };
     DatasetSpec::new(DatasetName::new(DATASET).unwrap(), vec![field], ChunkSpan::new(64 * DAY_NS).unwrap())

@@ -20,7 +20,7 @@ use crate::{
     catalog::Dataset,
     error::{internal, lost_task, store_error},
     file::{DataFile, write_file},
-    publish::{Rewrite, wall_clock_ns},
+    publish::Rewrite,
     schema::{self, KNOWN_AT_NS, SYMBOL, TS_NS},
     shard::Shard,
     store::sweep_staged,
@@ -137,7 +137,7 @@ async fn checkpoint(
     }
     log.checkpoint(snapshot.version).await?;
     last.insert(name.clone(), snapshot.version);
-    let oldest = wall_clock_ns() / 1_000_000 - upkeep.log_retention.as_millis() as i64;
+    let oldest = dataset.table.shared.clock.now_ms() - upkeep.log_retention.as_millis() as i64;
     log.forget_entries(snapshot.version, oldest).await.map(|_| ())
 }
 
@@ -207,7 +207,7 @@ pub(crate) async fn remove_unneeded(shard: &Shard, dataset: &Dataset) -> Result<
     sweep_staged(&table.log.folder.url, STAGED_AGE).await;
     let retention = shard.config.upkeep.retention;
     // Replaced files are kept by the time they were replaced at, which the log says; orphans by their own age.
-    let oldest = wall_clock_ns() / 1_000_000 - retention.as_millis() as i64;
+    let oldest = table.shared.clock.now_ms() - retention.as_millis() as i64;
     let kept: BTreeSet<String> = table.log.recently_removed(oldest).await?;
     let Some(snapshot) = table.refresh().await? else { return Ok(0) };
     let live: BTreeSet<&str> = snapshot.files.iter().map(|f| f.file.path.as_str()).collect();

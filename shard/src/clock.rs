@@ -1,0 +1,42 @@
+//! The wall clock as a value: nothing but knowledge times and dates for people comes from it, and no correctness rests on
+//! it. A simulation gives every shard a clock of its own, which is minutes off and jumps.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Somebody's time of day. It may jump, forward and back.
+#[derive(Clone)]
+pub(crate) struct WallClock(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl WallClock {
+    /// The machine's.
+    pub(crate) fn system() -> Self {
+        Self(Arc::new(|| {
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+        }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(now_ns: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now_ns))
+    }
+
+    /// Nanoseconds since 1970, UTC.
+    pub(crate) fn now_ns(&self) -> i64 {
+        (self.0)()
+    }
+
+    /// Milliseconds since 1970, UTC.
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.now_ns().div_euclid(1_000_000)
+    }
+}
+
+impl fmt::Debug for WallClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WallClock")
+    }
+}
