@@ -6,6 +6,9 @@
 //! checked, or not at all. So an entry is put-if-absent at `version + 1` here, and who loses looks again before anything
 //! else. Entries are followed one by one for the same reason: what changed between two versions is known exactly.
 //!
+//! "It is there already" need not mean that somebody else has won: a client of an object store asks again by itself when
+//! the server answered with an error, and then finds its own entry. So every commit has an id, which its entry carries.
+//!
 //! `txn` actions carry what must survive log clean-up, because checkpoints keep them: see [`crate::table`].
 
 use std::collections::{BTreeSet, HashMap};
@@ -68,6 +71,8 @@ pub(crate) struct Entry {
     pub(crate) data_change: bool,
     /// The committer's wall clock, if it says.
     pub(crate) committed_ms: Option<i64>,
+    /// The commit's id, if it was made here or by another shard.
+    commit: Option<String>,
     /// The table itself became another one (schema, properties, protocol, deletion vectors): load it anew.
     pub(crate) redefined: bool,
 }
@@ -76,13 +81,15 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Committed {
     Yes,
-    /// Somebody else has committed this version.
+    /// Somebody else has committed this version, so these actions never will be.
     Taken,
 }
 
 /// What a commit does, in Delta's own terms.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Actions {
+    /// Tells this commit from any other.
+    id: String,
     lines: Vec<Value>,
 }
 
@@ -95,7 +102,9 @@ impl Actions {
             ("engineInfo".to_owned(), json!(concat!("trellis-shard:", env!("CARGO_PKG_VERSION")))),
         ]);
         commit.extend(info);
-        Self { lines: vec![json!({"commitInfo": commit})] }
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        commit.insert(COMMIT_KEY.to_owned(), json!(id));
+        Self { id, lines: vec![json!({"commitInfo": commit})] }
     }
 
     /// The table itself; the first entry only.
@@ -155,6 +164,8 @@ impl Actions {
 
 /// In an entry's `commitInfo`: the number of its lines.
 const LINES_KEY: &str = "trellisLines";
+/// In an entry's `commitInfo`: the commit's id.
+const COMMIT_KEY: &str = "trellisCommit";
 
 fn entry_path(version: u64) -> Path {
     Path::from(format!("_delta_log/{version:020}.json"))
@@ -245,14 +256,17 @@ impl Log {
 
     /// Commits `actions` as `version`, if nobody has. On the disk, or in the store's own guarantee, when it returns.
     ///
-    /// After an error the commit may or may not have taken place: read the entry to know.
+    /// After an error the commit may have taken place, or may still do so: the answer may have been lost, or the request
+    /// may be on its way.
     pub(crate) async fn commit(&self, version: u64, actions: &Actions) -> Result<Committed> {
         let path = entry_path(version);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.folder.files.put_opts(&path, PutPayload::from(actions.bytes()), options).await {
             Ok(_) => Ok(Committed::Yes),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                Ok(Committed::Taken)
+                let there = self.read(version).await?;
+                let ours = there.is_some_and(|entry| entry.commit.as_ref() == Some(&actions.id));
+                Ok(if ours { Committed::Yes } else { Committed::Taken })
             }
             Err(e) => Err(store_error("committing", &self.file_name(path.as_ref()), &e)),
         }
@@ -427,6 +441,7 @@ pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
             entry.redefined = true;
         } else if let Some(info) = action.get("commitInfo") {
             expected = info[LINES_KEY].as_u64();
+            entry.commit = info[COMMIT_KEY].as_str().map(str::to_owned);
             entry.committed_ms = info["timestamp"].as_i64();
         }
     }

@@ -409,34 +409,37 @@ impl Task {
         self.commit(version, &actions, &files).await
     }
 
-    /// Commits, and looks what happened if that is not clear. Files that did not become part of the table are removed.
+    /// Commits; `None`: somebody else has committed this version. The files that `actions` add are removed only where it is
+    /// certain that they are not, and will not become, part of the table; others are swept when they have been in no
+    /// version for the retention.
     async fn commit(&self, version: u64, actions: &Actions, files: &[WrittenFile]) -> Result<Option<u64>> {
         for file in files {
             self.table.wrote(&file.file.path, file.index.clone());
         }
-        let outcome = self.table.log.commit(version, actions).await;
-        let ours = match &outcome {
-            Ok(Committed::Yes) => return Ok(Some(version)),
-            Ok(Committed::Taken) => false,
-            Err(_) => match self.table.log.read(version).await {
-                Ok(entry) => entry.is_some_and(|e| {
-                    files.first().is_some_and(|f| e.adds.iter().any(|a| a.path == f.file.path))
-                }),
-                // Nobody can say; the files may be part of the table.
-                Err(_) => true,
-            },
-        };
-        if !ours {
-            for file in files {
-                self.table.discard(&file.file.path).await;
-            }
-        }
-        match outcome {
-            Ok(_) => {
+        match self.table.log.commit(version, actions).await {
+            Ok(Committed::Yes) => Ok(Some(version)),
+            Ok(Committed::Taken) => {
                 self.metrics.conflicts.add(1, &[]);
+                self.discard(files).await;
                 Ok(None)
             }
-            Err(error) => Err(error.dataset(&self.table.name)),
+            Err(error) => {
+                // A disk that takes no writes has answered; any other error leaves the outcome open.
+                let refused = error.code() == Code::StorageFull;
+                if refused && matches!(self.table.log.read(version).await, Ok(None)) {
+                    self.discard(files).await;
+                } else {
+                    files.iter().for_each(|file| self.table.forget(&file.file.path));
+                }
+                Err(error.dataset(&self.table.name))
+            }
+        }
+    }
+
+    /// Removes files that were written and that no version of the table will have.
+    async fn discard(&self, files: &[WrittenFile]) {
+        for file in files {
+            self.table.discard(&file.file.path).await;
         }
     }
 
@@ -456,9 +459,7 @@ impl Task {
             match write_file(&self.table.log, spec, part).await {
                 Ok(file) => files.push(file),
                 Err(error) => {
-                    for file in &files {
-                        self.table.discard(&file.file.path).await;
-                    }
+                    self.discard(&files).await;
                     return Err(error.dataset(&self.table.name));
                 }
             }
@@ -575,9 +576,7 @@ impl Task {
                 rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
             });
             let (Some(snapshot), true) = (snapshot, all_there) else {
-                for file in &rewrite.adds {
-                    self.table.discard(&file.file.path).await;
-                }
+                self.discard(&rewrite.adds).await;
                 return Ok(false);
             };
             let now_ms = self.table.shared.clock.now_ms();
@@ -598,9 +597,7 @@ impl Task {
                 Committed::Taken => {}
             }
         }
-        for file in &rewrite.adds {
-            self.table.discard(&file.file.path).await;
-        }
+        self.discard(&rewrite.adds).await;
         Ok(false)
     }
 
@@ -709,6 +706,25 @@ mod tests {
         let ack = grid.publish("mom", 1, "r1", &[("A", 0, 1.0)]).await.unwrap();
         assert!(ack.duplicate);
         assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_finds_its_own_entry_has_taken_place() {
+        let grid = Grid::with(|config| config.upkeep.compact_files = 2).await;
+        grid.probe.fail("_delta_log", ErrorKind::Other, When::Again);
+        grid.lease("mom").await;
+        for i in 0..3 {
+            let ack = grid.publish("mom", 1, &format!("r{i}"), &[("A", i, 1.0)]).await.unwrap();
+            assert!(!ack.duplicate);
+        }
+        assert_eq!(grid.rows("A").await.len(), 3);
+        let dataset = grid.dataset();
+        let snapshot = dataset.table.snapshot().unwrap();
+        assert!(crate::upkeep::compact(&grid.shard, &dataset, &snapshot).await.unwrap());
+        grid.probe.heal();
+        let grid = grid.restart().await;
+        assert_eq!(grid.rows("A").await.len(), 3);
+        assert_eq!(grid.dataset().table.snapshot().unwrap().files.len(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]

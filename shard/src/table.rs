@@ -222,10 +222,15 @@ impl Table {
         self.written.lock().insert(path.to_owned(), index);
     }
 
+    /// Forgets the index of a file; should it become part of the table, it is opened like any other.
+    pub(crate) fn forget(&self, path: &str) {
+        self.written.lock().remove(path);
+    }
+
     /// Forgets a file that was written but not committed, and removes it.
     pub(crate) async fn discard(&self, path: &str) {
         use object_store::ObjectStoreExt;
-        self.written.lock().remove(path);
+        self.forget(path);
         // Nobody refers to it; what cannot be removed now is swept later.
         let _ = self.log.folder.files.delete(&object_store::path::Path::from(path)).await;
     }

@@ -38,6 +38,8 @@ pub(crate) const DATASET: &str = "d.a";
 pub(crate) enum When {
     Before,
     After,
+    /// It takes place, its answer is lost, and the store's client asks again by itself.
+    Again,
 }
 
 /// A store that fails on demand.
@@ -94,9 +96,12 @@ impl ObjectStore for Probe {
         opts: PutOptions,
     ) -> object_store::Result<PutResult> {
         self.check(location, When::Before)?;
-        let put = self.inner.put_opts(location, payload, opts).await?;
+        let put = self.inner.put_opts(location, payload.clone(), opts.clone()).await?;
         self.check(location, When::After)?;
-        Ok(put)
+        match self.check(location, When::Again) {
+            Ok(()) => Ok(put),
+            Err(_) => self.inner.put_opts(location, payload, opts).await,
+        }
     }
 
     async fn put_multipart_opts(
