@@ -670,9 +670,13 @@ async fn check_known_later(snapshot: &Snapshot, rows: &Rows, known_at: i64) -> R
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind;
+    use std::{
+        io::ErrorKind,
+        sync::atomic::{AtomicI64, Ordering},
+    };
 
     use super::*;
+    use crate::clock::WallClock;
     use crate::testing::{Grid, When};
 
     #[tokio::test(flavor = "multi_thread")]
@@ -770,13 +774,23 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn knowledge_times_grow_whatever_the_clock_does() {
-        let grid = Grid::new().await;
+    async fn knowledge_times_grow_whatever_the_clock_does_and_with_empty_publishes_too() {
+        let now = Arc::new(AtomicI64::new(1_000_000_000_000));
+        let clock = now.clone();
+        let mut grid = Grid::with_clock(WallClock::of(move || clock.load(Ordering::SeqCst))).await;
+        grid.lease("mom").await;
         let mut last = i64::MIN;
-        for i in 0..20 {
-            let ack = grid.import(&[("A", i, 0.0)]).await.unwrap();
-            assert!(ack.known_at_ns > last);
+        for (i, step) in
+            [0, 5_000_000_000, -60_000_000_000, 0, 1, -1, 0, 90_000_000_000].into_iter().enumerate()
+        {
+            now.fetch_add(step, Ordering::SeqCst);
+            let rows = [("A", i as i64, 0.0)];
+            let rows = if i % 2 == 0 { &rows[..] } else { &[] };
+            let ack = grid.publish("mom", 1, &format!("r{i}"), rows).await.unwrap();
+            assert!(ack.known_at_ns > last, "{i}: {} after {last}", ack.known_at_ns);
             last = ack.known_at_ns;
+            assert_eq!(grid.dataset().table.snapshot().unwrap().known_through, last);
+            grid = grid.restart().await;
             assert_eq!(grid.dataset().table.snapshot().unwrap().known_through, last);
         }
     }

@@ -284,8 +284,9 @@ impl Table {
         } else {
             current.symbols.clone()
         };
-        let known_through = known_through(current.known_through, &added);
         let txns: HashMap<String, Txn> = entry.txns.into_iter().collect();
+        let runs = runs_of(&txns);
+        let known_through = known_through(current.known_through, &added, &runs);
         let next = Arc::new(Snapshot {
             version,
             spec: current.spec.clone(),
@@ -305,7 +306,7 @@ impl Table {
         let added = if entry.data_change { added } else { Vec::new() };
         let event = self.event(&next, &touched, &added).await;
         self.record(version, touched);
-        self.install(next, runs_of(&txns), Some(event));
+        self.install(next, runs, Some(event));
         Ok(())
     }
 
@@ -317,16 +318,17 @@ impl Table {
         };
         let files = self.open_files(state.files, before).await?;
         let created = state.created_ms.saturating_mul(1_000_000);
+        let runs = runs_of(&state.txns);
         let next = Arc::new(Snapshot {
             version: state.version,
             symbols: Arc::new(self.owned_symbols(&files)),
-            known_through: known_through(before.map_or(created, |b| b.known_through), &files),
+            known_through: known_through(before.map_or(created, |b| b.known_through), &files, &runs),
             watermark: state.txns.get(WATERMARK).map(|t| t.version),
             grant: grant_of(&state.txns),
             spec,
             files,
         });
-        Ok((next, runs_of(&state.txns)))
+        Ok((next, runs))
     }
 
     async fn open_files(&self, files: Vec<LogFile>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
@@ -403,8 +405,10 @@ fn runs_of(txns: &HashMap<String, Txn>) -> Runs {
     txns.iter().filter_map(|(app, txn)| parse_run(app, txn)).collect()
 }
 
-fn known_through(before: i64, files: &[Arc<DataFile>]) -> i64 {
-    files.iter().filter(|f| f.index.rows > 0).map(|f| f.index.known_max).fold(before, i64::max)
+/// A publish without rows has a knowledge time as well, which its publisher was told: nothing may become known before it.
+fn known_through(before: i64, files: &[Arc<DataFile>], runs: &Runs) -> i64 {
+    let rows = files.iter().filter(|f| f.index.rows > 0).map(|f| f.index.known_max);
+    rows.chain(runs.iter().map(|(_, run)| run.known_at)).fold(before, i64::max)
 }
 
 /// The application id that carries a grant's holder.

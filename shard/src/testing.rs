@@ -153,6 +153,7 @@ pub(crate) struct Grid {
     pub(crate) shard: Arc<Shard>,
     pub(crate) probe: Arc<Probe>,
     lake: tempfile::TempDir,
+    clock: WallClock,
 }
 
 impl Grid {
@@ -161,22 +162,30 @@ impl Grid {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start(change, WallClock::system()).await
+    }
+
+    pub(crate) async fn with_clock(clock: WallClock) -> Self {
+        Self::start(|_| {}, clock).await
+    }
+
+    async fn start(change: impl FnOnce(&mut Config), clock: WallClock) -> Self {
         let lake = tempfile::tempdir().unwrap();
         let mut config = Config::local(lake.path()).unwrap();
         change(&mut config);
-        let (shard, probe) = open(config).await;
-        Self { shard, probe, lake }
+        let (shard, probe) = open(config, clock.clone()).await;
+        Self { shard, probe, lake, clock }
     }
 
     /// The same lake, another life.
     pub(crate) async fn restart(self) -> Self {
-        let (shard, probe) = open(self.shard.config.clone()).await;
-        Self { shard, probe, lake: self.lake }
+        let (shard, probe) = open(self.shard.config.clone(), self.clock.clone()).await;
+        Self { shard, probe, ..self }
     }
 
     /// Another life beside this one.
     pub(crate) async fn beside(&self) -> Arc<Shard> {
-        open(self.shard.config.clone()).await.0
+        open(self.shard.config.clone(), self.clock.clone()).await.0
     }
 
     /// The folder of the dataset.
@@ -268,11 +277,11 @@ impl Grid {
     }
 }
 
-async fn open(config: Config) -> (Arc<Shard>, Arc<Probe>) {
+async fn open(config: Config, clock: WallClock) -> (Arc<Shard>, Arc<Probe>) {
     let probe =
         Arc::new(Probe { inner: DurableLocal::default(), fault: Mutex::default(), reads: Mutex::default() });
     let lake = Lake::over(probe.clone(), &config.lake).unwrap();
-    (Shard::over(config, lake, WallClock::system()).await.unwrap(), probe)
+    (Shard::over(config, lake, clock).await.unwrap(), probe)
 }
 
 pub(crate) fn spec() -> DatasetSpec {
