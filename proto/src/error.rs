@@ -252,7 +252,14 @@ impl Error {
         {
             return error;
         }
-        Self::new(Code::from_grpc(status.code()), status.message())
+        let code = match status.code() {
+            // tonic's servers say so when the time that the caller gave has passed
+            tonic::Code::Cancelled if status.message() == tonic::TimeoutExpired(()).to_string() => {
+                Code::DeadlineExceeded
+            }
+            code => Code::from_grpc(code),
+        };
+        Self::new(code, status.message())
     }
 
     fn from_detail(detail: &pb::ErrorDetail) -> Option<Self> {
@@ -369,6 +376,12 @@ mod tests {
     fn every_wire_code_but_unspecified_is_ours() {
         let wire = (0..i32::MAX).map_while(|i| pb::ErrorCode::try_from(i).ok());
         assert_eq!(wire.count(), Code::ALL.len() + 1);
+    }
+
+    #[test]
+    fn a_deadline_that_passed_at_the_server_is_a_deadline() {
+        let status = tonic::Status::cancelled(tonic::TimeoutExpired(()).to_string());
+        assert_eq!(Error::from(status).code(), Code::DeadlineExceeded);
     }
 
     #[test]

@@ -38,6 +38,10 @@ use heads::{Heads, of_status};
 
 /// How long [`Client::stats`] waits for each head: a head that is away must not hold up a table of the others.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
+/// First pause while heads disagree about a dataset's symbols, which lasts as long as a publish takes to reach them all; doubles.
+const DISAGREE_MIN: Duration = Duration::from_millis(20);
+/// Longest such pause.
+const DISAGREE_MAX: Duration = Duration::from_millis(500);
 
 /// How a client behaves. `ClientOptions::default()` suits a person; a unit names itself.
 #[derive(Debug, Clone)]
@@ -118,6 +122,24 @@ impl Client {
     /// the rows.
     pub async fn read(&self, query: &SeriesQuery) -> Result<Answer> {
         let deadline = self.end();
+        let mut pause = DISAGREE_MIN;
+        loop {
+            let error = match self.read_once(query, deadline).await {
+                // One head listed the symbol, another has yet to hear of it: its publish is on its way.
+                Err(error) if error.code() == Code::UnknownSymbol && query.symbols == Symbols::All => error,
+                other => return other,
+            };
+            if Instant::now() + pause >= deadline {
+                let why =
+                    format!("the heads disagree about the symbols of {}: {}", query.dataset, error.message());
+                return Err(Error::new(Code::Unavailable, why).dataset(&query.dataset));
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(DISAGREE_MAX);
+        }
+    }
+
+    async fn read_once(&self, query: &SeriesQuery, deadline: Instant) -> Result<Answer> {
         let queries = self.split(query, deadline).await?;
         let parts = try_join_all(queries.iter().map(|query| self.read_part(query, deadline))).await?;
         let parts = match query.as_of {

@@ -86,6 +86,47 @@ async fn every_symbol_means_the_symbols_there_are() {
 }
 
 #[tokio::test]
+async fn a_symbol_that_one_head_lists_and_another_does_not_know_yet_is_asked_for_again() {
+    let (heads, client) = grid(2).await;
+    let unknown = || Error::new(Code::UnknownSymbol, "equities.daily has no symbol TSLA").symbol("TSLA");
+    heads[0].fail_on("DoGet", (0..2).map(|_| Fault::Refuse(unknown())));
+    assert_eq!(rows_of(&client.read(&query(&["*"])).await.unwrap().batches), prices());
+
+    heads.iter().for_each(|head| head.fail_on("DoGet", [Fault::Refuse(unknown())]));
+    let named = client.read(&query(&SYMBOLS)).await.unwrap_err();
+    assert_eq!(named.code(), Code::UnknownSymbol, "a symbol that the caller named is refused at once");
+
+    heads.iter().for_each(|head| head.fail_on("DoGet", (0..1_000).map(|_| Fault::Refuse(unknown()))));
+    let error = client.with_deadline(Duration::from_millis(300)).read(&query(&["*"])).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn parts_of_one_answer_are_read_again_as_of_the_least_that_all_heads_know() {
+    // so many that rendezvous gives each head some, whatever its port
+    let symbols: Vec<String> = (0..64).map(|i| format!("S{i:02}")).collect();
+    let rows: Vec<Row> = symbols.iter().map(|symbol| (symbol.clone(), 0, 1.0)).collect();
+    let world = world(&[("equities.daily", "close", rows.clone())]);
+    let heads = [FakeHead::start(&world).await, FakeHead::start(&world).await];
+    let url = format!("static://{},{}", heads[0].addr, heads[1].addr);
+    let client = Client::connect(&url, quick()).await.unwrap();
+    heads[0].knows_through(5_000);
+    heads[1].knows_through(7_000);
+    let all = query(&symbols.iter().map(String::as_str).collect::<Vec<_>>());
+    let answer = client.read(&all).await.unwrap();
+    assert_eq!(rows_of(&answer.batches), rows);
+    let asked = |head: &FakeHead| head.asked().iter().map(|query| query.as_of).collect::<Vec<_>>();
+    assert_eq!(asked(&heads[0]), [None]);
+    assert_eq!(asked(&heads[1]), [None, Some(5_000)], "the head that is ahead goes back");
+    let receipt = answer.receipt();
+    assert_eq!((receipt.known_through_ns, receipt.as_of_ns), (5_000, None));
+
+    heads[1].knows_through(5_000);
+    client.read(&all).await.unwrap();
+    assert_eq!(asked(&heads[1]).len(), 3, "heads that agree are asked once");
+}
+
+#[tokio::test]
 async fn an_answer_without_rows_has_a_schema_and_a_receipt() {
     let (_heads, client) = grid(2).await;
     let nothing = SeriesQuery { range: TimeRange::new(Some(100), Some(200)).unwrap(), ..query(&SYMBOLS) };

@@ -73,6 +73,8 @@ struct Own {
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     asked: Vec<SeriesQuery>,
     units: Vec<String>,
+    /// What answers say they know, instead of the world's version.
+    known_through_ns: Option<i64>,
     /// By method.
     calls: BTreeMap<&'static str, usize>,
 }
@@ -132,6 +134,11 @@ impl FakeHead {
     /// The next calls of `method` fail so, one after another.
     pub(crate) fn fail_on(&self, method: &'static str, faults: impl IntoIterator<Item = Fault>) {
         self.own.lock().unwrap().faults.entry(method).or_default().extend(faults);
+    }
+
+    /// From now on answers about the latest say that they know everything up to here.
+    pub(crate) fn knows_through(&self, ns: i64) {
+        self.own.lock().unwrap().known_through_ns = Some(ns);
     }
 
     /// How many calls of `method` there were.
@@ -262,7 +269,11 @@ impl FlightService for Service {
             _ => {}
         }
         let query = ticket::decode(&request.into_inner().ticket)?;
-        self.own.lock().unwrap().asked.push(query.clone());
+        let known_through_ns = {
+            let mut own = self.own.lock().unwrap();
+            own.asked.push(query.clone());
+            own.known_through_ns
+        };
         let dataset = self.dataset(query.dataset.as_str())?;
         let wanted = |row: &&Row| {
             query.range.contains(row.1)
@@ -281,7 +292,10 @@ impl FlightService for Service {
         let receipt = pb::Receipt {
             dataset: query.dataset.to_string(),
             as_of_ns: query.as_of,
-            known_through_ns: i64::try_from(dataset.version).unwrap() * 1_000,
+            known_through_ns: query
+                .as_of
+                .or(known_through_ns)
+                .unwrap_or(i64::try_from(dataset.version).unwrap() * 1_000),
             version_min: dataset.version,
             version_max: dataset.version,
             rows: rows.len() as u64,
