@@ -23,6 +23,19 @@ impl Ledger {
         Self { client: client.with_deadline(APPEND_TIMEOUT), pending: VecDeque::new() }
     }
 
+    /// Records what could not be recorded yet, for at most `limit`: the process is about to end, and with it what is pending.
+    pub(crate) async fn flush(&mut self, limit: Duration) {
+        if self.pending.is_empty() {
+            return;
+        }
+        match self.client.with_deadline(limit).record_runs(self.pending.iter().cloned().collect()).await {
+            Ok(_) => self.pending.clear(),
+            Err(error) => {
+                tracing::error!(%error, runs = self.pending.len(), "runs are missing from the ledger");
+            }
+        }
+    }
+
     /// Records an attempt, and what could not be recorded before. A failure is logged; the record stays for the next time.
     pub(crate) async fn append(&mut self, record: pb::RunRecord) {
         if self.pending.len() == PENDING_MAX {

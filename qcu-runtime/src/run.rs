@@ -241,6 +241,11 @@ impl Runner {
         }
     }
 
+    /// Before the process ends: records the attempts that could not be recorded when they ended.
+    pub async fn flush_ledger(&mut self, limit: Duration) {
+        self.ledger.flush(limit).await;
+    }
+
     /// Records that the run of `session` was cut short by our own end.
     pub async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
         let error = Error::new(Code::Cancelled, format!("the run of {session} was cut short by a shutdown"));

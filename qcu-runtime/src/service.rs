@@ -66,6 +66,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<u
     if ended.is_none() {
         service.cut_short().await;
     }
+    let patience = if stop.is_cancelled() { LAST_WORDS / 4 } else { CALL_DEADLINE };
+    service.runner.flush_ledger(patience).await;
     service.lease.release().await;
     ended.unwrap_or(Ok(0))
 }

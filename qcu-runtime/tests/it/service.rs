@@ -131,6 +131,19 @@ async fn child_pid(bundle: &Bundle) -> u32 {
 }
 
 #[tokio::test]
+async fn a_run_that_could_not_be_recorded_is_recorded_before_the_process_ends() {
+    let head = FakeHead::start(&prices()).await;
+    let away = Error::new(Code::Internal, "the ledger takes nothing now");
+    head.fail_on("RecordRuns", [Fault::Refuse(away)]);
+    let bundle = Bundle::new("echo", |_| {});
+    let mut qcu = bundle.start(&[&head], &ONCE);
+    qcu.ready().await;
+    assert_eq!(qcu.line().await["outcome"], "succeeded");
+    assert_eq!(qcu.exit_code().await, 0);
+    assert_eq!((head.calls("RecordRuns"), head.world().runs.len()), (2, 1));
+}
+
+#[tokio::test]
 async fn named_sessions_are_run_published_and_recorded() {
     let world = prices();
     let (a, b) = (FakeHead::start(&world).await, FakeHead::start(&world).await);
