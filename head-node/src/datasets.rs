@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
@@ -71,6 +74,29 @@ pub(crate) struct Part {
     pub(crate) shard: Arc<Shard>,
     standing: Mutex<Standing>,
     described: Mutex<Described>,
+    pub(crate) catch_up: Shared,
+}
+
+/// A call that answers everybody who asked before it began: one is under way at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    begun: AtomicU64,
+    /// Number of the last call that succeeded; held while one is under way.
+    answered: tokio::sync::Mutex<u64>,
+}
+
+impl Shared {
+    /// Returns when a call that began after this did has succeeded, or our own has failed. Cancel safe.
+    pub(crate) async fn share<F: Future<Output = Result<()>>>(&self, call: impl FnOnce() -> F) -> Result<()> {
+        let before = self.begun.load(SeqCst);
+        let mut answered = self.answered.lock().await;
+        if *answered <= before {
+            let number = self.begun.fetch_add(1, SeqCst) + 1;
+            call().await?;
+            *answered = number;
+        }
+        Ok(())
+    }
 }
 
 /// What one shard says of a dataset.
@@ -203,6 +229,7 @@ impl Table {
                     shard: Arc::clone(shard),
                     standing: Mutex::new(standing),
                     described: Mutex::default(),
+                    catch_up: Shared::default(),
                 })
             });
             if !Arc::ptr_eq(&part.shard, shard) {
@@ -211,6 +238,7 @@ impl Table {
                     shard: Arc::clone(shard),
                     standing: Mutex::new(standing),
                     described: Mutex::new(described),
+                    catch_up: Shared::default(),
                 });
             }
             Arc::clone(part)

@@ -82,10 +82,15 @@ async fn begin(
     let deadline = request::timeout(&parts.headers)?.map(|timeout| account.started + timeout);
     let query = request::query(body).await?;
     let asked = async {
-        let dataset = head.engine().dataset(&query.dataset).await?;
+        let mut dataset = head.engine().dataset(&query.dataset).await?;
+        let mut behind = Vec::new();
+        if query.as_of.is_some_and(|as_of| as_of > dataset.known_through) {
+            (dataset, behind) = head.engine().caught_up(&query.dataset).await?;
+        }
         account.dataset = Some(head.stats().dataset(&query.dataset));
         let plan = head.plan(&dataset, &query).await?;
-        let mut pump = Box::new(Pump::new(head.clone(), dataset, query, plan, unit, deadline));
+        let mut pump =
+            Box::new(Pump::new(head.clone(), (dataset, behind.into()), query, plan, unit, deadline));
         if !pump.hit(account)? {
             pump.first(account).await?;
         }

@@ -142,6 +142,29 @@ impl Engine {
         Ok(self.table(name).await?.described())
     }
 
+    /// A dataset with everything applied that had been committed before the call, and the shards that could not be asked for
+    /// it. A read at a knowledge time that this head has not reached needs that: what another head has answered at the same
+    /// time must be in it. The shards are asked by one call at a time; whoever comes meanwhile shares the next. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Self::dataset`].
+    pub async fn caught_up(&self, name: &DatasetName) -> Result<(Arc<Dataset>, Vec<Arc<str>>)> {
+        let table = self.table(name).await?;
+        let asked = table.parts().into_iter().map(|part| async move {
+            let mut client = part.shard.client();
+            let sync = || async move {
+                let ask = pb::SyncRequest { dataset: name.to_string(), version: 0 };
+                within_sync(client.sync(ask)).await.map(drop)
+            };
+            let error = part.catch_up.share(sync).await.err()?;
+            tracing::warn!(shard = %part.shard.id, dataset = %name, %error, "a shard does not say what is newest");
+            part.shard.suspect.notify_one();
+            Some(Arc::clone(&part.shard.id))
+        });
+        let behind = join_all(asked).await.into_iter().flatten().collect();
+        Ok((table.described(), behind))
+    }
+
     /// Every dataset, sorted by name.
     ///
     /// # Errors
@@ -248,15 +271,11 @@ impl Engine {
         let synced = others.map(|shard| async move {
             let mut client = shard.client();
             let ask = client.sync(pb::SyncRequest { dataset: dataset.to_string(), version });
-            match tokio::time::timeout(SYNC_TIMEOUT, ask).await {
-                Ok(Ok(_)) => None,
-                Ok(Err(status)) => Some((shard, status.message().to_owned())),
-                Err(_) => Some((shard, "it did not answer in time".to_owned())),
-            }
+            within_sync(ask).await.err().map(|error| (shard, error))
         });
         let mut late = Vec::new();
-        for (shard, why) in join_all(synced).await.into_iter().flatten() {
-            tracing::warn!(shard = %shard.id, %dataset, version, why, "a shard does not serve a commit yet");
+        for (shard, error) in join_all(synced).await.into_iter().flatten() {
+            tracing::warn!(shard = %shard.id, %dataset, version, %error, "a shard does not serve a commit yet");
             shard.suspect.notify_one();
             late.push(shard.id.to_string());
         }
@@ -414,6 +433,14 @@ pub(crate) async fn describe_all(core: &Arc<Core>) -> Option<Error> {
     }
     last.clone_from(&refused);
     refused
+}
+
+/// What a shard answers within [`SYNC_TIMEOUT`].
+async fn within_sync<T>(call: impl Future<Output = std::result::Result<T, tonic::Status>>) -> Result<T> {
+    match tokio::time::timeout(SYNC_TIMEOUT, call).await {
+        Ok(answer) => answer.map_err(|status| Error::from_status(&status)),
+        Err(_) => Err(Error::new(Code::DeadlineExceeded, "the shard did not answer in time")),
+    }
 }
 
 /// Datasets that an unknown name is compared with: a fleet has tens of thousands, and comparing takes a microsecond each.

@@ -216,6 +216,12 @@ impl<S: Source> Framer<S> {
         framer
     }
 
+    /// Makes room for so many chunks.
+    pub(crate) fn reserve(&mut self, chunks: usize) {
+        self.parts.reserve(chunks);
+        self.cuts.reserve(chunks);
+    }
+
     /// Adds what `window` leaves of a chunk of the symbol at `key`. Returns the number of rows added.
     pub(crate) fn push(&mut self, key: usize, source: &S, window: &Window) -> usize {
         let part = self.first_part + self.parts.len();
@@ -332,6 +338,10 @@ impl<S: Source> Framer<S> {
                 divided = Some(cut.rows.start + rows as u32);
             }
             break;
+        }
+        if whole == self.cuts.len() {
+            std::mem::swap(&mut self.taken, &mut self.cuts);
+            return;
         }
         self.taken.extend(self.cuts.drain(..whole));
         if let Some(at) = divided {

@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
-use trellis_proto::{Code, DatasetSpec, Error, FieldName, Result, SeriesQuery, Symbol, Symbols, TimeRange};
+use trellis_proto::{
+    Code, DatasetSpec, Error, FieldName, Result, SeriesQuery, Symbol, Symbols, TimeRange, name::nearest,
+};
 
 use crate::slice::Window;
 
@@ -17,9 +19,6 @@ pub(crate) const STEP_BYTES: u64 = 32 << 20;
 
 /// Most steps of one answer: each has a list entry and at least one chunk.
 const STEPS_MAX: f64 = 65_536.0;
-
-/// Names offered when one is not found.
-const SUGGESTIONS_MAX: usize = 3;
 
 /// What the plan has to know of a dataset.
 #[derive(Debug, Clone, Copy)]
@@ -127,8 +126,10 @@ pub(crate) fn fields(spec: &DatasetSpec, asked: &[FieldName]) -> Result<Vec<usiz
         .map(|name| {
             spec.field(name.as_str()).map(|(position, _)| position).ok_or_else(|| {
                 let known: Vec<&str> = spec.fields.iter().map(|field| field.name.as_str()).collect();
-                let near = nearest(name.as_str(), known.iter().copied());
-                let hint = if near.is_empty() { format!("the fields are {}", listed(&known)) } else { near };
+                let hint = match nearest(name.as_str(), known.iter().copied()) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!("the fields are {}", listed(&known)),
+                };
                 Error::new(Code::UnknownField, format!("{} has no field {name}", spec.dataset))
                     .hint(hint)
                     .dataset(&spec.dataset)
@@ -140,11 +141,9 @@ pub(crate) fn fields(spec: &DatasetSpec, asked: &[FieldName]) -> Result<Vec<usiz
 fn symbols(spec: &DatasetSpec, known: &[Symbol], asked: &Symbols) -> Result<Vec<Symbol>> {
     let Symbols::List(asked) = asked else { return Ok(known.to_vec()) };
     if let Some(unknown) = asked.iter().find(|symbol| known.binary_search(symbol).is_err()) {
-        let near = nearest(unknown.as_str(), known.iter().map(Symbol::as_str));
-        let hint = if near.is_empty() {
-            format!("{} has {} symbols; \"*\" reads them all", spec.dataset, known.len())
-        } else {
-            near
+        let hint = match nearest(unknown.as_str(), known.iter().map(Symbol::as_str)) {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("{} has {} symbols; \"*\" reads them all", spec.dataset, known.len()),
         };
         return Err(Error::new(Code::UnknownSymbol, format!("{} has no symbol {unknown}", spec.dataset))
             .hint(hint)
@@ -212,49 +211,10 @@ impl Plan {
     }
 }
 
-/// "did you mean A or B", of names that differ by case or by one or two letters; empty if there is none.
-pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let lower = name.to_lowercase();
-    let far = if name.chars().count() <= 3 { 1 } else { 2 };
-    let mut near: Vec<(usize, &str)> = known
-        .filter_map(|candidate| {
-            let distance = distance(&lower, &candidate.to_lowercase(), far)?;
-            Some((distance, candidate))
-        })
-        .collect();
-    near.sort_unstable();
-    near.truncate(SUGGESTIONS_MAX);
-    match near.as_slice() {
-        [] => String::new(),
-        near => {
-            format!("did you mean {}?", near.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(" or "))
-        }
-    }
-}
-
 fn listed(names: &[&str]) -> String {
     const SHOWN: usize = 20;
     let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
     names[..names.len().min(SHOWN)].join(", ") + &more
-}
-
-/// Letters to change, add or remove to make one of the other, if at most `max`.
-fn distance(a: &str, b: &str, max: usize) -> Option<usize> {
-    let b: Vec<char> = b.chars().collect();
-    if a.chars().count().abs_diff(b.len()) > max {
-        return None;
-    }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let change = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    Some(row[b.len()]).filter(|distance| *distance <= max)
 }
 
 #[cfg(test)]

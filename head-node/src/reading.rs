@@ -41,6 +41,8 @@ const ROUNDS_MAX: u32 = 8;
 const SYNC_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of one series in one read, at most: each costs some bookkeeping even if it is empty.
 const CHUNKS_MAX: i64 = 1 << 20;
+/// Chunks of a series for which room is made before it is known whether they are there: ten years of days are 57.
+const TAKEN_MIN: usize = 64;
 
 /// A question to the engine. Everything in it has been checked.
 #[derive(Debug, Clone)]
@@ -55,8 +57,11 @@ pub struct Ask {
     pub start: i64,
     /// Event time, exclusive.
     pub end: i64,
-    /// Knowledge time, inclusive; `None`: the latest.
+    /// Knowledge time, inclusive; `None`: the latest. One that the head has not reached asks for
+    /// [`crate::engine::Engine::caught_up`] first.
     pub as_of: Option<i64>,
+    /// The shards that this left behind: of what they own nothing later than their knowledge time is known.
+    pub behind: Arc<[Arc<str>]>,
     /// Accept what cannot be confirmed as the latest while a shard is away.
     pub allow_stale: bool,
     /// In whose name.
@@ -219,8 +224,9 @@ impl Reading {
         let now = self.core.now();
         let mut series: Vec<Vec<Taken<Arc<Chunk>>>> = Vec::with_capacity(going.upcoming.len());
         let mut touch = Vec::new();
+        let chunks = self.table.spec.chunk.cover(going.start, going.end);
         for source in &going.upcoming {
-            let mut taken = Vec::new();
+            let mut taken = Vec::with_capacity(((chunks.end - chunks.start) as usize).min(TAKEN_MIN));
             let mut inner = source.cell.lock();
             for leg in source.legs.iter() {
                 let Some(want) = going.want(&self.table, leg) else { continue };
@@ -351,6 +357,15 @@ impl Reading {
         if self.ask.as_of.is_none_or(|as_of| as_of > known_through) {
             let mut syncing = Vec::new();
             for leg in &parts {
+                let shard = &leg.part.shard;
+                if self.ask.behind.contains(&shard.id) {
+                    if !self.ask.allow_stale {
+                        let why = format!("shard {} does not say what is newest", shard.id);
+                        let error = Error::new(Code::Unavailable, why).shard(&shard.id);
+                        return Err(Obstacle::Error(self.placed(error)));
+                    }
+                    counts.stale = true;
+                }
                 match &*leg.part.shard.link.borrow() {
                     Link::Live => {}
                     Link::Syncing => syncing.push(Arc::clone(&leg.part.shard)),

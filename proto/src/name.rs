@@ -153,39 +153,20 @@ fn check_symbol(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The known name nearest to `wrong`, if one is near enough that a typing error is likely.
+/// The known name nearest to `wrong`, if one is near enough that a typing error is likely: one change, addition, removal
+/// or swap of neighbours for every four letters begun, whatever the case.
 ///
-/// Case counts as half an edit, so that `amzn` finds `AMZN`. O(known x length^2); callers bound `known`.
+/// O(known x length^2); callers bound `known`.
 #[must_use]
 pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = 2 * (1 + wrong.chars().count() / 4);
+    let limit = 1 + wrong.chars().count() / 4;
+    let wrong = wrong.to_lowercase();
     known
         .into_iter()
-        .map(|name| (distance(wrong, name), name))
+        .map(|name| (strsim::osa_distance(&wrong, &name.to_lowercase()), name))
         .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, name)| name)
-}
-
-/// Levenshtein distance in half edits: 1 for a change of case, 2 for anything else.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).map(|i| 2 * i).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = 2 * (i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let change = match (x == *y, x.eq_ignore_ascii_case(y)) {
-                (true, _) => 0,
-                (false, true) => 1,
-                (false, false) => 2,
-            };
-            let best = (diagonal + change).min(row[j] + 2).min(row[j + 1] + 2);
-            diagonal = row[j + 1];
-            row[j + 1] = best;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

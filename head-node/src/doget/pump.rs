@@ -41,6 +41,7 @@ enum Stage {
 pub(super) struct Pump {
     head: Arc<HeadNode>,
     dataset: Arc<Dataset>,
+    behind: Arc<[Arc<str>]>,
     query: SeriesQuery,
     plan: Plan,
     unit: Arc<str>,
@@ -73,7 +74,7 @@ struct Found {
 impl Pump {
     pub(super) fn new(
         head: Arc<HeadNode>,
-        dataset: Arc<Dataset>,
+        (dataset, behind): (Arc<Dataset>, Arc<[Arc<str>]>),
         query: SeriesQuery,
         plan: Plan,
         unit: Arc<str>,
@@ -85,6 +86,7 @@ impl Pump {
         Self {
             head,
             dataset,
+            behind,
             query,
             plan,
             unit,
@@ -220,6 +222,7 @@ impl Pump {
             start: step.start,
             end: step.end,
             as_of: self.found.cut.or(self.query.as_of),
+            behind: self.behind.clone(),
             allow_stale: self.query.allow_stale,
             unit: self.unit.clone(),
             deadline: self.deadline,
@@ -236,6 +239,7 @@ impl Pump {
                 .dataset(&self.query.dataset)
         })?;
         let window = Window { start: step.start, end: step.end, as_of: self.found.cut };
+        self.framer.reserve(chunks.len());
         for chunk in chunks {
             self.framer.push(self.key, chunk, &window);
         }

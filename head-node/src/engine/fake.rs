@@ -63,9 +63,21 @@ struct State {
     fetches: Vec<pb::FetchRequest>,
     confirms: Vec<pb::ConfirmRequest>,
     describes: usize,
+    syncs: usize,
+    /// Events that watchers have not been told, if they are withheld.
+    withheld: Option<Vec<pb::WatchEvent>>,
     /// Answers to come for chunks: how often each fails, and how.
     failures: HashMap<(String, i64), (usize, Code)>,
     down: bool,
+}
+
+impl State {
+    fn tell(&mut self, event: pb::WatchEvent) {
+        match &mut self.withheld {
+            Some(withheld) => withheld.push(event),
+            None => self.watchers.retain(|watcher| watcher.send(Ok(event.clone())).is_ok()),
+        }
+    }
 }
 
 /// The shard.
@@ -166,6 +178,16 @@ impl Fake {
     pub(super) fn confirms(&self) -> Vec<pb::ConfirmRequest> {
         self.state.lock().confirms.iter().filter(|confirm| !confirm.held.is_empty()).cloned().collect()
     }
+    /// From now on watchers are told of commits only when a sync asks for it.
+    pub(super) fn withhold(&self) {
+        self.state.lock().withheld = Some(Vec::new());
+    }
+    pub(super) fn known_through(&self) -> i64 {
+        self.state.lock().known_through
+    }
+    pub(super) fn syncs(&self) -> usize {
+        self.state.lock().syncs
+    }
     pub(super) fn describes(&self) -> usize {
         self.state.lock().describes
     }
@@ -225,7 +247,7 @@ impl Fake {
             data_body,
         };
         let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
-        state.watchers.retain(|watcher| watcher.send(Ok(event.clone())).is_ok());
+        state.tell(event);
         state.seq
     }
 
@@ -248,7 +270,7 @@ impl Fake {
             ..pb::Change::default()
         };
         let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
-        state.watchers.retain(|watcher| watcher.send(Ok(event.clone())).is_ok());
+        state.tell(event);
     }
 
     /// Waits until a watcher has applied everything up to `seq`.
@@ -505,6 +527,18 @@ impl Shard for Fake {
     }
 
     async fn sync(&self, request: Request<pb::SyncRequest>) -> Result<Response<pb::SyncReply>, Status> {
+        self.check_up()?;
+        let seq = {
+            let mut state = self.state.lock();
+            state.syncs += 1;
+            let withheld = state.withheld.take().unwrap_or_default();
+            let any = !withheld.is_empty();
+            withheld.into_iter().for_each(|event| state.tell(event));
+            any.then_some(state.seq)
+        };
+        if let Some(seq) = seq {
+            self.applied(seq).await;
+        }
         Ok(Response::new(pb::SyncReply { version: request.get_ref().version }))
     }
 

@@ -52,6 +52,7 @@ async fn reading(engine: &Engine, q: &Q) -> Reading {
             start: q.start * DAY_NS,
             end: q.end * DAY_NS,
             as_of: q.as_of,
+            behind: Arc::default(),
             allow_stale: q.allow_stale,
             unit: "test".into(),
             deadline: q.deadline,
@@ -290,6 +291,35 @@ async fn readers_of_now_cost_no_calls_while_the_tail_grows() {
     expected.insert(6, (5, 100 + 71 * 10));
     assert_eq!(read(&engine, &q("AMZN", 0, 10_000)).await.unwrap(), expected);
     assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
+async fn a_read_at_a_knowledge_time_that_is_not_reached_catches_up_first() {
+    let (fake, engine) = start(&["AMZN"], TEN_YEARS).await;
+    let name = DATASET.parse().unwrap();
+    let before = engine.dataset(&name).await.unwrap().known_through;
+    // committed, and answered by another head; this one has not been told yet
+    fake.withhold();
+    fake.commit("AMZN", &[600], true);
+    let at = fake.known_through();
+    assert_eq!(engine.dataset(&name).await.unwrap().known_through, before);
+
+    let (dataset, behind) = engine.caught_up(&name).await.unwrap();
+    assert_eq!((dataset.known_through, behind.len()), (at, 0));
+    let q = Q { as_of: Some(at), ..q("AMZN", 590, 610) };
+    assert_eq!(read(&engine, &q).await.unwrap(), fake.truth("AMZN", 590, 610, at));
+}
+
+#[tokio::test]
+async fn many_that_must_catch_up_share_the_question() {
+    let (fake, engine) = start(&["AMZN"], TEN_YEARS).await;
+    let name: DatasetName = DATASET.parse().unwrap();
+    fake.withhold();
+    let asked: Vec<_> = (0..100).map(|_| engine.caught_up(&name)).collect();
+    for (_, behind) in join_all(asked).await.into_iter().map(Result::unwrap) {
+        assert!(behind.is_empty());
+    }
+    assert!(fake.syncs() <= 2, "the one under way, and the next: {}", fake.syncs());
 }
 
 #[tokio::test]

@@ -61,9 +61,17 @@ pub(crate) fn pad(rope: &mut Rope, len: usize, align: usize) {
     rope.copy(&[0; ALIGN][..len.next_multiple_of(align) - len]);
 }
 
+/// A header of a dozen columns has fewer bytes.
+const HEADER_BYTES: usize = 1 << 10;
+
 /// Builds headers; keeps its memory from one to the next.
-#[derive(Default)]
 pub(crate) struct Headers<'a>(FlatBufferBuilder<'a>);
+
+impl Default for Headers<'_> {
+    fn default() -> Self {
+        Self(FlatBufferBuilder::with_capacity(HEADER_BYTES))
+    }
+}
 
 impl Headers<'_> {
     /// The header of a record batch.
