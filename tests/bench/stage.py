@@ -36,11 +36,11 @@ def wire(question: Question) -> dict[str, Any]:
 class Stage:
     """Clients of the targets that could be had, connected; and why the others could not."""
 
-    def __init__(self, folder: Path, running: Grid, cleanup: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, state: Path, running: Grid, cleanup: contextlib.ExitStack) -> None:
         self.folder, self.running, self.cleanup = folder, running, cleanup
         self.workers: dict[str, Workers] = {}
         self.world: dict[str, Any] = {
-            "folder": str(folder),
+            "kept": str(state.parent),
             "grid": running.url,
             "head": running.head,
             "lake": {dataset: running.files(dataset) for dataset in (market.DAILY, market.MINUTE)},
@@ -116,7 +116,7 @@ def stage(folder: Path, state: Path) -> Iterator[Stage]:
     folder.mkdir()
     with contextlib.ExitStack() as cleanup:
         running = cleanup.enter_context(grid(state))
-        yield Stage(folder, running, cleanup)
+        yield Stage(folder, state, running, cleanup)
 
 
 def agree(what: str, rows: dict[str, Any]) -> None:

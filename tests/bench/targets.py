@@ -6,8 +6,8 @@ how many rows it got, which are in memory then, in the target's own kind of tabl
 its quickest way that was found, and where its order is the storage's it need not sort.
 
 `world` says where everything is: `grid` and `head`, the addresses of the servers, `lake`, each dataset's
-files in the grid's own lake, `symbols`, a folder with copies of single symbols, `answers`, a folder with
-the exact answers.
+files in the grid's own lake, `kept`, a folder for all tables of a run, `symbols`, a folder with copies of
+single symbols, `answers`, a folder with the exact answers.
 """
 
 from __future__ import annotations
@@ -177,12 +177,18 @@ class ArcticDb(Target):
     packages = ("arcticdb", "pyarrow", "pandas")
     modules = ("arcticdb", "pyarrow.parquet")
 
+    def folder(self) -> Path:
+        return Path(self.world["kept"], "arcticdb")
+
     def open(self, dataset: str) -> Any:
         # 8 GiB of address space, not of disk
-        store = self.arcticdb.Arctic(f"lmdb://{self.world['folder']}/arcticdb?map_size=8GB")
+        store = self.arcticdb.Arctic(f"lmdb://{self.folder()}?map_size=8GB")
         return store.get_library(dataset, create_if_missing=True)
 
     def load(self) -> None:
+        # each write is synced: it takes a while, and lasts for all tables
+        if self.folder().exists():
+            return
         for dataset, files in self.world["lake"].items():
             library = self.open(dataset)
             table = self.parquet.read_table(files)
