@@ -163,14 +163,15 @@ struct Task {
     started: Instant,
 }
 
-type Waiting = (Box<Publish>, oneshot::Sender<Result<pb::PublishAck>>);
+type Reply = oneshot::Sender<Result<pb::PublishAck>>;
+type Waiting = (Box<Publish>, Reply);
 
 /// A publish that goes into the next commit.
 struct Accepted {
     publish: Box<Publish>,
     known_at: i64,
     /// Who waits for it: its publisher, and any that sent the same run id meanwhile.
-    replies: Vec<oneshot::Sender<Result<pb::PublishAck>>>,
+    replies: Vec<Reply>,
 }
 
 /// Whether a publish goes into the next commit.
@@ -329,9 +330,7 @@ impl Task {
                     spec.get_or_insert_with(|| publish.spec.clone());
                     accepted.push(Accepted { publish, known_at, replies: vec![reply] });
                 }
-                Verdict::Duplicate(ack) => {
-                    let _ = reply.send(Ok(ack));
-                }
+                Verdict::Duplicate(ack) => self.reply_when_applied(vec![(reply, ack)]),
                 Verdict::Refuse(error) => {
                     let _ = reply.send(Err(error.dataset(&self.table.name)));
                 }
@@ -479,23 +478,35 @@ impl Task {
         }
         self.metrics.commits.add(1, &[]);
         self.metrics.publishes.add(accepted.len() as u64, &[]);
+        let mut acks = Vec::new();
+        for a in accepted {
+            let ack = pb::PublishAck {
+                dataset: self.table.name.to_string(),
+                version,
+                known_at_ns: a.known_at,
+                rows: a.publish.rows.len() as u64,
+                duplicate: false,
+                shard: self.table.shared.shard.clone(),
+            };
+            let duplicates = std::iter::once(false).chain(std::iter::repeat(true));
+            acks.extend(
+                a.replies
+                    .into_iter()
+                    .zip(duplicates.map(|duplicate| pb::PublishAck { duplicate, ..ack.clone() })),
+            );
+        }
+        self.reply_when_applied(acks);
+    }
+
+    /// Acknowledges what this shard serves, once every watcher has applied it: also a publish that is acknowledged again,
+    /// because those who were there the first time may not have yet.
+    fn reply_when_applied(&self, acks: Vec<(Reply, pb::PublishAck)>) {
         let (watch, patience) = (self.table.shared.watch.clone(), self.apply_wait);
-        let (dataset, shard) = (self.table.name.to_string(), self.table.shared.shard.clone());
         let seq = watch.seq();
         tokio::spawn(async move {
             watch.wait_applied(seq, patience).await;
-            for a in accepted {
-                let ack = pb::PublishAck {
-                    dataset: dataset.clone(),
-                    version,
-                    known_at_ns: a.known_at,
-                    rows: a.publish.rows.len() as u64,
-                    duplicate: false,
-                    shard: shard.clone(),
-                };
-                for (i, reply) in a.replies.into_iter().enumerate() {
-                    let _ = reply.send(Ok(pb::PublishAck { duplicate: i > 0, ..ack.clone() }));
-                }
+            for (reply, ack) in acks {
+                let _ = reply.send(Ok(ack));
             }
         });
     }
@@ -753,6 +764,31 @@ mod tests {
             assert_eq!(ack.duplicate, there);
             assert_eq!((grid.rows("A").await, grid.rows("B").await), (vec![(0, 1.0)], vec![(0, 1.0)]));
         }
+    }
+
+    #[tokio::test]
+    async fn a_publish_that_is_acknowledged_again_waits_for_the_watchers_too() {
+        let grid = Arc::new(Grid::new().await);
+        grid.lease("mom").await;
+        let mut watcher = grid.shard.subscribe(&pb::WatchStart::default());
+        let publish = |run: &'static str, ts| {
+            let grid = grid.clone();
+            tokio::spawn(async move { grid.publish("mom", 1, run, &[("A", ts, 1.0)]).await.unwrap() })
+        };
+        let first = publish("r1", 0);
+        watcher.queue.recv().await.unwrap();
+        let again = publish("r1", 0);
+        let later = publish("r2", 1);
+        // Queued behind it: whatever is answered at once has been by now.
+        let change = watcher.queue.recv().await.unwrap();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!first.is_finished() && !again.is_finished() && !later.is_finished());
+        watcher.acknowledger()(change.seq);
+        assert!(!first.await.unwrap().duplicate);
+        assert!(again.await.unwrap().duplicate);
+        assert!(!later.await.unwrap().duplicate);
     }
 
     #[tokio::test(flavor = "multi_thread")]
