@@ -78,14 +78,19 @@ impl Catalog {
         };
         let valid = DatasetName::new(name).map_err(|e| unknown(Some(e.message().to_owned())))?;
         let held = self.tables.read().get(&valid).cloned();
-        let known = held.is_some();
-        let dataset = held.unwrap_or_else(|| Arc::new(self.dataset(&valid)));
-        match dataset.table.refresh().await? {
-            Some(snapshot) if known => Ok((dataset, snapshot)),
-            Some(snapshot) => {
-                let dataset = self.tables.write().entry(valid).or_insert(dataset).clone();
-                Ok((dataset, snapshot))
-            }
+        let dataset = match held {
+            Some(dataset) => Some(dataset),
+            // Looked for before it is kept: a name that somebody made up is not. Then opened by the one object that everybody
+            // shares, so that each version is told to the watchers once, and in order.
+            None if self.log(&valid).exists().await? => Some(self.entry(&valid)),
+            None => None,
+        };
+        let snapshot = match &dataset {
+            Some(dataset) => dataset.table.refresh().await?,
+            None => None,
+        };
+        match dataset.zip(snapshot) {
+            Some(found) => Ok(found),
             None => {
                 let names = self.names();
                 let hint = nearest(name, names.iter().map(DatasetName::as_str));
@@ -132,8 +137,12 @@ impl Catalog {
     }
 
     fn dataset(&self, name: &DatasetName) -> Dataset {
-        let log = Log::new(name, self.lake.folder(name));
-        Dataset { table: Arc::new(Table::new(name, log, self.shared.clone())), committer: OnceLock::new() }
+        let table = Table::new(name, self.log(name), self.shared.clone());
+        Dataset { table: Arc::new(table), committer: OnceLock::new() }
+    }
+
+    fn log(&self, name: &DatasetName) -> Log {
+        Log::new(name, self.lake.folder(name))
     }
 
     /// The dataset's committer, which is started when it is first asked for.

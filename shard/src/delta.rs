@@ -190,6 +190,11 @@ impl Log {
         }
     }
 
+    /// Whether there is a table.
+    pub(crate) async fn exists(&self) -> Result<bool> {
+        Ok(self.listing().await?.newest().is_some())
+    }
+
     /// Loads the newest state; `None`: there is no table.
     ///
     /// # Errors
