@@ -25,6 +25,7 @@ use trellis_proto::{Code, DatasetName, Error, Result};
 
 use crate::{
     error::{corrupt, lost_task, parquet_error, store_error},
+    schema::{SYMBOL, TS_NS},
     store::Folder,
 };
 
@@ -41,6 +42,16 @@ pub(crate) struct Log {
 pub(crate) struct LogFile {
     pub(crate) path: String,
     pub(crate) size: u64,
+}
+
+/// What a file may hold, by its statistics in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Region {
+    /// Least and greatest, both included.
+    pub(crate) first_symbol: String,
+    pub(crate) last_symbol: String,
+    pub(crate) first_ts: i64,
+    pub(crate) last_ts: i64,
 }
 
 /// The newest value of one application's transaction.
@@ -73,6 +84,8 @@ pub(crate) struct Entry {
     pub(crate) committed_ms: Option<i64>,
     /// The commit's id, if it was made here or by another shard.
     commit: Option<String>,
+    /// What the added files hold. Other tools cut and round their statistics, so only of an entry that a shard made.
+    pub(crate) regions: Option<Vec<Region>>,
     /// The table itself became another one (schema, properties, protocol, deletion vectors): load it anew.
     pub(crate) redefined: bool,
 }
@@ -424,6 +437,7 @@ pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
     let mut entry = Entry::default();
     let mut lines = 0;
     let mut expected = None;
+    let mut regions = Some(Vec::new());
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let action: Value = serde_json::from_str(line).map_err(|e| format!("line {}: {e}", i + 1))?;
         lines += 1;
@@ -433,6 +447,10 @@ pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
             let size =
                 add["size"].as_u64().ok_or_else(|| format!("line {}: a file without a size", i + 1))?;
             entry.adds.push(LogFile { path: file_path(add, i)?, size });
+            regions = regions.zip(region(add)).map(|(mut all, one)| {
+                all.push(one);
+                all
+            });
         } else if let Some(remove) = action.get("remove") {
             entry.data_change |= remove["dataChange"].as_bool().unwrap_or(true);
             entry.removes.push(file_path(remove, i)?);
@@ -456,7 +474,19 @@ pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
     if lines == 0 {
         return Err("it is empty".to_owned());
     }
+    entry.regions = regions.filter(|_| entry.commit.is_some());
     Ok(entry)
+}
+
+fn region(add: &Value) -> Option<Region> {
+    let stats: Value = serde_json::from_str(add["stats"].as_str()?).ok()?;
+    let (least, greatest) = (&stats["minValues"], &stats["maxValues"]);
+    Some(Region {
+        first_symbol: least[SYMBOL].as_str()?.to_owned(),
+        last_symbol: greatest[SYMBOL].as_str()?.to_owned(),
+        first_ts: least[TS_NS].as_i64()?,
+        last_ts: greatest[TS_NS].as_i64()?,
+    })
 }
 
 fn file_path(action: &Value, line: usize) -> Result<String, String> {

@@ -9,7 +9,7 @@
 //! | [`config`] | what a shard is told when it starts |
 //! | `service`, `receive` | the gRPC edge; receiving a publish |
 //! | `shard` | what a shard does, call by call |
-//! | `catalog`, `table`, `change` | the datasets; one dataset, version by version; what a version changed |
+//! | `catalog`, `table`, `change`, `history` | the datasets; one dataset, version by version; what a version changed; what all of them did |
 //! | `watch` | the log of changes and who follows it |
 //! | `scan` | from ranges to chunk runs |
 //! | `publish`, `append`, `lease`, `ledger` | commits; checked rows; who may publish; the run ledger |
@@ -29,6 +29,7 @@ mod clock;
 mod delta;
 mod error;
 mod file;
+mod history;
 mod index;
 mod lease;
 mod ledger;

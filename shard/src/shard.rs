@@ -1,6 +1,10 @@
 //! What a shard does, call by call, in the grid's own types.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -275,9 +279,15 @@ impl Shard {
         let seq = self.shared.watch.seq();
         let mut found = std::collections::HashMap::new();
         let mut known_through_ns = i64::MAX;
-        for name in request.held.iter().map(|h| h.dataset.as_str()).collect::<BTreeSet<_>>() {
+        let mut oldest: BTreeMap<&str, u64> = BTreeMap::new();
+        for held in &request.held {
+            let version = oldest.entry(held.dataset.as_str()).or_insert(held.version);
+            *version = held.version.min(*version);
+        }
+        for (name, version) in oldest {
             // A dataset that does not read cannot be confirmed; the read that follows says why.
             if let Ok((dataset, snapshot)) = self.catalog.find(name).await {
+                dataset.table.recall(version).await;
                 known_through_ns = known_through_ns.min(snapshot.known_through);
                 found.insert(name, (dataset, snapshot));
             }

@@ -14,7 +14,7 @@
 //! | `trellis-watermark`                | nanoseconds           |
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,6 +31,7 @@ use crate::{
     clock::WallClock,
     delta::{Entry, Log, LogFile, State, Txn},
     file::DataFile,
+    history::History,
     index::FileIndex,
     lease::{Grant, Holder, TTL_DEFAULT},
     ownership::Ownership,
@@ -47,8 +48,8 @@ pub(crate) const WATERMARK: &str = "trellis-watermark";
 
 /// Files opened at once when a table is loaded.
 const OPEN_PARALLEL: usize = 16;
-/// Changes remembered to answer `Confirm`; a held chunk that is older is fetched again.
-const HISTORY_MAX: usize = 4_096;
+/// Entries of the log read at once when it is asked what was committed before this process began.
+const READ_PARALLEL: usize = 16;
 
 /// What a shard's tables have in common.
 #[derive(Debug)]
@@ -137,15 +138,10 @@ pub(crate) struct Table {
     arrivals: AtomicU64,
     runs: Mutex<HashMap<String, CommittedRun>>,
     history: Mutex<History>,
+    /// Reads of older entries one after the other: every head asks at once, and one reading answers all.
+    recalling: tokio::sync::Mutex<()>,
     /// Indexes of files written here whose commit has not been applied yet: saves reading them back.
     written: Mutex<HashMap<String, Arc<FileIndex>>>,
-}
-
-/// What the commits after `floor` touched.
-#[derive(Debug, Default)]
-struct History {
-    floor: u64,
-    changes: VecDeque<(u64, change::Touched)>,
 }
 
 /// Whether a refresh that finds a table where there was none tells the watchers.
@@ -166,6 +162,7 @@ impl Table {
             arrivals: AtomicU64::new(0),
             runs: Mutex::default(),
             history: Mutex::default(),
+            recalling: tokio::sync::Mutex::default(),
             written: Mutex::default(),
         }
     }
@@ -200,7 +197,7 @@ impl Table {
             let Some(current) = self.snapshot() else {
                 let Some(state) = self.log.open().await? else { break };
                 let (next, runs) = self.build(state, None).await?;
-                self.history.lock().floor = next.version;
+                self.history.lock().begin(next.version);
                 let event = match announce {
                     Announce::Yes => Some(self.event(&next, &change::Touched::Everything, &[]).await),
                     Announce::No => None,
@@ -242,14 +239,23 @@ impl Table {
 
     /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
     pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
-        let history = self.history.lock();
-        version >= history.floor
-            && !history
-                .changes
-                .iter()
-                .rev()
-                .take_while(|(changed, _)| *changed > version)
-                .any(|(_, touched)| touched.overlaps(symbol, start, end))
+        self.history.lock().unchanged_since(version, symbol, start, end)
+    }
+
+    /// Learns from the log what was committed after `version`, as far as that is not remembered. What does not read, or
+    /// is not there any more, stays unknown.
+    pub(crate) async fn recall(&self, version: u64) {
+        let _one = self.recalling.lock().await;
+        let missing = self.history.lock().missing(version);
+        let mut entries = futures::stream::iter(missing)
+            .map(|version| async move { (version, self.log.read(version).await) })
+            .buffered(READ_PARALLEL);
+        while let Some((version, entry)) = entries.next().await {
+            let Ok(Some(entry)) = entry else { return };
+            if !self.history.lock().recall(version, entry) {
+                return;
+            }
+        }
     }
 
     async fn apply(&self, current: &Snapshot, entry: Entry) -> Result<()> {
@@ -262,7 +268,7 @@ impl Table {
             })?;
             let (next, runs) = self.build(state, Some(current)).await?;
             let event = self.event(&next, &change::Touched::Everything, &[]).await;
-            self.record(next.version, change::Touched::Everything);
+            self.history.lock().push(next.version, change::Touched::Everything);
             self.install(next, runs, Some(event));
             return Ok(());
         }
@@ -305,7 +311,7 @@ impl Table {
         };
         let added = if entry.data_change { added } else { Vec::new() };
         let event = self.event(&next, &touched, &added).await;
-        self.record(version, touched);
+        self.history.lock().push(version, touched);
         self.install(next, runs, Some(event));
         Ok(())
     }
@@ -358,16 +364,6 @@ impl Table {
         let all: BTreeSet<&Symbol> =
             files.iter().flat_map(|f| f.index.runs.iter().map(|r| &r.symbol)).collect();
         all.into_iter().filter(|s| self.shared.owns.owns(self.name.as_str(), s.as_str())).cloned().collect()
-    }
-
-    fn record(&self, version: u64, touched: change::Touched) {
-        let mut history = self.history.lock();
-        history.changes.push_back((version, touched));
-        while history.changes.len() > HISTORY_MAX {
-            if let Some((oldest, _)) = history.changes.pop_front() {
-                history.floor = oldest;
-            }
-        }
     }
 
     /// What the watchers are told of a version. Its rows travel with it if they can be read; who fetches them learns why not.

@@ -88,6 +88,36 @@ async fn a_publish_is_acknowledged_when_its_watchers_have_applied_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_did_not_change_is_confirmed_by_the_next_life_of_the_shard_too() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    for (symbol, chunk) in [("A", 0), ("A", 1), ("C", 1), ("C", 5)] {
+        import(&mut served.client, "d.a", &[(symbol, day(64 * chunk), 1.0)]).await.unwrap();
+    }
+    served.stop().await;
+    let mut served = Served::local(lake.path()).await;
+    let held = |symbol: &str, first: i64, version: u64| pb::HeldChunks {
+        dataset: "d.a".to_owned(),
+        symbol: symbol.to_owned(),
+        first,
+        end: first + 1,
+        version,
+    };
+    let asked = vec![
+        held("A", 0, 0),
+        held("A", 1, 0),
+        held("A", 1, 1),
+        held("C", 1, 1),
+        held("C", 5, 2),
+        held("C", 5, 3),
+        held("B", 5, 0),
+    ];
+    let confirmed = served.client.confirm(pb::ConfirmRequest { held: asked }).await.unwrap().into_inner();
+    assert_eq!(confirmed.unchanged, [true, false, true, false, false, true, true]);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_goes_on_where_it_was_within_one_life_of_the_shard() {
     let lake = tempfile::tempdir().unwrap();
     let mut served = Served::local(lake.path()).await;
