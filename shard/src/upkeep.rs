@@ -34,6 +34,10 @@ const DISCOVER_POLLS: u32 = 10;
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
 /// A staged file of an unfinished write is removed after this long.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
+/// A table that rests gets a checkpoint for so few commits, so that the next start does not read them one by one: of many
+/// tables that are committed to once a day, none would reach the number that a busy one needs. Fewer would not pay for
+/// it: a checkpoint is about as long as eight entries take to read.
+const CHECKPOINT_COMMITS_MIN: u64 = 8;
 /// Orphans are looked for so rarely, and at start: it lists the folder.
 const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 
@@ -90,7 +94,7 @@ async fn poll(shard: Arc<Shard>) {
 }
 
 async fn maintain(shard: Arc<Shard>) {
-    let mut checkpointed: HashMap<DatasetName, u64> = HashMap::new();
+    let mut seen: HashMap<DatasetName, Seen> = HashMap::new();
     let mut swept: Option<Instant> = None;
     loop {
         let sweep = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
@@ -107,7 +111,7 @@ async fn maintain(shard: Arc<Shard>) {
             if let Err(error) = compact(&shard, &dataset, &snapshot).await {
                 tracing::warn!(dataset = name, %error, "compaction failed");
             }
-            if let Err(error) = checkpoint(&shard, &dataset, &snapshot, &mut checkpointed).await {
+            if let Err(error) = checkpoint(&shard, &dataset, &snapshot, &mut seen).await {
                 tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
             if sweep && let Err(error) = remove_unneeded(&shard, &dataset).await {
@@ -118,25 +122,46 @@ async fn maintain(shard: Arc<Shard>) {
     }
 }
 
-/// Writes a checkpoint when enough was committed since the last one, and then removes entries that nobody needs any more.
+/// What is known of a table's checkpoints.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// Version of the newest one.
+    checkpoint: u64,
+    /// Version of the table at the last look; `None`: this is the first.
+    version: Option<u64>,
+}
+
+impl Seen {
+    /// Whether the table needs a checkpoint at `version`: much was committed, or some, and nothing since the last look. At
+    /// the first look, what there is was committed before this process began.
+    fn due(self, version: u64, commits: u64) -> bool {
+        let since = version.saturating_sub(self.checkpoint);
+        let rests = self.version.is_none_or(|before| before == version);
+        since >= commits || rests && since >= CHECKPOINT_COMMITS_MIN.min(commits)
+    }
+}
+
+/// Writes a checkpoint when it is due, and then removes entries that nobody needs any more.
 async fn checkpoint(
     shard: &Shard,
     dataset: &Dataset,
     snapshot: &Snapshot,
-    last: &mut HashMap<DatasetName, u64>,
+    tables: &mut HashMap<DatasetName, Seen>,
 ) -> Result<()> {
     let log = &dataset.table.log;
     let name = &dataset.table.name;
-    let before = match last.get(name) {
-        Some(version) => *version,
-        None => *last.entry(name.clone()).or_insert(log.last_checkpoint().await?),
+    let seen = match tables.get(name) {
+        Some(seen) => *seen,
+        None => Seen { checkpoint: log.last_checkpoint().await?, version: None },
     };
     let upkeep = &shard.config.upkeep;
-    if snapshot.version < before + upkeep.checkpoint_commits {
+    let version = snapshot.version;
+    if !seen.due(version, upkeep.checkpoint_commits) {
+        tables.insert(name.clone(), Seen { version: Some(version), ..seen });
         return Ok(());
     }
-    log.checkpoint(snapshot.version).await?;
-    last.insert(name.clone(), snapshot.version);
+    log.checkpoint(version).await?;
+    tables.insert(name.clone(), Seen { checkpoint: version, version: Some(version) });
     let oldest = dataset.table.shared.clock.now_ms() - upkeep.log_retention.as_millis() as i64;
     log.forget_entries(snapshot.version, oldest).await.map(|_| ())
 }
@@ -312,6 +337,32 @@ mod tests {
         assert!(compact(&grid.shard, &dataset, &old).await.unwrap());
         assert_eq!(remove_unneeded(&grid.shard, &dataset).await.unwrap(), 0);
         assert_eq!(grid.rows_at(old, "A").await.len(), 5);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_that_rests_gets_a_checkpoint_long_before_a_busy_one() {
+        let grid = Grid::new().await;
+        let mut seen = HashMap::new();
+        let mut looks = Vec::new();
+        // Seven commits, then two at a time between two looks, then none.
+        for commits in [7, 0, 2, 2, 2, 0, 0] {
+            for _ in 0..commits {
+                grid.import(&[("A", 0, 1.0)]).await.unwrap();
+            }
+            let dataset = grid.dataset();
+            let snapshot = dataset.table.snapshot().unwrap();
+            checkpoint(&grid.shard, &dataset, &snapshot, &mut seen).await.unwrap();
+            looks.push(dataset.table.log.last_checkpoint().await.unwrap());
+        }
+        assert_eq!(looks, [0, 0, 0, 0, 0, 12, 12]);
+        // A shard that lives for one look only.
+        for i in 0..CHECKPOINT_COMMITS_MIN as i64 {
+            grid.import(&[("A", i, 1.0)]).await.unwrap();
+        }
+        let dataset = grid.dataset();
+        let snapshot = dataset.table.snapshot().unwrap();
+        checkpoint(&grid.shard, &dataset, &snapshot, &mut HashMap::new()).await.unwrap();
+        assert_eq!(dataset.table.log.last_checkpoint().await.unwrap(), snapshot.version);
     }
 
     #[tokio::test(flavor = "multi_thread")]
