@@ -42,6 +42,8 @@ mod scan;
 mod schema;
 mod service;
 mod shard;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod table;
 #[cfg(test)]

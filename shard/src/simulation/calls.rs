@@ -1,0 +1,252 @@
+//! What is asked of a shard, and what it answers: the calls of its service, without the transport.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use arrow_array::{
+    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray,
+    cast::AsArray,
+    types::{Float64Type, TimestampNanosecondType},
+};
+use tokio::sync::mpsc;
+use trellis_proto::{Code, DatasetName, Error, Result, pb};
+
+use super::{
+    model::{Known, Look, Row},
+    world::TTL,
+};
+use crate::{
+    append::{Rows, rows_schema},
+    catalog::Dataset,
+    publish::{Publish, Right},
+    shard::Shard,
+    testing::{DATASET, spec},
+    upkeep,
+};
+
+/// The symbols of a simulation.
+const SYMBOLS: [&str; 2] = ["A", "B"];
+
+#[derive(Debug, Clone)]
+pub(super) enum Ask {
+    Acquire {
+        unit: String,
+        instance: String,
+        take_over: bool,
+    },
+    Renew {
+        unit: String,
+        instance: String,
+        epoch: u64,
+    },
+    Release {
+        unit: String,
+        instance: String,
+        epoch: u64,
+    },
+    Publish {
+        unit: String,
+        epoch: u64,
+        run: String,
+        rows: Vec<Row>,
+    },
+    Import {
+        run: String,
+        rows: Vec<Row>,
+    },
+    Look,
+    /// Symbols, and the versions they were read at.
+    Confirm {
+        held: Vec<(String, usize)>,
+    },
+    Refresh,
+    Compact,
+    Checkpoint,
+    Sweep,
+}
+
+impl Ask {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Acquire { .. } => "acquired",
+            Self::Renew { .. } => "renewed",
+            Self::Release { .. } => "released",
+            Self::Publish { .. } => "published",
+            Self::Import { .. } => "imported",
+            Self::Look => "looked",
+            Self::Confirm { .. } => "confirmed",
+            Self::Refresh => "refreshed",
+            Self::Compact => "compacted",
+            Self::Checkpoint => "checkpointed",
+            Self::Sweep => "swept",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Reply {
+    Granted(pb::Lease),
+    Published(pb::PublishAck),
+    /// The symbols that have no rows are missing; without any symbol there is no look.
+    Looked {
+        look: Option<Look>,
+        missing: Vec<String>,
+    },
+    Confirmed(Vec<bool>),
+    /// Whether there was anything to do.
+    Done(bool),
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Granted(lease) => write!(f, "epoch {} for {} ms", lease.epoch, lease.expires_in_ms),
+            Self::Published(ack) => write!(f, "version {}, known at {}", ack.version, ack.known_at_ns),
+            Self::Looked { look, .. } => write!(f, "{look:?}"),
+            Self::Confirmed(unchanged) => write!(f, "{unchanged:?}"),
+            Self::Done(done) => write!(f, "{done}"),
+        }
+    }
+}
+
+pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
+    match ask {
+        Ask::Acquire { unit, instance, take_over } => {
+            let request = pb::AcquireLeaseRequest {
+                dataset: DATASET.to_owned(),
+                unit,
+                instance,
+                take_over,
+                ttl_ms: TTL.as_millis() as u32,
+                spec: Some(pb::DatasetSpec::from(&spec())),
+            };
+            shard.acquire_lease(request).await.map(Reply::Granted)
+        }
+        Ask::Renew { unit, instance, epoch } => {
+            let (dataset, ttl_ms) = (DATASET.to_owned(), TTL.as_millis() as u32);
+            let request = pb::RenewLeaseRequest { dataset, unit, instance, epoch, ttl_ms };
+            shard.renew_lease(request).await.map(Reply::Granted)
+        }
+        Ask::Release { unit, instance, epoch } => {
+            let request = pb::ReleaseLeaseRequest { dataset: DATASET.to_owned(), unit, instance, epoch };
+            shard.release_lease(request).await.map(|()| Reply::Done(true))
+        }
+        Ask::Publish { unit, epoch, run, rows } => {
+            publish(&shard, Right::Session { unit, epoch }, run, &rows).await.map(Reply::Published)
+        }
+        Ask::Import { run, rows } => {
+            publish(&shard, Right::Import { known_at: None }, run, &rows).await.map(Reply::Published)
+        }
+        Ask::Look => look(&shard).await,
+        Ask::Confirm { held } => {
+            let held = held.into_iter().map(|(symbol, version)| pb::HeldChunks {
+                dataset: DATASET.to_owned(),
+                symbol,
+                first: 0,
+                end: 1,
+                version: version as u64,
+            });
+            let request = pb::ConfirmRequest { held: held.collect() };
+            shard.confirm(&request).await.map(|reply| Reply::Confirmed(reply.unchanged))
+        }
+        Ask::Refresh => match known(&shard) {
+            Some(dataset) => dataset.table.refresh().await.map(|_| Reply::Done(true)),
+            None => shard.catalog.discover().await.map(|()| Reply::Done(true)),
+        },
+        Ask::Compact => {
+            let Some(dataset) = known(&shard) else { return Ok(Reply::Done(false)) };
+            let Some(snapshot) = dataset.table.snapshot() else { return Ok(Reply::Done(false)) };
+            upkeep::compact(&shard, &dataset, &snapshot).await.map(Reply::Done)
+        }
+        Ask::Checkpoint => {
+            let Some(dataset) = known(&shard) else { return Ok(Reply::Done(false)) };
+            let Some(snapshot) = dataset.table.snapshot() else { return Ok(Reply::Done(false)) };
+            dataset.table.log.checkpoint(snapshot.version).await.map(|()| Reply::Done(true))
+        }
+        Ask::Sweep => {
+            let Some(dataset) = known(&shard) else { return Ok(Reply::Done(false)) };
+            upkeep::remove_unneeded(&shard, &dataset).await.map(|removed| Reply::Done(removed > 0))
+        }
+    }
+}
+
+/// The dataset, if this shard has heard of it.
+fn known(shard: &Shard) -> Option<Arc<Dataset>> {
+    shard.catalog.all().into_iter().next()
+}
+
+async fn publish(shard: &Shard, right: Right, run_id: String, rows: &[Row]) -> Result<pb::PublishAck> {
+    let spec = Arc::new(spec());
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.0.as_str()))),
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.1))),
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.2))),
+    ];
+    let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap())?;
+    let epoch = match &right {
+        Right::Session { epoch, .. } => Some(*epoch),
+        Right::Import { .. } | Right::Ledger => None,
+    };
+    let note = serde_json::json!({"run_id": run_id, "epoch": epoch});
+    let digest = rows.digest("")?;
+    let publish = Publish { right, spec, rows, run_id, digest, watermark: None, note };
+    let dataset = shard.catalog.entry(&DatasetName::new(DATASET)?);
+    shard.catalog.committer(&dataset).publish(publish).await
+}
+
+async fn look(shard: &Arc<Shard>) -> Result<Reply> {
+    let ranges = SYMBOLS.map(|symbol| pb::ChunkRange {
+        dataset: DATASET.to_owned(),
+        symbol: symbol.to_owned(),
+        fields: vec!["value".to_owned()],
+        first: 0,
+        end: 1,
+    });
+    let request = pb::FetchRequest { ranges: ranges.into(), order: 0, epoch: 1 };
+    let (out, mut replies) = mpsc::channel(1);
+    let fetch = async move { shard.fetch(request, &out).await };
+    let collect = async move {
+        let mut all = Vec::new();
+        while let Some(reply) = replies.recv().await {
+            all.push(reply);
+        }
+        all
+    };
+    let ((), replies) = futures::future::join(fetch, collect).await;
+    let mut stamp = None;
+    let mut rows: BTreeMap<String, Vec<Known>> = BTreeMap::new();
+    let mut missing = Vec::new();
+    for reply in replies {
+        match reply.map_err(|status| Error::from_status(&status))?.reply.unwrap() {
+            pb::fetch_reply::Reply::Run(run) => {
+                let now = (run.version as usize, run.known_through_ns);
+                assert_eq!(*stamp.get_or_insert(now), now, "one read, one version");
+                rows.entry(SYMBOLS[run.range as usize].to_owned()).or_default().extend(decode(&run));
+            }
+            pb::fetch_reply::Reply::Failure(failure) => {
+                let error = Error::from(failure.error.unwrap());
+                if error.code() != Code::UnknownSymbol {
+                    return Err(error);
+                }
+                missing.push(SYMBOLS[failure.range as usize].to_owned());
+            }
+        }
+    }
+    let look = stamp.map(|(version, known_through)| Look { version, known_through, rows });
+    Ok(Reply::Looked { look, missing })
+}
+
+fn decode(run: &pb::ChunkRun) -> Vec<Known> {
+    let message = arrow_ipc::root_as_message(&run.data_header).unwrap();
+    let batch = arrow_ipc::reader::read_record_batch(
+        &arrow_buffer::Buffer::from(run.data_body.clone()),
+        message.header_as_record_batch().unwrap(),
+        spec().chunk_schema(&[0]),
+        &std::collections::HashMap::new(),
+        None,
+        &message.version(),
+    )
+    .unwrap();
+    let time = |i: usize| batch.column(i).as_primitive::<TimestampNanosecondType>();
+    let (ts, known_at, values) = (time(0), time(1), batch.column(2).as_primitive::<Float64Type>());
+    (0..batch.num_rows()).map(|i| (ts.value(i), known_at.value(i), values.value(i))).collect()
+}

@@ -1,0 +1,860 @@
+//! Two shards that both believe to be the home of one dataset, publishers, a reader, and who decides what happens next.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{task::JoinHandle, time::Instant};
+use trellis_proto::{Code, Error, Result, pb};
+use url::Url;
+
+use super::{
+    calls::{Ask, Reply, perform},
+    disk::{Disk, Op, lost},
+    model::{Model, Row, entry_path},
+    seed::Seed,
+};
+use crate::{Config, clock::WallClock, config, shard::Shard, store::Lake, watch::Subscription};
+
+/// Life of a lease.
+pub(super) const TTL: Duration = Duration::from_secs(10);
+/// A shard sleeps at most so long: four leases.
+const PAUSE_MS_MAX: usize = 40_000;
+/// Clocks are set at most so many seconds before or behind.
+const SKEW_S_MAX: usize = 600;
+/// While something has been under way for longer than this, no time passes: whatever is under way ends within it and one
+/// [`LEAP_MS_MAX`].
+const AGE_MAX: Duration = Duration::from_secs(120);
+/// The longest step of time.
+const LEAP_MS_MAX: usize = 240_000;
+/// Files are removed after this long: more than the age of anything under way, and the difference of two clocks.
+const RETENTION: Duration = Duration::from_secs(2_400);
+/// When the simulation begins. Long ago, so that no time of the library's own is near it.
+const BEGIN_NS: i64 = 1_000_000_000_000_000_000;
+/// Each is told apart by the process that holds the lease; the first two are two lives of one unit.
+const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
+/// Lines of the trace that a failure shows.
+const TRACE_SHOWN: usize = 60;
+/// Rounds in which whatever is under way must have ended when nothing fails any more.
+const ROUNDS_MAX: usize = 20_000;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Actor {
+    Publisher(usize),
+    Importer,
+    Reader,
+    /// The shard itself.
+    Upkeep,
+}
+
+/// A call, from the message that asks to the message that answers.
+struct Call {
+    id: usize,
+    actor: Actor,
+    node: usize,
+    ask: Ask,
+    stage: Stage,
+    since: Instant,
+    /// Whether whoever asked still waits.
+    awaited: bool,
+}
+
+enum Stage {
+    Asked,
+    Running { life: usize, floor: Option<usize>, task: JoinHandle<Result<Reply>> },
+    Answered(Result<Reply>),
+}
+
+/// A shard, life after life.
+struct Node {
+    life: usize,
+    skew_ns: Arc<AtomicI64>,
+    state: State,
+    awake_at: Instant,
+}
+
+enum State {
+    Down,
+    Opening(JoinHandle<Result<Arc<Shard>>>),
+    Up { shard: Arc<Shard>, watcher: Box<Subscription>, told: Option<u64> },
+}
+
+/// What a publisher believes.
+#[derive(Default)]
+struct Belief {
+    epoch: Option<u64>,
+    /// The run that is not known to be published.
+    open: Option<String>,
+    calls: bool,
+}
+
+/// What happened.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) trace: Vec<String>,
+    pub(super) counts: BTreeMap<&'static str, usize>,
+}
+
+pub(super) struct World {
+    seed: Seed,
+    disk: Arc<Disk>,
+    model: Model,
+    nodes: Vec<Node>,
+    calls: Vec<Call>,
+    publishers: [Belief; PUBLISHERS.len()],
+    importer: Belief,
+    reads: bool,
+    /// The newest version that the reader has seen of each symbol.
+    seen: BTreeMap<String, usize>,
+    /// Writes whose askers were told that they had failed, and that are still on their way.
+    late: Vec<(Op, Instant)>,
+    now_ns: Arc<AtomicI64>,
+    begin: Instant,
+    lives: usize,
+    asked: usize,
+    runs: usize,
+    names: BTreeMap<String, usize>,
+    outcome: Outcome,
+}
+
+/// Runs one simulation to its end; panics where something that must be true is not.
+pub(super) fn simulate(seed: u64, steps: usize) -> Outcome {
+    // One blocking thread, so that what is decoded off the main thread comes back in the order in which it was asked for.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(seed);
+        for _ in 0..steps {
+            world.step().await;
+        }
+        world.end().await;
+        std::mem::take(&mut world.outcome)
+    })
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        let node = || Node { life: 0, skew_ns: Arc::default(), state: State::Down, awake_at: now };
+        Self {
+            seed: Seed::new(seed),
+            disk: Disk::new(),
+            model: Model::new(),
+            nodes: vec![node(), node()],
+            calls: Vec::new(),
+            publishers: Default::default(),
+            importer: Belief::default(),
+            reads: false,
+            seen: BTreeMap::new(),
+            late: Vec::new(),
+            now_ns: Arc::new(AtomicI64::new(BEGIN_NS)),
+            begin: now,
+            lives: 0,
+            asked: 0,
+            runs: 0,
+            names: BTreeMap::new(),
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// One thing happens; then everybody runs until all wait for the next one.
+    async fn step(&mut self) {
+        self.happen().await;
+        self.settle().await;
+    }
+
+    async fn happen(&mut self) {
+        let now = Instant::now();
+        let late = |since: Instant| now - since > AGE_MAX;
+        let overdue = self.disk.waiting().iter().any(|w| late(w.2))
+            || self.calls.iter().any(|call| late(call.since))
+            || self.late.iter().any(|(_, since)| late(*since));
+        if overdue {
+            for node in &mut self.nodes {
+                node.awake_at = now;
+            }
+        }
+        let ops = self.ready_ops();
+        let messages = self.ready_messages();
+        let idle = self.idle();
+        let mut choices: Vec<(usize, fn(&mut Self))> = Vec::new();
+        let mut choice = |weight: usize, there: bool, what: fn(&mut Self)| {
+            if there {
+                choices.push((weight, what));
+            }
+        };
+        choice(14, !ops.is_empty(), Self::release);
+        choice(7, !messages.is_empty(), Self::deliver);
+        choice(if overdue { 5 } else { 1 }, !self.late.is_empty(), Self::apply_late);
+        if !overdue {
+            choice(5, !idle.is_empty(), Self::act);
+            choice(2, true, Self::maintain);
+            choice(1, true, Self::fail);
+        }
+        let time = if overdue { 0 } else { 3 };
+        let all: usize = choices.iter().map(|c| c.0).sum::<usize>() + time;
+        let mut picked = self.seed.below(all.max(1));
+        for (weight, what) in choices {
+            if picked < weight {
+                return what(self);
+            }
+            picked -= weight;
+        }
+        if !overdue {
+            self.pass_time().await;
+        }
+    }
+
+    /// Runs until nobody can go on: paused time moves only then. Then looks at what came of it.
+    async fn settle(&mut self) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let now_ns = BEGIN_NS + self.begin.elapsed().as_nanos() as i64;
+        self.now_ns.store(now_ns, Ordering::SeqCst);
+        self.disk.set_time(now_ns / 1_000_000);
+        self.model.observe(&self.disk);
+        self.follow_nodes().await;
+        self.follow_calls().await;
+    }
+
+    async fn follow_nodes(&mut self) {
+        for i in 0..self.nodes.len() {
+            if matches!(&self.nodes[i].state, State::Opening(task) if task.is_finished()) {
+                let State::Opening(task) = std::mem::replace(&mut self.nodes[i].state, State::Down) else {
+                    continue;
+                };
+                match task.await.unwrap() {
+                    Ok(shard) => {
+                        let watcher = Box::new(shard.subscribe(&pb::WatchStart::default()));
+                        let told = version_of(&shard);
+                        self.nodes[i].state = State::Up { shard, watcher, told };
+                        self.note(format!("shard {i} is up at {told:?}"));
+                    }
+                    Err(error) => {
+                        assert!(error.retryable(), "{error:?}");
+                        self.note(format!("shard {i} does not open: {:?}", error.code()));
+                    }
+                }
+            }
+            if let State::Up { shard, watcher, told } = &mut self.nodes[i].state {
+                while let Ok(change) = watcher.queue.try_recv() {
+                    self.model.told(&change);
+                    *told = Some(change.version);
+                    watcher.acknowledger()(change.seq);
+                }
+                let visible = version_of(shard);
+                assert!(*told >= visible, "shard {i} serves {visible:?}; its watchers know of {told:?}");
+            }
+        }
+    }
+
+    async fn follow_calls(&mut self) {
+        let mut i = 0;
+        while i < self.calls.len() {
+            let done = matches!(&self.calls[i].stage, Stage::Running { task, .. } if task.is_finished());
+            if !done {
+                i += 1;
+                continue;
+            }
+            let Stage::Running { floor, task, .. } =
+                std::mem::replace(&mut self.calls[i].stage, Stage::Asked)
+            else {
+                continue;
+            };
+            let reply = task.await.unwrap();
+            self.note_reply(i, &reply);
+            self.check(&self.calls[i].ask.clone(), &reply, floor);
+            if self.calls[i].awaited && self.calls[i].actor != Actor::Upkeep {
+                self.calls[i].stage = Stage::Answered(reply);
+                i += 1;
+            } else {
+                self.calls.remove(i);
+            }
+        }
+    }
+
+    fn note_reply(&mut self, call: usize, reply: &Result<Reply>) {
+        let call = &self.calls[call];
+        let text = match reply {
+            Ok(reply) => reply.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let text = format!("call {} to shard {}: {:?}: {text}", call.id, call.node, call.ask);
+        self.note(text);
+    }
+
+    /// What a shard answers must be true whether or not the answer arrives.
+    fn check(&mut self, ask: &Ask, reply: &Result<Reply>, floor: Option<usize>) {
+        match reply {
+            Ok(Reply::Published(ack)) => {
+                let (Ask::Publish { run, .. } | Ask::Import { run, .. }) = ask else { unreachable!() };
+                self.model.acknowledged(run, ack);
+                self.count(if ack.duplicate { "acknowledged again" } else { "acknowledged" });
+            }
+            Ok(Reply::Looked { look, missing }) => {
+                for symbol in missing {
+                    self.model.found_nothing(floor, Some(symbol));
+                }
+                if let Some(look) = look {
+                    for symbol in look.rows.keys() {
+                        self.seen.insert(symbol.clone(), look.version);
+                    }
+                    self.count("looked");
+                    self.model.looked(look.clone(), floor);
+                }
+            }
+            Ok(Reply::Confirmed(unchanged)) => {
+                let Ask::Confirm { held } = ask else { unreachable!() };
+                for ((symbol, since), unchanged) in held.iter().zip(unchanged) {
+                    if *unchanged {
+                        self.count("confirmed");
+                        self.model.unchanged(symbol, *since, floor);
+                    }
+                }
+            }
+            Ok(Reply::Granted(lease)) => {
+                assert!(lease.epoch > 0);
+                self.count("granted");
+            }
+            Ok(Reply::Done(done)) => {
+                if *done {
+                    self.count(ask.name());
+                }
+            }
+            Err(error) => {
+                let expected = match error.code() {
+                    Code::Fenced => matches!(ask, Ask::Publish { .. } | Ask::Renew { .. }),
+                    Code::Conflict => matches!(ask, Ask::Acquire { .. } | Ask::Import { .. }),
+                    Code::UnknownDataset => {
+                        self.model.found_nothing(floor, None);
+                        true
+                    }
+                    _ => error.retryable(),
+                };
+                assert!(expected, "{ask:?}: {error:?}");
+                self.count(if error.retryable() { "failed" } else { "refused" });
+            }
+        }
+    }
+
+    // What may happen.
+
+    fn awake(&self, node: usize) -> bool {
+        self.nodes[node].awake_at <= Instant::now()
+    }
+
+    fn ready_ops(&self) -> Vec<u64> {
+        let awake: Vec<usize> =
+            (0..self.nodes.len()).filter(|&i| self.awake(i)).map(|i| self.nodes[i].life).collect();
+        self.disk.ordered(&awake, |op| {
+            named(op, |token| self.names.get(token).map_or("#new".to_owned(), |n| format!("#{n}")))
+        })
+    }
+
+    fn ready_messages(&self) -> Vec<usize> {
+        let ready = |call: &Call| match call.stage {
+            Stage::Asked => self.awake(call.node),
+            Stage::Running { .. } => false,
+            Stage::Answered(_) => true,
+        };
+        (0..self.calls.len()).filter(|&i| ready(&self.calls[i])).collect()
+    }
+
+    fn idle(&self) -> Vec<Actor> {
+        let mut idle: Vec<Actor> =
+            (0..self.publishers.len()).filter(|&i| !self.publishers[i].calls).map(Actor::Publisher).collect();
+        if !self.importer.calls {
+            idle.push(Actor::Importer);
+        }
+        if !self.reads {
+            idle.push(Actor::Reader);
+        }
+        idle
+    }
+
+    /// A store operation has its fate.
+    fn release(&mut self) {
+        let ops = self.ready_ops();
+        let id = *self.seed.pick(&ops);
+        let Some(waiting) = self.disk.take(id) else { return };
+        let what = format!("life {}: {}", waiting.life, waiting.op);
+        let writes = waiting.op.writes();
+        let fate = match self.seed.below(100) {
+            0..=3 => {
+                waiting.answer(Err(lost()));
+                "not done"
+            }
+            4..=6 if writes => {
+                let _ = self.disk.perform(&waiting.op);
+                waiting.answer(Err(lost()));
+                "done, and the answer lost"
+            }
+            7..=9 if writes => {
+                // As clients of object stores do: they ask again when the answer was an error of the server's.
+                let _ = self.disk.perform(&waiting.op);
+                let again = self.disk.perform(&waiting.op);
+                waiting.answer(again);
+                "done, and asked for again"
+            }
+            10..=11 if writes => {
+                self.late.push((waiting.op.clone(), Instant::now()));
+                waiting.answer(Err(lost()));
+                "on its way, and given up"
+            }
+            _ => {
+                let answer = self.disk.perform(&waiting.op);
+                waiting.answer(answer);
+                "done"
+            }
+        };
+        if fate != "done" {
+            self.count("store failures");
+        }
+        self.note(format!("{what}: {fate}"));
+    }
+
+    fn apply_late(&mut self) {
+        let i = self.seed.below(self.late.len());
+        let (op, _) = self.late.remove(i);
+        let done = self.disk.perform(&op).is_ok();
+        self.note(format!("late: {op}: {done}"));
+    }
+
+    /// A message arrives.
+    fn deliver(&mut self) {
+        let ready = self.ready_messages();
+        let i = *self.seed.pick(&ready);
+        if matches!(self.calls[i].stage, Stage::Answered(_)) {
+            let call = self.calls.remove(i);
+            let Stage::Answered(reply) = call.stage else { return };
+            self.note(format!("call {}: the answer arrives", call.id));
+            return self.hear(call.actor, &call.ask, reply);
+        }
+        let node = &self.nodes[self.calls[i].node];
+        let State::Up { shard, .. } = &node.state else {
+            let call = self.calls.remove(i);
+            self.note(format!("call {}: nobody is there", call.id));
+            if call.awaited {
+                self.hear(call.actor, &call.ask, Err(gone()));
+            }
+            return;
+        };
+        let task = tokio::spawn(perform(shard.clone(), self.calls[i].ask.clone()));
+        self.calls[i].stage = Stage::Running { life: node.life, floor: self.model.newest(), task };
+        self.note(format!("call {}: arrives", self.calls[i].id));
+    }
+
+    /// A publisher or reader learns what came of its call.
+    fn hear(&mut self, actor: Actor, ask: &Ask, reply: Result<Reply>) {
+        let belief = match actor {
+            Actor::Publisher(i) => &mut self.publishers[i],
+            Actor::Importer => &mut self.importer,
+            Actor::Reader => {
+                self.reads = false;
+                return;
+            }
+            Actor::Upkeep => return,
+        };
+        belief.calls = false;
+        match reply {
+            Ok(Reply::Granted(lease)) => belief.epoch = Some(lease.epoch),
+            Ok(Reply::Published(_)) => belief.open = None,
+            Err(error) if error.code() == Code::Fenced => belief.epoch = None,
+            Ok(_) | Err(_) => {}
+        }
+        if matches!(ask, Ask::Release { .. }) {
+            belief.epoch = None;
+        }
+    }
+
+    /// Somebody who waits for nothing asks for something.
+    fn act(&mut self) {
+        let idle = self.idle();
+        let actor = *self.seed.pick(&idle);
+        let ask = match actor {
+            Actor::Publisher(i) => self.publishers_ask(i),
+            Actor::Importer => self.importers_ask(),
+            Actor::Reader | Actor::Upkeep => self.readers_ask(),
+        };
+        match actor {
+            Actor::Publisher(i) => self.publishers[i].calls = true,
+            Actor::Importer => self.importer.calls = true,
+            Actor::Reader => self.reads = true,
+            Actor::Upkeep => {}
+        }
+        let node = self.seed.below(self.nodes.len());
+        self.ask(actor, node, ask);
+    }
+
+    fn ask(&mut self, actor: Actor, node: usize, ask: Ask) -> usize {
+        let id = self.asked;
+        self.asked += 1;
+        self.note(format!("call {id}: {actor:?} asks shard {node}: {ask:?}"));
+        let since = Instant::now();
+        self.calls.push(Call { id, actor, node, ask, stage: Stage::Asked, since, awaited: true });
+        id
+    }
+
+    fn publishers_ask(&mut self, i: usize) -> Ask {
+        let (unit, instance) = PUBLISHERS[i];
+        let (unit, instance) = (unit.to_owned(), instance.to_owned());
+        let take_over = self.seed.once_in(6);
+        let acquire = Ask::Acquire { unit: unit.clone(), instance: instance.clone(), take_over };
+        let Some(epoch) = self.publishers[i].epoch else {
+            return acquire;
+        };
+        match self.seed.below(10) {
+            0 => acquire,
+            1 => Ask::Renew { unit, instance, epoch },
+            2 => Ask::Release { unit, instance, epoch },
+            _ => {
+                let run = match self.publishers[i].open.clone() {
+                    Some(run) => run,
+                    None => self.new_run(),
+                };
+                self.publishers[i].open = Some(run.clone());
+                Ask::Publish { unit, epoch, rows: self.model.rows_of(&run).to_vec(), run }
+            }
+        }
+    }
+
+    fn importers_ask(&mut self) -> Ask {
+        let run = match self.importer.open.clone() {
+            Some(run) => run,
+            None => self.new_run(),
+        };
+        self.importer.open = Some(run.clone());
+        Ask::Import { rows: self.model.rows_of(&run).to_vec(), run }
+    }
+
+    fn readers_ask(&mut self) -> Ask {
+        if self.seed.once_in(4) && !self.seen.is_empty() {
+            return Ask::Confirm { held: self.seen.iter().map(|(s, v)| (s.clone(), *v)).collect() };
+        }
+        Ask::Look
+    }
+
+    /// Rows that no other run has: a value is given once.
+    fn new_run(&mut self) -> String {
+        let n = self.runs;
+        self.runs += 1;
+        let mut rows: Vec<Row> = Vec::new();
+        for k in 0..self.seed.below(4) {
+            let symbol = if self.seed.once_in(2) { "A" } else { "B" };
+            let ts = self.seed.below(4) as i64;
+            if rows.iter().all(|row| (row.0.as_str(), row.1) != (symbol, ts)) {
+                rows.push((symbol.to_owned(), ts, (n * 4 + k) as f64));
+            }
+        }
+        let run = format!("run-{n}");
+        self.model.sends(&run, rows);
+        run
+    }
+
+    /// A shard does what it does without being asked; one that is down is started.
+    fn maintain(&mut self) {
+        let node = self.seed.below(self.nodes.len());
+        if !self.awake(node) {
+            return;
+        }
+        let ask = match self.seed.below(8) {
+            0..=3 => Ask::Refresh,
+            4 | 5 => Ask::Compact,
+            6 => Ask::Checkpoint,
+            _ => Ask::Sweep,
+        };
+        match &self.nodes[node].state {
+            State::Down => self.start(node),
+            State::Opening(_) => {}
+            State::Up { shard, .. } => {
+                let task = tokio::spawn(perform(shard.clone(), ask.clone()));
+                self.ask(Actor::Upkeep, node, ask);
+                let (life, floor) = (self.nodes[node].life, self.model.newest());
+                if let Some(call) = self.calls.last_mut() {
+                    call.stage = Stage::Running { life, floor, task };
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, node: usize) {
+        self.lives += 1;
+        let life = self.lives;
+        let (now, skew) = (self.now_ns.clone(), self.nodes[node].skew_ns.clone());
+        let clock = WallClock::of(move || now.load(Ordering::SeqCst) + skew.load(Ordering::SeqCst));
+        let port = Arc::new(self.disk.port(life));
+        self.nodes[node].life = life;
+        self.nodes[node].state = State::Opening(tokio::spawn(async move {
+            let config = config();
+            let lake = Lake::over(port, &config.lake)?;
+            Shard::over(config, lake, clock).await
+        }));
+        self.note(format!("shard {node} starts as life {life}"));
+    }
+
+    /// Something goes wrong.
+    fn fail(&mut self) {
+        let node = self.seed.below(self.nodes.len());
+        match self.seed.below(8) {
+            0..=2 => {
+                let ms = self.seed.below(PAUSE_MS_MAX) as u64;
+                self.nodes[node].awake_at = Instant::now() + Duration::from_millis(ms);
+                self.count("pauses");
+                self.note(format!("shard {node} sleeps for {ms} ms"));
+            }
+            3 => self.crash(node),
+            4 => {
+                let skew = self.seed.below(2 * SKEW_S_MAX) as i64 - SKEW_S_MAX as i64;
+                self.nodes[node].skew_ns.store(skew * 1_000_000_000, Ordering::SeqCst);
+                self.count("clocks set");
+                self.note(format!("the clock of shard {node} is {skew} s off"));
+            }
+            5 => {
+                let unreadable = self.seed.once_in(2);
+                self.disk.set_unreadable(self.nodes[node].life, unreadable);
+                self.note(format!("shard {node} reads rows: {}", !unreadable));
+            }
+            _ => self.give_up(),
+        }
+    }
+
+    fn crash(&mut self, node: usize) {
+        if matches!(self.nodes[node].state, State::Down) {
+            return;
+        }
+        let life = self.nodes[node].life;
+        self.count("crashes");
+        self.note(format!("shard {node} dies"));
+        if let State::Opening(task) = std::mem::replace(&mut self.nodes[node].state, State::Down) {
+            task.abort();
+        }
+        for op in self.disk.end(life).into_iter().filter(Op::writes) {
+            let fate = self.seed.below(3);
+            self.note(format!("{op}: {}", ["done", "not done", "on its way"][fate]));
+            match fate {
+                0 => drop(self.disk.perform(&op)),
+                1 => {}
+                _ => self.late.push((op, Instant::now())),
+            }
+        }
+        let (dead, kept) = std::mem::take(&mut self.calls)
+            .into_iter()
+            .partition(|call| matches!(call.stage, Stage::Running { life: l, .. } if l == life));
+        self.calls = kept;
+        let dead: Vec<Call> = dead;
+        for call in dead {
+            if let Stage::Running { task, .. } = &call.stage {
+                task.abort();
+            }
+            if call.awaited {
+                self.hear(call.actor, &call.ask, Err(gone()));
+            }
+        }
+    }
+
+    /// The line between somebody and a shard is cut, at any point: the message may still arrive; the shard may notice.
+    fn give_up(&mut self) {
+        let awaited: Vec<usize> = (0..self.calls.len())
+            .filter(|&i| self.calls[i].awaited && self.calls[i].actor != Actor::Upkeep)
+            .collect();
+        if awaited.is_empty() {
+            return;
+        }
+        let i = *self.seed.pick(&awaited);
+        let lost = self.seed.once_in(2);
+        self.calls[i].awaited = false;
+        self.count("lines cut");
+        self.note(format!(
+            "call {} is cut off, {}",
+            self.calls[i].id,
+            if lost { "for good" } else { "behind it" }
+        ));
+        let (actor, ask) = (self.calls[i].actor, self.calls[i].ask.clone());
+        if lost || matches!(self.calls[i].stage, Stage::Answered(_)) {
+            let call = self.calls.remove(i);
+            if let Stage::Running { task, .. } = call.stage {
+                task.abort();
+            }
+        }
+        self.hear(actor, &ask, Err(gone()));
+    }
+
+    async fn pass_time(&mut self) {
+        let ms = match self.seed.below(20) {
+            0 => self.seed.below(LEAP_MS_MAX),
+            1..=4 => self.seed.below(2 * TTL.as_millis() as usize),
+            _ => self.seed.below(1_500),
+        };
+        self.note(format!("{ms} ms pass"));
+        tokio::time::advance(Duration::from_millis(ms as u64)).await;
+    }
+
+    // The end.
+
+    /// Nothing fails any more: every open run is published, and everything reads as the list says, on both shards, after a
+    /// restart, and after compaction and removal.
+    async fn end(&mut self) {
+        self.note("the end".to_owned());
+        for node in 0..self.nodes.len() {
+            self.nodes[node].awake_at = Instant::now();
+            self.disk.set_unreadable(self.nodes[node].life, false);
+        }
+        self.drain().await;
+        for (op, _) in std::mem::take(&mut self.late) {
+            let _ = self.disk.perform(&op);
+        }
+        for node in 0..self.nodes.len() {
+            if matches!(self.nodes[node].state, State::Down) {
+                self.start(node);
+            }
+        }
+        self.drain().await;
+        for i in 0..PUBLISHERS.len() {
+            let (unit, instance) = (PUBLISHERS[i].0.to_owned(), PUBLISHERS[i].1.to_owned());
+            let node = self.seed.below(self.nodes.len());
+            let acquire = Ask::Acquire { unit: unit.clone(), instance, take_over: true };
+            let Ok(Reply::Granted(lease)) = self.call(node, acquire).await else {
+                panic!("the lease is not granted")
+            };
+            let run = match self.publishers[i].open.clone() {
+                Some(run) => run,
+                None => self.new_run(),
+            };
+            let rows = self.model.rows_of(&run).to_vec();
+            let publish = Ask::Publish { unit, epoch: lease.epoch, run, rows };
+            let published = self.call(node, publish).await;
+            assert!(matches!(published, Ok(Reply::Published(_))), "{published:?}");
+        }
+        self.look_everywhere().await;
+        self.crash(0);
+        self.start(0);
+        self.drain().await;
+        self.look_everywhere().await;
+        for _ in 0..2 {
+            for node in 0..self.nodes.len() {
+                for ask in [Ask::Refresh, Ask::Compact, Ask::Checkpoint, Ask::Sweep] {
+                    self.call(node, ask).await.unwrap();
+                }
+            }
+            self.look_everywhere().await;
+            tokio::time::advance(2 * RETENTION).await;
+            self.settle().await;
+        }
+        for version in 0.. {
+            let Some(entry) = self.disk.read(&entry_path(version)) else { break };
+            self.note(String::from_utf8(entry.to_vec()).unwrap());
+        }
+    }
+
+    async fn look_everywhere(&mut self) {
+        for node in 0..self.nodes.len() {
+            let looked = self.call(node, Ask::Look).await;
+            let Ok(Reply::Looked { look: Some(look), .. }) = looked else { panic!("{looked:?}") };
+            assert_eq!(Some(look.version), self.model.newest());
+            self.model.all_acknowledged_in(&look);
+        }
+    }
+
+    /// Asks a shard while nothing fails.
+    async fn call(&mut self, node: usize, ask: Ask) -> Result<Reply> {
+        let State::Up { shard, .. } = &self.nodes[node].state else { panic!("shard {node} is down") };
+        let floor = self.model.newest();
+        let task = tokio::spawn(perform(shard.clone(), ask.clone()));
+        self.drain().await;
+        assert!(task.is_finished(), "{ask:?} does not end");
+        let reply = task.await.unwrap();
+        self.note(format!("shard {node}: {ask:?}: {}", reply.is_ok()));
+        self.check(&ask, &reply, floor);
+        reply
+    }
+
+    /// Until nobody waits for anything, everything is done in the order in which it was asked for.
+    async fn drain(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            self.settle().await;
+            if let Some(&id) = self.ready_ops().first() {
+                if let Some(waiting) = self.disk.take(id) {
+                    let answer = self.disk.perform(&waiting.op);
+                    waiting.answer(answer);
+                }
+            } else if !self.ready_messages().is_empty() {
+                self.deliver();
+            } else {
+                return;
+            }
+        }
+        panic!("it does not come to an end");
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.outcome.counts.entry(what).or_default() += 1;
+    }
+
+    /// Adds a line to the trace, with ordinals for names that are made at random.
+    fn note(&mut self, line: String) {
+        let names = &mut self.names;
+        let line = named(&line, |token| {
+            let next = names.len();
+            format!("#{}", names.entry(token.to_owned()).or_insert(next))
+        });
+        self.outcome.trace.push(line);
+    }
+}
+
+/// A text in which every name that was made at random (a UUID) is replaced.
+fn named(text: &str, mut replace: impl FnMut(&str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
+        let token = &rest[start..];
+        let end = token.find(|c: char| !c.is_ascii_hexdigit() && c != '-').unwrap_or(token.len());
+        out.push_str(&rest[..start]);
+        if token[..end].bytes().filter(u8::is_ascii_hexdigit).count() == 32 {
+            out.push_str(&replace(&token[..end]));
+        } else {
+            out.push_str(&token[..end]);
+        }
+        rest = &token[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let trace = &self.outcome.trace;
+            for line in &trace[trace.len().saturating_sub(TRACE_SHOWN)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// What somebody who was cut off knows.
+fn gone() -> Error {
+    Error::new(Code::Unavailable, "the shard is gone, or the line to it")
+}
+
+fn version_of(shard: &Shard) -> Option<u64> {
+    shard.catalog.all().iter().filter_map(|dataset| dataset.table.snapshot()).map(|s| s.version).max()
+}
+
+/// Of either shard: both are shard 0 of 1.
+fn config() -> Config {
+    let lake = Url::parse("s3://simulation/lake").unwrap();
+    let owns = config::split_ring(0, 1).unwrap();
+    Config {
+        upkeep: config::Upkeep { compact_files: 4, retention: RETENTION, ..config::Upkeep::default() },
+        ..Config::new("shard-0", lake, owns, vec!["shard-0".to_owned()])
+    }
+}
