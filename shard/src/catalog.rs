@@ -11,9 +11,9 @@ use parking_lot::RwLock;
 use trellis_proto::{Code, DatasetName, Error, Result, name::nearest};
 
 use crate::{
+    committer::Committer,
     delta::Log,
     metrics::Metrics,
-    publish::Committer,
     store::Lake,
     table::{Shared, Snapshot, Table},
 };

@@ -12,7 +12,7 @@
 //! | `catalog`, `table`, `change`, `history` | the datasets; one dataset, version by version; what a version changed; what all of them did |
 //! | `watch` | the log of changes and who follows it |
 //! | `scan` | from ranges to chunk runs |
-//! | `publish`, `append`, `lease`, `ledger` | commits; checked rows; who may publish; the run ledger |
+//! | `committer`, `publish`, `append`, `lease`, `ledger` | commits, in order; of groups of publishes; checked rows; who may publish; the run ledger |
 //! | `upkeep` | polling, compaction, checkpoints, removal of what nobody needs |
 //! | `file`, `index`, `schema`, `wire` | Parquet files; what is in one; the lake's columns; Arrow messages |
 //! | `delta`, `store` | the Delta log; where the bytes are, and when they are on the disk |
@@ -26,6 +26,7 @@ mod append;
 mod catalog;
 mod change;
 mod clock;
+mod committer;
 mod delta;
 mod error;
 mod file;

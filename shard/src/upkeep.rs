@@ -18,9 +18,9 @@ use trellis_proto::{DatasetName, DatasetSpec, Result};
 
 use crate::{
     catalog::Dataset,
+    committer::Rewrite,
     error::{internal, lost_task, store_error},
     file::{DataFile, write_file},
-    publish::Rewrite,
     schema::{self, KNOWN_AT_NS, SYMBOL, TS_NS},
     shard::Shard,
     store::sweep_staged,

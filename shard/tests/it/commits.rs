@@ -74,6 +74,25 @@ async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_held_and_a_schema_that_differs_are_told_apart() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    acquire(client, "signals.mom", "mom", false).await.unwrap();
+    let held = acquire(client, "signals.mom", "rev", false).await.unwrap_err();
+    assert_eq!(held.code(), Code::Conflict);
+    assert!(held.message().starts_with("epoch 1 is held by unit mom (instance mom-1) since "), "{held}");
+    let mut other = spec("signals.mom");
+    other.fields[0].nullable = false;
+    for take_over in [false, true] {
+        let refused = acquire_with(client, &other, "rev", take_over).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidRequest);
+        assert!(refused.message().starts_with("signals.mom exists with another schema: "), "{refused}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_import_waits_for_no_lease_but_is_refused_while_one_runs() {
     let lake = tempfile::tempdir().unwrap();
     let mut served = Served::local(lake.path()).await;

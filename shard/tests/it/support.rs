@@ -145,13 +145,22 @@ pub(crate) async fn acquire(
     unit: &str,
     take_over: bool,
 ) -> Result<pb::Lease> {
+    acquire_with(client, &spec(dataset), unit, take_over).await
+}
+
+pub(crate) async fn acquire_with(
+    client: &mut ShardClient<Channel>,
+    spec: &DatasetSpec,
+    unit: &str,
+    take_over: bool,
+) -> Result<pb::Lease> {
     let request = pb::AcquireLeaseRequest {
-        dataset: dataset.to_owned(),
+        dataset: spec.dataset.to_string(),
         unit: unit.to_owned(),
         instance: format!("{unit}-1"),
         take_over,
         ttl_ms: 60_000,
-        spec: Some(pb::DatasetSpec::from(&spec(dataset))),
+        spec: Some(pb::DatasetSpec::from(spec)),
     };
     client.acquire_lease(request).await.map(tonic::Response::into_inner).map_err(|s| Error::from_status(&s))
 }

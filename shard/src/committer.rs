@@ -1,0 +1,354 @@
+//! The one task that commits to a dataset: publishes, imports, ledger rows, leases, rewrites, one after the other.
+//!
+//! What arrives while a commit is on its way to the disk waits in the queue, and publishes go together as the next commit:
+//! one file, one log entry, two syncs, however many there are. There is no timer, so a lone publish waits for nobody.
+//! Leases go through the same queue, so that a grant and a publish have an order.
+//!
+//! A commit is a compare-and-swap at the version that all checks were made against. Who loses (another shard that believes
+//! to be home, a person with another tool) looks at the new version and checks everything again: the epoch, the run ids,
+//! the knowledge times. So no clock and no belief about who is home carries any weight; the table's order of versions does.
+//!
+//! What a publish must satisfy, and how a group of them becomes a commit, stands in [`crate::publish`].
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Map, json};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use trellis_proto::{Code, DatasetSpec, Error, Result, pb};
+
+use crate::{
+    delta::{Actions, Committed, LogFile},
+    error::internal,
+    file::WrittenFile,
+    lease::{Acquire, Grant, Holder, Lease},
+    metrics::Metrics,
+    publish::{Publish, Waiting},
+    schema,
+    table::{self, PUBLISHER, Snapshot, Table},
+};
+
+/// Commands that wait for one dataset's committer; beyond it publishers are told to come back.
+pub(crate) const QUEUE_MAX: usize = 4_096;
+/// Publishes in one commit: bounds the log entry, to which each adds about 500 bytes.
+const GROUP_MAX: usize = 1_024;
+/// Rows in one commit of several publishes: bounds what a publish waits for the ones that it was grouped with.
+const GROUP_ROWS_MAX: usize = 1 << 20;
+/// Commits lost in a row before the publisher is told to come back. Only another writer of the same table can cause one.
+pub(crate) const CONFLICTS_MAX: usize = 16;
+
+/// Files that replace others with the same rows.
+#[derive(Debug)]
+pub(crate) struct Rewrite {
+    pub(crate) removes: Vec<LogFile>,
+    pub(crate) adds: Vec<WrittenFile>,
+}
+
+/// A request for the lease. What it may be answered, by code: [`Code::Conflict`] while somebody else holds it, which passes
+/// by itself; [`Code::InvalidRequest`] if the dataset has another schema, which does not; [`Code::Unavailable`] if the
+/// table was changed under the request too often, which asking again settles.
+#[derive(Debug)]
+pub(crate) struct Acquisition {
+    pub(crate) holder: Holder,
+    pub(crate) ttl: Duration,
+    pub(crate) take_over: bool,
+    /// Makes the dataset if it is not there; if it is, must match.
+    pub(crate) spec: Option<Arc<DatasetSpec>>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Publish(Box<Publish>, oneshot::Sender<Result<pb::PublishAck>>),
+    Acquire(Acquisition, oneshot::Sender<Result<Grant>>),
+    Renew { holder: Holder, epoch: u64, ttl: Duration, reply: oneshot::Sender<Result<Grant>> },
+    Release { holder: Holder, epoch: u64, reply: oneshot::Sender<Result<()>> },
+    Rewrite(Rewrite, oneshot::Sender<Result<bool>>),
+}
+
+/// The way to a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
+#[derive(Debug, Clone)]
+pub(crate) struct Committer {
+    queue: mpsc::Sender<Command>,
+}
+
+impl Committer {
+    /// Starts the committer of `table`.
+    pub(crate) fn start(table: Arc<Table>, apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
+        let (queue, commands) = mpsc::channel(QUEUE_MAX);
+        let task = Task { table, apply_wait, metrics, lease: Lease::Never, started: Instant::now() };
+        tokio::spawn(task.run(commands));
+        Self { queue }
+    }
+
+    /// Commits rows; acknowledged when they are on the disk and every connected watcher has applied them.
+    ///
+    /// Not cancel safe: a dropped call may still commit. The run id makes asking again safe.
+    pub(crate) async fn publish(&self, publish: Publish) -> Result<pb::PublishAck> {
+        self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
+    }
+
+    pub(crate) async fn acquire(&self, acquisition: Acquisition) -> Result<Grant> {
+        self.ask(|reply| Command::Acquire(acquisition, reply)).await?
+    }
+
+    pub(crate) async fn renew(&self, holder: Holder, epoch: u64, ttl: Duration) -> Result<Grant> {
+        self.ask(|reply| Command::Renew { holder, epoch, ttl, reply }).await?
+    }
+
+    pub(crate) async fn release(&self, holder: Holder, epoch: u64) -> Result<()> {
+        self.ask(|reply| Command::Release { holder, epoch, reply }).await?
+    }
+
+    /// Replaces files by others with the same rows; `false`: one of them is not in the table any more.
+    pub(crate) async fn rewrite(&self, rewrite: Rewrite) -> Result<bool> {
+        self.ask(|reply| Command::Rewrite(rewrite, reply)).await?
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(command(reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => {
+                Error::new(Code::Overloaded, format!("{QUEUE_MAX} commits to this dataset are waiting"))
+            }
+            mpsc::error::TrySendError::Closed(_) => Error::new(Code::Internal, "the committer has ended"),
+        })?;
+        answer.await.map_err(|_| {
+            Error::new(Code::Unavailable, "the shard stopped before it answered; the outcome is not known")
+                .hint("ask again with the same run id")
+        })
+    }
+}
+
+/// The committer itself.
+pub(crate) struct Task {
+    pub(crate) table: Arc<Table>,
+    pub(crate) apply_wait: Duration,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lease: Lease,
+    /// Origin of the lease's clock.
+    started: Instant,
+}
+
+impl Task {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut next = None;
+        loop {
+            let command = match next.take() {
+                Some(command) => command,
+                None => match commands.recv().await {
+                    Some(command) => command,
+                    None => return,
+                },
+            };
+            match command {
+                Command::Publish(publish, reply) => {
+                    let (group, other) = gather((publish, reply), &mut commands);
+                    next = other;
+                    self.commit_group(group).await;
+                }
+                Command::Acquire(acquisition, reply) => {
+                    let _ = reply.send(self.acquire(acquisition).await);
+                }
+                Command::Renew { holder, epoch, ttl, reply } => {
+                    let _ = reply.send(self.renew(&holder, epoch, ttl).await);
+                }
+                Command::Release { holder, epoch, reply } => {
+                    // A committer that has just started knows no lease yet.
+                    let looked = self.look().await.map(|_| ());
+                    self.lease = self.lease.release(&holder, epoch);
+                    let _ = reply.send(looked);
+                }
+                Command::Rewrite(rewrite, reply) => {
+                    let _ = reply.send(self.rewrite(rewrite).await);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The newest state, with the lease brought up to it: a larger epoch in the table has always won.
+    pub(crate) async fn look(&mut self) -> Result<Option<Arc<Snapshot>>> {
+        let snapshot = self.table.refresh().await?;
+        if let Some(grant) = snapshot.as_ref().and_then(|s| s.grant.as_ref())
+            && grant.epoch > self.lease.epoch()
+        {
+            self.lease = Lease::granted(self.now(), grant.clone());
+        }
+        Ok(snapshot)
+    }
+
+    /// Commits; `None`: somebody else has committed this version. The files that `actions` add are removed only where it is
+    /// certain that they are not, and will not become, part of the table; others are swept when they have been in no
+    /// version for the retention.
+    pub(crate) async fn commit(
+        &self,
+        version: u64,
+        actions: &Actions,
+        files: &[WrittenFile],
+    ) -> Result<Option<u64>> {
+        for file in files {
+            self.table.wrote(&file.file.path, file.index.clone());
+        }
+        match self.table.log.commit(version, actions).await {
+            Ok(Committed::Yes) => Ok(Some(version)),
+            Ok(Committed::Taken) => {
+                self.metrics.conflicts.add(1, &[]);
+                self.discard(files).await;
+                Ok(None)
+            }
+            Err(error) => {
+                // A disk that takes no writes has answered; any other error leaves the outcome open.
+                let refused = error.code() == Code::StorageFull;
+                if refused && matches!(self.table.log.read(version).await, Ok(None)) {
+                    self.discard(files).await;
+                } else {
+                    files.iter().for_each(|file| self.table.forget(&file.file.path));
+                }
+                Err(error.dataset(&self.table.name))
+            }
+        }
+    }
+
+    /// Removes files that were written and that no version of the table will have.
+    pub(crate) async fn discard(&self, files: &[WrittenFile]) {
+        for file in files {
+            self.table.discard(&file.file.path).await;
+        }
+    }
+
+    async fn acquire(&mut self, asked: Acquisition) -> Result<Grant> {
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = self.look().await?;
+            let spec = match (&snapshot, &asked.spec) {
+                (Some(snapshot), Some(spec)) if **spec != *snapshot.spec => {
+                    // Not a conflict, as it is for rows: who asks for a lease waits for a conflict to pass.
+                    return Err(self.other_spec(Code::InvalidRequest, &snapshot.spec, spec));
+                }
+                (Some(snapshot), _) => snapshot.spec.clone(),
+                (None, Some(spec)) => spec.clone(),
+                (None, None) => {
+                    return Err(Error::new(
+                        Code::UnknownDataset,
+                        format!("there is no dataset {}", self.table.name),
+                    )
+                    .dataset(&self.table.name)
+                    .hint("give its spec with the request for the lease, to make it"));
+                }
+            };
+            let now_ns = self.table.shared.clock.now_ms() * 1_000_000;
+            let step = self.lease.acquire(self.now(), now_ns, &asked.holder, asked.ttl, asked.take_over);
+            let grant = match step.map_err(|e| e.dataset(&self.table.name))? {
+                Acquire::Already(lease) => {
+                    self.lease = lease;
+                    return self.granted();
+                }
+                Acquire::Commit(grant) => grant,
+            };
+            let version = snapshot.as_ref().map_or(0, |s| s.version + 1);
+            let now_ms = now_ns / 1_000_000;
+            let info = Map::from_iter([(
+                "trellis".to_owned(),
+                json!({"lease": {"unit": grant.holder.unit, "instance": grant.holder.instance, "epoch": grant.epoch,
+                    "ttl_ms": grant.ttl.as_millis() as u64}}),
+            )]);
+            let mut actions = Actions::new("GRANT", info, now_ms);
+            if snapshot.is_none() {
+                create(&mut actions, &spec, now_ms);
+            }
+            actions.txn(PUBLISHER, grant.epoch as i64, now_ms);
+            actions.txn(&table::holder_txn(&grant), grant.epoch as i64, now_ms);
+            if self.commit(version, &actions, &[]).await?.is_some() {
+                self.look().await?;
+                // If the look found a still larger epoch, the grant is history already.
+                if self.lease.epoch() <= grant.epoch {
+                    self.lease = Lease::granted(self.now(), grant);
+                    return self.granted();
+                }
+            }
+        }
+        Err(Error::new(Code::Unavailable, "others are asking for this lease too; try again")
+            .dataset(&self.table.name))
+    }
+
+    async fn renew(&mut self, holder: &Holder, epoch: u64, ttl: Duration) -> Result<Grant> {
+        self.look().await?;
+        self.lease =
+            self.lease.renew(self.now(), holder, epoch, ttl).map_err(|e| e.dataset(&self.table.name))?;
+        self.granted()
+    }
+
+    fn granted(&self) -> Result<Grant> {
+        match &self.lease {
+            Lease::Held { grant, expires } => {
+                Ok(Grant { ttl: expires.saturating_sub(self.now()), ..grant.clone() })
+            }
+            Lease::Never | Lease::Released { .. } => Err(internal("granting a lease", "it is not held")),
+        }
+    }
+
+    async fn rewrite(&mut self, rewrite: Rewrite) -> Result<bool> {
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = self.look().await?;
+            let all_there = snapshot.as_ref().is_some_and(|s| {
+                rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
+            });
+            let (Some(snapshot), true) = (snapshot, all_there) else {
+                self.discard(&rewrite.adds).await;
+                return Ok(false);
+            };
+            let now_ms = self.table.shared.clock.now_ms();
+            let mut actions = Actions::new("OPTIMIZE", Map::new(), now_ms);
+            for file in &rewrite.removes {
+                actions.remove(file, now_ms);
+            }
+            for file in &rewrite.adds {
+                self.table.wrote(&file.file.path, file.index.clone());
+                actions.add(&file.file, &file.stats, false, now_ms);
+            }
+            // Not through `commit`: a lost race leaves the rewritten files good for the next version.
+            match self.table.log.commit(snapshot.version + 1, &actions).await? {
+                Committed::Yes => {
+                    self.look().await?;
+                    return Ok(true);
+                }
+                Committed::Taken => {}
+            }
+        }
+        self.discard(&rewrite.adds).await;
+        Ok(false)
+    }
+
+    pub(crate) fn other_spec(&self, code: Code, have: &DatasetSpec, given: &DatasetSpec) -> Error {
+        let why = schema::difference(have, given).unwrap_or_else(|| "it is another one".to_owned());
+        Error::new(code, format!("{} exists with another schema: {why}", self.table.name))
+            .dataset(&self.table.name)
+            .hint("publish with the schema that the dataset has, or under another name")
+    }
+}
+
+/// A publish, and everything that queued up behind it, up to the first command of another kind.
+fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waiting>, Option<Command>) {
+    let mut rows = first.0.rows.len();
+    let mut group = vec![first];
+    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX && !group[0].0.has_own_known_at() {
+        match commands.try_recv() {
+            Ok(Command::Publish(publish, reply)) if !publish.has_own_known_at() => {
+                rows += publish.rows.len();
+                group.push((publish, reply));
+            }
+            Ok(other) => return (group, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (group, None)
+}
+
+/// The actions that make the table.
+pub(crate) fn create(actions: &mut Actions, spec: &DatasetSpec, now_ms: i64) {
+    actions.create(spec.dataset.as_str(), &schema::delta_schema(spec), &schema::properties(spec), now_ms);
+}
