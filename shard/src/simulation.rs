@@ -19,6 +19,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `world` | who there is, and what happens next |
+//! | `world::faults`, `world::ending` | what goes wrong; how it ends |
 //! | `calls` | what is asked of a shard |
 //! | `disk` | the object store |
 //! | `model` | what must be true |

@@ -84,10 +84,6 @@ impl Model {
         self.versions.checked_sub(1)
     }
 
-    pub(super) fn accepted(&self) -> &[Accepted] {
-        &self.accepted
-    }
-
     /// Looks at what the log has gained, and that nothing which the table needs is gone.
     pub(super) fn observe(&mut self, disk: &Disk) {
         let mut removes = false;

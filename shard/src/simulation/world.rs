@@ -1,5 +1,8 @@
 //! Two shards that both believe to be the home of one dataset, publishers, a reader, and who decides what happens next.
 
+mod ending;
+mod faults;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -15,7 +18,7 @@ use url::Url;
 
 use super::{
     calls::{Ask, Reply, perform},
-    disk::{Disk, Op, lost},
+    disk::{Disk, Op},
     model::{Model, Row, entry_path},
     seed::Seed,
 };
@@ -23,15 +26,9 @@ use crate::{Config, clock::WallClock, config, shard::Shard, store::Lake, watch::
 
 /// Life of a lease.
 pub(super) const TTL: Duration = Duration::from_secs(10);
-/// A shard sleeps at most so long: four leases.
-const PAUSE_MS_MAX: usize = 40_000;
-/// Clocks are set at most so many seconds before or behind.
-const SKEW_S_MAX: usize = 600;
 /// While something has been under way for longer than this, no time passes: whatever is under way ends within it and one
-/// [`LEAP_MS_MAX`].
+/// step of time, of four minutes at most.
 const AGE_MAX: Duration = Duration::from_secs(120);
-/// The longest step of time.
-const LEAP_MS_MAX: usize = 240_000;
 /// Files are removed after this long: more than the age of anything under way, and the difference of two clocks.
 const RETENTION: Duration = Duration::from_secs(2_400);
 /// When the simulation begins. Long ago, so that no time of the library's own is near it.
@@ -40,8 +37,6 @@ const BEGIN_NS: i64 = 1_000_000_000_000_000_000;
 const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
 /// Lines of the trace that a failure shows.
 const TRACE_SHOWN: usize = 60;
-/// Rounds in which whatever is under way must have ended when nothing fails any more.
-const ROUNDS_MAX: usize = 20_000;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +88,9 @@ struct Belief {
     open: Option<String>,
     calls: bool,
 }
+
+/// What may happen next.
+type Event = fn(&mut World);
 
 /// What happened.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -187,8 +185,8 @@ impl World {
         let ops = self.ready_ops();
         let messages = self.ready_messages();
         let idle = self.idle();
-        let mut choices: Vec<(usize, fn(&mut Self))> = Vec::new();
-        let mut choice = |weight: usize, there: bool, what: fn(&mut Self)| {
+        let mut choices: Vec<(usize, Event)> = Vec::new();
+        let mut choice = |weight: usize, there: bool, what: Event| {
             if there {
                 choices.push((weight, what));
             }
@@ -381,54 +379,6 @@ impl World {
         idle
     }
 
-    /// A store operation has its fate.
-    fn release(&mut self) {
-        let ops = self.ready_ops();
-        let id = *self.seed.pick(&ops);
-        let Some(waiting) = self.disk.take(id) else { return };
-        let what = format!("life {}: {}", waiting.life, waiting.op);
-        let writes = waiting.op.writes();
-        let fate = match self.seed.below(100) {
-            0..=3 => {
-                waiting.answer(Err(lost()));
-                "not done"
-            }
-            4..=6 if writes => {
-                let _ = self.disk.perform(&waiting.op);
-                waiting.answer(Err(lost()));
-                "done, and the answer lost"
-            }
-            7..=9 if writes => {
-                // As clients of object stores do: they ask again when the answer was an error of the server's.
-                let _ = self.disk.perform(&waiting.op);
-                let again = self.disk.perform(&waiting.op);
-                waiting.answer(again);
-                "done, and asked for again"
-            }
-            10..=11 if writes => {
-                self.late.push((waiting.op.clone(), Instant::now()));
-                waiting.answer(Err(lost()));
-                "on its way, and given up"
-            }
-            _ => {
-                let answer = self.disk.perform(&waiting.op);
-                waiting.answer(answer);
-                "done"
-            }
-        };
-        if fate != "done" {
-            self.count("store failures");
-        }
-        self.note(format!("{what}: {fate}"));
-    }
-
-    fn apply_late(&mut self) {
-        let i = self.seed.below(self.late.len());
-        let (op, _) = self.late.remove(i);
-        let done = self.disk.perform(&op).is_ok();
-        self.note(format!("late: {op}: {done}"));
-    }
-
     /// A message arrives.
     fn deliver(&mut self) {
         let ready = self.ready_messages();
@@ -599,200 +549,6 @@ impl World {
             Shard::over(config, lake, clock).await
         }));
         self.note(format!("shard {node} starts as life {life}"));
-    }
-
-    /// Something goes wrong.
-    fn fail(&mut self) {
-        let node = self.seed.below(self.nodes.len());
-        match self.seed.below(8) {
-            0..=2 => {
-                let ms = self.seed.below(PAUSE_MS_MAX) as u64;
-                self.nodes[node].awake_at = Instant::now() + Duration::from_millis(ms);
-                self.count("pauses");
-                self.note(format!("shard {node} sleeps for {ms} ms"));
-            }
-            3 => self.crash(node),
-            4 => {
-                let skew = self.seed.below(2 * SKEW_S_MAX) as i64 - SKEW_S_MAX as i64;
-                self.nodes[node].skew_ns.store(skew * 1_000_000_000, Ordering::SeqCst);
-                self.count("clocks set");
-                self.note(format!("the clock of shard {node} is {skew} s off"));
-            }
-            5 => {
-                let unreadable = self.seed.once_in(2);
-                self.disk.set_unreadable(self.nodes[node].life, unreadable);
-                self.note(format!("shard {node} reads rows: {}", !unreadable));
-            }
-            _ => self.give_up(),
-        }
-    }
-
-    fn crash(&mut self, node: usize) {
-        if matches!(self.nodes[node].state, State::Down) {
-            return;
-        }
-        let life = self.nodes[node].life;
-        self.count("crashes");
-        self.note(format!("shard {node} dies"));
-        if let State::Opening(task) = std::mem::replace(&mut self.nodes[node].state, State::Down) {
-            task.abort();
-        }
-        for op in self.disk.end(life).into_iter().filter(Op::writes) {
-            let fate = self.seed.below(3);
-            self.note(format!("{op}: {}", ["done", "not done", "on its way"][fate]));
-            match fate {
-                0 => drop(self.disk.perform(&op)),
-                1 => {}
-                _ => self.late.push((op, Instant::now())),
-            }
-        }
-        let (dead, kept) = std::mem::take(&mut self.calls)
-            .into_iter()
-            .partition(|call| matches!(call.stage, Stage::Running { life: l, .. } if l == life));
-        self.calls = kept;
-        let dead: Vec<Call> = dead;
-        for call in dead {
-            if let Stage::Running { task, .. } = &call.stage {
-                task.abort();
-            }
-            if call.awaited {
-                self.hear(call.actor, &call.ask, Err(gone()));
-            }
-        }
-    }
-
-    /// The line between somebody and a shard is cut, at any point: the message may still arrive; the shard may notice.
-    fn give_up(&mut self) {
-        let awaited: Vec<usize> = (0..self.calls.len())
-            .filter(|&i| self.calls[i].awaited && self.calls[i].actor != Actor::Upkeep)
-            .collect();
-        if awaited.is_empty() {
-            return;
-        }
-        let i = *self.seed.pick(&awaited);
-        let lost = self.seed.once_in(2);
-        self.calls[i].awaited = false;
-        self.count("lines cut");
-        self.note(format!(
-            "call {} is cut off, {}",
-            self.calls[i].id,
-            if lost { "for good" } else { "behind it" }
-        ));
-        let (actor, ask) = (self.calls[i].actor, self.calls[i].ask.clone());
-        if lost || matches!(self.calls[i].stage, Stage::Answered(_)) {
-            let call = self.calls.remove(i);
-            if let Stage::Running { task, .. } = call.stage {
-                task.abort();
-            }
-        }
-        self.hear(actor, &ask, Err(gone()));
-    }
-
-    async fn pass_time(&mut self) {
-        let ms = match self.seed.below(20) {
-            0 => self.seed.below(LEAP_MS_MAX),
-            1..=4 => self.seed.below(2 * TTL.as_millis() as usize),
-            _ => self.seed.below(1_500),
-        };
-        self.note(format!("{ms} ms pass"));
-        tokio::time::advance(Duration::from_millis(ms as u64)).await;
-    }
-
-    // The end.
-
-    /// Nothing fails any more: every open run is published, and everything reads as the list says, on both shards, after a
-    /// restart, and after compaction and removal.
-    async fn end(&mut self) {
-        self.note("the end".to_owned());
-        for node in 0..self.nodes.len() {
-            self.nodes[node].awake_at = Instant::now();
-            self.disk.set_unreadable(self.nodes[node].life, false);
-        }
-        self.drain().await;
-        for (op, _) in std::mem::take(&mut self.late) {
-            let _ = self.disk.perform(&op);
-        }
-        for node in 0..self.nodes.len() {
-            if matches!(self.nodes[node].state, State::Down) {
-                self.start(node);
-            }
-        }
-        self.drain().await;
-        for i in 0..PUBLISHERS.len() {
-            let (unit, instance) = (PUBLISHERS[i].0.to_owned(), PUBLISHERS[i].1.to_owned());
-            let node = self.seed.below(self.nodes.len());
-            let acquire = Ask::Acquire { unit: unit.clone(), instance, take_over: true };
-            let Ok(Reply::Granted(lease)) = self.call(node, acquire).await else {
-                panic!("the lease is not granted")
-            };
-            let run = match self.publishers[i].open.clone() {
-                Some(run) => run,
-                None => self.new_run(),
-            };
-            let rows = self.model.rows_of(&run).to_vec();
-            let publish = Ask::Publish { unit, epoch: lease.epoch, run, rows };
-            let published = self.call(node, publish).await;
-            assert!(matches!(published, Ok(Reply::Published(_))), "{published:?}");
-        }
-        self.look_everywhere().await;
-        self.crash(0);
-        self.start(0);
-        self.drain().await;
-        self.look_everywhere().await;
-        for _ in 0..2 {
-            for node in 0..self.nodes.len() {
-                for ask in [Ask::Refresh, Ask::Compact, Ask::Checkpoint, Ask::Sweep] {
-                    self.call(node, ask).await.unwrap();
-                }
-            }
-            self.look_everywhere().await;
-            tokio::time::advance(2 * RETENTION).await;
-            self.settle().await;
-        }
-        for version in 0.. {
-            let Some(entry) = self.disk.read(&entry_path(version)) else { break };
-            self.note(String::from_utf8(entry.to_vec()).unwrap());
-        }
-    }
-
-    async fn look_everywhere(&mut self) {
-        for node in 0..self.nodes.len() {
-            let looked = self.call(node, Ask::Look).await;
-            let Ok(Reply::Looked { look: Some(look), .. }) = looked else { panic!("{looked:?}") };
-            assert_eq!(Some(look.version), self.model.newest());
-            self.model.all_acknowledged_in(&look);
-        }
-    }
-
-    /// Asks a shard while nothing fails.
-    async fn call(&mut self, node: usize, ask: Ask) -> Result<Reply> {
-        let State::Up { shard, .. } = &self.nodes[node].state else { panic!("shard {node} is down") };
-        let floor = self.model.newest();
-        let task = tokio::spawn(perform(shard.clone(), ask.clone()));
-        self.drain().await;
-        assert!(task.is_finished(), "{ask:?} does not end");
-        let reply = task.await.unwrap();
-        self.note(format!("shard {node}: {ask:?}: {}", reply.is_ok()));
-        self.check(&ask, &reply, floor);
-        reply
-    }
-
-    /// Until nobody waits for anything, everything is done in the order in which it was asked for.
-    async fn drain(&mut self) {
-        for _ in 0..ROUNDS_MAX {
-            self.settle().await;
-            if let Some(&id) = self.ready_ops().first() {
-                if let Some(waiting) = self.disk.take(id) {
-                    let answer = self.disk.perform(&waiting.op);
-                    waiting.answer(answer);
-                }
-            } else if !self.ready_messages().is_empty() {
-                self.deliver();
-            } else {
-                return;
-            }
-        }
-        panic!("it does not come to an end");
     }
 
     fn count(&mut self, what: &'static str) {
