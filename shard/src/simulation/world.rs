@@ -430,6 +430,15 @@ impl World {
     fn act(&mut self) {
         let idle = self.idle();
         let actor = *self.seed.pick(&idle);
+        // Most of what these would ask for is refused while somebody holds the lease.
+        let rarely = match actor {
+            Actor::Publisher(i) => self.publishers[i].epoch.is_none(),
+            Actor::Importer => true,
+            Actor::Reader | Actor::Upkeep => false,
+        };
+        if rarely && !self.seed.once_in(3) {
+            return;
+        }
         let ask = match actor {
             Actor::Publisher(i) => self.publishers_ask(i),
             Actor::Importer => self.importers_ask(),
