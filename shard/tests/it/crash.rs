@@ -1,28 +1,8 @@
 //! kill -9 of the real binary: what was acknowledged is there, what was not is whole or absent.
 
-use std::{path::Path, process::Stdio};
-
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-};
 use trellis_proto::pb;
 
 use crate::support::*;
-
-async fn spawn(lake: &Path) -> (Child, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_shard"))
-        .env("TRELLIS_LAKE", lake)
-        .env("TRELLIS_LOG", "warn")
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let ready: serde_json::Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
-    assert_eq!((ready["ready"].as_bool(), ready["role"].as_str()), (Some(true), Some("shard")));
-    (child, ready["listen"].as_str().unwrap().to_owned())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_publishes_survive_kill_9() {
@@ -30,7 +10,7 @@ async fn acknowledged_publishes_survive_kill_9() {
     let mut acknowledged: Vec<(i64, f64)> = Vec::new();
     let mut sent = 0_i64;
     for round in 0..6 {
-        let (mut child, address) = spawn(lake.path()).await;
+        let (mut child, address) = spawn(lake.path(), &[]).await;
         let mut client = connect(&address).await;
         let lease = acquire(&mut client, "signals.mom", "mom", true).await.unwrap();
         // Four publishers at once; the kill comes while their publishes are on the way.
@@ -72,7 +52,7 @@ async fn acknowledged_publishes_survive_kill_9() {
         }
         sent += 4_000;
     }
-    let (mut child, address) = spawn(lake.path()).await;
+    let (mut child, address) = spawn(lake.path(), &[]).await;
     let mut client = connect(&address).await;
     acknowledged.sort_by_key(|a| a.0);
     let ranges = (0..3).map(|s| range("signals.mom", &format!("S{s}"))).collect();

@@ -4,6 +4,7 @@
 
 mod commits;
 mod crash;
+mod object_store;
 mod reads;
 mod support;
 mod watching;

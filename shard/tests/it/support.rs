@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +17,13 @@ use arrow_array::{
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_schema::Schema;
 use bytes::Bytes;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tonic::transport::Channel;
 use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, Error, FieldType, Result,
@@ -67,6 +75,22 @@ pub(crate) async fn connect(address: &str) -> ShardClient<Channel> {
     // The shard opens its lake before it accepts; the connection waits in the backlog.
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     ShardClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+}
+
+/// The real binary on a lake, and its address.
+pub(crate) async fn spawn(lake: impl AsRef<OsStr>, variables: &[(&str, String)]) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shard"))
+        .env("TRELLIS_LAKE", lake)
+        .env("TRELLIS_LOG", "warn")
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready: serde_json::Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+    assert_eq!((ready["ready"].as_bool(), ready["role"].as_str()), (Some(true), Some("shard")));
+    (child, ready["listen"].as_str().unwrap().to_owned())
 }
 
 /// A dataset with one nullable float field, `value`, and chunks of 64 days.
