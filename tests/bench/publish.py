@@ -239,10 +239,8 @@ def table(folder: Path) -> None:
 
 def grid(binary: str, folder: Path, publishers: int, report: Any) -> float:
     """A head and a shard; their publishes in a second."""
-    binaries = str(Path(binary).parent)
-    environment = {**os.environ, "TMPDIR": str(folder), "TRELLIS_BIN_DIR": binaries}
-    command = [binary, str(publishers), str(SECONDS)]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    command = [binary, str(publishers), str(SECONDS), str(folder / f"trellis-{publishers}")]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for figure in figures:
         report.take(figure)

@@ -1,10 +1,12 @@
 //! Publishes to acknowledgement, through a head and a shard of their own.
 //!
-//! `publish-bench PUBLISHERS SECONDS` starts both over a lake in the temporary folder (`TMPDIR` says on which disk), gives each
-//! publisher an output and a connection of its own, and lets all publish results of 500 rows, one session after the other,
-//! each as soon as the one before is acknowledged. One line of JSON for each figure. The binaries are those beside it.
+//! `publish-bench PUBLISHERS SECONDS LAKE` starts both over the folder `LAKE`, gives each publisher an output and a connection
+//! of its own, and lets all publish results of 500 rows, one session after the other, each as soon as the one before is
+//! acknowledged. One line of JSON for each figure. The binaries are those beside it. The lake stays: ext4 is slow to make
+//! files for minutes after thousands were removed (it does not use their inodes again), whoever is measured then.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -131,9 +133,10 @@ fn at(sorted: &[f64], part: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * part).round() as usize]
 }
 
-async fn run(publishers: usize, span: Duration) -> Result<()> {
+async fn run(publishers: usize, span: Duration, lake: &Path) -> Result<()> {
     allow_files()?;
-    let cluster = Cluster::start(1, 1, &[("TRELLIS_LOG", "warn")])?;
+    std::fs::create_dir_all(lake)?;
+    let cluster = Cluster::start_over(lake, 1, 1)?;
     let heads = cluster.head_addrs();
     let symbols: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|i| format!("S{i:03}"))));
     let set_up = (0..publishers).map(|i| Publisher::set_up(&heads, i, symbols.clone()));
@@ -177,10 +180,10 @@ async fn run(publishers: usize, span: Duration) -> Result<()> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [publishers, seconds] = arguments.as_slice() else {
-        bail!("usage: publish-bench PUBLISHERS SECONDS")
+    let [publishers, seconds, lake] = arguments.as_slice() else {
+        bail!("usage: publish-bench PUBLISHERS SECONDS LAKE")
     };
     let publishers: usize = publishers.parse().context("PUBLISHERS")?;
     ensure!(publishers > 0, "PUBLISHERS is 0");
-    run(publishers, Duration::from_secs_f64(seconds.parse().context("SECONDS")?)).await
+    run(publishers, Duration::from_secs_f64(seconds.parse().context("SECONDS")?), Path::new(lake)).await
 }
