@@ -1,6 +1,7 @@
 """Warm hits read by the Rust client, against what gRPC and loopback TCP cost alone: `hit-bench`.
 
-Its JSON has a ratio under each key `A_of_B_p50` and `A_of_B_rps`; all of them are reported.
+Its JSON has a ratio under each key `A_of_B_p50` and `A_of_B_rps`; all of them are written, and those that
+say something of the answer's size are shown: small ones beside the echo, large ones beside TCP.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grid import OUT, ROUNDS, SPAN, built, grid, start, stop
-from market import QUESTIONS
+from market import LARGE, QUESTIONS
 from report import Report
 
 # Cores of the servers, and of the client.
@@ -46,6 +47,12 @@ def table(state: Path) -> None:
     report.close(OUT)
 
 
+def _shown(question: str, connections: str) -> set[str]:
+    if question in LARGE:
+        return {"drain_of_tcp_rps", "hit_of_tcp_rps"}
+    return {"hit_of_echo_p50"} if connections == "1" else {"hit_of_echo_rps"}
+
+
 def _report(report: Report, placement: str, question: str, measured: dict[str, Any]) -> None:
     cases = {key: value for key, value in measured.items() if isinstance(value, dict)}
     shared = {key: value for key, value in measured.items() if key not in cases}
@@ -55,6 +62,9 @@ def _report(report: Report, placement: str, question: str, measured: dict[str, A
             if not of:
                 continue
             floor, _, what = rest.partition("_")
+            made_of = {
+                name: case[name] for name in case if name.startswith((f"{target}_{what}", f"{floor}_{what}"))
+            }
             report.add(
                 f"{question}, {connections} conn, {placement}: {target} / {floor}, {what}",
                 value,
@@ -62,12 +72,6 @@ def _report(report: Report, placement: str, question: str, measured: dict[str, A
                 bar=BARS.get((placement, question, connections, key)),
                 better="lower" if what == "p50" else "higher",
                 peer=FLOORS.get(floor, floor),
-                detail={
-                    **{
-                        key: value
-                        for key, value in case.items()
-                        if key.startswith((f"{target}_{what}", f"{floor}_{what}"))
-                    },
-                    **shared,
-                },
+                detail={**{name: round(number, 1) for name, number in made_of.items()}, **shared},
+                shown=key in _shown(question, connections),
             )

@@ -110,3 +110,5 @@ ROWS = {
     "98,280 x 6": SESSIONS_A_YEAR * MINUTES_A_SESSION,
     "500 symbols": len(DAILY_SYMBOLS) * SESSIONS_A_YEAR,
 }
+# Whose time is that of their bytes.
+LARGE = {"98,280 x 6", "500 symbols"}

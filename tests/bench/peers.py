@@ -12,7 +12,7 @@ from pathlib import Path
 
 import market
 from grid import OUT, ROUNDS, SPAN, pinned
-from market import QUESTIONS, Question
+from market import LARGE, QUESTIONS, Question
 from report import Report, aligned, number, say
 from stage import Stage, agree, stage, wire
 
@@ -29,7 +29,6 @@ SLOWER = 5.0
 OF_REDIS, OF_REDIS_REPEATED = 1.1, 0.1
 # Requests per second of 16 stock clients, in those of a C++ server; of large answers.
 OF_ARROW_FLIGHT = 1.0
-LARGE = {"98,280 x 6", "500 symbols"}
 
 
 class Cell:
