@@ -30,6 +30,7 @@ import herd64
 import hit
 import market
 import peers
+import publish
 import rust
 from grid import OUT, ROOT, grid
 from report import Failure, say
@@ -65,7 +66,7 @@ def tables(folder: Path) -> dict[str, Callable[[], None]]:
         "peers": lambda: peers.table(folder / "peers", prices.state()),
         "herd64": lambda: herd64.table(folder / "herd64", prices.state()),
         "scenarios": lambda: rust.table("scenarios", "a head node under load", "head-bench", ["head-node"]),
-        "publish": lambda: rust.table("publish", "publishes", "publish-bench", []),
+        "publish": lambda: publish.table(folder / "publish"),
     }
 
 
