@@ -32,13 +32,20 @@ def clients() -> None:
     site = sysconfig.get_path("purelib", vars={"base": str(ENVIRONMENT)})
     (Path(site) / "trellis.pth").write_text(f"{WHEEL}\n")
     pip = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    if subprocess.run([*pip, "-r", str(REQUIREMENTS)], timeout=FETCH_S).returncode == 0:
+    if _fetched([*pip, "-r", str(REQUIREMENTS)]):
         stamp.write_text(wanted)
         return
     # what one cannot be had without need not keep the others away; without a stamp, the next run tries again
     for line in REQUIREMENTS.read_text().splitlines():
-        if line and not line.startswith("#") and subprocess.run([*pip, line], timeout=FETCH_S).returncode:
+        if line and not line.startswith("#") and not _fetched([*pip, line]):
             say(f"  {line} cannot be installed: its targets will be skipped")
+
+
+def _fetched(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=FETCH_S).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def servers() -> None:
@@ -50,8 +57,7 @@ def servers() -> None:
         say(f"  Redis or PostgreSQL is missing: run `{script.relative_to(ROOT)} bench` as root")
         return
     say("== installing Redis and PostgreSQL")
-    done = subprocess.run([str(script), "bench"], stdout=subprocess.DEVNULL, timeout=FETCH_S)
-    if done.returncode:
+    if not _fetched([str(script), "bench"]):
         say("  they cannot be installed: what is missing will be skipped")
 
 

@@ -71,7 +71,7 @@ class Report:
         self._keep(figure)
 
     def _keep(self, figure: dict[str, Any]) -> None:
-        self.figures.append({**figure, "versions": {**self.versions, **figure.get("versions", {})}})
+        self.figures.append({**figure, "versions": {**self.versions, **(figure.get("versions") or {})}})
 
     def close(self, out: Path) -> None:
         """Prints the figures, and writes them to `out/TABLE.json`."""
@@ -86,7 +86,7 @@ class Report:
                     figure["unit"],
                     "" if bar is None else f"{bounds[figure['better']]} {bar:g}",
                     "" if bar is None else ("met" if self.met(figure) else "NOT MET"),
-                    ", ".join(f"{key} {_short(of)}" for key, of in figure.get("detail", {}).items()),
+                    ", ".join(f"{key} {_short(of)}" for key, of in (figure.get("detail") or {}).items()),
                 )
             )
         if not self.shown:
