@@ -5,6 +5,12 @@
 pub struct Rng(u64);
 
 impl Rng {
+    /// From a seed that the caller names wherever it reports what came of it.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// From the variable `TRELLIS_SEED`, or from `default`; printed, so that a failing run names its seed.
     #[must_use]
     pub fn seeded(default: u64) -> Self {

@@ -1,0 +1,121 @@
+//! The head node's bars: overlap, memory, freshness, fairness, under the loads that they were set for.
+//!
+//! `head-bench HEAD-NODE-BINARY [SCENARIO...]` starts eight shards in this process over a lake in a temporary folder, fills
+//! it with 500 symbols of ten years of daily rows, and runs the scenarios (all of them if none is named), each with heads of
+//! its own as processes of their own, so that their memory is theirs alone. Every figure is one line of JSON on stdout;
+//! what is going on, and what a scenario could not do, is on stderr. Exits with 1 if a scenario did not come to its end.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `figure` | what is printed |
+//! | `market` | the rows, who asks for what, the minimal union |
+//! | `head` | a head as a process, its memory and counters |
+//! | `load` | reading to the end and timing it |
+//! | `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog` | one scenario each; its first lines say what is measured and expected |
+//!
+//! Heads, shards and clients share the machine's cores. Times are therefore compared inside one run only: with a floor that
+//! moves the same bytes with the same clients, or with the same load before the disturbance.
+
+mod cancel;
+mod figure;
+mod head;
+mod herd;
+mod hog;
+mod load;
+mod market;
+mod scan;
+mod shift;
+mod slow_readers;
+mod steady;
+
+use std::{process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use futures::future::BoxFuture;
+use trellis_tests::grid::Grid;
+
+use crate::{
+    figure::Figure,
+    head::Head,
+    market::{DAYS, Market},
+};
+
+const USAGE: &str = "usage: head-bench HEAD-NODE-BINARY [SCENARIO...]";
+const SHARDS: usize = 8;
+
+/// What every scenario finds when it begins: shards that hold the market, and no head.
+pub(crate) struct Bench {
+    binary: String,
+    grid: Grid,
+    market: Market,
+}
+
+impl Bench {
+    async fn prepare(binary: String) -> Result<Self> {
+        let began = Instant::now();
+        let bench =
+            Self { binary, grid: Grid::start(0, SHARDS).await?, market: Market::new("equities.daily", 500)? };
+        let head = bench.head("512MiB").await?;
+        bench.market.import_history(&head.client().await?, DAYS).await?;
+        eprintln!("the market is loaded: {:.1} s", began.elapsed().as_secs_f64());
+        Ok(bench)
+    }
+
+    /// A head that knows the datasets and no rows.
+    async fn head(&self, cache: &str) -> Result<Head> {
+        Head::start(&self.binary, &self.grid.shards_direct(), cache).await
+    }
+
+    /// As [`Self::head`], with a gate between it and each shard.
+    async fn gated_head(&self, cache: &str) -> Result<Head> {
+        let gates: Vec<String> = (0..SHARDS).map(|i| self.grid.gate(i).addr().to_string()).collect();
+        Head::start(&self.binary, &format!("static://{}", gates.join(",")), cache).await
+    }
+}
+
+type Scenario = for<'a> fn(&'a Bench) -> BoxFuture<'a, Result<Vec<Figure>>>;
+
+const SCENARIOS: [(&str, Scenario); 7] = [
+    ("herd", |bench| Box::pin(herd::run(bench))),
+    ("steady", |bench| Box::pin(steady::run(bench))),
+    ("shift", |bench| Box::pin(shift::run(bench))),
+    ("scan", |bench| Box::pin(scan::run(bench))),
+    ("cancel", |bench| Box::pin(cancel::run(bench))),
+    ("slow-readers", |bench| Box::pin(slow_readers::run(bench))),
+    ("hog", |bench| Box::pin(hog::run(bench))),
+];
+
+async fn run(binary: String, asked: &[String]) -> Result<bool> {
+    let known = |name: &String| SCENARIOS.iter().any(|(scenario, _)| scenario == name);
+    if let Some(unknown) = asked.iter().find(|name| !known(name)) {
+        let names: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
+        bail!("there is no scenario {unknown}; the scenarios are {}", names.join(", "));
+    }
+    let bench = Bench::prepare(binary).await?;
+    let mut whole = true;
+    for (name, scenario) in SCENARIOS {
+        if !asked.is_empty() && !asked.iter().any(|asked| asked == name) {
+            continue;
+        }
+        let began = Instant::now();
+        match scenario(&bench).await {
+            Ok(figures) => figures.iter().try_for_each(Figure::print)?,
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                whole = false;
+            }
+        }
+        eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
+    }
+    bench.grid.stop().await?;
+    Ok(whole)
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let binary = arguments.next().context(USAGE)?;
+    let scenarios: Vec<String> = arguments.collect();
+    let whole = run(binary, &scenarios).await?;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
