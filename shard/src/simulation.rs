@@ -38,7 +38,7 @@ use std::{collections::BTreeMap, panic};
 use world::{Outcome, simulate};
 
 /// Seeds of an ordinary run.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 30;
 /// Steps of one simulation.
 const STEPS: usize = 500;
 

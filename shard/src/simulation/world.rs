@@ -193,7 +193,7 @@ impl World {
         };
         choice(14, !ops.is_empty(), Self::release);
         choice(7, !messages.is_empty(), Self::deliver);
-        choice(if overdue { 5 } else { 1 }, !self.late.is_empty(), Self::apply_late);
+        choice(3, !self.late.is_empty(), Self::apply_late);
         if !overdue {
             choice(5, !idle.is_empty(), Self::act);
             choice(2, true, Self::maintain);

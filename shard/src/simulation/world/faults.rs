@@ -23,23 +23,23 @@ impl World {
         let what = format!("life {}: {}", waiting.life, waiting.op);
         let writes = waiting.op.writes();
         let fate = match self.seed.below(100) {
-            0..=3 => {
+            0..=2 => {
                 waiting.answer(Err(lost()));
                 "not done"
             }
-            4..=6 if writes => {
+            3..=5 if writes => {
                 let _ = self.disk.perform(&waiting.op);
                 waiting.answer(Err(lost()));
                 "done, and the answer lost"
             }
-            7..=9 if writes => {
+            6..=8 if writes => {
                 // As clients of object stores do: they ask again when the answer was an error of the server's.
                 let _ = self.disk.perform(&waiting.op);
                 let again = self.disk.perform(&waiting.op);
                 waiting.answer(again);
                 "done, and asked for again"
             }
-            10..=11 if writes => {
+            9..=14 if writes => {
                 self.late.push((waiting.op.clone(), Instant::now()));
                 waiting.answer(Err(lost()));
                 "on its way, and given up"
