@@ -154,6 +154,14 @@ pub(crate) enum Outcome<P> {
     Lost,
 }
 
+/// A flight whose last reader has left, and for which time in its life that was: who comes back and leaves again begins a new
+/// grace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Abandoned {
+    pub(crate) flight: FlightId,
+    times: u32,
+}
+
 /// What must happen outside, in any order, after the series has been let go of.
 #[derive(Debug)]
 pub(crate) struct Effects<P, W> {
@@ -164,7 +172,7 @@ pub(crate) struct Effects<P, W> {
     pub(crate) inserted: Vec<(i64, SlotId, P)>,
     pub(crate) removed: Vec<(SlotId, P)>,
     /// Flights that nobody waits for any more.
-    pub(crate) abandoned: Vec<FlightId>,
+    pub(crate) abandoned: Vec<Abandoned>,
     /// Flights poisoned for the first time.
     pub(crate) poisoned: u64,
     /// Slots closed or patched by a change.
@@ -269,6 +277,8 @@ struct Flight<P, W> {
     /// Rows received.
     rows: u64,
     stakes: Vec<Stake<W>>,
+    /// How often its last reader has left.
+    abandoned: u32,
 }
 
 impl<P, W> Flight<P, W> {
@@ -309,7 +319,7 @@ impl<P, W> Default for Series<P, W> {
 
 impl<P: Payload, W: Clone> Series<P, W> {
     /// Takes everything that is wanted if all of it is ready; changes nothing and returns false otherwise.
-    /// `now` is in seconds, any origin; see [`Plan::touch`].
+    /// `now` counts time, any unit and origin; see [`Plan::touch`].
     pub(crate) fn take_ready(
         &mut self,
         want: &Want,
@@ -431,6 +441,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
                 open: left,
                 rows: 0,
                 stakes: vec![Stake { token, waiter: waiter.clone(), chunks, left }],
+                abandoned: 0,
             });
         }
     }
@@ -577,10 +588,17 @@ impl<P: Payload, W: Clone> Series<P, W> {
             let before = flight.stakes.len();
             flight.stakes.retain(|stake| stake.token != token);
             if before > flight.stakes.len() && flight.stakes.is_empty() && flight.open > 0 {
-                fx.abandoned.push(*id);
+                flight.abandoned += 1;
+                fx.abandoned.push(Abandoned { flight: *id, times: flight.abandoned });
             }
             self.forget_if_done(index);
         }
+    }
+
+    /// The grace of an abandoned flight is over: ends it, unless somebody has waited for it since. False: it goes on, or is done.
+    pub(crate) fn expire(&mut self, left: Abandoned) -> bool {
+        let same = |f: &Flight<P, W>| f.id == left.flight && f.abandoned == left.times;
+        self.flights.iter().any(same) && self.cancel(left.flight)
     }
 
     /// Ends a flight that nobody waits for: what has come stays, the rest is absent again. False: somebody does.

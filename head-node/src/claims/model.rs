@@ -304,10 +304,10 @@ impl World {
                 assert!(reader.pending >= 0, "a stake is settled once");
             }
         }
-        for flight in fx.abandoned {
+        for left in fx.abandoned {
             // the grace passes at once, or somebody joins in it
-            if self.rng.one_in(2) && self.series.cancel(flight) {
-                self.fetches.retain(|fetch| fetch.claim.flight != flight);
+            if self.rng.one_in(2) && self.series.expire(left) {
+                self.fetches.retain(|fetch| fetch.claim.flight != left.flight);
             }
         }
     }
@@ -658,4 +658,24 @@ fn no_interleaving_makes_an_answer_wrong_or_a_reader_wait_for_ever() {
         answers > 10_000 && joined > 10_000,
         "the worlds were lively: {answers} answers, {joined} joined"
     );
+}
+
+#[test]
+fn who_comes_back_and_leaves_again_begins_a_new_grace() {
+    let mut series: Series<Rows, u64> = Series::default();
+    let want = Want { chunks: 0..2, columns: ColumnSet(1), as_of: 1 };
+    let standing = Standing { generation: 1, known_through: 1 };
+    let come_and_leave = |series: &mut Series<Rows, u64>, token| {
+        let mut plan = Plan::default();
+        series.plan(&want, &standing, 1, token, &token, &mut || 7, &mut plan);
+        assert_eq!(plan.flights, [7], "one flight for everybody");
+        let mut fx = Effects::default();
+        series.leave(&plan.flights, token, &mut fx);
+        fx.abandoned
+    };
+    let first = come_and_leave(&mut series, 1);
+    let second = come_and_leave(&mut series, 2);
+    assert!(!series.expire(first[0]), "the second reader has left a moment ago");
+    assert!(series.expire(second[0]));
+    assert!(!series.expire(second[0]), "it is gone");
 }
