@@ -16,12 +16,17 @@ use trellis_proto::{Code, DatasetName, Error, Result, placement::OwnershipMap};
 
 use crate::{
     cache::Cache,
-    claims::{FlightId, Generation, Token},
+    claims::{Abandoned, FlightId, Generation, Token},
     datasets::Table,
     memory::Memory,
     series::{Cell, Fx},
     shards::Shard,
 };
+
+/// How fine recency is: a slot in use is made the newest at most once in this time. A scan turns a small cache over in a quarter of
+/// a second, and what is used more often than that must survive it; much finer, and each hit would pay for telling the cache
+/// of all its chunks.
+const RECENCY: Duration = Duration::from_millis(50);
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -116,10 +121,10 @@ impl Core {
         })
     }
 
-    /// Seconds since the start: how fine recency is.
+    /// Time since the start in units of [`RECENCY`].
     pub(crate) fn now(&self) -> u32 {
         // from 1: 0 is "never touched"
-        self.begun.elapsed().as_secs() as u32 + 1
+        (self.begun.elapsed().as_nanos() / RECENCY.as_nanos()) as u32 + 1
     }
 
     pub(crate) fn next_flight(&self) -> FlightId {
@@ -245,18 +250,18 @@ impl Core {
         }
         self.counters.invalidations.fetch_add(fx.touched, Relaxed);
         self.counters.poisoned_flights.fetch_add(fx.poisoned, Relaxed);
-        for flight in fx.abandoned {
-            self.abandon(cell, shard, flight);
+        for left in fx.abandoned {
+            self.abandon(cell, shard, left);
         }
     }
 
     /// Cancels a flight after the grace, unless somebody joins it.
-    fn abandon(self: &Arc<Self>, cell: &Arc<Cell>, shard: &Arc<Shard>, flight: FlightId) {
+    fn abandon(self: &Arc<Self>, cell: &Arc<Cell>, shard: &Arc<Shard>, left: Abandoned) {
         let (core, cell, shard) = (Arc::clone(self), Arc::clone(cell), Arc::clone(shard));
         self.runtime.spawn(async move {
             tokio::time::sleep(core.config.grace).await;
-            let was = cell.lock().series.cancel(flight);
-            if was {
+            let expired = cell.lock().series.expire(left);
+            if expired {
                 core.counters.flights_cancelled.fetch_add(1, Relaxed);
                 shard.flights_cancelled.notify_waiters();
             }
