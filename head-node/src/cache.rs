@@ -139,3 +139,80 @@ impl Cache {
         self.evictions.load(Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{
+        chunk::{Chunk, Stamp},
+        claims::{ColumnSet, Standing},
+        series::Fx,
+    };
+
+    const STANDING: Standing = Standing { generation: 1, known_through: 1 };
+    const STAMP: Stamp = Stamp { columns: ColumnSet(1), version: 1, known_through: 1 };
+    const WRITERS: usize = 4;
+    /// Slots that fit. Chunks without rows weigh as much as a slot.
+    const SLOTS: u64 = 4_096;
+    /// Chunks of one writer: more than fit, so that insertions and evictions never end.
+    const CHUNKS: u64 = SLOTS;
+
+    /// Chunks come, are used, changed (their slot removed, another inserted) and let go, by several writers at once.
+    fn come_and_go(inserts: u64) {
+        let memory = Memory::new(SLOTS * SLOT_BYTES);
+        let cache = Cache::new(&memory);
+        thread::scope(|scope| {
+            for writer in 0..WRITERS as u64 {
+                let (cache, memory) = (&cache, &memory);
+                scope.spawn(move || {
+                    let cell = Arc::new(Cell::new("AMZN".parse().unwrap()));
+                    let mut held = vec![0; CHUNKS as usize];
+                    // a linear congruence (Knuth): the order matters, chance does not
+                    let mut state = writer;
+                    for _ in 0..inserts / WRITERS as u64 {
+                        state = state
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
+                        let chunk = ((state >> 33) % CHUNKS) as usize;
+                        if let Some(payload) = cell.evict(chunk as i64, held[chunk]) {
+                            memory.dropped(payload.bytes());
+                            cache.remove(held[chunk]);
+                        }
+                        let mut fx = Fx::default();
+                        let payload = Chunk::empty(memory, STAMP);
+                        let mut next = || cache.next_id();
+                        cell.lock().series.plant(chunk as i64, payload, &STANDING, &mut next, &mut fx);
+                        for (at, id, payload) in fx.inserted {
+                            memory.stored(payload.bytes());
+                            cache.insert(&cell, at, id, payload.bytes());
+                            held[chunk] = id;
+                        }
+                        cache.touch(held[((state >> 17) % CHUNKS) as usize]);
+                    }
+                });
+            }
+        });
+        cache.settle();
+        let (resident, budget) = (memory.resident() as f64, memory.budget() as f64);
+        println!(
+            "{inserts} insertions, {} evictions: {:.4} of the budget is used",
+            cache.evictions(),
+            resident / budget
+        );
+        assert!(resident <= budget, "{resident} of {budget}");
+        assert!(resident >= 0.98 * budget, "{resident} of {budget} after {inserts} insertions");
+    }
+
+    #[test]
+    fn capacity_does_not_shrink_however_many_chunks_come_and_go() {
+        come_and_go(400_000);
+    }
+
+    #[test]
+    #[ignore = "a minute or two; ten million insertions, the figure that is quoted"]
+    fn capacity_after_ten_million_insertions() {
+        come_and_go(10_000_000);
+    }
+}
