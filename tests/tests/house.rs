@@ -17,11 +17,12 @@ const EDGES: [(&str, &[&str]); 7] = [
 ];
 
 /// Outside crates that one of ours alone may name, so that a change of library is a change of one crate.
-const DOORS: [(&str, &str); 14] = [
+const DOORS: [(&str, &str); 15] = [
     ("protox", "trellis-proto"),
     ("tonic-prost-build", "trellis-proto"),
     ("twox-hash", "trellis-proto"),
     ("hickory-resolver", "trellis-fabric"),
+    ("mimalloc", "trellis-fabric"),
     ("opentelemetry-otlp", "trellis-fabric"),
     ("opentelemetry_sdk", "trellis-fabric"),
     ("tonic-health", "trellis-fabric"),
