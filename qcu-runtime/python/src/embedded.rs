@@ -12,12 +12,13 @@ use std::{
 
 use pyo3::prelude::*;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 use trellis_proto::{Code, Error};
 use trellis_qcu::client::{Client, ClientOptions};
 
 use crate::{
     error::Result,
-    runtime::{bug, wait},
+    runtime::{bug, services, wait},
 };
 
 /// From binding to serving: a lake with a long log takes seconds to open.
@@ -123,7 +124,8 @@ impl Embedded {
     /// Starts a grid over the lake in the folder `lake`, which is made if it is not there.
     #[new]
     fn new(py: Python<'_>, lake: PathBuf) -> PyResult<Self> {
-        let (url, services) = wait(py, start(lake))?;
+        let started = AbortOnDropHandle::new(services(py)?.spawn(start(lake)));
+        let (url, services) = wait(py, async { started.await.map_err(bug)? })?;
         Ok(Self { url, pid: std::process::id(), services: Mutex::new(services) })
     }
 

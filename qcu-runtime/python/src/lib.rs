@@ -6,7 +6,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `runtime` | the one Tokio runtime; waiting without the interpreter; Ctrl-C; fork; the end |
+//! | `runtime` | the Tokio runtime of the connections; waiting without the interpreter; Ctrl-C; fork; the end |
 //! | `client` | reads and questions |
 //! | `run` | a strategy's run in this process: inputs, checks, publish |
 //! | `import` | files into a dataset |

@@ -51,6 +51,33 @@ def test_one_name_and_a_list_of_one_are_the_same(grid):
     assert one.arrow() == grid.read(PRICES, ("close",), pd.Index(["AMZN"]), **TEN_YEARS).arrow()
 
 
+def test_only_a_read_as_of_a_fixed_time_is_kept_for_the_next_that_repeats_it(grid, monkeypatch):
+    def requests():
+        return sum(head["requests"] for head in grid.stats())
+
+    def read(**more):
+        return grid.read(PRICES, ["close"], "AMZN", **TEN_YEARS, **more)
+
+    latest = read()
+    at = latest.receipt.known_through
+    pinned, before = read(as_of=at), requests()
+    again = read(as_of=at)
+    assert requests() == before and again.arrow() == pinned.arrow() == latest.arrow()
+    assert again.receipt == pinned.receipt
+    read()
+    assert requests() == before + 1, "the latest may have changed"
+    # everything known by then is not all that will have been
+    later = "2100-01-01"
+    read(as_of=later), read(as_of=later)
+    assert requests() == before + 3
+
+    monkeypatch.setattr("trellis.grid.PINNED_BYTES_MAX", pinned.nbytes)
+    read(as_of=at, known_at=True)
+    assert requests() == before + 4
+    read(as_of=at)
+    assert requests() == before + 4, "an answer that is too large to keep pushes nothing out"
+
+
 def test_all_symbols_are_all_symbols(grid, market):
     for symbols in ("*", None, ["*"]):
         px = grid.read(PRICES, ["close"], symbols, start="2016-08-10", end="2016-08-11")

@@ -108,11 +108,20 @@ class Frame:
     `arrow()`, `polars()` and `pandas()` are those calls with names, and `wide()` is a matrix of sessions x symbols.
     """
 
-    def __init__(self, rows: _trellis.Rows, receipt: Receipt | None = None) -> None:
+    def __init__(self, rows: _trellis.Rows, receipt: dict[str, Any] | None = None) -> None:
         self._rows = rows
-        self.receipt = receipt
+        self._reply = receipt
+        self._receipt: Receipt | None = None
         # of Strategy.run(publish=True): dataset, version, known_at of the publish
         self.published: dict[str, Any] | None = None
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the read said of itself; None for rows that were not read."""
+        # made when it is asked for: that takes a good part of what a small read does
+        if self._receipt is None and self._reply is not None:
+            self._receipt = Receipt._of(self._reply)
+        return self._receipt
 
     @property
     def columns(self) -> list[str]:
@@ -154,7 +163,8 @@ class Frame:
             import pyarrow
         except ImportError:
             raise _missing("pyarrow", ".arrow()") from None
-        return pyarrow.table(self)
+        # `pyarrow.table` would import pandas first, to see whether this is a DataFrame: half a second in a new process
+        return pyarrow.RecordBatchReader.from_stream(self).read_all()
 
     def polars(self) -> Any:
         """A `polars.DataFrame`, sharing the memory."""

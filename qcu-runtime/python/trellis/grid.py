@@ -6,13 +6,14 @@ import os
 import pathlib
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from . import _trellis, local
 from ._time import format_ns, to_ns
 from .errors import BadRequest, Closed, Unavailable
-from .frame import Frame, Receipt
+from .frame import Frame
 from .strategy import Strategy, symbol_list
 
 __all__ = ["Dataset", "Grid", "connect"]
@@ -24,6 +25,8 @@ CONNECT_TIMEOUT_S = 5.0
 DEADLINE_S = 120.0
 # of a call to a grid that another process embeds, and that may go away with it
 JOINED_DEADLINE_S = 15.0
+# of answers kept for reads that repeat, in each grid; one answer takes a quarter of it at most
+PINNED_BYTES_MAX = 64 << 20
 
 
 def connect(url: str | None = None, *, unit: str | None = None, timeout: float = CONNECT_TIMEOUT_S) -> Grid:
@@ -111,6 +114,37 @@ class _Embedded:
             local.close_embedded(self.folder)
 
 
+class _Pinned:
+    """Answers as of a fixed time, kept for reads that repeat: what was known then does not change.
+
+    Only an answer whose receipt says that everything known at that time is in it. Least recently used go first.
+    """
+
+    def __init__(self) -> None:
+        self.answers: OrderedDict[tuple[Any, ...], tuple[_trellis.Rows, dict[str, Any]]] = OrderedDict()
+        self.nbytes = 0
+        self.lock = threading.Lock()
+
+    def get(self, question: tuple[Any, ...]) -> tuple[_trellis.Rows, dict[str, Any]] | None:
+        with self.lock:
+            answer = self.answers.get(question)
+            if answer is not None:
+                self.answers.move_to_end(question)
+            return answer
+
+    def put(self, question: tuple[Any, ...], rows: _trellis.Rows, reply: dict[str, Any]) -> None:
+        final = reply["known_through_ns"] == reply["as_of_ns"] and not reply["stale"]
+        if not final or rows.nbytes > PINNED_BYTES_MAX // 4:
+            return
+        with self.lock:
+            if question not in self.answers:
+                self.nbytes += rows.nbytes
+            self.answers[question] = rows, reply
+            while self.nbytes > PINNED_BYTES_MAX:
+                _, (oldest, _) = self.answers.popitem(last=False)
+                self.nbytes -= oldest.nbytes
+
+
 class Dataset(dict[str, Any]):
     """What a dataset is: a dict of plain values that shows itself as text."""
 
@@ -129,11 +163,15 @@ class Grid:
     def __init__(self, url: str, link: Any) -> None:
         self.url = url
         self._link = link
+        self._pinned = _Pinned()
         self._finalizer = weakref.finalize(self, link.close)
 
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise Closed(f"the grid {self.url} was closed", hint="trellis.connect() again")
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        self._check_open()
         return self._link.call(function, *args)
 
     def read(
@@ -158,7 +196,8 @@ class Grid:
                 that came out empty by mistake must not read the world.
             start, end: event time, start inclusive, end exclusive; None is open. ISO strings, dates, datetimes (UTC
                 where they have no zone), `pandas.Timestamp`s, or integer nanoseconds.
-            as_of: the rows as they were known at that time; None is the latest.
+            as_of: the rows as they were known at that time; None is the latest. Such an answer is kept for a while:
+                asking again in this process costs nothing.
             known_at: add the column `known_at`.
             allow_stale: while a shard is away, accept rows that cannot be confirmed as the latest; the receipt says so.
             rows_max: refuse a larger answer; 0 is the grid's own limit.
@@ -169,12 +208,11 @@ class Grid:
             TooLarge: more rows than allowed.
             Unavailable: try again.
         """
-        named = (fields,) if isinstance(fields, str) else tuple(fields or ())
-        rows, receipt = self._call(
-            _Client.read,
+        named = (fields,) if isinstance(fields, str) else fields or ()
+        question = (
             _text(dataset, "dataset"),
-            [_text(f, "fields") for f in named],
-            list(symbol_list(symbols)),
+            tuple(_text(f, "fields") for f in named),
+            tuple(symbol_list(symbols)),
             to_ns(start, "start"),
             to_ns(end, "end"),
             to_ns(as_of, "as_of"),
@@ -182,7 +220,14 @@ class Grid:
             allow_stale,
             rows_max,
         )
-        return Frame(rows, Receipt._of(receipt))
+        self._check_open()
+        pinned = as_of is not None
+        answer = self._pinned.get(question) if pinned else None
+        if answer is None:
+            answer = self._call(_Client.read, *question)
+            if pinned:
+                self._pinned.put(question, *answer)
+        return Frame(*answer)
 
     def datasets(self) -> list[str]:
         """Names of all datasets, sorted."""

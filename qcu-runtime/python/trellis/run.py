@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import _trellis
 from ._columns import frame_of
 from .errors import StrategyError, TrellisError
-from .frame import Frame, Receipt
+from .frame import Frame
 from .strategy import Context, Strategy
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run_here(strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int 
             return run_here(strategy, session, own, as_of_ns, publish)
     manifest = json.dumps(strategy.manifest())
     prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
-    inputs = {name: Frame(rows, Receipt._of(receipt)) for name, rows, receipt in prefetched.inputs()}
+    inputs = {name: Frame(rows, receipt) for name, rows, receipt in prefetched.inputs()}
     try:
         frame = call(strategy, Context(strategy.name, session), inputs)
     except (KeyboardInterrupt, SystemExit):
