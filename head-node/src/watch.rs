@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use trellis_proto::{Code, Error, Result, pb};
@@ -67,6 +68,8 @@ async fn session(
     position: &mut Position,
     was_live: &mut bool,
 ) -> Result<()> {
+    // a suspicion about the log before this one: what follows checks everything anyway
+    let _ = shard.suspect.notified().now_or_never();
     let (acks, mut requests) = mpsc::channel(ACKS_QUEUED);
     let requests = futures::stream::poll_fn(move |cx| requests.poll_recv(cx));
     let start = pb::WatchStart {

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use trellis_proto::pb;
+use trellis_proto::{Result, pb};
 
 use crate::client::Client;
 
@@ -20,20 +20,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client: client.with_deadline(APPEND_TIMEOUT), pending: VecDeque::new() }
-    }
-
-    /// Records what could not be recorded yet, for at most `limit`: the process is about to end, and with it what is pending.
-    pub(crate) async fn flush(&mut self, limit: Duration) {
-        if self.pending.is_empty() {
-            return;
-        }
-        match self.client.with_deadline(limit).record_runs(self.pending.iter().cloned().collect()).await {
-            Ok(_) => self.pending.clear(),
-            Err(error) => {
-                tracing::error!(%error, runs = self.pending.len(), "runs are missing from the ledger");
-            }
-        }
+        Self { client, pending: VecDeque::new() }
     }
 
     /// Records an attempt, and what could not be recorded before. A failure is logged; the record stays for the next time.
@@ -46,11 +33,41 @@ impl Ledger {
             );
         }
         self.pending.push_back(record);
-        match self.client.record_runs(self.pending.iter().cloned().collect()).await {
+        if let Err(error) = self.send(APPEND_TIMEOUT).await {
+            tracing::warn!(%error, pending = self.pending.len(), "runs could not be recorded yet");
+        }
+    }
+
+    /// Records what could not be recorded yet, for at most `limit`: the process is about to end, and with it what is pending.
+    pub(crate) async fn flush(&mut self, limit: Duration) {
+        if self.pending.is_empty() {
+            return;
+        }
+        if let Err(error) = self.send(limit).await {
+            tracing::error!(%error, runs = self.pending.len(), "runs are missing from the ledger");
+        }
+    }
+
+    /// Sends what is pending. Refused together, the records are sent one by one: those that are refused for good would keep
+    /// all others away.
+    async fn send(&mut self, limit: Duration) -> Result<()> {
+        let client = self.client.with_deadline(limit);
+        match client.record_runs(self.pending.iter().cloned().collect()).await {
             Ok(_) => self.pending.clear(),
-            Err(error) => {
-                tracing::warn!(%error, pending = self.pending.len(), "runs could not be recorded yet");
+            Err(error) if error.retryable() => return Err(error),
+            Err(_) => {
+                while let Some(record) = self.pending.front() {
+                    match client.record_runs(vec![record.clone()]).await {
+                        Ok(_) => {}
+                        Err(error) if error.retryable() => return Err(error),
+                        Err(error) => {
+                            tracing::error!(%error, run_id = record.run_id, "a run is missing from the ledger");
+                        }
+                    }
+                    self.pending.pop_front();
+                }
             }
         }
+        Ok(())
     }
 }

@@ -66,8 +66,9 @@ pub(crate) fn rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Result<appe
         if Symbol::new(&record.unit).is_err() {
             return refuse("the unit's name is not valid");
         }
-        if record.run_id.is_empty() {
-            return refuse("it has no run id");
+        // an attempt that failed before its inputs were read has none
+        if record.run_id.is_empty() && record.outcome() == pb::RunOutcome::Succeeded {
+            return refuse("it succeeded and has no run id");
         }
         if record.outcome() == pb::RunOutcome::Unspecified {
             return refuse("it has no outcome");
@@ -147,6 +148,10 @@ mod tests {
         };
         let spec = spec().unwrap();
         assert_eq!(rows(&spec, std::slice::from_ref(&record)).unwrap().len(), 1);
+        let nameless = pb::RunRecord { run_id: String::new(), ..record.clone() };
+        assert_eq!(rows(&spec, std::slice::from_ref(&nameless)).unwrap_err().code(), Code::InvalidRequest);
+        let early = pb::RunRecord { outcome: pb::RunOutcome::Failed.into(), ..nameless };
+        assert_eq!(rows(&spec, &[early]).unwrap().len(), 1, "it failed before its inputs were read");
         let unnamed = pb::RunRecord { unit: String::new(), ..record };
         assert_eq!(rows(&spec, &[unnamed]).unwrap_err().code(), Code::InvalidRequest);
     }

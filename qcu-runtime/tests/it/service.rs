@@ -133,8 +133,7 @@ async fn child_pid(bundle: &Bundle) -> u32 {
 #[tokio::test]
 async fn a_run_that_could_not_be_recorded_is_recorded_before_the_process_ends() {
     let head = FakeHead::start(&prices()).await;
-    let away = Error::new(Code::Internal, "the ledger takes nothing now");
-    head.fail_on("RecordRuns", [Fault::Refuse(away)]);
+    head.fail_on("RecordRuns", [Fault::Hang]);
     let bundle = Bundle::new("echo", |_| {});
     let mut qcu = bundle.start(&[&head], &ONCE);
     qcu.ready().await;
@@ -396,17 +395,18 @@ async fn a_lease_is_renewed_while_a_run_takes_longer_than_it_lasts() {
 }
 
 #[tokio::test]
-async fn what_the_ledger_could_not_take_is_recorded_with_the_next_run() {
+async fn a_record_that_the_ledger_refuses_does_not_keep_others_away() {
     let world = prices();
     let head = FakeHead::start(&world).await;
-    let refused = Error::new(Code::Internal, "no");
-    head.fail_on("RecordRuns", [Fault::Refuse(refused)]);
+    // as part of all that is pending, and by itself
+    let refused = || Fault::Refuse(Error::new(Code::InvalidRequest, "no"));
+    head.fail_on("RecordRuns", [refused(), refused()]);
     let bundle = Bundle::new("echo", |_| {});
     let sessions = [("TRELLIS_SESSIONS", "2016-08-10,2016-08-11"), ("TRELLIS_EXIT_WHEN_DONE", "true")];
     let mut qcu = bundle.start(&[&head], &sessions);
     assert_eq!(qcu.exit_code().await, 0);
     let runs: Vec<String> = head.world().runs.iter().map(|run| run.session.clone()).collect();
-    assert_eq!(runs, ["2016-08-10", "2016-08-11"]);
+    assert_eq!(runs, ["2016-08-11"]);
 }
 
 #[tokio::test]
