@@ -30,7 +30,10 @@ def program(name: str) -> str:
 
 def built(name: str) -> str | None:
     """The path of a binary of the crate of tests, once it is built; None, and a line, if it cannot be."""
-    command = ["cargo", "build", "-q", "--profile", PROFILE, "-p", "trellis-tests", "--bin", name]
+    # With the packages of `make wheel`: dependencies are compiled already with the features of all together.
+    packages = ("tests", "head", "shard", "qcu", "python")
+    command = ["cargo", "build", "-q", "--profile", PROFILE, "--bin", name]
+    command += [word for package in packages for word in ("-p", f"trellis-{package}")]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         say(f"  skipped: {name} cannot be built: {done.stderr.strip().splitlines()[-1]}")

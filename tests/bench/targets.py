@@ -72,15 +72,33 @@ class Wheel(Target):
     def connect(self) -> None:
         self.grid = self.trellis.connect(self.world["grid"])
 
-    def ask(self, question: dict[str, Any]) -> int:
-        frame = self.grid.read(
+    def read(self, question: dict[str, Any], as_of: str | None = None) -> Any:
+        return self.grid.read(
             question["dataset"],
             question["fields"],
             symbols=question["symbols"] or "*",
             start=question["start"],
             end=question["end"],
+            as_of=as_of,
         )
-        return frame.arrow().num_rows
+
+    def ask(self, question: dict[str, Any]) -> int:
+        return self.read(question).arrow().num_rows
+
+
+class WheelAgain(Wheel):
+    """Reads as of a time that is pinned, as a run's are, each but the first of which repeats another."""
+
+    title = "trellis, the wheel, a read that repeats another"
+
+    def connect(self) -> None:
+        super().connect()
+        self.known: dict[str, str] = {}
+
+    def ask(self, question: dict[str, Any]) -> int:
+        if question["name"] not in self.known:
+            self.known[question["name"]] = self.read(question).receipt.known_through
+        return self.read(question, self.known[question["name"]]).arrow().num_rows
 
 
 class _Flight(Target):
@@ -318,6 +336,7 @@ TARGETS = {
     kind.__name__: kind
     for kind in (
         Wheel,
+        WheelAgain,
         StockFlight,
         ArrowFlight,
         RedisAnswer,

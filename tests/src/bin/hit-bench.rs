@@ -1,35 +1,60 @@
-//! Latency and throughput of a warm hit, in ratios to a tonic unary echo taken in the same rounds.
+//! Latency and throughput of a warm hit, in ratios to a tonic unary echo and to loopback TCP taken in the same rounds.
 //!
-//! `hit-bench echo` serves the echo and prints its address. `hit-bench run HEAD ECHO TICKET ROUNDS SECONDS` prints one line
-//! of JSON: for each target the median over rounds of its p50 and of its requests per second, and the ratios inside each
-//! round, then their median. Expected on a quiet two-core machine: echo 33 us on one core, 110 us across cores; a hit of
-//! 2,520 rows 1.1 to 1.2 times that across cores. Pin it from outside (`taskset`): placement is the largest effect.
+//! `hit-bench floor` serves both floors and prints their addresses, the echo's and TCP's, as one line.
+//! `hit-bench loop HEAD TICKET N` asks N times and prints microseconds per answer: something to hold a profiler to.
+//! `hit-bench run HEAD ECHO TCP TICKET ROUNDS SECONDS` prints one line of JSON: the answer's rows and bytes, and for 1 and
+//! for 16 connections the median over rounds of each target's p50 and requests per second, and the medians of the ratios
+//! inside each round. The targets:
+//!
+//! * `echo`: an empty tonic call, the least that gRPC costs;
+//! * `tcp`: as many bytes as the answer has, from a socket into one buffer, the least that moving them costs;
+//! * `drain`: the answer, read off HTTP/2 and dropped;
+//! * `hit`: the answer, decoded to Arrow by the client of the grid.
+//!
+//! Expected on a quiet two-core machine: echo 33 us on one core, 110 us across cores; a hit of 2,520 rows 1.1 to 1.2 times
+//! that across cores. Pin it from outside (`taskset`): placement is the largest effect.
 
 use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
-use bytes::Bytes;
+use anyhow::{Context as _, Result, bail, ensure};
+use arrow_flight::Ticket;
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use prost::Message as _;
 use serde_json::json;
-use tokio::net::TcpListener;
-use tonic::{Request, Response, Status, codegen::http, transport::Channel};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+};
+use tonic::{Request, Response, Status, body::Body, codegen::http, transport::Channel};
 use tonic_prost::ProstCodec;
+use tower::{Service, ServiceExt};
+use trellis_fabric::channel::{ChannelOptions, connect_now};
+use trellis_proto::SeriesQuery;
 use trellis_qcu::client::{Client, ClientOptions};
 
 /// Bytes of an echoed message: a small request, as a ticket is.
 const ECHO_BYTES: usize = 64;
 /// Connections of the throughput figures.
 const CONNECTIONS: usize = 16;
-/// Requests before a target is timed.
+/// Requests on each connection before a kind of target is timed, unless they take [`WARM_UP_TIME`] together.
 const WARM_UP: usize = 200;
+const WARM_UP_TIME: Duration = Duration::from_millis(500);
+/// Buffer of the TCP floor at either end: as large as the largest HTTP/2 frame.
+const TCP_BUFFER: usize = 1 << 20;
+/// Answers to one question differ by this much: a receipt says how long it took.
+const RECEIPT_SLACK: usize = 16;
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Message {
+struct Echoed {
     #[prost(bytes = "bytes", tag = "1")]
     data: Bytes,
 }
@@ -41,17 +66,17 @@ impl tonic::server::NamedService for Echo {
     const NAME: &'static str = "trellis.bench.Echo";
 }
 
-impl tonic::server::UnaryService<Message> for Echo {
-    type Response = Message;
-    type Future = std::future::Ready<Result<Response<Message>, Status>>;
+impl tonic::server::UnaryService<Echoed> for Echo {
+    type Response = Echoed;
+    type Future = std::future::Ready<Result<Response<Echoed>, Status>>;
 
-    fn call(&mut self, request: Request<Message>) -> Self::Future {
+    fn call(&mut self, request: Request<Echoed>) -> Self::Future {
         std::future::ready(Ok(Response::new(request.into_inner())))
     }
 }
 
-impl tower::Service<http::Request<tonic::body::Body>> for Echo {
-    type Response = http::Response<tonic::body::Body>;
+impl Service<http::Request<Body>> for Echo {
+    type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -59,49 +84,108 @@ impl tower::Service<http::Request<tonic::body::Body>> for Echo {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let codec = ProstCodec::<Message, Message>::default();
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let codec = ProstCodec::<Echoed, Echoed>::default();
         Box::pin(async move { Ok(tonic::server::Grpc::new(codec).unary(Echo, request).await) })
     }
 }
 
-async fn serve_echo() -> Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?);
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+async fn serve_floor() -> Result<()> {
+    let (echo, tcp) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+    println!("{} {}", echo.local_addr()?, tcp.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = tcp.accept().await {
+            // ends when the client leaves
+            tokio::spawn(answer_bytes(stream));
+        }
+    });
+    let incoming = tonic::transport::server::TcpIncoming::from(echo).with_nodelay(Some(true));
     Ok(tonic::transport::Server::builder().add_service(Echo).serve_with_incoming(incoming).await?)
 }
 
-/// What is timed.
+/// For each eight bytes, a length, so many bytes.
+async fn answer_bytes(mut stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let data = vec![7; TCP_BUFFER];
+    loop {
+        let mut left = usize::try_from(stream.read_u64().await?)?;
+        while left > 0 {
+            left -= stream.write(&data[..left.min(TCP_BUFFER)]).await?;
+        }
+    }
+}
+
+/// What is timed. Each is one connection, used by one request at a time.
 #[derive(Clone)]
 enum Target {
     Echo(Channel),
-    Hit { client: Client, query: trellis_proto::SeriesQuery, rows: usize },
+    Tcp { connection: Arc<Mutex<(TcpStream, Vec<u8>)>>, bytes: usize },
+    Drain { channel: Channel, request: Bytes, bytes: usize },
+    Hit { client: Client, query: SeriesQuery, rows: usize },
 }
 
 impl Target {
-    async fn once(&self) -> Result<()> {
+    async fn once(&mut self) -> Result<()> {
         match self {
             Self::Echo(channel) => {
                 let mut grpc = tonic::client::Grpc::new(channel.clone());
                 grpc.ready().await?;
-                let request = Request::new(Message { data: Bytes::from_static(&[b'x'; ECHO_BYTES]) });
+                let request = Request::new(Echoed { data: Bytes::from_static(&[b'x'; ECHO_BYTES]) });
                 let path = http::uri::PathAndQuery::from_static("/trellis.bench.Echo/Echo");
-                let reply: Response<Message> =
-                    grpc.unary(request, path, ProstCodec::<Message, Message>::default()).await?;
-                if reply.get_ref().data.len() != ECHO_BYTES {
-                    bail!("the echo answered something else");
+                let reply: Response<Echoed> =
+                    grpc.unary(request, path, ProstCodec::<Echoed, Echoed>::default()).await?;
+                ensure!(reply.get_ref().data.len() == ECHO_BYTES, "the echo answered something else");
+            }
+            Self::Tcp { connection, bytes } => {
+                let (stream, buffer) = &mut *connection.lock().await;
+                stream.write_u64(*bytes as u64).await?;
+                let mut left = *bytes;
+                while left > 0 {
+                    let n = left.min(TCP_BUFFER);
+                    let read = stream.read(&mut buffer[..n]).await?;
+                    ensure!(read > 0, "the connection broke");
+                    left -= read;
                 }
+            }
+            Self::Drain { channel, request, bytes } => {
+                let drained = drain(channel, request.clone()).await?;
+                ensure!(drained.abs_diff(*bytes) <= RECEIPT_SLACK, "{drained} bytes instead of {bytes}");
             }
             Self::Hit { client, query, rows } => {
                 let answer = client.read(query).await?;
-                if answer.rows() != *rows {
-                    bail!("{} rows instead of {rows}", answer.rows());
-                }
+                ensure!(answer.rows() == *rows, "{} rows instead of {rows}", answer.rows());
             }
         }
         Ok(())
     }
+}
+
+/// Bytes of the answer's body.
+async fn drain(channel: &mut Channel, message: Bytes) -> Result<usize> {
+    let request = http::Request::post("/arrow.flight.protocol.FlightService/DoGet")
+        .header(http::header::TE, "trailers")
+        .header(http::header::CONTENT_TYPE, "application/grpc")
+        .body(Body::new(Full::new(message)))?;
+    let mut body = channel.ready().await?.call(request).await?.into_body();
+    let (mut bytes, mut status) = (0, None);
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) => bytes += data.len(),
+            Err(frame) => status = frame.trailers_ref().and_then(Status::from_header_map),
+        }
+    }
+    ensure!(status.is_some_and(|status| status.code() == tonic::Code::Ok), "the answer failed");
+    Ok(bytes)
+}
+
+/// The ticket as a gRPC message.
+fn message(query: &SeriesQuery) -> Result<Bytes> {
+    let ticket = Ticket { ticket: trellis_proto::ticket::encode(query) };
+    let mut message = BytesMut::new();
+    message.put_u8(0);
+    message.put_u32(ticket.encoded_len().try_into()?);
+    ticket.encode(&mut message)?;
+    Ok(message.freeze())
 }
 
 /// Times `targets` at once for `span`: p50 in microseconds and requests per second.
@@ -110,7 +194,7 @@ async fn time(targets: &[Target], span: Duration) -> Result<(f64, f64)> {
     let tasks: Vec<_> = targets
         .iter()
         .cloned()
-        .map(|target| {
+        .map(|mut target| {
             tokio::spawn(async move {
                 let mut taken = Vec::new();
                 while started.elapsed() < span {
@@ -135,59 +219,96 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-async fn run(head: &str, echo: &str, ticket: &str, rounds: usize, span: Duration) -> Result<()> {
+/// The figures of each round, of one target.
+#[derive(Default)]
+struct Rounds {
+    p50_us: Vec<f64>,
+    rps: Vec<f64>,
+}
+
+impl Rounds {
+    /// Median of the ratios inside each round.
+    fn ratio(these: &[f64], those: &[f64]) -> f64 {
+        median(&mut these.iter().zip(those).map(|(a, b)| a / b).collect::<Vec<_>>())
+    }
+}
+
+async fn run(head: &str, echo: &str, tcp: &str, ticket: &str, rounds: usize, span: Duration) -> Result<()> {
     let query = trellis_proto::ticket::decode(ticket.as_bytes())?;
-    let (mut echoes, mut hits) = (Vec::new(), Vec::new());
+    let request = message(&query)?;
+    let (mut rows, mut bytes) = (0, 0);
+    let mut targets: [(&str, Vec<Target>); 4] =
+        [("echo", vec![]), ("tcp", vec![]), ("drain", vec![]), ("hit", vec![])];
+    let [(_, echoes), (_, tcps), (_, drains), (_, hits)] = &mut targets;
     for _ in 0..CONNECTIONS {
-        let channel = tonic::transport::Endpoint::from_shared(format!("http://{echo}"))?
-            .tcp_nodelay(true)
-            .connect()
-            .await?;
-        echoes.push(Target::Echo(channel));
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{echo}"))?;
+        echoes.push(Target::Echo(channel.tcp_nodelay(true).connect().await?));
+
         let client = Client::connect(&format!("grpc://{head}"), ClientOptions::default()).await?;
-        let rows = client.read(&query).await?.rows();
+        rows = client.read(&query).await?.rows();
         hits.push(Target::Hit { client, query: query.clone(), rows });
+
+        let mut channel = connect_now(head, &ChannelOptions::default()).await?;
+        bytes = drain(&mut channel, request.clone()).await?;
+        drains.push(Target::Drain { channel, request: request.clone(), bytes });
+
+        let stream = TcpStream::connect(tcp).await?;
+        stream.set_nodelay(true)?;
+        let connection = Arc::new(Mutex::new((stream, vec![0; TCP_BUFFER])));
+        tcps.push(Target::Tcp { connection, bytes });
     }
-    for target in echoes.iter().chain(&hits) {
+    for (_, targets) in &mut targets {
+        let started = Instant::now();
         for _ in 0..WARM_UP {
-            target.once().await?;
+            for target in targets.iter_mut() {
+                target.once().await?;
+            }
+            if started.elapsed() > WARM_UP_TIME {
+                break;
+            }
         }
     }
-    // name, echo's targets, hit's targets
-    let cases = [("1", 1), ("16", CONNECTIONS)];
-    let mut figures = serde_json::Map::new();
-    for (name, n) in cases {
-        let (mut p50, mut rate, mut of_p50, mut of_rate) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut echo_p50s = Vec::new();
+    let mut figures =
+        serde_json::Map::from_iter([("rows".to_owned(), json!(rows)), ("bytes".to_owned(), json!(bytes))]);
+    for connections in [1, CONNECTIONS] {
+        let mut all: [Rounds; 4] = Default::default();
         for round in 0..rounds {
-            // The order alternates, so that drift of the machine does not favour one.
-            let ((echo_p50, echo_rate), (hit_p50, hit_rate)) = if round % 2 == 0 {
-                let echo = time(&echoes[..n], span).await?;
-                (echo, time(&hits[..n], span).await?)
-            } else {
-                let hit = time(&hits[..n], span).await?;
-                (time(&echoes[..n], span).await?, hit)
-            };
-            p50.push(hit_p50);
-            rate.push(hit_rate);
-            echo_p50s.push(echo_p50);
-            of_p50.push(hit_p50 / echo_p50);
-            of_rate.push(hit_rate / echo_rate);
+            // Each round begins with another, so that drift of the machine favours none.
+            for turn in 0..targets.len() {
+                let which = (round + turn) % targets.len();
+                let (p50, rps) = time(&targets[which].1[..connections], span).await?;
+                all[which].p50_us.push(p50);
+                all[which].rps.push(rps);
+            }
         }
-        figures.insert(
-            name.to_owned(),
-            json!({
-                "echo_p50_us": median(&mut echo_p50s), "hit_p50_us": median(&mut p50), "hit_rps": median(&mut rate),
-                "p50_ratio": median(&mut of_p50), "rps_ratio": median(&mut of_rate),
-            }),
-        );
+        let [echo, tcp, drain, hit] = &all;
+        let mut of = serde_json::Map::from_iter([
+            ("hit_of_echo_p50".to_owned(), json!(Rounds::ratio(&hit.p50_us, &echo.p50_us))),
+            ("hit_of_echo_rps".to_owned(), json!(Rounds::ratio(&hit.rps, &echo.rps))),
+            ("drain_of_echo_p50".to_owned(), json!(Rounds::ratio(&drain.p50_us, &echo.p50_us))),
+            ("drain_of_echo_rps".to_owned(), json!(Rounds::ratio(&drain.rps, &echo.rps))),
+            ("hit_of_tcp_rps".to_owned(), json!(Rounds::ratio(&hit.rps, &tcp.rps))),
+            ("drain_of_tcp_rps".to_owned(), json!(Rounds::ratio(&drain.rps, &tcp.rps))),
+        ]);
+        for ((name, _), rounds) in targets.iter().zip(&mut all) {
+            of.insert(format!("{name}_p50_us"), json!(median(&mut rounds.p50_us)));
+            of.insert(format!("{name}_rps"), json!(median(&mut rounds.rps)));
+        }
+        figures.insert(connections.to_string(), of.into());
     }
-    let rows = match &hits[0] {
-        Target::Hit { rows, .. } => *rows,
-        Target::Echo(_) => 0,
-    };
-    figures.insert("rows".to_owned(), json!(rows));
     println!("{}", serde_json::Value::from(figures));
+    Ok(())
+}
+
+async fn ask(head: &str, ticket: &str, n: usize) -> Result<()> {
+    let query = trellis_proto::ticket::decode(ticket.as_bytes())?;
+    let client = Client::connect(&format!("grpc://{head}"), ClientOptions::default()).await?;
+    let began = Instant::now();
+    let mut rows = 0;
+    for _ in 0..n {
+        rows = client.read(&query).await?.rows();
+    }
+    println!("{rows} rows in {:.1} us", began.elapsed().as_secs_f64() * 1e6 / n as f64);
     Ok(())
 }
 
@@ -196,11 +317,14 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["echo"] => serve_echo().await,
-        ["run", head, echo, ticket, rounds, seconds] => {
+        ["floor"] => serve_floor().await,
+        ["run", head, echo, tcp, ticket, rounds, seconds] => {
             let span = Duration::from_secs_f64(seconds.parse().context("SECONDS")?);
-            run(head, echo, ticket, rounds.parse().context("ROUNDS")?, span).await
+            run(head, echo, tcp, ticket, rounds.parse().context("ROUNDS")?, span).await
         }
-        _ => bail!("usage: hit-bench echo | hit-bench run HEAD ECHO TICKET ROUNDS SECONDS"),
+        ["loop", head, ticket, n] => ask(head, ticket, n.parse().context("N")?).await,
+        _ => bail!(
+            "usage: hit-bench floor | hit-bench loop HEAD TICKET N | hit-bench run HEAD ECHO TCP TICKET ROUNDS SECONDS"
+        ),
     }
 }
