@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -22,11 +22,6 @@ use crate::{
     series::{Cell, Fx},
     shards::Shard,
 };
-
-/// How fine recency is: a slot in use is made the newest at most once in this time. A scan turns a small cache over in a quarter of
-/// a second, and what is used more often than that must survive it; much finer, and each hit would pay for telling the cache
-/// of all its chunks.
-const RECENCY: Duration = Duration::from_millis(50);
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -90,7 +85,6 @@ pub(crate) struct Core {
     /// Changes with every change of shards, their links, or the map.
     pub(crate) changed: watch::Sender<u64>,
     ids: AtomicU64,
-    begun: Instant,
     runtime: tokio::runtime::Handle,
     #[cfg(test)]
     pub(crate) panic_on_arrival: std::sync::atomic::AtomicBool,
@@ -114,17 +108,15 @@ impl Core {
             rounds: AtomicU64::new(0),
             changed: watch::Sender::new(0),
             ids: AtomicU64::new(1),
-            begun: Instant::now(),
             runtime: tokio::runtime::Handle::current(),
             #[cfg(test)]
             panic_on_arrival: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
-    /// Time since the start in units of [`RECENCY`].
+    /// The clock of recency.
     pub(crate) fn now(&self) -> u32 {
-        // from 1: 0 is "never touched"
-        (self.begun.elapsed().as_nanos() / RECENCY.as_nanos()) as u32 + 1
+        self.memory.now()
     }
 
     pub(crate) fn next_flight(&self) -> FlightId {
