@@ -18,6 +18,9 @@ use trellis_fabric::{
 };
 use trellis_proto::{Error, pb};
 
+/// Bytes of the bodies and the receipt, or why there are none.
+type Outcome = Result<(u64, pb::Receipt), tonic::Status>;
+
 /// Begins a read.
 pub(crate) async fn open(
     channel: PeerChannel,
@@ -27,8 +30,8 @@ pub(crate) async fn open(
     Ok(answer.into_inner())
 }
 
-/// Reads to the end. Returns the bytes of the bodies and the receipt.
-pub(crate) async fn read(channel: PeerChannel, ticket: Bytes) -> Result<(u64, pb::Receipt), tonic::Status> {
+/// Reads to the end.
+pub(crate) async fn read(channel: PeerChannel, ticket: Bytes) -> Outcome {
     let mut answer = open(channel, ticket).await?;
     let (mut bytes, mut receipt) = (0, None);
     while let Some(message) = answer.message().await? {
@@ -71,7 +74,7 @@ impl Load {
         self.chunks_hit as f64 / self.chunks as f64
     }
 
-    fn add(&mut self, ms: f64, read: Result<(u64, pb::Receipt), tonic::Status>) -> Result<()> {
+    fn add(&mut self, ms: f64, read: Outcome) -> Result<()> {
         match read {
             Ok((bytes, receipt)) => {
                 self.taken.push(ms);
@@ -91,10 +94,7 @@ impl Load {
         Ok(())
     }
 
-    async fn of(
-        began: Instant,
-        mut reads: JoinSet<(f64, Result<(u64, pb::Receipt), tonic::Status>)>,
-    ) -> Result<Self> {
+    async fn of(began: Instant, mut reads: JoinSet<(f64, Outcome)>) -> Result<Self> {
         let mut load = Self::default();
         while let Some(read) = reads.join_next().await {
             let (ms, read) = read?;
