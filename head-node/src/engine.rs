@@ -14,6 +14,7 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 use std::{collections::BTreeSet, time::Duration};
 
+use bytes::Bytes;
 use futures::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -280,6 +281,28 @@ impl Engine {
             late.push(shard.id.to_string());
         }
         late
+    }
+
+    /// Whether so many bytes of an answer may be made without waiting.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.core.memory.has_room(bytes)
+    }
+
+    /// Waits until so many bytes of an answer may be made.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`].
+    pub(crate) async fn room(&self, bytes: u64) -> Result<()> {
+        self.core.memory.room(bytes).await
+    }
+
+    /// Counts a piece of an answer until the transport has let go of it; the cache gives way to it.
+    pub(crate) fn hold(&self, bytes: Bytes) -> Bytes {
+        let held = self.core.memory.hold(bytes);
+        if self.core.memory.is_over() {
+            self.core.cache.settle();
+        }
+        held
     }
 
     /// Figures as of now.

@@ -262,6 +262,11 @@ impl<S: Source> Framer<S> {
         self.framed.bytes + self.bytes as u64
     }
 
+    /// Bytes pushed and not yet framed, about.
+    pub(crate) fn bytes_left(&self) -> u64 {
+        self.bytes as u64
+    }
+
     /// Bytes of a row without its text.
     pub(crate) fn row_bytes(&self) -> usize {
         self.shape.row_bytes

@@ -3,7 +3,8 @@
 //! Three gauges: *resident* (what the claim maps hold), *in flight* (reserved before a shard is asked), *pinned* (evicted
 //! or never stored, but still held by readers). The payload of a chunk counts itself from its allocation to its last
 //! reader's drop, so that pinned bytes are a difference and need no bookkeeping per reader:
-//! `pinned = live payloads - resident payloads`.
+//! `pinned = live payloads - resident payloads`. So does each piece of an answer, from its framing until the transport has
+//! let go of it: a thousand readers that stop reading hold a thousand messages.
 //!
 //! What is not resident takes room from the cache, never beside it: see [`crate::cache`]'s ballast.
 //!
@@ -18,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
 use trellis_proto::{Code, Error, Result};
 
@@ -136,19 +138,51 @@ impl Memory {
             }
             let until = if store { STORE_WAIT } else { STORE_WAIT + THROUGH_WAIT };
             if waited >= until {
-                return Err(Error::new(
-                    Code::Overloaded,
-                    format!(
-                        "the head has no memory for {bytes} bytes more: {} in flight, {} held by slow readers, of {}",
-                        self.in_flight(),
-                        self.pinned(),
-                        self.budget
-                    ),
-                )
-                .hint("try again, or read less at once"));
+                return Err(self.full(bytes));
             }
             let _ = tokio::time::timeout(until - waited, self.room.notified()).await;
         }
+    }
+
+    fn full(&self, bytes: u64) -> Error {
+        let (in_flight, pinned) = (self.in_flight(), self.pinned());
+        let why = format!(
+            "the head has no memory for {bytes} bytes more: {in_flight} in flight, {pinned} held by slow readers, of {}",
+            self.budget
+        );
+        Error::new(Code::Overloaded, why).hint("try again, or read less at once")
+    }
+
+    /// Whether `bytes` of an answer may be made now.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.transit() + bytes <= self.budget / THROUGH_SHARE.1 * THROUGH_SHARE.0
+    }
+
+    /// Waits until `bytes` of an answer may be made. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] if slow readers hold all there is for as long as a reservation waits.
+    pub(crate) async fn room(&self, bytes: u64) -> Result<()> {
+        let until = Instant::now() + STORE_WAIT + THROUGH_WAIT;
+        while !self.has_room(bytes) {
+            let freed = tokio::time::timeout_at(until, self.room.notified()).await;
+            if freed.is_err() && !self.has_room(bytes) {
+                return Err(self.full(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same bytes, counted as held by a reader until the transport has let go of them. (Those that are a chunk's own are
+    /// counted once more when the chunk is not in the cache any longer.)
+    pub(crate) fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        self.allocated(bytes.len() as u64);
+        Bytes::from_owner(Held { bytes, memory: Arc::clone(self) })
+    }
+
+    /// Whether the cache has to give way.
+    pub(crate) fn is_over(&self) -> bool {
+        self.resident() + self.transit() > self.budget
     }
 
     fn try_reserve(&self, bytes: u64, limit: u64) -> bool {
@@ -159,6 +193,25 @@ impl Memory {
                 (alone || in_flight + pinned + bytes <= limit).then_some(in_flight + bytes)
             })
             .is_ok()
+    }
+}
+
+/// A piece of an answer on its way out.
+#[derive(Debug)]
+struct Held {
+    bytes: Bytes,
+    memory: Arc<Memory>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.freed(self.bytes.len() as u64);
     }
 }
 
@@ -224,6 +277,20 @@ mod tests {
         memory.stored(400);
         assert_eq!(memory.pinned(), 0);
         assert!(memory.reserve(200).await.unwrap().store);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_made_when_slow_readers_leave_room_for_it_or_refused() {
+        let memory = Memory::new(1000);
+        let piece = memory.hold(Bytes::from(vec![0; 700]));
+        assert_eq!((memory.pinned(), memory.has_room(50), memory.has_room(51)), (700, true, false));
+        assert_eq!(memory.room(100).await.unwrap_err().code(), Code::Overloaded);
+        let part = piece.slice(10..20);
+        drop(piece);
+        assert_eq!(memory.pinned(), 700, "a part keeps the whole");
+        let (room, ()) = tokio::join!(memory.room(100), async { drop(part) });
+        room.unwrap();
+        assert_eq!(memory.pinned(), 0);
     }
 
     #[tokio::test(start_paused = true)]

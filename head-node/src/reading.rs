@@ -41,6 +41,8 @@ const ROUNDS_MAX: u32 = 8;
 const SYNC_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of one series in one read, at most: each costs some bookkeeping even if it is empty.
 const CHUNKS_MAX: i64 = 1 << 20;
+/// Series that are planned in one go: about a tenth of a millisecond, after which others have their turn.
+const SERIES_PLANNED: usize = 32;
 /// Chunks of a series for which room is made before it is known whether they are there: ten years of days are 57.
 const TAKEN_MIN: usize = 64;
 
@@ -133,6 +135,11 @@ struct Going {
     /// Expected bytes of one series, and of what may be claimed ahead.
     series_bytes: u64,
     window: u64,
+    /// The window is being filled.
+    refilling: bool,
+    /// Claims that wait for the rest of the window.
+    works: Vec<Work>,
+    core: Arc<Core>,
     upcoming: VecDeque<Source>,
     ahead: VecDeque<Pending>,
 }
@@ -277,7 +284,9 @@ impl Reading {
             self.begin_when_synced().await?;
         }
         loop {
-            self.plan_ahead();
+            while self.plan_ahead() {
+                tokio::task::yield_now().await;
+            }
             let Begun::Yes(going) = &mut self.state else { return Ok(None) };
             let Some(front) = going.ahead.front_mut() else {
                 self.state = Begun::Over;
@@ -419,27 +428,30 @@ impl Reading {
             store,
             series_bytes,
             window: WINDOW_BYTES_MAX.min(budget / WINDOW_SHARE),
+            refilling: false,
+            works: Vec::new(),
+            core: Arc::clone(&self.core),
             upcoming: sources,
             ahead: VecDeque::new(),
         });
         Ok(())
     }
 
-    /// Plans series until the window is full. Claims of one step go to each shard together.
-    fn plan_ahead(&mut self) {
-        let Begun::Yes(going) = &mut self.state else { return };
+    /// Plans some series of the window; its claims go to each shard together when it is full. True: there is room for more.
+    fn plan_ahead(&mut self) -> bool {
+        let Begun::Yes(going) = &mut self.state else { return false };
         let ahead = going.ahead.len() as u64 * going.series_bytes;
         // refilled when half empty, so that claims come in batches
-        if going.upcoming.is_empty() || (!going.ahead.is_empty() && ahead > going.window / 2) {
-            return;
+        going.refilling |= going.ahead.is_empty() || ahead <= going.window / 2;
+        if !going.refilling {
+            return false;
         }
-        let mut works: Vec<Work> = Vec::new();
-        while let Some(source) = going.upcoming.front() {
-            if !going.ahead.is_empty()
-                && (going.ahead.len() as u64 + 1).saturating_mul(going.series_bytes) > going.window
-            {
+        for _ in 0..SERIES_PLANNED {
+            let full = (going.ahead.len() as u64 + 1).saturating_mul(going.series_bytes) > going.window;
+            let Some(source) = going.upcoming.front().filter(|_| going.ahead.is_empty() || !full) else {
+                going.refilling = false;
                 break;
-            }
+            };
             let mut pending = Pending {
                 cell: Arc::clone(&source.cell),
                 waiter: Arc::default(),
@@ -470,7 +482,7 @@ impl Reading {
                     &[want.chunks],
                     going.store,
                     self.ask.time_order,
-                    &mut works,
+                    &mut going.works,
                 );
                 self.counts.hit += plan.0;
                 self.counts.joined += plan.1;
@@ -482,7 +494,10 @@ impl Reading {
             going.upcoming.pop_front();
             going.ahead.push_back(pending);
         }
-        submit_all(&self.core, works);
+        if !going.refilling {
+            going.submit();
+        }
+        going.refilling
     }
 }
 
@@ -497,7 +512,18 @@ fn submit_all(core: &Arc<Core>, works: Vec<Work>) {
     }
 }
 
+impl Drop for Going {
+    fn drop(&mut self) {
+        // others may have joined them
+        self.submit();
+    }
+}
+
 impl Going {
+    fn submit(&mut self) {
+        submit_all(&self.core, std::mem::take(&mut self.works));
+    }
+
     /// What is wanted of a leg; `None`: nothing.
     fn want(&self, table: &Table, leg: &Leg) -> Option<Want> {
         let chunks = table.spec.chunk.cover(self.start, self.end);

@@ -86,6 +86,20 @@ async fn a_json_ticket_is_answered_with_exactly_the_rows_cold_and_warm() {
 }
 
 #[tokio::test]
+async fn a_hit_whose_chunks_are_large_enough_to_be_shared_is_whole() {
+    let begin = 10_957 * DAY_NS;
+    let rows = (0..12_000).map(|i| (begin + i * 60_000_000_000, 0, Some(i))).collect();
+    let series = BTreeMap::from([("AMZN".to_owned(), rows)]);
+    let grid = Grid::start(series.clone()).await;
+    let query = query(&["AMZN"]);
+    for chunks_hit in [0, 1] {
+        let answer = grid.get(ticket::encode(&query)).await.unwrap();
+        assert_eq!(closes(&answer), oracle(&series, &query));
+        assert_eq!(receipt(&answer).chunks_hit, chunks_hit);
+    }
+}
+
+#[tokio::test]
 async fn random_questions_are_answered_as_the_oracle_answers_them() {
     let symbols = ["A", "AMZN", "B", "IBM", "ZZ"];
     let series: BTreeMap<String, Vec<Row>> = symbols

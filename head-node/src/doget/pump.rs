@@ -1,6 +1,11 @@
 //! One answer, from the plan to the trailers: reads step by step, frames message by message.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant, vec};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Instant,
+    vec,
+};
 
 use arrow_buffer::Buffer;
 use bytes::Bytes;
@@ -54,6 +59,8 @@ pub(super) struct Pump {
     /// Permission to have the last message framed out.
     egress: Option<Turn>,
     framer: Framer<ChunkRef>,
+    /// Framed, and not handed out.
+    out: VecDeque<Bytes>,
     /// Position in the plan's symbols of the series last taken.
     key: usize,
     found: Found,
@@ -96,6 +103,7 @@ impl Pump {
             admission: None,
             egress: None,
             framer,
+            out: VecDeque::new(),
             key: 0,
             found: Found::default(),
             stage: Stage::Reading,
@@ -120,16 +128,17 @@ impl Pump {
             }
             self.count(&reading, account);
         }
-        if !self.framer.is_small() {
+        if !self.framer.is_small() || !self.head.engine().has_room(self.framer.bytes()) {
             return Ok(false);
         }
         self.finish(account);
         Ok(true)
     }
 
-    /// The only piece of an answer that [`Pump::hit`] framed; the transport gets its trailers by itself.
+    /// The only piece of an answer that [`Pump::hit`] framed, if it is one; the transport gets its trailers by itself.
     pub(super) fn whole(&mut self) -> Option<Bytes> {
-        (self.stage == Stage::Framed && self.egress.is_none()).then(|| self.framer.pop())?
+        let only = self.stage == Stage::Framed && self.egress.is_none() && self.out.len() == 1;
+        only.then(|| self.out.pop_front())?
     }
 
     /// Frames the first message.
@@ -140,7 +149,7 @@ impl Pump {
     /// The next piece, the trailers after the last, `None` after them.
     pub(super) async fn next(&mut self, account: &mut Account) -> Option<Sent> {
         loop {
-            if let Some(bytes) = self.framer.pop() {
+            if let Some(bytes) = self.out.pop_front() {
                 return Some(Sent::Data(bytes));
             }
             // the transport has taken the message
@@ -166,11 +175,15 @@ impl Pump {
 
     /// Frames one message when it is the unit's turn.
     async fn frame(&mut self, account: &mut Account) -> Result<()> {
+        // what is framed is copied: others may have their turn between two messages
+        tokio::task::yield_now().await;
         let more = self.fill(account).await?;
-        let bytes = frame::MESSAGE_BYTES as u64;
+        let bytes = self.framer.bytes_left().min(frame::MESSAGE_BYTES as u64);
+        self.head.engine().room(bytes).await?;
         self.egress = Some(self.head.egress().turn(&self.unit, bytes).await);
         if more {
             self.framer.frame();
+            self.collect();
             account.answer.bytes = self.framer.framed().bytes;
         } else {
             self.finish(account);
@@ -315,6 +328,14 @@ impl Pump {
         answer.bytes = self.framer.framed().bytes;
         account.outcome = Outcome::Served;
         self.stage = Stage::Framed;
+        self.collect();
+    }
+
+    /// Takes what was framed, counted from here on.
+    fn collect(&mut self) {
+        while let Some(piece) = self.framer.pop() {
+            self.out.push_back(self.head.engine().hold(piece));
+        }
     }
 }
 
