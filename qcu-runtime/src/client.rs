@@ -5,10 +5,9 @@
 //! * `client/merge.rs`, `client/answer.rs`: the answers of several heads as one. Pure.
 //! * `client/put.rs`: one publish on one head.
 //!
-//! Two times bound every call: each attempt may take as long as is left, and all attempts together
-//! [`ClientOptions::deadline`]. Only errors that [`Error::retryable`] says may pass are tried again. Reads change nothing,
-//! and a publish carries its run id, so both may be sent twice. Every future may be dropped at any point; a dropped
-//! publish may or may not have happened.
+//! Two times bound every call: [`ClientOptions::attempt`] one attempt, and [`ClientOptions::deadline`] all of them together.
+//! Only errors that [`Error::retryable`] says may pass are tried again. Reads change nothing, and a publish carries its run
+//! id, so both may be sent twice. Every future may be dropped at any point; a dropped publish may or may not have happened.
 
 mod answer;
 mod deframe;
@@ -38,6 +37,8 @@ use heads::{Heads, of_status};
 
 /// How long [`Client::stats`] waits for each head: a head that is away must not hold up a table of the others.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a connection moves at the least; a publish has so much more time for its bytes.
+const PUBLISH_BYTES_PER_SECOND: u64 = 4 << 20;
 /// First pause while heads disagree about a dataset's symbols, which lasts as long as a publish takes to reach them all; doubles.
 const DISAGREE_MIN: Duration = Duration::from_millis(20);
 /// Longest such pause.
@@ -52,11 +53,21 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// All attempts of one call together.
     pub deadline: Duration,
+    /// One attempt of a question or a publish: a head that has not answered for so long has lost it, or its shard has. A
+    /// publish that is sent again while the first is still at work is acknowledged with it. Not of a read, whose size nobody
+    /// knows yet.
+    pub attempt: Duration,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { unit: None, connect_timeout: Duration::from_secs(5), deadline: Duration::from_secs(60) }
+        Self {
+            unit: None,
+            connect_timeout: Duration::from_secs(5),
+            deadline: Duration::from_secs(60),
+            // a publish waits for a disk, two seconds for other shards, five for a head that does not keep up
+            attempt: Duration::from_secs(10),
+        }
     }
 }
 
@@ -65,6 +76,7 @@ impl Default for ClientOptions {
 pub struct Client {
     heads: Heads,
     deadline: Duration,
+    attempt: Duration,
 }
 
 impl Client {
@@ -100,13 +112,14 @@ impl Client {
         let peers = discovery::watch(url, &discovery::Options::default())
             .map_err(|e| Error::new(Code::InvalidRequest, format!("`{url}` does not name a grid: {e}")))?;
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
-        Ok(Self { heads: Heads::new(peers, channel), deadline: options.deadline })
+        let ClientOptions { deadline, attempt, .. } = *options;
+        Ok(Self { heads: Heads::new(peers, channel), deadline, attempt })
     }
 
     /// This client with another deadline for each call.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { heads: self.heads.clone(), deadline }
+        Self { heads: self.heads.clone(), deadline, attempt: self.attempt }
     }
 
     /// Addresses of the heads that discovery knows now, sorted.
@@ -245,7 +258,7 @@ impl Client {
         let attempt = |head: String, left: Duration| async move {
             get::do_get(heads.channel(&head)?, MetadataMap::new(), query, left).await
         };
-        heads.call(query.dataset.as_str(), owner, deadline, attempt).await
+        heads.call(query.dataset.as_str(), owner, deadline, Duration::MAX, attempt).await
     }
 
     /// What the datasets are and how far they have come: all, or one.
@@ -313,17 +326,20 @@ impl Client {
         let messages = tokio::task::spawn_blocking(move || put::messages(&header, &schema, &batches))
             .await
             .map_err(|e| Error::new(Code::Internal, format!("encoding a publish: {e}")))??;
+        let bytes = messages.bytes();
         let attempt = |head: String, left: Duration| {
             let messages = messages.clone();
             async move { put::do_put(heads.channel(&head)?, messages, left).await }
         };
-        heads.call(&key, None, deadline, attempt).await
+        let limit = self.attempt + Duration::from_secs(bytes / PUBLISH_BYTES_PER_SECOND);
+        heads.call(&key, None, deadline, limit, attempt).await
     }
 
     /// Takes the right to publish to a dataset, and makes the dataset if the request has a spec and it is not there.
     ///
     /// # Errors
-    /// `Conflict` while somebody else holds it (the message says who and for how long), or another spec.
+    /// `Conflict` while somebody else holds it (the message says who and for how long), `InvalidRequest` if the dataset has
+    /// another schema.
     pub async fn acquire_lease(&self, request: pb::AcquireLeaseRequest) -> Result<pb::Lease> {
         let key = request.dataset.clone();
         let call =
@@ -407,7 +423,7 @@ impl Client {
             let reply = client.map(|client| call(client, request));
             async move { Ok(reply?.await.map_err(|status| of_status(&status))?.into_inner()) }
         };
-        heads.call(key, None, deadline, attempt).await
+        heads.call(key, None, deadline, self.attempt, attempt).await
     }
 }
 

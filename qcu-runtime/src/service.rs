@@ -87,6 +87,7 @@ impl<'a> Service<'a> {
             unit: Some(config.unit.manifest.unit.clone()),
             connect_timeout: config.connect,
             deadline: CALL_DEADLINE,
+            ..ClientOptions::default()
         };
         let client = Client::connect(&config.url, options).await?;
         let runner = Runner::new(client.clone(), config.unit.clone())?;

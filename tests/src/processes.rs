@@ -356,7 +356,12 @@ pub fn static_url(addrs: &[SocketAddr]) -> String {
 /// # Errors
 /// When none of them answers.
 pub async fn client(heads: &[SocketAddr], unit: &str, deadline: Duration) -> Result<Client> {
-    let options = ClientOptions { unit: Some(unit.to_owned()), connect_timeout: READY_MAX, deadline };
+    let options = ClientOptions {
+        unit: Some(unit.to_owned()),
+        connect_timeout: READY_MAX,
+        deadline,
+        ..ClientOptions::default()
+    };
     Ok(Client::connect(&static_url(heads), options).await?)
 }
 

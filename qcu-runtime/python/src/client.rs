@@ -62,6 +62,7 @@ impl Client {
             unit,
             connect_timeout: seconds(connect_timeout_s),
             deadline: seconds(deadline_s),
+            ..ClientOptions::default()
         };
         let inner = wait(py, Inner::connect(url, options))?;
         Ok(Self { inner: ManuallyDrop::new(inner), pid: std::process::id(), url: url.to_owned() })

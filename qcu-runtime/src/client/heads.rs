@@ -98,8 +98,8 @@ impl Heads {
     }
 
     /// Calls `attempt` with one head after another, `first` before the others (which come in the order of `key`), round
-    /// after round, until it succeeds, fails for good, or `deadline` passes. `attempt` also gets the time left. Dropping
-    /// the future drops the attempt.
+    /// after round, until it succeeds, fails for good, or `deadline` passes. An attempt may take `limit`, and no more than
+    /// is left, which it is told. Dropping the future drops the attempt.
     ///
     /// # Errors
     /// The attempt's own error if it is final; the last retryable one, with the number of attempts, at the deadline.
@@ -108,6 +108,7 @@ impl Heads {
         key: &str,
         first: Option<&str>,
         deadline: Instant,
+        limit: Duration,
         mut attempt: F,
     ) -> Result<T>
     where
@@ -128,6 +129,7 @@ impl Heads {
                     return Err(gave_up(last, attempts));
                 }
                 attempts += 1;
+                let left = left.min(limit);
                 match timeout(left, attempt(head.to_owned(), left)).await {
                     Ok(Ok(done)) => return Ok(done),
                     Ok(Err(error)) if error.retryable() => {
@@ -142,7 +144,6 @@ impl Heads {
                         self.mark_away(head);
                         last =
                             Error::new(Code::DeadlineExceeded, format!("head {head} did not answer in time"));
-                        return Err(gave_up(last, attempts));
                     }
                 }
             }

@@ -22,6 +22,13 @@ const MESSAGE_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub(crate) struct Messages(Vec<FlightData>);
 
+impl Messages {
+    /// Bytes of their bodies.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().map(|message| message.data_body.len() as u64).sum()
+    }
+}
+
 /// Frames the header and the rows. Batches must share one schema; dictionaries are written out, since each message of a
 /// publish stands alone on the way to the shard.
 pub(crate) fn messages(

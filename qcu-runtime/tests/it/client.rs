@@ -194,6 +194,22 @@ async fn a_head_that_hangs_costs_the_deadline_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_question_or_publish_that_a_head_has_lost_is_put_to_another() {
+    let world = world(&[("equities.daily", "close", prices())]);
+    let heads = [FakeHead::start(&world).await, FakeHead::start(&world).await];
+    let url = format!("static://{},{}", heads[0].addr, heads[1].addr);
+    let options = ClientOptions { attempt: Duration::from_millis(200), ..quick() };
+    let client = Client::connect(&url, options).await.unwrap();
+    let rows = client.read(&query(&["AMZN"])).await.unwrap().batches;
+    heads.iter().for_each(|head| head.fail_on("Describe", [Fault::Hang]));
+    assert_eq!(client.describe(None).await.unwrap().len(), 1);
+    heads.iter().for_each(|head| head.fail_on("DoPut", [Fault::Hang]));
+    let header =
+        pb::PublishHeader { dataset: "signals.mom".into(), run_id: "r1".into(), ..Default::default() };
+    assert_eq!(client.publish(header, rows).await.unwrap().rows, 5);
+}
+
+#[tokio::test]
 async fn an_answer_larger_than_asked_for_is_refused_over_all_heads() {
     let (_heads, client) = grid(3).await;
     let error = client.read(&SeriesQuery { rows_max: 39, ..query(&SYMBOLS) }).await.unwrap_err();

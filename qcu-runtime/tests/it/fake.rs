@@ -318,8 +318,10 @@ impl FlightService for Service {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
         let fault = self.next_fault("DoPut", &request);
-        if let Some(Fault::Refuse(error)) = fault {
-            return Err(error.into());
+        match fault {
+            Some(Fault::Refuse(error)) => return Err(error.into()),
+            Some(Fault::Hang) => std::future::pending().await,
+            _ => {}
         }
         let mut messages: Vec<FlightData> = request.into_inner().try_collect().await?;
         let cmd = messages[0].flight_descriptor.take().unwrap().cmd;
