@@ -292,21 +292,26 @@ pub(crate) fn spec() -> DatasetSpec {
         .unwrap()
 }
 
+/// The rows of an answer about [`spec`]'s field.
+pub(crate) fn batch_of(run: &pb::ChunkRun) -> RecordBatch {
+    let message = arrow_ipc::root_as_message(&run.data_header).unwrap();
+    arrow_ipc::reader::read_record_batch(
+        &arrow_buffer::Buffer::from(run.data_body.clone()),
+        message.header_as_record_batch().unwrap(),
+        spec().chunk_schema(&[0]),
+        &std::collections::HashMap::new(),
+        None,
+        &message.version(),
+    )
+    .unwrap()
+}
+
 async fn collect(mut replies: mpsc::Receiver<Result<pb::FetchReply, tonic::Status>>) -> Vec<(i64, f64)> {
     let mut rows = Vec::new();
     while let Some(reply) = replies.recv().await {
         match reply.unwrap().reply.unwrap() {
             pb::fetch_reply::Reply::Run(run) => {
-                let message = arrow_ipc::root_as_message(&run.data_header).unwrap();
-                let batch = arrow_ipc::reader::read_record_batch(
-                    &arrow_buffer::Buffer::from(run.data_body.clone()),
-                    message.header_as_record_batch().unwrap(),
-                    spec().chunk_schema(&[0]),
-                    &std::collections::HashMap::new(),
-                    None,
-                    &message.version(),
-                )
-                .unwrap();
+                let batch = batch_of(&run);
                 let ts = batch.column(0).as_primitive::<TimestampNanosecondType>();
                 let values = batch.column(2).as_primitive::<Float64Type>();
                 rows.extend((0..ts.len()).map(|i| (ts.value(i), values.value(i))));

@@ -19,7 +19,7 @@ use crate::{
     catalog::Dataset,
     publish::{Publish, Right},
     shard::Shard,
-    testing::{DATASET, spec},
+    testing::{DATASET, batch_of, spec},
     upkeep,
 };
 
@@ -236,16 +236,7 @@ async fn look(shard: &Arc<Shard>) -> Result<Reply> {
 }
 
 fn decode(run: &pb::ChunkRun) -> Vec<Known> {
-    let message = arrow_ipc::root_as_message(&run.data_header).unwrap();
-    let batch = arrow_ipc::reader::read_record_batch(
-        &arrow_buffer::Buffer::from(run.data_body.clone()),
-        message.header_as_record_batch().unwrap(),
-        spec().chunk_schema(&[0]),
-        &std::collections::HashMap::new(),
-        None,
-        &message.version(),
-    )
-    .unwrap();
+    let batch = batch_of(run);
     let time = |i: usize| batch.column(i).as_primitive::<TimestampNanosecondType>();
     let (ts, known_at, values) = (time(0), time(1), batch.column(2).as_primitive::<Float64Type>());
     (0..batch.num_rows()).map(|i| (ts.value(i), known_at.value(i), values.value(i))).collect()
