@@ -41,7 +41,7 @@ const ROUNDS_MAX: u32 = 8;
 const SYNC_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of one series in one read, at most: each costs some bookkeeping even if it is empty.
 const CHUNKS_MAX: i64 = 1 << 20;
-/// Series that are planned in one go: about a tenth of a millisecond, after which others have their turn.
+/// Series that are planned in one go, after which others have their turn.
 const SERIES_PLANNED: usize = 32;
 /// Chunks of a series for which room is made before it is known whether they are there: ten years of days are 57.
 const TAKEN_MIN: usize = 64;

@@ -16,8 +16,8 @@ use crate::{
     delta::{Entry, Region},
 };
 
-/// Commits remembered, told or read back: what is held from before them is fetched again. An entry read back is 0.1 ms
-/// on a local disk and 20 ms from an object store, so all of them are 0.4 s and, sixteen at once, 5 s.
+/// Commits remembered, told or read back: what is held from before them is fetched again. Each is an entry of the
+/// log to read, a file of a kilobyte or two: seconds from an object store, sixteen at once.
 const COMMITS_MAX: usize = 4_096;
 
 /// What the commits after `floor` touched.

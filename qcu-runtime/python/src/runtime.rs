@@ -1,8 +1,8 @@
 //! The Tokio runtime of the process's connections, and how a Python thread waits for it.
 //!
 //! The runtime has no threads of its own: a thread that waits for an answer drives the connections itself, and so is not
-//! woken by another that was woken by the answer. Each such hand-over costs 5 us, between two cores of a virtual machine
-//! 30 us and more, out of 100 for a small answer; a runtime with workers has two of them in a read. Threads that wait at the
+//! woken by another that was woken by the answer. A runtime with workers has two such hand-overs in each read, and
+//! between two cores of a virtual machine one takes 30 us and more. Threads that wait at the
 //! same time share the driving. While nobody waits, the *keeper* does: it answers pings, follows discovery, notices what
 //! broke. It takes over after a quiet [`KEEPER_TICK`], so that reads in a row do not have to take the connections back.
 //!

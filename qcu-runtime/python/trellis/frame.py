@@ -118,7 +118,7 @@ class Frame:
     @property
     def receipt(self) -> Receipt | None:
         """What the read said of itself; None for rows that were not read."""
-        # made when it is asked for: that takes a good part of what a small read does
+        # made when it is asked for: most reads are not asked
         if self._receipt is None and self._reply is not None:
             self._receipt = Receipt._of(self._reply)
         return self._receipt
