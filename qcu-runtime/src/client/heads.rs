@@ -202,6 +202,10 @@ pub(crate) fn of_transport(error: &(dyn std::error::Error + 'static)) -> Error {
         if cause.is::<tonic::TimeoutExpired>() {
             return Error::new(Code::DeadlineExceeded, "the head did not answer in time");
         }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            // what the system says; the layers around it repeat it in their own words
+            return Error::new(Code::Unavailable, format!("the connection to the head failed: {io}"));
+        }
         let more = cause.to_string();
         if !text.contains(&more) {
             text = format!("{text}: {more}");

@@ -224,6 +224,7 @@ async fn nobody_there_is_told_at_once_with_what_to_do() {
     let error = Client::connect(&url, options).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.to_string().contains(&url) && error.to_string().contains("trellis up"), "{error}");
+    assert!(error.message().contains("Connection refused") && !error.message().contains("::"), "{error}");
     for url in ["ftp://x", "", "grpc://"] {
         assert_eq!(Client::connect(url, quick()).await.unwrap_err().code(), Code::InvalidRequest, "{url}");
     }
