@@ -241,8 +241,10 @@ impl Task {
                 }
             };
             let now_ns = self.table.shared.clock.now_ms() * 1_000_000;
-            let step = self.lease.acquire(self.now(), now_ns, &asked.holder, asked.ttl, asked.take_over);
-            let grant = match step.map_err(|e| e.dataset(&self.table.name))? {
+            let name = self.table.name.as_str();
+            let step =
+                self.lease.acquire(name, self.now(), now_ns, &asked.holder, asked.ttl, asked.take_over);
+            let grant = match step.map_err(|e| e.dataset(name))? {
                 Acquire::Already(lease) => {
                     self.lease = lease;
                     return self.granted();

@@ -7,6 +7,10 @@
 //! epoch that another shard granted, does not know when the holder last renewed, so it waits a whole time to live.
 //!
 //! A holder whose lease ran out may go on as long as nobody took the next epoch: refusing it would help nobody.
+//!
+//! A dataset is the output of the *unit* that was granted its newest epoch, running or not. Another instance of that unit
+//! gets the next epoch once the lease is given back or has run out; another unit only by taking over, or a slip of a name
+//! in its declaration would make it the publisher of what somebody else computes, at the first restart over there.
 
 use std::time::Duration;
 
@@ -73,12 +77,14 @@ impl Lease {
         }
     }
 
-    /// Asks for the lease.
+    /// Asks for the lease of `dataset`.
     ///
     /// # Errors
-    /// [`Code::Conflict`] naming the holder, while somebody else's lease runs and `take_over` is not set.
+    /// Where `take_over` is not set: [`Code::PermissionDenied`] if it is another unit's output, [`Code::Conflict`] while the
+    /// lease of another instance runs. Both name the holder.
     pub(crate) fn acquire(
         &self,
+        dataset: &str,
         now: Duration,
         now_ns: i64,
         holder: &Holder,
@@ -89,8 +95,13 @@ impl Lease {
             Self::Held { grant, .. } if grant.holder == *holder => {
                 Ok(Acquire::Already(Self::Held { grant: grant.clone(), expires: now + ttl }))
             }
+            Self::Held { grant, .. } | Self::Released { grant }
+                if grant.holder.unit != holder.unit && !take_over =>
+            {
+                Err(output_of_other(dataset, grant))
+            }
             Self::Held { grant, expires } if now < *expires && !take_over => {
-                Err(held_by_other(grant, *expires - now))
+                Err(held_by_other(dataset, grant, *expires - now))
             }
             Self::Held { .. } | Self::Released { .. } | Self::Never => Ok(Acquire::Commit(Grant {
                 epoch: self.epoch() + 1,
@@ -185,11 +196,11 @@ fn fenced(grant: &Grant, epoch: u64) -> Error {
     }
 }
 
-fn held_by_other(grant: &Grant, left: Duration) -> Error {
+fn held_by_other(dataset: &str, grant: &Grant, left: Duration) -> Error {
     Error::new(
         Code::Conflict,
         format!(
-            "epoch {} is held by unit {} (instance {}) since {}",
+            "epoch {} of {dataset} is held by unit {} (instance {}) since {}",
             grant.epoch,
             grant.holder.unit,
             grant.holder.instance,
@@ -197,6 +208,22 @@ fn held_by_other(grant: &Grant, left: Duration) -> Error {
         ),
     )
     .hint(format!("it runs out in {} ms unless renewed; to take it now, take over", left.as_millis()))
+}
+
+fn output_of_other(dataset: &str, grant: &Grant) -> Error {
+    Error::new(
+        Code::PermissionDenied,
+        format!(
+            "{dataset} is the output of unit {} (epoch {}, since {})",
+            grant.holder.unit,
+            grant.epoch,
+            format_time(grant.since_ns)
+        ),
+    )
+    .hint(
+        "publish to a dataset of the unit's own; if it is to be this unit's from now on (a unit that was renamed), take it \
+         over: `--take-over`, `take_over=True`, or TRELLIS_TAKE_OVER=true for a service",
+    )
 }
 
 /// What a request asks for, brought within what is granted.
@@ -257,8 +284,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked in whatever order: epochs only grow, an accepted publish carries the newest epoch, and nobody
-        /// gets a lease that runs without taking over.
+        /// Whatever is asked in whatever order: epochs only grow, an accepted publish carries the newest epoch, and without
+        /// taking over nobody gets a lease that runs, nor a unit the output of another.
         #[test]
         fn epochs_are_accepted_in_order(steps in proptest::collection::vec(step(), 1..60)) {
             let mut lease = Lease::Never;
@@ -270,8 +297,9 @@ mod tests {
                 match step {
                     Step::Acquire { who, ttl_ms, take_over } => {
                         let live = lease.live(now).cloned();
+                        let foreign = stored.as_ref().is_some_and(|g| g.holder.unit != holder(who).unit);
                         let ttl = Duration::from_millis(ttl_ms);
-                        match lease.acquire(now, 0, &holder(who), ttl, take_over) {
+                        match lease.acquire("d.a", now, 0, &holder(who), ttl, take_over) {
                             Ok(Acquire::Already(next)) => {
                                 prop_assert_eq!(next.epoch(), lease.epoch());
                                 lease = next;
@@ -279,12 +307,17 @@ mod tests {
                             }
                             Ok(Acquire::Commit(grant)) => {
                                 prop_assert!(grant.epoch > stored.as_ref().map_or(0, |g| g.epoch));
-                                prop_assert!(live.is_none() || take_over);
+                                prop_assert!((live.is_none() && !foreign) || take_over);
                                 known[who as usize] = grant.epoch;
                                 stored = Some(grant.clone());
                                 lease = Lease::granted(now, grant);
                             }
-                            Err(_) => prop_assert!(live.is_some_and(|g| g.holder != holder(who)) && !take_over),
+                            Err(error) => {
+                                prop_assert!(!take_over);
+                                prop_assert!(foreign || live.is_some_and(|g| g.holder != holder(who)));
+                                let code = if foreign { Code::PermissionDenied } else { Code::Conflict };
+                                prop_assert_eq!(error.code(), code);
+                            }
                         }
                     }
                     Step::Renew { who, ttl_ms } => {
@@ -316,17 +349,39 @@ mod tests {
     #[test]
     fn a_lease_is_taken_only_after_it_ran_out_or_by_taking_over() {
         let ttl = Duration::from_secs(10);
-        let Acquire::Commit(grant) = Lease::Never.acquire(Duration::ZERO, 5, &holder(0), ttl, false).unwrap()
+        let Acquire::Commit(grant) =
+            Lease::Never.acquire("d.a", Duration::ZERO, 5, &holder(0), ttl, false).unwrap()
         else {
             panic!("the first to ask gets it")
         };
         assert_eq!(grant.epoch, 1);
         let lease = Lease::granted(Duration::ZERO, grant);
-        let refused = lease.acquire(Duration::from_secs(9), 6, &holder(1), ttl, false).unwrap_err();
+        let refused = lease.acquire("d.a", Duration::from_secs(9), 6, &holder(1), ttl, false).unwrap_err();
         assert_eq!(refused.code(), Code::Conflict);
         for (now, take_over) in [(10, false), (1, true)] {
-            let next = lease.acquire(Duration::from_secs(now), 6, &holder(1), ttl, take_over).unwrap();
+            let next = lease.acquire("d.a", Duration::from_secs(now), 6, &holder(1), ttl, take_over).unwrap();
             assert!(matches!(next, Acquire::Commit(Grant { epoch: 2, .. })));
+        }
+    }
+
+    #[test]
+    fn an_output_stays_its_units_until_another_takes_it_over() {
+        let ttl = Duration::from_secs(10);
+        let late = Duration::from_secs(100);
+        let grant = Grant { epoch: 1, holder: holder(0), since_ns: 0, ttl };
+        let held = Lease::granted(Duration::ZERO, grant.clone());
+        let released = held.release(&grant.holder, 1);
+        assert!(matches!(released, Lease::Released { .. }));
+        for (lease, now) in [(&held, Duration::ZERO), (&held, late), (&released, Duration::ZERO)] {
+            let refused = lease.acquire("d.a", now, 0, &holder(2), ttl, false).unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied);
+            assert!(
+                refused.message().starts_with("d.a is the output of unit unit-0"),
+                "{}",
+                refused.message()
+            );
+            let taken = lease.acquire("d.a", now, 0, &holder(2), ttl, true).unwrap();
+            assert!(matches!(taken, Acquire::Commit(Grant { epoch: 2, .. })));
         }
     }
 

@@ -105,13 +105,14 @@ pub(crate) fn publish_run<'py>(
     session: &str,
     prefetched: &Prefetched,
     rows: &Rows,
+    take_over: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let manifest = Manifest::parse(manifest).or_raise(py)?;
     // in the unit's own name, whatever name the reads went by: a head lets nobody publish in another's
     client.inner(py)?;
     let published = async {
         let client = client.in_name_of(&manifest.unit)?;
-        publish(&client, &manifest, session, prefetched, rows).await
+        publish(&client, &manifest, session, prefetched, rows, take_over).await
     };
     let ack = wait(py, published.instrument(prefetched.span.clone()))?;
     dict::ack(py, &ack)
@@ -123,11 +124,11 @@ async fn publish(
     session: &str,
     prefetched: &Prefetched,
     rows: &Rows,
+    take_over: bool,
 ) -> Result<pb::PublishAck> {
     let spec = manifest.output_spec()?;
     let dataset = spec.dataset.to_string();
-    let claim =
-        Claim { unit: manifest.unit.clone(), instance: new_instance(), spec, take_over: false, ttl: TTL };
+    let claim = Claim { unit: manifest.unit.clone(), instance: new_instance(), spec, take_over, ttl: TTL };
     let lease = HeldLease::acquire(client, claim, LEASE_PATIENCE).await?;
     let header = pb::PublishHeader {
         dataset,

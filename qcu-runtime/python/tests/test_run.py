@@ -7,7 +7,7 @@ from conftest import EXAMPLES
 import trellis
 from trellis._time import to_ns
 from trellis.deploy import load_strategies
-from trellis.errors import BadRequest, BadRows, StrategyError, UnknownDataset
+from trellis.errors import BadRequest, BadRows, Forbidden, StrategyError, UnknownDataset
 
 SESSION = "2016-08-10"
 PRICES = trellis.series("equities.daily", ["close"], symbols=["AMZN", "KO"], lookback="3 sessions")
@@ -117,6 +117,26 @@ def test_an_answer_that_is_not_the_declared_output_is_refused(grid, answer, told
     with pytest.raises((BadRows, StrategyError), match=told):
         refused.run(session=SESSION, grid=grid, publish=True)
     assert "tests.refused" not in grid.datasets()
+
+
+def test_an_output_is_its_units_until_another_takes_it_over(grid):
+    def unit(name, value):
+        def compute(ctx, px):
+            return ctx.frame(symbol=["A"], score=[value])
+
+        output = trellis.output("tests.owned", score="float64")
+        return trellis.strategy(name, inputs={"px": PRICES}, output=output)(compute)
+
+    unit("owner", 1.0).run(session=SESSION, grid=grid, publish=True)
+    renamed = unit("renamed", 2.0)
+    with pytest.raises(Forbidden, match=r"tests\.owned is the output of unit owner") as refused:
+        renamed.run(session=SESSION, grid=grid, publish=True)
+    assert "take_over=True" in refused.value.hint
+    assert grid.read("tests.owned").arrow()["score"].to_pylist() == [1.0]
+    renamed.run(session=SESSION, grid=grid, publish=True, take_over=True)
+    assert grid.read("tests.owned").arrow()["score"].to_pylist() == [2.0]
+    with pytest.raises(Forbidden, match=r"tests\.owned is the output of unit renamed"):
+        unit("owner", 3.0).run(session=SESSION, grid=grid, publish=True)
 
 
 def test_missing_values_are_published_only_where_they_may_be(grid):

@@ -28,7 +28,7 @@ import os, sys, time
 import numpy as np
 import trellis
 
-@trellis.strategy({name!r}, output=trellis.output("tests.{name}", x="float64!"), retries=0, timeout="20s",
+@trellis.strategy({name!r}, output=trellis.output("tests.{output}", x="float64!"), retries=0, timeout="20s",
     inputs=dict(px=trellis.series("equities.daily", ["close"], symbols=["AMZN", "KO"], lookback="2 sessions")))
 def compute(ctx, px):
     print("a line of the strategy's own")
@@ -46,10 +46,10 @@ def until(condition, what):
     raise AssertionError(f"not within {WAIT_S} s: {what}")
 
 
-def deploy(processes, tmp_path, name, body):
+def deploy(processes, tmp_path, name, body, *options, output=None):
     source = tmp_path / f"{name}.py"
-    source.write_text(STRATEGY.format(name=name, body=body))
-    return cli("deploy", str(source), "--session", SESSION, "--state", str(processes.state), "--json")
+    source.write_text(STRATEGY.format(name=name, body=body, output=output or name))
+    return cli("deploy", str(source), "--session", SESSION, "--state", str(processes.state), "--json", *options)
 
 
 def ended(processes, name):
@@ -170,6 +170,18 @@ def test_a_unit_that_fails_is_told_and_publishes_nothing(processes, tmp_path, na
     with trellis.connect(processes.info["url"]) as grid:
         assert f"tests.{name}" not in grid.datasets() or len(grid.read(f"tests.{name}")) == 0
         assert len(grid.read("equities.daily", ["close"], "KO")) > 2000
+
+
+def test_the_output_of_another_unit_is_published_only_by_taking_it_over(processes, tmp_path):
+    body = "return ctx.frame(symbol=px.symbols, x=1.0)"
+    deploy(processes, tmp_path, "owner", body)
+    assert ended(processes, "owner")["state"] == "finished"
+    deploy(processes, tmp_path, "renamed", body, output="owner")
+    refused = ended(processes, "renamed")
+    assert refused["state"] == "failed" and "tests.owner is the output of unit owner" in refused["note"], refused
+    taken = json.loads(deploy(processes, tmp_path, "renamed", body, "--take-over", output="owner").stdout)[0]
+    run = until(lambda: (p := ended(processes, "renamed"))["deployed_ns"] == taken["deployed_ns"] and p, "the run")
+    assert run["state"] == "finished", run
 
 
 def test_status_shows_processes_datasets_and_counters(processes):

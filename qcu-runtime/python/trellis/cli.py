@@ -114,12 +114,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--session", required=True, metavar="DATE")
     run.add_argument("--as-of", metavar="T", help="read the inputs as known at that time; default: now")
     run.add_argument("--publish", action="store_true", help="publish the output, as the deployed unit would")
+    _add_take_over(run)
     run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help="default: table")
     run.add_argument("--out", metavar="FILE", help="default: stdout")
 
     deploy = command("deploy", _deploy, "Deploy strategies to the grid of `trellis up`.")
     deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]")
     deploy.add_argument("--session", metavar="DATE", help="run for this session and end; default: by the schedule")
+    _add_take_over(deploy)
     deploy.add_argument("--no-wait", action="store_true", help="do not wait until the units run")
     _add_state(deploy)
     return parser
@@ -128,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", default=local.STATE, metavar="DIR", help=f"folder of the grid's state (default ./{local.STATE})"
+    )
+
+
+def _add_take_over(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="publish even though a process of the unit runs (it is fenced), or the dataset was another unit's output",
     )
 
 
@@ -258,7 +268,9 @@ def _run(args: argparse.Namespace) -> None:
         raise BadRequest(f"{args.target} has several strategies", hint=f"say which: {names}")
     form = _format_of(args)
     with _grid() as grid:
-        frame = found[0].run(session=args.session, grid=grid, as_of=args.as_of, publish=args.publish)
+        frame = found[0].run(
+            session=args.session, grid=grid, as_of=args.as_of, publish=args.publish, take_over=args.take_over
+        )
     _write(frame, form, args.out)
     if frame.published:
         told = json.dumps(frame.published) if args.json else _published(frame.published)
@@ -276,7 +288,7 @@ def _deploy(args: argparse.Namespace) -> None:
 
     strategies = [s for target in args.targets for s in load_strategies(target)]
     session = to_session(args.session) if args.session else None
-    units = deploy_strategies(strategies, args.state, session=session, wait=not args.no_wait)
+    units = deploy_strategies(strategies, args.state, session=session, take_over=args.take_over, wait=not args.no_wait)
     if args.json:
         print(json.dumps(units))
         return

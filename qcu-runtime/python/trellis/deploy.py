@@ -187,7 +187,12 @@ def _packages() -> str:
 
 
 def deploy_strategies(
-    strategies: list[Strategy], state: str | os.PathLike[str], *, session: str | None = None, wait: bool = True
+    strategies: list[Strategy],
+    state: str | os.PathLike[str],
+    *,
+    session: str | None = None,
+    take_over: bool = False,
+    wait: bool = True,
 ) -> list[dict[str, Any]]:
     """Deploys to the grid that runs in `state`, or will. Answers each unit's name, digest and state.
 
@@ -216,6 +221,7 @@ def deploy_strategies(
             "digest": digest,
             "manifest": str(manifest.relative_to(state)),
             "session": session,
+            "take_over": take_over,
             # deploying the same again is a wish to run it again
             "deployed_ns": time.time_ns(),
         }

@@ -24,13 +24,15 @@ def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Fram
     return frame_of(strategy.function(context, **inputs))
 
 
-def run_here(strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool) -> Frame:
+def run_here(
+    strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool, take_over: bool
+) -> Frame:
     """`Strategy.run`."""
     from .grid import connect
 
     if grid is None:
         with connect(unit=strategy.name) as own:
-            return run_here(strategy, session, own, as_of_ns, publish)
+            return run_here(strategy, session, own, as_of_ns, publish, take_over)
     manifest = json.dumps(strategy.manifest())
     prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
     inputs = {name: Frame(rows, receipt) for name, rows, receipt in prefetched.inputs()}
@@ -42,7 +44,7 @@ def run_here(strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int 
         raise _failed(strategy, session, error) from error
     frame = Frame(_trellis.check_result(manifest, session, frame._rows))
     if publish:
-        frame.published = grid._call(_trellis.publish_run, manifest, session, prefetched, frame._rows)
+        frame.published = grid._call(_trellis.publish_run, manifest, session, prefetched, frame._rows, take_over)
     return frame
 
 

@@ -232,7 +232,15 @@ class Strategy:
         names = fields or tuple(name for name, _, _ in self.output.fields)
         return series(self.output.dataset, names, symbols=symbols, lookback=lookback)
 
-    def run(self, *, session: Any, grid: Grid | None = None, as_of: Any = None, publish: bool = False) -> Frame:
+    def run(
+        self,
+        *,
+        session: Any,
+        grid: Grid | None = None,
+        as_of: Any = None,
+        publish: bool = False,
+        take_over: bool = False,
+    ) -> Frame:
         """Runs for one session in this process: same inputs, same checks as a deployed unit. Answers the output.
 
         Args:
@@ -240,13 +248,17 @@ class Strategy:
             grid: default `trellis.connect()`.
             as_of: read the inputs as they were known then; default now.
             publish: publish the output too, as the unit would, under a lease of its own.
+            take_over: publish even though a process of this unit runs, which is fenced by this, or though the dataset
+                has been another unit's output, which it ceases to be.
 
         Raises:
             StrategyError: the function raised, or its output is not what was declared.
+            Forbidden: the dataset is another unit's output.
+            Conflict: a process of this unit runs, and holds the lease.
         """
         from .run import run_here
 
-        return run_here(self, to_session(session), grid, to_ns(as_of, "as_of"), publish)
+        return run_here(self, to_session(session), grid, to_ns(as_of, "as_of"), publish, take_over)
 
     @property
     def calendar(self) -> str:

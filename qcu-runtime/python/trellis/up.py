@@ -316,7 +316,7 @@ class Up:
         if child.state is State.STOPPING:
             return
         how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-        child.note = f"{how} after {lived:.1f} s"
+        child.note = f"{how} after {lived:.1f} s{last_words(child)}"
         if child.role == "qcu" and status == 0:
             child.state = State.FINISHED
             return
@@ -381,6 +381,8 @@ class Up:
         }
         if unit.get("session"):
             env |= {"TRELLIS_SESSIONS": unit["session"], "TRELLIS_EXIT_WHEN_DONE": "true"}
+        if unit.get("take_over"):
+            env["TRELLIS_TAKE_OVER"] = "true"
         return env
 
     # --- stopping
@@ -428,10 +430,20 @@ def find_program(name: str) -> str:
     return found
 
 
+def last_words(child: Child) -> str:
+    """What a program said of its end: the last line of its log, if that begins with its name."""
+    tail = _log_lines(child.log)
+    said = tail[-1] if tail else ""
+    return f": {said}" if said.startswith(f"{pathlib.Path(child.argv[0]).name}: ") else ""
+
+
 def log_tail(path: pathlib.Path) -> str:
     """The last lines of a log, indented; for messages."""
+    return "\n".join(f"    | {line}" for line in _log_lines(path))
+
+
+def _log_lines(path: pathlib.Path) -> list[str]:
     try:
-        lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
     except OSError:
-        return ""
-    return "\n".join(f"    | {line}" for line in lines)
+        return []

@@ -332,6 +332,7 @@ impl World {
                 let expected = match error.code() {
                     Code::Fenced => matches!(ask, Ask::Publish { .. } | Ask::Renew { .. }),
                     Code::Conflict => matches!(ask, Ask::Acquire { .. } | Ask::Import { .. }),
+                    Code::PermissionDenied => matches!(ask, Ask::Acquire { take_over: false, .. }),
                     Code::UnknownDataset => {
                         self.model.found_nothing(floor, None);
                         true

@@ -45,7 +45,8 @@ async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
     let mut served = Served::local(lake.path()).await;
     acquire(&mut served.client, "signals.mom", "old", false).await.unwrap();
     let held = acquire(&mut served.client, "signals.mom", "new", false).await.unwrap_err();
-    assert_eq!(held.code(), Code::Conflict);
+    assert_eq!(held.code(), Code::PermissionDenied);
+    assert!(held.message().starts_with("signals.mom is the output of unit old (epoch 1, since "), "{held}");
     let taken = acquire(&mut served.client, "signals.mom", "new", true).await.unwrap();
     assert_eq!(taken.epoch, 2);
     let rows = [batch(&[("A", day(1), 1.0)])];
@@ -57,8 +58,11 @@ async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
         served.stop().await;
         served = Served::local(lake.path()).await;
     }
-    // After a restart nobody knows when the holder last renewed: another one waits a whole time to live.
+    // Whose output it is stands in the table, and when the holder last renewed does not: another one of its instances waits
+    // a whole time to live.
     let held = acquire(&mut served.client, "signals.mom", "old", false).await.unwrap_err();
+    assert_eq!(held.code(), Code::PermissionDenied);
+    let held = acquire_as(&mut served.client, &spec("signals.mom"), "new", "new-2", false).await.unwrap_err();
     assert_eq!(held.code(), Code::Conflict);
     let renewed = pb::RenewLeaseRequest {
         dataset: "signals.mom".to_owned(),
@@ -79,9 +83,12 @@ async fn a_lease_that_is_held_and_a_schema_that_differs_are_told_apart() {
     let mut served = Served::local(lake.path()).await;
     let client = &mut served.client;
     acquire(client, "signals.mom", "mom", false).await.unwrap();
-    let held = acquire(client, "signals.mom", "rev", false).await.unwrap_err();
+    let held = acquire_as(client, &spec("signals.mom"), "mom", "mom-2", false).await.unwrap_err();
     assert_eq!(held.code(), Code::Conflict);
-    assert!(held.message().starts_with("epoch 1 is held by unit mom (instance mom-1) since "), "{held}");
+    assert!(
+        held.message().starts_with("epoch 1 of signals.mom is held by unit mom (instance mom-1) since "),
+        "{held}"
+    );
     let mut other = spec("signals.mom");
     other.fields[0].nullable = false;
     for take_over in [false, true] {

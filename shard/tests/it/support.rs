@@ -178,10 +178,20 @@ pub(crate) async fn acquire_with(
     unit: &str,
     take_over: bool,
 ) -> Result<pb::Lease> {
+    acquire_as(client, spec, unit, &format!("{unit}-1"), take_over).await
+}
+
+pub(crate) async fn acquire_as(
+    client: &mut ShardClient<Channel>,
+    spec: &DatasetSpec,
+    unit: &str,
+    instance: &str,
+    take_over: bool,
+) -> Result<pb::Lease> {
     let request = pb::AcquireLeaseRequest {
         dataset: spec.dataset.to_string(),
         unit: unit.to_owned(),
-        instance: format!("{unit}-1"),
+        instance: instance.to_owned(),
         take_over,
         ttl_ms: 60_000,
         spec: Some(pb::DatasetSpec::from(spec)),
