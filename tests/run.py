@@ -37,8 +37,8 @@ def stream(command: list[str], **env: str) -> tuple[int, list[str]]:
 
 def main() -> int:
     passed = failed = skipped = 0
-    # Tests of whole grids start the real programs. Asked for together with the tests, programs have the tests'
-    # features, and all is compiled once; alone, tokio would lack `test-util`, and all that uses it be built twice.
+    # Tests of whole grids start the real programs. Asked for together with the tests, these have the tests'
+    # features, and all is compiled once; alone, tokio lacks `test-util`, and what uses it is built again.
     built, _ = stream(["cargo", "build", "--workspace", "--bins", "--tests", "--quiet"])
     if built:
         print("0 passed, 1 failed")
