@@ -30,6 +30,11 @@ use crate::{
 
 /// Every so many polls the lake is listed for datasets that others made.
 const DISCOVER_POLLS: u32 = 10;
+/// Datasets that one poll looks at, in turns: a lake of 40,000 would otherwise keep a core, or thousands of requests to the
+/// store in flight, busy with finding nothing. With more than these, what another tool commits is told to watchers later.
+const LOOKS_PER_POLL: usize = 256;
+/// Looks at once: a look at a remote store is one round trip.
+const LOOKS_PARALLEL: usize = 16;
 /// Bytes of files merged at once; decoded they are some times as much.
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
 /// A staged file of an unfinished write is removed after this long.
@@ -65,8 +70,9 @@ impl Upkeep {
 /// Looks for commits of others, for the sake of watchers: reads look for themselves.
 async fn poll(shard: Arc<Shard>) {
     let mut polls = 0_u32;
+    let mut turn = 0;
     // A dataset that does not read is reported once, not ten times a second.
-    let mut reported: HashMap<String, String> = HashMap::new();
+    let mut reported: HashMap<DatasetName, String> = HashMap::new();
     loop {
         tokio::time::sleep(shard.config.poll).await;
         if polls.is_multiple_of(DISCOVER_POLLS)
@@ -75,22 +81,36 @@ async fn poll(shard: Arc<Shard>) {
             tracing::warn!(%error, "the lake cannot be listed");
         }
         polls = polls.wrapping_add(1);
-        for dataset in shard.catalog.all() {
-            let name = dataset.table.name.to_string();
-            match dataset.table.refresh().await {
+        let all = shard.catalog.all();
+        let now = turns(all.len(), &mut turn).map(|i| all[i].clone());
+        let looked: Vec<_> = futures::stream::iter(now)
+            .map(|dataset| async move { (dataset.table.name.clone(), dataset.table.refresh().await) })
+            .buffer_unordered(LOOKS_PARALLEL)
+            .collect()
+            .await;
+        for (name, look) in looked {
+            match look {
                 Ok(_) => {
                     reported.remove(&name);
                 }
                 Err(error) => {
                     let text = error.to_string();
                     if reported.get(&name) != Some(&text) {
-                        tracing::error!(dataset = name, %error, "a dataset does not read");
+                        tracing::error!(dataset = %name, %error, "a dataset does not read");
                         reported.insert(name, text);
                     }
                 }
             }
         }
     }
+}
+
+/// Which of `count` datasets, by position, this poll looks at; the next goes on where it ends.
+fn turns(count: usize, next: &mut usize) -> impl Iterator<Item = usize> + use<> {
+    let looks = count.min(LOOKS_PER_POLL);
+    let first = if *next < count { *next } else { 0 };
+    *next = first + looks;
+    (first..first + looks).map(move |i| i % count)
 }
 
 async fn maintain(shard: Arc<Shard>) {
@@ -262,6 +282,21 @@ mod tests {
 
     fn settings() -> Settings {
         Settings { compact_files: 4, retention: Duration::ZERO, ..Settings::default() }
+    }
+
+    #[test]
+    fn every_dataset_gets_its_turn_and_none_twice_in_a_poll() {
+        for count in [0, 1, LOOKS_PER_POLL - 1, LOOKS_PER_POLL, LOOKS_PER_POLL + 1, 1_000] {
+            let mut next = 0;
+            let mut seen = BTreeSet::new();
+            for _ in 0..count.div_ceil(LOOKS_PER_POLL) {
+                let poll: Vec<usize> = turns(count, &mut next).collect();
+                assert_eq!(poll.len(), count.min(LOOKS_PER_POLL));
+                assert_eq!(poll.iter().collect::<BTreeSet<_>>().len(), poll.len());
+                seen.extend(poll);
+            }
+            assert_eq!(seen, (0..count).collect(), "{count} datasets");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
