@@ -1,8 +1,9 @@
 //! The payload of a chunk: every known row of some columns, immutable, in one allocation of its own.
 //!
-//! What a shard sends is one message for many chunks; a slice of it would keep the whole message alive for as long as
+//! What a shard sends is one message for many chunks of many series; a slice of it would keep the whole message alive for as long as
 //! its smallest reader. So each chunk is copied out on arrival, all its columns into one buffer of exactly their size,
-//! and the message is dropped. The allocation counts itself in [`Memory`] until its last holder is gone, whoever that is:
+//! and the message is dropped. (To count the message once and let its chunks share it was rejected: what is evicted would free nothing
+//! while a neighbour stays, so that a full cache could not make room.) The allocation counts itself in [`Memory`] until its last holder is gone, whoever that is:
 //! every [`Buffer`] handed out shares it.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
@@ -11,7 +12,7 @@ use arrow_array::{Array, RecordBatch, cast::AsArray, types::TimestampNanosecondT
 use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, Buffer, MutableBuffer, NullBuffer, ScalarBuffer};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
-use trellis_proto::{Code, DatasetSpec, Error, FieldType, Result, Side};
+use trellis_proto::{Code, DatasetSpec, Error, FieldType, Result, Side, fetch::ChunkRun};
 
 use crate::{
     claims::{ColumnSet, Payload},
@@ -600,7 +601,7 @@ pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<Re
         .map_err(|e| corrupt(format!("an Arrow record batch does not read: {e}")))
 }
 
-/// What the rows of a run are to be read as.
+/// What the rows of runs are to be read as.
 #[derive(Debug, Clone)]
 pub(crate) struct RunShape {
     pub(crate) columns: ColumnSet,
@@ -625,52 +626,79 @@ impl RunShape {
             .collect()
     }
 
-    /// Divides what a shard sent into chunks: those from `first` on, with `rows` rows each.
+    /// Reads the record batch of runs that have so many rows together.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if anything is not as the contract says: rows outside their chunk, out of order, or too many.
-    pub(crate) fn unpack(
-        &self,
-        memory: &Arc<Memory>,
-        first: i64,
-        rows: &[u32],
-        stamp: Stamp,
-        header: &[u8],
-        body: Bytes,
-    ) -> Result<Vec<Arc<Chunk>>> {
-        let stamp = Stamp { columns: self.columns, ..stamp };
-        let empty = Chunk::empty(memory, stamp);
-        if rows.iter().all(|rows| *rows == 0) {
-            return Ok(vec![empty; rows.len()]);
-        }
+    /// [`Code::DataCorrupt`] if it is not one, or has another number of rows.
+    pub(crate) fn decode(&self, header: &[u8], body: Bytes, rows: u64) -> Result<RecordBatch> {
         let batch = decode(header, body, Arc::clone(&self.schema))?;
-        if rows.iter().map(|rows| *rows as usize).sum::<usize>() != batch.num_rows() {
-            return Err(corrupt("a run has not the number of rows that it says"));
+        match batch.num_rows() as u64 == rows {
+            true => Ok(batch),
+            false => Err(corrupt(format!("{} rows came for chunks that have {rows}", batch.num_rows()))),
         }
-        let sources = [Rows::of_batch(&batch, 0, &self.fields, |i| 2 + i)?];
-        let [source] = &sources;
-        let mut chunks = Vec::with_capacity(rows.len());
-        let mut from = 0;
-        for (k, rows) in (first..).zip(rows) {
-            let run = from..from + *rows as usize;
-            from = run.end;
-            let (start, end) = self.spec.chunk.range(k);
-            let ts = &source.ts[run.clone()];
-            if ts.first().is_some_and(|t| *t < start) || ts.last().is_some_and(|t| *t >= end) {
-                return Err(corrupt(format!("a row of chunk {k} lies outside it")));
-            }
-            let KnownAt::PerRow(known) = &source.known else { return Err(corrupt("no knowledge times")) };
-            let known = &known[run.clone()];
-            let sorted = ts.windows(2).zip(known.windows(2)).all(|(t, k)| (t[0], k[0]) < (t[1], k[1]));
-            if !sorted {
-                return Err(corrupt(format!("the rows of chunk {k} are not sorted, or one is there twice")));
-            }
-            chunks.push(match run.is_empty() {
-                true => Arc::clone(&empty),
-                false => pack(memory, stamp, &self.fields, &sources, &[(0, run)]),
-            });
+    }
+
+    /// Divides a record batch into the chunks of its runs, run by run.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`] if a column is not of its type.
+    pub(crate) fn unpack<'a>(&'a self, memory: &'a Arc<Memory>, rows: &'a RecordBatch) -> Result<Unpack<'a>> {
+        Ok(Unpack {
+            shape: self,
+            memory,
+            known_at: time(rows, 1)?,
+            rows: Rows::of_batch(rows, 0, &self.fields, |i| 2 + i)?,
+            row: 0,
+        })
+    }
+}
+
+/// A record batch that is being divided.
+pub(crate) struct Unpack<'a> {
+    shape: &'a RunShape,
+    memory: &'a Arc<Memory>,
+    rows: Rows<'a>,
+    known_at: &'a [i64],
+    /// First row of the next run.
+    row: usize,
+}
+
+impl Unpack<'_> {
+    /// The chunks of the next run.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`] if its rows are not as the contract says: outside their chunk, or out of order.
+    pub(crate) fn next(&mut self, run: &ChunkRun, stamp: Stamp) -> Result<Vec<Arc<Chunk>>> {
+        let mut from = self.row;
+        self.row += run.rows() as usize;
+        let mut empty = None;
+        run.chunks()
+            .zip(&run.chunk_rows)
+            .map(|(k, rows)| {
+                let rows = from..from + *rows as usize;
+                from = rows.end;
+                if rows.is_empty() {
+                    // all empty chunks of a run are one
+                    return Ok(Arc::clone(empty.get_or_insert_with(|| Chunk::empty(self.memory, stamp))));
+                }
+                self.check(k, rows.clone())?;
+                let (source, order) = (std::slice::from_ref(&self.rows), [(0, rows)]);
+                Ok(pack(self.memory, stamp, &self.shape.fields, source, &order))
+            })
+            .collect()
+    }
+
+    fn check(&self, k: i64, rows: Range<usize>) -> Result<()> {
+        let (start, end) = self.shape.spec.chunk.range(k);
+        let (ts, known_at) = (&self.rows.ts[rows.clone()], &self.known_at[rows]);
+        // sorted, as the second check says
+        if ts.first().is_some_and(|t| *t < start) || ts.last().is_some_and(|t| *t >= end) {
+            return Err(corrupt(format!("a row of chunk {k} lies outside it")));
         }
-        Ok(chunks)
+        match ts.windows(2).zip(known_at.windows(2)).all(|(t, k)| (t[0], k[0]) < (t[1], k[1])) {
+            true => Ok(()),
+            false => Err(corrupt(format!("the rows of chunk {k} are not sorted, or one is there twice"))),
+        }
     }
 }
 

@@ -5,8 +5,9 @@
 //! are busy, the queue grows into the next batch by itself. A fixed waiting time was rejected: it gains no calls when idle and costs its
 //! length every time.
 //!
-//! Chunks are delivered as they come, each to its own waiters. What fails is a chunk, not a call: a retry asks only for what is still
-//! open, and only if somebody still waits for it.
+//! Chunks are delivered as they come, each to its own waiters, though many come in one message. What fails is a chunk, not a call: a
+//! retry asks only for what is still open, and only if somebody still waits for it. A call fails as a whole if it breaks off, or if
+//! the shard does not keep to the contract ([`Awaited`]): then nothing more that it says is believed.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -15,10 +16,14 @@ use std::{
     time::Duration,
 };
 
-use trellis_proto::{Code, Error, Result, pb};
+use trellis_proto::{
+    Code, Error, Result,
+    fetch::{Answer, Awaited, ChunkBatch},
+    pb,
+};
 
 use crate::{
-    chunk::{Chunk, RunShape, Stamp},
+    chunk::{RunShape, Stamp},
     claims::{ColumnSet, FlightId, Payload},
     datasets::{Part, Table},
     memory::Reservation,
@@ -98,6 +103,16 @@ impl Work {
         let mut fx = Fx::default();
         self.cell.lock().series.fail(self.flight, chunks, &error, &mut fx);
         core.settle(&self.cell, &self.part.shard, fx);
+    }
+
+    /// Whether the chunks may have another owner by now.
+    fn moved(&self, error: &Error) -> bool {
+        error.code() == Code::StaleEpoch && !self.rerouted
+    }
+
+    /// Whether asking again may help.
+    fn may_pass(&self, error: &Error) -> bool {
+        self.moved(error) || error.retryable() && self.attempt < RETRIES
     }
 
     fn fail_open(&self, core: &Arc<Core>, error: &Error) {
@@ -212,7 +227,6 @@ impl Drop for Batch {
 /// One range of the request.
 struct Asked {
     work: usize,
-    chunks: Range<i64>,
     shape: Arc<RunShape>,
 }
 
@@ -261,7 +275,7 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
                 first: chunks.start,
                 end: chunks.end,
             });
-            asked.push(Asked { work: index, chunks, shape: Arc::clone(&shape) });
+            asked.push(Asked { work: index, shape: Arc::clone(&shape) });
         }
     }
     if ranges.is_empty() {
@@ -317,33 +331,28 @@ async fn stream(
 ) -> Result<()> {
     let mut client = shard.fetch_client();
     let fetch = async {
+        let mut awaited = Awaited::of(&request);
         let mut replies = client.fetch(request).await?.into_inner();
-        let mut remaining: u64 = asked.iter().map(|a| (a.chunks.end - a.chunks.start) as u64).sum();
         while let Some(reply) = replies.message().await? {
-            match reply.reply {
-                Some(pb::fetch_reply::Reply::Run(run)) => {
-                    remaining = remaining.saturating_sub(run.rows.len() as u64);
-                    arrive(core, shard, batch, asked, run, reservation)?;
+            match awaited.accept(reply)? {
+                Answer::Batch(chunks) => {
+                    arrive(core, shard, batch, asked, chunks, reservation).await?;
                 }
-                Some(pb::fetch_reply::Reply::Failure(failure)) => {
-                    let a = asked.get(failure.range as usize).ok_or_else(stray)?;
-                    let chunks = failure.first.max(a.chunks.start)..failure.end.min(a.chunks.end);
-                    if chunks.is_empty() {
-                        return Err(stray());
+                Answer::Failures(failed) => {
+                    for failure in failed {
+                        let index = asked[failure.range].work;
+                        let work = &batch.works[index];
+                        match work.may_pass(&failure.error) {
+                            true => failures.push((index, failure.chunks, failure.error)),
+                            false => work.fail(core, failure.chunks, failure.error),
+                        }
                     }
-                    remaining = remaining.saturating_sub((chunks.end - chunks.start) as u64);
-                    let error = failure.error.map_or_else(
-                        || Error::new(Code::Unavailable, "the shard failed without saying why"),
-                        Error::from,
-                    );
-                    failures.push((a.work, chunks, error));
                 }
-                None => return Err(stray()),
             }
         }
-        match remaining {
-            0 => Ok(()),
-            _ => Err(Error::new(Code::Unavailable, "the shard ended its answer early")),
+        match awaited.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(Code::Unavailable, "the shard ended its answer early")),
         }
     };
     tokio::pin!(fetch);
@@ -363,61 +372,67 @@ async fn stream(
     }
 }
 
-fn stray() -> Error {
-    Error::new(Code::DataCorrupt, "the shard answered something that was not asked")
-}
-
-/// Chunks have come: out of the message, into the claim map, to their waiters.
-fn arrive(
+/// Chunks have come: out of the message, into the claim maps, to their waiters. Those of a run that is not as the contract says have
+/// failed; the others of the message are unaffected. Not cancel safe: what is not delivered stays open.
+///
+/// # Errors
+/// [`Code::DataCorrupt`] if the message cannot be read at all.
+async fn arrive(
     core: &Arc<Core>,
     shard: &Arc<Shard>,
     batch: &Batch,
     asked: &[Asked],
-    run: pb::ChunkRun,
+    chunks: ChunkBatch,
     reservation: &mut Reservation,
 ) -> Result<()> {
     #[cfg(test)]
     assert!(!core.panic_on_arrival.load(Relaxed), "as the test wants");
-    let a = asked.get(run.range as usize).ok_or_else(stray)?;
-    let end = run.first.checked_add(run.rows.len() as i64).ok_or_else(stray)?;
-    if run.first < a.chunks.start || end > a.chunks.end {
-        return Err(stray());
-    }
-    let work = &batch.works[a.work];
-    let stamp = Stamp { columns: work.columns, version: run.version, known_through: run.known_through_ns };
-    let received = (run.data_header.len() + run.data_body.len()) as u64;
-    let rows: u64 = run.rows.iter().map(|rows| u64::from(*rows)).sum();
-    let chunks: Vec<Arc<Chunk>> =
-        a.shape.unpack(&core.memory, run.first, &run.rows, stamp, &run.data_header, run.data_body)?;
+    let count = chunks.rows();
+    let ChunkBatch { runs, version, known_through, header, body, .. } = chunks;
+    let Some(shape) = runs.first().map(|run| &asked[run.range].shape) else { return Ok(()) };
+    core.counters.bytes_fetched.fetch_add((header.len() + body.len()) as u64, Relaxed);
+    let rows = shape.decode(&header, body, count)?;
+    let mut unpack = shape.unpack(&core.memory, &rows)?;
+    for run in &runs {
+        let work = &batch.works[asked[run.range].work];
+        let stamp = Stamp { columns: work.columns, version, known_through };
+        reservation.arrived(work.table.expected_bytes(run.chunk_rows.len() as u64, work.columns));
+        let payloads = match unpack.next(run, stamp) {
+            Ok(payloads) => payloads,
+            Err(error) => {
+                work.fail(core, run.chunks(), error);
+                continue;
+            }
+        };
+        work.table.counters.rows_fetched.fetch_add(run.rows(), Relaxed);
+        work.table.learn(payloads.len(), run.rows());
 
-    core.counters.bytes_fetched.fetch_add(received, Relaxed);
-    work.table.counters.rows_fetched.fetch_add(rows, Relaxed);
-    work.table.learn(chunks.len(), rows);
-    reservation.arrived(work.table.expected_bytes(chunks.len() as u64, work.columns));
-
-    let store = work.store && reservation.store;
-    let standing = work.part.standing();
-    let mut fx = Fx::default();
-    {
-        let mut inner = work.cell.lock();
-        for (chunk, payload) in (run.first..).zip(chunks) {
-            debug_assert_eq!(payload.columns(), work.columns);
-            let mut next_slot = || core.cache.next_id();
-            inner.series.deliver(work.flight, chunk, payload, store, &standing, &mut next_slot, &mut fx);
+        let store = work.store && reservation.store;
+        let standing = work.part.standing();
+        let mut fx = Fx::default();
+        {
+            let mut inner = work.cell.lock();
+            for (chunk, payload) in run.chunks().zip(payloads) {
+                debug_assert_eq!(payload.columns(), work.columns);
+                let mut next_slot = || core.cache.next_id();
+                inner.series.deliver(work.flight, chunk, payload, store, &standing, &mut next_slot, &mut fx);
+            }
         }
+        core.settle(&work.cell, shard, fx);
+        // a message of short series is a thousand small pieces of work: others have their turn in between
+        tokio::task::coop::consume_budget().await;
     }
-    core.settle(&work.cell, shard, fx);
     core.cache.settle();
     Ok(())
 }
 
 /// A chunk could not be had: ask again if that may help and somebody still waits, else tell its readers.
 fn again(core: &Arc<Core>, shard: &Arc<Shard>, work: &Work, chunks: Range<i64>, error: Error) {
-    if error.code() == Code::StaleEpoch && !work.rerouted {
+    if work.moved(&error) {
         reroute(core, Work { chunks, rerouted: true, ..work.clone() }, error);
         return;
     }
-    if !error.retryable() || work.attempt >= RETRIES || !work.cell.lock().series.wanted(work.flight) {
+    if !work.may_pass(&error) || !work.cell.lock().series.wanted(work.flight) {
         work.fail(core, chunks, error);
         return;
     }

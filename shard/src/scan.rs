@@ -6,16 +6,28 @@
 //! in parallel, with just the rows and columns that are wanted; then the wave's runs are cut, framed and sent while the
 //! next wave is not yet read. A client that reads slowly therefore holds one wave and a short queue, no more.
 //!
+//! All runs of a wave are ready at the same moment. Those with the same fields go together as one record batch, up to
+//! [`BATCH_BYTES`]: five hundred short series are a few messages, encoded and decoded as that many batches, and a lone series
+//! goes at once. No timer decides, and nothing waits for the next wave.
+//!
 //! Rejected: one stream per file that merges on the fly. It bounds memory better, but a range's rows come from all files,
 //! so every range would wait for the slowest stream, and decoding would be tied to the client's pace.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use arrow_array::{Array, BooleanArray, Int64Array, RecordBatch, cast::AsArray, types::Int64Type};
-use arrow_schema::{DataType, Field, Schema};
+use arrow_array::{
+    Array, BooleanArray, Int64Array, RecordBatch,
+    cast::AsArray,
+    types::{Int64Type, TimestampNanosecondType},
+};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use futures::StreamExt;
 use tokio::sync::mpsc;
-use trellis_proto::{ChunkSpan, Code, DatasetSpec, Error, Result, TimeRange, pb};
+use trellis_proto::{
+    ChunkSpan, Code, DatasetSpec, Error, Result, TimeRange,
+    fetch::{Answer, ChunkBatch, ChunkFailure, ChunkRun},
+    pb,
+};
 
 use crate::{
     error::{internal, lost_task},
@@ -28,8 +40,10 @@ use crate::{
 /// Decoded bytes of a wave. Large enough that a row group is rarely shared by two waves, small enough that dozens of calls
 /// fit into memory.
 const WAVE_BYTES: u64 = 32 << 20;
-/// A run is sent when it has so many bytes; messages of 256 KiB to 1 MiB move best.
-const RUN_BYTES: usize = 768 << 10;
+/// Rows of a message, at most, unless a single chunk has more: messages of 256 KiB to 1 MiB move best.
+const BATCH_BYTES: usize = 768 << 10;
+/// Failures of a message, at most: of some hundred bytes each.
+const FAILURES_MAX: usize = 1_024;
 /// A single chunk may be no larger: a message must fit into what every client accepts (64 MiB).
 const CHUNK_BYTES_MAX: usize = 56 << 20;
 /// Files read at once by one call.
@@ -176,7 +190,7 @@ fn row_width(spec: &DatasetSpec, fields: &[usize]) -> usize {
 /// Rows found for the pieces of a wave: for each piece the parts in file order, or why not.
 type Decoded = Vec<Result<Vec<Part>>>;
 
-/// Rows of one piece out of one file: `ts_ns`, `known_at_ns`, the piece's fields in wire types.
+/// Rows of one piece out of one file, in the dataset's chunk schema of the piece's fields.
 #[derive(Debug)]
 struct Part {
     rows: RecordBatch,
@@ -264,23 +278,48 @@ async fn read_file(
         narrowed.iter().flat_map(|(i, _)| asks[wave[*i].ask].fields.clone()).collect();
     fields.sort_unstable();
     fields.dedup();
-    let mut columns = vec![TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
+    // most files are one commit's: what its index says of every row is not decoded
+    let learnt = (file.index.known_min == file.index.known_max).then_some(file.index.known_min);
+    let mut columns = vec![TS_NS.to_owned()];
+    columns.extend(learnt.is_none().then(|| KNOWN_AT_NS.to_owned()));
     columns.extend(fields.iter().map(|&f| schema::exact_column(&spec.fields[f])));
     let ranges = union(narrowed.iter().map(|(_, rows)| rows.start as usize..rows.end as usize).collect());
-    let batches = file.read(&columns, Some(ranges.clone())).await?;
+    let mut batches = file.read(&columns, Some(ranges.clone())).await?;
+    if let Some(learnt) = learnt {
+        batches = batches.iter().map(|rows| with_known_at(rows, learnt)).collect::<Result<_>>()?;
+    }
 
     let mut parts = Vec::with_capacity(narrowed.len());
+    let mut shapes: Vec<(&[usize], SchemaRef)> = Vec::new();
     for (i, rows) in narrowed {
-        let piece_fields = &asks[wave[i].ask].fields;
+        let wanted: &[usize] = &asks[wave[i].ask].fields;
+        let schema = match shapes.iter().find(|(fields, _)| *fields == wanted) {
+            Some((_, schema)) => Arc::clone(schema),
+            None => {
+                let schema = spec.chunk_schema(wanted);
+                shapes.push((wanted, Arc::clone(&schema)));
+                schema
+            }
+        };
         for slice in slices(&batches, &ranges, rows.start as usize..rows.end as usize) {
             let slice = in_times(&slice, times[i], file.index.sorted)?;
             if slice.num_rows() > 0 {
-                let rows = wire_rows(spec, &fields, piece_fields, &slice)?;
+                let rows = wire_rows(spec, &fields, wanted, &schema, &slice)?;
                 parts.push((i, Part { rows, sorted: file.index.sorted }));
             }
         }
     }
     Ok(parts)
+}
+
+/// Rows of a file with their knowledge time put in as the second column.
+fn with_known_at(rows: &RecordBatch, known_at: i64) -> Result<RecordBatch> {
+    let mut fields = rows.schema().fields().to_vec();
+    fields.insert(1, Arc::new(Field::new(KNOWN_AT_NS, DataType::Int64, false)));
+    let mut columns = rows.columns().to_vec();
+    columns.insert(1, Arc::new(Int64Array::from(vec![known_at; rows.num_rows()])));
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+        .map_err(|e| internal("putting in the knowledge time", e))
 }
 
 /// Ascending, disjoint, not adjacent.
@@ -347,23 +386,26 @@ fn wire_rows(
     spec: &DatasetSpec,
     read: &[usize],
     wanted: &[usize],
+    schema: &SchemaRef,
     rows: &RecordBatch,
 ) -> Result<RecordBatch> {
-    let mut fields =
-        vec![Field::new(TS_NS, DataType::Int64, false), Field::new(KNOWN_AT_NS, DataType::Int64, false)];
-    let mut columns = vec![rows.column(0).clone(), rows.column(1).clone()];
+    let known_at = rows.column(1).as_primitive_opt::<Int64Type>().ok_or_else(|| {
+        Error::new(
+            Code::DataCorrupt,
+            format!("known_at_ns is {}, expected int64", rows.column(1).data_type()),
+        )
+    })?;
+    let mut columns = vec![schema::wire_time(times_of(rows)?), schema::wire_time(known_at)];
     for &wanted in wanted {
-        let field = &spec.fields[wanted];
         let position =
             read.binary_search(&wanted).map_err(|_| internal("picking columns", "one was not read"))?;
-        columns.push(schema::wire_field(field, rows.column(2 + position))?);
-        fields.push(Field::new(field.name.as_str(), field.data_type.to_arrow(), field.nullable));
+        columns.push(schema::wire_field(&spec.fields[wanted], rows.column(2 + position))?);
     }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+    RecordBatch::try_new(Arc::clone(schema), columns)
         .map_err(|e| Error::new(Code::DataCorrupt, format!("rows do not fit the dataset: {e}")))
 }
 
-/// Joins each piece's parts, cuts them into runs, and frames those. In the order to be sent; with rows of each.
+/// Joins each piece's parts, cuts them into runs, and frames those together. In the order to be sent; with rows of each.
 fn cut_wave(
     snapshot: &Snapshot,
     asks: &[Ask],
@@ -372,89 +414,62 @@ fn cut_wave(
     order: pb::FetchOrder,
     seq: u64,
 ) -> Vec<(pb::FetchReply, u64)> {
-    let chunk = snapshot.spec.chunk;
-    let mut replies: Vec<(i64, pb::FetchReply, u64)> = Vec::new();
+    let mut runs: Vec<CutRun> = Vec::new();
+    let mut failures: Vec<ChunkFailure> = Vec::new();
     for (piece, parts) in wave.iter().zip(decoded) {
-        let ask = &asks[piece.ask];
-        let runs = parts
-            .and_then(|parts| join(&snapshot.spec, &ask.fields, parts))
-            .map(|rows| cut(&rows, chunk, piece.first, piece.end));
-        let runs = match runs {
-            Ok(runs) => runs,
+        match parts.and_then(|parts| join(&snapshot.spec, &asks[piece.ask].fields, parts)) {
+            Ok(rows) => runs.extend(cut(&rows, snapshot.spec.chunk, piece)),
             Err(error) => {
-                replies.push((piece.end, failure(snapshot, ask, piece.first, piece.end, &error), 0));
-                continue;
+                failures.push(failure(snapshot, &asks[piece.ask], piece.first..piece.end, &error));
             }
-        };
-        for run in runs {
-            let end = run.first + run.rows.len() as i64;
-            let count = run.batch.num_rows() as u64;
-            let framed = if run.bytes > CHUNK_BYTES_MAX {
-                Err(Error::new(
-                    Code::TooLarge,
-                    format!("a chunk of {} {} is {} bytes", snapshot.spec.dataset, ask.symbol, run.bytes),
-                )
-                .hint("import the dataset with a smaller chunk"))
-            } else {
-                frame(&run.batch)
-            };
-            let reply = match framed {
-                Ok((data_header, data_body)) => pb::FetchReply {
-                    reply: Some(pb::fetch_reply::Reply::Run(pb::ChunkRun {
-                        range: ask.range,
-                        first: run.first,
-                        rows: run.rows,
-                        version: snapshot.version,
-                        known_through_ns: snapshot.known_through,
-                        watermark_ns: snapshot.watermark,
-                        seq,
-                        data_header,
-                        data_body,
-                    })),
-                },
-                Err(error) => failure(snapshot, ask, run.first, end, &error),
-            };
-            replies.push((end, reply, count));
         }
     }
     match order {
-        pb::FetchOrder::NewestFirst => replies.sort_by_key(|reply| std::cmp::Reverse(reply.0)),
-        pb::FetchOrder::OldestFirst => replies.sort_by_key(|reply| reply.0),
+        pb::FetchOrder::NewestFirst => runs.sort_by_key(|run| std::cmp::Reverse(run.chunks().end)),
+        pb::FetchOrder::OldestFirst => runs.sort_by_key(|run| run.chunks().end),
     }
-    replies.into_iter().map(|(_, reply, rows)| (reply, rows)).collect()
+    let mut replies = Vec::new();
+    for runs in together(runs, |ask| &asks[ask].fields) {
+        match frame(snapshot, asks, &runs, seq) {
+            Ok(batch) => {
+                let rows = batch.rows();
+                replies.push((Answer::Batch(batch).into(), rows));
+            }
+            Err(error) => failures
+                .extend(runs.iter().map(|run| failure(snapshot, &asks[run.ask], run.chunks(), &error))),
+        }
+    }
+    // first: whoever waits for these chunks alone need not wait for the others
+    failed(failures).map(|reply| (reply, 0)).chain(replies).collect()
 }
 
-fn failure(snapshot: &Snapshot, ask: &Ask, first: i64, end: i64, error: &Error) -> pb::FetchReply {
+fn failure(snapshot: &Snapshot, ask: &Ask, chunks: Range<i64>, error: &Error) -> ChunkFailure {
     let chunk = snapshot.spec.chunk;
-    let range = TimeRange { start: Some(chunk.start(first)), end: Some(chunk.end(end - 1)) };
+    let range = TimeRange { start: Some(chunk.start(chunks.start)), end: Some(chunk.end(chunks.end - 1)) };
     let error = error.clone().dataset(&snapshot.spec.dataset).symbol(&ask.symbol).range(range);
-    failed(ask.range, first, end, error)
+    ChunkFailure { range: ask.range as usize, chunks, error }
 }
 
-/// The reply that says why chunks could not be read.
-pub(crate) fn failed(range: u32, first: i64, end: i64, error: Error) -> pb::FetchReply {
-    pb::FetchReply {
-        reply: Some(pb::fetch_reply::Reply::Failure(pb::ChunkFailure {
-            range,
-            first,
-            end,
-            error: Some(error.into()),
-        })),
-    }
+/// Why a range is not read at all.
+pub(crate) fn refused(position: u32, range: &pb::ChunkRange, error: Error) -> ChunkFailure {
+    ChunkFailure { range: position as usize, chunks: range.first..range.end, error }
 }
 
-/// All rows of a piece, sorted by (ts, known_at), in buffers of exactly their size.
+/// The replies that say why chunks could not be read.
+pub(crate) fn failed(failures: Vec<ChunkFailure>) -> impl Iterator<Item = pb::FetchReply> {
+    let mut failures = failures.into_iter();
+    std::iter::from_fn(move || {
+        let some: Vec<_> = failures.by_ref().take(FAILURES_MAX).collect();
+        (!some.is_empty()).then(|| Answer::Failures(some).into())
+    })
+}
+
+/// All rows of a piece, sorted by (ts, known_at).
 fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<Part>) -> Result<RecordBatch> {
-    let Some(first) = parts.first() else {
-        let wire = spec.chunk_schema(fields);
-        let mut empty =
-            vec![Field::new(TS_NS, DataType::Int64, false), Field::new(KNOWN_AT_NS, DataType::Int64, false)];
-        empty.extend(wire.fields().iter().skip(2).map(|f| f.as_ref().clone()));
-        return Ok(RecordBatch::new_empty(Arc::new(Schema::new(empty))));
-    };
+    let Some(first) = parts.first() else { return Ok(RecordBatch::new_empty(spec.chunk_schema(fields))) };
     let schema = first.rows.schema();
     let key = |rows: &RecordBatch, row: usize| -> (i64, i64) {
-        let value = |column: usize| rows.column(column).as_primitive::<Int64Type>().value(row);
+        let value = |column: usize| rows.column(column).as_primitive::<TimestampNanosecondType>().value(row);
         (value(0), value(1))
     };
     parts.sort_by_key(|part| key(&part.rows, 0));
@@ -469,18 +484,36 @@ fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<Part>) -> Result<Re
     if ordered { Ok(joined) } else { wire::sort_by_key(&joined, &[0, 1]) }
 }
 
+/// Adjacent chunks of one ask.
 struct CutRun {
+    /// Position among the asks.
+    ask: usize,
     first: i64,
-    rows: Vec<u32>,
-    batch: RecordBatch,
+    chunk_rows: Vec<u32>,
+    rows: RecordBatch,
+    /// What they take of a message: themselves, and the counts (chunks without rows are many, sometimes).
     bytes: usize,
 }
 
-/// Cuts the rows of chunks `[first, end)` at chunk boundaries into runs of about [`RUN_BYTES`].
-fn cut(rows: &RecordBatch, chunk: ChunkSpan, first: i64, end: i64) -> Vec<CutRun> {
-    let mut counts = vec![0_u32; (end - first) as usize];
-    for &ts in rows.column(0).as_primitive::<Int64Type>().values() {
-        counts[(chunk.chunk_of(ts) - first) as usize] += 1;
+impl CutRun {
+    fn chunks(&self) -> Range<i64> {
+        self.first..self.first + self.chunk_rows.len() as i64
+    }
+}
+
+/// Cuts a piece's rows at chunk boundaries into runs of at most [`BATCH_BYTES`], or one chunk if that has more.
+fn cut(rows: &RecordBatch, chunk: ChunkSpan, piece: &Piece) -> Vec<CutRun> {
+    let ts = rows.column(0).as_primitive::<TimestampNanosecondType>().values();
+    let mut counts = vec![0_u32; (piece.end - piece.first) as usize];
+    let mut row = 0;
+    while let Some(&at) = ts.get(row) {
+        // one division and some comparisons for each chunk, not a division for each row
+        let k = chunk.chunk_of(at);
+        let end = chunk.end(k);
+        // the last nanosecond there is ends no chunk, but lies in one
+        let after = ts[row..].partition_point(|t| *t < end || *t == at);
+        counts[(k - piece.first) as usize] += after as u32;
+        row += after;
     }
     let width = (slice_bytes(rows) / rows.num_rows().max(1)).max(1);
     let mut runs = Vec::new();
@@ -488,13 +521,15 @@ fn cut(rows: &RecordBatch, chunk: ChunkSpan, first: i64, end: i64) -> Vec<CutRun
     for i in 0..counts.len() {
         row += counts[i] as usize;
         let next = counts.get(i + 1).copied().unwrap_or(0) as usize;
-        let full = (row - from + next) * width > RUN_BYTES;
+        let full = (row - from + next) * width > BATCH_BYTES;
         if i + 1 == counts.len() || (full && row > from) {
+            let chunk_rows = counts[start..=i].to_vec();
             runs.push(CutRun {
-                first: first + start as i64,
-                rows: counts[start..=i].to_vec(),
-                batch: rows.slice(from, row - from),
-                bytes: (row - from) * width,
+                ask: piece.ask,
+                first: piece.first + start as i64,
+                bytes: (row - from) * width + size_of_val(chunk_rows.as_slice()),
+                chunk_rows,
+                rows: rows.slice(from, row - from),
             });
             (start, from) = (i + 1, row);
         }
@@ -507,29 +542,77 @@ fn slice_bytes(rows: &RecordBatch) -> usize {
     rows.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum()
 }
 
-fn frame(rows: &RecordBatch) -> Result<(bytes::Bytes, bytes::Bytes)> {
-    let mut columns = vec![
-        schema::wire_time(rows.column(0).as_primitive::<Int64Type>()),
-        schema::wire_time(rows.column(1).as_primitive::<Int64Type>()),
-    ];
-    columns.extend_from_slice(&rows.columns()[2..]);
-    let mut fields = vec![
-        Field::new("ts", trellis_proto::spec::time_type(), false),
-        Field::new("known_at", trellis_proto::spec::time_type(), false),
-    ];
-    fields.extend(rows.schema().fields().iter().skip(2).map(|f| f.as_ref().clone()));
-    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
-        .map_err(|e| internal("building a chunk run", e))?;
-    wire::encode(&batch)
+/// Divides runs into batches: of one set of fields, of at most [`BATCH_BYTES`] (or one run, if that has more), each in the order of
+/// the runs, and in the order of their last ones.
+fn together<'a>(runs: Vec<CutRun>, fields: impl Fn(usize) -> &'a [usize]) -> Vec<Vec<CutRun>> {
+    struct Open<'a> {
+        fields: &'a [usize],
+        bytes: usize,
+        runs: Vec<CutRun>,
+    }
+    let mut full = Vec::new();
+    // few: a head asks for one set of fields, or two where it has some of them already
+    let mut open: Vec<Open<'a>> = Vec::new();
+    for run in runs {
+        let fields = fields(run.ask);
+        let at = open.iter().position(|open| open.fields == fields).unwrap_or_else(|| {
+            open.push(Open { fields, bytes: 0, runs: Vec::new() });
+            open.len() - 1
+        });
+        let into = &mut open[at];
+        if !into.runs.is_empty() && into.bytes + run.bytes > BATCH_BYTES {
+            full.push(std::mem::take(&mut into.runs));
+            into.bytes = 0;
+        }
+        into.bytes += run.bytes;
+        into.runs.push(run);
+    }
+    full.extend(open.into_iter().map(|open| open.runs));
+    full
+}
+
+/// Runs of the same fields as one record batch.
+fn frame(snapshot: &Snapshot, asks: &[Ask], runs: &[CutRun], seq: u64) -> Result<ChunkBatch> {
+    let Some(first) = runs.first() else { return Err(internal("framing rows", "there are no runs")) };
+    // one that large is alone
+    if first.bytes > CHUNK_BYTES_MAX {
+        let (dataset, symbol) = (&snapshot.spec.dataset, &asks[first.ask].symbol);
+        let what = format!("a chunk of {dataset} {symbol} is {} bytes", first.bytes);
+        return Err(Error::new(Code::TooLarge, what).hint("import the dataset with a smaller chunk"));
+    }
+    let rows = runs.iter().map(|run| &run.rows);
+    let rows = arrow_select::concat::concat_batches(&first.rows.schema(), rows)
+        .map_err(|e| internal("putting runs together", e))?;
+    let (header, body) = wire::encode(&rows)?;
+    let runs = runs.iter().map(|run| ChunkRun {
+        range: asks[run.ask].range as usize,
+        first: run.first,
+        chunk_rows: run.chunk_rows.clone(),
+    });
+    Ok(ChunkBatch {
+        runs: runs.collect(),
+        version: snapshot.version,
+        known_through: snapshot.known_through,
+        watermark: snapshot.watermark,
+        seq,
+        header,
+        body,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use arrow_array::ArrayRef;
+
     use super::*;
 
     fn rows(ts: &[i64]) -> RecordBatch {
-        let ts: arrow_array::ArrayRef = Arc::new(Int64Array::from(ts.to_vec()));
-        RecordBatch::try_from_iter([(TS_NS, ts.clone()), (KNOWN_AT_NS, ts)]).unwrap()
+        let ts: ArrayRef = schema::wire_time(&Int64Array::from(ts.to_vec()));
+        RecordBatch::try_from_iter([("ts", ts.clone()), ("known_at", ts)]).unwrap()
+    }
+
+    fn times(rows: &RecordBatch) -> &[i64] {
+        rows.column(0).as_primitive::<TimestampNanosecondType>().values()
     }
 
     #[test]
@@ -542,10 +625,7 @@ mod tests {
         let batches = [rows(&[10, 11, 12, 13]), rows(&[14, 20, 21]), rows(&[22, 23])];
         let ranges = [10..15, 20..24];
         let values = |wanted: Range<usize>| -> Vec<i64> {
-            slices(&batches, &ranges, wanted)
-                .iter()
-                .flat_map(|b| b.column(0).as_primitive::<Int64Type>().values().to_vec())
-                .collect()
+            slices(&batches, &ranges, wanted).iter().flat_map(|b| times(b).to_vec()).collect()
         };
         assert_eq!(values(12..15), [12, 13, 14]);
         assert_eq!(values(20..24), [20, 21, 22, 23]);
@@ -556,19 +636,72 @@ mod tests {
     fn every_chunk_is_in_exactly_one_run() {
         let span = ChunkSpan::new(1_000_000_000).unwrap();
         let ts: Vec<i64> = (0..400_000).map(|i| -100_000_000_000 + i * 700_000).collect();
-        let runs = cut(&rows(&ts), span, -110, 300);
+        let runs = cut(&rows(&ts), span, &Piece { ask: 0, first: -110, end: 300 });
         assert!(runs.len() > 3);
-        assert_eq!(runs.iter().map(|r| r.rows.len()).sum::<usize>(), 410);
-        assert_eq!(runs.iter().map(|r| r.batch.num_rows()).sum::<usize>(), ts.len());
+        assert_eq!(runs.iter().map(|r| r.chunk_rows.len()).sum::<usize>(), 410);
+        assert_eq!(runs.iter().map(|r| r.rows.num_rows()).sum::<usize>(), ts.len());
         let mut next = -110;
         for run in &runs {
             assert_eq!(run.first, next);
-            next += run.rows.len() as i64;
-            assert_eq!(run.rows.iter().sum::<u32>() as usize, run.batch.num_rows());
-            assert!(run.bytes <= RUN_BYTES);
+            let mut row = 0;
+            for &count in &run.chunk_rows {
+                for &ts in &times(&run.rows)[row..row + count as usize] {
+                    assert_eq!(span.chunk_of(ts), next);
+                }
+                row += count as usize;
+                next += 1;
+            }
+            assert_eq!(row, run.rows.num_rows());
+            assert!(row * 16 <= BATCH_BYTES);
         }
-        let none = cut(&rows(&[]), span, 5, 8);
-        assert_eq!((none.len(), none[0].rows.clone()), (1, vec![0, 0, 0]));
+        let none = cut(&rows(&[]), span, &Piece { ask: 0, first: 5, end: 8 });
+        assert_eq!((none.len(), none[0].chunk_rows.clone()), (1, vec![0, 0, 0]));
+        // the last chunk there is ends with time itself
+        let last = span.chunk_of(i64::MAX);
+        let ends = [i64::MAX - 1, i64::MAX - 1, i64::MAX, i64::MAX];
+        let all = cut(&rows(&ends), span, &Piece { ask: 0, first: last, end: last + 1 });
+        assert_eq!((all.len(), all[0].chunk_rows.clone()), (1, vec![4]));
+    }
+
+    #[test]
+    fn runs_go_together_by_fields_in_order_and_within_the_bound() {
+        let fields: [&[usize]; 3] = [&[0], &[0, 1], &[0]];
+        let run = |ask: usize, first: i64, bytes: usize| CutRun {
+            ask,
+            first,
+            chunk_rows: vec![1],
+            rows: rows(&[first]),
+            bytes,
+        };
+        let half = BATCH_BYTES / 2;
+        let sent = |runs: Vec<CutRun>| -> Vec<Vec<(usize, i64)>> {
+            let batches = together(runs, |ask| fields[ask]);
+            batches.iter().map(|batch| batch.iter().map(|run| (run.ask, run.first)).collect()).collect()
+        };
+        assert_eq!(sent(vec![]), Vec::<Vec<(usize, i64)>>::new());
+        assert_eq!(sent(vec![run(0, 9, 1)]), [[(0, 9)]]);
+        // exactly full, then one byte more
+        let runs = vec![run(0, 9, half), run(2, 8, half), run(0, 7, half + 1), run(2, 6, half)];
+        assert_eq!(sent(runs), [vec![(0, 9), (2, 8)], vec![(0, 7)], vec![(2, 6)]]);
+        // other fields do not cut what goes together, and what is too large goes alone
+        let runs = vec![run(0, 9, 1), run(1, 8, 1), run(2, 7, 1), run(1, 6, 3 * BATCH_BYTES), run(1, 5, 1)];
+        assert_eq!(sent(runs), [vec![(1, 8)], vec![(1, 6)], vec![(0, 9), (2, 7)], vec![(1, 5)]]);
+    }
+
+    #[test]
+    fn failures_go_together_within_the_bound() {
+        let failure = |range: usize| ChunkFailure {
+            range,
+            chunks: 0..1,
+            error: Error::new(Code::Unavailable, "the disk is away"),
+        };
+        let replies: Vec<_> = failed((0..FAILURES_MAX + 1).map(failure).collect()).collect();
+        let counts = replies.iter().map(|reply| match &reply.reply {
+            Some(pb::fetch_reply::Reply::Failures(failures)) => failures.failures.len(),
+            _ => 0,
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [FAILURES_MAX, 1]);
+        assert_eq!(failed(Vec::new()).count(), 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -601,10 +734,10 @@ mod tests {
         }
         assert_eq!(
             report,
-            "one symbol, all of its time: 5000 rows, 6 reads, 33 KiB\n\
-             one symbol, its last chunk: 8 rows, 6 reads, 33 KiB\n\
-             two neighbours: 10000 rows, 9 reads, 49 KiB\n\
-             every symbol: 200000 rows, 12 reads, 791 KiB\n"
+            "one symbol, all of its time: 5000 rows, 4 reads, 33 KiB\n\
+             one symbol, its last chunk: 8 rows, 4 reads, 33 KiB\n\
+             two neighbours: 10000 rows, 6 reads, 49 KiB\n\
+             every symbol: 200000 rows, 8 reads, 789 KiB\n"
         );
     }
 }

@@ -168,11 +168,8 @@ impl Shard {
             let mut asks = Vec::new();
             match self.catalog.find(&dataset).await {
                 Err(error) => {
-                    let failed = |(i, r): (u32, pb::ChunkRange)| {
-                        let error = error.clone().dataset(&dataset).shard(&self.shared.shard);
-                        scan::failed(i, r.first, r.end, error)
-                    };
-                    failures.extend(ranges.into_iter().map(failed));
+                    let error = error.dataset(&dataset).shard(&self.shared.shard);
+                    failures.extend(ranges.iter().map(|(i, range)| scan::refused(*i, range, error.clone())));
                 }
                 Ok((_, snapshot)) => {
                     for (i, range) in ranges {
@@ -180,7 +177,7 @@ impl Shard {
                             Ok(ask) => asks.push(ask),
                             Err(error) => {
                                 let error = error.dataset(&dataset).shard(&self.shared.shard);
-                                failures.push(scan::failed(i, range.first, range.end, error));
+                                failures.push(scan::refused(i, &range, error));
                             }
                         }
                     }
@@ -189,8 +186,8 @@ impl Shard {
                     }
                 }
             }
-            for failure in failures {
-                if out.send(Ok(failure)).await.is_err() {
+            for reply in scan::failed(failures) {
+                if out.send(Ok(reply)).await.is_err() {
                     return;
                 }
             }

@@ -13,7 +13,11 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use trellis_proto::{
-    ChunkSpan, DatasetName, DatasetSpec, FieldType, Result, name::FieldName, pb, spec::FieldSpec,
+    ChunkSpan, DatasetName, DatasetSpec, FieldType, Result,
+    fetch::{Answer, Awaited, ChunkBatch},
+    name::FieldName,
+    pb,
+    spec::FieldSpec,
     time::DAY_NS,
 };
 
@@ -256,10 +260,10 @@ impl Grid {
     /// Rows (ts, value) of ranges, in the order they come.
     pub(crate) async fn fetch(&self, ranges: Vec<pb::ChunkRange>) -> Vec<(i64, f64)> {
         let (out, replies) = mpsc::channel(1);
-        let request = pb::FetchRequest { ranges, order: pb::FetchOrder::OldestFirst.into(), epoch: 1 };
-        let shard = self.shard.clone();
+        let request = oldest_first(ranges);
+        let (shard, asked) = (self.shard.clone(), request.clone());
         tokio::spawn(async move { shard.fetch(request, &out).await });
-        collect(replies).await
+        collect(&asked, replies).await
     }
 
     /// All rows of a symbol.
@@ -274,8 +278,12 @@ impl Grid {
         tokio::spawn(async move {
             scan::scan(snapshot, vec![ask], pb::FetchOrder::OldestFirst, 0, &out).await;
         });
-        collect(replies).await
+        collect(&oldest_first(vec![Self::range(symbol, 0, 2)]), replies).await
     }
+}
+
+fn oldest_first(ranges: Vec<pb::ChunkRange>) -> pb::FetchRequest {
+    pb::FetchRequest { ranges, order: pb::FetchOrder::OldestFirst.into(), epoch: 1 }
 }
 
 async fn open(config: Config, clock: WallClock) -> (Arc<Shard>, Arc<Probe>) {
@@ -292,32 +300,40 @@ pub(crate) fn spec() -> DatasetSpec {
         .unwrap()
 }
 
-/// The rows of an answer about [`spec`]'s field.
-pub(crate) fn batch_of(run: &pb::ChunkRun) -> RecordBatch {
-    let message = arrow_ipc::root_as_message(&run.data_header).unwrap();
-    arrow_ipc::reader::read_record_batch(
-        &arrow_buffer::Buffer::from(run.data_body.clone()),
+/// The rows of a batch about [`spec`]'s field: range, ts, known_at, value.
+pub(crate) fn rows_of(batch: &ChunkBatch) -> Vec<(usize, i64, i64, f64)> {
+    let message = arrow_ipc::root_as_message(&batch.header).unwrap();
+    let rows = arrow_ipc::reader::read_record_batch(
+        &arrow_buffer::Buffer::from(batch.body.clone()),
         message.header_as_record_batch().unwrap(),
         spec().chunk_schema(&[0]),
         &std::collections::HashMap::new(),
         None,
         &message.version(),
     )
-    .unwrap()
+    .unwrap();
+    assert_eq!(rows.num_rows() as u64, batch.rows());
+    let time = |i: usize| rows.column(i).as_primitive::<TimestampNanosecondType>();
+    let (ts, known_at, values) = (time(0), time(1), rows.column(2).as_primitive::<Float64Type>());
+    let ranges = batch.runs.iter().flat_map(|run| std::iter::repeat_n(run.range, run.rows() as usize));
+    ranges.enumerate().map(|(i, range)| (range, ts.value(i), known_at.value(i), values.value(i))).collect()
 }
 
-async fn collect(mut replies: mpsc::Receiver<Result<pb::FetchReply, tonic::Status>>) -> Vec<(i64, f64)> {
+/// Rows (ts, value) of the answer to `request`, in the order they come.
+async fn collect(
+    request: &pb::FetchRequest,
+    mut replies: mpsc::Receiver<Result<pb::FetchReply, tonic::Status>>,
+) -> Vec<(i64, f64)> {
+    let mut awaited = Awaited::of(request);
     let mut rows = Vec::new();
     while let Some(reply) = replies.recv().await {
-        match reply.unwrap().reply.unwrap() {
-            pb::fetch_reply::Reply::Run(run) => {
-                let batch = batch_of(&run);
-                let ts = batch.column(0).as_primitive::<TimestampNanosecondType>();
-                let values = batch.column(2).as_primitive::<Float64Type>();
-                rows.extend((0..ts.len()).map(|i| (ts.value(i), values.value(i))));
+        match awaited.accept(reply.unwrap()).unwrap() {
+            Answer::Batch(batch) => {
+                rows.extend(rows_of(&batch).into_iter().map(|(_, ts, _, value)| (ts, value)));
             }
-            pb::fetch_reply::Reply::Failure(failure) => panic!("{failure:?}"),
+            Answer::Failures(failures) => panic!("{failures:?}"),
         }
     }
+    assert!(awaited.is_empty());
     rows
 }

@@ -19,7 +19,9 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::{
-    ChunkSpan, Code, DatasetSpec, Error, FieldType, pb,
+    ChunkSpan, Code, DatasetSpec, Error, FieldType,
+    fetch::{Answer, ChunkBatch, ChunkFailure, ChunkRun},
+    pb,
     pb::shard_server::{Shard, ShardServer},
     spec::FieldSpec,
     time::DAY_NS,
@@ -48,6 +50,9 @@ pub(super) fn spec() -> DatasetSpec {
         .unwrap()
 }
 
+/// What a test does to an answer before it is sent.
+pub(super) type Spoil = fn(&mut Vec<Answer>);
+
 #[derive(Debug, Default)]
 struct State {
     incarnation: u64,
@@ -68,6 +73,10 @@ struct State {
     withheld: Option<Vec<pb::WatchEvent>>,
     /// Answers to come for chunks: how often each fails, and how.
     failures: HashMap<(String, i64), (usize, Code)>,
+    /// What is asked with the same fields is answered in one message; otherwise each chunk in its own.
+    together: bool,
+    /// Done to the next answer.
+    spoil: Option<Spoil>,
     down: bool,
 }
 
@@ -85,7 +94,7 @@ impl State {
 pub(super) struct Fake {
     id: Arc<str>,
     state: Arc<Mutex<State>>,
-    /// Permits to send one chunk each.
+    /// Permits to send one message each.
     gate: Arc<Semaphore>,
     /// Calls of Fetch so far.
     asked: watch::Sender<usize>,
@@ -171,6 +180,14 @@ impl Fake {
     }
     pub(super) fn fail(&self, symbol: &str, chunk: i64, times: usize, code: Code) {
         self.state.lock().failures.insert((symbol.to_owned(), chunk), (times, code));
+    }
+    /// From now on chunks come together.
+    pub(super) fn together(&self) {
+        self.state.lock().together = true;
+    }
+    /// The next answer breaks the contract.
+    pub(super) fn spoil(&self, spoil: Spoil) {
+        self.state.lock().spoil = Some(spoil);
     }
     pub(super) fn fetches(&self) -> Vec<pb::FetchRequest> {
         self.state.lock().fetches.clone()
@@ -334,16 +351,16 @@ impl State {
         }
     }
 
-    fn run(&self, range: usize, ask: &pb::ChunkRange, chunk: i64) -> pb::ChunkRun {
-        let none = Vec::new();
-        let rows: Vec<Row> = self
-            .rows
-            .get(&ask.symbol)
-            .unwrap_or(&none)
-            .iter()
-            .filter(|row| row.0.div_euclid(SPAN) == chunk)
-            .copied()
-            .collect();
+    /// Of ranges with the same fields.
+    fn batch(&self, ranges: &[pb::ChunkRange], chunks: &[(usize, i64)]) -> ChunkBatch {
+        let ask = &ranges[chunks[0].0];
+        let (mut rows, mut runs): (Vec<Row>, _) = (Vec::new(), Vec::new());
+        for (range, chunk) in chunks.iter().copied() {
+            let before = rows.len();
+            let all = self.rows.get(&ranges[range].symbol).into_iter().flatten();
+            rows.extend(all.filter(|row| row.0.div_euclid(SPAN) == chunk));
+            runs.push(ChunkRun { range, first: chunk, chunk_rows: vec![(rows.len() - before) as u32] });
+        }
         let spec = spec();
         let fields: Vec<usize> = ask.fields.iter().map(|name| spec.field(name).unwrap().0).collect();
         let mut columns =
@@ -352,18 +369,15 @@ impl State {
             columns
                 .push(Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| value(*field, *row)))));
         }
-        let (data_header, data_body) =
-            encode(&RecordBatch::try_new(spec.chunk_schema(&fields), columns).unwrap());
-        pb::ChunkRun {
-            range: range as u32,
-            first: chunk,
-            rows: vec![rows.len() as u32],
+        let (header, body) = encode(&RecordBatch::try_new(spec.chunk_schema(&fields), columns).unwrap());
+        ChunkBatch {
+            runs,
             version: self.version,
-            known_through_ns: self.known_through,
-            watermark_ns: None,
+            known_through: self.known_through,
+            watermark: None,
             seq: self.seq,
-            data_header,
-            data_body,
+            header,
+            body,
         }
     }
 }
@@ -411,13 +425,15 @@ impl Shard for Fake {
     async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
         self.check_up()?;
         let request = request.into_inner();
-        let mut replies = Vec::new();
+        let mut answers = Vec::new();
         {
             let mut state = self.state.lock();
             if request.epoch != state.epoch {
                 return Err(Error::new(Code::StaleEpoch, "another epoch").into());
             }
             state.fetches.push(request.clone());
+            let apart = !state.together;
+            let mut together: BTreeMap<&[String], Vec<(usize, i64)>> = BTreeMap::new();
             for (index, ask) in request.ranges.iter().enumerate() {
                 let mut chunks: Vec<i64> = (ask.first..ask.end).collect();
                 if request.order() == pb::FetchOrder::NewestFirst {
@@ -426,27 +442,33 @@ impl Shard for Fake {
                 for chunk in chunks {
                     let failing =
                         state.failures.get_mut(&(ask.symbol.clone(), chunk)).filter(|(times, _)| *times > 0);
-                    let reply = match failing {
+                    match failing {
                         Some((times, code)) => {
                             *times -= 1;
-                            pb::fetch_reply::Reply::Failure(pb::ChunkFailure {
-                                range: index as u32,
-                                first: chunk,
-                                end: chunk + 1,
-                                error: Some(Error::new(*code, "as the test wants").into()),
-                            })
+                            answers.push(Answer::Failures(vec![ChunkFailure {
+                                range: index,
+                                chunks: chunk..chunk + 1,
+                                error: Error::new(*code, "as the test wants"),
+                            }]));
                         }
-                        None => pb::fetch_reply::Reply::Run(state.run(index, ask, chunk)),
-                    };
-                    replies.push(pb::FetchReply { reply: Some(reply) });
+                        None if apart => {
+                            answers.push(Answer::Batch(state.batch(&request.ranges, &[(index, chunk)])));
+                        }
+                        None => together.entry(&ask.fields).or_default().push((index, chunk)),
+                    }
                 }
+            }
+            let together = together.values().map(|chunks| state.batch(&request.ranges, chunks));
+            answers.extend(together.map(Answer::Batch));
+            if let Some(spoil) = state.spoil.take() {
+                spoil(&mut answers);
             }
         }
         self.asked.send_modify(|asked| *asked += 1);
         let (sender, receiver) = mpsc::channel(1);
         let (gate, cancelled) = (Arc::clone(&self.gate), self.cancelled.clone());
         tokio::spawn(async move {
-            for reply in replies {
+            for answer in answers {
                 tokio::select! {
                     permit = gate.acquire() => permit.unwrap().forget(),
                     () = sender.closed() => {
@@ -454,7 +476,7 @@ impl Shard for Fake {
                         return;
                     }
                 }
-                if sender.send(Ok(reply)).await.is_err() {
+                if sender.send(Ok(answer.into())).await.is_err() {
                     cancelled.send_modify(|n| *n += 1);
                     return;
                 }

@@ -2,8 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use trellis_fabric::discovery::Peer;
-use trellis_proto::time::DAY_NS;
+use trellis_proto::{
+    fetch::{Answer, ChunkBatch},
+    time::DAY_NS,
+};
 
 use super::{fake::*, *};
 use crate::chunk::{KnownAt, Values};
@@ -420,6 +424,86 @@ async fn a_wide_read_is_one_call_a_shard() {
     assert_eq!((a.fetches().len(), b.fetches().len()), (1, 1));
     assert_eq!(a.fetches()[0].ranges.len() + b.fetches()[0].ranges.len(), 300);
     assert_eq!(reading.counts().shards.len(), 2);
+}
+
+#[tokio::test]
+async fn of_many_series_in_one_message_each_has_its_own_fate() {
+    let (fake, engine) = start(&["AMZN", "MSFT", "NVDA"], 640).await;
+    fake.together();
+    fake.hold();
+    fake.fail("MSFT", 2, 1, Code::DataCorrupt);
+    let wide = Q { symbols: vec!["AMZN", "MSFT", "NVDA"], ..q("", 0, 640) };
+    let _wide = begin(&engine, &wide).await;
+    fake.asked(1).await;
+    let failing = q("MSFT", 128, 192);
+    let mut failing_reading = begin(&engine, &failing).await;
+    let others = [q("AMZN", 0, 640), q("NVDA", 0, 640), q("MSFT", 192, 640)];
+    let mut joined = Vec::new();
+    for other in &others {
+        joined.push(begin(&engine, other).await);
+    }
+    // the failure is told while the rows are still to come
+    fake.release(1);
+    let error = finish(&failing, &mut failing_reading).await.unwrap_err();
+    assert_eq!((error.code(), error.place().1), (Code::DataCorrupt, "MSFT"));
+    fake.release_all();
+    for (other, reading) in others.iter().zip(&mut joined) {
+        assert_eq!(finish(other, reading).await.unwrap()[0], days(other.start, other.end));
+    }
+    assert_eq!(chunks_asked(&fake), [30]);
+    assert_eq!(read(&engine, &q("MSFT", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(chunks_asked(&fake), [30, 1]);
+}
+
+#[tokio::test]
+async fn rows_that_are_not_of_their_chunk_fail_its_readers_alone() {
+    let (fake, engine) = start(&["AMZN", "MSFT"], 640).await;
+    fake.together();
+    fake.hold();
+    // of AMZN, as it is asked first, the two newest chunks
+    fake.spoil(|answers| {
+        let Answer::Batch(batch) = &mut answers[0] else { panic!("all in one") };
+        let (a, b) = (batch.runs[0].first, batch.runs[1].first);
+        (batch.runs[0].first, batch.runs[1].first) = (b, a);
+    });
+    let both = Q { symbols: vec!["AMZN", "MSFT"], ..q("", 0, 640) };
+    let _both = begin(&engine, &both).await;
+    fake.asked(1).await;
+    let (whole, part, hit) = (q("MSFT", 0, 640), q("AMZN", 0, 512), q("AMZN", 512, 640));
+    let mut whole_reading = begin(&engine, &whole).await;
+    let mut part_reading = begin(&engine, &part).await;
+    let mut hit_reading = begin(&engine, &hit).await;
+    fake.release_all();
+    assert_eq!(finish(&whole, &mut whole_reading).await.unwrap()[0], days(0, 640));
+    assert_eq!(finish(&part, &mut part_reading).await.unwrap()[0], days(0, 512));
+    let error = finish(&hit, &mut hit_reading).await.unwrap_err();
+    assert_eq!((error.code(), error.place()), (Code::DataCorrupt, (DATASET, "AMZN", "shard-0")));
+    assert!(error.message().contains("lies outside it"), "{error}");
+}
+
+#[tokio::test]
+async fn a_shard_that_breaks_the_contract_is_refused_and_nobody_waits() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fn batch(answers: &mut [Answer]) -> &mut ChunkBatch {
+        let Answer::Batch(batch) = &mut answers[0] else { panic!("rows") };
+        batch
+    }
+    let spoilt: [(Spoil, &str); 5] = [
+        (|answers| answers[1] = answers[0].clone(), "have been answered"),
+        (|answers| batch(answers).runs[0].range = 9, "range 9 of a request for 1"),
+        (|answers| batch(answers).runs[0].chunk_rows.push(0), "were not asked for"),
+        (|answers| batch(answers).runs[0].chunk_rows[0] += 1, "64 rows came for chunks that have 65"),
+        (|answers| batch(answers).header = Bytes::from_static(b"not Arrow"), "not an Arrow message"),
+    ];
+    for (spoil, why) in spoilt {
+        fake.spoil(spoil);
+        let error = read(&engine, &q("AMZN", 0, 640)).await.unwrap_err();
+        assert_eq!((error.code(), error.place().2), (Code::DataCorrupt, "shard-0"));
+        assert!(error.message().contains(why), "{error}");
+    }
+    // one that says too little is asked again
+    fake.spoil(|answers| drop(answers.pop()));
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
 }
 
 #[tokio::test]

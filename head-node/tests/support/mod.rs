@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use trellis_head::{Config, Head};
 use trellis_proto::{
     ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldName, FieldType,
+    fetch::{Answer, ChunkBatch, ChunkFailure, ChunkRun},
     pb::{self, shard_server},
     spec::FieldSpec,
     time::DAY_NS,
@@ -130,20 +131,14 @@ impl FakeShard {
     fn run(&self, index: usize, range: &pb::ChunkRange) -> pb::FetchReply {
         let spec = spec();
         let mut state = self.state.lock().unwrap();
-        let reply = if state.broken.contains(&range.symbol) {
+        let answer = if state.broken.contains(&range.symbol) {
             let error =
                 Error::new(Code::Unavailable, "the disk is away").shard("shard-0").symbol(&range.symbol);
-            let failure = pb::ChunkFailure {
-                range: index as u32,
-                first: range.first,
-                end: range.end,
-                error: Some(pb::ErrorDetail::from(error)),
-            };
-            pb::fetch_reply::Reply::Failure(failure)
+            Answer::Failures(vec![ChunkFailure { range: index, chunks: range.first..range.end, error }])
         } else {
             let all = state.series.get(&range.symbol).cloned().unwrap_or_default();
             let of_chunk = |k: i64| all.iter().filter(move |row| spec.chunk.chunk_of(row.0) == k);
-            let rows: Vec<u32> = (range.first..range.end).map(|k| of_chunk(k).count() as u32).collect();
+            let chunk_rows = (range.first..range.end).map(|k| of_chunk(k).count() as u32).collect();
             let rows_of: Vec<Row> = (range.first..range.end).flat_map(|k| of_chunk(k).copied()).collect();
             state.rows_fetched += rows_of.len() as u64;
             let positions: Vec<usize> = range.fields.iter().map(|name| spec.field(name).unwrap().0).collect();
@@ -153,19 +148,17 @@ impl FakeShard {
             let schema = spec.chunk_schema(&positions);
             let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
             let data = batches_to_flight_data(&schema, vec![batch]).unwrap().pop().unwrap();
-            pb::fetch_reply::Reply::Run(pb::ChunkRun {
-                range: index as u32,
-                first: range.first,
-                rows,
+            Answer::Batch(ChunkBatch {
+                runs: vec![ChunkRun { range: index, first: range.first, chunk_rows }],
                 version: state.version,
-                known_through_ns: KNOWN_THROUGH,
-                watermark_ns: None,
+                known_through: KNOWN_THROUGH,
+                watermark: None,
                 seq: 1,
-                data_header: data.data_header,
-                data_body: data.data_body,
+                header: data.data_header,
+                body: data.data_body,
             })
         };
-        pb::FetchReply { reply: Some(reply) }
+        answer.into()
     }
 }
 

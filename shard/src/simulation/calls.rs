@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use arrow_array::{
-    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray,
-    cast::AsArray,
-    types::{Float64Type, TimestampNanosecondType},
-};
+use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use tokio::sync::mpsc;
-use trellis_proto::{Code, DatasetName, Error, Result, pb};
+use trellis_proto::{
+    Code, DatasetName, Error, Result,
+    fetch::{Answer, Awaited},
+    pb,
+};
 
 use super::{
     model::{Known, Look, Row},
@@ -19,7 +19,7 @@ use crate::{
     catalog::Dataset,
     publish::{Publish, Right},
     shard::Shard,
-    testing::{DATASET, batch_of, spec},
+    testing::{DATASET, rows_of, spec},
     upkeep,
 };
 
@@ -202,6 +202,7 @@ async fn look(shard: &Arc<Shard>) -> Result<Reply> {
         end: 1,
     });
     let request = pb::FetchRequest { ranges: ranges.into(), order: 0, epoch: 1 };
+    let mut awaited = Awaited::of(&request);
     let (out, mut replies) = mpsc::channel(1);
     let fetch = async move { shard.fetch(request, &out).await };
     let collect = async move {
@@ -216,28 +217,25 @@ async fn look(shard: &Arc<Shard>) -> Result<Reply> {
     let mut rows: BTreeMap<String, Vec<Known>> = BTreeMap::new();
     let mut missing = Vec::new();
     for reply in replies {
-        match reply.map_err(|status| Error::from_status(&status))?.reply.unwrap() {
-            pb::fetch_reply::Reply::Run(run) => {
-                let now = (run.version as usize, run.known_through_ns);
+        match awaited.accept(reply.map_err(|status| Error::from_status(&status))?)? {
+            Answer::Batch(batch) => {
+                let now = (batch.version as usize, batch.known_through);
                 assert_eq!(*stamp.get_or_insert(now), now, "one read, one version");
-                rows.entry(SYMBOLS[run.range as usize].to_owned()).or_default().extend(decode(&run));
-            }
-            pb::fetch_reply::Reply::Failure(failure) => {
-                let error = Error::from(failure.error.unwrap());
-                if error.code() != Code::UnknownSymbol {
-                    return Err(error);
+                for (range, ts, known_at, value) in rows_of(&batch) {
+                    rows.entry(SYMBOLS[range].to_owned()).or_default().push((ts, known_at, value));
                 }
-                missing.push(SYMBOLS[failure.range as usize].to_owned());
+            }
+            Answer::Failures(failures) => {
+                for failure in failures {
+                    if failure.error.code() != Code::UnknownSymbol {
+                        return Err(failure.error);
+                    }
+                    missing.push(SYMBOLS[failure.range].to_owned());
+                }
             }
         }
     }
+    assert!(awaited.is_empty());
     let look = stamp.map(|(version, known_through)| Look { version, known_through, rows });
     Ok(Reply::Looked { look, missing })
-}
-
-fn decode(run: &pb::ChunkRun) -> Vec<Known> {
-    let batch = batch_of(run);
-    let time = |i: usize| batch.column(i).as_primitive::<TimestampNanosecondType>();
-    let (ts, known_at, values) = (time(0), time(1), batch.column(2).as_primitive::<Float64Type>());
-    (0..batch.num_rows()).map(|i| (ts.value(i), known_at.value(i), values.value(i))).collect()
 }

@@ -26,7 +26,7 @@ async fn a_session_is_published_once_and_corrected_by_publishing_again() {
     assert!(correction.known_at_ns > first.known_at_ns);
     let fetched = fetch(client, vec![range("signals.mom", "A")], pb::FetchOrder::OldestFirst).await.remove(0);
     assert_eq!(fetched.rows, [(day(1), first.known_at_ns, 1.0), (day(1), correction.known_at_ns, 9.0)]);
-    assert_eq!(fetched.runs[0].watermark_ns, Some(day(2)));
+    assert_eq!(fetched.watermark, Some(day(2)));
 
     // All of that survives a restart.
     served.stop().await;

@@ -1,7 +1,7 @@
 //! What a fetch answers.
 
 use proptest::prelude::*;
-use trellis_proto::{Code, pb};
+use trellis_proto::{Code, fetch::Answer, pb};
 
 use crate::support::*;
 
@@ -22,9 +22,9 @@ async fn imported_rows_are_read_back_whole_and_in_order() {
     assert_eq!(fetched[0].latest(), [(day(-7000), 1.0), (day(-6999), 1.5), (day(17_000), 2.0)]);
     assert_eq!(fetched[1].latest(), [(day(3), 3.0)]);
     for one in &fetched {
-        assert_eq!(one.runs.iter().map(|r| r.rows.len()).sum::<usize>(), 920);
+        assert_eq!(one.runs.iter().map(|r| r.chunk_rows.len()).sum::<usize>(), 920);
         assert!(one.rows.iter().all(|r| r.1 == ack.known_at_ns));
-        assert!(one.runs.iter().all(|r| r.known_through_ns == ack.known_at_ns));
+        assert_eq!(one.known_through, ack.known_at_ns);
     }
 
     let described = served
@@ -65,7 +65,6 @@ async fn each_range_fails_alone_and_says_why() {
         with(&|r| r.dataset = "equities.dayly".to_owned()),
         with(&|r| r.symbol = "AMZM".to_owned()),
         with(&|r| r.fields = vec!["valeu".to_owned()]),
-        with(&|r| r.end = r.first),
         with(&|r| r.end = i64::MAX),
     ];
     let fetched = fetch(&mut served.client, ranges, OLDEST).await;
@@ -74,7 +73,6 @@ async fn each_range_fails_alone_and_says_why() {
         (Code::UnknownDataset, "did you mean equities.daily?"),
         (Code::UnknownSymbol, "did you mean AMZN?"),
         (Code::UnknownField, "did you mean value?"),
-        (Code::InvalidRequest, ""),
         (Code::InvalidRequest, ""),
     ];
     for (one, (code, hint)) in fetched[1..].iter().zip(expected) {
@@ -166,9 +164,77 @@ async fn a_long_series_comes_in_bounded_messages_newest_first() {
         }
         assert_eq!(firsts, sorted);
         assert!(fetched.runs.len() > 3);
-        // A chunk is 92,160 rows of 24 bytes; runs are whole chunks.
-        assert!(fetched.runs.iter().all(|r| r.data_body.len() < 3 << 20));
+        // a chunk is 92,160 rows of 24 bytes; runs are whole chunks
+        assert!(fetched.runs.iter().all(|r| r.rows() <= 92_160));
     }
+    served.stop().await;
+}
+
+/// Rows of a message, at most.
+const BATCH_BYTES: usize = 768 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_short_series_are_a_few_messages_and_a_lone_one_is_one() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let symbols: Vec<String> = (0..500).map(|i| format!("S{i:03}")).collect();
+    let year = 17_000..17_252;
+    let rows: Vec<(&str, i64, f64)> =
+        symbols.iter().flat_map(|s| year.clone().map(move |n| (s.as_str(), day(n), n as f64))).collect();
+    import(&mut served.client, "equities.daily", &rows).await.unwrap();
+    let of = |s: &String| pb::ChunkRange { first: 265, end: 270, ..range("equities.daily", s) };
+    let all = || symbols.iter().map(of).collect();
+    let wide = answers(&mut served.client, all(), NEWEST).await;
+    let bodies = wide.iter().map(|answer| match answer {
+        Answer::Batch(batch) => (batch.runs.len(), batch.header.len() + batch.body.len()),
+        Answer::Failures(failures) => panic!("{failures:?}"),
+    });
+    let (runs, bytes): (Vec<usize>, Vec<usize>) = bodies.unzip();
+    // a row is 24 bytes; what stands around 126,000 of them is little, and what is full is full
+    assert_eq!((wide.len(), runs.iter().sum::<usize>()), (4, symbols.len()));
+    assert!(bytes.iter().sum::<usize>() < 500 * 252 * 24 * 101 / 100, "{bytes:?}");
+    assert!(bytes.iter().all(|bytes| *bytes < BATCH_BYTES), "{bytes:?}");
+    assert!(bytes[..3].iter().all(|bytes| *bytes > BATCH_BYTES * 95 / 100), "{bytes:?}");
+    for one in fetch(&mut served.client, all(), OLDEST).await {
+        assert!(one.rows.iter().map(|row| row.0).eq(year.clone().map(day)));
+    }
+    let lone = answers(&mut served.client, vec![of(&symbols[7])], NEWEST).await;
+    assert_eq!(lone.len(), 1);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_file_fails_its_series_among_many_in_one_message() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let symbols: Vec<String> = (0..100).map(|i| format!("S{i:03}")).collect();
+    let (whole, broken) = symbols.split_at(60);
+    import(&mut served.client, "d.a", &broken.iter().map(|s| (s, 0, 1.0)).collect::<Vec<_>>()).await.unwrap();
+    let file = data_files(lake.path(), "d.a").remove(0);
+    import(&mut served.client, "d.a", &whole.iter().map(|s| (s, 0, 1.0)).collect::<Vec<_>>()).await.unwrap();
+    std::fs::write(&file, b"PAR1 this is not Parquet PAR1").unwrap();
+    let mut ranges: Vec<pb::ChunkRange> = symbols.iter().map(|s| range("d.a", s)).collect();
+    ranges.extend((0..100).map(|i| range("d.a", &format!("T{i:03}"))));
+    let all = answers(&mut served.client, ranges, NEWEST).await;
+    let (mut read, mut failed) = (0, [0, 0]);
+    for answer in &all {
+        match answer {
+            Answer::Batch(batch) => {
+                assert!(batch.runs.iter().all(|run| run.range < whole.len() && run.rows() == 1));
+                read += batch.runs.len();
+            }
+            Answer::Failures(failures) => {
+                for failure in failures {
+                    let unknown = failure.range >= symbols.len();
+                    assert!(failure.range >= whole.len());
+                    let code = if unknown { Code::UnknownSymbol } else { Code::DataCorrupt };
+                    assert_eq!(failure.error.code(), code);
+                    failed[usize::from(unknown)] += 1;
+                }
+            }
+        }
+    }
+    assert_eq!((all.len(), read, failed), (3, whole.len(), [broken.len(), 100]));
     served.stop().await;
 }
 
@@ -215,7 +281,7 @@ proptest! {
                 assert_eq!(one.rows, expected);
                 let mut next = range.first;
                 for run in &one.runs {
-                    for &rows in &run.rows {
+                    for &rows in &run.chunk_rows {
                         let chunk = next * span..(next + 1) * span;
                         assert_eq!(rows as usize, expected.iter().filter(|r| chunk.contains(&r.0)).count());
                         next += 1;

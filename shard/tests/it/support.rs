@@ -27,6 +27,7 @@ use tokio::{
 use tonic::transport::Channel;
 use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, Error, FieldType, Result,
+    fetch::{Answer, Awaited, ChunkRun},
     name::FieldName,
     pb::{self, shard_client::ShardClient},
     spec::FieldSpec,
@@ -233,7 +234,10 @@ pub(crate) fn range(dataset: &str, symbol: &str) -> pb::ChunkRange {
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
     pub(crate) rows: Vec<(i64, i64, f64)>,
-    pub(crate) runs: Vec<pb::ChunkRun>,
+    pub(crate) runs: Vec<ChunkRun>,
+    /// As of the last of the runs.
+    pub(crate) known_through: i64,
+    pub(crate) watermark: Option<i64>,
     pub(crate) failures: Vec<Error>,
 }
 
@@ -250,32 +254,51 @@ impl Fetched {
     }
 }
 
+/// What each range is answered. Every chunk must be answered exactly once.
 pub(crate) async fn fetch(
     client: &mut ShardClient<Channel>,
     ranges: Vec<pb::ChunkRange>,
     order: pb::FetchOrder,
 ) -> Vec<Fetched> {
     let mut out: Vec<Fetched> = ranges.iter().map(|_| Fetched::default()).collect();
-    let request = pb::FetchRequest { ranges: ranges.clone(), order: order.into(), epoch: 1 };
-    let mut stream = client.fetch(request).await.unwrap().into_inner();
-    while let Some(reply) = stream.message().await.unwrap() {
-        match reply.reply.unwrap() {
-            pb::fetch_reply::Reply::Run(run) => {
-                let into = &mut out[run.range as usize];
-                let rows = decode(&run.data_header, &run.data_body, ranges[run.range as usize].fields.len());
-                let (ts, known_at, value) = rows;
-                assert_eq!(run.rows.iter().sum::<u32>() as usize, ts.len());
-                into.rows.extend(
-                    (0..ts.len()).map(|i| (ts[i], known_at[i], value.get(i).copied().unwrap_or(0.0))),
-                );
-                into.runs.push(run);
+    for answer in answers(client, ranges.clone(), order).await {
+        match answer {
+            Answer::Batch(batch) => {
+                let fields = ranges[batch.runs[0].range].fields.len();
+                let (ts, known_at, value) = decode(&batch.header, &batch.body, fields);
+                assert_eq!(batch.rows(), ts.len() as u64);
+                let mut rows =
+                    (0..ts.len()).map(|i| (ts[i], known_at[i], value.get(i).copied().unwrap_or(0.0)));
+                for run in batch.runs {
+                    let into = &mut out[run.range];
+                    into.rows.extend(rows.by_ref().take(run.rows() as usize));
+                    into.runs.push(run);
+                    (into.known_through, into.watermark) = (batch.known_through, batch.watermark);
+                }
             }
-            pb::fetch_reply::Reply::Failure(failure) => {
-                out[failure.range as usize].failures.push(Error::from(failure.error.unwrap()));
+            Answer::Failures(failures) => {
+                failures.into_iter().for_each(|failure| out[failure.range].failures.push(failure.error));
             }
         }
     }
     out
+}
+
+/// The messages of a fetch.
+pub(crate) async fn answers(
+    client: &mut ShardClient<Channel>,
+    ranges: Vec<pb::ChunkRange>,
+    order: pb::FetchOrder,
+) -> Vec<Answer> {
+    let request = pb::FetchRequest { ranges, order: order.into(), epoch: 1 };
+    let mut awaited = Awaited::of(&request);
+    let mut stream = client.fetch(request).await.unwrap().into_inner();
+    let mut answers = Vec::new();
+    while let Some(reply) = stream.message().await.unwrap() {
+        answers.push(awaited.accept(reply).unwrap());
+    }
+    assert!(awaited.is_empty(), "{} chunks were not answered", awaited.chunks());
+    answers
 }
 
 pub(crate) async fn read(client: &mut ShardClient<Channel>, dataset: &str, symbol: &str) -> Vec<(i64, f64)> {
