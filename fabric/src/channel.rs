@@ -19,11 +19,14 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tonic::transport::{Channel, Endpoint};
+use tower::{Service, ServiceExt};
 
 pub use failure::{Reason, Unreachable};
 pub use traced::{Call, Traced};
 
+use crate::coalesce::Coalesced;
 pub use crate::rpc::UNIT;
 
 /// Largest message in either direction, on every client and server. Data goes in messages of 256 KiB to 1
@@ -98,7 +101,7 @@ pub type PeerChannel = Traced<Channel>;
 /// # Errors
 /// [`Reason::Address`] if `addr` cannot be an authority.
 pub fn connect(addr: &str, options: &ChannelOptions) -> Result<Channel, Unreachable> {
-    Ok(endpoint(addr, options)?.connect_lazy())
+    Ok(endpoint(addr, options)?.connect_with_connector_lazy(connector()))
 }
 
 /// As [`connect`], with trace context and unit on every call.
@@ -114,7 +117,24 @@ pub fn connect_traced(addr: &str, options: &ChannelOptions) -> Result<PeerChanne
 /// # Errors
 /// [`Unreachable`] with the reason.
 pub async fn connect_now(addr: &str, options: &ChannelOptions) -> Result<Channel, Unreachable> {
-    endpoint(addr, options)?.connect().await.map_err(|error| Unreachable::new(addr, Reason::of(&error)))
+    let connected = endpoint(addr, options)?.connect_with_connector(connector()).await;
+    connected.map_err(|error| Unreachable::new(addr, Reason::of(&error)))
+}
+
+/// As tonic's own, but for what it does with small writes.
+fn connector() -> impl Service<
+    http::Uri,
+    Response = TokioIo<Coalesced<tokio::net::TcpStream>>,
+    Error: std::error::Error + Send + Sync,
+    Future: Send,
+> + Send
++ 'static {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.map_response(|stream: TokioIo<tokio::net::TcpStream>| {
+        TokioIo::new(Coalesced::new(stream.into_inner()))
+    })
 }
 
 fn endpoint(addr: &str, options: &ChannelOptions) -> Result<Endpoint, Unreachable> {
@@ -125,7 +145,6 @@ fn endpoint(addr: &str, options: &ChannelOptions) -> Result<Endpoint, Unreachabl
     }
     let endpoint = Endpoint::from_shared(format!("http://{authority}")).map_err(|_| unusable())?;
     Ok(endpoint
-        .tcp_nodelay(true)
         .connect_timeout(options.connect_timeout)
         .max_frame_size(options.frame_bytes_max)
         .initial_stream_window_size(options.stream_window_bytes)

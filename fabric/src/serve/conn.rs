@@ -20,6 +20,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::coalesce::Coalesced;
+
 /// After a failed accept (no file descriptors left, usually) the next try waits this long: the error stays
 /// until somebody closes something, and an immediate retry would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -40,7 +42,10 @@ pub(super) fn incoming(
                     }
                     // a token of its own: polling it takes a lock that connections should not share
                     let cancelled = Box::pin(cut.child_token().cancelled_owned());
-                    return Some((Ok(Conn { stream, cut: Cut::Armed(cancelled) }), (listener, cut)));
+                    return Some((
+                        Ok(Conn { stream: Coalesced::new(stream), cut: Cut::Armed(cancelled) }),
+                        (listener, cut),
+                    ));
                 }
                 Err(error) => {
                     tracing::warn!(%error, retry_ms = ACCEPT_RETRY.as_millis() as u64, "cannot accept a connection");
@@ -53,7 +58,7 @@ pub(super) fn incoming(
 
 /// A connection.
 pub(super) struct Conn {
-    stream: TcpStream,
+    stream: Coalesced<TcpStream>,
     cut: Cut,
 }
 
@@ -124,6 +129,6 @@ impl Connected for Conn {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.stream.get_ref().connect_info()
     }
 }

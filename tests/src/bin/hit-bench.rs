@@ -11,8 +11,7 @@
 //! * `drain`: the answer, read off HTTP/2 and dropped;
 //! * `hit`: the answer, decoded to Arrow by the client of the grid.
 //!
-//! Expected on a quiet two-core machine: echo 33 us on one core, 110 us across cores; a hit of 2,520 rows 1.1 to 1.2 times
-//! that across cores. Pin it from outside (`taskset`): placement is the largest effect.
+//! Pin it from outside (`taskset`): placement is the largest effect.
 
 use std::{
     convert::Infallible,
