@@ -4,10 +4,12 @@
 //! reads `Rows`. How rows are made of Python's values is in `columns`.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::Write,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd},
     path::PathBuf,
+    ptr::NonNull,
     sync::Arc,
 };
 
@@ -17,6 +19,7 @@ use arrow_array::{
     types::{Float32Type, Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
 use arrow_buffer::Buffer;
+use arrow_data::ArrayData;
 use arrow_schema::{ArrowError, DataType, Field, SchemaRef};
 use arrow_select::concat::concat;
 use pyo3::{
@@ -75,16 +78,28 @@ impl Rows {
     }
 }
 
+/// By their addresses.
+fn note_allocations(data: &ArrayData, allocations: &mut HashMap<NonNull<u8>, usize>) {
+    let nulls = data.nulls().map(|nulls| nulls.buffer());
+    allocations
+        .extend(data.buffers().iter().chain(nulls).map(|buffer| (buffer.data_ptr(), buffer.capacity())));
+    data.child_data().iter().for_each(|child| note_allocations(child, allocations));
+}
+
 #[pymethods]
 impl Rows {
     fn __len__(&self) -> usize {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// Bytes of the values, buffers shared with others included.
+    /// Bytes of memory that these rows keep, each allocation once: the columns of a batch are cut from one message.
     #[getter]
     fn nbytes(&self) -> usize {
-        self.batches.iter().map(RecordBatch::get_array_memory_size).sum()
+        let mut allocations = HashMap::new();
+        for column in self.batches.iter().flat_map(RecordBatch::columns) {
+            note_allocations(&column.to_data(), &mut allocations);
+        }
+        allocations.into_values().sum()
     }
 
     /// Names and types of the columns.

@@ -221,3 +221,11 @@ def test_a_closed_grid_says_that_it_is_closed(tmp_path):
     assert other.datasets() == [] and "(closed)" in repr(grid) and "(closed)" not in repr(other)
     other.close()
     other.close()
+
+
+def test_memory_that_columns_share_is_counted_once(grid):
+    px = grid.read(PRICES)
+    keys, width = 4, 8  # of a symbol; of a time, of a float, of an integer
+    values = len(px) * (keys + width * (len(px.columns) - 1))
+    assert len(px.arrow()["close"].chunks) > 1, "one message would prove nothing"
+    assert values <= px.nbytes < 1.1 * values
