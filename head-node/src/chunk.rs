@@ -428,28 +428,26 @@ fn pack(
 
     // exact size first, so that there is one allocation and nothing to spare in it
     let bits = rows.div_ceil(8);
-    let mut sizes = vec![rows * 8];
-    if constant.is_none() {
-        sizes.push(rows * 8);
-    }
-    for (f, nulls) in nulls.iter().enumerate() {
-        if *nulls > 0 {
-            sizes.push(bits);
-        }
-        match sources[order[0].0].parts[f].values {
-            PartValues::Fixed(_, width) => sizes.push(rows * width),
-            PartValues::Bits(_) => sizes.push(bits),
-            PartValues::Text(..) => {
-                sizes.push((rows + 1) * 4);
-                sizes.push(order.iter().map(|(s, run)| text_range(&sources[*s].parts[f], run).len()).sum());
-            }
-        }
-    }
-    let align = if sizes.iter().sum::<usize>() < SMALL_BYTES { ALIGN_SMALL } else { ALIGN };
-    let total = sizes.iter().map(|size| size.next_multiple_of(align)).sum::<usize>();
+    let keys = 1 + usize::from(constant.is_none());
+    let sizes = || {
+        let of_field = |f: usize| {
+            let (values, text) = match sources[order[0].0].parts[f].values {
+                PartValues::Fixed(_, width) => (rows * width, None),
+                PartValues::Bits(_) => (bits, None),
+                PartValues::Text(..) => {
+                    let text = order.iter().map(|(s, run)| text_range(&sources[*s].parts[f], run).len());
+                    ((rows + 1) * 4, Some(text.sum()))
+                }
+            };
+            (nulls[f] > 0).then_some(bits).into_iter().chain([values]).chain(text)
+        };
+        std::iter::repeat_n(rows * 8, keys).chain((0..fields.len()).flat_map(of_field))
+    };
+    let align = if sizes().sum::<usize>() < SMALL_BYTES { ALIGN_SMALL } else { ALIGN };
+    let total = sizes().map(|size| size.next_multiple_of(align)).sum::<usize>();
 
     let mut data = MutableBuffer::with_capacity(total);
-    let mut places: Vec<Range<usize>> = Vec::with_capacity(sizes.len());
+    let mut places: Vec<Range<usize>> = Vec::with_capacity(sizes().count());
     let mut place = |data: &mut MutableBuffer, start: usize| {
         places.push(start..data.len());
         data.resize(data.len().next_multiple_of(align), 0);
@@ -596,6 +594,14 @@ pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<Re
     let message =
         arrow_ipc::root_as_message(header).map_err(|e| corrupt(format!("not an Arrow message: {e}")))?;
     let batch = message.header_as_record_batch().ok_or_else(|| corrupt("not an Arrow record batch"))?;
+    // the reader does not look whether a buffer lies in the body: it would panic
+    let inside = |buffer: &arrow_ipc::Buffer| {
+        let end = buffer.offset().checked_add(buffer.length());
+        buffer.offset() >= 0 && buffer.length() >= 0 && end.is_some_and(|end| end as usize <= body.len())
+    };
+    if !batch.buffers().into_iter().flatten().all(inside) {
+        return Err(corrupt("an Arrow record batch goes on after its body ends"));
+    }
     let body = Buffer::from(body);
     arrow_ipc::reader::read_record_batch(&body, batch, schema, &HashMap::new(), None, &message.version())
         .map_err(|e| corrupt(format!("an Arrow record batch does not read: {e}")))
@@ -748,5 +754,132 @@ impl ChunkRef {
     #[must_use]
     pub fn known_through(&self) -> i64 {
         self.known_through
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use arrow_array::{Float64Array, TimestampNanosecondArray};
+    use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
+    use trellis_proto::{ChunkSpan, spec::FieldSpec, time::SECOND_NS};
+
+    use super::*;
+
+    /// A message as it was received, and whether anybody still has it.
+    struct Message(Vec<u8>, #[allow(dead_code)] Arc<()>);
+
+    impl AsRef<[u8]> for Message {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    /// Rows at so many seconds, all known at 1, of value 7 or none.
+    fn message(shape: &RunShape, seconds: &[i64], value: Option<f64>) -> (Vec<u8>, Bytes, Weak<()>) {
+        let time = |at: Vec<i64>| Arc::new(TimestampNanosecondArray::from(at).with_timezone("UTC"));
+        let rows = RecordBatch::try_new(
+            Arc::clone(&shape.schema),
+            vec![
+                time(seconds.iter().map(|at| at * SECOND_NS).collect()),
+                time(vec![1; seconds.len()]),
+                Arc::new(seconds.iter().map(|_| value).collect::<Float64Array>()),
+            ],
+        )
+        .unwrap();
+        let (_, data) = IpcDataGenerator::default()
+            .encode(
+                &rows,
+                &mut DictionaryTracker::new(true),
+                &IpcWriteOptions::default(),
+                &mut IpcWriteContext::default(),
+            )
+            .unwrap();
+        let held = Arc::new(());
+        let gone = Arc::downgrade(&held);
+        (data.ipc_message, Bytes::from_owner(Message(data.arrow_data, held)), gone)
+    }
+
+    fn shape() -> RunShape {
+        let field =
+            FieldSpec { name: "close".parse().unwrap(), data_type: FieldType::Float64, nullable: true };
+        let span = ChunkSpan::new(10 * SECOND_NS).unwrap();
+        let spec = DatasetSpec::new("equities.daily".parse().unwrap(), vec![field], span).unwrap();
+        RunShape::new(&Arc::new(spec), Layout::of(1), ColumnSet(1))
+    }
+
+    fn run(range: usize, first: i64, chunk_rows: &[u32]) -> ChunkRun {
+        ChunkRun { range, first, chunk_rows: chunk_rows.to_vec() }
+    }
+
+    const STAMP: Stamp = Stamp { columns: ColumnSet(1), version: 1, known_through: 1 };
+
+    #[test]
+    fn a_chunk_that_stays_keeps_nothing_of_its_message() {
+        let (memory, shape) = (Memory::new(1 << 20), shape());
+        let seconds: Vec<i64> = (0..1_000).collect();
+        let (header, body, received) = message(&shape, &seconds, Some(7.0));
+        let bytes = body.len() as u64;
+        let batch = shape.decode(&header, body, 1_000).unwrap();
+        let chunks = shape.unpack(&memory, &batch).unwrap().next(&run(0, 0, &[10; 100]), STAMP).unwrap();
+        drop(batch);
+        assert!(received.upgrade().is_none(), "the message is gone");
+        let all = memory.pinned();
+        let stays = Arc::clone(&chunks[50]);
+        drop(chunks);
+        assert_eq!((memory.pinned(), all), (stays.bytes(), stays.bytes() * 100));
+        assert!(stays.bytes() < bytes / 10, "{} of {bytes}", stays.bytes());
+        assert_eq!(stays.ts().first(), Some(&(500 * SECOND_NS)));
+        drop(stays);
+        assert_eq!(memory.pinned(), 0);
+    }
+
+    #[test]
+    fn each_run_is_read_from_its_own_rows_and_refused_alone() {
+        let (memory, shape) = (Memory::new(1 << 20), shape());
+        // two chunks; one whose last row is of the next; one row twice; nothing; one row
+        let seconds = [0, 9, 10, 21, 29, 30, 5, 5, 40];
+        for value in [Some(7.0), None] {
+            let (header, body, _) = message(&shape, &seconds, value);
+            let batch = shape.decode(&header, body, 9).unwrap();
+            let mut unpack = shape.unpack(&memory, &batch).unwrap();
+            let mut next = |run: &ChunkRun| -> Result<Vec<(u32, Vec<i64>, usize)>> {
+                let chunks = unpack.next(run, STAMP)?;
+                let seen = chunks.iter().map(|chunk| {
+                    let nulls = chunk.field(0).and_then(|c| c.nulls().map(NullBuffer::null_count));
+                    (chunk.rows, chunk.ts().iter().map(|ts| ts / SECOND_NS).collect(), nulls.unwrap_or(0))
+                });
+                Ok(seen.collect())
+            };
+            let nulls = |rows: usize| if value.is_none() { rows } else { 0 };
+            assert_eq!(
+                next(&run(0, 0, &[2, 1])).unwrap(),
+                [(2, vec![0, 9], nulls(2)), (1, vec![10], nulls(1))]
+            );
+            let why = |result: Result<_>| result.unwrap_err().message().to_owned();
+            assert_eq!(why(next(&run(1, 2, &[3]))), "a row of chunk 2 lies outside it");
+            assert_eq!(
+                why(next(&run(2, 0, &[2]))),
+                "the rows of chunk 0 are not sorted, or one is there twice"
+            );
+            assert_eq!(next(&run(3, 7, &[0, 0])).unwrap(), [(0, vec![], 0), (0, vec![], 0)]);
+            assert_eq!(next(&run(4, 4, &[1])).unwrap(), [(1, vec![40], nulls(1))]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_record_batch_of_these_columns_is_refused() {
+        let shape = shape();
+        let (header, body, _) = message(&shape, &[1, 2], Some(7.0));
+        let why = |header: &[u8], body: &Bytes, rows: u64| {
+            let error = shape.decode(header, body.clone(), rows).unwrap_err();
+            assert_eq!(error.code(), Code::DataCorrupt);
+            error.message().to_owned()
+        };
+        assert_eq!(why(&header, &body, 3), "2 rows came for chunks that have 3");
+        assert!(why(b"no", &body, 2).starts_with("not an Arrow message"));
+        let cut = why(&header, &body.slice(..16), 2);
+        assert_eq!(cut, "an Arrow record batch goes on after its body ends");
     }
 }

@@ -1,9 +1,9 @@
 //! What a shard answers to a fetch, checked against what it was asked.
 //!
-//! A reply is about chunks of several ranges, by number, and a chunk counts as answered whatever is in it. So a reply that is
-//! valid in itself may still leave a reader waiting for ever (a chunk twice, another never) or hand it rows of somebody else.
-//! [`Awaited`] is therefore made from the request and sees every reply: what it lets through was asked for, and is answered for
-//! the first time.
+//! A reply is about chunks of several ranges, by number, and a chunk counts as answered whatever is in it. So a reply
+//! that is valid in itself may still leave a reader waiting for ever (a chunk twice, another never) or hand it rows of
+//! somebody else. [`Awaited`] is therefore made from the request and sees every reply: what it lets through was asked
+//! for, and is answered for the first time.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -171,8 +171,9 @@ impl Awaited {
     /// Takes a reply. The record batch itself is not looked into.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if the reply is about nothing, about chunks that were not asked for or have been answered, or puts
-    /// ranges of different datasets or fields together. The call cannot go on: what else it says is not to be trusted.
+    /// [`Code::DataCorrupt`] if the reply is about nothing, about chunks that were not asked for or have been answered,
+    /// or puts ranges of different datasets or fields together. The call cannot go on: what else it says is not to be
+    /// trusted.
     pub fn accept(&mut self, reply: pb::FetchReply) -> Result<Answer> {
         match reply.reply {
             Some(pb::fetch_reply::Reply::Batch(batch)) => self.batch(batch).map(Answer::Batch),

@@ -2,8 +2,9 @@
 //!
 //! * [`pb`]: the wire types, generated from `proto/trellis/v1/*.proto` (read those first: every field, unit and limit
 //!   is commented there), with gRPC clients and servers.
-//! * [`name`], [`time`], [`query`], [`spec`], [`fetch`]: strict types. What arrives is checked once, on receipt, by `TryFrom` the
+//! * [`name`], [`time`], [`query`], [`spec`]: strict types. What arrives is checked once, on receipt, by `TryFrom` the
 //!   wire type; what is made inside is right by construction.
+//! * [`fetch`]: what shards answer, checked against what they were asked.
 //! * [`ticket`]: `SeriesRequest` as a Flight ticket, protobuf or JSON.
 //! * [`error`]: the one error, and the one table between our codes and gRPC's.
 //! * [`placement`]: which head serves a series and which shard owns it: pure, with golden vectors.

@@ -7,8 +7,8 @@
 //! next wave is not yet read. A client that reads slowly therefore holds one wave and a short queue, no more.
 //!
 //! All runs of a wave are ready at the same moment. Those with the same fields go together as one record batch, up to
-//! [`BATCH_BYTES`]: five hundred short series are a few messages, encoded and decoded as that many batches, and a lone series
-//! goes at once. No timer decides, and nothing waits for the next wave.
+//! [`BATCH_BYTES`]: five hundred short series are a few messages, encoded and decoded as that many batches, and a lone
+//! series goes at once. No timer decides, and nothing waits for the next wave.
 //!
 //! Rejected: one stream per file that merges on the fly. It bounds memory better, but a range's rows come from all files,
 //! so every range would wait for the slowest stream, and decoding would be tied to the client's pace.
@@ -542,8 +542,8 @@ fn slice_bytes(rows: &RecordBatch) -> usize {
     rows.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum()
 }
 
-/// Divides runs into batches: of one set of fields, of at most [`BATCH_BYTES`] (or one run, if that has more), each in the order of
-/// the runs, and in the order of their last ones.
+/// Divides runs into batches: of one set of fields, of at most [`BATCH_BYTES`] (or one run, if that has more). Each has
+/// its runs in the order given; a batch is sent when the next run of its fields does not fit.
 fn together<'a>(runs: Vec<CutRun>, fields: impl Fn(usize) -> &'a [usize]) -> Vec<Vec<CutRun>> {
     struct Open<'a> {
         fields: &'a [usize],

@@ -488,12 +488,13 @@ async fn a_shard_that_breaks_the_contract_is_refused_and_nobody_waits() {
         let Answer::Batch(batch) = &mut answers[0] else { panic!("rows") };
         batch
     }
-    let spoilt: [(Spoil, &str); 5] = [
+    let spoilt: [(Spoil, &str); 6] = [
         (|answers| answers[1] = answers[0].clone(), "have been answered"),
         (|answers| batch(answers).runs[0].range = 9, "range 9 of a request for 1"),
         (|answers| batch(answers).runs[0].chunk_rows.push(0), "were not asked for"),
         (|answers| batch(answers).runs[0].chunk_rows[0] += 1, "64 rows came for chunks that have 65"),
         (|answers| batch(answers).header = Bytes::from_static(b"not Arrow"), "not an Arrow message"),
+        (|answers| drop(batch(answers).body.split_off(16)), "goes on after its body ends"),
     ];
     for (spoil, why) in spoilt {
         fake.spoil(spoil);
