@@ -428,26 +428,28 @@ fn pack(
 
     // exact size first, so that there is one allocation and nothing to spare in it
     let bits = rows.div_ceil(8);
-    let keys = 1 + usize::from(constant.is_none());
-    let sizes = || {
-        let of_field = |f: usize| {
-            let (values, text) = match sources[order[0].0].parts[f].values {
-                PartValues::Fixed(_, width) => (rows * width, None),
-                PartValues::Bits(_) => (bits, None),
-                PartValues::Text(..) => {
-                    let text = order.iter().map(|(s, run)| text_range(&sources[*s].parts[f], run).len());
-                    ((rows + 1) * 4, Some(text.sum()))
-                }
-            };
-            (nulls[f] > 0).then_some(bits).into_iter().chain([values]).chain(text)
-        };
-        std::iter::repeat_n(rows * 8, keys).chain((0..fields.len()).flat_map(of_field))
-    };
-    let align = if sizes().sum::<usize>() < SMALL_BYTES { ALIGN_SMALL } else { ALIGN };
-    let total = sizes().map(|size| size.next_multiple_of(align)).sum::<usize>();
+    let mut sizes = vec![rows * 8];
+    if constant.is_none() {
+        sizes.push(rows * 8);
+    }
+    for (f, nulls) in nulls.iter().enumerate() {
+        if *nulls > 0 {
+            sizes.push(bits);
+        }
+        match sources[order[0].0].parts[f].values {
+            PartValues::Fixed(_, width) => sizes.push(rows * width),
+            PartValues::Bits(_) => sizes.push(bits),
+            PartValues::Text(..) => {
+                sizes.push((rows + 1) * 4);
+                sizes.push(order.iter().map(|(s, run)| text_range(&sources[*s].parts[f], run).len()).sum());
+            }
+        }
+    }
+    let align = if sizes.iter().sum::<usize>() < SMALL_BYTES { ALIGN_SMALL } else { ALIGN };
+    let total = sizes.iter().map(|size| size.next_multiple_of(align)).sum::<usize>();
 
     let mut data = MutableBuffer::with_capacity(total);
-    let mut places: Vec<Range<usize>> = Vec::with_capacity(sizes().count());
+    let mut places: Vec<Range<usize>> = Vec::with_capacity(sizes.len());
     let mut place = |data: &mut MutableBuffer, start: usize| {
         places.push(start..data.len());
         data.resize(data.len().next_multiple_of(align), 0);
