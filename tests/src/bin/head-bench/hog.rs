@@ -6,6 +6,10 @@
 //! Expected: 1.5 at most for wide answers, whose messages take turns by bytes. The hog's own client is the other half of the
 //! machine's work here; it runs on a thread of the lowest priority, so that it costs the light units no more than it would on
 //! a machine of its own.
+//!
+//! Control: the same hog reads from another head on this machine, with which the light units have nothing to do. What that
+//! does to their p99 is the machine's part (two cores, the kernel's time slices, memory bandwidth), and about the least that
+//! fairness inside a head can reach here.
 
 use std::{
     sync::{
@@ -84,28 +88,35 @@ impl Hog {
 
 pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let market = &bench.market;
-    let head = bench.head(CACHE).await?;
+    let (head, other) = (bench.head(CACHE).await?, bench.head(CACHE).await?);
     let all = market.ticket_of_all()?;
     let mut light = Vec::new();
     for unit in 0..LIGHT_UNITS {
         let ask = Ask { symbol: unit, start: DAYS - LIGHT_DAYS, end: DAYS };
         light.push((head.connect(&format!("light-{unit}"), 1).await?, market.ticket(ask, CLOSE)?));
     }
-    load::read(light[0].0.get(), all.clone()).await?;
+    for head in [&head, &other] {
+        load::read(head.connect("warm", 1).await?.get(), all.clone()).await?;
+    }
 
     let flood = market.ticket(Ask { symbol: LIGHT_UNITS, start: 0, end: DAYS }, ALL)?;
     // name, what the hog asks, in how many tasks
     let hogs = [("wide questions", all, 4), ("a flood of small ones", flood, 64)];
     let mut figures = Vec::new();
     for (name, ticket, lanes) in hogs {
-        let (mut ratios, mut times, mut hogged) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ratios, mut controls, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut hogged, mut hogged_other) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let alone = reads(&light).await?;
+            let hog = Hog::start(&other, ticket.clone(), lanes)?;
+            let control = reads(&light).await?;
+            hogged_other.push(mib_per_second(hog.stop().await?));
             let hog = Hog::start(&head, ticket.clone(), lanes)?;
             let beside = reads(&light).await?;
-            hogged.push(hog.stop().await? as f64 / SPAN.as_secs_f64() / f64::from(1 << 20));
+            hogged.push(mib_per_second(hog.stop().await?));
             ratios.push(beside.1 / alone.1);
-            times.push([alone.0, alone.1, beside.0, beside.1]);
+            controls.push(control.1 / alone.1);
+            times.push([alone, control, beside]);
         }
         figures.push(
             Figure::lower(&format!("hog of {name}: p99 of light units / without"), median(ratios.clone()), "x")
@@ -113,11 +124,17 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
                 .peer("the same light units without the hog")
                 .detail(json!({
                     "light_units": LIGHT_UNITS, "reads_per_second_each": RATE, "hog_tasks": lanes, "ratios": ratios,
-                    "hog_mib_per_second": hogged, "alone_p50_p99_beside_p50_p99_ms": times,
+                    "control_hog_at_another_head": median(controls.clone()), "control_ratios": controls,
+                    "hog_mib_per_second": hogged, "control_hog_mib_per_second": hogged_other,
+                    "p50_p99_ms_alone_control_beside": times,
                 })),
         );
     }
     Ok(figures)
+}
+
+fn mib_per_second(bytes: u64) -> f64 {
+    bytes as f64 / SPAN.as_secs_f64() / f64::from(1 << 20)
 }
 
 /// p50 and p99 over all light units, milliseconds.
