@@ -448,12 +448,14 @@ impl<P: Payload, W: Clone> Series<P, W> {
 
     /// What became of a chunk that [`Self::plan`] reported missing, for the holder of `token`.
     pub(crate) fn outcome(&self, chunk: i64, want: &Want, standing: &Standing, token: Token) -> Outcome<P> {
-        if let Some(slot) = self.ready.get(&chunk)
-            && slot.answers(want.as_of, standing)
-            && slot.payload.columns().covers(want.columns)
-        {
-            let known_through = slot.known_through(standing);
-            return Outcome::Taken(Taken { chunk, payload: slot.payload.clone(), known_through });
+        // What is not stored has the columns of its flight only; the others are in the cache, or in another flight.
+        let mut part: Option<P> = None;
+        if let Some(slot) = self.ready.get(&chunk).filter(|slot| slot.answers(want.as_of, standing)) {
+            if slot.payload.columns().covers(want.columns) {
+                let known_through = slot.known_through(standing);
+                return Outcome::Taken(Taken { chunk, payload: slot.payload.clone(), known_through });
+            }
+            part = Some(slot.payload.clone());
         }
         let mut outcome = Outcome::Lost;
         // Only a stake in this very chunk counts: the same flight may have been too old to join here, and not elsewhere.
@@ -461,12 +463,18 @@ impl<P: Payload, W: Clone> Series<P, W> {
             |f: &&Flight<P, W>| f.stakes.iter().any(|s| s.token == token && s.chunks.contains(&chunk));
         for flight in self.flights.iter().filter(staked) {
             match flight.progress(chunk) {
-                Some(Progress::Done(payload)) if payload.columns().covers(want.columns) => {
-                    return Outcome::Taken(Taken {
-                        chunk,
-                        payload: payload.clone(),
-                        known_through: payload.known_through().max(want.as_of),
-                    });
+                Some(Progress::Done(payload)) => {
+                    let payload = match &part {
+                        Some(part) if part.same_rows(payload) && !payload.columns().covers(want.columns) => {
+                            payload.join(part)
+                        }
+                        _ => payload.clone(),
+                    };
+                    if payload.columns().covers(want.columns) {
+                        let known_through = payload.known_through().max(want.as_of);
+                        return Outcome::Taken(Taken { chunk, payload, known_through });
+                    }
+                    part = Some(payload);
                 }
                 Some(Progress::Failed(error)) => outcome = Outcome::Failed(error.clone()),
                 Some(Progress::Open(_)) if matches!(outcome, Outcome::Lost) => outcome = Outcome::Waiting,

@@ -737,6 +737,22 @@ async fn everything_together_stays_within_the_budget() {
 }
 
 #[tokio::test]
+async fn a_scan_takes_from_the_cache_the_columns_that_are_there() {
+    let names: Vec<&'static str> =
+        (0..200).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
+    let fake = Fake::start("shard-0", &names, TEN_YEARS).await;
+    let engine = engine_with(&[&fake], 4 << 20).await;
+    engine.ready().await;
+    read(&engine, &q("S100", 0, TEN_YEARS)).await.unwrap();
+    let scan = Q { symbols: names.clone(), fields: vec![0, 1], ..q("", 0, TEN_YEARS) };
+    let all = finish(&scan, &mut reading(&engine, &scan).await).await.unwrap();
+    assert!(all.iter().all(|rows| *rows == days(0, TEN_YEARS)));
+    let asked: Vec<_> = fake.fetches().into_iter().flat_map(|f| f.ranges).collect();
+    let of_hot = asked.iter().filter(|range| range.symbol == "S100").map(|range| range.fields.len());
+    assert_eq!(of_hot.collect::<Vec<_>>(), [1, 1], "close, and then open alone");
+}
+
+#[tokio::test]
 async fn a_scan_leaves_the_hot_set_where_it_is() {
     let names: Vec<&'static str> =
         (0..200).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
