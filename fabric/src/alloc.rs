@@ -8,3 +8,25 @@
 #[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long memory that is free stays with the process; the allocator's own is a second.
+const PURGE_DELAY_MS: libc::c_long = 100;
+/// `mi_option_purge_delay` of mimalloc.h.
+const PURGE_DELAY: libc::c_int = 15;
+
+unsafe extern "C" {
+    fn mi_option_set(option: libc::c_int, value: libc::c_long);
+}
+
+/// For a process whose memory is bounded: what one kind of load has left behind is given back before the next one needs
+/// room, and there are no huge pages of which a small part is in use. To be called first in `main`.
+///
+/// Not for the extension module: huge pages are the whole process's, and a researcher's arrays want them.
+pub fn give_back_soon() {
+    // SAFETY: the allocator's function for this, while no other thread runs that could look at the option; and a request to
+    // the kernel that takes no pointers. An old kernel refuses it, which costs memory only.
+    unsafe {
+        mi_option_set(PURGE_DELAY, PURGE_DELAY_MS);
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+}

@@ -14,14 +14,14 @@
 //!   are told; `failure.rs`: why a peer cannot be reached
 //! * [`serve`]: a tonic server from a bound listener until a signal. `request.rs`: what wraps each request; `conn.rs`:
 //!   connections that can be cut
-//! * `coalesce`: small writes of a connection, as one; `rpc`: the span of one RPC, at either end; `alloc`: the allocator
+//! * `coalesce`: small writes of a connection, as one; `rpc`: the span of one RPC, at either end; [`alloc`]: the allocator
 //! * [`shutdown`]: the signal, and a gate that knows who is still inside
 //! * `testing` (feature `testing`): an OTLP receiver that keeps what it got
 //!
 //! Order in a `main`: [`env::cli`], the service's own config, [`telemetry::Telemetry::init`] inside the Tokio
 //! runtime, bind, [`serve::serve`] with [`shutdown::signal`], [`telemetry::Telemetry::shutdown`].
 
-mod alloc;
+pub mod alloc;
 pub mod channel;
 mod coalesce;
 pub mod discovery;

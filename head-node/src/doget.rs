@@ -6,15 +6,15 @@
 //!
 //! Two ways through. A *hit* that fits one message is answered in one go: nothing is awaited between the plan and the
 //! last byte, and schema, dictionary, rows and receipt leave as one piece. Anything else is *pumped*: a message is
-//! framed when the transport asks for one, so that a slow reader holds one message and the chunks of a step, and each
-//! message waits for its unit's turn. Until the first message is framed an error is a response of its own; after that
+//! framed when the transport asks for one, and waits for its unit's turn. hyper asks for the next one while the first still
+//! waits for the reader's window, so a slow reader holds two messages and the chunks of a step. Until the first message is framed an error is a response of its own; after that
 //! it is in the trailers, so that no client takes a part of an answer for the whole.
 
 mod pump;
 mod request;
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Instant,
@@ -81,7 +81,8 @@ async fn begin(
     let unit = request::unit(&parts.headers)?;
     let deadline = request::timeout(&parts.headers)?.map(|timeout| account.started + timeout);
     let query = request::query(body).await?;
-    let asked = async {
+    // pinned here: passed by value, it would have room in each future that it goes through
+    let asked = pin!(async {
         let mut dataset = head.engine().dataset(&query.dataset).await?;
         let mut behind = Vec::new();
         if query.as_of.is_some_and(|as_of| as_of > dataset.known_through) {
@@ -95,12 +96,15 @@ async fn begin(
             pump.first(account).await?;
         }
         Ok(pump)
-    };
+    });
     within(deadline, asked).await
 }
 
 /// `future`, or [`error::deadline`] if it takes too long.
-async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = Result<T, Error>>) -> Result<T> {
+async fn within<T, F>(deadline: Option<Instant>, future: Pin<&mut F>) -> Result<T>
+where
+    F: Future<Output = Result<T, Error>>,
+{
     match deadline {
         None => future.await,
         Some(at) => {

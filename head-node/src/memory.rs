@@ -163,6 +163,9 @@ impl Memory {
     /// # Errors
     /// [`Code::Overloaded`] if slow readers hold all there is for as long as a reservation waits.
     pub(crate) async fn room(&self, bytes: u64) -> Result<()> {
+        if self.has_room(bytes) {
+            return Ok(());
+        }
         let until = Instant::now() + STORE_WAIT + THROUGH_WAIT;
         while !self.has_room(bytes) {
             let freed = tokio::time::timeout_at(until, self.room.notified()).await;
@@ -170,6 +173,8 @@ impl Memory {
                 return Err(self.full(bytes));
             }
         }
+        // what was freed may be enough for the next one too
+        self.room.notify_one();
         Ok(())
     }
 
@@ -277,6 +282,17 @@ mod tests {
         memory.stored(400);
         assert_eq!(memory.pinned(), 0);
         assert!(memory.reserve(200).await.unwrap().store);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_freed_wakes_as_many_as_it_is_enough_for() {
+        let memory = Memory::new(1000);
+        let piece = memory.hold(Bytes::from(vec![0; 750]));
+        let started = Instant::now();
+        let waiting = (0..3).map(|_| memory.room(100));
+        let (rooms, ()) = tokio::join!(futures::future::join_all(waiting), async { drop(piece) });
+        assert!(rooms.iter().all(Result::is_ok));
+        assert_eq!(started.elapsed(), Duration::ZERO, "none of them waited for its time to be over");
     }
 
     #[tokio::test(start_paused = true)]

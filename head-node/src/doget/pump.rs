@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    pin::pin,
     sync::Arc,
     time::Instant,
     vec,
@@ -156,7 +157,9 @@ impl Pump {
             self.egress = None;
             match self.stage {
                 Stage::Reading => {
-                    if let Err(error) = within(self.deadline, self.frame(account)).await {
+                    let deadline = self.deadline;
+                    let framed = within(deadline, pin!(self.frame(account))).await;
+                    if let Err(error) = framed {
                         self.stage = Stage::Over;
                         self.reading = None;
                         account.outcome = Outcome::Failed(error.code());
