@@ -44,7 +44,7 @@ const TAIL_BYTES: u64 = 64 << 10;
 /// Path of the binary `name`: in a test, built from what is in the checkout now; in a program of this package, the one
 /// beside it.
 ///
-/// Variable `TRELLIS_BIN_DIR`: take them from there, as they are.
+/// Variable `GRID_BIN_DIR`: take them from there, as they are.
 ///
 /// # Errors
 /// When it cannot be built, or is not there.
@@ -59,7 +59,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 
 /// Asks cargo every time: it knows whether they are fresh, and a test of yesterday's binary is worse than none.
 fn build() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("TRELLIS_BIN_DIR") {
+    if let Some(dir) = std::env::var_os("GRID_BIN_DIR") {
         return Ok(dir.into());
     }
     let exe = std::env::current_exe()?;
