@@ -9,13 +9,16 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long memory that is free stays with the process; the allocator's own is a second.
+/// How long memory that is free stays with the process, unless the environment says so (`MIMALLOC_PURGE_DELAY`); the
+/// allocator's own is a second.
 const PURGE_DELAY_MS: libc::c_long = 100;
-/// `mi_option_purge_delay` of mimalloc.h.
+/// `mi_option_purge_delay` of mimalloc.h: a number, which another version may give to something else. A test looks.
 const PURGE_DELAY: libc::c_int = 15;
 
 unsafe extern "C" {
-    fn mi_option_set(option: libc::c_int, value: libc::c_long);
+    fn mi_option_set_default(option: libc::c_int, value: libc::c_long);
+    #[cfg(test)]
+    fn mi_option_get(option: libc::c_int) -> libc::c_long;
 }
 
 /// For a process whose memory is bounded: what one kind of load has left behind is given back before the next one needs
@@ -26,7 +29,24 @@ pub fn give_back_soon() {
     // SAFETY: the allocator's function for this, while no other thread runs that could look at the option; and a request to
     // the kernel that takes no pointers. An old kernel refuses it, which costs memory only.
     unsafe {
-        mi_option_set(PURGE_DELAY, PURGE_DELAY_MS);
+        mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS);
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // links it, although it is not this test's allocator
+    use mimalloc as _;
+
+    use super::*;
+
+    #[test]
+    fn the_option_is_the_one_that_is_meant() {
+        // SAFETY: reads a number.
+        let get = || unsafe { mi_option_get(PURGE_DELAY) };
+        assert_eq!(get(), 1_000, "the default that options.c has for the delay");
+        give_back_soon();
+        assert_eq!(get(), PURGE_DELAY_MS);
     }
 }

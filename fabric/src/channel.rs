@@ -101,7 +101,7 @@ pub type PeerChannel = Traced<Channel>;
 /// # Errors
 /// [`Reason::Address`] if `addr` cannot be an authority.
 pub fn connect(addr: &str, options: &ChannelOptions) -> Result<Channel, Unreachable> {
-    Ok(endpoint(addr, options)?.connect_with_connector_lazy(connector()))
+    Ok(endpoint(addr, options)?.connect_with_connector_lazy(connector(options)))
 }
 
 /// As [`connect`], with trace context and unit on every call.
@@ -117,12 +117,15 @@ pub fn connect_traced(addr: &str, options: &ChannelOptions) -> Result<PeerChanne
 /// # Errors
 /// [`Unreachable`] with the reason.
 pub async fn connect_now(addr: &str, options: &ChannelOptions) -> Result<Channel, Unreachable> {
-    let connected = endpoint(addr, options)?.connect_with_connector(connector()).await;
+    let connected = endpoint(addr, options)?.connect_with_connector(connector(options)).await;
     connected.map_err(|error| Unreachable::new(addr, Reason::of(&error)))
 }
 
-/// As tonic's own, but for what it does with small writes.
-fn connector() -> impl Service<
+/// As tonic's own, but for what it does with small writes. Of a name with several addresses each is tried for its part of the
+/// time, so that one that does not answer leaves some for the next.
+fn connector(
+    options: &ChannelOptions,
+) -> impl Service<
     http::Uri,
     Response = TokioIo<Coalesced<tokio::net::TcpStream>>,
     Error: std::error::Error + Send + Sync,
@@ -132,6 +135,7 @@ fn connector() -> impl Service<
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(options.connect_timeout));
     tcp.map_response(|stream: TokioIo<tokio::net::TcpStream>| {
         TokioIo::new(Coalesced::new(stream.into_inner()))
     })

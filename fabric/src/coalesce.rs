@@ -16,8 +16,8 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes held back at most. A request, or the end of an answer, is some hundred bytes; to copy as much as this costs less
-/// than a tenth of the system call that it may save.
+/// Bytes held back at most. A request, or the end of an answer, is some hundred bytes; what is much larger is worth a system
+/// call of its own, and is not copied.
 const HELD_MAX: usize = 4 << 10;
 
 /// A connection whose small writes are sent together. What was written is sent at the flush, as `AsyncWrite` says.
