@@ -338,8 +338,8 @@ impl Client {
     /// Takes the right to publish to a dataset, and makes the dataset if the request has a spec and it is not there.
     ///
     /// # Errors
-    /// `Conflict` while somebody else holds it (the message says who and for how long), `InvalidRequest` if the dataset has
-    /// another schema.
+    /// `Conflict` while another instance holds it (the message says who and for how long), `PermissionDenied` if it is another
+    /// unit's output, `InvalidRequest` if the dataset has another schema.
     pub async fn acquire_lease(&self, request: pb::AcquireLeaseRequest) -> Result<pb::Lease> {
         let key = request.dataset.clone();
         let call =

@@ -30,8 +30,11 @@ const EXIT_WHEN_DONE: Var = Var::or(
     "false",
     "with TRELLIS_SESSIONS: true ends the process after them, its exit code saying how they ended",
 );
-const TAKE_OVER: Var =
-    Var::or("TRELLIS_TAKE_OVER", "false", "true takes the lease even though another process holds it");
+const TAKE_OVER: Var = Var::or(
+    "TRELLIS_TAKE_OVER",
+    "false",
+    "true takes the lease though another process holds it, or the output was another unit's",
+);
 const LEASE_TTL_MS: Var = Var::or(
     "TRELLIS_LEASE_TTL_MS",
     "15000",

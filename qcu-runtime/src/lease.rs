@@ -36,7 +36,7 @@ pub struct Claim {
     pub instance: String,
     /// The dataset, made if it is not there.
     pub spec: DatasetSpec,
-    /// Take it even though somebody else holds it.
+    /// Take it even though another instance holds it, or it was another unit's output.
     pub take_over: bool,
     /// See [`TTL`].
     pub ttl: Duration,
@@ -62,8 +62,8 @@ impl HeldLease {
     /// lease that was granted to a dropped future lasts until its time is over.
     ///
     /// # Errors
-    /// `Conflict` at once if the dataset exists with another schema, or after `patience` if it is still held by somebody
-    /// else; otherwise the last retryable error at the client's deadline.
+    /// At once `Conflict` if the dataset exists with another schema, and `PermissionDenied` if it is another unit's output;
+    /// `Conflict` after `patience` if another instance still holds it; otherwise the last retryable error at the client's deadline.
     pub async fn acquire(client: &Client, claim: Claim, patience: Duration) -> Result<Self> {
         check_schema(client, &claim.spec).await?;
         let end = Instant::now() + patience;

@@ -46,9 +46,10 @@ pub(crate) struct Rewrite {
     pub(crate) adds: Vec<WrittenFile>,
 }
 
-/// A request for the lease. What it may be answered, by code: [`Code::Conflict`] while somebody else holds it, which passes
-/// by itself; [`Code::InvalidRequest`] if the dataset has another schema, which does not; [`Code::Unavailable`] if the
-/// table was changed under the request too often, which asking again settles.
+/// A request for the lease. What it may be answered, by code: [`Code::Conflict`] while another instance holds it, which passes
+/// by itself; [`Code::PermissionDenied`] if it is another unit's output, and [`Code::InvalidRequest`] if the dataset has another
+/// schema, which do not; [`Code::Unavailable`] if the table was changed under the request too often, which asking again
+/// settles.
 #[derive(Debug)]
 pub(crate) struct Acquisition {
     pub(crate) holder: Holder,

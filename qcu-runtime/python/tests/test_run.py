@@ -135,6 +135,8 @@ def test_an_output_is_its_units_until_another_takes_it_over(grid):
     assert grid.read("tests.owned").arrow()["score"].to_pylist() == [1.0]
     renamed.run(session=SESSION, grid=grid, publish=True, take_over=True)
     assert grid.read("tests.owned").arrow()["score"].to_pylist() == [2.0]
+    with pytest.raises(BadRequest, match="nothing is published"):
+        renamed.run(session=SESSION, grid=grid, take_over=True)
     with pytest.raises(Forbidden, match=r"tests\.owned is the output of unit renamed"):
         unit("owner", 3.0).run(session=SESSION, grid=grid, publish=True)
 

@@ -251,14 +251,16 @@ class Grid:
         """Counters of each head node since it started; `trellis status` prints them as a table."""
         return self._call(_Client.stats)
 
-    def deploy(self, *strategies: Strategy, state: Any = None, wait: bool = True) -> list[dict[str, Any]]:
+    def deploy(
+        self, *strategies: Strategy, state: Any = None, take_over: bool = False, wait: bool = True
+    ) -> list[dict[str, Any]]:
         """Deploys strategies to the local grid that `trellis up` runs: as `trellis deploy`, for their files.
 
         Answers, for each, its name, digest and state.
         """
         from .deploy import deploy_strategies
 
-        return deploy_strategies(list(strategies), state or local.STATE, wait=wait)
+        return deploy_strategies(list(strategies), state or local.STATE, take_over=take_over, wait=wait)
 
     def close(self) -> None:
         """Ends the connection; an embedded grid stops when its last connection in this process is closed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _trellis
 from ._columns import frame_of
-from .errors import StrategyError, TrellisError
+from .errors import BadRequest, StrategyError, TrellisError
 from .frame import Frame
 from .strategy import Context, Strategy
 
@@ -29,6 +29,9 @@ def run_here(
 ) -> Frame:
     """`Strategy.run`."""
     from .grid import connect
+
+    if take_over and not publish:
+        raise BadRequest("take_over is about publishing, and nothing is published", hint="publish too, or leave it out")
 
     if grid is None:
         with connect(unit=strategy.name) as own:

@@ -316,7 +316,7 @@ class Up:
         if child.state is State.STOPPING:
             return
         how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-        child.note = f"{how} after {lived:.1f} s{last_words(child)}"
+        child.note = f"{how} after {lived:.1f} s" + (last_words(child) if status > 0 else "")
         if child.role == "qcu" and status == 0:
             child.state = State.FINISHED
             return
