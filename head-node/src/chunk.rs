@@ -1,10 +1,10 @@
 //! The payload of a chunk: every known row of some columns, immutable, in one allocation of its own.
 //!
-//! What a shard sends is one message for many chunks of many series; a slice of it would keep the whole message alive for as long as
-//! its smallest reader. So each chunk is copied out on arrival, all its columns into one buffer of exactly their size,
-//! and the message is dropped. (To count the message once and let its chunks share it was rejected: what is evicted would free nothing
-//! while a neighbour stays, so that a full cache could not make room.) The allocation counts itself in [`Memory`] until its last holder is gone, whoever that is:
-//! every [`Buffer`] handed out shares it.
+//! What a shard sends is one message for many chunks of many series; a slice of it would keep the whole message alive for
+//! as long as its smallest reader. So each chunk is copied out on arrival, all its columns into one buffer of exactly their
+//! size, and the message is dropped. (To count the message once and let its chunks share it was rejected: what is evicted
+//! would free nothing while a neighbour stays, so that a full cache could not make room.) The allocation counts itself in
+//! [`Memory`] until its last holder is gone, whoever that is: every [`Buffer`] handed out shares it.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 

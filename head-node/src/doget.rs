@@ -7,8 +7,9 @@
 //! Two ways through. A *hit* that fits one message is answered in one go: nothing is awaited between the plan and the
 //! last byte, and schema, dictionary, rows and receipt leave as one piece. Anything else is *pumped*: a message is
 //! framed when the transport asks for one, and waits for its unit's turn. hyper asks for the next one while the first still
-//! waits for the reader's window, so a slow reader holds two messages and the chunks of a step. Until the first message is framed an error is a response of its own; after that
-//! it is in the trailers, so that no client takes a part of an answer for the whole.
+//! waits for the reader's window, so a slow reader holds two messages and the chunks of a step. Until the first message is
+//! framed an error is a response of its own; after that it is in the trailers, so that no client takes a part of an answer
+//! for the whole.
 
 mod pump;
 mod request;

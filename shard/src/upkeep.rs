@@ -30,8 +30,8 @@ use crate::{
 
 /// Every so many polls the lake is listed for datasets that others made.
 const DISCOVER_POLLS: u32 = 10;
-/// Datasets that one poll looks at, in turns: a lake of 40,000 would otherwise keep a core, or thousands of requests to the
-/// store in flight, busy with finding nothing. With more than these, what another tool commits is told to watchers later.
+/// Datasets that one poll looks at, in turns, or a large lake would be looked at without a pause, to find nothing. With more
+/// than these, what another tool commits is told to watchers later.
 const LOOKS_PER_POLL: usize = 256;
 /// Looks at once: a look at a remote store is one round trip.
 const LOOKS_PARALLEL: usize = 16;

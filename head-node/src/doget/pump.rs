@@ -153,7 +153,7 @@ impl Pump {
             if let Some(bytes) = self.out.pop_front() {
                 return Some(Sent::Data(bytes));
             }
-            // the transport has taken the message
+            // the transport asks for more: it has the message, written or waiting for its reader
             self.egress = None;
             match self.stage {
                 Stage::Reading => {

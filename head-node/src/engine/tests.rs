@@ -736,13 +736,19 @@ async fn everything_together_stays_within_the_budget() {
     assert_eq!(engine.stats().pinned_bytes, 0);
 }
 
-#[tokio::test]
-async fn a_scan_takes_from_the_cache_the_columns_that_are_there() {
+/// Two hundred symbols, and an engine in which a question about all of them is a scan: too large to be stored.
+async fn where_all_is_a_scan() -> (Vec<&'static str>, Fake, Engine) {
     let names: Vec<&'static str> =
         (0..200).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
     let fake = Fake::start("shard-0", &names, TEN_YEARS).await;
     let engine = engine_with(&[&fake], 4 << 20).await;
     engine.ready().await;
+    (names, fake, engine)
+}
+
+#[tokio::test]
+async fn a_scan_takes_from_the_cache_the_columns_that_are_there() {
+    let (names, fake, engine) = where_all_is_a_scan().await;
     read(&engine, &q("S100", 0, TEN_YEARS)).await.unwrap();
     let scan = Q { symbols: names.clone(), fields: vec![0, 1], ..q("", 0, TEN_YEARS) };
     let all = finish(&scan, &mut reading(&engine, &scan).await).await.unwrap();
@@ -754,11 +760,7 @@ async fn a_scan_takes_from_the_cache_the_columns_that_are_there() {
 
 #[tokio::test]
 async fn a_scan_leaves_the_hot_set_where_it_is() {
-    let names: Vec<&'static str> =
-        (0..200).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
-    let fake = Fake::start("shard-0", &names, TEN_YEARS).await;
-    let engine = engine_with(&[&fake], 4 << 20).await;
-    engine.ready().await;
+    let (names, _fake, engine) = where_all_is_a_scan().await;
     let hot = q("S000", 0, TEN_YEARS);
     read(&engine, &hot).await.unwrap();
     let calls = engine.stats().upstream_calls;
