@@ -78,7 +78,8 @@ fn measure(name: &str, symbols: usize, rows: usize, of: usize, fields: usize) {
         let (begun, mut count) = (Instant::now(), 0);
         while begun.elapsed() < Duration::from_millis(40) {
             (bytes, pieces) = (0, 0);
-            let mut framer = Framer::new(shape.clone(), &symbols);
+            let mut framer = Framer::new(shape.clone());
+            framer.begin(&symbols, 0);
             let mut drain = |framer: &mut Framer<Chunk>| {
                 while let Some(piece) = framer.pop() {
                     (bytes, pieces) = (bytes + piece.len(), pieces + 1);

@@ -4,12 +4,15 @@
 //! framing makes, and no buffer could be shared. So this path answers HTTP/2 requests itself, inside tonic's server,
 //! with bytes that are gRPC messages already. All other methods of Flight go through the generated service.
 //!
-//! Two ways through. A *hit* that fits one message is answered in one go: nothing is awaited between the plan and the
-//! last byte, and schema, dictionary, rows and receipt leave as one piece. Anything else is *pumped*: a message is
-//! framed when the transport asks for one, and waits for its unit's turn. hyper asks for the next one while the first still
-//! waits for the reader's window, so a slow reader holds two messages and the chunks of a step. Until the first message is
-//! framed an error is a response of its own; after that it is in the trailers, so that no client takes a part of an answer
-//! for the whole.
+//! Before the response everything is read that the first message needs: until then an error is a response of its own;
+//! after that it is in the trailers, so that no client takes a part of an answer for the whole. What is cached is read
+//! without waiting anywhere. A message is framed when it is its unit's turn, and the turn lasts until the message is
+//! written to the socket: a unit that floods the head waits here, not in the run queue of its threads before everybody
+//! else.
+//!
+//! An answer of one message is framed with its response, and leaves with it, as long as few answers wait for their readers.
+//! Otherwise, and if it is longer, a message is framed when the reader has room for it, so that a slow reader holds one
+//! message and the chunks of a step.
 
 mod pump;
 mod request;
@@ -17,11 +20,9 @@ mod request;
 use std::{
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
     time::Instant,
 };
 
-use bytes::Bytes;
 use futures::stream;
 use http::{HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::Frame;
@@ -35,6 +36,7 @@ use self::pump::{Pump, Sent};
 use crate::{
     error,
     head::HeadNode,
+    memory::Request,
     stats::{Answer, DatasetStats, Outcome},
 };
 
@@ -45,26 +47,22 @@ pub(crate) const PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
 pub(crate) async fn serve(head: Arc<HeadNode>, request: http::Request<Body>) -> Response<Body> {
     let mut account = Account::open(head.clone());
     let span = account.span.clone();
-    let mut pump = match begin(head, request, &mut account).instrument(span).await {
+    let pump = match begin(head, request, &mut account).instrument(span).await {
         Ok(pump) => pump,
         Err(error) => {
             account.outcome = Outcome::Failed(error.code());
             return error::response(&error);
         }
     };
-    let mut response = Response::new(match pump.whole() {
-        Some(bytes) => Body::new(Whole { data: Some(bytes), ended: false }),
-        None => {
-            Body::new(StreamBody::new(stream::unfold((pump, account), |(mut pump, mut account)| async {
-                let span = account.span.clone();
-                let frame = match pump.next(&mut account).instrument(span).await? {
-                    Sent::Data(bytes) => Frame::data(bytes),
-                    Sent::End(trailers) => Frame::trailers(trailers),
-                };
-                Some((Ok::<_, Status>(frame), (pump, account)))
-            })))
-        }
+    let pieces = stream::unfold((pump, account), |(mut pump, mut account)| async {
+        let span = account.span.clone();
+        let frame = match pump.next(&mut account).instrument(span).await? {
+            Sent::Data(bytes) => Frame::data(bytes),
+            Sent::End(trailers) => Frame::trailers(trailers),
+        };
+        Some((Ok::<_, Status>(frame), (pump, account)))
     });
+    let mut response = Response::new(Body::new(StreamBody::new(pieces)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }
@@ -78,6 +76,7 @@ async fn begin(
     if head.is_draining() {
         return Err(error::draining(head.id()));
     }
+    account.request = Some(head.engine().open_request()?);
     let (parts, body) = request.into_parts();
     let unit = request::unit(&parts.headers)?;
     let deadline = request::timeout(&parts.headers)?.map(|timeout| account.started + timeout);
@@ -93,9 +92,7 @@ async fn begin(
         let plan = head.plan(&dataset, &query).await?;
         let mut pump =
             Box::new(Pump::new(head.clone(), (dataset, behind.into()), query, plan, unit, deadline));
-        if !pump.hit(account)? {
-            pump.first(account).await?;
-        }
+        pump.begin(account).await?;
         Ok(pump)
     });
     within(deadline, asked).await
@@ -114,9 +111,12 @@ where
     }
 }
 
-/// What an answer adds to the head's counters, its metrics and its span; added when dropped, however it ended.
+/// What a request takes of the head's memory, and what its answer adds to the head's counters, its metrics and its span: when it is
+/// closed, or when it is dropped, however it ended.
 struct Account {
     head: Arc<HeadNode>,
+    request: Option<Request>,
+    closed: bool,
     dataset: Option<Arc<DatasetStats>>,
     started: Instant,
     answer: Answer,
@@ -142,12 +142,23 @@ impl Account {
             Span::none()
         };
         let (answer, started) = (Answer::default(), Instant::now());
-        Self { head, dataset: None, started, answer, outcome: Outcome::Left, span }
+        Self {
+            head,
+            request: None,
+            closed: false,
+            dataset: None,
+            started,
+            answer,
+            outcome: Outcome::Left,
+            span,
+        }
     }
-}
 
-impl Drop for Account {
-    fn drop(&mut self) {
+    /// Adds it up, once: before its last byte leaves, so that whoever has read an answer finds it counted.
+    fn close(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
         let took = self.started.elapsed();
         let Self { answer, span, .. } = self;
         self.head.stats().add(self.dataset.as_deref(), answer, self.outcome, took);
@@ -163,31 +174,8 @@ impl Drop for Account {
     }
 }
 
-/// An answer of one piece.
-struct Whole {
-    data: Option<Bytes>,
-    ended: bool,
-}
-
-impl http_body::Body for Whole {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(bytes) = self.data.take() {
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
-        }
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        self.ended = true;
-        Poll::Ready(Some(Ok(Frame::trailers(error::trailers_ok()))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.close();
     }
 }

@@ -24,6 +24,7 @@ use trellis_proto::{Code, DatasetName, Error, Result, Symbol, name::nearest, pb,
 use crate::{
     claims::Standing,
     datasets::Table,
+    memory::Request,
     shards::{self, Link, Shard},
     state::Core,
 };
@@ -283,9 +284,17 @@ impl Engine {
         late
     }
 
-    /// Whether so many bytes of an answer may be made without waiting.
-    pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        self.core.memory.has_room(bytes)
+    /// Counts a request while it is open.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`].
+    pub(crate) fn open_request(&self) -> Result<Request> {
+        self.core.memory.open_request()
+    }
+
+    /// Whether so many bytes of an answer may be made before the transport has asked for them.
+    pub(crate) fn has_room_ahead(&self, bytes: u64) -> bool {
+        self.core.memory.has_room_ahead(bytes)
     }
 
     /// Waits until so many bytes of an answer may be made.
@@ -296,9 +305,9 @@ impl Engine {
         self.core.memory.room(bytes).await
     }
 
-    /// Counts a piece of an answer until the transport has let go of it; the cache gives way to it.
-    pub(crate) fn hold(&self, bytes: Bytes) -> Bytes {
-        let held = self.core.memory.hold(bytes);
+    /// Counts a piece of an answer until the transport has let go of it, and keeps `with` so long; the cache gives way to it.
+    pub(crate) fn hold<T: Send + 'static>(&self, bytes: Bytes, with: T) -> Bytes {
+        let held = self.core.memory.hold(bytes, with);
         if self.core.memory.is_over() {
             self.core.cache.settle();
         }

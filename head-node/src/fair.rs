@@ -1,20 +1,23 @@
 //! Whose turn it is, by bytes.
 //!
-//! Large answers compete for two things: the bytes they pin in memory while they are read, and the transport. A unit that
-//! asks for everything at once would get nearly all of both if turns were given in order of arrival. Here a limited number
-//! of bytes is out at any time, and what waits is served by deficit round robin over *units*: each unit in turn may
-//! spend a quantum, what it does not spend it keeps while it waits, so that ten thousand requests of one unit and one of
-//! another come to the same share. Weighing by requests instead would favour whoever asks for the larger messages.
+//! Answers compete for two things: the bytes that large ones pin in memory while they are read, and the transport with the
+//! cores that feed it. A unit that asks for everything at once would get nearly all of both if turns were given in order of
+//! arrival. Here a limited number of bytes is out at any time, and what waits is served by start-time fair queueing over
+//! *units*: each item's start tag is its unit's finish tag before it (but never earlier than what is being served), its
+//! finish tag is that plus what it costs, and the least start tag is next. So ten thousand requests of one unit and one of
+//! another come to the same share, and who comes to the queue for the first time waits for nobody who has had its share.
+//! Weighing by requests instead would favour whoever asks for the larger messages; deficit round robin, which is the same in
+//! the long run, lets a newcomer wait for a quantum of each unit before it, and the quantum has to be as large as a message.
 //!
-//! Nobody waits while the limit is not reached, and small answers do not come here at all: they are made in one go and
-//! would spend longer in the queue than in the making.
+//! Nobody waits while the limits are not reached. They are per unit too: what is out before a newcomer is not its queue, but
+//! the cores have it to do first.
 //!
 //! A turn ends when its holder drops it or when its lease runs out: a reader who stalls with a message in its hands must
 //! not keep others from sending theirs. Where leases are long, one unit may hold a share at most, so that until then its
 //! slow readers block only itself.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,79 +25,118 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 
-/// What a unit may spend before the next one's turn: the largest message, so that each visit serves one.
-const QUANTUM_BYTES: u64 = 1 << 20;
+/// Tags of units that have nothing waiting are kept while they matter; how many of those that do not may be kept before
+/// they are looked for.
+const IDLE_UNITS_KEPT: usize = 64;
 
 /// Limits of one resource.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// Bytes out at any time. One turn is always given, however large.
     pub(crate) bytes: u64,
-    /// Of these, bytes of one unit.
+    /// Of these, bytes of one unit. It always has one turn, however large.
     pub(crate) unit_bytes: u64,
+    /// What a turn counts for beside its bytes.
+    pub(crate) turn_bytes: u64,
     /// After this time a turn counts as ended.
     pub(crate) lease: Option<Duration>,
 }
 
-/// Deficit round robin over units: who of those waiting is next. Pure.
+/// Whether an item may have its turn now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Granted,
+    /// Its unit has its share; others may go before it.
+    UnitFull,
+    /// Nothing is left. Nobody goes before it, or what is large would wait for ever beside what is small.
+    Full,
+}
+
+/// Start-time fair queueing over units: who of those waiting is next. Pure.
 #[derive(Debug)]
-struct RoundRobin<T> {
+struct Queue<T> {
     units: HashMap<Arc<str>, Waiting<T>>,
-    /// Units with something waiting, in the order of their turns.
-    round: VecDeque<Arc<str>>,
+    /// The first item of each unit that has any: its start tag, its place in the order of arrival.
+    first: BTreeSet<(u64, u64, Arc<str>)>,
+    /// Start tag of what was served last.
+    now: u64,
+    arrived: u64,
 }
 
 #[derive(Debug)]
 struct Waiting<T> {
-    deficit: u64,
-    queue: VecDeque<(u64, T)>,
+    /// Finish tag of the item served last.
+    finish: u64,
+    items: VecDeque<Item<T>>,
 }
 
-impl<T> RoundRobin<T> {
+#[derive(Debug)]
+struct Item<T> {
+    arrival: u64,
+    bytes: u64,
+    item: T,
+}
+
+impl<T> Queue<T> {
     fn new() -> Self {
-        Self { units: HashMap::new(), round: VecDeque::new() }
+        Self { units: HashMap::new(), first: BTreeSet::new(), now: 0, arrived: 0 }
     }
 
-    fn is_empty(&self) -> bool {
-        self.round.is_empty()
+    fn has(&self, unit: &Arc<str>) -> bool {
+        !self.first.is_empty() && self.units.get(unit).is_some_and(|waiting| !waiting.items.is_empty())
     }
 
     fn push(&mut self, unit: &Arc<str>, bytes: u64, item: T) {
-        let waiting = self.units.entry(unit.clone()).or_insert_with(|| {
-            self.round.push_back(unit.clone());
-            Waiting { deficit: 0, queue: VecDeque::new() }
-        });
-        waiting.queue.push_back((bytes, item));
+        let (now, arrival) = (self.now, self.arrived);
+        self.arrived += 1;
+        let waiting =
+            self.units.entry(unit.clone()).or_insert_with(|| Waiting { finish: now, items: VecDeque::new() });
+        if waiting.items.is_empty() {
+            waiting.finish = waiting.finish.max(now);
+            self.first.insert((waiting.finish, arrival, unit.clone()));
+        }
+        waiting.items.push_back(Item { arrival, bytes, item });
     }
 
-    /// The next item whose unit may have it; `None` if no unit's first item is allowed.
-    fn pop(&mut self, allowed: impl Fn(&Arc<str>, u64) -> bool) -> Option<(Arc<str>, u64, T)> {
-        let mut refused = 0;
-        while refused < self.round.len() {
-            let unit = self.round.front()?.clone();
-            let waiting = self.units.get_mut(&unit)?;
-            let bytes = waiting.queue.front()?.0;
-            if !allowed(&unit, bytes) {
-                refused += 1;
-                self.round.rotate_left(1);
+    /// The next item that may have its turn, or whether one was met for which nothing is left.
+    fn pop(&mut self, verdict: impl Fn(&Arc<str>, u64) -> Verdict) -> Result<(Arc<str>, u64, T), bool> {
+        let mut found = None;
+        for tagged in &self.first {
+            let Some(item) = self.units.get(&tagged.2).and_then(|waiting| waiting.items.front()) else {
                 continue;
+            };
+            match verdict(&tagged.2, item.bytes) {
+                Verdict::Granted => {
+                    found = Some(tagged.clone());
+                    break;
+                }
+                Verdict::UnitFull => {}
+                Verdict::Full => return Err(true),
             }
-            if waiting.deficit < bytes {
-                waiting.deficit += QUANTUM_BYTES;
-                self.round.rotate_left(1);
-                refused = 0;
-                continue;
-            }
-            let (bytes, item) = waiting.queue.pop_front()?;
-            waiting.deficit -= bytes;
-            if waiting.queue.is_empty() {
-                // a unit with nothing waiting saves nothing for later
-                self.units.remove(&unit);
-                self.round.pop_front();
-            }
-            return Some((unit, bytes, item));
         }
-        None
+        let tagged = found.ok_or(false)?;
+        self.first.remove(&tagged);
+        let (start, _, unit) = tagged;
+        let waiting = self.units.get_mut(&unit).ok_or(false)?;
+        let Item { bytes, item, .. } = waiting.items.pop_front().ok_or(false)?;
+        self.now = self.now.max(start);
+        waiting.finish = start + bytes;
+        if let Some(next) = waiting.items.front() {
+            self.first.insert((waiting.finish, next.arrival, unit.clone()));
+        }
+        self.forget();
+        Ok((unit, bytes, item))
+    }
+
+    /// Drops tags that say nothing any more.
+    fn forget(&mut self) {
+        if self.first.is_empty() {
+            self.units.clear();
+            self.now = 0;
+        } else if self.units.len() > 2 * self.first.len() + IDLE_UNITS_KEPT {
+            let now = self.now;
+            self.units.retain(|_, waiting| !waiting.items.is_empty() || waiting.finish > now);
+        }
     }
 }
 
@@ -108,6 +150,8 @@ pub(crate) struct Fair {
 struct Shared {
     limits: Limits,
     state: Mutex<State>,
+    /// One of those waiting watches the leases, or each lease that runs out would wake them all.
+    watch: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -116,7 +160,9 @@ struct State {
     out: VecDeque<Out>,
     bytes: u64,
     of_units: HashMap<Arc<str>, u64>,
-    waiting: RoundRobin<oneshot::Sender<Turn>>,
+    waiting: Queue<oneshot::Sender<Turn>>,
+    /// Somebody waits for whom nothing is left.
+    full: bool,
     next_id: u64,
 }
 
@@ -135,11 +181,18 @@ pub(crate) struct Turn {
     id: u64,
 }
 
+impl Turn {
+    /// Whether it still counts: its lease may have run out.
+    pub(crate) fn is_out(&self) -> bool {
+        self.shared.state.lock().place(self.id).is_ok()
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         let granted = {
             let mut state = self.shared.state.lock();
-            state.end(|out| out.id == self.id);
+            state.end(self.id);
             state.grant(&self.shared)
         };
         deliver(granted);
@@ -156,10 +209,15 @@ fn deliver(granted: Granted) {
 }
 
 impl State {
-    /// Ends the first turn that `which` picks.
-    fn end(&mut self, which: impl Fn(&Out) -> bool) -> bool {
-        let Some(at) = self.out.iter().position(which) else { return false };
-        let Some(out) = self.out.remove(at) else { return false };
+    fn place(&self, id: u64) -> Result<usize, usize> {
+        // ids ascend in the order in which turns began
+        self.out.binary_search_by_key(&id, |out| out.id)
+    }
+
+    /// Ends a turn, unless its lease has.
+    fn end(&mut self, id: u64) {
+        let Ok(at) = self.place(id) else { return };
+        let Some(out) = self.out.remove(at) else { return };
         self.bytes -= out.bytes;
         if let Some(of_unit) = self.of_units.get_mut(&out.unit) {
             *of_unit -= out.bytes;
@@ -167,20 +225,27 @@ impl State {
                 self.of_units.remove(&out.unit);
             }
         }
-        true
     }
 
-    fn allows(&self, limits: &Limits, unit: &Arc<str>, bytes: u64) -> bool {
+    fn verdict(&self, limits: &Limits, unit: &Arc<str>, bytes: u64) -> Verdict {
         let of_unit = self.of_units.get(unit).copied().unwrap_or(0);
-        (self.out.is_empty() || self.bytes + bytes <= limits.bytes)
-            && (of_unit == 0 || of_unit + bytes <= limits.unit_bytes)
+        if of_unit > 0 && of_unit + bytes > limits.unit_bytes {
+            Verdict::UnitFull
+        } else if self.bytes > 0 && self.bytes + bytes > limits.bytes {
+            Verdict::Full
+        } else {
+            Verdict::Granted
+        }
     }
 
     fn begin(&mut self, shared: &Arc<Shared>, unit: Arc<str>, bytes: u64) -> Turn {
         let id = self.next_id;
         self.next_id += 1;
         self.bytes += bytes;
-        *self.of_units.entry(unit.clone()).or_insert(0) += bytes;
+        match self.of_units.get_mut(&unit) {
+            Some(of_unit) => *of_unit += bytes,
+            None => drop(self.of_units.insert(unit.clone(), bytes)),
+        }
         let ends = shared.limits.lease.map(|lease| Instant::now() + lease);
         self.out.push_back(Out { id, unit, bytes, ends });
         Turn { shared: shared.clone(), id }
@@ -188,20 +253,33 @@ impl State {
 
     fn grant(&mut self, shared: &Arc<Shared>) -> Granted {
         let mut granted = Vec::new();
+        if self.waiting.first.is_empty() {
+            return granted;
+        }
         loop {
-            let mut waiting = std::mem::replace(&mut self.waiting, RoundRobin::new());
-            let next = waiting.pop(|unit, bytes| self.allows(&shared.limits, unit, bytes));
+            let mut waiting = std::mem::replace(&mut self.waiting, Queue::new());
+            let next = waiting.pop(|unit, bytes| self.verdict(&shared.limits, unit, bytes));
             self.waiting = waiting;
-            let Some((unit, bytes, waiter)) = next else { return granted };
-            if !waiter.is_closed() {
-                granted.push((waiter, self.begin(shared, unit, bytes)));
+            match next {
+                Ok((unit, bytes, waiter)) if !waiter.is_closed() => {
+                    granted.push((waiter, self.begin(shared, unit, bytes)));
+                }
+                Ok(_) => {}
+                Err(full) => {
+                    self.full = full;
+                    return granted;
+                }
             }
         }
     }
 
     /// Ends turns whose lease has run out.
     fn expire(&mut self, now: Instant) {
-        while self.end(|out| out.ends.is_some_and(|ends| ends <= now)) {}
+        while let Some(oldest) = self.out.front()
+            && oldest.ends.is_some_and(|ends| ends <= now)
+        {
+            self.end(oldest.id);
+        }
     }
 }
 
@@ -211,16 +289,22 @@ impl Fair {
             out: VecDeque::new(),
             bytes: 0,
             of_units: HashMap::new(),
-            waiting: RoundRobin::new(),
+            waiting: Queue::new(),
+            full: false,
             next_id: 0,
         };
-        Self { shared: Arc::new(Shared { limits, state: Mutex::new(state) }) }
+        let (state, watch) = (Mutex::new(state), tokio::sync::Mutex::new(()));
+        Self { shared: Arc::new(Shared { limits, state, watch }) }
     }
 
-    /// A turn at once, if nobody waits and the limits allow it.
+    /// A turn at once, if the limits allow it and nobody waits who would have to be first.
     pub(crate) fn try_turn(&self, unit: &Arc<str>, bytes: u64) -> Option<Turn> {
+        let bytes = bytes + self.shared.limits.turn_bytes;
         let mut state = self.shared.state.lock();
-        let free = state.waiting.is_empty() && state.allows(&self.shared.limits, unit, bytes);
+        // others who wait have their share out
+        let free = !state.full
+            && !state.waiting.has(unit)
+            && state.verdict(&self.shared.limits, unit, bytes) == Verdict::Granted;
         free.then(|| state.begin(&self.shared, unit.clone(), bytes))
     }
 
@@ -232,27 +316,31 @@ impl Fair {
         let (waiter, mut turn) = oneshot::channel();
         let granted = {
             let mut state = self.shared.state.lock();
-            state.waiting.push(unit, bytes, waiter);
+            state.waiting.push(unit, bytes + self.shared.limits.turn_bytes, waiter);
             state.grant(&self.shared)
         };
         deliver(granted);
-        loop {
-            let next_end = self.shared.state.lock().out.front().and_then(|out| out.ends);
-            tokio::select! {
-                turn = &mut turn => match turn {
-                    Ok(turn) => return turn,
-                    // the queue lives as long as `self` and drops a waiter only after it has left
-                    Err(_) => std::future::pending().await,
-                },
-                () = sleep_until(next_end) => {
-                    let granted = {
-                        let mut state = self.shared.state.lock();
-                        state.expire(Instant::now());
-                        state.grant(&self.shared)
-                    };
-                    deliver(granted);
-                }
+        let watched = async {
+            let _watching = self.shared.watch.lock().await;
+            loop {
+                let next_end = self.shared.state.lock().out.front().and_then(|out| out.ends);
+                sleep_until(next_end).await;
+                let granted = {
+                    let mut state = self.shared.state.lock();
+                    state.expire(Instant::now());
+                    state.grant(&self.shared)
+                };
+                deliver(granted);
             }
+        };
+        tokio::select! {
+            biased;
+            turn = &mut turn => match turn {
+                Ok(turn) => turn,
+                // the queue lives as long as `self` and drops a waiter only after it has left
+                Err(_) => std::future::pending().await,
+            },
+            () = watched => std::future::pending().await,
         }
     }
 }
@@ -277,12 +365,12 @@ mod tests {
     }
 
     fn limits(bytes: u64, unit_bytes: u64) -> Limits {
-        Limits { bytes, unit_bytes, lease: None }
+        Limits { bytes, unit_bytes, turn_bytes: 0, lease: None }
     }
 
     #[test]
     fn bytes_are_shared_evenly_whatever_the_sizes_and_numbers() {
-        let mut queue = RoundRobin::new();
+        let mut queue = Queue::new();
         let (hog, light) = (unit("hog"), unit("light"));
         for i in 0..1_000 {
             queue.push(&hog, MIB, i);
@@ -292,7 +380,7 @@ mod tests {
         }
         let (mut of_hog, mut of_light) = (0, 0);
         while of_light < 40 * 100 * KIB {
-            let (unit, bytes, _) = queue.pop(|_, _| true).unwrap();
+            let (unit, bytes, _) = queue.pop(|_, _| Verdict::Granted).unwrap();
             if unit == hog { of_hog += bytes } else { of_light += bytes }
         }
         assert!(of_hog <= of_light + 2 * MIB, "{of_hog} of the hog beside {of_light}");
@@ -351,6 +439,46 @@ mod tests {
         third.await;
     }
 
+    #[tokio::test]
+    async fn a_flood_of_small_ones_is_kept_to_its_share_and_a_newcomer_goes_at_once() {
+        let fair = Fair::new(Limits { turn_bytes: 64 * KIB, ..limits(4 * MIB, 2 * MIB) });
+        let (hog, light) = (unit("hog"), unit("light"));
+        let out: Vec<_> = std::iter::from_fn(|| fair.try_turn(&hog, KIB)).collect();
+        assert_eq!(out.len(), 31, "65 KiB each");
+        let waiting = fair.turn(&hog, KIB);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(fair.try_turn(&hog, 0).is_none(), "nobody passes those of the same unit");
+        assert!(fair.try_turn(&light, KIB).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_small_does_not_pass_for_ever_what_is_large() {
+        let fair = Fair::new(limits(2 * MIB, 2 * MIB));
+        let held = fair.turn(&unit("a"), MIB).await;
+        let unit_of_large = unit("large");
+        let large = fair.turn(&unit_of_large, 2 * MIB);
+        tokio::pin!(large);
+        assert!(futures::poll!(&mut large).is_pending());
+        assert!(fair.try_turn(&unit("small"), 1).is_none(), "there is room, but it is kept");
+        drop(held);
+        large.await;
+    }
+
+    #[test]
+    fn who_comes_first_waits_for_nobody_who_has_had_a_share() {
+        let mut queue = Queue::new();
+        let (hog, light) = (unit("hog"), unit("light"));
+        for i in 0..10 {
+            queue.push(&hog, MIB, i);
+        }
+        for i in 0..3 {
+            assert_eq!(queue.pop(|_, _| Verdict::Granted), Ok((hog.clone(), MIB, i)));
+        }
+        queue.push(&light, KIB, 100);
+        assert_eq!(queue.pop(|_, _| Verdict::Granted), Ok((light, KIB, 100)));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_stalled_turn_ends_with_its_lease() {
         let fair = Fair::new(Limits { lease: Some(Duration::from_millis(5)), ..limits(MIB, MIB) });
@@ -383,20 +511,20 @@ mod tests {
     proptest! {
         #[test]
         fn everything_pushed_comes_out_once_in_each_units_order(items in prop::collection::vec((0usize..5, 1u64..3 * MIB), 0..200)) {
-            let mut queue = RoundRobin::new();
+            let mut queue = Queue::new();
             let names: Vec<Arc<str>> = ["a", "b", "c", "d", "e"].map(unit).into();
             for (i, (who, bytes)) in items.iter().enumerate() {
                 queue.push(&names[*who], *bytes, i);
             }
             let mut last = HashMap::new();
             let mut count = 0;
-            while let Some((who, bytes, i)) = queue.pop(|_, _| true) {
+            while let Ok((who, bytes, i)) = queue.pop(|_, _| Verdict::Granted) {
                 prop_assert_eq!((&who, bytes), (&names[items[i].0], items[i].1));
                 prop_assert!(last.insert(who, i).is_none_or(|before| before < i));
                 count += 1;
             }
             prop_assert_eq!(count, items.len());
-            prop_assert!(queue.is_empty() && queue.units.is_empty());
+            prop_assert!(queue.first.is_empty() && queue.units.is_empty());
         }
     }
 }

@@ -11,8 +11,8 @@
 //! * **Messages of a size that moves well** ([`MESSAGE_BYTES`]), whatever the sizes of the slices: small ones are gathered,
 //!   large ones divided.
 //!
-//! Nothing is framed before it is asked for: a reader that stops reading holds one message and the chunks that were
-//! pushed but not yet framed. Encoded replies are not kept: framing costs a few microseconds of a request's hundred.
+//! Nothing is framed before it is asked for, see [`Shape::probe`]: a reader that stops reading holds one message and the
+//! chunks that were pushed but not yet framed. Encoded replies are not kept: framing costs a few microseconds of a request's hundred.
 
 mod header;
 mod rope;
@@ -45,6 +45,10 @@ pub(crate) const LAST_MESSAGE_BYTES: usize = 1 << 20;
 /// From this length on a run of values is shared, not copied: a shared piece costs an HTTP/2 frame, a system call and two
 /// allocations, about what copying 64 KiB costs.
 pub(crate) const SHARE_BYTES_MIN: usize = 64 << 10;
+
+/// Bytes that leave by themselves to find out whether the reader has room, see [`Shape::probe`]. h2 takes many DATA frames of less
+/// than this that are not read for an attack and closes the connection (`DEFAULT_DATA_FRAME_OVERHEAD_THRESHOLD` of 0.4.20).
+pub(crate) const PROBE_BYTES: usize = 256;
 
 /// What the framer needs of a chunk. The engine's chunk implements it; tests bring their own.
 ///
@@ -118,6 +122,14 @@ impl Shape {
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
     }
+
+    /// A little of the answer's beginning, from `sent` on; `None` if there is not enough left. hyper asks for a piece before the
+    /// reader's window has room for one, and for the next when there was room: so a piece that is asked for after this one will
+    /// move, and until then whoever waits for the reader holds nearly nothing.
+    pub(crate) fn probe(&self, sent: usize) -> Option<Bytes> {
+        let end = sent + PROBE_BYTES;
+        (end <= self.schema_message.len()).then(|| self.schema_message.slice(sent..end))
+    }
 }
 
 fn kind(field: FieldType) -> Kind {
@@ -176,10 +188,11 @@ impl Cut {
     }
 }
 
-/// Frames one answer. Push what belongs to it in order, [`Framer::frame`] whenever [`Framer::is_full`], and
-/// [`Framer::finish`] at the end; [`Framer::pop`] hands out the bytes.
+/// Frames one answer. [`Framer::begin`] it, push what belongs to it in order, [`Framer::frame`] whenever [`Framer::is_full`],
+/// and [`Framer::finish`] at the end; [`Framer::pop`] hands out the bytes. What is pushed may also be pushed before it is begun.
 pub(crate) struct Framer<S> {
     shape: Arc<Shape>,
+    begun: bool,
     parts: Vec<Part<S>>,
     /// Number of `parts[0]`.
     first_part: usize,
@@ -197,10 +210,11 @@ pub(crate) struct Framer<S> {
 }
 
 impl<S: Source> Framer<S> {
-    /// Begins an answer about `symbols`: the keys of what is pushed are positions in it.
-    pub(crate) fn new(shape: Arc<Shape>, symbols: &[Symbol]) -> Self {
-        let mut framer = Self {
+    /// An answer of which nothing has been written.
+    pub(crate) fn new(shape: Arc<Shape>) -> Self {
+        Self {
             shape,
+            begun: false,
             parts: Vec::new(),
             first_part: 0,
             cuts: Vec::new(),
@@ -211,9 +225,15 @@ impl<S: Source> Framer<S> {
             headers: Headers::default(),
             rope: Rope::default(),
             framed: Framed::default(),
-        };
-        framer.dictionary(symbols);
-        framer
+        }
+    }
+
+    /// Begins the answer, if it has not been begun: it is about `symbols`, the keys of what is pushed are positions in it, and the
+    /// first `sent` bytes have left already.
+    pub(crate) fn begin(&mut self, symbols: &[Symbol], sent: usize) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.open(symbols, sent);
+        }
     }
 
     /// Makes room for so many chunks.
@@ -289,6 +309,18 @@ impl<S: Source> Framer<S> {
         debug_assert!(!self.is_full());
         self.take(usize::MAX);
         self.batch(receipt);
+    }
+
+    /// Lets go of everything that was pushed and not framed.
+    pub(crate) fn forget(&mut self) {
+        self.first_part += self.parts.len();
+        (self.parts, self.cuts) = (Vec::new(), Vec::new());
+        (self.rows, self.bytes) = (0, 0);
+    }
+
+    /// Nothing more will be framed: what was begun comes out, so that no message ends in its middle.
+    pub(crate) fn abandon(&mut self) {
+        self.rope.close();
     }
 
     /// The next bytes for the transport.
@@ -518,7 +550,7 @@ impl<S: Source> Framer<S> {
     }
 
     /// Schema and dictionary; they leave together with the first batch.
-    fn dictionary(&mut self, symbols: &[Symbol]) {
+    fn open(&mut self, symbols: &[Symbol], sent: usize) {
         let bytes: usize = symbols.iter().map(|symbol| symbol.as_str().len()).sum();
         self.layout.clear();
         self.layout.column(symbols.len(), 0);
@@ -529,7 +561,7 @@ impl<S: Source> Framer<S> {
         let (rope, body) = (&mut self.rope, self.layout.body());
         let header = self.headers.dictionary(symbols.len(), &self.layout);
         rope.reserve(self.shape.schema_message.len() + header::PREFIX_BYTES_MAX + header.len() + body);
-        rope.copy(&self.shape.schema_message);
+        rope.copy(&self.shape.schema_message[sent..]);
         header::open(rope, header, &[], body);
         let mut end = 0i32;
         rope.copy(&end.to_le_bytes());

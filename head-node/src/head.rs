@@ -22,12 +22,18 @@ use crate::{
     stats::Stats,
 };
 
-/// Bytes of messages that are framed and not yet taken by the transport. Enough for every core to have several under way;
-/// little enough that who comes next waits a few milliseconds for the turn, not for what others have piled up.
-const EGRESS_BYTES: u64 = 8 << 20;
+/// Bytes of messages that are framed and not yet written to a socket, of one unit. Enough for every core to have several
+/// under way; little enough that who comes next finds a millisecond of work before it, not what one unit has piled up.
+const EGRESS_UNIT_BYTES: u64 = 2 << 20;
 
-/// A transport that has not taken a message after this long is waiting for its reader, not for us.
-const EGRESS_LEASE: Duration = Duration::from_millis(5);
+/// The same of all units together: what one leaves, so that who comes next need not wait for a turn.
+const EGRESS_BYTES: u64 = 2 * EGRESS_UNIT_BYTES;
+
+/// What a message costs beside its bytes (the request, a system call, wake-ups), as bytes that could be moved meanwhile.
+const EGRESS_TURN_BYTES: u64 = 64 << 10;
+
+/// A message that is not written after this long is waiting for its reader, not for us.
+const EGRESS_LEASE: Duration = Duration::from_millis(1);
 
 /// Part of the memory budget that large answers may hold while they are read and sent.
 const ADMISSION_SHARE: u64 = 2;
@@ -61,10 +67,18 @@ impl HeadNode {
     pub(crate) fn new(config: Config, engine: Engine) -> Arc<Self> {
         let admitted = (config.cache_bytes / ADMISSION_SHARE).max(plan::STEP_BYTES);
         // one unit may hold half of that: its slow readers then wait for each other, and others do not
-        let admission =
-            fair::Limits { bytes: admitted, unit_bytes: admitted / 2, lease: Some(ADMISSION_LEASE) };
-        let egress =
-            fair::Limits { bytes: EGRESS_BYTES, unit_bytes: EGRESS_BYTES, lease: Some(EGRESS_LEASE) };
+        let admission = fair::Limits {
+            bytes: admitted,
+            unit_bytes: admitted / 2,
+            turn_bytes: 0,
+            lease: Some(ADMISSION_LEASE),
+        };
+        let egress = fair::Limits {
+            bytes: EGRESS_BYTES,
+            unit_bytes: EGRESS_UNIT_BYTES,
+            turn_bytes: EGRESS_TURN_BYTES,
+            lease: Some(EGRESS_LEASE),
+        };
         Arc::new_cyclic(|this| Self {
             limits: Limits { rows: config.answer_rows_max, bytes: config.answer_bytes_max },
             stats: Stats::default(),

@@ -3,8 +3,8 @@
 //! Three gauges: *resident* (what the claim maps hold), *in flight* (reserved before a shard is asked), *pinned* (evicted
 //! or never stored, but still held by readers). The payload of a chunk counts itself from its allocation to its last
 //! reader's drop, so that pinned bytes are a difference and need no bookkeeping per reader:
-//! `pinned = live payloads - resident payloads`. So does each piece of an answer, from its framing until the transport has
-//! let go of it: a thousand readers that stop reading hold a thousand messages.
+//! `pinned = live payloads - resident payloads`. So do each piece of an answer, from its framing until the transport has
+//! let go of it, and each request, for what it takes by itself: a thousand readers that stop reading hold a thousand of both.
 //!
 //! What is not resident takes room from the cache, never beside it: see [`crate::cache`]'s ballast.
 //!
@@ -28,6 +28,13 @@ use trellis_proto::{Code, Error, Result};
 const TRANSIT_SHARE: (u64, u64) = (1, 2);
 /// Reads through may take the transit share up to this part, so that a cache full of pinned bytes still serves.
 const THROUGH_SHARE: (u64, u64) = (3, 4);
+/// Answers may be framed before the transport has asked for them while those that it has not let go of take at most this part.
+const AHEAD_SHARE: (u64, u64) = (1, 16);
+/// Requests may take this part. They wait outside beyond it: one that waits in here for room takes some.
+const REQUESTS_SHARE: (u64, u64) = (1, 2);
+/// What a request takes by itself, from its headers to its trailers, measured with a thousand that stand still: hyper's and h2's
+/// stream, the plan, the answer's future.
+const REQUEST_BYTES: u64 = 12 << 10;
 /// How long a reservation waits for room before it becomes a read through.
 const STORE_WAIT: Duration = Duration::from_millis(500);
 /// How long a read through waits before it is refused.
@@ -48,6 +55,8 @@ pub(crate) struct Memory {
     /// Everything that was ever stored, bookkeeping included.
     inserted: AtomicU64,
     in_flight: AtomicU64,
+    requests: AtomicU64,
+    held: AtomicU64,
     room: Notify,
 }
 
@@ -63,6 +72,8 @@ impl Memory {
             slots: AtomicU64::new(0),
             inserted: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             room: Notify::new(),
         })
     }
@@ -178,11 +189,37 @@ impl Memory {
         Ok(())
     }
 
-    /// The same bytes, counted as held by a reader until the transport has let go of them. (Those that are a chunk's own are
-    /// counted once more when the chunk is not in the cache any longer.)
-    pub(crate) fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
-        self.allocated(bytes.len() as u64);
-        Bytes::from_owner(Held { bytes, memory: Arc::clone(self) })
+    /// Whether `bytes` of an answer may be made before the transport has asked for them.
+    pub(crate) fn has_room_ahead(&self, bytes: u64) -> bool {
+        let ahead = self.held.load(Relaxed) + bytes <= self.budget / AHEAD_SHARE.1 * AHEAD_SHARE.0;
+        ahead && self.has_room(bytes)
+    }
+
+    /// The same bytes, counted as held by a reader until the transport has let go of them, and `with` them what is to be kept
+    /// so long. (Those that are a chunk's own are counted once more when the chunk is not in the cache any longer.)
+    pub(crate) fn hold<T: Send + 'static>(self: &Arc<Self>, bytes: Bytes, with: T) -> Bytes {
+        let count = bytes.len() as u64;
+        self.allocated(count);
+        self.held.fetch_add(count, Relaxed);
+        Bytes::from_owner(Held { bytes, memory: Arc::clone(self), _with: with })
+    }
+
+    /// Counts a request while it is open.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] if there are too many for the budget.
+    pub(crate) fn open_request(self: &Arc<Self>) -> Result<Request> {
+        let request = Request { memory: Arc::clone(self) };
+        self.allocated(REQUEST_BYTES);
+        let open = self.requests.fetch_add(1, Relaxed) + 1;
+        if open * REQUEST_BYTES <= self.budget / REQUESTS_SHARE.1 * REQUESTS_SHARE.0 {
+            return Ok(request);
+        }
+        let why = format!(
+            "the head has {open} requests at once, which is all that {} bytes are enough for",
+            self.budget
+        );
+        Err(Error::new(Code::Overloaded, why).hint("try again"))
     }
 
     /// Whether the cache has to give way.
@@ -203,20 +240,36 @@ impl Memory {
 
 /// A piece of an answer on its way out.
 #[derive(Debug)]
-struct Held {
+struct Held<T> {
     bytes: Bytes,
     memory: Arc<Memory>,
+    _with: T,
 }
 
-impl AsRef<[u8]> for Held {
+impl<T> AsRef<[u8]> for Held<T> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Held {
+impl<T> Drop for Held<T> {
     fn drop(&mut self) {
-        self.memory.freed(self.bytes.len() as u64);
+        let count = self.bytes.len() as u64;
+        self.memory.held.fetch_sub(count, Relaxed);
+        self.memory.freed(count);
+    }
+}
+
+/// A request that is open.
+#[derive(Debug)]
+pub(crate) struct Request {
+    memory: Arc<Memory>,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.memory.requests.fetch_sub(1, Relaxed);
+        self.memory.freed(REQUEST_BYTES);
     }
 }
 
@@ -287,7 +340,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_freed_wakes_as_many_as_it_is_enough_for() {
         let memory = Memory::new(1000);
-        let piece = memory.hold(Bytes::from(vec![0; 750]));
+        let piece = memory.hold(Bytes::from(vec![0; 750]), ());
         let started = Instant::now();
         let waiting = (0..3).map(|_| memory.room(100));
         let (rooms, ()) = tokio::join!(futures::future::join_all(waiting), async { drop(piece) });
@@ -298,7 +351,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_made_when_slow_readers_leave_room_for_it_or_refused() {
         let memory = Memory::new(1000);
-        let piece = memory.hold(Bytes::from(vec![0; 700]));
+        let piece = memory.hold(Bytes::from(vec![0; 700]), ());
         assert_eq!((memory.pinned(), memory.has_room(50), memory.has_room(51)), (700, true, false));
         assert_eq!(memory.room(100).await.unwrap_err().code(), Code::Overloaded);
         let part = piece.slice(10..20);
@@ -307,6 +360,43 @@ mod tests {
         let (room, ()) = tokio::join!(memory.room(100), async { drop(part) });
         room.unwrap();
         assert_eq!(memory.pinned(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_turn_lasts_until_the_transport_has_let_go_of_the_last_piece() {
+        use crate::fair::{Fair, Limits};
+        let memory = Memory::new(1000);
+        let fair = Fair::new(Limits { bytes: 100, unit_bytes: 100, turn_bytes: 0, lease: None });
+        let unit: Arc<str> = "unit".into();
+        let turn = Arc::new(fair.try_turn(&unit, 100).expect("the first"));
+        let pieces = [b"head", b"body"].map(|piece| memory.hold(Bytes::from_static(piece), turn.clone()));
+        drop(turn);
+        let [head, body] = pieces;
+        drop(head);
+        assert!(fair.try_turn(&unit, 1).is_none(), "a piece is not sent");
+        drop(body);
+        assert!(fair.try_turn(&unit, 1).is_some());
+    }
+
+    #[test]
+    fn answers_are_made_ahead_only_while_few_wait_for_their_readers() {
+        let memory = Memory::new(1600);
+        let piece = memory.hold(Bytes::from(vec![0; 60]), ());
+        assert!(memory.has_room_ahead(40) && !memory.has_room_ahead(41));
+        assert!(memory.has_room(1000), "when the transport asks");
+        drop(piece);
+        assert!(memory.has_room_ahead(100));
+    }
+
+    #[test]
+    fn requests_are_counted_and_refused_when_they_alone_take_half() {
+        let memory = Memory::new(4 * REQUEST_BYTES);
+        let open = [memory.open_request().unwrap(), memory.open_request().unwrap()];
+        assert_eq!(memory.pinned(), 2 * REQUEST_BYTES);
+        assert_eq!(memory.open_request().unwrap_err().code(), Code::Overloaded);
+        drop(open);
+        assert_eq!(memory.pinned(), 0, "a refused one takes nothing");
+        memory.open_request().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

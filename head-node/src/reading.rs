@@ -72,6 +72,8 @@ pub struct Ask {
     pub deadline: Option<std::time::Instant>,
     /// The reader wants the oldest rows first.
     pub time_order: bool,
+    /// The same was read before for the same answer: its hits are not counted again.
+    pub again: bool,
 }
 
 /// The chunks of one series of an answer.
@@ -251,7 +253,9 @@ impl Reading {
         let mut answer = Vec::with_capacity(series.len());
         for (source, taken) in sources.into_iter().zip(series) {
             self.counts.hit += taken.len() as u64;
-            self.table.counters.chunks_hit.fetch_add(taken.len() as u64, Relaxed);
+            if !self.ask.again {
+                self.table.counters.chunks_hit.fetch_add(taken.len() as u64, Relaxed);
+            }
             let finish = Finish { table: &self.table, as_of, start, end };
             answer.push(finish.series(&mut self.counts, &source.cell, taken));
         }
@@ -487,7 +491,9 @@ impl Reading {
                 self.counts.hit += plan.0;
                 self.counts.joined += plan.1;
                 self.counts.fetched += plan.2;
-                self.table.counters.chunks_hit.fetch_add(plan.0, Relaxed);
+                if !self.ask.again {
+                    self.table.counters.chunks_hit.fetch_add(plan.0, Relaxed);
+                }
                 self.table.counters.chunks_joined.fetch_add(plan.1, Relaxed);
                 self.table.counters.chunks_fetched.fetch_add(plan.2, Relaxed);
             }

@@ -15,7 +15,7 @@ use arrow_flight::{
     flight_descriptor::DescriptorType,
 };
 use arrow_schema::Schema;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use prost::Message;
 use support::{DATASET, Grid, KNOWN_THROUGH, Published, Row, batches, closes, daily, receipt, spec};
 use tonic::Request;
@@ -283,6 +283,83 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_pinned() {
     };
     let stats = tokio::time::timeout(Duration::from_secs(20), settled).await.expect("nothing stays pinned");
     assert_eq!(stats.requests_failed, 0, "leaving is no failure");
+}
+
+#[tokio::test]
+async fn readers_that_stop_hold_their_requests_and_not_their_answers() {
+    // not more on one connection with a small window: that is divided into DATA frames of single bytes, which h2 takes for an attack
+    const READERS: u64 = 80;
+    const BUDGET: u64 = 16 << 20;
+    let series = one_symbol();
+    let grid = Grid::start_with(series.clone(), |config| config.cache_bytes = BUDGET).await;
+    let mut query = query(&["AMZN"]);
+    query.fields.clear();
+    let want = oracle(&series, &query);
+    let whole = receipt(&grid.get(ticket::encode(&query)).await.unwrap()).bytes;
+    let flight = grid.stock_flight().await;
+    let mut stopped = Vec::new();
+    for _ in 0..READERS {
+        let mut flight = flight.clone();
+        stopped.push(flight.do_get(Ticket::new(ticket::encode(&query))).await.unwrap().into_inner());
+    }
+    let stats = grid.head().await.stats(pb::StatsRequest {}).await.unwrap().into_inner();
+    let (requests, ahead) = (READERS * (16 << 10), BUDGET / 16);
+    assert!(READERS * whole > 2 * (requests + ahead), "{whole} bytes each would show");
+    assert!(stats.pinned_bytes <= requests + ahead + 2 * whole, "{} are pinned", stats.pinned_bytes);
+    for messages in try_join_all(stopped.into_iter().map(|answer| answer.try_collect())).await.unwrap() {
+        let messages: Vec<FlightData> = messages;
+        assert_eq!(closes(&messages), want);
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_a_wide_answer_that_stops_holds_one_message() {
+    let series: BTreeMap<String, Vec<Row>> = (0..60).map(|i| (format!("S{i:02}"), daily(3_650, i))).collect();
+    let grid = Grid::start(series.clone()).await;
+    let query = query(&["*"]);
+    grid.get(ticket::encode(&query)).await.unwrap();
+    let mut flight = grid.stock_flight().await;
+    let mut stream = flight.do_get(Ticket::new(ticket::encode(&query))).await.unwrap().into_inner();
+    let mut messages = Vec::new();
+    // schema and dictionary leave with the first rows
+    while messages.len() < 3 {
+        messages.push(stream.message().await.unwrap().unwrap());
+    }
+    // a whole call of another kind: time enough for a transport that asks for too much to do so
+    let mut head = grid.head().await;
+    for _ in 0..20 {
+        let pinned = head.stats(pb::StatsRequest {}).await.unwrap().into_inner().pinned_bytes;
+        assert!(pinned < 2 * (512 << 10), "{pinned} bytes are pinned: more than a message");
+    }
+    messages.extend(stream.try_collect::<Vec<FlightData>>().await.unwrap());
+    assert_eq!(closes(&messages), oracle(&series, &query));
+}
+
+#[tokio::test]
+async fn an_answer_that_gets_no_room_ends_with_its_error_and_not_inside_a_message() {
+    let grid = Grid::start_with(one_symbol(), |config| config.cache_bytes = 4 << 20).await;
+    let ask = ticket::encode(&query(&["AMZN"]));
+    grid.get(ask.clone()).await.unwrap();
+    let mut stopped = Vec::new();
+    // more than there is room for, each on a connection with a window of its own
+    for _ in 0..60 {
+        let mut flight = grid.stock_flight().await;
+        stopped.push((flight.do_get(Ticket::new(ask.clone())).await.unwrap().into_inner(), flight));
+    }
+    let mut flight = grid.flight().await;
+    let mut request = Request::new(Ticket::new(ask.clone()));
+    request.metadata_mut().insert("grpc-timeout", "200m".parse().unwrap());
+    let mut answer = flight.do_get(request).await.unwrap().into_inner();
+    let error = loop {
+        match answer.message().await {
+            Ok(Some(message)) => assert!(message.data_body.len() < 1_000, "schema and dictionary at most"),
+            Ok(None) => panic!("an answer without its rows"),
+            Err(status) => break Error::from_status(&status),
+        }
+    };
+    assert_eq!((error.code(), error.retryable()), (Code::DeadlineExceeded, true), "{error:?}");
+    drop(stopped);
+    assert!(grid.get(ask).await.is_ok(), "when the readers have left there is room");
 }
 
 #[tokio::test]

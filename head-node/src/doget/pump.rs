@@ -20,7 +20,7 @@ use crate::{
     engine::{Ask, Dataset, Reading, SeriesChunks},
     error,
     fair::Turn,
-    frame::{self, Column, Framer, Source, Values},
+    frame::{self, Column, Framer, Shape, Source, Values},
     head::HeadNode,
     plan::{self, Plan, Step},
     slice::{Known, Window},
@@ -33,12 +33,12 @@ pub(super) enum Sent {
     End(HeaderMap),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Stage {
-    /// Rows are missing. → `Framed`, `Over`
+    /// Rows are missing, or not framed. → `Ended`
     Reading,
-    /// All messages are framed; some may not have been handed out. → `Over`
-    Framed,
+    /// Nothing more will be framed; some may not have been handed out, and these come after it. → `Over`
+    Ended(HeaderMap),
     /// The trailers are out.
     Over,
 }
@@ -53,12 +53,17 @@ pub(super) struct Pump {
     unit: Arc<str>,
     deadline: Option<Instant>,
     steps: vec::IntoIter<Step>,
+    /// What was read has been let go of until it is to be framed. Its bytes, about.
+    forgotten: Option<u64>,
+    /// Bytes that left as probes, before anything was framed.
+    probed: usize,
+    /// Permission to frame, waiting for the reader to have room for a probe.
+    turn: Option<Turn>,
     /// The step being read.
     reading: Option<(Step, Reading)>,
     /// Permission to pin that step's chunks, if it is a large one.
     admission: Option<Turn>,
-    /// Permission to have the last message framed out.
-    egress: Option<Turn>,
+    shape: Arc<Shape>,
     framer: Framer<ChunkRef>,
     /// Framed, and not handed out.
     out: VecDeque<Bytes>,
@@ -90,7 +95,7 @@ impl Pump {
     ) -> Self {
         let shape = head.shape(&dataset, &plan.fields, query.known_at);
         let steps = plan.steps(&dataset.spec, shape.row_bytes()).into_iter();
-        let framer = Framer::new(shape, &plan.symbols);
+        let framer = Framer::new(shape.clone());
         Self {
             head,
             dataset,
@@ -100,9 +105,12 @@ impl Pump {
             unit,
             deadline,
             steps,
+            forgotten: None,
+            probed: 0,
+            turn: None,
             reading: None,
             admission: None,
-            egress: None,
+            shape,
             framer,
             out: VecDeque::new(),
             key: 0,
@@ -111,9 +119,44 @@ impl Pump {
         }
     }
 
-    /// Frames the whole answer if that takes no waiting and one message. Otherwise what it did is the beginning of the
-    /// long way.
-    pub(super) fn hit(&mut self, account: &mut Account) -> Result<bool> {
+    /// Everything before the response: reads what the first message needs, and frames it if it is the whole answer and few wait
+    /// for their readers, so that it leaves with the response's headers. A hit is not waited for anywhere in here.
+    pub(super) async fn begin(&mut self, account: &mut Account) -> Result<()> {
+        let more = !self.hit(account)? && self.fill(account).await?;
+        let bytes = self.framer.bytes_left();
+        if !more
+            && self.head.engine().has_room_ahead(bytes)
+            && let Some(turn) = self.head.egress().try_turn(&self.unit, bytes)
+        {
+            self.finish(account, turn);
+            return Ok(());
+        }
+        if !more && !self.is_large() {
+            self.forget(bytes);
+        }
+        Ok(())
+    }
+
+    /// Sends nearly nothing, and finds out with it whether the reader has room.
+    fn probe(&mut self) -> bool {
+        let Some(probe) = self.shape.probe(self.probed) else { return false };
+        self.probed += probe.len();
+        self.out.push_back(probe);
+        true
+    }
+
+    /// Lets go of what was read, all of it: an answer that waits must not hold the memory that it may be waiting for, nor chunks
+    /// that the cache then drops in vain. It is read again when it is to be framed, with the same knowledge time and so the same
+    /// rows, and is in the cache unless that was short of room.
+    fn forget(&mut self, bytes: u64) {
+        self.framer.forget();
+        self.steps = self.plan.steps(&self.dataset.spec, self.framer.row_bytes()).into_iter();
+        self.key = 0;
+        self.forgotten = Some(bytes);
+    }
+
+    /// Takes all rows if that takes no waiting and they fit one message. Otherwise what it did is the beginning of the long way.
+    fn hit(&mut self, account: &mut Account) -> Result<bool> {
         if self.steps.len() > 1 || self.is_large() {
             return Ok(false);
         }
@@ -129,22 +172,7 @@ impl Pump {
             }
             self.count(&reading, account);
         }
-        if !self.framer.is_small() || !self.head.engine().has_room(self.framer.bytes()) {
-            return Ok(false);
-        }
-        self.finish(account);
-        Ok(true)
-    }
-
-    /// The only piece of an answer that [`Pump::hit`] framed, if it is one; the transport gets its trailers by itself.
-    pub(super) fn whole(&mut self) -> Option<Bytes> {
-        let only = self.stage == Stage::Framed && self.egress.is_none() && self.out.len() == 1;
-        only.then(|| self.out.pop_front())?
-    }
-
-    /// Frames the first message.
-    pub(super) async fn first(&mut self, account: &mut Account) -> Result<()> {
-        self.frame(account).await
+        Ok(self.framer.is_small())
     }
 
     /// The next piece, the trailers after the last, `None` after them.
@@ -153,24 +181,22 @@ impl Pump {
             if let Some(bytes) = self.out.pop_front() {
                 return Some(Sent::Data(bytes));
             }
-            // the transport asks for more: it has the message, written or waiting for its reader
-            self.egress = None;
-            match self.stage {
+            match std::mem::replace(&mut self.stage, Stage::Over) {
                 Stage::Reading => {
+                    self.stage = Stage::Reading;
                     let deadline = self.deadline;
                     let framed = within(deadline, pin!(self.frame(account))).await;
                     if let Err(error) = framed {
-                        self.stage = Stage::Over;
+                        self.stage = Stage::Ended(error::trailers(&error));
                         self.reading = None;
+                        self.framer.begin(&self.plan.symbols, self.probed);
+                        self.framer.abandon();
+                        self.out.extend(self.framer.pop());
                         account.outcome = Outcome::Failed(error.code());
-                        return Some(Sent::End(error::trailers(&error)));
+                        account.close();
                     }
                 }
-                Stage::Framed => {
-                    self.stage = Stage::Over;
-                    account.outcome = Outcome::Served;
-                    return Some(Sent::End(error::trailers_ok()));
-                }
+                Stage::Ended(trailers) => return Some(Sent::End(trailers)),
                 Stage::Over => return None,
             }
         }
@@ -178,20 +204,44 @@ impl Pump {
 
     /// Frames one message when it is the unit's turn.
     async fn frame(&mut self, account: &mut Account) -> Result<()> {
-        // what is framed is copied: others may have their turn between two messages
-        tokio::task::yield_now().await;
-        let more = self.fill(account).await?;
-        let bytes = self.framer.bytes_left().min(frame::MESSAGE_BYTES as u64);
-        self.head.engine().room(bytes).await?;
-        self.egress = Some(self.head.egress().turn(&self.unit, bytes).await);
+        if self.framer.framed().batches > 0 {
+            // what is framed is copied: others may have their turn between two messages
+            tokio::task::yield_now().await;
+        }
+        let mut more = false;
+        let mut bytes = self.forgotten.unwrap_or(0);
+        if self.forgotten.is_none() {
+            more = self.fill(account).await?;
+            bytes = self.framer.bytes_left().min(frame::MESSAGE_BYTES as u64);
+        }
+        let Some(turn) = self.turn(bytes).await? else { return Ok(()) };
+        if self.forgotten.is_some() && !self.hit(account)? {
+            more = self.fill(account).await?;
+        }
         if more {
+            self.framer.begin(&self.plan.symbols, self.probed);
             self.framer.frame();
-            self.collect();
             account.answer.bytes = self.framer.framed().bytes;
+            self.collect(turn);
         } else {
-            self.finish(account);
+            self.finish(account, turn);
         }
         Ok(())
+    }
+
+    /// Waits for room and for the unit's turn to frame so many bytes. `None`: before the first message the reader is asked, with a
+    /// probe, whether it has room. Its turn may be over when it has.
+    async fn turn(&mut self, bytes: u64) -> Result<Option<Turn>> {
+        if let Some(turn) = self.turn.take().filter(Turn::is_out) {
+            return Ok(Some(turn));
+        }
+        self.head.engine().room(bytes).await?;
+        let turn = self.head.egress().turn(&self.unit, bytes).await;
+        if self.framer.framed().batches > 0 || !self.probe() {
+            return Ok(Some(turn));
+        }
+        self.turn = Some(turn);
+        Ok(None)
     }
 
     /// Reads until there is a message's worth of rows (`true`) or no more (`false`).
@@ -244,6 +294,7 @@ impl Pump {
             deadline: self.deadline,
             // what is sent first has to come first
             time_order: self.is_large(),
+            again: self.forgotten.is_some(),
         })
     }
 
@@ -286,7 +337,7 @@ impl Pump {
     /// Adds up what a reading says when it is over.
     fn count(&mut self, reading: &Reading, account: &mut Account) {
         let (counts, answer, found) = (reading.counts(), &mut account.answer, &mut self.found);
-        answer.chunks_hit += counts.hit;
+        answer.chunks_hit += if self.forgotten.is_none() { counts.hit } else { 0 };
         answer.chunks_joined += counts.joined;
         answer.chunks_fetched += counts.fetched;
         answer.rows_fetched += counts.rows_fetched;
@@ -300,11 +351,12 @@ impl Pump {
     }
 
     /// Frames the last message, with the receipt.
-    fn finish(&mut self, account: &mut Account) {
+    fn finish(&mut self, account: &mut Account, turn: Turn) {
         let (found, answer, started) = (&self.found, &mut account.answer, account.started);
         let (version_min, version_max) =
             found.versions.unwrap_or((self.dataset.version, self.dataset.version));
         let (query, head, dataset) = (&self.query, &self.head, &self.dataset);
+        self.framer.begin(&self.plan.symbols, self.probed);
         self.framer.finish(|framed| {
             let receipt = pb::Receipt {
                 dataset: query.dataset.to_string(),
@@ -330,15 +382,28 @@ impl Pump {
         });
         answer.bytes = self.framer.framed().bytes;
         account.outcome = Outcome::Served;
-        self.stage = Stage::Framed;
-        self.collect();
+        account.close();
+        self.stage = Stage::Ended(error::trailers_ok());
+        self.collect(turn);
     }
 
-    /// Takes what was framed, counted from here on.
-    fn collect(&mut self) {
+    /// Takes what was framed, counted from here on. The turn lasts until the transport has let go of all of it.
+    fn collect(&mut self, turn: Turn) {
+        let turn = Arc::new(turn);
         while let Some(piece) = self.framer.pop() {
-            self.out.push_back(self.head.engine().hold(piece));
+            self.out.push_back(self.head.engine().hold(piece, turn.clone()));
         }
+        if matches!(self.stage, Stage::Reading) {
+            self.hold_back();
+        }
+    }
+
+    /// Keeps the end of a message for the next piece: hyper asks for the one after that when the reader has room for this one, and
+    /// so not before nearly all of the message is sent.
+    fn hold_back(&mut self) {
+        let Some(mut last) = self.out.pop_back() else { return };
+        let end = last.split_off(last.len().saturating_sub(frame::PROBE_BYTES));
+        self.out.extend([last, end]);
     }
 }
 

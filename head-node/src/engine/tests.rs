@@ -61,6 +61,7 @@ async fn reading(engine: &Engine, q: &Q) -> Reading {
             unit: "test".into(),
             deadline: q.deadline,
             time_order: false,
+            again: false,
         })
         .unwrap()
 }

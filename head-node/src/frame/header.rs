@@ -65,31 +65,32 @@ pub(crate) fn pad(rope: &mut Rope, len: usize, align: usize) {
 const HEADER_BYTES: usize = 1 << 10;
 
 /// Builds headers; keeps its memory from one to the next.
-pub(crate) struct Headers<'a>(FlatBufferBuilder<'a>);
+#[derive(Default)]
+pub(crate) struct Headers<'a>(Option<FlatBufferBuilder<'a>>);
 
-impl Default for Headers<'_> {
-    fn default() -> Self {
-        Self(FlatBufferBuilder::with_capacity(HEADER_BYTES))
+impl<'a> Headers<'a> {
+    fn builder(&mut self) -> &mut FlatBufferBuilder<'a> {
+        let builder = self.0.get_or_insert_with(|| FlatBufferBuilder::with_capacity(HEADER_BYTES));
+        builder.reset();
+        builder
     }
-}
 
-impl Headers<'_> {
     /// The header of a record batch.
     pub(crate) fn record_batch(&mut self, rows: usize, layout: &Layout) -> &[u8] {
-        self.0.reset();
-        let batch = batch(&mut self.0, rows, layout).as_union_value();
-        finish(&mut self.0, MessageHeader::RecordBatch, batch, layout)
+        let builder = self.builder();
+        let batch = batch(builder, rows, layout).as_union_value();
+        finish(builder, MessageHeader::RecordBatch, batch, layout)
     }
 
     /// The header of dictionary 0, whole, not a delta.
     pub(crate) fn dictionary(&mut self, values: usize, layout: &Layout) -> &[u8] {
-        self.0.reset();
-        let data = batch(&mut self.0, values, layout);
-        let mut dictionary = DictionaryBatchBuilder::new(&mut self.0);
+        let builder = self.builder();
+        let data = batch(builder, values, layout);
+        let mut dictionary = DictionaryBatchBuilder::new(builder);
         dictionary.add_id(0);
         dictionary.add_data(data);
         let dictionary = dictionary.finish().as_union_value();
-        finish(&mut self.0, MessageHeader::DictionaryBatch, dictionary, layout)
+        finish(builder, MessageHeader::DictionaryBatch, dictionary, layout)
     }
 }
 

@@ -196,7 +196,8 @@ const ALL: Window = Window { start: i64::MIN, end: i64::MAX, as_of: None };
 fn a_small_answer_is_one_piece_and_one_message() {
     let shape = Arc::new(Shape::new(&spec(), &[0], false));
     let symbols = symbols(1);
-    let mut framer = Framer::new(shape.clone(), &symbols);
+    let mut framer = Framer::new(shape.clone());
+    framer.begin(&symbols, 0);
     let rows = series(2_520);
     for part in rows.chunks(44) {
         assert_eq!(framer.push(0, &chunk(part, 0), &ALL), part.len());
@@ -220,7 +221,8 @@ fn a_small_answer_is_one_piece_and_one_message() {
 #[test]
 fn two_thousand_rows_take_two_percent_more_than_their_values() {
     let shape = Arc::new(Shape::new(&spec(), &[0], false));
-    let mut framer = Framer::new(shape, &symbols(1));
+    let mut framer = Framer::new(shape);
+    framer.begin(&symbols(1), 0);
     for part in series(2_000).chunks(44) {
         framer.push(0, &chunk(part, 0), &ALL);
     }
@@ -234,7 +236,8 @@ fn two_thousand_rows_take_two_percent_more_than_their_values() {
 #[test]
 fn no_rows_are_a_schema_a_dictionary_and_an_empty_batch_with_the_receipt() {
     let shape = Arc::new(Shape::new(&spec(), &[0, 4, 5], true));
-    let mut framer: Framer<Chunk> = Framer::new(shape.clone(), &symbols(3));
+    let mut framer: Framer<Chunk> = Framer::new(shape.clone());
+    framer.begin(&symbols(3), 0);
     framer.finish(|framed| {
         assert_eq!(framed.rows, 0);
         b"r".to_vec()
@@ -250,7 +253,8 @@ fn long_runs_are_shared_and_their_pin_goes_with_the_last_byte() {
     let shape = Arc::new(Shape::new(&spec(), &[0, 2], false));
     let symbols = symbols(1);
     let rows = series(100_000);
-    let mut framer = Framer::new(shape.clone(), &symbols);
+    let mut framer = Framer::new(shape.clone());
+    framer.begin(&symbols, 0);
     let source = chunk(&rows, 0);
     framer.push(0, &source, &ALL);
     let (mut bytes, mut pieces, mut shared) = (Vec::new(), Vec::new(), 0);
@@ -283,7 +287,8 @@ fn long_runs_are_shared_and_their_pin_goes_with_the_last_byte() {
 fn five_hundred_symbols_are_a_few_messages() {
     let shape = Arc::new(Shape::new(&spec(), &[0], false));
     let symbols = symbols(500);
-    let mut framer = Framer::new(shape.clone(), &symbols);
+    let mut framer = Framer::new(shape.clone());
+    framer.begin(&symbols, 0);
     let rows = series(252);
     let mut bytes = Vec::new();
     for key in 0..500 {
@@ -322,7 +327,8 @@ fn a_row_larger_than_a_message_is_a_message() {
         corrected: false,
         columns: vec![Arc::new(array)],
     }));
-    let mut framer = Framer::new(shape, &symbols(1));
+    let mut framer = Framer::new(shape);
+    framer.begin(&symbols(1), 0);
     framer.push(0, &source, &ALL);
     while framer.is_full() {
         framer.frame();
@@ -343,7 +349,8 @@ fn a_row_larger_than_a_message_is_a_message() {
 #[test]
 fn the_bytes_of_a_small_answer_are_these() {
     let shape = Arc::new(Shape::new(&spec(), &[0], false));
-    let mut framer = Framer::new(shape, &symbols(2));
+    let mut framer = Framer::new(shape);
+    framer.begin(&symbols(2), 0);
     framer.push(0, &chunk(&[(1, 9, Some(3)), (2, 9, None)], 0), &ALL);
     framer.push(1, &chunk(&[(1, 9, Some(6))], 0), &ALL);
     framer.finish(|_| b"receipt".to_vec());
@@ -396,7 +403,8 @@ proptest! {
     fn what_clients_decode_is_what_the_oracle_says(world in world(), message_bytes in prop_oneof![Just(0usize), 200usize..60_000]) {
         let shape = Arc::new(Shape::new(&spec(), &world.fields, world.known_at));
         let symbols = symbols(world.series.len());
-        let mut framer = Framer::new(shape.clone(), &symbols);
+        let mut framer = Framer::new(shape.clone());
+        framer.begin(&symbols, 0);
         let (mut bytes, mut want) = (Vec::new(), Vec::new());
         for (key, chunks) in world.series.iter().enumerate() {
             let mut now = 0;

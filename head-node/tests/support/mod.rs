@@ -372,6 +372,12 @@ impl Grid {
     pub async fn flight(&self) -> FlightServiceClient<Channel> {
         FlightServiceClient::new(self.channel().await).max_decoding_message_size(64 << 20)
     }
+    /// With the windows that HTTP/2 has unless somebody says otherwise: what is not read soon stays at the head.
+    pub async fn stock_flight(&self) -> FlightServiceClient<Channel> {
+        let endpoint = Channel::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+        FlightServiceClient::new(endpoint.connect().await.unwrap()).max_decoding_message_size(64 << 20)
+    }
     pub async fn head(&self) -> pb::head_client::HeadClient<Channel> {
         pb::head_client::HeadClient::new(self.channel().await)
     }
