@@ -10,9 +10,9 @@
 //! written to the socket: a unit that floods the head waits here, not in the run queue of its threads before everybody
 //! else.
 //!
-//! An answer of one message is framed with its response, and leaves with it, as long as few answers wait for their readers.
-//! Otherwise, and if it is longer, a message is framed when the reader has room for it, so that a slow reader holds one
-//! message and the chunks of a step.
+//! As long as few answers wait for their readers, the first message is framed with the response, and leaves with it, and
+//! each further one when hyper asks for it, which is while the one before waits for the reader's window. Otherwise a message
+//! is framed when the reader has room for it, so that a slow reader holds at most one, and nothing of a short answer.
 
 mod pump;
 mod request;
@@ -80,6 +80,8 @@ async fn begin(
     let (parts, body) = request.into_parts();
     let unit = request::unit(&parts.headers)?;
     let deadline = request::timeout(&parts.headers)?.map(|timeout| account.started + timeout);
+    // two KiB, of no use while the answer waits
+    drop(parts);
     let query = request::query(body).await?;
     // pinned here: passed by value, it would have room in each future that it goes through
     let asked = pin!(async {

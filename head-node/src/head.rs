@@ -30,7 +30,7 @@ const EGRESS_UNIT_BYTES: u64 = 2 << 20;
 const EGRESS_BYTES: u64 = 2 * EGRESS_UNIT_BYTES;
 
 /// What a message costs beside its bytes (the request, a system call, wake-ups), as bytes that could be moved meanwhile.
-const EGRESS_TURN_BYTES: u64 = 64 << 10;
+const EGRESS_TURN_BYTES: u64 = 32 << 10;
 
 /// A message that is not written after this long is waiting for its reader, not for us.
 const EGRESS_LEASE: Duration = Duration::from_millis(1);

@@ -18,7 +18,7 @@ use trellis_proto::{Code, Error};
 const ABOUT: &str = "A Trellis head node: answers reads of time series from its cache and from the shards.";
 
 fn main() -> ExitCode {
-    alloc::give_back_soon();
+    alloc::bound();
     let mode = env::cli("head-node", ABOUT, VARS);
     let process = env::resolve("head-node", mode, Process::from_env(Env::from_process(VARS)));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

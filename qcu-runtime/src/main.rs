@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use trellis_fabric::{
+    alloc::MiMalloc,
     env::{self, Env},
     shutdown,
     telemetry::Telemetry,
@@ -12,6 +13,9 @@ use trellis_qcu::{
     config::{Config, VARS},
     service,
 };
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const ABOUT: &str =
     "One Trellis unit: holds its lease, runs its strategy when it is due, publishes the results.";

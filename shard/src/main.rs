@@ -3,8 +3,11 @@
 use std::process::ExitCode;
 
 use tokio::net::TcpListener;
-use trellis_fabric::{env, serve, shutdown, telemetry::Telemetry};
+use trellis_fabric::{alloc::MiMalloc, env, serve, shutdown, telemetry::Telemetry};
 use trellis_shard::{Config, config::VARIABLES};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> anyhow::Result<ExitCode> {
     let mode = env::cli(

@@ -119,19 +119,16 @@ impl Pump {
         }
     }
 
-    /// Everything before the response: reads what the first message needs, and frames it if it is the whole answer and few wait
-    /// for their readers, so that it leaves with the response's headers. A hit is not waited for anywhere in here.
+    /// Everything before the response: reads what the first message needs, and frames it if few wait for their readers, so that it
+    /// leaves with the response's headers. A hit is not waited for anywhere in here.
     pub(super) async fn begin(&mut self, account: &mut Account) -> Result<()> {
         let more = !self.hit(account)? && self.fill(account).await?;
-        let bytes = self.framer.bytes_left();
-        if !more
-            && self.head.engine().has_room_ahead(bytes)
+        let bytes = self.message_bytes();
+        if self.head.engine().has_room_ahead(bytes)
             && let Some(turn) = self.head.egress().try_turn(&self.unit, bytes)
         {
-            self.finish(account, turn);
-            return Ok(());
-        }
-        if !more && !self.is_large() {
+            self.message(more, account, turn);
+        } else if !more && !self.is_large() {
             self.forget(bytes);
         }
         Ok(())
@@ -208,25 +205,35 @@ impl Pump {
             // what is framed is copied: others may have their turn between two messages
             tokio::task::yield_now().await;
         }
-        let mut more = false;
-        let mut bytes = self.forgotten.unwrap_or(0);
-        if self.forgotten.is_none() {
-            more = self.fill(account).await?;
-            bytes = self.framer.bytes_left().min(frame::MESSAGE_BYTES as u64);
-        }
+        let (mut more, bytes) = match self.forgotten {
+            Some(bytes) => (false, bytes),
+            None => (self.fill(account).await?, self.message_bytes()),
+        };
         let Some(turn) = self.turn(bytes).await? else { return Ok(()) };
-        if self.forgotten.is_some() && !self.hit(account)? {
-            more = self.fill(account).await?;
+        if self.forgotten.is_some() {
+            more = !self.hit(account)? && self.fill(account).await?;
+            self.forgotten = None;
         }
+        self.message(more, account, turn);
+        Ok(())
+    }
+
+    /// Bytes of the next message, about.
+    fn message_bytes(&self) -> u64 {
+        let bytes = self.framer.bytes_left();
+        if self.framer.is_full() { frame::MESSAGE_BYTES as u64 } else { bytes }
+    }
+
+    /// Frames a message, which is the last one unless there is `more`.
+    fn message(&mut self, more: bool, account: &mut Account, turn: Turn) {
+        self.framer.begin(&self.plan.symbols, self.probed);
         if more {
-            self.framer.begin(&self.plan.symbols, self.probed);
             self.framer.frame();
             account.answer.bytes = self.framer.framed().bytes;
             self.collect(turn);
         } else {
             self.finish(account, turn);
         }
-        Ok(())
     }
 
     /// Waits for room and for the unit's turn to frame so many bytes. `None`: before the first message the reader is asked, with a
@@ -356,7 +363,6 @@ impl Pump {
         let (version_min, version_max) =
             found.versions.unwrap_or((self.dataset.version, self.dataset.version));
         let (query, head, dataset) = (&self.query, &self.head, &self.dataset);
-        self.framer.begin(&self.plan.symbols, self.probed);
         self.framer.finish(|framed| {
             let receipt = pb::Receipt {
                 dataset: query.dataset.to_string(),
@@ -393,7 +399,8 @@ impl Pump {
         while let Some(piece) = self.framer.pop() {
             self.out.push_back(self.head.engine().hold(piece, turn.clone()));
         }
-        if matches!(self.stage, Stage::Reading) {
+        let next = self.message_bytes();
+        if matches!(self.stage, Stage::Reading) && !self.head.engine().has_room_ahead(next) {
             self.hold_back();
         }
     }

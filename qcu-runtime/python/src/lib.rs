@@ -31,8 +31,12 @@ mod runtime;
 mod wide;
 
 use pyo3::prelude::*;
+use trellis_fabric::alloc::MiMalloc;
 
 use crate::error::OrRaise;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Nanoseconds of a time in ISO 8601; `name` is the argument's, for the error.
 #[pyfunction]

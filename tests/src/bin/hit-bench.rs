@@ -36,7 +36,10 @@ use tokio::{
 use tonic::{Request, Response, Status, body::Body, codegen::http, transport::Channel};
 use tonic_prost::ProstCodec;
 use tower::{Service, ServiceExt};
-use trellis_fabric::channel::{ChannelOptions, connect_now};
+use trellis_fabric::{
+    alloc::MiMalloc,
+    channel::{ChannelOptions, connect_now},
+};
 use trellis_proto::SeriesQuery;
 use trellis_qcu::client::{Client, ClientOptions};
 
@@ -310,6 +313,9 @@ async fn ask(head: &str, ticket: &str, n: usize) -> Result<()> {
     println!("{rows} rows in {:.1} us", began.elapsed().as_secs_f64() * 1e6 / n as f64);
     Ok(())
 }
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> Result<()> {

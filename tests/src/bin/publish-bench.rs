@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampNanosecondArray};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
+use trellis_fabric::alloc::MiMalloc;
 use trellis_proto::{
     DatasetSpec, pb,
     time::{DAY_NS, format_time},
@@ -176,6 +177,9 @@ async fn run(publishers: usize, span: Duration, lake: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> Result<()> {

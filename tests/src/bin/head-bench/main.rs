@@ -32,6 +32,7 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
+use trellis_fabric::alloc::MiMalloc;
 use trellis_tests::grid::Grid;
 
 use crate::{
@@ -39,6 +40,9 @@ use crate::{
     head::Head,
     market::{DAYS, Market},
 };
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const USAGE: &str = "usage: head-bench HEAD-NODE-BINARY [SCENARIO...]";
 const SHARDS: usize = 8;
