@@ -9,11 +9,10 @@
 //! | --- | --- |
 //! | a request arrives, over Arrow Flight | [`flight_service`]; `DoGet` in [`doget`] |
 //! | it is checked against what the dataset has, and limited | [`plan`] (pure) |
-//! | it waits for its turn, if it is large | [`fair`] |
 //! | its chunks are taken, joined or claimed | [`engine`] and the files it names |
 //! | they are cut by event time and knowledge time | [`slice`] (pure) |
-//! | and framed as Arrow IPC in Flight in gRPC | [`frame`] (pure) |
-//! | message by message, as the client takes them | [`doget`], `doget/pump.rs` |
+//! | each message waits for room and for its unit's turn | [`fair`], `memory` |
+//! | and is framed as Arrow IPC in Flight in gRPC, as the client takes them | [`frame`] (pure), `doget/pump.rs` |
 //! | what it cost is counted | [`stats`], [`metrics`] |
 //!
 //! Beside it: [`put`] relays a publish, [`service`] answers what is not about rows, [`head`] is what all of these share,

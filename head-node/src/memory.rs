@@ -32,8 +32,8 @@ const THROUGH_SHARE: (u64, u64) = (3, 4);
 const AHEAD_SHARE: (u64, u64) = (1, 16);
 /// Requests may take this part. They wait outside beyond it: one that waits in here for room takes some.
 const REQUESTS_SHARE: (u64, u64) = (1, 2);
-/// What a request takes by itself, from its headers to its trailers, measured with a thousand that stand still: hyper's and h2's
-/// stream, the plan, the answer's future.
+/// What a request takes by itself, from its headers to its trailers: hyper's and h2's stream, the plan, the answer's future. 6 to 13
+/// KiB were measured, less when it waits for its reader and more when it waits for chunks.
 const REQUEST_BYTES: u64 = 12 << 10;
 /// How long a reservation waits for room before it becomes a read through.
 const STORE_WAIT: Duration = Duration::from_millis(500);
