@@ -6,20 +6,20 @@
 //! `#[global_allocator] static ALLOCATOR: MiMalloc = MiMalloc;`.
 //!
 //! A head's memory is bounded, and mimalloc's pages belong to one size of block: those of five thousand requests that have
-//! ended served no chunk, nor went back to the kernel, because a few requests of slow readers lived in each. The process took 1.4
-//! times its budget where glibc takes 1.0 ([`bound`]), and answers as many reads a second.
+//! ended served no chunk, nor went back to the kernel, because a few requests of slow readers lived in each. The process took 1.3
+//! to 1.4 times its budget where glibc takes 1.0 to 1.3 ([`bound`]).
 
 pub use mimalloc::MiMalloc;
 
-/// Arenas of glibc's allocator; eight for each core otherwise, and what is free in one serves no thread of another. Two threads of
-/// a head on two cores rarely meet.
+/// Arenas of glibc's allocator; eight for each core otherwise, and what is free in one serves no thread of another. Measured on two
+/// cores only: where many more threads wait for each other here, `MALLOC_ARENA_MAX` says otherwise.
 const ARENAS: libc::c_int = 2;
 
 /// Buffers above this are mapped, and unmapped when they are freed: larger than a message, of which many are made and freed a
 /// second. glibc's own bound is 128 KiB in the beginning, and grows.
 const MMAP_BYTES: libc::c_int = 4 << 20;
 
-/// What is free at an arena's end goes back to the kernel above this: as many messages as sixteen clients have under way.
+/// What is free at an arena's end goes back to the kernel above this: room for a message of each of sixteen clients.
 const TRIM_BYTES: libc::c_int = 16 << 20;
 
 /// Option of glibc's allocator, the environment's name for it, and its value here.

@@ -7,11 +7,11 @@ use trellis_fabric::env::{self, ConfigError, Env, Invalid, Var};
 /// Where the shards are.
 const SHARDS: Var =
     Var::required("TRELLIS_SHARDS", "where the shards are: static://HOST:PORT,HOST:PORT or dns://NAME:PORT");
-/// Memory for chunks.
+/// Memory.
 const CACHE_BYTES: Var = Var::or(
     "TRELLIS_CACHE_BYTES",
     "512MiB",
-    "memory for chunks: kept, on their way in, and held by slow readers",
+    "memory for chunks (kept, on their way in, held by readers), answers on their way out, and requests",
 );
 /// Longest answer.
 const ANSWER_BYTES: Var =
@@ -47,7 +47,7 @@ pub struct Config {
     pub id: String,
     /// Discovery URL of the shards: `static://`, `grpc://` or `dns://`.
     pub shards_url: String,
-    /// Bytes for chunks: resident, in flight and pinned by readers together.
+    /// Bytes for chunks (resident, in flight, pinned by readers), answers on their way out and requests together.
     pub cache_bytes: u64,
     /// Most bytes of one answer.
     pub answer_bytes_max: u64,

@@ -80,7 +80,7 @@ async fn begin(
     let (parts, body) = request.into_parts();
     let unit = request::unit(&parts.headers)?;
     let deadline = request::timeout(&parts.headers)?.map(|timeout| account.started + timeout);
-    // two KiB, of no use while the answer waits
+    // of no use while the answer waits
     drop(parts);
     let query = request::query(body).await?;
     // pinned here: passed by value, it would have room in each future that it goes through

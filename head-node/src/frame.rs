@@ -11,8 +11,9 @@
 //! * **Messages of a size that moves well** ([`MESSAGE_BYTES`]), whatever the sizes of the slices: small ones are gathered,
 //!   large ones divided.
 //!
-//! Nothing is framed before it is asked for, see [`Shape::probe`]: a reader that stops reading holds one message and the
-//! chunks that were pushed but not yet framed. Encoded replies are not kept: framing costs a few microseconds of a request's hundred.
+//! Nothing is framed before it is asked for: a reader that stops reading holds what was asked for ([`Shape::probe`] says how that
+//! can be little) and the chunks that were pushed but not yet framed. Encoded replies are not kept: framing costs a few
+//! microseconds of a request's hundred.
 
 mod header;
 mod rope;

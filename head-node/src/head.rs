@@ -29,7 +29,8 @@ const EGRESS_UNIT_BYTES: u64 = 2 << 20;
 /// The same of all units together: what one leaves, so that who comes next need not wait for a turn.
 const EGRESS_BYTES: u64 = 2 * EGRESS_UNIT_BYTES;
 
-/// What a message costs beside its bytes (the request, a system call, wake-ups), as bytes that could be moved meanwhile.
+/// What a message counts for beside its bytes, for the request, a system call and wake-ups. They cost more than moving so much, but
+/// sixteen small answers of one unit are to find their turns at once.
 const EGRESS_TURN_BYTES: u64 = 32 << 10;
 
 /// A message that is not written after this long is waiting for its reader, not for us.

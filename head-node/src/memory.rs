@@ -219,7 +219,7 @@ impl Memory {
             "the head has {open} requests at once, which is all that {} bytes are enough for",
             self.budget
         );
-        Err(Error::new(Code::Overloaded, why).hint("try again"))
+        Err(Error::new(Code::Overloaded, why).hint("try again; if it happens often, give the head more memory (TRELLIS_CACHE_BYTES), or start more heads"))
     }
 
     /// Whether the cache has to give way.

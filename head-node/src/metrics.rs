@@ -140,7 +140,7 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
         .u64_observable_gauge("trellis.head.memory")
         .with_unit("By")
         .with_description(
-            "Memory for chunks: resident, in flight, pinned by readers; and the budget of all three.",
+            "Memory: chunks resident and in flight; what readers pin, with answers and requests; the budget of all three.",
         )
         .with_callback(move |observer| {
             let Some(head) = head.upgrade() else { return };
