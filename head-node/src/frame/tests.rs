@@ -363,6 +363,45 @@ fn the_bytes_of_a_small_answer_are_these() {
     assert_eq!(hex, golden, "if the change is meant, write this to frame/golden/small_answer.hex:\n{hex}");
 }
 
+#[test]
+fn what_left_as_probes_is_not_sent_twice_and_an_abandoned_answer_ends_with_a_whole_message() {
+    let shape = Arc::new(Shape::new(&spec(), &[0, 1, 2, 3, 4, 5, 6], false));
+    let symbols = symbols(2);
+    let framed = |probes: usize, finish: bool| {
+        let mut bytes = Vec::new();
+        for _ in 0..probes {
+            bytes.extend_from_slice(&shape.probe(bytes.len()).expect("two fit a schema of seven fields"));
+        }
+        let mut framer = Framer::new(shape.clone());
+        framer.push(0, &chunk(&[(1, 9, Some(3))], 0), &ALL);
+        if !finish {
+            framer.forget();
+        }
+        framer.begin(&symbols, bytes.len());
+        if finish {
+            framer.finish(|_| Vec::new())
+        } else {
+            framer.abandon()
+        }
+        while let Some(piece) = framer.pop() {
+            bytes.extend_from_slice(&piece);
+        }
+        bytes
+    };
+    let (whole, abandoned) = (framed(0, true), framed(0, false));
+    for probes in [1, 2] {
+        assert_eq!(framed(probes, true), whole);
+        assert_eq!(framed(probes, false), abandoned);
+    }
+    assert!(whole.starts_with(&abandoned));
+    let (mut at, mut messages) = (0, 0);
+    while at < abandoned.len() {
+        let length = u32::from_be_bytes(abandoned[at + 1..at + 5].try_into().unwrap());
+        (at, messages) = (at + 5 + length as usize, messages + 1);
+    }
+    assert_eq!((at, messages), (abandoned.len(), 2), "the schema and the dictionary");
+}
+
 /// Gap to the row before, knowledge times, seed.
 type Drawn = (i64, Vec<i64>, Option<i64>);
 
