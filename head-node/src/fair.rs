@@ -465,6 +465,19 @@ mod tests {
         large.await;
     }
 
+    #[tokio::test]
+    async fn what_is_small_does_not_pass_what_is_large_of_its_own_unit() {
+        let fair = Fair::new(limits(4 * MIB, 2 * MIB));
+        let unit = unit("unit");
+        let held = fair.turn(&unit, MIB).await;
+        let large = fair.turn(&unit, 2 * MIB);
+        tokio::pin!(large);
+        assert!(futures::poll!(&mut large).is_pending());
+        assert!(fair.try_turn(&unit, KIB).is_none(), "there is room for it, and it came later");
+        drop(held);
+        large.await;
+    }
+
     #[test]
     fn who_comes_first_waits_for_nobody_who_has_had_a_share() {
         let mut queue = Queue::new();
