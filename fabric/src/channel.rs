@@ -5,25 +5,21 @@
 //! reach 0.56 of what loopback TCP moves, with large frames and windows 0.99; a 64 KiB window brings a single
 //! one down to 0.22.
 //!
-//! A [`Pool`] keeps a few connections to one peer: one HTTP/2 connection is one task on one core at either
-//! end, so parallel bulk reads gain from several, small ones do not.
+//! A [`Pool`] is the connections to one peer: one HTTP/2 connection is one task on one core at either end, so
+//! parallel bulk reads gain from several, small ones do not. It opens a further one only under load.
 
 mod failure;
+mod pool;
 mod traced;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt};
 
 pub use failure::{Reason, Unreachable};
+pub use pool::{CONNECTIONS_MAX, Pool};
 pub use traced::{Call, Traced};
 
 use crate::coalesce::Coalesced;
@@ -167,48 +163,6 @@ macro_rules! limited {
     };
 }
 
-/// A few lazy connections to one peer, taken in turn. Clones share them.
-#[derive(Clone, Debug)]
-pub struct Pool {
-    addr: Arc<str>,
-    channels: Arc<[PeerChannel]>,
-    next: Arc<AtomicUsize>,
-}
-
-impl Pool {
-    /// `connections` (at least one is made) lazy connections to `addr`.
-    ///
-    /// # Errors
-    /// As [`connect`].
-    pub fn connect(addr: &str, options: &ChannelOptions, connections: usize) -> Result<Self, Unreachable> {
-        let channels = (0..connections.max(1))
-            .map(|_| connect_traced(addr, options))
-            .collect::<Result<Arc<[_]>, _>>()?;
-        Ok(Self { addr: addr.into(), channels, next: Arc::default() })
-    }
-
-    /// The next connection, round robin.
-    pub fn get(&self) -> PeerChannel {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        self.channels[turn % self.channels.len()].clone()
-    }
-
-    /// The first connection: for what must stay in order, and for what is small.
-    pub fn first(&self) -> PeerChannel {
-        self.channels[0].clone()
-    }
-
-    /// The peer, as given.
-    pub fn addr(&self) -> &str {
-        &self.addr
-    }
-
-    /// How many connections there are.
-    pub fn connections(&self) -> usize {
-        self.channels.len()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,16 +178,5 @@ mod tests {
         {
             assert_eq!(connect(addr, &options).err().map(|e| e.reason), Some(Reason::Address), "{addr}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_pool_takes_its_connections_in_turn() {
-        let pool = Pool::connect("127.0.0.1:1", &ChannelOptions::default(), 3).unwrap();
-        assert_eq!((pool.connections(), pool.addr()), (3, "127.0.0.1:1"));
-        for _ in 0..7 {
-            let _ = pool.get();
-        }
-        assert_eq!(pool.next.load(Ordering::Relaxed), 7);
-        assert_eq!(Pool::connect("127.0.0.1:1", &ChannelOptions::default(), 0).unwrap().connections(), 1);
     }
 }

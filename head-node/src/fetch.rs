@@ -329,7 +329,7 @@ async fn stream(
     reservation: &mut Reservation,
     failures: &mut Vec<(usize, Range<i64>, Error)>,
 ) -> Result<()> {
-    let mut client = shard.fetch_client();
+    let mut client = shard.fetch_client(batch.works.iter().map(|work| work.bytes).sum());
     let fetch = async {
         let mut awaited = Awaited::of(&request);
         let mut replies = client.fetch(request).await?.into_inner();

@@ -25,8 +25,6 @@ use trellis_proto::{Code, Error, Result, Side, TimeRange, pb, pb::shard_client::
 
 use crate::{claims::Generation, fetch::Queue, state::Core, watch as log};
 
-/// Connections to one shard: fetches take turns on them, so that one bulk stream does not hold up the next.
-const CONNECTIONS: usize = 2;
 /// A shard that does not say who it is within this time is away.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// First wait after a failed attempt to reach a shard; doubled up to [`RETRY_MAX`], with jitter.
@@ -80,12 +78,12 @@ impl Shard {
     pub(crate) fn client(&self) -> ShardClient<PeerChannel> {
         limited!(ShardClient::new(self.pool.first()))
     }
-    /// For bulk: a connection of its own turn.
-    pub(crate) fn fetch_client(&self) -> ShardClient<PeerChannel> {
-        limited!(ShardClient::new(self.pool.get()))
+    /// For one call that is to bring `expected` bytes, over a connection that has room for them.
+    pub(crate) fn fetch_client(&self, expected: u64) -> ShardClient<PeerChannel> {
+        limited!(ShardClient::new(self.pool.get(expected)))
     }
     pub(crate) fn channel(&self) -> PeerChannel {
-        self.pool.get()
+        self.pool.get(0)
     }
 
     pub(crate) fn set_link(&self, core: &Core, link: Link) {
@@ -244,7 +242,7 @@ pub(crate) fn jitter() -> f64 {
 async fn identify(core: &Arc<Core>, peer: &Peer, known: &mut Option<Arc<Shard>>) -> Result<Arc<Shard>> {
     let pool = match known {
         Some(shard) => shard.pool.clone(),
-        None => Pool::connect(&peer.addr, &core.channels, CONNECTIONS)
+        None => Pool::connect(&peer.addr, &core.channels)
             .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))?,
     };
     let mut client: ShardClient<PeerChannel> = limited!(ShardClient::new(pool.first()));

@@ -256,7 +256,10 @@ impl Client {
         let live = heads.live();
         let owner = placement::head_of(&live, query.dataset.as_str(), symbol);
         let attempt = |head: String, left: Duration| async move {
-            get::do_get(heads.channel(&head)?, MetadataMap::new(), query, left).await
+            let (part, receipt) =
+                get::do_get(heads.read_channel(&head)?, MetadataMap::new(), query, left).await?;
+            heads.has_read(receipt.bytes);
+            Ok((part, receipt))
         };
         heads.call(query.dataset.as_str(), owner, deadline, Duration::MAX, attempt).await
     }
@@ -329,7 +332,7 @@ impl Client {
         let bytes = messages.bytes();
         let attempt = |head: String, left: Duration| {
             let messages = messages.clone();
-            async move { put::do_put(heads.channel(&head)?, messages, left).await }
+            async move { put::do_put(heads.channel(&head, bytes)?, messages, left).await }
         };
         let limit = self.attempt + Duration::from_secs(bytes / PUBLISH_BYTES_PER_SECOND);
         heads.call(&key, None, deadline, limit, attempt).await
@@ -386,7 +389,7 @@ impl Client {
     pub async fn stats(&self) -> Result<Vec<pb::HeadStats>> {
         let all = self.heads.all();
         let replies = join_all(all.iter().map(|head| async move {
-            let mut client = limited!(HeadClient::new(self.heads.channel(head)?));
+            let mut client = limited!(HeadClient::new(self.heads.channel(head, 0)?));
             match tokio::time::timeout(STATS_TIMEOUT, client.stats(pb::StatsRequest {})).await {
                 Ok(reply) => reply.map(tonic::Response::into_inner).map_err(|status| of_status(&status)),
                 Err(_) => Err(Error::new(Code::Unavailable, format!("head {head} does not answer"))),
@@ -419,7 +422,7 @@ impl Client {
         let attempt = |head: String, left: Duration| {
             let mut request = Request::new(question.clone());
             request.set_timeout(left);
-            let client = heads.channel(&head).map(|channel| limited!(HeadClient::new(channel)));
+            let client = heads.channel(&head, 0).map(|channel| limited!(HeadClient::new(channel)));
             let reply = client.map(|client| call(client, request));
             async move { Ok(reply?.await.map_err(|status| of_status(&status))?.into_inner()) }
         };

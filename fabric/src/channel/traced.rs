@@ -1,5 +1,5 @@
-//! What goes with every call, `traceparent` and the unit in whose name it is made; and what comes back when a
-//! connection fails.
+//! What goes with every call, `traceparent` and the unit in whose name it is made; what its answer brings, for the
+//! [`Pool`](super::Pool) that chose the connection; and what comes back when a connection fails.
 //!
 //! tonic turns transport errors into whatever code their innermost cause suggests: a call that races with
 //! GOAWAY is `CANCELLED`, a connection lost in the middle of an answer `UNKNOWN` or `INTERNAL`, a client's
@@ -20,7 +20,7 @@ use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body, codegen::StdError};
 use tower::Service;
 
-use super::Reason;
+use super::{Reason, pool::InFlight};
 use crate::{
     rpc::{self, Kind, UNIT},
     telemetry,
@@ -31,12 +31,19 @@ use crate::{
 pub struct Traced<S> {
     inner: S,
     unit: Option<HeaderValue>,
+    in_flight: Option<Arc<InFlight>>,
 }
 
 impl<S> Traced<S> {
     /// Wraps `inner`. A unit that cannot be a header value (it is not a valid unit name either) is left out.
     pub fn new(inner: S, unit: Option<&str>) -> Self {
-        Self { inner, unit: unit.and_then(|unit| HeaderValue::from_str(unit).ok()) }
+        let unit = unit.and_then(|unit| HeaderValue::from_str(unit).ok());
+        Self { inner, unit, in_flight: None }
+    }
+
+    /// What its calls bring counts there, as long as it or an answer of its calls is held.
+    pub(super) fn counted(self, in_flight: InFlight) -> Self {
+        Self { in_flight: Some(Arc::new(in_flight)), ..self }
     }
 }
 
@@ -60,13 +67,14 @@ where
         {
             request.headers_mut().insert(UNIT, unit.clone());
         }
+        let in_flight = self.in_flight.clone();
         if !telemetry::exporting() {
-            return Call { inner: self.inner.call(request), span: tracing::Span::none() };
+            return Call { inner: self.inner.call(request), in_flight, span: tracing::Span::none() };
         }
         let span = rpc::span(Kind::Client, request.uri().path(), request.headers());
         telemetry::write_context(&span, request.headers_mut());
         let inner = span.in_scope(|| self.inner.call(request));
-        Call { inner, span }
+        Call { inner, in_flight, span }
     }
 }
 
@@ -74,6 +82,7 @@ where
 #[derive(Debug)]
 pub struct Call<F> {
     inner: F,
+    in_flight: Option<Arc<InFlight>>,
     /// None while nothing is exported; later the answer's body holds it.
     span: tracing::Span,
 }
@@ -90,7 +99,8 @@ where
         let polled = this.span.in_scope(|| Pin::new(&mut this.inner).poll(cx));
         Poll::Ready(match ready!(polled) {
             Ok(response) => {
-                let response = response.map(|inner| Body::new(Answer { inner }));
+                let in_flight = this.in_flight.take();
+                let response = response.map(|inner| Body::new(Answer { inner, in_flight }));
                 Ok(rpc::observe(response, this.span.clone()))
             }
             Err(error) => {
@@ -124,9 +134,10 @@ fn of_transport(status: Status) -> Status {
     told
 }
 
-/// An answer's body whose transport errors are told as such.
+/// An answer's body whose bytes are counted, and whose transport errors are told as such.
 struct Answer {
     inner: Body,
+    in_flight: Option<Arc<InFlight>>,
 }
 
 impl http_body::Body for Answer {
@@ -137,7 +148,13 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx).map(|frame| frame.map(|result| result.map_err(of_transport)))
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let (Some(in_flight), Poll::Ready(Some(Ok(frame)))) = (&self.in_flight, &polled)
+            && let Some(data) = frame.data_ref()
+        {
+            in_flight.arrived(data.len() as u64);
+        }
+        polled.map(|frame| frame.map(|result| result.map_err(of_transport)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,19 +1,19 @@
 //! The server over real sockets. Handshakes prove that a call is running before the drain begins; nothing
 //! sleeps.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use trellis_fabric::{
-    channel::{Pool, Reason, Unreachable, connect_now},
+    channel::{CONNECTIONS_MAX, Pool, Reason, Unreachable, connect_now},
     serve::{Drained, Options, ready_line},
     shutdown,
 };
 
-use crate::service::{NAME, Server, TICK, streaming, unary, unary_within};
+use crate::service::{BULK_BYTES, NAME, Server, TICK, streaming, unary, unary_within};
 
 /// Longer than any test should take: a drain that is waited out fails the test by its duration.
 const LONG: Duration = Duration::from_secs(60);
@@ -174,11 +174,29 @@ async fn many_calls_cancelled_at_once_do_not_cost_the_connection() {
 }
 
 #[tokio::test]
-async fn a_pool_reaches_its_peer_on_every_connection() {
+async fn a_pool_opens_connections_under_load_only() {
     let server = Server::start(LONG).await;
-    let pool = Pool::connect(&server.addr.to_string(), &Default::default(), 3).unwrap();
-    for i in 0..6 {
-        assert_eq!(unary(pool.get(), "Echo", &i.to_string()).await.unwrap(), i.to_string());
+    let pool = Pool::connect(&server.addr.to_string(), &Default::default()).unwrap();
+    let mut peers = HashSet::new();
+    for _ in 0..16 {
+        peers.insert(unary(pool.get(0), "Peer", "").await.unwrap());
+    }
+    assert_eq!(peers.len(), 1, "one call after the other");
+
+    // nobody said that they are large; each is in its middle when the next begins
+    let mut held = Vec::new();
+    for _ in 0..2 * CONNECTIONS_MAX {
+        let mut answer = streaming(pool.get(0), "Bulk").await.unwrap();
+        peers.insert(answer.message().await.unwrap().unwrap());
+        assert_eq!(answer.message().await.unwrap().unwrap().len(), BULK_BYTES);
+        held.push(answer);
+    }
+    assert_eq!(peers.len(), CONNECTIONS_MAX);
+
+    let first = unary(pool.first(), "Peer", "").await.unwrap();
+    drop(held);
+    for _ in 0..16 {
+        assert_eq!(unary(pool.get(0), "Peer", "").await.unwrap(), first, "nothing else is in flight");
     }
 }
 

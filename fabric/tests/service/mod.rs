@@ -26,6 +26,8 @@ use trellis_fabric::{
 
 pub const NAME: &str = "trellis.test.Probe";
 pub const TICK: &str = "/trellis.test.Probe/Tick";
+/// More than a connection of a pool is to have in flight.
+pub const BULK_BYTES: usize = 2 << 20;
 
 /// The service, and its side of the handshakes.
 #[derive(Clone)]
@@ -64,9 +66,7 @@ impl Service<Request<Body>> for Probe {
             let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
             let method = path.rsplit('/').next().unwrap_or_default().to_owned();
             Ok(match method.as_str() {
-                "Tick" | "PanicLater" => {
-                    grpc.server_streaming(Streams { ends: method != "Tick" }, request).await
-                }
+                "Tick" | "PanicLater" | "Bulk" => grpc.server_streaming(Streams { method }, request).await,
                 _ => {
                     let unary = service_fn(move |request: tonic::Request<String>| {
                         let (probe, method) = (probe.clone(), method.clone());
@@ -83,6 +83,7 @@ impl Probe {
     async fn answer(&self, method: &str, request: tonic::Request<String>) -> Result<String, Status> {
         match method {
             "Echo" => Ok(request.into_inner()),
+            "Peer" => Ok(request.remote_addr().map(|addr| addr.to_string()).unwrap_or_default()),
             "Metadata" => {
                 let key = request.get_ref().clone();
                 let value = request.metadata().get(&key).and_then(|value| value.to_str().ok());
@@ -107,9 +108,9 @@ impl Probe {
 
 type Messages = BoxStream<'static, Result<String, Status>>;
 
-/// One message, then nothing for ever, or a panic.
+/// One message, then nothing for ever, or a panic; or the caller's address, much, and then nothing.
 struct Streams {
-    ends: bool,
+    method: String,
 }
 
 impl tonic::server::ServerStreamingService<String> for Streams {
@@ -117,12 +118,16 @@ impl tonic::server::ServerStreamingService<String> for Streams {
     type ResponseStream = Messages;
     type Future = std::future::Ready<Result<tonic::Response<Messages>, Status>>;
 
-    fn call(&mut self, _: tonic::Request<String>) -> Self::Future {
-        let first = futures::stream::once(async { Ok("first".to_owned()) });
-        let answer = if self.ends {
-            first.chain(futures::stream::poll_fn(|_| panic!("a secret that clients must not see"))).boxed()
+    fn call(&mut self, request: tonic::Request<String>) -> Self::Future {
+        let begin = match (self.method.as_str(), request.remote_addr()) {
+            ("Bulk", Some(addr)) => vec![Ok(addr.to_string()), Ok("x".repeat(BULK_BYTES))],
+            _ => vec![Ok("first".to_owned())],
+        };
+        let begin = futures::stream::iter(begin);
+        let answer = if self.method == "PanicLater" {
+            begin.chain(futures::stream::poll_fn(|_| panic!("a secret that clients must not see"))).boxed()
         } else {
-            first.chain(futures::stream::pending()).boxed()
+            begin.chain(futures::stream::pending()).boxed()
         };
         std::future::ready(Ok(tonic::Response::new(answer)))
     }

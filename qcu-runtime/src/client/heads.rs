@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,9 +24,6 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result, placement};
 
-/// Connections to each head. One HTTP/2 connection is one task at either end: parallel large reads gain from a second,
-/// small ones do not; tens of thousands of clients make each further one dear for the heads.
-const CONNECTIONS: usize = 2;
 /// How long a head that could not be reached is passed over. Shorter than any failover, longer than a burst of calls.
 const PENALTY: Duration = Duration::from_secs(2);
 /// First pause after every head has failed once; doubles from round to round.
@@ -41,6 +41,8 @@ struct Inner {
     peers: watch::Receiver<Arc<[Peer]>>,
     options: ChannelOptions,
     state: Mutex<State>,
+    /// Bytes of the last read, 0 before the first.
+    last_read: AtomicU64,
 }
 
 #[derive(Default)]
@@ -51,7 +53,8 @@ struct State {
 
 impl Heads {
     pub(crate) fn new(peers: watch::Receiver<Arc<[Peer]>>, options: ChannelOptions) -> Self {
-        Self { inner: Arc::new(Inner { peers, options, state: Mutex::default() }) }
+        let (state, last_read) = (Mutex::default(), AtomicU64::default());
+        Self { inner: Arc::new(Inner { peers, options, state, last_read }) }
     }
 
     /// Waits until discovery has found somebody, at most `limit`.
@@ -87,14 +90,25 @@ impl Heads {
         self.inner.state.lock().away_until.insert(head.to_owned(), Instant::now() + PENALTY);
     }
 
-    /// A connection to `head`, made at its first call.
-    pub(crate) fn channel(&self, head: &str) -> Result<PeerChannel> {
+    /// A connection to `head`, made at its first call, for a call that is to move `bytes`; 0 if nobody knows.
+    pub(crate) fn channel(&self, head: &str, bytes: u64) -> Result<PeerChannel> {
         let mut state = self.inner.state.lock();
         if let Some(pool) = state.pools.get(head) {
-            return Ok(pool.get());
+            return Ok(pool.get(bytes));
         }
-        let pool = Pool::connect(head, &self.inner.options, CONNECTIONS).map_err(|e| unreachable(&e))?;
-        Ok(state.pools.entry(head.to_owned()).or_insert(pool).get())
+        let pool = Pool::connect(head, &self.inner.options).map_err(|e| unreachable(&e))?;
+        Ok(state.pools.entry(head.to_owned()).or_insert(pool).get(bytes))
+    }
+
+    /// As [`Self::channel`], for a read. Nobody knows its size beforehand; it is expected to be that of the last one, so that
+    /// large reads that begin together do not all begin on one connection.
+    pub(crate) fn read_channel(&self, head: &str) -> Result<PeerChannel> {
+        self.channel(head, self.inner.last_read.load(Relaxed))
+    }
+
+    /// A read has brought so many bytes.
+    pub(crate) fn has_read(&self, bytes: u64) {
+        self.inner.last_read.store(bytes, Relaxed);
     }
 
     /// Calls `attempt` with one head after another, `first` before the others (which come in the order of `key`), round

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use arrow_array::{RecordBatch, cast::AsArray, types::Int32Type};
+use trellis_fabric::channel::CONNECTIONS_MAX;
 use trellis_proto::{Code, Error, SeriesQuery, Symbols, TimeRange, pb};
 use trellis_qcu::client::{Client, ClientOptions};
 
@@ -264,4 +265,41 @@ async fn a_publish_is_sent_until_it_is_acknowledged_and_happens_once() {
         vec![client.read(&query(&["FB"])).await.unwrap().batches[0].clone()],
     );
     assert_eq!(fenced.await.unwrap_err().code(), Code::Fenced);
+}
+
+#[tokio::test]
+async fn one_read_after_the_other_takes_one_connection() {
+    let (heads, client) = grid(1).await;
+    for _ in 0..16 {
+        client.read(&query(&["AMZN"])).await.unwrap();
+        client.symbols(&"equities.daily".parse().unwrap()).await.unwrap();
+    }
+    assert_eq!(heads[0].connections(), 1);
+}
+
+#[tokio::test]
+async fn large_reads_at_once_are_spread_over_a_few_connections() {
+    const READS: usize = 8;
+    let (heads, client) = grid(1).await;
+    let head = &heads[0];
+    let large: Vec<Row> = (0..100_000).map(|t| ("AMZN".to_owned(), t, t as f64)).collect();
+    head.world().datasets.get_mut("equities.daily").unwrap().rows = large.clone();
+    let query = query(&["AMZN"]);
+    client.read(&query).await.unwrap();
+    assert_eq!(head.connections(), 1);
+
+    head.fail_on("DoGet", (0..READS).map(|_| Fault::Hold(4)));
+    let read = || {
+        let (client, query) = (client.clone(), query.clone());
+        tokio::spawn(async move { client.read(&query).await })
+    };
+    let reads: Vec<_> = (0..READS).map(|_| read()).collect();
+    head.held(READS as u32).await;
+    assert_eq!(head.connections(), CONNECTIONS_MAX);
+    head.release(READS);
+    for read in reads {
+        assert_eq!(rows_of(&read.await.unwrap().unwrap().batches), large);
+    }
+    client.read(&query).await.unwrap();
+    assert_eq!(head.connections(), CONNECTIONS_MAX, "those that are open are used");
 }

@@ -21,7 +21,7 @@ use arrow_flight::{
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use prost::Message;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use trellis_proto::{
@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     After(usize, Error),
     /// So many messages, then the end, without a word.
     Truncate(usize),
+    /// So many messages, then the rest once [`FakeHead::release`] is called.
+    Hold(usize),
     /// Nothing, for ever.
     Hang,
     /// The publish is committed, and the acknowledgement lost.
@@ -77,6 +79,15 @@ struct Own {
     known_through_ns: Option<i64>,
     /// By method.
     calls: BTreeMap<&'static str, usize>,
+    /// Accepted so far.
+    connections: usize,
+}
+
+/// Reads in their middle.
+#[derive(Clone)]
+struct Holding {
+    entered: Arc<Semaphore>,
+    left: Arc<Semaphore>,
 }
 
 #[derive(Clone)]
@@ -84,6 +95,7 @@ pub(crate) struct FakeHead {
     pub(crate) addr: String,
     world: Arc<Mutex<World>>,
     own: Arc<Mutex<Own>>,
+    holding: Holding,
     server: Arc<JoinHandle<()>>,
 }
 
@@ -101,6 +113,7 @@ struct Service {
     addr: String,
     world: Arc<Mutex<World>>,
     own: Arc<Mutex<Own>>,
+    holding: Holding,
 }
 
 pub(crate) fn world(datasets: &[(&str, &str, Vec<Row>)]) -> Arc<Mutex<World>> {
@@ -117,13 +130,19 @@ impl FakeHead {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let own = Arc::new(Mutex::new(Own::default()));
-        let service = Service { addr: addr.clone(), world: world.clone(), own: own.clone() };
+        let semaphore = || Arc::new(Semaphore::new(0));
+        let holding = Holding { entered: semaphore(), left: semaphore() };
+        let service =
+            Service { addr: addr.clone(), world: world.clone(), own: own.clone(), holding: holding.clone() };
+        let accepting = own.clone();
+        let incoming =
+            TcpListenerStream::new(listener).inspect_ok(move |_| accepting.lock().unwrap().connections += 1);
         let server = Server::builder()
             .add_service(FlightServiceServer::new(service.clone()))
             .add_service(HeadServer::new(service))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(incoming);
         let server = tokio::spawn(async move { server.await.unwrap() });
-        Self { addr, world: world.clone(), own, server: Arc::new(server) }
+        Self { addr, world: world.clone(), own, holding, server: Arc::new(server) }
     }
 
     /// The next calls of whatever method fail so, one after another.
@@ -144,6 +163,21 @@ impl FakeHead {
     /// How many calls of `method` there were.
     pub(crate) fn calls(&self, method: &str) -> usize {
         self.own.lock().unwrap().calls.get(method).copied().unwrap_or(0)
+    }
+
+    /// How many connections have been accepted.
+    pub(crate) fn connections(&self) -> usize {
+        self.own.lock().unwrap().connections
+    }
+
+    /// Waits until so many more reads are held.
+    pub(crate) async fn held(&self, reads: u32) {
+        self.holding.entered.acquire_many(reads).await.unwrap().forget();
+    }
+
+    /// Lets so many held reads go on.
+    pub(crate) fn release(&self, reads: usize) {
+        self.holding.left.add_permits(reads);
     }
 
     /// Reads asked so far.
@@ -232,7 +266,9 @@ fn batches(schema: &SchemaRef, rows: &[Row]) -> Vec<RecordBatch> {
         ];
         RecordBatch::try_new(schema.clone(), columns).unwrap()
     };
-    if rows.is_empty() { vec![batch(&[])] } else { rows.chunks(3).map(batch).collect() }
+    // several of a few rows, and not too many of many
+    let rows_of_a_batch = (rows.len() / 16).max(3);
+    if rows.is_empty() { vec![batch(&[])] } else { rows.chunks(rows_of_a_batch).map(batch).collect() }
 }
 
 /// The rows of an answer.
@@ -299,10 +335,21 @@ impl FlightService for Service {
             version_min: dataset.version,
             version_max: dataset.version,
             rows: rows.len() as u64,
+            bytes: messages.iter().map(|message| message.data_body.len() as u64).sum(),
             head: self.addr.clone(),
             ..Default::default()
         };
         messages.last_mut().unwrap().app_metadata = receipt.encode_to_vec().into();
+        if let Some(Fault::Hold(n)) = fault {
+            let Holding { entered, left } = self.holding.clone();
+            let rest = stream::iter(messages.split_off(n)).map(Ok);
+            let released = stream::once(async move {
+                entered.add_permits(1);
+                left.acquire().await.unwrap().forget();
+                rest
+            });
+            return Ok(Response::new(stream::iter(messages).map(Ok).chain(released.flatten()).boxed()));
+        }
         let messages: Vec<Result<FlightData, Status>> = match fault {
             Some(Fault::After(n, error)) => {
                 messages.into_iter().take(n).map(Ok).chain([Err(error.into())]).collect()

@@ -11,9 +11,11 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
 };
-use trellis_fabric::channel::{ChannelOptions, Pool};
+use trellis_fabric::channel::ChannelOptions;
 use trellis_proto::pb::{self, head_client::HeadClient};
 use trellis_qcu::client::{Client, ClientOptions};
+
+use crate::load::Pool;
 
 /// Ended when dropped.
 pub(crate) struct Head {

@@ -23,13 +23,12 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use serde_json::json;
-use trellis_fabric::channel::Pool;
 
 use crate::{
     Bench,
     figure::{Figure, median},
     head::Head,
-    load,
+    load::{self, Pool},
     market::{ALL, Ask, CLOSE, DAYS},
 };
 

@@ -1,7 +1,10 @@
 //! Reading answers to their end, without decoding them, and timing that. What is measured is the head, so this side does as
 //! little as a client can.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use arrow_flight::{FlightData, Ticket, flight_service_client::FlightServiceClient};
@@ -13,13 +16,39 @@ use tokio::{
 };
 use tonic::Streaming;
 use trellis_fabric::{
-    channel::{PeerChannel, Pool},
+    channel::{ChannelOptions, PeerChannel, Unreachable, connect_traced},
     limited,
 };
 use trellis_proto::{Error, pb};
 
 /// Bytes of the bodies and the receipt, or why there are none.
 type Outcome = Result<(u64, pb::Receipt), tonic::Status>;
+
+/// A given number of connections to one head, taken in turn: how many there are is part of what is measured.
+pub(crate) struct Pool {
+    channels: Vec<PeerChannel>,
+    next: AtomicUsize,
+}
+
+impl Pool {
+    pub(crate) fn connect(
+        addr: &str,
+        options: &ChannelOptions,
+        connections: usize,
+    ) -> Result<Self, Unreachable> {
+        let channels = (0..connections).map(|_| connect_traced(addr, options)).collect::<Result<_, _>>()?;
+        Ok(Self { channels, next: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn get(&self) -> PeerChannel {
+        let turn = self.next.fetch_add(1, Relaxed);
+        self.channels[turn % self.channels.len()].clone()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.channels.len()
+    }
+}
 
 /// Begins a read.
 pub(crate) async fn open(

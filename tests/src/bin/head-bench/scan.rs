@@ -13,12 +13,11 @@ use std::time::Duration;
 use anyhow::Result;
 use bytes::Bytes;
 use serde_json::json;
-use trellis_fabric::channel::Pool;
 
 use crate::{
     Bench,
     figure::{Figure, median},
-    load::{self, Load},
+    load::{self, Load, Pool},
     market::{ALL, Ask, DAYS},
 };
 

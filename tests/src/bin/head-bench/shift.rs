@@ -10,13 +10,12 @@
 use anyhow::Result;
 use bytes::Bytes;
 use serde_json::json;
-use trellis_fabric::channel::Pool;
 use trellis_tests::rng::Rng;
 
 use crate::{
     Bench,
     figure::Figure,
-    load,
+    load::{self, Pool},
     market::{self, ALL, DAYS, Zipf},
 };
 

@@ -23,7 +23,6 @@ use arrow_array::{cast::AsArray, types::Float64Type};
 use futures::future::{try_join, try_join3};
 use serde_json::json;
 use tokio::time::{Instant as Moment, MissedTickBehavior, interval};
-use trellis_fabric::channel::Pool;
 use trellis_proto::{SeriesQuery, pb};
 use trellis_qcu::client::Client;
 use trellis_tests::rng::Rng;
@@ -32,7 +31,7 @@ use crate::{
     Bench,
     figure::Figure,
     head::Head,
-    load::{self, Load, milliseconds, quantile},
+    load::{self, Load, Pool, milliseconds, quantile},
     market::{self, Ask, CLOSE, DAYS, Market, Union, Zipf},
 };
 
