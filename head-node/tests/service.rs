@@ -7,7 +7,10 @@
 #[allow(dead_code, unreachable_pub, missing_docs)]
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use arrow_array::cast::AsArray;
 use arrow_flight::{
@@ -530,6 +533,37 @@ async fn ten_years_and_five_years_cost_one_fetch_of_the_union() {
         assert_eq!(stats.datasets.len(), 1);
         assert_eq!(stats.datasets[0].requests, 2);
     }
+}
+
+#[tokio::test]
+async fn small_fetches_share_a_connection_and_large_ones_at_once_do_not() {
+    const LARGE: usize = 3;
+    let names: Vec<String> = (0..90).map(|i| format!("S{i:02}")).collect();
+    let series = names.iter().map(|name| (name.clone(), daily(3_650, 0))).collect();
+    let grid = Grid::start(series).await;
+    let (small, large) = names.split_at(6);
+    for name in small {
+        grid.get(ticket::encode(&query(&[name]))).await.unwrap();
+    }
+    let from = grid.shard.fetched_from();
+    assert!(from.len() == small.len() && from.iter().all(|addr| *addr == from[0]), "{from:?}");
+
+    grid.shard.hold(true);
+    let mut reads = Vec::new();
+    for names in large.chunks(large.len() / LARGE) {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let before = grid.shard.fetches().len();
+        let mut read = Box::pin(grid.get(ticket::encode(&query(&names))));
+        while grid.shard.fetches().len() == before {
+            assert!(futures::poll!(&mut read).is_pending());
+            tokio::task::yield_now().await;
+        }
+        reads.push(read);
+    }
+    let from: HashSet<_> = grid.shard.fetched_from().split_off(small.len()).into_iter().collect();
+    assert_eq!(from.len(), LARGE, "each on its own: {from:?}");
+    grid.shard.hold(false);
+    assert!(futures::future::join_all(reads).await.iter().all(Result::is_ok));
 }
 
 #[tokio::test]

@@ -64,6 +64,8 @@ struct State {
     /// Symbols whose chunks cannot be read.
     broken: BTreeSet<String>,
     fetches: Vec<pb::FetchRequest>,
+    /// Where each fetch came from: one address is one connection.
+    fetched_from: Vec<SocketAddr>,
     rows_fetched: u64,
     publishes: Vec<Published>,
     syncs: u64,
@@ -104,6 +106,9 @@ impl FakeShard {
     }
     pub fn fetches(&self) -> Vec<pb::FetchRequest> {
         self.state.lock().unwrap().fetches.clone()
+    }
+    pub fn fetched_from(&self) -> Vec<SocketAddr> {
+        self.state.lock().unwrap().fetched_from.clone()
     }
     pub fn rows_fetched(&self) -> u64 {
         self.state.lock().unwrap().rows_fetched
@@ -204,8 +209,13 @@ impl shard_server::Shard for FakeShard {
 
     type FetchStream = Replies<pb::FetchReply>;
     async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let from = request.remote_addr().unwrap();
         let request = request.into_inner();
-        self.state.lock().unwrap().fetches.push(request.clone());
+        {
+            let mut state = self.state.lock().unwrap();
+            state.fetches.push(request.clone());
+            state.fetched_from.push(from);
+        }
         let (shard, mut hold) = (self.clone(), self.hold.subscribe());
         let replies = stream::once(async move {
             let _gone = hold.wait_for(|hold| !hold).await;
