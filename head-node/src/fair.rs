@@ -1,9 +1,9 @@
 //! Whose turn it is, by bytes.
 //!
 //! Answers compete for two things: the bytes that large ones pin in memory while they are read, and the transport with the
-//! cores that feed it. A unit that asks for everything at once would get nearly all of both if turns were given in order of
-//! arrival. Here a limited number of bytes is out at any time, and what waits is served by start-time fair queueing over
-//! *units*: each item's start tag is its unit's finish tag before it (but never earlier than what is being served), its
+//! cores that feed it; and chunks that are not there compete for calls to their shard ([`crate::fetch`], which uses the queue alone).
+//! A unit that asks for everything at once would get nearly all of each if turns were given in order of arrival. Here a limited
+//! number of bytes is out at any time, and what waits is served by start-time fair queueing over *units*: each item's start tag is its unit's finish tag before it (but never earlier than what is being served), its
 //! finish tag is that plus what it costs, and the least start tag is next. So ten thousand requests of one unit and one of
 //! another come to the same share, and who comes to the queue for the first time waits for nobody who has had its share.
 //! Weighing by requests instead would favour whoever asks for the larger messages; deficit round robin, which is the same in
@@ -29,6 +29,9 @@ use tokio::{sync::oneshot, time::Instant};
 /// they are looked for.
 const IDLE_UNITS_KEPT: usize = 64;
 
+/// The only lane of what is all served alike.
+const LANE: usize = 0;
+
 /// Limits of one resource.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -44,7 +47,7 @@ pub(crate) struct Limits {
 
 /// Whether an item may have its turn now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     Granted,
     /// Its unit has its share; others may go before it.
     UnitFull,
@@ -53,21 +56,29 @@ enum Verdict {
 }
 
 /// Start-time fair queueing over units: who of those waiting is next. Pure.
+///
+/// Items of several lanes cannot be served together. Each unit has its one share of all lanes, and in each its own order.
 #[derive(Debug)]
-struct Queue<T> {
-    units: HashMap<Arc<str>, Waiting<T>>,
-    /// The first item of each unit that has any: its start tag, its place in the order of arrival.
-    first: BTreeSet<(u64, u64, Arc<str>)>,
+pub(crate) struct Queue<T, const LANES: usize = 1> {
+    units: HashMap<Arc<str>, Waiting<T, LANES>>,
+    /// In each lane the first item of each unit that has any: its start tag, its place in the order of arrival.
+    first: [BTreeSet<(u64, u64, Arc<str>)>; LANES],
     /// Start tag of what was served last.
     now: u64,
     arrived: u64,
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
-    /// Finish tag of the item served last.
+struct Waiting<T, const LANES: usize> {
+    /// Finish tag of the item served last, start tag of the next.
     finish: u64,
-    items: VecDeque<Item<T>>,
+    items: [VecDeque<Item<T>>; LANES],
+}
+
+impl<T, const LANES: usize> Waiting<T, LANES> {
+    fn is_empty(&self) -> bool {
+        self.items.iter().all(VecDeque::is_empty)
+    }
 }
 
 #[derive(Debug)]
@@ -77,32 +88,51 @@ struct Item<T> {
     item: T,
 }
 
-impl<T> Queue<T> {
-    fn new() -> Self {
-        Self { units: HashMap::new(), first: BTreeSet::new(), now: 0, arrived: 0 }
+impl<T, const LANES: usize> Queue<T, LANES> {
+    pub(crate) fn new() -> Self {
+        let first = std::array::from_fn(|_| BTreeSet::new());
+        Self { units: HashMap::new(), first, now: 0, arrived: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.iter().all(BTreeSet::is_empty)
     }
 
     fn has(&self, unit: &Arc<str>) -> bool {
-        !self.first.is_empty() && self.units.get(unit).is_some_and(|waiting| !waiting.items.is_empty())
+        !self.is_empty() && self.units.get(unit).is_some_and(|waiting| !waiting.is_empty())
     }
 
-    fn push(&mut self, unit: &Arc<str>, bytes: u64, item: T) {
+    /// The lane of the item that is next.
+    pub(crate) fn next_lane(&self) -> Option<usize> {
+        let first = self.first.iter().enumerate().filter_map(|(lane, first)| Some((first.first()?, lane)));
+        first.min().map(|(_, lane)| lane)
+    }
+
+    pub(crate) fn push(&mut self, lane: usize, unit: &Arc<str>, bytes: u64, item: T) {
         let (now, arrival) = (self.now, self.arrived);
         self.arrived += 1;
-        let waiting =
-            self.units.entry(unit.clone()).or_insert_with(|| Waiting { finish: now, items: VecDeque::new() });
-        if waiting.items.is_empty() {
+        let waiting = self
+            .units
+            .entry(unit.clone())
+            .or_insert_with(|| Waiting { finish: now, items: std::array::from_fn(|_| VecDeque::new()) });
+        if waiting.is_empty() {
             waiting.finish = waiting.finish.max(now);
-            self.first.insert((waiting.finish, arrival, unit.clone()));
         }
-        waiting.items.push_back(Item { arrival, bytes, item });
+        if waiting.items[lane].is_empty() {
+            self.first[lane].insert((waiting.finish, arrival, unit.clone()));
+        }
+        waiting.items[lane].push_back(Item { arrival, bytes, item });
     }
 
-    /// The next item that may have its turn, or whether one was met for which nothing is left.
-    fn pop(&mut self, verdict: impl Fn(&Arc<str>, u64) -> Verdict) -> Result<(Arc<str>, u64, T), bool> {
+    /// The next item of a lane that may have its turn, or whether one was met for which nothing is left.
+    pub(crate) fn pop(
+        &mut self,
+        lane: usize,
+        verdict: impl Fn(&Arc<str>, u64) -> Verdict,
+    ) -> Result<(Arc<str>, u64, T), bool> {
         let mut found = None;
-        for tagged in &self.first {
-            let Some(item) = self.units.get(&tagged.2).and_then(|waiting| waiting.items.front()) else {
+        for tagged in &self.first[lane] {
+            let Some(item) = self.units.get(&tagged.2).and_then(|waiting| waiting.items[lane].front()) else {
                 continue;
             };
             match verdict(&tagged.2, item.bytes) {
@@ -114,15 +144,20 @@ impl<T> Queue<T> {
                 Verdict::Full => return Err(true),
             }
         }
-        let tagged = found.ok_or(false)?;
-        self.first.remove(&tagged);
-        let (start, _, unit) = tagged;
+        let (start, _, unit) = found.ok_or(false)?;
         let waiting = self.units.get_mut(&unit).ok_or(false)?;
-        let Item { bytes, item, .. } = waiting.items.pop_front().ok_or(false)?;
+        for (first, items) in self.first.iter_mut().zip(&waiting.items) {
+            if let Some(front) = items.front() {
+                first.remove(&(start, front.arrival, unit.clone()));
+            }
+        }
+        let Item { bytes, item, .. } = waiting.items[lane].pop_front().ok_or(false)?;
         self.now = self.now.max(start);
         waiting.finish = start + bytes;
-        if let Some(next) = waiting.items.front() {
-            self.first.insert((waiting.finish, next.arrival, unit.clone()));
+        for (first, items) in self.first.iter_mut().zip(&waiting.items) {
+            if let Some(front) = items.front() {
+                first.insert((waiting.finish, front.arrival, unit.clone()));
+            }
         }
         self.forget();
         Ok((unit, bytes, item))
@@ -130,12 +165,13 @@ impl<T> Queue<T> {
 
     /// Drops tags that say nothing any more.
     fn forget(&mut self) {
-        if self.first.is_empty() {
+        let waiting: usize = self.first.iter().map(BTreeSet::len).sum();
+        if waiting == 0 {
             self.units.clear();
             self.now = 0;
-        } else if self.units.len() > 2 * self.first.len() + IDLE_UNITS_KEPT {
+        } else if self.units.len() > 2 * waiting + IDLE_UNITS_KEPT {
             let now = self.now;
-            self.units.retain(|_, waiting| !waiting.items.is_empty() || waiting.finish > now);
+            self.units.retain(|_, waiting| !waiting.is_empty() || waiting.finish > now);
         }
     }
 }
@@ -253,12 +289,12 @@ impl State {
 
     fn grant(&mut self, shared: &Arc<Shared>) -> Granted {
         let mut granted = Vec::new();
-        if self.waiting.first.is_empty() {
+        if self.waiting.is_empty() {
             return granted;
         }
         loop {
             let mut waiting = std::mem::replace(&mut self.waiting, Queue::new());
-            let next = waiting.pop(|unit, bytes| self.verdict(&shared.limits, unit, bytes));
+            let next = waiting.pop(LANE, |unit, bytes| self.verdict(&shared.limits, unit, bytes));
             self.waiting = waiting;
             match next {
                 Ok((unit, bytes, waiter)) if !waiter.is_closed() => {
@@ -316,7 +352,7 @@ impl Fair {
         let (waiter, mut turn) = oneshot::channel();
         let granted = {
             let mut state = self.shared.state.lock();
-            state.waiting.push(unit, bytes + self.shared.limits.turn_bytes, waiter);
+            state.waiting.push(LANE, unit, bytes + self.shared.limits.turn_bytes, waiter);
             state.grant(&self.shared)
         };
         deliver(granted);
@@ -370,17 +406,17 @@ mod tests {
 
     #[test]
     fn bytes_are_shared_evenly_whatever_the_sizes_and_numbers() {
-        let mut queue = Queue::new();
+        let mut queue = Queue::<_>::new();
         let (hog, light) = (unit("hog"), unit("light"));
         for i in 0..1_000 {
-            queue.push(&hog, MIB, i);
+            queue.push(LANE, &hog, MIB, i);
         }
         for i in 0..40 {
-            queue.push(&light, 100 * KIB, i);
+            queue.push(LANE, &light, 100 * KIB, i);
         }
         let (mut of_hog, mut of_light) = (0, 0);
         while of_light < 40 * 100 * KIB {
-            let (unit, bytes, _) = queue.pop(|_, _| Verdict::Granted).unwrap();
+            let (unit, bytes, _) = queue.pop(LANE, |_, _| Verdict::Granted).unwrap();
             if unit == hog { of_hog += bytes } else { of_light += bytes }
         }
         assert!(of_hog <= of_light + 2 * MIB, "{of_hog} of the hog beside {of_light}");
@@ -480,16 +516,34 @@ mod tests {
 
     #[test]
     fn who_comes_first_waits_for_nobody_who_has_had_a_share() {
-        let mut queue = Queue::new();
+        let mut queue = Queue::<_>::new();
         let (hog, light) = (unit("hog"), unit("light"));
         for i in 0..10 {
-            queue.push(&hog, MIB, i);
+            queue.push(LANE, &hog, MIB, i);
         }
         for i in 0..3 {
-            assert_eq!(queue.pop(|_, _| Verdict::Granted), Ok((hog.clone(), MIB, i)));
+            assert_eq!(queue.pop(LANE, |_, _| Verdict::Granted), Ok((hog.clone(), MIB, i)));
         }
-        queue.push(&light, KIB, 100);
-        assert_eq!(queue.pop(|_, _| Verdict::Granted), Ok((light, KIB, 100)));
+        queue.push(LANE, &light, KIB, 100);
+        assert_eq!(queue.pop(LANE, |_, _| Verdict::Granted), Ok((light, KIB, 100)));
+    }
+
+    #[test]
+    fn a_unit_in_two_lanes_has_one_share_and_in_each_its_own_order() {
+        let mut queue = Queue::<_, 2>::new();
+        let (both, one) = (unit("both"), unit("one"));
+        for i in 0..8 {
+            queue.push(i % 2, &both, MIB, i);
+            queue.push(1, &one, MIB, 10 + i);
+        }
+        assert_eq!(queue.next_lane(), Some(0));
+        assert_eq!(queue.pop(0, |_, _| Verdict::Granted), Ok((both.clone(), MIB, 0)));
+        // what it had of the one lane counts in the other
+        for i in [10, 1, 11, 12, 3] {
+            assert_eq!(queue.pop(1, |_, _| Verdict::Granted).map(|(_, _, i)| i), Ok(i));
+        }
+        assert_eq!(queue.next_lane(), Some(0));
+        assert_eq!(queue.pop(0, |_, _| Verdict::Granted), Ok((both, MIB, 2)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -524,20 +578,20 @@ mod tests {
     proptest! {
         #[test]
         fn everything_pushed_comes_out_once_in_each_units_order(items in prop::collection::vec((0usize..5, 1u64..3 * MIB), 0..200)) {
-            let mut queue = Queue::new();
+            let mut queue = Queue::<_>::new();
             let names: Vec<Arc<str>> = ["a", "b", "c", "d", "e"].map(unit).into();
             for (i, (who, bytes)) in items.iter().enumerate() {
-                queue.push(&names[*who], *bytes, i);
+                queue.push(LANE, &names[*who], *bytes, i);
             }
             let mut last = HashMap::new();
             let mut count = 0;
-            while let Ok((who, bytes, i)) = queue.pop(|_, _| Verdict::Granted) {
+            while let Ok((who, bytes, i)) = queue.pop(LANE, |_, _| Verdict::Granted) {
                 prop_assert_eq!((&who, bytes), (&names[items[i].0], items[i].1));
                 prop_assert!(last.insert(who, i).is_none_or(|before| before < i));
                 count += 1;
             }
             prop_assert_eq!(count, items.len());
-            prop_assert!(queue.first.is_empty() && queue.units.is_empty());
+            prop_assert!(queue.is_empty() && queue.units.is_empty());
         }
     }
 }

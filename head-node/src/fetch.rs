@@ -5,12 +5,16 @@
 //! are busy, the queue grows into the next batch by itself. A fixed waiting time was rejected: it gains no calls when idle and costs its
 //! length every time.
 //!
+//! What does not fit into one call waits for the next, and what goes first is decided by bytes per unit ([`crate::fair`]): in order of
+//! arrival, who asks for everything in one go would stand before everybody who comes while it is fetched. A chunk that several units wait
+//! for is charged to the one that claimed it.
+//!
 //! Chunks are delivered as they come, each to its own waiters, though many come in one message. What fails is a chunk, not a call: a
 //! retry asks only for what is still open, and only if somebody still waits for it. A call fails as a whole if it breaks off, or if
 //! the shard does not keep to the contract ([`Awaited`]): then nothing more that it says is believed.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::HashSet,
     ops::Range,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -26,14 +30,16 @@ use crate::{
     chunk::{RunShape, Stamp},
     claims::{ColumnSet, FlightId, Payload},
     datasets::{Part, Table},
+    fair::{self, Verdict},
     memory::Reservation,
+    reading::Ask,
     series::{Cell, Fx, Leg},
     shards::{Shard, about, jitter},
     state::Core,
 };
 
-/// Calls under way to one shard. Two keep the connection busy while one is being planned; more would divide a burst into smaller
-/// batches, and a shard reads in parallel within a call.
+/// Calls under way to one shard. Two keep the connection busy while the third is being planned; more would divide a burst into
+/// smaller batches, and a shard reads in parallel within a call.
 const CALLS_MAX: usize = 3;
 /// Expected bytes of one call, at most: bounds what one reservation takes, and the time until a call is free again.
 const CALL_BYTES_MAX: u64 = 64 << 20;
@@ -51,6 +57,8 @@ const RETRY_WAIT: Duration = Duration::from_millis(40);
 /// A claim on its way to a shard.
 #[derive(Debug, Clone)]
 pub(crate) struct Work {
+    /// In whose name it was claimed.
+    unit: Arc<str>,
     pub(crate) table: Arc<Table>,
     pub(crate) part: Arc<Part>,
     pub(crate) cell: Arc<Cell>,
@@ -69,17 +77,17 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
+        ask: &Ask,
         table: &Arc<Table>,
         part: &Arc<Part>,
         cell: &Arc<Cell>,
         claim: crate::claims::Claim,
-        oldest_first: bool,
         store: bool,
     ) -> Self {
         let chunks = (claim.chunks.end - claim.chunks.start) as u64;
         Self {
+            unit: Arc::clone(&ask.unit),
             bytes: table.expected_bytes(chunks, claim.columns),
             table: Arc::clone(table),
             part: Arc::clone(part),
@@ -87,7 +95,7 @@ impl Work {
             flight: claim.flight,
             columns: claim.columns,
             chunks: claim.chunks,
-            oldest_first,
+            oldest_first: ask.time_order,
             store,
             attempt: 0,
             rerouted: false,
@@ -123,17 +131,44 @@ impl Work {
     }
 }
 
-/// What waits for a call to one shard.
-#[derive(Debug, Default)]
-pub(crate) struct Queue {
-    waiting: VecDeque<Work>,
+/// What waits for a call to one shard; what wants the one order is in another lane than what wants the other.
+#[derive(Debug)]
+pub(crate) struct Queue<T = Work> {
+    waiting: fair::Queue<T, 2>,
     running: usize,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self { waiting: fair::Queue::new(), running: 0 }
+    }
+}
+
+impl<T> Queue<T> {
+    /// What comes next and goes together in one call of so many bytes; what is larger goes alone.
+    fn take(&mut self, bytes_max: u64) -> Vec<T> {
+        let Some(lane) = self.waiting.next_lane() else { return Vec::new() };
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < CALL_RANGES_MAX {
+            let fits = |_: &Arc<str>, more| match batch.is_empty() || bytes + more <= bytes_max {
+                true => Verdict::Granted,
+                false => Verdict::Full,
+            };
+            let Ok((_, more, item)) = self.waiting.pop(lane, fits) else { break };
+            bytes += more;
+            batch.push(item);
+        }
+        batch
+    }
 }
 
 /// Queues claims on one shard, all at once so that they can go as one call.
 pub(crate) fn submit(core: &Arc<Core>, shard: &Arc<Shard>, works: impl IntoIterator<Item = Work>) {
     let mut queue = shard.queue.lock();
-    queue.waiting.extend(works);
+    for work in works {
+        let unit = Arc::clone(&work.unit);
+        queue.waiting.push(usize::from(work.oldest_first), &unit, work.bytes, work);
+    }
     start(core, shard, &mut queue);
 }
 
@@ -159,43 +194,19 @@ impl Drop for Running {
 }
 
 async fn run(running: Running) {
+    let bytes_max = CALL_BYTES_MAX.min(running.core.memory.budget() / CALL_BUDGET_SHARE);
     loop {
         // whoever is about to queue something goes first: costs nothing when idle, and fills the batches of a burst
         tokio::task::yield_now().await;
-        let batch = take(&mut running.shard.queue.lock(), running.core.memory.budget());
-        if batch.is_empty() {
+        let works = running.shard.queue.lock().take(bytes_max);
+        if works.is_empty() {
             return;
         }
-        let mut batch = Batch { core: Arc::clone(&running.core), works: batch };
+        let mut batch = Batch { core: Arc::clone(&running.core), works };
         if let Err(error) = call(&running.core, &running.shard, &mut batch).await {
             batch.fail(&error);
         }
     }
-}
-
-/// The oldest claims that fit into one call and want the same order.
-fn take(queue: &mut Queue, budget: u64) -> Vec<Work> {
-    let limit = CALL_BYTES_MAX.min(budget / CALL_BUDGET_SHARE);
-    let mut batch: Vec<Work> = Vec::new();
-    let mut left = VecDeque::new();
-    let mut bytes = 0;
-    while let Some(work) = queue.waiting.pop_front() {
-        let full = batch.len() >= CALL_RANGES_MAX || (!batch.is_empty() && bytes + work.bytes > limit);
-        if full {
-            queue.waiting.push_front(work);
-            break;
-        }
-        if batch.first().is_some_and(|first| first.oldest_first != work.oldest_first) {
-            left.push_back(work);
-            continue;
-        }
-        bytes += work.bytes;
-        batch.push(work);
-    }
-    while let Some(work) = left.pop_back() {
-        queue.waiting.push_front(work);
-    }
-    batch
 }
 
 /// Claims of one call. If the task that makes the call ends in any way but the ordinary one (it panicked, the runtime stops), their
@@ -466,5 +477,49 @@ fn reroute(core: &Arc<Core>, mut work: Work, error: Error) {
             let message = format!("the chunks have changed owners: {}", error.message());
             work.fail(core, chunks, Error::new(Code::Unavailable, message));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEWEST_FIRST: usize = 0;
+    const OLDEST_FIRST: usize = 1;
+
+    fn unit(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    #[test]
+    fn a_light_units_claim_is_in_the_next_call_however_much_of_a_hog_is_queued() {
+        let mut queue = Queue::default();
+        let (hog, light) = (unit("hog"), unit("light"));
+        for i in 0..100 {
+            queue.waiting.push(OLDEST_FIRST, &hog, 25, i);
+        }
+        assert_eq!(queue.take(100), [0, 1, 2, 3]);
+        queue.waiting.push(OLDEST_FIRST, &light, 10, 1_000);
+        let next = queue.take(100);
+        assert!(next.contains(&1_000), "{next:?}");
+        assert_eq!(next.iter().filter(|i| **i < 100).copied().collect::<Vec<_>>(), [4, 5, 6]);
+        queue.waiting.push(NEWEST_FIRST, &light, 10, 1_001);
+        assert_eq!(queue.take(100), [1_001], "the other order, too");
+        assert_eq!(queue.take(100), [7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn a_call_takes_all_that_wants_its_order_up_to_its_bytes() {
+        let mut queue = Queue::default();
+        let units = [unit("a"), unit("b")];
+        for i in 0..6 {
+            queue.waiting.push([NEWEST_FIRST, OLDEST_FIRST][i % 2], &units[i / 3], 40, i);
+        }
+        queue.waiting.push(OLDEST_FIRST, &units[0], 300, 6);
+        assert_eq!(queue.take(120), [0, 4, 2]);
+        assert_eq!(queue.take(119), [3, 1], "a third one would be over");
+        assert_eq!(queue.take(120), [5]);
+        assert_eq!(queue.take(120), [6], "more than a call's bytes goes alone");
+        assert!(queue.take(120).is_empty());
     }
 }

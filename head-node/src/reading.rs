@@ -297,7 +297,7 @@ impl Reading {
                 return Ok(None);
             };
             let (table, core) = (&self.table, &self.core);
-            if front.collect(core, table, &mut self.counts, going.store, self.ask.time_order)? {
+            if front.collect(core, table, &mut self.counts, going.store, &self.ask)? {
                 let Some(done) = going.ahead.pop_front() else { return Ok(None) };
                 let Going { start, end, as_of, .. } = *going;
                 let finish = Finish { table: &self.table, as_of, start, end };
@@ -485,7 +485,7 @@ impl Reading {
                     &self.table,
                     &[want.chunks],
                     going.store,
-                    self.ask.time_order,
+                    &self.ask,
                     &mut going.works,
                 );
                 self.counts.hit += plan.0;
@@ -548,7 +548,7 @@ impl Pending {
         table: &Arc<Table>,
         runs: &[Range<i64>],
         store: bool,
-        time_order: bool,
+        ask: &Ask,
         works: &mut Vec<Work>,
     ) -> (u64, u64, u64) {
         let pending = &mut self.legs[index];
@@ -586,7 +586,7 @@ impl Pending {
         }
         for claim in plan.claims {
             pending.stakes.claimed.push(claim.flight);
-            works.push(Work::new(table, &pending.leg.part, &self.cell, claim, time_order, store));
+            works.push(Work::new(ask, table, &pending.leg.part, &self.cell, claim, store));
         }
         (hit, plan.joined, plan.claimed)
     }
@@ -601,7 +601,7 @@ impl Pending {
         table: &Arc<Table>,
         counts: &mut ReadCounts,
         store: bool,
-        time_order: bool,
+        ask: &Ask,
     ) -> Result<bool> {
         let mut whole = true;
         let mut works = Vec::new();
@@ -651,7 +651,7 @@ impl Pending {
             }
             if !lost.is_empty() {
                 // those that were hit in this round were counted as claimed or joined before
-                let (_, _, _) = self.plan(index, core, table, &lost, store, time_order, &mut works);
+                let (_, _, _) = self.plan(index, core, table, &lost, store, ask, &mut works);
             }
             whole &= self.legs[index].missing.is_empty();
         }
