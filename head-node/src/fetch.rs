@@ -323,10 +323,10 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
             Err(error) => tracing::warn!(%error, shard = %shard.id, "a shard does not say what it owns"),
         }
     }
-    let works = std::mem::take(&mut batch.works);
     for (index, chunks, error) in failures {
-        again(core, shard, &works[index], chunks, error);
+        again(core, shard, &batch.works[index], chunks, error);
     }
+    batch.works.clear();
     core.cache.settle();
     Ok(())
 }
@@ -439,6 +439,8 @@ async fn arrive(
 
 /// A chunk could not be had: ask again if that may help and somebody still waits, else tell its readers.
 fn again(core: &Arc<Core>, shard: &Arc<Shard>, work: &Work, chunks: Range<i64>, error: Error) {
+    #[cfg(test)]
+    assert!(!core.panic_on_arrival.load(Relaxed), "as the test wants");
     if work.moved(&error) {
         reroute(core, Work { chunks, rerouted: true, ..work.clone() }, error);
         return;

@@ -674,6 +674,18 @@ async fn a_fetch_that_panics_fails_its_readers_at_once() {
 }
 
 #[tokio::test]
+async fn a_fetch_that_panics_over_a_failure_fails_its_readers_at_once() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.fail("AMZN", 2, 1, Code::Unavailable);
+    engine.core.panic_on_arrival.store(true, Ordering::Relaxed);
+    let deadline = Some(std::time::Instant::now() + Duration::from_secs(20));
+    let only = Q { deadline, ..q("AMZN", 128, 192) };
+    assert_eq!(read(&engine, &only).await.unwrap_err().code(), Code::Internal);
+    engine.core.panic_on_arrival.store(false, Ordering::Relaxed);
+    assert_eq!(read(&engine, &only).await.unwrap(), days(128, 192));
+}
+
+#[tokio::test]
 async fn a_deadline_ends_the_read_and_not_the_flight_of_others() {
     let (fake, engine) = start(&["AMZN"], 640).await;
     fake.hold();
