@@ -37,6 +37,7 @@ use crate::{
     error,
     head::HeadNode,
     memory::Request,
+    metrics::Queue,
     stats::{Answer, DatasetStats, Outcome},
 };
 
@@ -154,6 +155,13 @@ impl Account {
             outcome: Outcome::Left,
             span,
         }
+    }
+
+    /// Waits for a turn in one of the head's queues.
+    async fn queue<F: Future>(&mut self, queue: Queue, turn: Pin<&mut F>) -> F::Output {
+        let (turn, waited) = self.head.engine().waits().of(queue, turn).await;
+        self.answer.queued += waited;
+        turn
     }
 
     /// Adds it up, once: before its last byte leaves, so that whoever has read an answer finds it counted.

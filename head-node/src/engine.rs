@@ -25,6 +25,7 @@ use crate::{
     claims::Standing,
     datasets::Table,
     memory::Request,
+    metrics::Waits,
     shards::{self, Link, Shard},
     state::Core,
 };
@@ -290,6 +291,10 @@ impl Engine {
     /// [`Code::Overloaded`].
     pub(crate) fn open_request(&self) -> Result<Request> {
         self.core.memory.open_request()
+    }
+
+    pub(crate) fn waits(&self) -> &Waits {
+        &self.core.waits
     }
 
     /// Whether so many bytes of an answer may be made before the transport has asked for them.

@@ -16,8 +16,9 @@
 use std::{
     collections::HashSet,
     ops::Range,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use trellis_proto::{
@@ -32,6 +33,7 @@ use crate::{
     datasets::{Part, Table},
     fair::{self, Verdict},
     memory::Reservation,
+    metrics,
     reading::Ask,
     series::{Cell, Fx, Leg},
     shards::{Shard, about, jitter},
@@ -71,6 +73,8 @@ pub(crate) struct Work {
     pub(crate) store: bool,
     /// Expected bytes.
     pub(crate) bytes: u64,
+    /// When it was queued last.
+    queued: Instant,
     attempt: u32,
     /// It has been sent to another owner once.
     rerouted: bool,
@@ -97,6 +101,7 @@ impl Work {
             chunks: claim.chunks,
             oldest_first: ask.time_order,
             store,
+            queued: Instant::now(),
             attempt: 0,
             rerouted: false,
         }
@@ -164,8 +169,10 @@ impl<T> Queue<T> {
 
 /// Queues claims on one shard, all at once so that they can go as one call.
 pub(crate) fn submit(core: &Arc<Core>, shard: &Arc<Shard>, works: impl IntoIterator<Item = Work>) {
+    let queued = Instant::now();
     let mut queue = shard.queue.lock();
     for work in works {
+        let work = Work { queued, ..work };
         let unit = Arc::clone(&work.unit);
         queue.waiting.push(usize::from(work.oldest_first), &unit, work.bytes, work);
     }
@@ -201,6 +208,10 @@ async fn run(running: Running) {
         let works = running.shard.queue.lock().take(bytes_max);
         if works.is_empty() {
             return;
+        }
+        let now = Instant::now();
+        for work in &works {
+            running.core.waits.record(metrics::Queue::Shard, now.saturating_duration_since(work.queued));
         }
         let mut batch = Batch { core: Arc::clone(&running.core), works };
         if let Err(error) = call(&running.core, &running.shard, &mut batch).await {
@@ -249,7 +260,9 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
     shard.live(LIVE_WAIT).await?;
     let expected = batch.works.iter().map(|work| work.bytes).sum();
     // what is over the share in itself goes when nothing else is in flight; over the budget it can never go
-    let mut reservation = core.memory.reserve(expected).await.inspect_err(|_| {
+    let reserved = pin!(core.memory.reserve(expected));
+    let (reserved, _) = core.waits.of(metrics::Queue::Memory, reserved).await;
+    let mut reservation = reserved.inspect_err(|_| {
         core.counters.shed.fetch_add(batch.works.len() as u64, Relaxed);
     })?;
     core.cache.settle();

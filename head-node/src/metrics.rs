@@ -4,8 +4,10 @@
 //! them once. Only durations are recorded as they happen.
 
 use std::{
+    pin::Pin,
     sync::{Arc, Weak},
-    time::Duration,
+    task::Poll,
+    time::{Duration, Instant},
 };
 
 use opentelemetry::{
@@ -24,6 +26,78 @@ use crate::{
 const DURATION_BOUNDS: [f64; 14] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
+/// The queues of a head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Queue {
+    /// Large answers, for their share of the memory.
+    Admission,
+    /// Messages, for their turn to be framed and sent.
+    Egress,
+    /// What is asked of shards and what is framed, for room in the budget.
+    Memory,
+    /// Claims, for a call to their shard.
+    Shard,
+}
+
+impl Queue {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Admission => "admission",
+            Self::Egress => "egress",
+            Self::Memory => "memory",
+            Self::Shard => "shard",
+        }
+    }
+}
+
+/// How long it was waited in each queue.
+#[derive(Debug)]
+pub(crate) struct Waits {
+    duration: Histogram<f64>,
+}
+
+impl Waits {
+    pub(crate) fn new() -> Self {
+        let duration = telemetry::meter("trellis-head")
+            .f64_histogram("trellis.head.queue.duration")
+            .with_unit("s")
+            .with_description(
+                "Time in a queue of the head, by queue: admission, egress and memory of what had to wait, shard of every claim.",
+            )
+            .with_boundaries(DURATION_BOUNDS.into())
+            .build();
+        Self { duration }
+    }
+
+    pub(crate) fn record(&self, queue: Queue, waited: Duration) {
+        self.duration.record(waited.as_secs_f64(), &[KeyValue::new("trellis.queue", queue.name())]);
+    }
+
+    /// Waits for `turn` and says how long it took. What comes at once is not recorded and costs no look at the clock; what is
+    /// given up is recorded when it is.
+    pub(crate) async fn of<F: Future>(&self, queue: Queue, mut turn: Pin<&mut F>) -> (F::Output, Duration) {
+        if let Poll::Ready(turn) = futures::poll!(turn.as_mut()) {
+            return (turn, Duration::ZERO);
+        }
+        let wait = Wait { waits: self, queue, since: Instant::now() };
+        let turn = turn.await;
+        (turn, wait.since.elapsed())
+    }
+}
+
+/// Recorded when dropped.
+struct Wait<'a> {
+    waits: &'a Waits,
+    queue: Queue,
+    since: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.waits.record(self.queue, self.since.elapsed());
+    }
+}
+
 /// The instruments of one head.
 pub(crate) struct Metrics {
     duration: Histogram<f64>,
@@ -35,6 +109,7 @@ impl Metrics {
         let meter = telemetry::meter("trellis-head");
         of_answers(&meter, &head);
         of_engine(&meter, &head);
+        of_datasets(&meter, &head);
         let duration = meter
             .f64_histogram("trellis.head.read.duration")
             .with_unit("s")
@@ -110,7 +185,7 @@ fn of_answers(meter: &Meter, head: &Weak<HeadNode>) {
 /// What the engine counts, and its gauges.
 fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
     type Read = fn(&EngineStats) -> u64;
-    let counters: [(&'static str, &'static str, &'static str, Read); 8] = [
+    let counters: [(&'static str, &'static str, &'static str, Read); 10] = [
         ("trellis.head.upstream.calls", "{call}", "Calls to shards for chunks.", |s| s.upstream_calls),
         ("trellis.head.upstream.rows", "{row}", "Rows received from shards.", |s| s.rows_fetched),
         ("trellis.head.upstream.io", "By", "Arrow bytes received from shards.", |s| s.bytes_fetched),
@@ -122,6 +197,10 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
         ("trellis.head.evictions", "{chunk}", "Chunks that gave way to others.", |s| s.evictions),
         ("trellis.head.flights.cancelled", "{flight}", "Fetches that everybody left.", |s| {
             s.cancelled_flights
+        }),
+        ("trellis.head.claims.shed", "{claim}", "Claims refused for lack of memory.", |s| s.shed),
+        ("trellis.head.confirms", "{call}", "Calls that ask a shard what has changed after its log was lost.", |s| {
+            s.confirms
         }),
     ];
     for (name, unit, about, read) in counters {
@@ -152,9 +231,44 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
         .build();
 }
 
+/// What the head fetched of each dataset for what it was asked.
+fn of_datasets(meter: &Meter, head: &Weak<HeadNode>) {
+    let head = head.clone();
+    let _observed = meter
+        .f64_observable_gauge("trellis.head.amplification")
+        .with_unit("1")
+        .with_description("Rows received from shards per row in the union of all ranges asked.")
+        .with_callback(move |observer| {
+            let Some(head) = head.upgrade() else { return };
+            for dataset in head.engine().stats().datasets.iter().filter(|d| d.rows_union > 0) {
+                let amplification = dataset.rows_fetched as f64 / dataset.rows_union as f64;
+                observer.observe(amplification, &[KeyValue::new("trellis.dataset", dataset.dataset.to_string())]);
+            }
+        })
+        .build();
+}
+
 fn observe(head: &Weak<HeadNode>, observer: &dyn AsyncInstrument<u64>, read: fn(&EngineStats) -> u64) {
     if let Some(head) = Weak::upgrade(head) {
         let head: Arc<HeadNode> = head;
         observer.observe(read(&head.engine().stats()), &[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_at_once_has_not_waited() {
+        let waits = Waits::new();
+        let (turn, waited) = waits.of(Queue::Egress, std::pin::pin!(async { 1 })).await;
+        assert_eq!((turn, waited), (1, Duration::ZERO));
+        let later = std::pin::pin!(async {
+            tokio::task::yield_now().await;
+            2
+        });
+        let (turn, waited) = waits.of(Queue::Egress, later).await;
+        assert!(turn == 2 && waited > Duration::ZERO);
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     claims::{Abandoned, FlightId, Generation, Token},
     datasets::Table,
     memory::Memory,
+    metrics::Waits,
     series::{Cell, Fx},
     shards::Shard,
 };
@@ -73,6 +74,7 @@ pub(crate) struct Core {
     pub(crate) memory: Arc<Memory>,
     pub(crate) cache: Cache,
     pub(crate) counters: Counters,
+    pub(crate) waits: Waits,
     tables: RwLock<HashMap<DatasetName, Arc<Table>>>,
     shards: RwLock<BTreeMap<String, Arc<Shard>>>,
     ownership: RwLock<Arc<Ownership>>,
@@ -100,6 +102,7 @@ impl Core {
             memory,
             config,
             counters: Counters::default(),
+            waits: Waits::new(),
             tables: RwLock::default(),
             shards: RwLock::default(),
             ownership: RwLock::new(Arc::new(Ownership { epoch: 0, map: Err(none) })),

@@ -53,6 +53,8 @@ pub(crate) struct Answer {
     pub(crate) chunks_hit: u64,
     pub(crate) chunks_joined: u64,
     pub(crate) chunks_fetched: u64,
+    /// Time in the head's own queues.
+    pub(crate) queued: Duration,
     pub(crate) stale: bool,
 }
 

@@ -20,7 +20,7 @@ use arrow_flight::{
 use arrow_schema::Schema;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use prost::Message;
-use support::{DATASET, Grid, KNOWN_THROUGH, Published, Row, batches, closes, daily, receipt, spec};
+use support::{DATASET, Grid, KNOWN_THROUGH, Published, Row, batches, closes, daily, minutes, receipt, spec};
 use tonic::Request;
 use trellis_proto::{
     Code, DatasetName, Error, FieldName, SeriesQuery, Symbols, TimeRange, pb, ticket, time::DAY_NS,
@@ -84,15 +84,14 @@ async fn a_json_ticket_is_answered_with_exactly_the_rows_cold_and_warm() {
     assert_eq!(closes(&warm), want);
     let said = receipt(&warm);
     assert_eq!((said.chunks_fetched, said.chunks_joined, said.rows_fetched), (0, 0, 0));
+    assert_eq!(said.queued_us, 0, "nobody was before it");
     assert_eq!(grid.shard.fetches().len(), calls, "a hit asks no shard");
     assert_eq!(warm.len(), 3, "schema, dictionary, rows");
 }
 
 #[tokio::test]
 async fn a_hit_whose_chunks_are_large_enough_to_be_shared_is_whole() {
-    let begin = 10_957 * DAY_NS;
-    let rows = (0..12_000).map(|i| (begin + i * 60_000_000_000, 0, Some(i))).collect();
-    let series = BTreeMap::from([("AMZN".to_owned(), rows)]);
+    let series = BTreeMap::from([("AMZN".to_owned(), minutes(12_000))]);
     let grid = Grid::start(series.clone()).await;
     let query = query(&["AMZN"]);
     for chunks_hit in [0, 1] {
@@ -349,6 +348,31 @@ async fn readers_of_wide_answers_that_stop_hold_one_message_each() {
     drop(stopped);
     messages.extend(stream.try_collect::<Vec<FlightData>>().await.unwrap());
     assert_eq!(closes(&messages), oracle(&series, &query));
+}
+
+#[tokio::test]
+async fn a_receipt_says_how_long_the_answer_stood_in_queues() {
+    let series = BTreeMap::from([("AMZN".to_owned(), minutes(450_000))]);
+    let grid = Grid::start_with(series, |config| config.cache_bytes = 64 << 20).await;
+    let ask = ticket::encode(&query(&["AMZN"]));
+    let mut first = grid.stock_flight().await.do_get(Ticket::new(ask.clone())).await.unwrap().into_inner();
+    // two of this size are more than a unit's share
+    let mut flight = grid.flight().await;
+    let mut same_connection = flight.clone();
+    let second = flight.do_get(Ticket::new(ask));
+    let passed = async {
+        let mut few = query(&["AMZN"]);
+        few.range.end = Some(10_958 * DAY_NS);
+        // which comes after the second, and is small: when it is answered, the second waits
+        let answer = same_connection.do_get(Ticket::new(ticket::encode(&few))).await.unwrap().into_inner();
+        answer.try_collect::<Vec<FlightData>>().await.unwrap();
+        while first.message().await.unwrap().is_some() {}
+    };
+    let (second, ()) = futures::join!(second, passed);
+    let second: Vec<FlightData> = second.unwrap().into_inner().try_collect().await.unwrap();
+    let said = receipt(&second);
+    assert_eq!(said.rows, 450_000);
+    assert!(0 < said.queued_us && said.queued_us <= said.elapsed_us, "{said:?}");
 }
 
 #[tokio::test]

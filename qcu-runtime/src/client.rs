@@ -239,6 +239,7 @@ impl Client {
                 chunks_fetched: receipt.chunks_fetched,
                 rows_fetched: receipt.rows_fetched + second.rows_fetched,
                 elapsed_us: receipt.elapsed_us + second.elapsed_us,
+                queued_us: receipt.queued_us + second.queued_us,
                 ..second
             };
             Ok((part, merged))

@@ -176,6 +176,7 @@ pub fn receipt_json(receipt: &pb::Receipt) -> serde_json::Value {
         "shards": receipt.shards,
         "stale": receipt.stale,
         "elapsed_us": receipt.elapsed_us,
+        "queued_us": receipt.queued_us,
         "head": receipt.head,
     })
 }

@@ -22,6 +22,7 @@ use crate::{
     fair::Turn,
     frame::{self, Column, Framer, Shape, Source, Values},
     head::HeadNode,
+    metrics::Queue,
     plan::{self, Plan, Step},
     slice::{Known, Window},
     stats::Outcome,
@@ -209,7 +210,7 @@ impl Pump {
             Some(bytes) => (false, bytes),
             None => (self.fill(account).await?, self.message_bytes()),
         };
-        let Some(turn) = self.turn(bytes).await? else { return Ok(()) };
+        let Some(turn) = self.turn(bytes, account).await? else { return Ok(()) };
         if self.forgotten.is_some() {
             more = !self.hit(account)? && self.fill(account).await?;
             self.forgotten = None;
@@ -238,12 +239,12 @@ impl Pump {
 
     /// Waits for room and for the unit's turn to frame so many bytes. `None`: before the first message the reader is asked, with a
     /// probe, whether it has room. Its turn may be over when it has.
-    async fn turn(&mut self, bytes: u64) -> Result<Option<Turn>> {
+    async fn turn(&mut self, bytes: u64, account: &mut Account) -> Result<Option<Turn>> {
         if let Some(turn) = self.turn.take().filter(Turn::is_out) {
             return Ok(Some(turn));
         }
-        self.head.engine().room(bytes).await?;
-        let turn = self.head.egress().turn(&self.unit, bytes).await;
+        account.queue(Queue::Memory, pin!(self.head.engine().room(bytes))).await?;
+        let turn = account.queue(Queue::Egress, pin!(self.head.egress().turn(&self.unit, bytes))).await;
         if self.framer.framed().batches > 0 || !self.probe() {
             return Ok(Some(turn));
         }
@@ -271,7 +272,8 @@ impl Pump {
                 if self.is_large() {
                     let bytes = self.plan.rows * self.framer.row_bytes() as f64;
                     let bytes = (bytes as u64).min(plan::STEP_BYTES);
-                    self.admission = Some(self.head.admission().turn(&self.unit, bytes).await);
+                    let turn = pin!(self.head.admission().turn(&self.unit, bytes));
+                    self.admission = Some(account.queue(Queue::Admission, turn).await);
                 }
                 let reading = self.read(&step)?;
                 self.reading = Some((step, reading));
@@ -382,6 +384,7 @@ impl Pump {
                 shards: found.shards.iter().cloned().collect(),
                 stale: answer.stale,
                 elapsed_us: started.elapsed().as_micros() as u64,
+                queued_us: answer.queued.as_micros() as u64,
                 head: head.id().to_owned(),
             };
             receipt.encode_to_vec()

@@ -411,6 +411,12 @@ impl Grid {
     }
 }
 
+/// A row a minute from 2000-01-01 on.
+pub fn minutes(rows: i64) -> Vec<Row> {
+    let start = 10_957 * DAY_NS;
+    (0..rows).map(|i| (start + i * 60_000_000_000, 0, Some(i))).collect()
+}
+
 /// Rows of `days` consecutive days from 2000-01-01 on; learned at 10, every 17th corrected at 20.
 pub fn daily(days: i64, seed: i64) -> Vec<Row> {
     let start = 10_957 * DAY_NS;

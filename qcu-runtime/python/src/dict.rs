@@ -17,7 +17,7 @@ macro_rules! dict {
 pub(crate) fn receipt<'py>(py: Python<'py>, receipt: &pb::Receipt) -> PyResult<Bound<'py, PyDict>> {
     Ok(dict!(py, receipt;
         dataset, as_of_ns, known_through_ns, version_min, version_max, watermark_ns, rows, bytes, chunks_hit,
-        chunks_joined, chunks_fetched, rows_fetched, shards, stale, elapsed_us, head))
+        chunks_joined, chunks_fetched, rows_fetched, shards, stale, elapsed_us, queued_us, head))
 }
 
 pub(crate) fn description<'py>(py: Python<'py>, d: &pb::DatasetDescription) -> PyResult<Bound<'py, PyDict>> {

@@ -34,7 +34,7 @@ def compute(ctx, px):
 RECEIPT = {
     "dataset": "a.b", "as_of_ns": 5, "known_through_ns": 5, "version_min": 1, "version_max": 1, "watermark_ns": None,
     "rows": 1, "bytes": 8, "chunks_hit": 0, "chunks_joined": 0, "chunks_fetched": 1, "rows_fetched": 1,
-    "shards": ["shard-0"], "stale": False, "elapsed_us": 10, "head": "head-0",
+    "shards": ["shard-0"], "stale": False, "elapsed_us": 10, "queued_us": 0, "head": "head-0",
 }  # fmt: skip
 
 

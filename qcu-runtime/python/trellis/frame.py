@@ -48,6 +48,7 @@ class Receipt:
         shards, heads: who answered.
         stale: rows could not be confirmed as the latest (only where `allow_stale` was given).
         elapsed_ms: the slowest head's time for it.
+        queued_ms: the longest time that it waited in a head's queues, because the head was busy.
     """
 
     dataset: str
@@ -66,6 +67,7 @@ class Receipt:
     heads: tuple[str, ...]
     stale: bool
     elapsed_ms: float
+    queued_ms: float
 
     @classmethod
     def _of(cls, reply: dict[str, Any]) -> Receipt:
@@ -77,6 +79,7 @@ class Receipt:
             shards=tuple(reply["shards"]),
             heads=tuple(reply["head"].split(",")),
             elapsed_ms=reply["elapsed_us"] / 1000,
+            queued_ms=reply["queued_us"] / 1000,
             **{name: reply[name] for name in _COUNTS},
         )
 

@@ -25,7 +25,7 @@ impl Answer {
     }
 
     /// The receipts as one: counts are summed, claims are those that hold for all (the least `known_through` and
-    /// watermark, stale if any is), `elapsed_us` is the slowest head's, `head` lists all.
+    /// watermark, stale if any is), `elapsed_us` and `queued_us` are each the slowest head's, `head` lists all.
     #[must_use]
     pub fn receipt(&self) -> pb::Receipt {
         merge_receipts(&self.receipts)
@@ -50,6 +50,7 @@ pub(crate) fn merge_receipts(receipts: &[pb::Receipt]) -> pb::Receipt {
         all.rows_fetched += one.rows_fetched;
         all.stale |= one.stale;
         all.elapsed_us = all.elapsed_us.max(one.elapsed_us);
+        all.queued_us = all.queued_us.max(one.queued_us);
         shards.extend(one.shards.iter().cloned());
         heads.insert(one.head.clone());
     }
@@ -73,6 +74,7 @@ mod tests {
             chunks_hit: 1,
             shards: vec!["s2".into(), "s1".into()],
             elapsed_us: 5,
+            queued_us: 4,
             head: "b".into(),
             ..Default::default()
         };
@@ -85,12 +87,14 @@ mod tests {
             stale: true,
             shards: vec!["s1".into()],
             elapsed_us: 9,
+            queued_us: 1,
             head: "a".into(),
             ..Default::default()
         };
         let all = merge_receipts(&[a.clone(), b]);
         assert_eq!((all.known_through_ns, all.version_min, all.version_max), (8, 3, 11));
-        assert_eq!((all.watermark_ns, all.rows, all.stale, all.elapsed_us), (Some(7), 5, true, 9));
+        assert_eq!((all.watermark_ns, all.rows, all.stale), (Some(7), 5, true));
+        assert_eq!((all.elapsed_us, all.queued_us), (9, 4));
         assert_eq!((all.shards, all.head.as_str()), (vec!["s1".to_owned(), "s2".to_owned()], "a,b"));
         let silent = pb::Receipt { watermark_ns: None, ..a.clone() };
         assert_eq!(merge_receipts(&[a, silent]).watermark_ns, None);
