@@ -199,9 +199,7 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
             s.cancelled_flights
         }),
         ("trellis.head.claims.shed", "{claim}", "Claims refused for lack of memory.", |s| s.shed),
-        ("trellis.head.confirms", "{call}", "Calls that ask a shard what has changed after its log was lost.", |s| {
-            s.confirms
-        }),
+        ("trellis.head.confirms", "{call}", "Checks of what is held after a lost log.", |s| s.confirms),
     ];
     for (name, unit, about, read) in counters {
         let head = head.clone();
@@ -242,7 +240,8 @@ fn of_datasets(meter: &Meter, head: &Weak<HeadNode>) {
             let Some(head) = head.upgrade() else { return };
             for dataset in head.engine().stats().datasets.iter().filter(|d| d.rows_union > 0) {
                 let amplification = dataset.rows_fetched as f64 / dataset.rows_union as f64;
-                observer.observe(amplification, &[KeyValue::new("trellis.dataset", dataset.dataset.to_string())]);
+                let attribute = KeyValue::new("trellis.dataset", dataset.dataset.to_string());
+                observer.observe(amplification, &[attribute]);
             }
         })
         .build();

@@ -14,7 +14,10 @@ use arrow_flight::{
     FlightData, Ticket, flight_service_client::FlightServiceClient, utils::batches_to_flight_data,
 };
 use futures::{FutureExt, Stream, StreamExt, stream};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use trellis_head::{Config, Head};
@@ -71,6 +74,21 @@ struct State {
     syncs: u64,
     /// Known to whoever asks; not among the series.
     version: u64,
+    known_through: i64,
+    /// Position in the log, and who follows it.
+    seq: u64,
+    followers: Vec<mpsc::UnboundedSender<pb::watch_event::Event>>,
+    away: bool,
+}
+
+impl State {
+    fn heartbeat(&self) -> pb::watch_event::Event {
+        pb::watch_event::Event::Heartbeat(pb::Heartbeat {
+            seq: self.seq,
+            known_through_ns: self.known_through,
+            ownership_epoch: 1,
+        })
+    }
 }
 
 /// What became of a publish.
@@ -92,7 +110,7 @@ pub struct FakeShard {
 
 impl FakeShard {
     pub fn new(series: BTreeMap<String, Vec<Row>>) -> Self {
-        let state = State { series, version: 7, ..State::default() };
+        let state = State { series, version: 7, known_through: KNOWN_THROUGH, seq: 1, ..State::default() };
         Self { state: Arc::new(Mutex::new(state)), hold: watch::Sender::new(false) }
     }
     pub fn break_symbol(&self, symbol: &str) {
@@ -100,6 +118,31 @@ impl FakeShard {
     }
     pub fn mend(&self) {
         self.state.lock().unwrap().broken.clear();
+    }
+    /// Tells heads that rows of a symbol have changed, and not which.
+    pub fn touch(&self, symbol: &str) {
+        let mut state = self.state.lock().unwrap();
+        let ts = || state.series[symbol].iter().map(|row| row.0);
+        let (start_ns, end_ns) = (ts().min().unwrap(), ts().max().unwrap() + 1);
+        state.version += 1;
+        state.known_through += 1;
+        state.seq += 1;
+        let change = pb::watch_event::Event::Change(pb::Change {
+            seq: state.seq,
+            dataset: DATASET.into(),
+            version: state.version,
+            known_at_min_ns: state.known_through,
+            known_at_max_ns: state.known_through,
+            spans: vec![pb::SymbolSpan { symbol: symbol.into(), start_ns, end_ns }],
+            ..pb::Change::default()
+        });
+        state.followers.retain(|follower| follower.send(change.clone()).is_ok());
+    }
+    /// The log breaks, and there is no other.
+    pub fn go_away(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.away = true;
+        state.followers.clear();
     }
     pub fn hold(&self, hold: bool) {
         self.hold.send_replace(hold);
@@ -123,7 +166,7 @@ impl FakeShard {
         pb::DatasetDescription {
             spec: Some((&spec()).into()),
             version: state.version,
-            known_through_ns: KNOWN_THROUGH,
+            known_through_ns: state.known_through,
             watermark_ns: None,
             first_ts_ns: ts().min(),
             last_ts_ns: ts().max(),
@@ -156,9 +199,9 @@ impl FakeShard {
             Answer::Batch(ChunkBatch {
                 runs: vec![ChunkRun { range: index, first: range.first, chunk_rows }],
                 version: state.version,
-                known_through: KNOWN_THROUGH,
+                known_through: state.known_through,
                 watermark: None,
-                seq: 1,
+                seq: state.seq,
                 header: data.data_header,
                 body: data.data_body,
             })
@@ -234,20 +277,33 @@ impl shard_server::Shard for FakeShard {
         mut request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let _start = request.get_mut().message().await?;
-        let hello = pb::WatchHello {
-            shard: "shard-0".into(),
-            incarnation: "first".into(),
-            seq: 1,
-            ownership_epoch: 1,
-        };
-        let heartbeat = pb::Heartbeat { seq: 1, known_through_ns: KNOWN_THROUGH, ownership_epoch: 1 };
-        let event = |event| Ok(pb::WatchEvent { event: Some(event) });
-        let beats = stream::unfold((), |()| async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            Some(((), ()))
-        })
-        .map(move |()| event(pb::watch_event::Event::Heartbeat(heartbeat)));
-        Ok(Response::new(stream::iter([event(pb::watch_event::Event::Hello(hello))]).chain(beats).boxed()))
+        let (follower, log) = mpsc::unbounded_channel();
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.away {
+                return Err(Status::unavailable("away"));
+            }
+            let hello = pb::WatchHello {
+                shard: "shard-0".into(),
+                incarnation: "first".into(),
+                seq: state.seq,
+                ownership_epoch: 1,
+            };
+            follower.send(pb::watch_event::Event::Hello(hello)).unwrap();
+            state.followers.push(follower);
+        }
+        let events = stream::unfold((self.clone(), log), |(shard, mut log)| async {
+            let event = match tokio::time::timeout(Duration::from_millis(200), log.recv()).await {
+                Ok(event) => event?,
+                Err(_) => {
+                    let state = shard.state.lock().unwrap();
+                    // one that came meanwhile is before the heartbeat, which knows of it
+                    log.try_recv().unwrap_or_else(|_| state.heartbeat())
+                }
+            };
+            Some((Ok(pb::WatchEvent { event: Some(event) }), (shard, log)))
+        });
+        Ok(Response::new(events.boxed()))
     }
 
     async fn confirm(
@@ -255,7 +311,9 @@ impl shard_server::Shard for FakeShard {
         request: Request<pb::ConfirmRequest>,
     ) -> Result<Response<pb::ConfirmReply>, Status> {
         let unchanged = request.into_inner().held.iter().map(|_| true).collect();
-        Ok(Response::new(pb::ConfirmReply { unchanged, seq: 1, known_through_ns: KNOWN_THROUGH }))
+        let state = self.state.lock().unwrap();
+        let (seq, known_through_ns) = (state.seq, state.known_through);
+        Ok(Response::new(pb::ConfirmReply { unchanged, seq, known_through_ns }))
     }
 
     async fn sync(&self, request: Request<pb::SyncRequest>) -> Result<Response<pb::SyncReply>, Status> {

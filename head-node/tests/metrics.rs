@@ -1,0 +1,139 @@
+//! What a head counts, as it arrives at a real OTLP receiver. One test in a process of its own: telemetry is installed once per
+//! process.
+
+// clippy lets tests unwrap, but not what tests call
+#![allow(clippy::unwrap_used)]
+
+// each test binary uses its own part of it
+#[allow(dead_code, unreachable_pub, missing_docs)]
+mod support;
+
+use std::collections::BTreeMap;
+
+use arrow_flight::Ticket;
+use support::{DATASET, Grid, daily, minutes};
+use tonic::Request;
+use trellis_fabric::{
+    telemetry::{Settings, Telemetry},
+    testing::{
+        OtlpReceiver, Received,
+        opentelemetry_proto::tonic::{
+            common::v1::{KeyValue, any_value::Value},
+            metrics::v1::metric::Data,
+        },
+    },
+};
+use trellis_proto::pb;
+
+fn ask(symbol: &str, rest: &str) -> String {
+    format!(r#"{{"dataset": "{DATASET}", "symbols": ["{symbol}"], "fields": ["close"]{rest}}}"#)
+}
+
+/// Asks the head for its counters until they are as they should be.
+async fn until(grid: &Grid, met: impl Fn(&pb::HeadStats) -> bool) {
+    let mut head = grid.head().await;
+    while !met(&head.stats(pb::StatsRequest {}).await.unwrap().into_inner()) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How many waits in one of the head's queues have been recorded.
+fn waits(received: &Received, queue: &str) -> u64 {
+    let Some(Data::Histogram(waits)) =
+        received.metric("trellis.head.queue.duration").and_then(|m| m.raw.data.as_ref())
+    else {
+        return 0;
+    };
+    let is = |attribute: &KeyValue| {
+        let value = attribute.value.as_ref().and_then(|value| value.value.as_ref());
+        attribute.key == "trellis.queue" && value == Some(&Value::StringValue(queue.to_owned()))
+    };
+    waits.data_points.iter().filter(|point| point.attributes.iter().any(is)).map(|point| point.count).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_head_counts_arrives_at_a_collector() {
+    let receiver = OtlpReceiver::start().unwrap();
+    let settings = Settings { metrics: Some(receiver.endpoint()), ..Settings::default() };
+    let telemetry = Telemetry::init_with("trellis-head", "head-0", &settings);
+    let series = BTreeMap::from([
+        ("AMZN".to_owned(), daily(3_650, 0)),
+        ("MSFT".to_owned(), daily(3_650, 1)),
+        ("NVDA".to_owned(), minutes(450_000)),
+    ]);
+    let grid = Grid::start_with(series, |config| config.cache_bytes = 64 << 20).await;
+
+    for _ in ["cold", "warm"] {
+        grid.get(ask("AMZN", "")).await.unwrap();
+    }
+    // two on one flight, which a change overtakes
+    grid.shard.hold(true);
+    let overtaken = async {
+        until(&grid, |stats| stats.chunks_joined > 0).await;
+        grid.shard.touch("MSFT");
+        until(&grid, |stats| stats.poisoned_flights > 0).await;
+        grid.shard.hold(false);
+    };
+    let (first, second, ()) = futures::join!(grid.get(ask("MSFT", "")), grid.get(ask("MSFT", "")), overtaken);
+    assert!(first.is_ok() && second.is_ok());
+    // a change of what is held, which is then asked for again
+    grid.shard.touch("AMZN");
+    until(&grid, |stats| stats.invalidations > 0).await;
+    grid.get(ask("AMZN", "")).await.unwrap();
+    // a reader that stops with its unit's share, and one that gives up waiting for some of it
+    let wide = || {
+        let mut request = Request::new(Ticket::new(ask("*", "")));
+        request.metadata_mut().insert("trellis-unit", "wide".parse().unwrap());
+        request
+    };
+    let flight = grid.stock_flight().await;
+    let stopped = flight.clone().do_get(wide()).await.unwrap();
+    let mut impatient = wide();
+    impatient.metadata_mut().insert("grpc-timeout", "80m".parse().unwrap());
+    assert!(flight.clone().do_get(impatient).await.is_err());
+    until(&grid, |stats| stats.requests == 6).await;
+    // one whose rows are on their way
+    grid.shard.hold(true);
+    let mut fetching = flight.clone();
+    let volume = ask("MSFT", "").replace("close", "volume");
+    let fetching = tokio::spawn(async move { fetching.do_get(Ticket::new(volume)).await });
+    until(&grid, |stats| stats.in_flight_bytes > 0).await;
+    // and no shard
+    grid.shard.go_away();
+    while grid.get(ask("AMZN", "")).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    grid.get(ask("AMZN", r#", "allow_stale": true"#)).await.unwrap();
+    telemetry.shutdown().await;
+    fetching.abort();
+    drop(stopped);
+
+    let received = receiver.received();
+    let total =
+        |name, attributes: &[(&str, &str)]| received.metric(name).and_then(|metric| metric.total(attributes));
+    let counted: [(&str, &[(&str, &str)]); 11] = [
+        ("trellis.head.chunks", &[("trellis.source", "hit")]),
+        ("trellis.head.chunks", &[("trellis.source", "joined")]),
+        ("trellis.head.chunks", &[("trellis.source", "fetched")]),
+        ("trellis.head.upstream.rows", &[]),
+        ("trellis.head.upstream.calls", &[]),
+        ("trellis.head.memory", &[("trellis.state", "resident")]),
+        ("trellis.head.memory", &[("trellis.state", "in_flight")]),
+        ("trellis.head.memory", &[("trellis.state", "pinned")]),
+        ("trellis.head.invalidations", &[]),
+        ("trellis.head.flights.poisoned", &[]),
+        ("trellis.head.reads.stale", &[("trellis.dataset", DATASET)]),
+    ];
+    for (name, attributes) in counted {
+        let value = total(name, attributes);
+        assert!(value.is_some_and(|value| value > 0.0), "{name} {attributes:?}: {value:?}");
+    }
+    let amplification = total("trellis.head.amplification", &[("trellis.dataset", DATASET)]).unwrap();
+    assert!(amplification > 1.0, "AMZN was fetched twice: {amplification}");
+    for queue in ["admission", "shard"] {
+        assert!(waits(&received, queue) > 0, "{queue}: {:?}", received.metric("trellis.head.queue.duration"));
+    }
+    for name in ["trellis.head.confirms", "trellis.head.claims.shed", "trellis.head.evictions"] {
+        assert!(total(name, &[]).is_some(), "{name}");
+    }
+}
