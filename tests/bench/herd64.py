@@ -101,6 +101,7 @@ def _herd(report: Report, on: Stage, dataset: str, symbols: list[str]) -> None:
         statistics.median(amplified),
         "x",
         bar=FETCHED,
+        peer="union of the windows",
         detail={
             "rows asked / union": round(statistics.median(asked), 1),
             "worst round": round(max(amplified), 3),

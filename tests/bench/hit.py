@@ -14,6 +14,7 @@ from typing import Any
 from grid import OUT, ROUNDS, SPAN, built, grid, start, stop
 from market import LARGE, QUESTIONS
 from report import Report
+from versions import WIRE, ours
 
 # Cores of the servers, and of the client.
 PLACEMENTS = {"two cores": ("1", "0"), "one core": ("0", "0")}
@@ -28,7 +29,8 @@ FLOORS = {"echo": "tonic unary echo", "tcp": "loopback TCP"}
 
 
 def table(state: Path) -> None:
-    report = Report("hit", f"hit path, Rust client: medians of {ROUNDS} rounds, ratios inside each round")
+    title = f"hit path, Rust client: medians of {ROUNDS} rounds, ratios inside each round"
+    report = Report("hit", title, ours(WIRE))
     bench = built("hit-bench")
     if bench is None:
         return

@@ -209,12 +209,13 @@ def table(folder: Path) -> None:
     """Measures, prints and writes."""
     from grid import OUT, built
     from report import Report, say
+    from versions import STORE, WIRE, ours
 
     binary = built("publish-bench")
     if binary is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report("publish", "publishes of 500 rows, durable and acknowledged")
+    report = Report("publish", "publishes of 500 rows, durable and acknowledged", ours(WIRE + STORE))
     for publishers in PUBLISHERS:
         ours = grid(binary, folder, publishers, report)
         for peer, measured in peers(folder, publishers):

@@ -7,11 +7,12 @@ import subprocess
 
 from grid import OUT, built
 from report import Failure, Report, say
+from versions import STORE, WIRE, ours
 
 
 def table(name: str, title: str, bench: str, servers: list[str]) -> None:
     """Runs `bench SERVER...`."""
-    report = Report(name, title)
+    report = Report(name, title, ours(WIRE + STORE))
     binary = built(bench)
     if binary is None:
         return

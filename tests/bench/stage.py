@@ -19,6 +19,7 @@ import servers
 from grid import Grid, grid
 from market import Question
 from report import Failure, say
+from versions import WIRE, ours
 from workers import WorkerError, Workers
 
 # The server that a target asks, where it is not the grid.
@@ -47,7 +48,7 @@ class Stage:
             "symbols": str(folder / "symbols"),
             "answers": str(folder / "answers"),
         }
-        self.versions: dict[str, str] = {}
+        self.versions = ours(WIRE)
 
     def copy_symbols(self, symbols: dict[str, list[str]]) -> None:
         """A Parquet file for each symbol: what a user of polars would keep."""

@@ -290,6 +290,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
             .detail(json!({"corrections": published.corrections + published_now.corrections})),
         Figure::lower("steady: chunks touched / chunks changed", touched as f64 / changed as f64, "x")
             .bar(1.05)
+            .peer("chunks that the publishes changed, at each head")
             .detail(json!({
                 "touched": touched, "changed": changed, "poisoned_flights": sum(&after, |stats| stats.poisoned_flights),
                 "counted": "a change of a chunk that a head does not hold touches nothing there",
