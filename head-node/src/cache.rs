@@ -195,12 +195,14 @@ mod tests {
             }
         });
         cache.settle();
-        let (resident, budget) = (memory.resident() as f64, memory.budget() as f64);
+        // as the benches read it
         println!(
-            "{inserts} insertions, {} evictions: {:.4} of the budget is used",
+            r#"{{"insertions": {inserts}, "evictions": {}, "resident_bytes": {}, "budget_bytes": {}}}"#,
             cache.evictions(),
-            resident / budget
+            memory.resident(),
+            memory.budget()
         );
+        let (resident, budget) = (memory.resident() as f64, memory.budget() as f64);
         assert!(resident <= budget, "{resident} of {budget}");
         assert!(resident >= 0.98 * budget, "{resident} of {budget} after {inserts} insertions");
     }
