@@ -94,7 +94,11 @@ def _herd(report: Report, on: Stage, dataset: str, symbols: list[str]) -> None:
             "x",
             bar=OF_BEST if target == best else None,
             peer=titles[target],
-            detail={"ours_ms": round(medians["Wheel"], 2), "theirs_ms": round(medians[target], 2)},
+            detail={
+                "seed": market.SEED,
+                "ours_ms": round(medians["Wheel"], 2),
+                "theirs_ms": round(medians[target], 2),
+            },
         )
     report.add(
         f"{dataset}: rows fetched upstream / union of the windows",

@@ -115,6 +115,7 @@ def _figures(report: Report, cell: Cell, titles: dict[str, str]) -> None:
             better=better,
             peer=titles[to if of in OURS else of],
             detail={
+                "seed": market.SEED,
                 unit: round(scale * cell.median(of, what), 3),
                 f"peer's {unit}" if of in OURS else f"ours {unit}": round(scale * cell.median(to, what), 3),
             },

@@ -2,9 +2,9 @@
 //!
 //! `hit-bench floor` serves both floors and prints their addresses, the echo's and TCP's, as one line.
 //! `hit-bench loop HEAD TICKET N` asks N times and prints microseconds per answer: something to hold a profiler to.
-//! `hit-bench run HEAD ECHO TCP TICKET ROUNDS SECONDS` prints one line of JSON: the answer's rows and bytes, and for 1 and
-//! for 16 connections the median over rounds of each target's p50 and requests per second, and the medians of the ratios
-//! inside each round. The targets:
+//! `hit-bench run HEAD ECHO TCP TICKET ROUNDS SECONDS SEED` prints one line of JSON: the answer's rows and bytes, the seed, and
+//! for 1 and for 16 connections the median over rounds of each target's p50 and requests per second, and the medians of the
+//! ratios inside each round. In each round every target is timed once, in random order. The targets:
 //!
 //! * `echo`: an empty tonic call, the least that gRPC costs;
 //! * `tcp`: as many bytes as the answer has, from a socket into one buffer, the least that moving them costs;
@@ -42,6 +42,7 @@ use trellis_fabric::{
 };
 use trellis_proto::SeriesQuery;
 use trellis_qcu::client::{Client, ClientOptions};
+use trellis_tests::rng::Rng;
 
 /// Bytes of an echoed message: a small request, as a ticket is.
 const ECHO_BYTES: usize = 64;
@@ -235,7 +236,14 @@ impl Rounds {
     }
 }
 
-async fn run(head: &str, echo: &str, tcp: &str, ticket: &str, rounds: usize, span: Duration) -> Result<()> {
+/// How often, how long and in which order targets are timed.
+struct Timing {
+    rounds: usize,
+    span: Duration,
+    seed: u64,
+}
+
+async fn run(head: &str, echo: &str, tcp: &str, ticket: &str, timing: &Timing) -> Result<()> {
     let query = trellis_proto::ticket::decode(ticket.as_bytes())?;
     let request = message(&query)?;
     let (mut rows, mut bytes) = (0, 0);
@@ -270,15 +278,20 @@ async fn run(head: &str, echo: &str, tcp: &str, ticket: &str, rounds: usize, spa
             }
         }
     }
-    let mut figures =
-        serde_json::Map::from_iter([("rows".to_owned(), json!(rows)), ("bytes".to_owned(), json!(bytes))]);
+    let mut rng = Rng::new(timing.seed);
+    let mut figures = serde_json::Map::from_iter([
+        ("rows".to_owned(), json!(rows)),
+        ("bytes".to_owned(), json!(bytes)),
+        ("seed".to_owned(), json!(timing.seed)),
+    ]);
     for connections in [1, CONNECTIONS] {
         let mut all: [Rounds; 4] = Default::default();
-        for round in 0..rounds {
-            // Each round begins with another, so that drift of the machine favours none.
-            for turn in 0..targets.len() {
-                let which = (round + turn) % targets.len();
-                let (p50, rps) = time(&targets[which].1[..connections], span).await?;
+        for _ in 0..timing.rounds {
+            // Neither drift of the machine nor what ran before favours any.
+            let mut left: Vec<usize> = (0..targets.len()).collect();
+            while !left.is_empty() {
+                let which = left.swap_remove(rng.below(left.len()));
+                let (p50, rps) = time(&targets[which].1[..connections], timing.span).await?;
                 all[which].p50_us.push(p50);
                 all[which].rps.push(rps);
             }
@@ -323,13 +336,17 @@ async fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["floor"] => serve_floor().await,
-        ["run", head, echo, tcp, ticket, rounds, seconds] => {
-            let span = Duration::from_secs_f64(seconds.parse().context("SECONDS")?);
-            run(head, echo, tcp, ticket, rounds.parse().context("ROUNDS")?, span).await
+        ["run", head, echo, tcp, ticket, rounds, seconds, seed] => {
+            let timing = Timing {
+                rounds: rounds.parse().context("ROUNDS")?,
+                span: Duration::from_secs_f64(seconds.parse().context("SECONDS")?),
+                seed: seed.parse().context("SEED")?,
+            };
+            run(head, echo, tcp, ticket, &timing).await
         }
         ["loop", head, ticket, n] => ask(head, ticket, n.parse().context("N")?).await,
         _ => bail!(
-            "usage: hit-bench floor | hit-bench loop HEAD TICKET N | hit-bench run HEAD ECHO TCP TICKET ROUNDS SECONDS"
+            "usage: hit-bench floor | loop HEAD TICKET N | run HEAD ECHO TCP TICKET ROUNDS SECONDS SEED"
         ),
     }
 }
