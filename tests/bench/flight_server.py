@@ -1,27 +1,48 @@
 """`flight_server.py FOLDER`: Arrow Flight's C++ server with the tables of a folder in memory; prints its
 address.
 
-A ticket is a file's name. Only the choice of the table is Python; rows go out as C++ sends them.
+A ticket is a file's path in the folder, without its suffix, and all of it is the answer; or JSON of `table`,
+the same path, `columns`, `start` and `end`, which has the table cut by `ts`. The choice and the cut, which
+copies nothing, are Python; rows go out as C++ sends them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.flight as flight
+import pyarrow.parquet as pq
+
+
+def read(path: Path) -> pa.Table:
+    if path.suffix == ".parquet":
+        # in one piece, so that a cut of it is one batch
+        return pq.read_table(path).combine_chunks()
+    return pa.ipc.open_stream(path.read_bytes()).read_all()
 
 
 class Server(flight.FlightServerBase):
     def __init__(self, folder: Path) -> None:
         super().__init__("grpc://127.0.0.1:0")
-        self.tables = {
-            path.stem: pa.ipc.open_stream(path.read_bytes()).read_all() for path in folder.iterdir()
+        files = (path for path in folder.rglob("*") if path.is_file())
+        self.tables = {str(path.relative_to(folder).with_suffix("")): read(path) for path in files}
+        self.times = {
+            name: table.column("ts").cast(pa.timestamp("ns", "UTC")).cast("int64").to_numpy()
+            for name, table in self.tables.items()
         }
 
     def do_get(self, _context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
-        return flight.RecordBatchStream(self.tables[ticket.ticket.decode()])
+        asked = ticket.ticket.decode()
+        if not asked.startswith("{"):
+            return flight.RecordBatchStream(self.tables[asked])
+        cut = json.loads(asked)
+        first, end = self.times[cut["table"]].searchsorted([cut["start"], cut["end"]])
+        return flight.RecordBatchStream(
+            self.tables[cut["table"]].select(cut["columns"]).slice(first, end - first)
+        )
 
 
 if __name__ == "__main__":

@@ -132,12 +132,12 @@ def postgres(log: Path, **settings: object) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def arrow_flight(answers: Path, log: Path) -> Iterator[str]:
+def arrow_flight(tables: Path, log: Path) -> Iterator[str]:
     """Arrow Flight's C++ server, which holds the tables of a folder. Its address."""
     program = Path(__file__).with_name("flight_server.py")
     with log.open("w") as out:
         process = start(
-            [str(install.PYTHON), str(program), str(answers)], stdout=subprocess.PIPE, stderr=out, text=True
+            [str(install.PYTHON), str(program), str(tables)], stdout=subprocess.PIPE, stderr=out, text=True
         )
     try:
         address = process.stdout.readline().strip()

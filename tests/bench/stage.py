@@ -23,7 +23,13 @@ from versions import WIRE, ours
 from workers import WorkerError, Workers
 
 # The server that a target asks, where it is not the grid.
-SERVERS = {"RedisAnswer": "redis", "RedisSeries": "redis", "Postgres": "postgres", "ArrowFlight": "flight"}
+SERVERS = {
+    "RedisAnswer": "redis",
+    "RedisSeries": "redis",
+    "Postgres": "postgres",
+    "ArrowFlight": "flight",
+    "ArrowFlightSeries": "flight-series",
+}
 
 # As the lake's files have them.
 ROW_GROUP = 65_536
@@ -103,6 +109,7 @@ class Stage:
             "redis": lambda: servers.redis(log),
             "postgres": lambda: servers.postgres(log),
             "flight": lambda: servers.arrow_flight(self.folder / "answers", log),
+            "flight-series": lambda: servers.arrow_flight(self.folder / "symbols", log),
         }[name]
         try:
             self.world[name] = self.cleanup.enter_context(enter())

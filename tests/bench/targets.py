@@ -137,6 +137,24 @@ class ArrowFlight(_Flight):
         return question["name"]
 
 
+class ArrowFlightSeries(_Flight):
+    """Arrow Flight's C++ server, which holds all of a symbol and cuts it."""
+
+    title = "Arrow Flight C++ server, cutting a symbol's table"
+    modules = ("json", "pyarrow.flight")
+    address = "flight-series"
+
+    def ticket(self, question: dict[str, Any]) -> str:
+        return self.json.dumps(
+            {
+                "table": f"{question['dataset']}/{question['symbols'][0]}",
+                "columns": self.columns(question),
+                "start": question["start"],
+                "end": question["end"],
+            }
+        )
+
+
 class _Redis(Target):
     packages = ("redis", "hiredis", "pyarrow")
     modules = ("redis", "pyarrow")
@@ -339,6 +357,7 @@ TARGETS = {
         WheelAgain,
         StockFlight,
         ArrowFlight,
+        ArrowFlightSeries,
         RedisAnswer,
         RedisSeries,
         ArcticDb,
