@@ -1,7 +1,13 @@
 //! A gate between two processes: a TCP proxy that can hold what flows back, and cut every connection. It makes "while the
-//! answer is on its way" a state that a test can stand in, instead of a race.
+//! answer is on its way" a state that a test can stand in, instead of a race. And it counts what flows back.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -25,6 +31,7 @@ pub struct Gate {
     addr: SocketAddr,
     state: Arc<watch::Sender<State>>,
     target: Arc<watch::Sender<SocketAddr>>,
+    answered: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -38,21 +45,28 @@ impl Gate {
         let addr = listener.local_addr()?;
         let state = Arc::new(watch::Sender::new(State::Open));
         let target = Arc::new(watch::Sender::new(target));
-        let (states, targets) = (state.clone(), target.clone());
+        let answered = Arc::<AtomicU64>::default();
+        let (states, targets, count) = (state.clone(), target.clone(), answered.clone());
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let (target, states) = (*targets.borrow(), states.subscribe());
-                connections.spawn(pass(client, target, states));
+                connections.spawn(pass(client, target, states, count.clone()));
             }
         });
-        Ok(Self { addr, state, target, task })
+        Ok(Self { addr, state, target, answered, task })
     }
 
     /// Where clients connect.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Bytes that the server has sent to clients: what a client has received is among them.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Relaxed)
     }
 
     /// New connections go to `target`.
@@ -82,7 +96,12 @@ impl Drop for Gate {
     }
 }
 
-async fn pass(client: TcpStream, target: SocketAddr, mut states: watch::Receiver<State>) {
+async fn pass(
+    client: TcpStream,
+    target: SocketAddr,
+    mut states: watch::Receiver<State>,
+    answered: Arc<AtomicU64>,
+) {
     if *states.borrow_and_update() == State::Cut {
         return;
     }
@@ -100,6 +119,7 @@ async fn pass(client: TcpStream, target: SocketAddr, mut states: watch::Receiver
             if n == 0 || states.wait_for(|state| *state != State::Held).await.is_err() {
                 return std::io::Result::Ok(());
             }
+            answered.fetch_add(n as u64, Relaxed);
             to_client.write_all(&buffer[..n]).await?;
         }
     };
