@@ -1,20 +1,21 @@
 //! One unit that asks for everything, over and over, beside eight light units of small reads.
 //!
-//! Measured: p99 of the light units with the hog against without, in alternation. Two hogs: one of wide questions, one of a
-//! flood of small ones. Everything is cached, so that heads and not shards are shared.
+//! Measured: p99 of the light units with the hog against without, in alternation. Three hogs: one of wide questions and one of
+//! a flood of small ones, where everything is cached, so that heads and not shards are shared; and one of wide questions
+//! about ranges that are not cached, beside light units each of whose reads is of a chunk that nobody has asked for.
 //!
 //! Expected: 1.5 at most for wide answers, whose messages take turns by bytes. The hog's own client is the other half of the
 //! machine's work here; it runs on a thread of the lowest priority, so that it costs the light units no more than it would on
 //! a machine of its own.
 //!
 //! Control: the same hog reads from another head on this machine, with which the light units have nothing to do. What that
-//! does to their p99 is the machine's part (two cores, the kernel's time slices, memory bandwidth), and about the least that
-//! fairness inside a head can reach here.
+//! does to their p99 is the machine's part (two cores, the kernel's time slices, memory bandwidth; of cold reads, the shards',
+//! too), and about the least that fairness inside a head can reach here.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -23,37 +24,93 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use serde_json::json;
+use trellis_fabric::channel::ChannelOptions;
+use trellis_proto::{Error, ticket};
 
 use crate::{
     Bench,
     figure::{Figure, median},
     head::Head,
-    load::{self, Pool},
+    load::{self, Load, Pool},
     market::{ALL, Ask, CLOSE, DAYS},
 };
 
-const CACHE: &str = "512MiB";
 const LIGHT_UNITS: usize = 8;
-/// Reads a second of each light unit.
-const RATE: f64 = 40.0;
 const LIGHT_DAYS: i64 = 365;
-const SPAN: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
+/// Tasks of a hog of wide questions, and of small ones.
+const WIDE_LANES: usize = 4;
+const SMALL_LANES: usize = 64;
 /// The lowest priority that Linux has.
 const LOWEST_PRIORITY: i32 = 19;
+/// Days between two chunks of a symbol that light units ask for cold: the length of a chunk.
+const CHUNK_DAYS: i64 = 64;
+
+/// How often the light units read, for how long, at heads with how much room.
+#[derive(Clone, Copy)]
+struct Pace {
+    cache: &'static str,
+    /// Reads a second of each light unit.
+    rate: f64,
+    span: Duration,
+}
+
+const WARM: Pace = Pace { cache: "512MiB", rate: 40.0, span: Duration::from_secs(2) };
+/// The cache holds less than the hog asks for, and each read is work for a shard.
+const COLD: Pace = Pace { cache: "16MiB", rate: 10.0, span: Duration::from_secs(4) };
 
 /// A hog's client: a thread of its own with a runtime of its own.
 struct Hog {
     stop: Arc<AtomicBool>,
-    bytes: Arc<AtomicU64>,
+    read: Arc<Read>,
     thread: std::thread::JoinHandle<Result<()>>,
 }
 
+/// What a hog has read.
+#[derive(Default)]
+struct Read {
+    bytes: AtomicU64,
+    chunks: AtomicU64,
+    chunks_hit: AtomicU64,
+    shed: AtomicU64,
+}
+
+impl Read {
+    /// Notes one answer; a refusal for want of room is one.
+    fn add(&self, outcome: load::Outcome) -> Result<()> {
+        match outcome {
+            Ok((bytes, receipt)) => {
+                self.bytes.fetch_add(bytes, Relaxed);
+                self.chunks_hit.fetch_add(receipt.chunks_hit, Relaxed);
+                let chunks = receipt.chunks_hit + receipt.chunks_joined + receipt.chunks_fetched;
+                self.chunks.fetch_add(chunks, Relaxed);
+            }
+            Err(status) => {
+                let error = Error::from_status(&status);
+                if !error.retryable() {
+                    return Err(error).context("a read of the hog failed");
+                }
+                self.shed.fetch_add(1, Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn hit_rate(&self) -> f64 {
+        self.chunks_hit.load(Relaxed) as f64 / self.chunks.load(Relaxed) as f64
+    }
+
+    fn mib_per_second(&self, span: Duration) -> f64 {
+        self.bytes.load(Relaxed) as f64 / span.as_secs_f64() / f64::from(1 << 20)
+    }
+}
+
 impl Hog {
-    /// `lanes` tasks that read `ticket` over and over, each over a connection of its own.
-    fn start(head: &Head, ticket: Bytes, lanes: usize) -> Result<Self> {
-        let (stop, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counted, addr) = (stop.clone(), bytes.clone(), head.addr.clone());
+    /// As many tasks as there are `lanes`, each of which reads its ticket over and over, over a connection of its own.
+    fn start(head: &Head, lanes: &[Bytes]) -> Result<Self> {
+        let (stop, read) = (Arc::new(AtomicBool::new(false)), Arc::new(Read::default()));
+        let (stopped, counted) = (stop.clone(), read.clone());
+        let (addr, lanes) = (head.addr.clone(), lanes.to_vec());
         let thread = std::thread::Builder::new().name("hog".to_owned()).spawn(move || {
             // SAFETY: changes the priority of the calling thread only, as Linux takes 0 for it.
             if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST_PRIORITY) } != 0 {
@@ -61,84 +118,119 @@ impl Hog {
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let options = trellis_fabric::channel::ChannelOptions::of_unit("hog");
-                let pool = Pool::connect(&addr, &options, lanes)?;
-                let lane = |_| async {
+                let pool = Pool::connect(&addr, &ChannelOptions::of_unit("hog"), lanes.len())?;
+                let lane = |ticket: Bytes| async {
+                    let ticket = ticket;
                     while !stopped.load(Relaxed) {
-                        counted.fetch_add(load::read(pool.get(), ticket.clone()).await?.0, Relaxed);
+                        counted.add(load::read(pool.get(), ticket.clone()).await)?;
                     }
                     anyhow::Ok(())
                 };
-                try_join_all((0..lanes).map(lane)).await?;
+                try_join_all(lanes.into_iter().map(lane)).await?;
                 Ok(())
             })
         })?;
-        Ok(Self { stop, bytes, thread })
+        Ok(Self { stop, read, thread })
     }
 
-    /// Ends it. Returns the bytes that it has read.
-    async fn stop(self) -> Result<u64> {
+    /// Ends it. Returns what it has read.
+    async fn stop(self) -> Result<Arc<Read>> {
         self.stop.store(true, Relaxed);
         let ended = tokio::task::spawn_blocking(|| self.thread.join()).await?;
         ended.map_err(|_| anyhow::anyhow!("the hog panicked"))??;
-        Ok(self.bytes.load(Relaxed))
+        Ok(self.read)
     }
+}
+
+/// The light units: a connection each, and the question that each asks next.
+struct Light<'a> {
+    units: Vec<Pool>,
+    next: &'a (dyn Fn(usize) -> Result<Bytes> + Sync),
+    pace: Pace,
+}
+
+impl Light<'_> {
+    async fn reads(&self) -> Result<Load> {
+        let Pace { rate, span, .. } = self.pace;
+        let units = self.units.iter().enumerate();
+        let units = units.map(|(unit, pool)| load::paced(pool, rate, span, move |_| (self.next)(unit)));
+        Ok(load::together(try_join_all(units).await?))
+    }
+}
+
+/// The light units of `head` without a hog, with it at `other`, and with it at their own head.
+async fn beside(name: &str, lanes: &[Bytes], light: &Light<'_>, head: &Head, other: &Head) -> Result<Figure> {
+    let span = light.pace.span;
+    let (mut ratios, mut controls, mut times) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut hogged, mut hogged_other, mut hog_hits) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut light_hits, mut light_shed, mut hog_shed) = (Vec::new(), 0, 0);
+    for _ in 0..ROUNDS {
+        let alone = light.reads().await?;
+        let hog = Hog::start(other, lanes)?;
+        let control = light.reads().await?;
+        hogged_other.push(hog.stop().await?.mib_per_second(span));
+        let hog = Hog::start(head, lanes)?;
+        let both = light.reads().await?;
+        let read = hog.stop().await?;
+        hogged.push(read.mib_per_second(span));
+        hog_hits.push(read.hit_rate());
+        hog_shed += read.shed.load(Relaxed);
+        ratios.push(both.quantile(0.99) / alone.quantile(0.99));
+        controls.push(control.quantile(0.99) / alone.quantile(0.99));
+        light_hits.push(both.hit_rate());
+        light_shed += alone.shed + control.shed + both.shed;
+        times.push([&alone, &control, &both].map(|load| (load.quantile(0.5), load.quantile(0.99))));
+    }
+    Ok(Figure::lower(&format!("hog of {name}: p99 of light units / without"), median(ratios.clone()), "x")
+        .bar(1.5)
+        .peer("the same light units without the hog; control: with the hog at another head")
+        .detail(json!({
+            "light_units": LIGHT_UNITS, "reads_per_second_each": light.pace.rate, "cache": light.pace.cache,
+            "hog_tasks": lanes.len(), "hog_client": format!("one thread, niced to {LOWEST_PRIORITY}"), "ratios": ratios,
+            "control_hog_at_another_head": median(controls.clone()), "control_ratios": controls,
+            "hog_mib_per_second": hogged, "control_hog_mib_per_second": hogged_other, "hog_hit_rate": hog_hits,
+            "hog_shed": hog_shed, "light_hit_rate": light_hits, "light_shed": light_shed,
+            "p50_p99_ms_alone_control_beside": times,
+        })))
+}
+
+async fn units(head: &Head) -> Result<Vec<Pool>> {
+    let units = (0..LIGHT_UNITS).map(|unit| async move { head.connect(&format!("light-{unit}"), 1).await });
+    try_join_all(units).await
 }
 
 pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let market = &bench.market;
-    let (head, other) = (bench.head(CACHE).await?, bench.head(CACHE).await?);
+    let (head, other) = (bench.head(WARM.cache).await?, bench.head(WARM.cache).await?);
     let all = market.ticket_of_all()?;
-    let mut light = Vec::new();
-    for unit in 0..LIGHT_UNITS {
-        let ask = Ask { symbol: unit, start: DAYS - LIGHT_DAYS, end: DAYS };
-        light.push((head.connect(&format!("light-{unit}"), 1).await?, market.ticket(ask, CLOSE)?));
-    }
     for head in [&head, &other] {
         load::read(head.connect("warm", 1).await?.get(), all.clone()).await?;
     }
-
+    let same = |unit| market.ticket(Ask { symbol: unit, start: DAYS - LIGHT_DAYS, end: DAYS }, CLOSE);
+    let light = Light { units: units(&head).await?, next: &same, pace: WARM };
     let flood = market.ticket(Ask { symbol: LIGHT_UNITS, start: 0, end: DAYS }, ALL)?;
-    // name, what the hog asks, in how many tasks
-    let hogs = [("wide questions", all, 4), ("a flood of small ones", flood, 64)];
     let mut figures = Vec::new();
-    for (name, ticket, lanes) in hogs {
-        let (mut ratios, mut controls, mut times) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut hogged, mut hogged_other) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let alone = reads(&light).await?;
-            let hog = Hog::start(&other, ticket.clone(), lanes)?;
-            let control = reads(&light).await?;
-            hogged_other.push(mib_per_second(hog.stop().await?));
-            let hog = Hog::start(&head, ticket.clone(), lanes)?;
-            let beside = reads(&light).await?;
-            hogged.push(mib_per_second(hog.stop().await?));
-            ratios.push(beside.1 / alone.1);
-            controls.push(control.1 / alone.1);
-            times.push([alone, control, beside]);
-        }
-        figures.push(
-            Figure::lower(&format!("hog of {name}: p99 of light units / without"), median(ratios.clone()), "x")
-                .bar(1.5)
-                .peer("the same light units without the hog")
-                .detail(json!({
-                    "light_units": LIGHT_UNITS, "reads_per_second_each": RATE, "hog_tasks": lanes, "ratios": ratios,
-                    "control_hog_at_another_head": median(controls.clone()), "control_ratios": controls,
-                    "hog_mib_per_second": hogged, "control_hog_mib_per_second": hogged_other,
-                    "p50_p99_ms_alone_control_beside": times,
-                })),
-        );
+    for (name, lanes) in
+        [("wide questions", vec![all; WIDE_LANES]), ("a flood of small ones", vec![flood; SMALL_LANES])]
+    {
+        figures.push(beside(name, &lanes, &light, &head, &other).await?);
     }
+
+    // The hog has one half of the symbols, in four parts, and the light units the other, a chunk for each read.
+    let (head, other) = (bench.head(COLD.cache).await?, bench.head(COLD.cache).await?);
+    let half = market.symbols / 2;
+    let part = (market.symbols - half).div_ceil(WIDE_LANES);
+    let asked = AtomicUsize::new(0);
+    let fresh = |_| {
+        let n = asked.fetch_add(1, Relaxed);
+        let day = (n / half) as i64 * CHUNK_DAYS % DAYS;
+        Ok(ticket::encode(&market.query_chunk(n % half, day, CLOSE)?))
+    };
+    let light = Light { units: units(&head).await?, next: &fresh, pace: COLD };
+    let lanes = (half..market.symbols)
+        .step_by(part)
+        .map(|first| market.ticket_of(first..(first + part).min(market.symbols)));
+    let lanes = lanes.collect::<Result<Vec<_>>>()?;
+    figures.push(beside("cold wide questions", &lanes, &light, &head, &other).await?);
     Ok(figures)
-}
-
-fn mib_per_second(bytes: u64) -> f64 {
-    bytes as f64 / SPAN.as_secs_f64() / f64::from(1 << 20)
-}
-
-/// p50 and p99 over all light units, milliseconds.
-async fn reads(light: &[(Pool, Bytes)]) -> Result<(f64, f64)> {
-    let units = light.iter().map(|(pool, ticket)| load::paced(pool, RATE, SPAN, |_| Ok(ticket.clone())));
-    let load = load::together(try_join_all(units).await?).whole()?;
-    Ok((load.quantile(0.5), load.quantile(0.99)))
 }

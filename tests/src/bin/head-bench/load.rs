@@ -22,7 +22,7 @@ use trellis_fabric::{
 use trellis_proto::{Error, pb};
 
 /// Bytes of the bodies and the receipt, or why there are none.
-type Outcome = Result<(u64, pb::Receipt), tonic::Status>;
+pub(crate) type Outcome = Result<(u64, pb::Receipt), tonic::Status>;
 
 /// A given number of connections to one head, taken in turn: how many there are is part of what is measured.
 pub(crate) struct Pool {

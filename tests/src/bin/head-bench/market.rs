@@ -49,7 +49,7 @@ pub(crate) fn sessions(start: i64, end: i64) -> u64 {
     (start..end).filter(|day| is_session(*day)).count() as u64
 }
 
-fn name(symbol: usize) -> String {
+pub(crate) fn name(symbol: usize) -> String {
     format!("S{symbol:03}")
 }
 
@@ -129,6 +129,23 @@ impl Market {
 
     pub(crate) fn ticket(&self, ask: Ask, fields: &[&str]) -> Result<Bytes> {
         Ok(ticket::encode(&self.query_one(ask, fields)?))
+    }
+
+    /// The whole chunk that `day` lies in.
+    pub(crate) fn query_chunk(&self, symbol: usize, day: i64, fields: &[&str]) -> Result<SeriesQuery> {
+        let mut query = self.query_one(Ask { symbol, start: day, end: day + 1 }, fields)?;
+        let chunk = self.chunk_of(day);
+        query.range = TimeRange::new(Some(self.spec.chunk.start(chunk)), Some(self.spec.chunk.end(chunk)))?;
+        Ok(query)
+    }
+
+    pub(crate) fn chunk_of(&self, day: i64) -> i64 {
+        self.spec.chunk.chunk_of(self.first + day * DAY_NS)
+    }
+
+    /// Everything of these symbols, as one question.
+    pub(crate) fn ticket_of(&self, symbols: std::ops::Range<usize>) -> Result<Bytes> {
+        Ok(ticket::encode(&self.query(Symbols::new(symbols.map(name))?, ALL, 0, DAYS)?))
     }
 
     /// Everything there is, as one question.
