@@ -76,6 +76,12 @@ impl Grid {
         self.heads[index].addr
     }
 
+    /// Address of shard `index`, past its gate, while it runs.
+    #[must_use]
+    pub fn shard(&self, index: usize) -> Option<SocketAddr> {
+        self.shards[index].as_ref().map(|shard| shard.addr)
+    }
+
     /// A client of all heads.
     ///
     /// # Errors

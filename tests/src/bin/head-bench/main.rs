@@ -11,7 +11,7 @@
 //! | `market` | the rows, who asks for what, the minimal union |
 //! | `head` | a head as a process, its memory and counters |
 //! | `load` | reading to the end and timing it |
-//! | `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog` | one scenario each; its first lines say what is measured and expected |
+//! | `idle`, `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog` | one scenario each; its first lines say what is measured and expected |
 //!
 //! Heads, shards and clients share the machine's cores. Times are therefore compared inside one run only: with a floor that
 //! moves the same bytes with the same clients, or with the same load before the disturbance.
@@ -21,6 +21,7 @@ mod figure;
 mod head;
 mod herd;
 mod hog;
+mod idle;
 mod load;
 mod market;
 mod scan;
@@ -79,7 +80,8 @@ impl Bench {
 
 type Scenario = for<'a> fn(&'a Bench) -> BoxFuture<'a, Result<Vec<Figure>>>;
 
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 8] = [
+    ("idle", |bench| Box::pin(idle::run(bench))),
     ("herd", |bench| Box::pin(herd::run(bench))),
     ("steady", |bench| Box::pin(steady::run(bench))),
     ("shift", |bench| Box::pin(shift::run(bench))),
