@@ -1,10 +1,11 @@
 """The same questions asked of the grid and of what one would use in its place, by one and by 16 Python
-clients. In each round every target is timed once, in random order; a figure is the median over the rounds
-of the ratio inside each.
+clients, on all cores and all on one. In each round every target is timed once, in random order; a figure is
+the median over the rounds of the ratio inside each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from report import Report, aligned, number, say
 from stage import Stage, agree, stage, wire
 
 CLIENTS = 16
+# What is appended to a cell's name where everything runs on one core.
+ONE_CORE = ", one core"
 # What one would use in the place of a grid.
 ALTERNATIVES = ["ArcticDb", "Polars", "PolarsSymbol", "DuckDb", "DuckDbSymbol", "Postgres"]
 TARGETS = ["Wheel", "WheelAgain", "StockFlight", "ArrowFlight", "RedisAnswer", *ALTERNATIVES]
@@ -65,27 +68,29 @@ def asks(target: str, question: Question) -> bool:
 def table(folder: Path, state: Path) -> None:
     title = f"the same questions of the grid and its alternatives, Python clients: medians of {ROUNDS} rounds"
     report = Report("peers", title)
-    cells = [Cell(question, clients, "") for question in QUESTIONS for clients in (1, CLIENTS)]
-    one_core = Cell("2,520 rows", 1, ", one core")
+    asked = [(question, clients) for question in QUESTIONS for clients in (1, CLIENTS)]
+    cells = [Cell(*what, placement) for placement in ("", ONE_CORE) for what in asked]
     with stage(folder, state) as on:
         on.copy_symbols({q.dataset: q.symbols for q in QUESTIONS.values() if q.symbols})
         on.copy_answers(list(QUESTIONS.values()))
         on.open(TARGETS, CLIENTS)
         for question in QUESTIONS.values():
-            asked = [target for target in on.workers if asks(target, question)]
-            rows = {target: on.workers[target].call(do="ask", question=wire(question)) for target in asked}
+            rows = {
+                target: workers.call(do="ask", question=wire(question))
+                for target, workers in on.workers.items()
+                if asks(target, question)
+            }
             agree(question.name, {**rows, "expected": [market.ROWS[question.name]] * CLIENTS})
         chance = random.Random(market.SEED)
         for cell in cells:
-            cell.measure(on, chance)
-        with pinned({0}):
-            one_core.measure(on, chance)
+            with pinned({0}) if cell.placement else contextlib.nullcontext():
+                cell.measure(on, chance)
         report.versions = on.versions
         titles = {target: workers.title for target, workers in on.workers.items()}
-    one, many = [c for c in (*cells, one_core) if c.clients == 1], [c for c in cells if c.clients > 1]
+    one, many = [c for c in cells if c.clients == 1], [c for c in cells if c.clients > 1]
     _matrix("one client, p50 ms", one, titles, lambda cell, target: 1e3 * cell.median(target, "p50"))
     _matrix(f"{CLIENTS} clients, requests/s", many, titles, lambda cell, target: cell.median(target, "rate"))
-    for cell in (*cells, one_core):
+    for cell in cells:
         _figures(report, cell, titles)
     report.close(OUT)
 
@@ -100,13 +105,14 @@ def _matrix(
 
 
 def _figures(report: Report, cell: Cell, titles: dict[str, str]) -> None:
-    alone, pinned_too = cell.clients == 1, bool(cell.placement)
+    alone = cell.clients == 1
     what, scale, unit = ("p50", 1e3, "ms") if alone else ("rate", 1, "rps")
 
     def add(of: str, to: str, better: str, bar: float | None = None) -> None:
-        """The ratio of two targets; without a bar it is in the matrix, and not shown again."""
+        """The ratio of two targets; without a bar, as on one core, it is only in the matrix."""
         if of not in cell.rounds or to not in cell.rounds:
             return
+        bar = None if cell.placement else bar
         report.add(
             f"{cell.name()}: {titles[of]} / {titles[to]}",
             cell.ratio(of, to, what),
@@ -127,10 +133,10 @@ def _figures(report: Report, cell: Cell, titles: dict[str, str]) -> None:
         for target in sorted(set(titles) - OURS):
             add("Wheel", target, "higher")
         return
-    add("Wheel", "RedisAnswer", "lower", None if pinned_too else OF_REDIS)
-    if cell.question == "2,520 rows" and not pinned_too:
+    add("Wheel", "RedisAnswer", "lower", OF_REDIS)
+    if cell.question == "2,520 rows":
         add("WheelAgain", "RedisAnswer", "lower", OF_REDIS_REPEATED)
     for target in ("StockFlight", "ArrowFlight"):
         add("Wheel", target, "lower")
     for target in ALTERNATIVES:
-        add(target, "Wheel", "higher", None if pinned_too else SLOWER)
+        add(target, "Wheel", "higher", SLOWER)
