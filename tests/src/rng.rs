@@ -19,6 +19,14 @@ impl Rng {
         Self(seed)
     }
 
+    /// As [`Self::seeded`], with another seed in every run unless the variable gives one.
+    #[must_use]
+    pub fn by_chance() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        // the keys of a new state are the system's random numbers
+        Self::seeded(RandomState::new().hash_one(()))
+    }
+
     /// Another source, whose choices do not depend on how many this one makes from now on: one for each task.
     #[must_use]
     pub fn fork(&mut self) -> Self {

@@ -197,21 +197,13 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
         batch.into_iter().for_each(|row| oracle.learn(row));
 
         for _ in 0..READS / 6 {
-            let query = question(&mut rng, &spec, &symbols, first, days, learned);
-            let answer = client.read(&query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"));
-            let asked: Vec<String> = match &query.symbols {
-                Symbols::All => symbols.clone(),
-                Symbols::List(list) => list.iter().map(|s| s.to_string()).collect(),
-            };
-            let fields: Vec<String> = match query.fields.is_empty() {
-                true => oracle.fields.clone(),
-                false => query.fields.iter().map(|f| f.to_string()).collect(),
-            };
-            let mut expected = oracle.read(&asked, &fields, query.range, query.as_of);
-            if !query.known_at {
-                expected.iter_mut().for_each(|row| row.known_at = 0);
+            let mut query = question(&mut rng, &spec, &symbols, first, days);
+            if rng.once_in(2) {
+                let offset = rng.below(8) as i64 * DAY_NS - DAY_NS + rng.below(3) as i64 - 1;
+                query.as_of = Some(learned + offset);
             }
-            assert_eq!(rows(&answer), expected, "{query:?}");
+            let answer = client.read(&query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"));
+            assert_eq!(rows(&answer), expected(&oracle, &query), "{query:?}");
         }
     }
     let stats = client.stats().await.unwrap();
@@ -220,14 +212,25 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
     grid.stop().await.unwrap();
 }
 
-fn question(
-    rng: &mut Rng,
-    spec: &DatasetSpec,
-    symbols: &[String],
-    first: i64,
-    days: i64,
-    learned: i64,
-) -> SeriesQuery {
+/// What a read must answer.
+fn expected(oracle: &Oracle, query: &SeriesQuery) -> Vec<Row> {
+    let asked: Vec<String> = match &query.symbols {
+        Symbols::All => oracle.symbols(),
+        Symbols::List(list) => list.iter().map(|s| s.to_string()).collect(),
+    };
+    let fields: Vec<String> = match query.fields.is_empty() {
+        true => oracle.fields.clone(),
+        false => query.fields.iter().map(|f| f.to_string()).collect(),
+    };
+    let mut expected = oracle.read(&asked, &fields, query.range, query.as_of);
+    if !query.known_at {
+        expected.iter_mut().for_each(|row| row.known_at = 0);
+    }
+    expected
+}
+
+/// A question about now.
+fn question(rng: &mut Rng, spec: &DatasetSpec, symbols: &[String], first: i64, days: i64) -> SeriesQuery {
     let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::All);
     if !rng.once_in(6) {
         let some: Vec<&String> = symbols.iter().filter(|_| rng.once_in(3)).collect();
@@ -244,12 +247,126 @@ fn question(
     if rng.once_in(10) {
         query.range.end = query.range.start;
     }
-    if rng.once_in(2) {
-        let offset = rng.below(8) as i64 * DAY_NS - DAY_NS + rng.below(3) as i64 - 1;
-        query.as_of = Some(learned + offset);
-    }
     query.known_at = rng.once_in(3);
     query
+}
+
+/// Corrections go on while what shards tell heads is lost, lines are cut and shards start again. A read may be refused for a
+/// while; what it answers is right, of now and of any time before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
+    const ROUNDS: usize = 40;
+    const READS: usize = 12;
+    const SHARDS: usize = 3;
+    /// A read that its shard does not answer is given up.
+    const PATIENCE: Duration = Duration::from_millis(250);
+    let mut rng = Rng::by_chance();
+    let mut grid = Grid::start(2, SHARDS).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let reader = client.with_deadline(PATIENCE);
+    let spec = spec("equities.daily", &["open", "close", "volume"]);
+    let symbols: Vec<String> = (0..12).map(|i| format!("SYM{i}")).collect();
+    let (first, days) = (parse_time("2015-01-01").unwrap(), 400);
+    let mut oracle = Oracle::new(&["open", "close", "volume"]);
+    // When each correction became known, and what became of the reads.
+    let (mut known, mut told) = (Vec::new(), [0_usize; 2]);
+
+    for round in 0..ROUNDS {
+        let mut batch = Vec::new();
+        for symbol in &symbols {
+            for day in 0..days {
+                if round > 0 && !rng.once_in(100) {
+                    continue;
+                }
+                let values = (0..3).map(|_| Some(rng.below(100_000) as f64 / 100.0)).collect();
+                batch.push(Row { symbol: symbol.clone(), ts: first + day * DAY_NS, known_at: 0, values });
+            }
+        }
+        let past: Vec<SeriesQuery> = (0..if round == 0 { 0 } else { READS })
+            .map(|_| SeriesQuery {
+                as_of: Some(rng.pick(&known) - rng.below(2) as i64),
+                ..question(&mut rng, &spec, &symbols, first, days)
+            })
+            .collect();
+        // The correction is made while its event is held and lost, a line is down, or a shard starts again; the past is read.
+        let shard = rng.below(SHARDS);
+        let run = format!("round {round}");
+        let correction = import(&client, &spec, &batch, None, &run);
+        let ack = match rng.below(4) {
+            _ if round == 0 => correction.await,
+            0 => {
+                grid.gate(shard).hold();
+                let lose = async {
+                    check(&reader, &oracle, &past, &mut told).await;
+                    grid.gate(shard).cut();
+                    grid.gate(shard).open();
+                };
+                tokio::join!(correction, lose).0
+            }
+            1 => {
+                grid.gate(shard).cut();
+                let heal = async {
+                    check(&reader, &oracle, &past, &mut told).await;
+                    grid.gate(shard).open();
+                };
+                tokio::join!(correction, heal).0
+            }
+            2 => {
+                let restart = async { grid.restart_shard(shard).await.unwrap() };
+                tokio::join!(correction, check(&reader, &oracle, &past, &mut told), restart).0
+            }
+            _ => tokio::join!(correction, check(&reader, &oracle, &past, &mut told)).0,
+        };
+        let known_at = ack.unwrap().known_at_ns;
+        batch.into_iter().for_each(|row| oracle.learn(Row { known_at, ..row }));
+        known.push(known_at);
+
+        // Events may be on their way to heads that have their line again, or may never come.
+        let line_is_cut = rng.once_in(3);
+        let shard = rng.below(SHARDS);
+        if line_is_cut {
+            grid.gate(shard).cut();
+        }
+        let queries: Vec<SeriesQuery> = (0..READS)
+            .map(|_| SeriesQuery {
+                as_of: rng.once_in(2).then(|| *rng.pick(&known)),
+                ..question(&mut rng, &spec, &symbols, first, days)
+            })
+            .collect();
+        check(&reader, &oracle, &queries, &mut told).await;
+        grid.gate(shard).open();
+    }
+
+    // Healed, everything is answered again.
+    let queries: Vec<SeriesQuery> = (0..READS)
+        .map(|_| SeriesQuery {
+            as_of: rng.once_in(2).then(|| *rng.pick(&known)),
+            ..question(&mut rng, &spec, &symbols, first, days)
+        })
+        .collect();
+    let [answered, refused] = told;
+    check(&client, &oracle, &queries, &mut told).await;
+    assert_eq!(told, [answered + READS, refused]);
+    println!("{answered} answered, {refused} refused");
+    assert!(answered > refused, "{answered} answered, {refused} refused");
+    grid.stop().await.unwrap();
+}
+
+/// Asks everything at once. Answers must be the oracle's, errors such as pass; counts both.
+async fn check(client: &Client, oracle: &Oracle, queries: &[SeriesQuery], told: &mut [usize; 2]) {
+    let answers = futures::future::join_all(queries.iter().map(|query| client.read(query))).await;
+    for (query, answer) in queries.iter().zip(answers) {
+        match &answer {
+            Ok(answer) => {
+                // of now means of the time that the receipt names
+                let as_of = query.as_of.or(Some(answer.receipt().known_through_ns));
+                let then = SeriesQuery { as_of, ..query.clone() };
+                assert_eq!(rows(answer), expected(oracle, &then), "{query:?}");
+            }
+            Err(error) => assert!(error.retryable(), "{query:?}: {error:?}"),
+        }
+        told[usize::from(answer.is_err())] += 1;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
