@@ -38,7 +38,7 @@ const SCAN_SHARE: u64 = 4;
 /// How often a chunk may come and go before a read gives up on it.
 const ROUNDS_MAX: u32 = 8;
 /// How long a read waits for shards that are being brought up to date.
-const SYNC_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const SYNC_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of one series in one read, at most: each costs some bookkeeping even if it is empty.
 const CHUNKS_MAX: i64 = 1 << 20;
 /// Series that are planned in one go, after which others have their turn.
@@ -223,7 +223,7 @@ impl Reading {
 
     /// Everything, if all of it is in memory: no waiting, one short lock for each series. `None` changes nothing.
     pub fn try_all_ready(&mut self) -> Option<Vec<SeriesChunks>> {
-        if matches!(self.state, Begun::No) && self.begin().is_err() {
+        if matches!(self.state, Begun::No) && self.begin(false).is_err() {
             return None;
         }
         let Begun::Yes(going) = &mut self.state else { return None };
@@ -312,7 +312,7 @@ impl Reading {
         let until = Instant::now() + SYNC_WAIT;
         let mut asked = false;
         loop {
-            let syncing = match self.begin() {
+            let syncing = match self.begin(self.ask.allow_stale && Instant::now() >= until) {
                 Ok(()) => return Ok(()),
                 Err(Obstacle::Syncing(shards)) => shards,
                 Err(Obstacle::Undescribed(_)) if !asked => {
@@ -339,8 +339,9 @@ impl Reading {
         error.dataset(&self.table.name).range(range)
     }
 
-    /// Fixes the read's knowledge time and range. Changes nothing if it cannot be done now.
-    fn begin(&mut self) -> std::result::Result<(), Obstacle> {
+    /// Fixes the read's knowledge time and range. Changes nothing if it cannot be done now. `unsynced`: what is held of shards that are
+    /// being brought up to date will do, as stale.
+    fn begin(&mut self, unsynced: bool) -> std::result::Result<(), Obstacle> {
         let cells = self.table.cells(&self.ask.symbols);
         // Several reads of one answer share the dataset they were asked with, and so their knowledge time.
         let asked = &self.ask.dataset;
@@ -381,6 +382,7 @@ impl Reading {
                 }
                 match &*leg.part.shard.link.borrow() {
                     Link::Live => {}
+                    Link::Syncing if unsynced => counts.stale = true,
                     Link::Syncing => syncing.push(Arc::clone(&leg.part.shard)),
                     Link::Away(_) if self.ask.allow_stale => counts.stale = true,
                     Link::Away(error) => return Err(Obstacle::Error(self.placed(error.clone()))),

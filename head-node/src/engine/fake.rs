@@ -100,6 +100,8 @@ pub(super) struct Fake {
     asked: watch::Sender<usize>,
     /// Fetches whose caller went away.
     cancelled: watch::Sender<usize>,
+    /// Checks of what is held wait.
+    confirms_held: watch::Sender<bool>,
     /// Last position that a watcher acknowledged.
     applied: watch::Sender<u64>,
     pub(super) addr: SocketAddr,
@@ -151,6 +153,7 @@ impl Fake {
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             asked: watch::Sender::new(0),
             cancelled: watch::Sender::new(0),
+            confirms_held: watch::Sender::new(false),
             applied: watch::Sender::new(0),
             addr: listener.local_addr().unwrap(),
         };
@@ -194,6 +197,10 @@ impl Fake {
     }
     pub(super) fn confirms(&self) -> Vec<pb::ConfirmRequest> {
         self.state.lock().confirms.iter().filter(|confirm| !confirm.held.is_empty()).cloned().collect()
+    }
+    /// Whether checks of what is held wait, from now on.
+    pub(super) fn hold_confirms(&self, held: bool) {
+        self.confirms_held.send_replace(held);
     }
     /// From now on watchers are told of commits only when a sync asks for it.
     pub(super) fn withhold(&self) {
@@ -527,7 +534,9 @@ impl Shard for Fake {
     ) -> Result<Response<pb::ConfirmReply>, Status> {
         self.check_up()?;
         let request = request.into_inner();
-        let mut state = self.state.lock();
+        self.state.lock().confirms.push(request.clone());
+        self.confirms_held.subscribe().wait_for(|held| !held).await.unwrap();
+        let state = self.state.lock();
         let unchanged = request
             .held
             .iter()
@@ -540,7 +549,6 @@ impl Shard for Fake {
                 })
             })
             .collect();
-        state.confirms.push(request);
         Ok(Response::new(pb::ConfirmReply {
             unchanged,
             seq: state.seq,

@@ -405,6 +405,33 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
 }
 
 #[tokio::test]
+async fn who_tolerates_it_waits_a_while_for_a_shard_that_is_there_and_is_served_then() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    read(&engine, &q("AMZN", 0, 640)).await.unwrap();
+    fake.hold_confirms(true);
+    fake.lose_log(true);
+    until("what is held is being checked", || fake.confirms().len() == 1).await;
+    tokio::time::pause();
+    let strict = spawn(&engine, &q("AMZN", 0, 640)).await;
+    let tolerant = spawn(&engine, &Q { allow_stale: true, ..q("AMZN", 0, 640) }).await;
+    tokio::task::yield_now().await;
+    tokio::time::advance(crate::reading::SYNC_WAIT - Duration::from_millis(1)).await;
+    assert!(!strict.is_finished() && !tolerant.is_finished(), "the check may be over at any moment");
+    // timers are kept in whole milliseconds
+    tokio::time::advance(Duration::from_millis(2)).await;
+    until("both have waited long enough", || strict.is_finished() && tolerant.is_finished()).await;
+    let error = strict.await.unwrap().0.unwrap_err();
+    assert_eq!((error.code(), error.place().2), (Code::Unavailable, "shard-0"));
+    let (answer, counts) = tolerant.await.unwrap();
+    assert_eq!(answer.unwrap(), days(0, 640));
+    assert!(counts.stale && counts.known_through == Some(100));
+    tokio::time::resume();
+    fake.hold_confirms(false);
+    assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(fake.fetches().len(), 1);
+}
+
+#[tokio::test]
 async fn a_wide_read_is_one_call_a_shard() {
     let names: Vec<&'static str> =
         (0..300).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
