@@ -1,10 +1,10 @@
 //! Who has, who fetches and who waits for which chunk of one series: pure, no clock, no task, no I/O.
 //!
-//! A series is a plane of (column x chunk). Each point of it is *absent*, *claimed* by one flight, or *ready* in a slot
-//! ([`State`]). A read names a rectangle and, in one call of [`Series::plan`], takes what is ready, joins what is
-//! claimed, and claims what is absent; so two reads that overlap in time or in columns never fetch a point twice, in
-//! whichever order they come. The rejected choice is one growing extent per series: merging extents copies what is
-//! already there, and two reads of different ranges fetch and store the same extent over each other.
+//! A series is a plane of (column x chunk). Each point of it is *absent*, *claimed* by one flight, or *ready* in a slot.
+//! A read names a rectangle and, in one call of [`Series::plan`], takes what is ready, joins what is claimed, and claims
+//! what is absent; so two reads that overlap in time or in columns never fetch a point twice, in whichever order they come.
+//! The rejected choice is one growing extent per series: merging extents copies what is already there, and two reads of
+//! different ranges fetch and store the same extent over each other.
 //!
 //! **Versions.** Every read has a knowledge time; "the latest" is the [`Standing::known_through`] of the moment the read
 //! began. A slot answers a read if all commits up to that time are in it: because it is *confirmed* (fetched, patched or
@@ -193,15 +193,6 @@ impl<P, W> Default for Effects<P, W> {
     }
 }
 
-/// One point of the plane, as a reader of the latest sees it.
-#[cfg(test)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    Absent,
-    Claimed(FlightId),
-    Ready(SlotId),
-}
-
 /// A commit, as far as it concerns some chunks of this series.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
@@ -248,8 +239,8 @@ struct Poison {
 enum Leg {
     /// The shard has not been asked yet: whatever it is asked then is as new as that moment.
     Queued,
-    /// The shard was asked in this generation.
-    Asked(Generation, Option<Poison>),
+    /// The shard was asked, when so much was known of it.
+    Asked { at: Standing, poison: Option<Poison> },
 }
 
 #[derive(Debug)]
@@ -257,6 +248,8 @@ enum Progress<P> {
     Open(Leg),
     Done(P),
     Failed(Error),
+    /// Given up, as nobody waited for it.
+    Dropped,
 }
 
 #[derive(Debug)]
@@ -279,6 +272,8 @@ struct Flight<P, W> {
     stakes: Vec<Stake<W>>,
     /// How often its last reader has left.
     abandoned: u32,
+    /// For which of these times the grace is over.
+    expired: u32,
 }
 
 impl<P, W> Flight<P, W> {
@@ -291,12 +286,29 @@ impl<P, W> Flight<P, W> {
     fn range(&self) -> Range<i64> {
         self.first..self.first + self.chunks.len() as i64
     }
+    /// Whether everybody has left it, for good as far as can be told.
+    fn is_idle(&self) -> bool {
+        self.stakes.is_empty() && self.expired == self.abandoned
+    }
+    /// Gives up what is open of `chunks` and `which` holds for.
+    fn drop_open(&mut self, chunks: &Range<i64>, which: impl Fn(&Leg) -> bool) {
+        let range = self.range();
+        for chunk in chunks.start.max(range.start)..chunks.end.min(range.end) {
+            if let Some(progress) = self.progress_mut(chunk)
+                && matches!(progress, Progress::Open(leg) if which(leg))
+            {
+                *progress = Progress::Dropped;
+                self.open -= 1;
+            }
+        }
+    }
     /// Whether what is being fetched will hold every commit up to `as_of`.
     fn joinable(&self, chunk: i64, as_of: i64, standing: &Standing) -> bool {
         match self.progress(chunk) {
             Some(Progress::Open(Leg::Queued)) => true,
-            Some(Progress::Open(Leg::Asked(generation, poison))) => {
-                *generation == standing.generation && poison.is_none_or(|p| as_of < p.known_at)
+            Some(Progress::Open(Leg::Asked { at, poison })) => {
+                (at.generation == standing.generation || as_of <= at.known_through)
+                    && poison.is_none_or(|p| as_of < p.known_at)
             }
             _ => false,
         }
@@ -442,6 +454,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
                 rows: 0,
                 stakes: vec![Stake { token, waiter: waiter.clone(), chunks, left }],
                 abandoned: 0,
+                expired: 0,
             });
         }
     }
@@ -484,9 +497,9 @@ impl<P: Payload, W: Clone> Series<P, W> {
         outcome
     }
 
-    /// The shard is being asked now for what is open of `chunks`.
-    pub(crate) fn launch(&mut self, flight: FlightId, chunks: &Range<i64>, generation: Generation) {
-        self.set_leg(flight, chunks, Leg::Asked(generation, None));
+    /// The shard is being asked now for what is open of `chunks`, and so much is known of it.
+    pub(crate) fn launch(&mut self, flight: FlightId, chunks: &Range<i64>, at: Standing) {
+        self.set_leg(flight, chunks, Leg::Asked { at, poison: None });
     }
 
     /// What is open of `chunks` did not come, and will be asked for again.
@@ -539,7 +552,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
         let flight = &mut self.flights[index];
         let Some(Progress::Open(leg)) = flight.progress(chunk) else { return };
         let (launched, poison) = match leg {
-            Leg::Asked(generation, poison) => (*generation, *poison),
+            Leg::Asked { at, poison } => (at.generation, *poison),
             // an answer to a question that was given up: good data, of unknown age
             Leg::Queued => (CLOSED, None),
         };
@@ -603,21 +616,39 @@ impl<P: Payload, W: Clone> Series<P, W> {
         }
     }
 
-    /// The grace of an abandoned flight is over: ends it, unless somebody has waited for it since. False: it goes on, or is done.
+    /// The grace of an abandoned flight is over. What no shard has been asked for yet is absent again. The rest may be on its way in a
+    /// call that others wait for: it can be joined, and is stored, until [`Self::let_go`]. False: somebody has waited for the flight
+    /// since, or it is done.
     pub(crate) fn expire(&mut self, left: Abandoned) -> bool {
-        let same = |f: &Flight<P, W>| f.id == left.flight && f.abandoned == left.times;
-        self.flights.iter().any(same) && self.cancel(left.flight)
+        let same = |f: &Flight<P, W>| f.id == left.flight && f.abandoned == left.times && f.stakes.is_empty();
+        let Some(index) = self.flights.iter().position(same) else { return false };
+        let flight = &mut self.flights[index];
+        flight.expired = left.times;
+        flight.drop_open(&flight.range(), |leg| matches!(leg, Leg::Queued));
+        self.forget_if_done(index);
+        true
     }
 
-    /// Ends a flight that nobody waits for: what has come stays, the rest is absent again. False: somebody does.
-    pub(crate) fn cancel(&mut self, flight: FlightId) -> bool {
-        match self.flights.iter().position(|f| f.id == flight) {
-            Some(index) if self.flights[index].stakes.is_empty() => {
-                self.flights.swap_remove(index);
-                true
-            }
-            Some(_) => false,
-            None => true,
+    /// Whether nobody needs what is still open of `chunks`.
+    pub(crate) fn is_idle(&self, flight: FlightId, chunks: &Range<i64>) -> bool {
+        self.open(flight, chunks).is_empty() || self.flights.iter().any(|f| f.id == flight && f.is_idle())
+    }
+
+    /// Gives up what is open of `chunks` if [`Self::is_idle`]: what has come stays, the rest is absent again. False: somebody needs it.
+    pub(crate) fn let_go(&mut self, flight: FlightId, chunks: &Range<i64>) -> bool {
+        if !self.is_idle(flight, chunks) {
+            return false;
+        }
+        self.cancel(flight, chunks);
+        true
+    }
+
+    /// Gives up what is open of `chunks` if nobody waits for the flight.
+    pub(crate) fn cancel(&mut self, flight: FlightId, chunks: &Range<i64>) {
+        let idle = |f: &Flight<P, W>| f.id == flight && f.stakes.is_empty();
+        if let Some(index) = self.flights.iter().position(idle) {
+            self.flights[index].drop_open(chunks, |_| true);
+            self.forget_if_done(index);
         }
     }
 
@@ -663,7 +694,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
             let range = flight.range();
             let mut first = true;
             for chunk in event.chunks.start.max(range.start)..event.chunks.end.min(range.end) {
-                let Some(Progress::Open(Leg::Asked(_, poison))) = flight.progress_mut(chunk) else {
+                let Some(Progress::Open(Leg::Asked { poison, .. })) = flight.progress_mut(chunk) else {
                     continue;
                 };
                 if poison.is_none() && std::mem::take(&mut first) {
@@ -748,21 +779,6 @@ impl<P: Payload, W: Clone> Series<P, W> {
         if flight.open == 0 && flight.stakes.is_empty() {
             self.flights.swap_remove(index);
         }
-    }
-
-    /// One point, for a reader of the latest.
-    #[cfg(test)]
-    pub(crate) fn state(&self, chunk: i64, column: ColumnSet, standing: &Standing) -> State {
-        if let Some(slot) = self.ready.get(&chunk)
-            && slot.generation == standing.generation
-            && slot.payload.columns().covers(column)
-        {
-            return State::Ready(slot.id);
-        }
-        self.flights
-            .iter()
-            .find(|f| f.columns.covers(column) && f.joinable(chunk, standing.known_through, standing))
-            .map_or(State::Absent, |f| State::Claimed(f.id))
     }
 }
 

@@ -17,7 +17,10 @@ use std::{
     collections::HashSet,
     ops::Range,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,7 +32,7 @@ use trellis_proto::{
 
 use crate::{
     chunk::{RunShape, Stamp},
-    claims::{ColumnSet, FlightId, Payload},
+    claims::{ColumnSet, FlightId, Payload, Standing},
     datasets::{Part, Table},
     fair::{self, Verdict},
     memory::Reservation,
@@ -276,10 +279,11 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
             let mut inner = work.cell.lock();
             if !inner.series.wanted(work.flight) {
                 // its readers left while it was queued: nothing is lost by not asking
-                inner.series.cancel(work.flight);
+                inner.series.cancel(work.flight, &work.chunks);
                 continue;
             }
-            inner.series.launch(work.flight, &work.chunks, generation);
+            let at = Standing { generation, ..work.part.standing() };
+            inner.series.launch(work.flight, &work.chunks, at);
             inner.series.open(work.flight, &work.chunks)
         };
         let known = shapes.iter().find(|(t, s)| Arc::ptr_eq(t, &work.table) && s.columns == work.columns);
@@ -354,6 +358,7 @@ async fn stream(
     failures: &mut Vec<(usize, Range<i64>, Error)>,
 ) -> Result<()> {
     let mut client = shard.fetch_client(batch.works.iter().map(|work| work.bytes).sum());
+    let left = AtomicBool::new(false);
     let fetch = async {
         let mut awaited = Awaited::of(&request);
         let mut replies = client.fetch(request).await?.into_inner();
@@ -373,6 +378,10 @@ async fn stream(
                     }
                 }
             }
+            // what those who stayed waited for may have been in this message
+            if left.load(Relaxed) && let_go(batch) {
+                return Ok(());
+            }
         }
         match awaited.is_empty() {
             true => Ok(()),
@@ -385,15 +394,22 @@ async fn stream(
         let cancelled = shard.flights_cancelled.notified();
         tokio::pin!(cancelled);
         cancelled.as_mut().enable();
-        let wanted = batch.works.iter().any(|w| !w.cell.lock().series.open(w.flight, &w.chunks).is_empty());
-        if !wanted {
+        if let_go(batch) {
             return Ok(());
         }
         tokio::select! {
             ended = &mut fetch => return ended,
-            () = cancelled => {}
+            () = cancelled => left.store(true, Relaxed),
         }
     }
+}
+
+/// Gives up what is still to come of a call that nobody waits for. False: somebody does, or may come back in the grace.
+fn let_go(batch: &Batch) -> bool {
+    let idle = |work: &Work| work.cell.lock().series.is_idle(work.flight, &work.chunks);
+    // whoever joins in between keeps the call
+    batch.works.iter().all(idle)
+        && batch.works.iter().all(|work| work.cell.lock().series.let_go(work.flight, &work.chunks))
 }
 
 /// Chunks have come: out of the message, into the claim maps, to their waiters. Those of a run that is not as the contract says have

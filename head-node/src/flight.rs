@@ -2,8 +2,9 @@
 //!
 //! A flight belongs to the head. A reader that waits for one holds a stake in it, counted in the claim map; dropping the reader at
 //! any point gives its stakes back and disturbs nobody. When the last stake of an unfinished flight is given back, the flight has a
-//! grace in which others may still join; then it is cancelled. There is no deadline of a flight: its readers have deadlines, and it
-//! lasts as long as the last of them.
+//! grace in which others may still join. Then it is given up, unless it is on its way in a call that others wait for: what comes
+//! anyway is kept, and may be joined as long as the call goes on. There is no deadline of a flight: its readers have deadlines, and
+//! it lasts as long as the last of them.
 
 use std::{
     sync::{

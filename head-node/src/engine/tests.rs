@@ -10,7 +10,10 @@ use trellis_proto::{
 };
 
 use super::{fake::*, *};
-use crate::chunk::{KnownAt, Values};
+use crate::{
+    chunk::{KnownAt, Values},
+    claims::model,
+};
 
 const TEN_YEARS: i64 = 3_650;
 const BUDGET: u64 = 64 << 20;
@@ -226,6 +229,66 @@ async fn a_fetch_that_everybody_left_is_cancelled_and_what_came_stays() {
 }
 
 #[tokio::test]
+async fn what_has_been_left_of_a_call_that_goes_on_is_not_asked_for_again() {
+    let (fake, engine) = start(&["AMZN", "MSFT"], 640).await;
+    fake.hold();
+    let leaving = begin(&engine, &Q { symbols: vec!["AMZN", "MSFT"], ..q("", 0, 640) }).await;
+    fake.asked(1).await;
+    let (amzn, msft) = (q("AMZN", 0, 640), q("MSFT", 0, 640));
+    let mut staying = begin(&engine, &msft).await;
+    drop(leaving);
+    until("the grace of the other is over", || engine.stats().cancelled_flights == 1).await;
+    fake.release(3);
+    until("three chunks have come", || engine.stats().rows_fetched == 3 * SPAN as u64).await;
+    let mut coming = begin(&engine, &amzn).await;
+    fake.release_all();
+    assert_eq!(finish(&amzn, &mut coming).await.unwrap()[0], days(0, 640));
+    assert_eq!(finish(&msft, &mut staying).await.unwrap()[0], days(0, 640));
+    let counts = coming.counts();
+    assert_eq!((counts.hit, counts.joined, counts.fetched), (3, 7, 0));
+    assert_eq!(chunks_asked(&fake), [20]);
+}
+
+#[tokio::test]
+async fn a_call_ends_when_the_last_who_waits_for_any_of_it_is_served() {
+    let (fake, engine) = start(&["AMZN", "MSFT"], 640).await;
+    fake.hold();
+    let leaving = begin(&engine, &Q { symbols: vec!["AMZN", "MSFT"], ..q("", 0, 640) }).await;
+    fake.asked(1).await;
+    let amzn = q("AMZN", 0, 640);
+    let mut staying = begin(&engine, &amzn).await;
+    drop(leaving);
+    until("the grace of the other is over", || engine.stats().cancelled_flights == 1).await;
+    fake.release(10);
+    assert_eq!(finish(&amzn, &mut staying).await.unwrap()[0], days(0, 640));
+    fake.cancelled(1).await;
+    until("the reservation is given back", || engine.stats().in_flight_bytes == 0).await;
+    fake.release_all();
+    assert_eq!(read(&engine, &q("MSFT", 0, 640)).await.unwrap(), days(0, 640));
+    assert_eq!(chunks_asked(&fake), [20, 10]);
+}
+
+#[tokio::test]
+async fn what_was_left_before_it_was_asked_for_is_not_asked_for() {
+    let (fake, engine) = start(&["AMZN", "GOOG", "MSFT", "NVDA"], 64).await;
+    fake.hold();
+    let mut going = Vec::new();
+    for (calls, symbol) in [(1, "AMZN"), (2, "GOOG"), (3, "MSFT")] {
+        going.push(spawn(&engine, &q(symbol, 0, 64)).await);
+        fake.asked(calls).await;
+    }
+    drop(begin(&engine, &q("NVDA", 0, 64)).await);
+    until("its grace is over", || engine.stats().cancelled_flights == 1).await;
+    fake.release_all();
+    for reader in going {
+        assert_eq!(reader.await.unwrap().0.unwrap(), days(0, 64));
+    }
+    until("all calls have ended", || engine.stats().in_flight_bytes == 0).await;
+    assert_eq!(read(&engine, &q("NVDA", 0, 64)).await.unwrap(), days(0, 64));
+    assert_eq!(chunks_asked(&fake), [1, 1, 1, 1]);
+}
+
+#[tokio::test]
 async fn a_chunk_that_cannot_be_read_fails_only_who_needs_it() {
     let (fake, engine) = start(&["AMZN"], 640).await;
     fake.hold();
@@ -275,6 +338,26 @@ async fn a_change_over_a_flight_is_seen_by_later_readers_only() {
     // the past is as it was
     let past = Q { as_of: Some(105), ..q("AMZN", 576, 640) };
     assert_eq!(read(&engine, &past).await.unwrap(), days(576, 640));
+}
+
+#[tokio::test]
+async fn a_read_of_the_past_joins_what_was_asked_for_before_the_log_was_lost() {
+    let (fake, engine) = start(&["AMZN"], 640).await;
+    fake.hold();
+    let _first = begin(&engine, &q("AMZN", 0, 640)).await;
+    fake.asked(1).await;
+    let described = fake.describes() + 2;
+    fake.lose_log(true);
+    fake.commit("AMZN", &[3], false);
+    until("the log is followed again", || fake.describes() >= described && engine.stats().shards[0].1).await;
+
+    let past = |as_of| Q { as_of: Some(as_of), ..q("AMZN", 0, 640) };
+    let (mut known, mut unknown) = (begin(&engine, &past(100)).await, begin(&engine, &past(105)).await);
+    fake.release_all();
+    assert_eq!(finish(&past(100), &mut known).await.unwrap()[0], days(0, 640));
+    assert_eq!(finish(&past(105), &mut unknown).await.unwrap()[0], days(0, 640));
+    assert_eq!((known.counts().joined, known.counts().fetched), (10, 0));
+    assert_eq!((unknown.counts().joined, unknown.counts().fetched), (0, 10));
 }
 
 #[tokio::test]
@@ -570,8 +653,8 @@ fn owner<'a>(symbol: &str, a: &'a Fake, b: &'a Fake) -> &'a Fake {
 /// all commits that it says it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_disturbance_makes_an_answer_wrong() {
-    let seed = std::env::var("TRELLIS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_160_810u64);
-    println!("seed {seed}");
+    let seed = model::seed();
+    model::say(&format!("as_of under disturbance: seed {seed}"));
     let names = ["AAA", "BBB", "CCC", "DDD", "EEE", "FFF", "GGG", "HHH"];
     let a = Fake::start("shard-a", &names, 640).await;
     let b = Fake::start("shard-b", &names, 640).await;
@@ -584,7 +667,7 @@ async fn no_disturbance_makes_an_answer_wrong() {
         .map(|reader| {
             let engine = engine.clone();
             tokio::spawn(async move {
-                let mut rng = crate::claims::model::Rng(seed.wrapping_add(reader));
+                let mut rng = model::Rng(seed.wrapping_add(reader));
                 let mut answers: Vec<(&'static str, Q, i64, Vec<Row>)> = Vec::new();
                 for _ in 0..250 {
                     let name = names[rng.below(names.len() as u64) as usize];
