@@ -2,8 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use arrow_flight::{Ticket, flight_service_client::FlightServiceClient};
 use bytes::Bytes;
-use trellis_fabric::discovery::Peer;
+use trellis_fabric::{
+    channel::{self, ChannelOptions},
+    discovery::Peer,
+};
 use trellis_proto::{
     fetch::{Answer, ChunkBatch},
     time::DAY_NS,
@@ -12,7 +16,7 @@ use trellis_proto::{
 use super::{fake::*, *};
 use crate::{
     chunk::{KnownAt, Values},
-    claims::model,
+    claims::{self, model},
 };
 
 const TEN_YEARS: i64 = 3_650;
@@ -193,6 +197,76 @@ async fn columns_are_claimed_like_time() {
     // all columns are one chunk now: a read of both is a hit
     let mut again = reading(&engine, &Q { fields: vec![1, 0], ..q("AMZN", 0, 640) }).await;
     assert_eq!(again.try_all_ready().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_island_is_read_again_if_that_costs_less_than_a_second_range() {
+    assert_eq!(SPAN as u64, claims::ISLAND_ROWS_MAX, "a chunk of a row a day is as much as an island may be");
+    // a row more by a correction; another column of the island on its way; the chunks asked for
+    let cases: [(bool, bool, &[_]); 3] =
+        [(false, false, &[(0, 10)]), (true, false, &[(0, 4), (5, 10)]), (false, true, &[(0, 4), (5, 10)])];
+    for (corrected, going, ranges) in cases {
+        let fake = Fake::start("shard-0", &["AMZN"], 640).await;
+        if corrected {
+            fake.commit("AMZN", &[300], false);
+        }
+        let engine = engine_with(&[&fake], BUDGET).await;
+        engine.ready().await;
+        read(&engine, &q("AMZN", 256, 320)).await.unwrap();
+        fake.hold();
+        let mut others = Vec::new();
+        if going {
+            others.push(begin(&engine, &Q { fields: vec![1], ..q("AMZN", 256, 320) }).await);
+            fake.asked(2).await;
+        }
+        let all = spawn(&engine, &q("AMZN", 0, 640)).await;
+        fake.asked(2 + others.len()).await;
+        fake.release_all();
+        assert_eq!(all.await.unwrap().0.unwrap(), fake.truth("AMZN", 0, 640, i64::MAX));
+        let asked = fake.fetches().pop().unwrap().ranges;
+        assert_eq!(asked.iter().map(|r| (r.first, r.end)).collect::<Vec<_>>(), ranges);
+    }
+}
+
+#[tokio::test]
+async fn that_there_is_nothing_is_asked_for_once() {
+    let fake = Fake::start("shard-0", &["AMZN"], 640).await;
+    // listed late: its other chunks lie within the dataset's bounds, and are empty
+    fake.commit("NVDA", &[600], false);
+    let engine = engine_with(&[&fake], BUDGET).await;
+    engine.ready().await;
+    for (symbol, days, rows) in [("NVDA", (0, 640), 1), ("NVDA", (0, 500), 0), ("MSFT", (0, 640), 0)] {
+        let q = q(symbol, days.0, days.1);
+        assert_eq!(read(&engine, &q).await.unwrap().len(), rows);
+        let mut again = reading(&engine, &q).await;
+        assert_eq!(again.try_all_ready().unwrap().len(), 1, "an answer from memory");
+        assert_eq!(again.counts().hit, 10.min(days.1 as u64 / SPAN as u64 + 1));
+    }
+    assert_eq!(chunks_asked(&fake), [10, 10]);
+}
+
+#[tokio::test]
+async fn a_small_answer_is_asked_for_newest_first_and_a_large_one_in_the_order_in_which_it_is_sent() {
+    let fake = Fake::start("shard-0", &["AMZN"], 60_000).await;
+    fake.together();
+    let config = crate::Config::new("head-0", format!("static://{}", fake.addr));
+    let head = crate::Head::start(config).unwrap();
+    head.ready().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(head.serve(listener, std::future::pending()));
+    let channel = channel::connect(&address, &ChannelOptions::of_unit("test")).unwrap();
+    let mut client = FlightServiceClient::new(channel);
+    for start in [59_500, 0] {
+        let ticket = format!(
+            r#"{{"dataset": "{DATASET}", "fields": ["close"], "symbols": ["AMZN"], "start": {}}}"#,
+            start * DAY_NS
+        );
+        let mut answer = client.do_get(Ticket { ticket: ticket.into() }).await.unwrap().into_inner();
+        while answer.message().await.unwrap().is_some() {}
+    }
+    let orders: Vec<_> = fake.fetches().iter().map(pb::FetchRequest::order).collect();
+    assert_eq!(orders, [pb::FetchOrder::NewestFirst, pb::FetchOrder::OldestFirst]);
 }
 
 #[tokio::test]
@@ -472,8 +546,17 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
     fake.go_away();
     let strict = q("AMZN", 0, 640);
     until("the shard is away", || !engine.stats().shards[0].1).await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
     let error = read(&engine, &strict).await.unwrap_err();
-    assert_eq!((error.code(), error.place().2, error.retryable()), (Code::Unavailable, "shard-0", true));
+    assert_eq!(began.elapsed(), Duration::ZERO, "it is told at once");
+    tokio::time::resume();
+    assert_eq!(
+        (error.code(), error.place(), error.retryable()),
+        (Code::Unavailable, (DATASET, "", "shard-0"), true)
+    );
+    let detail = pb::ErrorDetail::from(error);
+    assert_eq!((detail.start_ns, detail.end_ns), (Some(0), Some(640 * DAY_NS)));
     assert_eq!(read(&engine, &Q { as_of: Some(100), ..strict.clone() }).await.unwrap(), days(0, 640));
     let tolerant = Q { allow_stale: true, ..strict.clone() };
     let (answer, counts) = spawn(&engine, &tolerant).await.await.unwrap();
