@@ -358,6 +358,7 @@ async fn what_was_left_before_it_was_asked_for_is_not_asked_for() {
         assert_eq!(reader.await.unwrap().0.unwrap(), days(0, 64));
     }
     until("all calls have ended", || engine.stats().in_flight_bytes == 0).await;
+    assert_eq!(engine.stats().upstream_calls, 3);
     assert_eq!(read(&engine, &q("NVDA", 0, 64)).await.unwrap(), days(0, 64));
     assert_eq!(chunks_asked(&fake), [1, 1, 1, 1]);
 }
@@ -545,7 +546,7 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
     read(&engine, &q("AMZN", 0, 640)).await.unwrap();
     fake.go_away();
     let strict = q("AMZN", 0, 640);
-    until("the shard is away", || !engine.stats().shards[0].1).await;
+    until("the shard is away", || matches!(&*engine.core.shards()[0].link.borrow(), Link::Away(_))).await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
     let error = read(&engine, &strict).await.unwrap_err();
