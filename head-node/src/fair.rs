@@ -1,11 +1,12 @@
 //! Whose turn it is, by bytes.
 //!
 //! Answers compete for two things: the bytes that large ones pin in memory while they are read, and the transport with the
-//! cores that feed it; and chunks that are not there compete for calls to their shard ([`crate::fetch`], which uses the queue alone).
-//! A unit that asks for everything at once would get nearly all of each if turns were given in order of arrival. Here a limited
-//! number of bytes is out at any time, and what waits is served by start-time fair queueing over *units*: each item's start tag is its unit's finish tag before it (but never earlier than what is being served), its
-//! finish tag is that plus what it costs, and the least start tag is next. So ten thousand requests of one unit and one of
-//! another come to the same share, and who comes to the queue for the first time waits for nobody who has had its share.
+//! cores that feed it; and chunks that are not there compete for calls to their shard ([`crate::fetch`], which uses the queue
+//! alone). A unit that asks for everything at once would get nearly all of each if turns were given in order of arrival. Here a
+//! limited number of bytes is out at any time, and what waits is served by start-time fair queueing over *units*: each item's
+//! start tag is its unit's finish tag before it (but never earlier than what is being served), its finish tag is that plus what
+//! it costs, and the least start tag is next. So ten thousand requests of one unit and one of another come to the same share,
+//! and who comes to the queue for the first time waits for nobody who has had its share.
 //! Weighing by requests instead would favour whoever asks for the larger messages; deficit round robin, which is the same in
 //! the long run, lets a newcomer wait for a quantum of each unit before it, and the quantum has to be as large as a message.
 //!
