@@ -255,7 +255,7 @@ fn question(rng: &mut Rng, spec: &DatasetSpec, symbols: &[String], first: i64, d
 /// while; what it answers is right, of now and of any time before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
-    const ROUNDS: usize = 40;
+    const ROUNDS: usize = 28;
     const READS: usize = 12;
     const SHARDS: usize = 3;
     /// A read that its shard does not answer is given up.
