@@ -213,8 +213,9 @@ impl Client {
     }
 
     /// The parts of a latest answer as of one knowledge time, the least that all heads had: while a publish is on its way some heads
-    /// have applied it and others have not, and together they would show half of it. What was acknowledged before the read began
-    /// is on every head, so it is in the answer either way. Stale parts have no common time to go back to and stay as they are.
+    /// have applied it and others have not, and together they would show half of it. What was acknowledged before the read began is
+    /// on every head, and so in the answer either way, unless a shard could not be reached when it was acknowledged. Stale parts
+    /// have no common time to go back to and stay as they are.
     async fn aligned(
         &self,
         queries: &[SeriesQuery],
