@@ -215,6 +215,9 @@ impl Log {
     pub(crate) async fn open(&self) -> Result<Option<State>> {
         let listing = self.listing().await?;
         let Some(newest) = listing.newest() else { return Ok(None) };
+        // Before the library reads them: an empty entry is one without actions to it, so one that is restored between its look and
+        // ours would be whole here and missing there.
+        let txns = self.transactions(&listing, newest).await?;
         let mut table = DeltaTable::new(self.store.clone());
         if let Err(error) = table.load_version(newest).await {
             // The library does not say which entry it stumbled over; the usual one is the newest.
@@ -249,7 +252,6 @@ impl Log {
                 size: view.size().unsigned_abs(),
             });
         }
-        let txns = self.transactions(&listing, newest).await?;
         Ok(Some(State { version: newest, properties, schema, files, txns, created_ms }))
     }
 
