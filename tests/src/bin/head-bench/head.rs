@@ -34,7 +34,7 @@ impl Head {
             .env("TRELLIS_LISTEN", "127.0.0.1:0")
             .env("TRELLIS_SHARDS", shards)
             .env("TRELLIS_CACHE_BYTES", cache)
-            .env("TRELLIS_LOG", "warn")
+            .env("TRELLIS_LOG", "error")
             .stdout(Stdio::piped())
             .kill_on_drop(true);
         // SAFETY: prctl is async-signal-safe and touches only the child. The thread that starts the child is the one that
