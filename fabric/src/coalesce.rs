@@ -3,7 +3,7 @@
 //! HTTP/2 writes what it knows of and flushes. A gRPC request is two frames that come from two tasks, HEADERS and then DATA;
 //! so it becomes two system calls, two packets and two wake-ups at the peer, which can do nothing with the first. A
 //! flush of little therefore lets the tasks that are ready run once before it writes: what they add goes along.
-//! Nothing waits for a timer, and what is large passes through uncopied.
+//! Nothing waits for a timer, and what is large passes through uncopied; what follows it is its end, and goes at once.
 //!
 //! Nagle's algorithm, which does this in the kernel, waits for the peer's acknowledgement: tens of milliseconds.
 
@@ -25,7 +25,7 @@ const HELD_MAX: usize = 4 << 10;
 pub(crate) struct Coalesced<T> {
     inner: T,
     held: BytesMut,
-    /// Others have been let run since the last byte was held back.
+    /// Others have been let run since the last byte was held back, or need not be.
     yielded: bool,
 }
 
@@ -79,6 +79,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
             }
             return Poll::Ready(Ok(len));
         }
+        this.yielded = true;
         // In order, and in one call: what was held back, then these.
         while !this.held.is_empty() {
             let mut all = Vec::with_capacity(1 + bufs.len());
@@ -91,9 +92,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
             }
             let of_held = sent.min(this.held.len());
             this.held.advance(of_held);
-            if this.held.is_empty() {
-                this.yielded = false;
-            }
             if sent > of_held {
                 return Poll::Ready(Ok(sent - of_held));
             }
@@ -199,6 +197,18 @@ mod tests {
         io.write_all(&[7; HELD_MAX]).await.unwrap();
         assert_eq!(io.inner.calls.len(), 1, "before any flush");
         assert_eq!(io.inner.calls[0].len(), 5 + HELD_MAX);
+    }
+
+    #[tokio::test]
+    async fn what_ends_a_long_answer_is_not_held_back() {
+        let mut io = Coalesced::new(Sink::default());
+        io.write_all(&[7; 2 * HELD_MAX]).await.unwrap();
+        io.flush().await.unwrap();
+        io.write_all(b"trailers").await.unwrap();
+        assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut io).poll_flush(cx).is_ready())).await);
+        assert_eq!(io.inner.calls[1], b"trailers");
+        io.write_all(b"another one").await.unwrap();
+        assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut io).poll_flush(cx).is_pending())).await);
     }
 
     #[tokio::test]
