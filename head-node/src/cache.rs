@@ -158,9 +158,12 @@ mod tests {
     const SLOTS: u64 = 4_096;
     /// Chunks of one writer: more than fit, so that insertions and evictions never end.
     const CHUNKS: u64 = SLOTS;
+    /// A hundred times what fits. (The benches put ten million chunks into a head.)
+    const INSERTIONS: u64 = 400_000;
 
     /// Chunks come, are used, changed (their slot removed, another inserted) and let go, by several writers at once.
-    fn come_and_go(inserts: u64) {
+    #[test]
+    fn capacity_does_not_shrink_however_many_chunks_come_and_go() {
         let memory = Memory::new(SLOTS * SLOT_BYTES);
         let cache = Cache::new(&memory);
         thread::scope(|scope| {
@@ -171,7 +174,7 @@ mod tests {
                     let mut held = vec![0; CHUNKS as usize];
                     // a linear congruence (Knuth): the order matters, chance does not
                     let mut state = writer;
-                    for _ in 0..inserts / WRITERS as u64 {
+                    for _ in 0..INSERTIONS / WRITERS as u64 {
                         state = state
                             .wrapping_mul(6_364_136_223_846_793_005)
                             .wrapping_add(1_442_695_040_888_963_407);
@@ -195,26 +198,8 @@ mod tests {
             }
         });
         cache.settle();
-        // as the benches read it
-        println!(
-            r#"{{"insertions": {inserts}, "evictions": {}, "resident_bytes": {}, "budget_bytes": {}}}"#,
-            cache.evictions(),
-            memory.resident(),
-            memory.budget()
-        );
         let (resident, budget) = (memory.resident() as f64, memory.budget() as f64);
         assert!(resident <= budget, "{resident} of {budget}");
-        assert!(resident >= 0.98 * budget, "{resident} of {budget} after {inserts} insertions");
-    }
-
-    #[test]
-    fn capacity_does_not_shrink_however_many_chunks_come_and_go() {
-        come_and_go(400_000);
-    }
-
-    #[test]
-    #[ignore = "a minute or two; ten million insertions, the figure that is quoted"]
-    fn capacity_after_ten_million_insertions() {
-        come_and_go(10_000_000);
+        assert!(resident >= 0.98 * budget, "{resident} of {budget}");
     }
 }

@@ -11,7 +11,6 @@ is its figure.
 | peers | the same questions by Python clients, of the grid and its alternatives | `peers` |
 | herd64 | 64 overlapping windows of one symbol at once | `herd64` |
 | scenarios | what a head does under load: memory, fairness, freshness | `rust` |
-| capacity | what a head's cache can use after ten million insertions | `capacity` |
 | publish | publishes, beside Delta tables and PostgreSQL | `publish` |
 
 ROUNDS (7) and SPAN (0.25 seconds that a target is timed for in a round) shorten or lengthen a run.
@@ -27,7 +26,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import capacity
 import herd64
 import hit
 import market
@@ -68,7 +66,6 @@ def tables(folder: Path) -> dict[str, Callable[[], None]]:
         "peers": lambda: peers.table(folder / "peers", prices.state()),
         "herd64": lambda: herd64.table(folder / "herd64", prices.state()),
         "scenarios": lambda: rust.table("scenarios", "a head node under load", "head-bench", ["head-node"]),
-        "capacity": capacity.table,
         "publish": lambda: publish.table(folder / "publish"),
     }
 

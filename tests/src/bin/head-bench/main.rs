@@ -11,12 +11,13 @@
 //! | `market` | the rows, who asks for what, the minimal union |
 //! | `head` | a head as a process, its memory and counters |
 //! | `load` | reading to the end and timing it |
-//! | `idle`, `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog` | one scenario each; its first lines say what is measured and expected |
+//! | `idle`, `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog`, `capacity` | one scenario each; its first lines say what is measured and expected |
 //!
 //! Heads, shards and clients share the machine's cores. Times are therefore compared inside one run only: with a floor that
 //! moves the same bytes with the same clients, or with the same load before the disturbance.
 
 mod cancel;
+mod capacity;
 mod figure;
 mod head;
 mod herd;
@@ -80,7 +81,7 @@ impl Bench {
 
 type Scenario = for<'a> fn(&'a Bench) -> BoxFuture<'a, Result<Vec<Figure>>>;
 
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
     ("idle", |bench| Box::pin(idle::run(bench))),
     ("herd", |bench| Box::pin(herd::run(bench))),
     ("steady", |bench| Box::pin(steady::run(bench))),
@@ -89,6 +90,7 @@ const SCENARIOS: [(&str, Scenario); 8] = [
     ("cancel", |bench| Box::pin(cancel::run(bench))),
     ("slow-readers", |bench| Box::pin(slow_readers::run(bench))),
     ("hog", |bench| Box::pin(hog::run(bench))),
+    ("capacity", |bench| Box::pin(capacity::run(bench))),
 ];
 
 async fn run(binary: String, asked: &[String]) -> Result<bool> {

@@ -1,0 +1,64 @@
+//! Whether a cache keeps its size: ten million chunks are put into one that holds less than half of what is asked for.
+//!
+//! Requests name random symbols, all their days, one field; the last ones a chunk each, so that next to nothing is in flight.
+//! Measured: what is resident then, against the budget.
+//!
+//! Expected: 0.98 to 1.0. (An eviction engine whose live keys are overwritten loses a little with every one of them.)
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use serde_json::json;
+use trellis_proto::{Symbols, ticket};
+use trellis_tests::rng::Rng;
+
+use crate::{
+    Bench,
+    figure::Figure,
+    load,
+    market::{self, CLOSE, DAYS},
+};
+
+const SEED: u64 = 23;
+const CHUNKS: u64 = 10_000_000;
+/// All symbols have some 40 MiB in chunks of one field.
+const CACHE: &str = "16MiB";
+/// Of one request: some 1.3 MiB in chunks.
+const SYMBOLS: usize = 16;
+/// Requests between two looks at the counters.
+const ROUND: usize = 500;
+const LANES: usize = 2;
+/// Single chunks that are asked for at the end: more than a request had in flight.
+const FILLING: usize = 4_000;
+
+pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
+    let market = &bench.market;
+    let mut rng = Rng::new(SEED);
+    let mut ticket = || -> Result<Bytes> {
+        let symbols = Symbols::new((0..SYMBOLS).map(|_| market::name(rng.below(market.symbols))))?;
+        Ok(ticket::encode(&market.query(symbols, CLOSE, 0, DAYS)?))
+    };
+    let head = bench.head(CACHE).await?;
+    let pool = head.connect("capacity", LANES).await?;
+    let mut hit_rate = f64::NAN;
+    while head.stats().await?.chunks_fetched < CHUNKS {
+        let tickets = (0..ROUND).map(|_| ticket()).collect::<Result<Vec<_>>>()?;
+        hit_rate = load::closed(&pool, &tickets, LANES).await?.whole()?.hit_rate();
+    }
+    // chunk by chunk: what was in flight last, and had its room, was more
+    for _ in 0..FILLING {
+        let (symbol, day) = (rng.below(market.symbols), rng.below(DAYS as usize) as i64);
+        load::read(pool.get(), ticket::encode(&market.query_chunk(symbol, day, CLOSE)?)).await?;
+    }
+    let stats = head.stats().await?;
+    ensure!(stats.resident_bytes <= stats.budget_bytes, "more than the budget is resident");
+    let usable = stats.resident_bytes as f64 / stats.budget_bytes as f64;
+    Ok(vec![
+        Figure::higher("capacity: resident bytes / budget, after 10^7 insertions", usable, "x")
+            .bar(0.98)
+            .peer("the budget")
+            .detail(json!({
+                "seed": SEED, "fetched": stats.chunks_fetched, "evictions": stats.evictions,
+                "resident_bytes": stats.resident_bytes, "budget_bytes": stats.budget_bytes, "hit_rate": hit_rate,
+            })),
+    ])
+}
