@@ -1,78 +1,47 @@
-//! Which slots stay: the only file that knows the eviction engine (moka).
+//! Which slots stay: what was used least recently goes, as long as everything in memory is over the budget.
 //!
-//! The claim maps hold the chunks; moka decides which to let go, by recency and by bytes. It is used in one way only: every
-//! insertion has a key of its own, nothing is overwritten, nothing is loaded through it. (Measured on 0.12.16: overwriting live
-//! keys under LRU loses capacity for good, `get_with` restarts a load for each cancelled caller, and a load in flight overwrites a
-//! later invalidation. TinyLFU refused large entries for ever and missed 5.8 times more after a shift of the working set.)
+//! The claim maps hold the chunks; here is only the order in which they were used. Every insertion has a key of its own: nothing is
+//! overwritten, and nothing is loaded through it. Room is made by the gauges as they are at that moment ([`Memory::is_over`]), so what
+//! is in flight or pinned takes room from the cache, and gives it back, without a word here.
 //!
-//! **Ballast.** The budget is for everything in memory, and moka's capacity cannot be changed, so what is in flight or pinned by
-//! readers is put into it as weight without content: entries of one quantum each. The cache shrinks while they are there and grows
-//! back when they go. If recency drops a piece of ballast, it is put back, newest.
+//! The rejected choice is a concurrent cache with a capacity of its own, moka: what is not cached had to be put into it as weight
+//! without content, and its bookkeeping, worked off in batches, was half of what a full head did for a chunk that came. By frequency
+//! (TinyLFU) large entries were refused for ever, and a shift of the working set missed 5.8 times more.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use moka::{notification::RemovalCause, policy::EvictionPolicy};
+use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::{
-    claims::SlotId,
-    memory::{Memory, SLOT_BYTES},
-    series::Cell,
-};
+use crate::{claims::SlotId, memory::Memory, series::Cell};
 
-/// The budget in pieces of ballast: the fineness with which the cache gives way.
-const BALLAST_PARTS: u64 = 256;
-/// How often the engine is asked to work off what is over the budget, at most, before the next insertion goes on anyway.
-const WORK_ROUNDS: usize = 8;
-
-#[derive(Debug, Clone)]
-enum Entry {
-    Slot { cell: Arc<Cell>, chunk: i64, bytes: u32 },
-    Ballast { bytes: u32 },
+/// Where a slot is.
+#[derive(Debug)]
+struct Place {
+    cell: Arc<Cell>,
+    chunk: i64,
 }
 
-/// The eviction engine, and the room that it leaves for what is not cached.
+/// The slots of all series in the order of their use.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    engine: moka::sync::Cache<SlotId, Entry>,
+    slots: Mutex<LruCache<SlotId, Place>>,
     memory: Arc<Memory>,
     ids: AtomicU64,
-    quantum: u64,
-    ballast: Arc<Mutex<Vec<SlotId>>>,
-    evictions: Arc<AtomicU64>,
+    evictions: AtomicU64,
 }
 
 impl Cache {
     pub(crate) fn new(memory: &Arc<Memory>) -> Self {
-        let ballast: Arc<Mutex<Vec<SlotId>>> = Arc::default();
-        let evictions: Arc<AtomicU64> = Arc::default();
-        let (dropped, counted, accounts) = (Arc::clone(&ballast), Arc::clone(&evictions), Arc::clone(memory));
-        let engine = moka::sync::Cache::builder()
-            .max_capacity(memory.budget())
-            .eviction_policy(EvictionPolicy::lru())
-            .weigher(|_, entry: &Entry| match entry {
-                Entry::Slot { bytes, .. } | Entry::Ballast { bytes } => *bytes,
-            })
-            .eviction_listener(move |id, entry, cause| {
-                if cause != RemovalCause::Size {
-                    return;
-                }
-                match entry {
-                    Entry::Slot { cell, chunk, .. } => {
-                        if let Some(payload) = cell.evict(chunk, *id) {
-                            accounts.dropped(payload.bytes());
-                            counted.fetch_add(1, Relaxed);
-                        }
-                    }
-                    Entry::Ballast { .. } => dropped.lock().retain(|ballast| ballast != id.as_ref()),
-                }
-            })
-            .build();
-        let quantum = (memory.budget() / BALLAST_PARTS).clamp(1, u64::from(u32::MAX));
-        Self { engine, memory: Arc::clone(memory), ids: AtomicU64::new(1), quantum, ballast, evictions }
+        Self {
+            slots: Mutex::new(LruCache::unbounded()),
+            memory: Arc::clone(memory),
+            ids: AtomicU64::new(1),
+            evictions: AtomicU64::new(0),
+        }
     }
 
     /// An id for an insertion.
@@ -80,56 +49,39 @@ impl Cache {
         self.ids.fetch_add(1, Relaxed)
     }
 
-    /// A slot has been put into a series. The caller must not hold any series' lock: room may have to be made.
-    pub(crate) fn insert(&self, cell: &Arc<Cell>, chunk: i64, id: SlotId, bytes: u64) {
-        let bytes = u32::try_from(bytes + SLOT_BYTES).unwrap_or(u32::MAX);
-        self.engine.insert(id, Entry::Slot { cell: Arc::clone(cell), chunk, bytes });
+    /// A slot has been put into a series, and is counted. The caller must not hold any series' lock: room may have to be made.
+    pub(crate) fn insert(&self, cell: &Arc<Cell>, chunk: i64, id: SlotId) {
+        self.slots.lock().put(id, Place { cell: Arc::clone(cell), chunk });
         // whoever removed the slot before it was known here could not say so
         if !cell.has(chunk, id) {
-            self.engine.invalidate(&id);
+            self.remove(id);
         }
+        self.make_room();
     }
 
     /// A slot has been removed from its series.
     pub(crate) fn remove(&self, id: SlotId) {
-        self.engine.invalidate(&id);
+        let _ = self.slots.lock().pop(&id);
     }
 
-    /// A slot has been used.
-    pub(crate) fn touch(&self, id: SlotId) {
-        let _ = self.engine.get(&id);
-    }
-
-    /// Fits the ballast to what is in flight and pinned, and makes room if everything together is over the budget.
-    pub(crate) fn settle(&self) {
-        for _ in 0..WORK_ROUNDS {
-            self.fit_ballast();
-            if self.memory.resident() + self.memory.transit() <= self.memory.budget() {
-                return;
-            }
-            self.engine.run_pending_tasks();
+    /// Slots have been used.
+    pub(crate) fn touch(&self, ids: &[SlotId]) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut slots = self.slots.lock();
+        for id in ids {
+            slots.promote(id);
         }
     }
 
-    fn fit_ballast(&self) {
-        let target = (self.memory.transit().div_ceil(self.quantum)).min(BALLAST_PARTS) as usize;
-        loop {
-            let mut ballast = self.ballast.lock();
-            if ballast.len() == target {
-                return;
-            }
-            if ballast.len() > target {
-                let id = ballast.pop();
-                drop(ballast);
-                if let Some(id) = id {
-                    self.engine.invalidate(&id);
-                }
-            } else {
-                let id = self.next_id();
-                ballast.push(id);
-                // the engine may call the listener, which takes this lock
-                drop(ballast);
-                self.engine.insert(id, Entry::Ballast { bytes: self.quantum as u32 });
+    /// Lets slots go until everything together is within the budget, or none is left. The caller must not hold any series' lock.
+    pub(crate) fn make_room(&self) {
+        while self.memory.is_over() {
+            let Some((id, Place { cell, chunk })) = self.slots.lock().pop_lru() else { return };
+            if let Some(payload) = cell.evict(chunk, id) {
+                self.memory.dropped(payload.bytes());
+                self.evictions.fetch_add(1, Relaxed);
             }
         }
     }
@@ -148,6 +100,7 @@ mod tests {
     use crate::{
         chunk::{Chunk, Stamp},
         claims::{ColumnSet, Standing},
+        memory::SLOT_BYTES,
         series::Fx,
     };
 
@@ -161,6 +114,62 @@ mod tests {
     /// A hundred times what fits. (The benches put ten million chunks into a head.)
     const INSERTIONS: u64 = 400_000;
 
+    fn put(cache: &Cache, cell: &Arc<Cell>, chunk: i64) -> SlotId {
+        let (memory, mut fx) = (&cache.memory, Fx::default());
+        let mut next = || cache.next_id();
+        cell.lock().series.plant(chunk, Chunk::empty(memory, STAMP), &STANDING, &mut next, &mut fx);
+        let Some((at, id, payload)) = fx.inserted.pop() else { panic!("chunk {chunk} is there already") };
+        memory.stored(payload.bytes());
+        cache.insert(cell, at, id);
+        id
+    }
+
+    fn cell() -> Arc<Cell> {
+        Arc::new(Cell::new("AMZN".parse().unwrap()))
+    }
+
+    #[test]
+    fn what_was_used_least_recently_goes_first() {
+        let cache = Cache::new(&Memory::new(3 * SLOT_BYTES));
+        let cell = cell();
+        let ids: Vec<SlotId> = (0..3).map(|chunk| put(&cache, &cell, chunk)).collect();
+        cache.touch(&ids[..1]);
+        let fourth = put(&cache, &cell, 3);
+        let held = |chunk: i64, id| cell.has(chunk, id);
+        assert_eq!(
+            [held(0, ids[0]), held(1, ids[1]), held(2, ids[2]), held(3, fourth)],
+            [true, false, true, true]
+        );
+        assert_eq!(cache.evictions(), 1);
+    }
+
+    #[test]
+    fn what_is_not_cached_takes_room_and_gives_it_back() {
+        let memory = Memory::new(10 * SLOT_BYTES);
+        let (cache, cell) = (Cache::new(&memory), cell());
+        for chunk in 0..10 {
+            put(&cache, &cell, chunk);
+        }
+        memory.allocated(4 * SLOT_BYTES);
+        cache.make_room();
+        assert_eq!(memory.resident(), 6 * SLOT_BYTES);
+        memory.freed(4 * SLOT_BYTES);
+        for chunk in 20..30 {
+            put(&cache, &cell, chunk);
+        }
+        assert_eq!(memory.resident(), memory.budget());
+        memory.allocated(11 * SLOT_BYTES);
+        cache.make_room();
+        assert_eq!(memory.resident(), 0, "there is no more to give");
+    }
+
+    #[test]
+    fn what_was_removed_before_it_was_known_here_leaves_nothing_behind() {
+        let cache = Cache::new(&Memory::new(10 * SLOT_BYTES));
+        cache.insert(&cell(), 0, cache.next_id());
+        assert!(cache.slots.lock().is_empty());
+    }
+
     /// Chunks come, are used, changed (their slot removed, another inserted) and let go, by several writers at once.
     #[test]
     fn capacity_does_not_shrink_however_many_chunks_come_and_go() {
@@ -170,7 +179,7 @@ mod tests {
             for writer in 0..WRITERS as u64 {
                 let (cache, memory) = (&cache, &memory);
                 scope.spawn(move || {
-                    let cell = Arc::new(Cell::new("AMZN".parse().unwrap()));
+                    let cell = cell();
                     let mut held = vec![0; CHUNKS as usize];
                     // a linear congruence (Knuth): the order matters, chance does not
                     let mut state = writer;
@@ -183,23 +192,18 @@ mod tests {
                             memory.dropped(payload.bytes());
                             cache.remove(held[chunk]);
                         }
-                        let mut fx = Fx::default();
-                        let payload = Chunk::empty(memory, STAMP);
-                        let mut next = || cache.next_id();
-                        cell.lock().series.plant(chunk as i64, payload, &STANDING, &mut next, &mut fx);
-                        for (at, id, payload) in fx.inserted {
-                            memory.stored(payload.bytes());
-                            cache.insert(&cell, at, id, payload.bytes());
-                            held[chunk] = id;
-                        }
-                        cache.touch(held[((state >> 17) % CHUNKS) as usize]);
+                        held[chunk] = put(cache, &cell, chunk as i64);
+                        cache.touch(&[held[((state >> 17) % CHUNKS) as usize]]);
                     }
                 });
             }
         });
-        cache.settle();
-        let (resident, budget) = (memory.resident() as f64, memory.budget() as f64);
-        assert!(resident <= budget, "{resident} of {budget}");
-        assert!(resident >= 0.98 * budget, "{resident} of {budget}");
+        let (resident, budget) = (memory.resident(), memory.budget());
+        assert!(budget - resident < WRITERS as u64 * SLOT_BYTES, "{resident} of {budget}");
+        assert_eq!(
+            cache.slots.lock().len() as u64 * SLOT_BYTES,
+            resident,
+            "nothing is known that is not there"
+        );
     }
 }

@@ -93,7 +93,6 @@ pub(crate) fn apply(core: &Arc<Core>, shard: &Arc<Shard>, change: &pb::Change) {
     } else {
         core.notify();
     }
-    core.cache.settle();
 }
 
 struct Update<'a> {

@@ -17,7 +17,7 @@
 //! joined before have an earlier knowledge time, and may have the data; later reads do not join; and if the arriving data
 //! turns out to be older than the change, it is not stored.
 //!
-//! What has to happen outside (wake somebody, tell the eviction engine) is returned in [`Effects`].
+//! What has to happen outside (wake somebody, tell the cache) is returned in [`Effects`].
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -25,7 +25,7 @@ use trellis_proto::Error;
 
 /// Identity of one fetch of adjacent chunks of one series. Never reused.
 pub(crate) type FlightId = u64;
-/// Identity of one insertion. Never reused, so that the eviction engine never sees a key overwritten.
+/// Identity of one insertion. Never reused: what is said of one is never taken for another.
 pub(crate) type SlotId = u64;
 /// One reader's stake in flights. Never reused.
 pub(crate) type Token = u64;
@@ -124,7 +124,7 @@ pub(crate) struct Plan<P> {
     pub(crate) claimed: u64,
     /// Stakes taken; each is settled once, in [`Effects::wake`].
     pub(crate) stakes: usize,
-    /// Slots whose last use is long enough ago to tell the eviction engine.
+    /// Slots whose last use is long enough ago to tell the cache.
     pub(crate) touch: Vec<SlotId>,
 }
 
@@ -761,7 +761,7 @@ impl<P: Payload, W: Clone> Series<P, W> {
         }
     }
 
-    /// The eviction engine has let a slot go. Returns its payload if it was still in place.
+    /// The cache has let a slot go. Returns its payload if it was still in place.
     pub(crate) fn evict(&mut self, chunk: i64, slot: SlotId) -> Option<P> {
         if self.ready.get(&chunk)?.id != slot {
             return None;

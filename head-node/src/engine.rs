@@ -313,9 +313,7 @@ impl Engine {
     /// Counts a piece of an answer until the transport has let go of it, and keeps `with` so long; the cache gives way to it.
     pub(crate) fn hold<T: Send + 'static>(&self, bytes: Bytes, with: T) -> Bytes {
         let held = self.core.memory.hold(bytes, with);
-        if self.core.memory.is_over() {
-            self.core.cache.settle();
-        }
+        self.core.cache.make_room();
         held
     }
 
@@ -323,7 +321,7 @@ impl Engine {
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         let core = &self.core;
-        core.cache.settle();
+        core.cache.make_room();
         let mut datasets: Vec<DatasetCounts> = core
             .tables()
             .iter()

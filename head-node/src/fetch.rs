@@ -268,7 +268,7 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
     let mut reservation = reserved.inspect_err(|_| {
         core.counters.shed.fetch_add(batch.works.len() as u64, Relaxed);
     })?;
-    core.cache.settle();
+    core.cache.make_room();
 
     let generation = shard.generation();
     let mut ranges = Vec::new();
@@ -344,7 +344,6 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
         again(core, shard, &batch.works[index], chunks, error);
     }
     batch.works.clear();
-    core.cache.settle();
     Ok(())
 }
 
@@ -462,7 +461,7 @@ async fn arrive(
         // a message of short series is a thousand small pieces of work: others have their turn in between
         tokio::task::coop::consume_budget().await;
     }
-    core.cache.settle();
+    core.cache.make_room();
     Ok(())
 }
 

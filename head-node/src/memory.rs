@@ -6,7 +6,7 @@
 //! `pinned = live payloads - resident payloads`. So do each piece of an answer, from its framing until the transport has
 //! let go of it, and each request, for what it takes by itself: a thousand readers that stop reading hold a thousand of both.
 //!
-//! What is not resident takes room from the cache, never beside it: see [`crate::cache`]'s ballast.
+//! What is not resident takes room from the cache, never beside it.
 //!
 //! A reservation that does not fit waits; then it gets a pass to read through, without a place in the cache; then it is
 //! refused. Waiting is first come, first served within what fits.
@@ -60,8 +60,9 @@ pub(crate) struct Memory {
     room: Notify,
 }
 
-/// Bookkeeping of one slot: its entry in the series' map and in the eviction engine, measured with a counting allocator.
-pub(crate) const SLOT_BYTES: u64 = 320;
+/// Bookkeeping of one slot: its entry in the series' map and in the order of use. Measured with a counting allocator: 150 to 203 in
+/// series of 7 to 2,000 chunks.
+pub(crate) const SLOT_BYTES: u64 = 208;
 
 impl Memory {
     pub(crate) fn new(budget: u64) -> Arc<Self> {

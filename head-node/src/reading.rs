@@ -245,9 +245,7 @@ impl Reading {
             }
             series.push(taken);
         }
-        for id in touch {
-            self.core.cache.touch(id);
-        }
+        self.core.cache.touch(&touch);
         let sources = std::mem::take(&mut going.upcoming);
         let Going { start, end, as_of, .. } = *going;
         let mut answer = Vec::with_capacity(series.len());
@@ -575,9 +573,7 @@ impl Pending {
             // before anything can be settled, which needs this lock
             self.waiter.expect(plan.stakes);
         }
-        for id in &plan.touch {
-            core.cache.touch(*id);
-        }
+        core.cache.touch(&plan.touch);
         let hit = plan.taken.len() as u64;
         self.taken.append(&mut plan.taken);
         pending.missing.append(&mut plan.missing);

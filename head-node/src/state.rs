@@ -242,8 +242,8 @@ impl Core {
         for (_, _, payload) in &fx.inserted {
             self.memory.stored(payload.bytes());
         }
-        for (chunk, id, payload) in &fx.inserted {
-            self.cache.insert(cell, *chunk, *id, payload.bytes());
+        for (chunk, id, _) in &fx.inserted {
+            self.cache.insert(cell, *chunk, *id);
         }
         for (id, payload) in &fx.removed {
             self.memory.dropped(payload.bytes());

@@ -27,7 +27,7 @@ const DOORS: [(&str, &str); 15] = [
     ("opentelemetry_sdk", "trellis-fabric"),
     ("tonic-health", "trellis-fabric"),
     ("tonic-reflection", "trellis-fabric"),
-    ("moka", "trellis-head"),
+    ("lru", "trellis-head"),
     ("parquet", "trellis-shard"),
     ("object_store", "trellis-shard"),
     ("deltalake-core", "trellis-shard"),
@@ -94,7 +94,7 @@ fn the_cache_library_is_seen_by_one_file() {
     for entry in std::fs::read_dir(sources).unwrap() {
         let path = entry.unwrap().path();
         let code = std::fs::read_to_string(&path).unwrap_or_default();
-        let named = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains("moka::"));
-        assert!(!named || path.ends_with("cache.rs"), "{} names moka", path.display());
+        let named = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains("lru::"));
+        assert!(!named || path.ends_with("cache.rs"), "{} names lru", path.display());
     }
 }

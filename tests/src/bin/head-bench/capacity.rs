@@ -3,7 +3,7 @@
 //! Requests name random symbols, all their days, one field; the last ones a chunk each, so that next to nothing is in flight.
 //! Measured: what is resident then, against the budget.
 //!
-//! Expected: 0.98 to 1.0. (An eviction engine whose live keys are overwritten loses a little with every one of them.)
+//! Expected: 0.99 to 1.0, but for what the last read had in flight.
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
