@@ -212,7 +212,7 @@ impl Core {
             if was_whole {
                 tracing::error!(%error, shards = owns.len(), "the shards do not own everything exactly once");
             } else {
-                tracing::info!(%error, shards = owns.len(), "the shards found so far do not own everything exactly once");
+                tracing::warn!(%error, shards = owns.len(), "the shards found so far do not own everything exactly once");
             }
             Error::new(
                 Code::Unavailable,
