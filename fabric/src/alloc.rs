@@ -7,14 +7,13 @@
 //!
 //! A head's memory is bounded, and mimalloc's pages belong to one size of block: those of five thousand requests that have
 //! ended served no chunk, nor went back to the kernel, because a few requests of slow readers lived in each. The process took 1.3
-//! to 1.4 times its budget where glibc, told to ([`bound`]), takes 0.92 to 1.07.
+//! to 1.4 times its budget where glibc, told to ([`bound`]), takes 0.90 to 1.07.
 
 pub use mimalloc::MiMalloc;
 
 /// Arenas of glibc's allocator; eight for each core otherwise, and what is free in one serves no thread of another. With one, a head
-/// whose memory was full took 0.92 to 1.07 times its budget, with two 0.97 to 1.15. What that costs: a head that does nothing but
-/// replace what it holds is 8 % slower, a herd takes as long. Measured on two cores only: where many more threads wait for each
-/// other here, `MALLOC_ARENA_MAX` says otherwise.
+/// whose memory was full took 0.90 to 1.07 times its budget, with two 0.94 to 1.15; a herd, and a shift of the working set, took
+/// as long. Measured on two cores only: where many more threads wait for each other here, `MALLOC_ARENA_MAX` says otherwise.
 const ARENAS: libc::c_int = 1;
 
 /// Buffers above this are mapped, and unmapped when they are freed: larger than a message, of which many are made and freed a
