@@ -14,6 +14,9 @@ use crate::{
 /// Most fields of one dataset: bounds messages, and what a claim has to track for each chunk.
 pub const FIELDS_MAX: usize = 1_024;
 
+/// Longest value of a setting: zones and calendars have names of some tens of bytes.
+pub const SETTING_BYTES_MAX: usize = 64;
+
 /// Type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FieldType {
@@ -173,6 +176,35 @@ pub struct DatasetSpec {
     pub fields: Vec<FieldSpec>,
     /// Its chunk.
     pub chunk: ChunkSpan,
+    /// What it says of its times.
+    pub settings: Settings,
+}
+
+/// What a dataset says of its times. In a publisher's spec a setting that is absent means "as the dataset has it".
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Exchange calendar whose sessions the dates of the rows are: `XNYS`.
+    pub calendar: Option<String>,
+    /// IANA zone whose local midnights name dates: an import makes such a time the midnight UTC of its date.
+    pub date_zone: Option<String>,
+}
+
+impl Settings {
+    /// Each setting with the name that people write.
+    fn named(&self) -> [(&'static str, Option<&str>); 2] {
+        [("calendar", self.calendar.as_deref()), ("date_zone", self.date_zone.as_deref())]
+    }
+
+    /// Name and both values of the first setting that `given` has otherwise; what `given` leaves out never differs, nor does
+    /// what is not set here.
+    #[must_use]
+    pub fn difference<'a>(&'a self, given: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
+        let pairs = self.named().into_iter().zip(given.named());
+        pairs.into_iter().find_map(|((name, have), (_, given))| match (have, given) {
+            (Some(have), Some(given)) if have != given => Some((name, have, given)),
+            _ => None,
+        })
+    }
 }
 
 impl DatasetSpec {
@@ -194,7 +226,24 @@ impl DatasetSpec {
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return refuse(format!("{dataset} has the field {} twice", twice[0]));
         }
-        Ok(Self { dataset, fields, chunk })
+        Ok(Self { dataset, fields, chunk, settings: Settings::default() })
+    }
+
+    /// The same dataset with these settings.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if a setting is no name: letters, digits and `_/+-`, at most [`SETTING_BYTES_MAX`].
+    pub fn with_settings(self, settings: Settings) -> Result<Self> {
+        for (name, value) in settings.named() {
+            let Some(value) = value else { continue };
+            let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_/+-".contains(&b));
+            if value.is_empty() || value.len() > SETTING_BYTES_MAX || !plain {
+                return Err(Error::new(Code::InvalidRequest, format!("the {name} {value:?} is no name"))
+                    .hint("a calendar is named as XNYS, a zone as America/New_York")
+                    .dataset(&self.dataset));
+            }
+        }
+        Ok(Self { settings, ..self })
     }
 
     /// Position and spec of the field `name`.
@@ -251,7 +300,10 @@ impl TryFrom<pb::DatasetSpec> for DatasetSpec {
 
     fn try_from(wire: pb::DatasetSpec) -> Result<Self> {
         let fields = wire.fields.into_iter().map(FieldSpec::try_from).collect::<Result<_>>()?;
-        Self::new(DatasetName::new(wire.dataset)?, fields, ChunkSpan::new(wire.chunk_ns)?)
+        let said = |value: String| (!value.is_empty()).then_some(value);
+        let settings = Settings { calendar: said(wire.calendar), date_zone: said(wire.date_zone) };
+        Self::new(DatasetName::new(wire.dataset)?, fields, ChunkSpan::new(wire.chunk_ns)?)?
+            .with_settings(settings)
     }
 }
 
@@ -261,6 +313,8 @@ impl From<&DatasetSpec> for pb::DatasetSpec {
             dataset: spec.dataset.to_string(),
             fields: spec.fields.iter().map(pb::Field::from).collect(),
             chunk_ns: spec.chunk.ns(),
+            calendar: spec.settings.calendar.clone().unwrap_or_default(),
+            date_zone: spec.settings.date_zone.clone().unwrap_or_default(),
         }
     }
 }
@@ -302,6 +356,20 @@ mod tests {
         let all: Vec<_> = FieldType::ALL.iter().map(|(t, name)| (*name, *t)).collect();
         let spec = spec(&all).unwrap();
         assert_eq!(DatasetSpec::try_from(pb::DatasetSpec::from(&spec)).unwrap(), spec);
+    }
+
+    #[test]
+    fn settings_round_trip_and_are_names() {
+        let zone = |zone: &str| Settings { calendar: Some("XNYS".into()), date_zone: Some(zone.into()) };
+        let plain = spec(&[("close", FieldType::Float64)]).unwrap();
+        let set = plain.clone().with_settings(zone("America/New_York")).unwrap();
+        assert_eq!(DatasetSpec::try_from(pb::DatasetSpec::from(&set)).unwrap(), set);
+        assert!(plain.clone().with_settings(zone("America/New York")).is_err());
+        assert!(plain.clone().with_settings(zone(&"x".repeat(SETTING_BYTES_MAX + 1))).is_err());
+        assert_eq!(set.settings.difference(&plain.settings), None);
+        assert_eq!(plain.settings.difference(&set.settings), None);
+        let other = zone("Europe/London");
+        assert_eq!(set.settings.difference(&other), Some(("date_zone", "America/New_York", "Europe/London")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{fmt, path::Path, time::Duration};
 use serde::{Deserialize, Serialize};
 use trellis_proto::{
     ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldName, FieldType, Result, Symbols,
-    spec::FieldSpec,
+    spec::{FieldSpec, Settings},
     time::{DAY_NS, parse_duration, parse_time},
 };
 
@@ -292,7 +292,8 @@ impl Manifest {
     /// # Errors
     /// `InvalidRequest` for a type that there is not, or no field.
     pub fn output_spec(&self) -> Result<DatasetSpec> {
-        self.output.spec()
+        let settings = Settings { calendar: Some(self.calendar.clone()), ..Settings::default() };
+        self.output.spec()?.with_settings(settings)
     }
 
     fn check_schedule(&self) -> Result<()> {

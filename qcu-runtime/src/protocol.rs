@@ -161,6 +161,7 @@ pub enum Done {
 pub fn receipt_json(receipt: &pb::Receipt) -> serde_json::Value {
     serde_json::json!({
         "dataset": receipt.dataset,
+        "calendar": receipt.calendar,
         "as_of_ns": receipt.as_of_ns,
         "as_of": receipt.as_of_ns.map(format_time),
         "known_through_ns": receipt.known_through_ns,

@@ -226,7 +226,7 @@ impl Task {
         for _ in 0..CONFLICTS_MAX {
             let snapshot = self.look().await?;
             let spec = match (&snapshot, &asked.spec) {
-                (Some(snapshot), Some(spec)) if **spec != *snapshot.spec => {
+                (Some(snapshot), Some(spec)) if schema::difference(&snapshot.spec, spec).is_some() => {
                     // Not a conflict, as it is for rows: who asks for a lease waits for a conflict to pass.
                     return Err(self.other_spec(Code::InvalidRequest, &snapshot.spec, spec));
                 }

@@ -140,7 +140,7 @@ impl Task {
                 continue;
             }
             let verdict = match &spec {
-                Some(spec) if **spec != *publish.spec => {
+                Some(spec) if schema::difference(spec, &publish.spec).is_some() => {
                     Verdict::Refuse(self.other_spec(Code::Conflict, spec, &publish.spec))
                 }
                 _ => self.verdict(snapshot, &publish, now_ns).await,

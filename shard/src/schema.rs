@@ -17,7 +17,9 @@ use arrow_array::{
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use serde_json::{Value, json};
 use trellis_proto::{
-    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result, name::FieldName, spec::FieldSpec,
+    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result,
+    name::FieldName,
+    spec::{FieldSpec, Settings},
     time::DAY_NS,
 };
 
@@ -182,7 +184,11 @@ pub(crate) fn properties(spec: &DatasetSpec) -> Vec<(String, String)> {
         .map(|f| json!({"name": f.name.as_str(), "type": f.data_type.name(), "nullable": f.nullable}))
         .collect();
     vec![
-        (SPEC_PROPERTY.to_owned(), json!({"fields": fields, "chunk_ns": spec.chunk.ns()}).to_string()),
+        (SPEC_PROPERTY.to_owned(), {
+            let Settings { calendar, date_zone } = &spec.settings;
+            json!({"fields": fields, "chunk_ns": spec.chunk.ns(), "calendar": calendar, "date_zone": date_zone})
+                .to_string()
+        }),
         (CHUNK_PROPERTY.to_owned(), spec.chunk.ns().to_string()),
     ]
 }
@@ -191,6 +197,8 @@ pub(crate) fn properties(spec: &DatasetSpec) -> Vec<(String, String)> {
 struct StoredSpec {
     fields: Vec<StoredField>,
     chunk_ns: i64,
+    calendar: Option<String>,
+    date_zone: Option<String>,
 }
 
 #[derive(serde::Deserialize)]
@@ -224,7 +232,9 @@ pub(crate) fn spec_of(
                 })
             })
             .collect::<Result<_>>()?;
-        return DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(stored.chunk_ns)?);
+        let settings = Settings { calendar: stored.calendar, date_zone: stored.date_zone };
+        let spec = DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(stored.chunk_ns)?)?;
+        return spec.with_settings(settings);
     }
     let schema: Value =
         serde_json::from_str(schema_json).map_err(|e| refuse(format!("its schema does not read: {e}")))?;
@@ -256,12 +266,15 @@ pub(crate) fn spec_of(
     DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(FOREIGN_CHUNK_NS)?)
 }
 
-/// Says how two specs of one dataset differ; `None` if they do not.
+/// Says how two specs of one dataset differ; `None` if they do not. Settings that `given` leaves out do not differ.
 pub(crate) fn difference(have: &DatasetSpec, given: &DatasetSpec) -> Option<String> {
     let describe =
         |f: &FieldSpec| format!("{} {}{}", f.name, f.data_type, if f.nullable { "" } else { " not null" });
     if have.chunk != given.chunk {
         return Some(format!("its chunk is {} ns, not {} ns", have.chunk.ns(), given.chunk.ns()));
+    }
+    if let Some((setting, have, given)) = have.settings.difference(&given.settings) {
+        return Some(format!("its {setting} is {have}, not {given}"));
     }
     for (i, field) in have.fields.iter().enumerate() {
         match given.fields.get(i) {

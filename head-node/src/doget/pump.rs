@@ -386,6 +386,7 @@ impl Pump {
                 elapsed_us: started.elapsed().as_micros() as u64,
                 queued_us: answer.queued.as_micros() as u64,
                 head: head.id().to_owned(),
+                calendar: dataset.spec.settings.calendar.clone().unwrap_or_default(),
             };
             receipt.encode_to_vec()
         });

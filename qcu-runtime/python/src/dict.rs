@@ -16,7 +16,7 @@ macro_rules! dict {
 
 pub(crate) fn receipt<'py>(py: Python<'py>, receipt: &pb::Receipt) -> PyResult<Bound<'py, PyDict>> {
     Ok(dict!(py, receipt;
-        dataset, as_of_ns, known_through_ns, version_min, version_max, watermark_ns, rows, bytes, chunks_hit,
+        dataset, calendar, as_of_ns, known_through_ns, version_min, version_max, watermark_ns, rows, bytes, chunks_hit,
         chunks_joined, chunks_fetched, rows_fetched, shards, stale, elapsed_us, queued_us, head))
 }
 
@@ -28,6 +28,8 @@ pub(crate) fn description<'py>(py: Python<'py>, d: &pb::DatasetDescription) -> P
         dict.set_item("dataset", spec.dataset.as_str())?;
         dict.set_item("fields", fields.collect::<Vec<_>>())?;
         dict.set_item("chunk_ns", spec.chunk.ns())?;
+        dict.set_item("calendar", spec.settings.calendar)?;
+        dict.set_item("date_zone", spec.settings.date_zone)?;
     }
     Ok(dict)
 }

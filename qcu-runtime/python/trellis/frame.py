@@ -37,6 +37,7 @@ class Receipt:
 
     Attributes:
         dataset: what was read.
+        calendar: the dataset's exchange calendar, or None.
         as_of: the knowledge time asked for, or None for the latest.
         known_through: reading again with `as_of=known_through` gives these same rows, for ever.
         version_min, version_max: versions of the dataset that the oldest and the newest part were read at.
@@ -52,6 +53,7 @@ class Receipt:
     """
 
     dataset: str
+    calendar: str | None
     as_of: str | None
     known_through: str
     version_min: int
@@ -73,6 +75,7 @@ class Receipt:
     def _of(cls, reply: dict[str, Any]) -> Receipt:
         return cls(
             dataset=reply["dataset"],
+            calendar=reply["calendar"] or None,
             as_of=format_ns(reply["as_of_ns"]),
             known_through=format_ns(reply["known_through_ns"]) or "",
             watermark=format_ns(reply["watermark_ns"]),

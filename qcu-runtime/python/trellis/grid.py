@@ -294,5 +294,7 @@ def _dataset(reply: dict[str, Any]) -> Dataset:
         known_through=format_ns(reply["known_through_ns"]),
         watermark=format_ns(reply["watermark_ns"]),
         chunk_ns=reply["chunk_ns"],
+        calendar=reply["calendar"],
+        date_zone=reply["date_zone"],
         home=reply["home"],
     )

@@ -230,6 +230,7 @@ impl Service {
                 dataset: name.to_owned(),
                 fields: vec![field],
                 chunk_ns: 64 * DAY_NS,
+                ..Default::default()
             }),
             version: dataset.version,
             known_through_ns: i64::try_from(dataset.version).unwrap() * 1_000,
