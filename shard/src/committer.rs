@@ -13,10 +13,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Map, json};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::{mpsc, oneshot};
 use trellis_proto::{Code, DatasetSpec, Error, Result, pb};
 
 use crate::{
@@ -27,7 +24,7 @@ use crate::{
     metrics::Metrics,
     publish::{Publish, Waiting},
     schema,
-    table::{self, PUBLISHER, Snapshot, Table},
+    table::{self, PUBLISHER, RELEASED, Snapshot, Table},
 };
 
 /// Commands that wait for one dataset's committer; beyond it publishers are told to come back.
@@ -48,8 +45,8 @@ pub(crate) struct Rewrite {
 
 /// A request for the lease. What it may be answered, by code: [`Code::Conflict`] while another instance holds it, which passes
 /// by itself; [`Code::PermissionDenied`] if it is another unit's output, and [`Code::InvalidRequest`] if the dataset has another
-/// schema, which do not; [`Code::Unavailable`] if the table was changed under the request too often, which asking again
-/// settles.
+/// schema, which do not; [`Code::Unavailable`] while it is not known whether another instance still lives, and if the table was
+/// changed under the request too often, which asking again settles.
 #[derive(Debug)]
 pub(crate) struct Acquisition {
     pub(crate) holder: Holder,
@@ -78,7 +75,7 @@ impl Committer {
     /// Starts the committer of `table`.
     pub(crate) fn start(table: Arc<Table>, apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
-        let task = Task { table, apply_wait, metrics, lease: Lease::Never, started: Instant::now() };
+        let task = Task { table, apply_wait, metrics, lease: Lease::Never };
         tokio::spawn(task.run(commands));
         Self { queue }
     }
@@ -128,8 +125,6 @@ pub(crate) struct Task {
     pub(crate) apply_wait: Duration,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lease: Lease,
-    /// Origin of the lease's clock.
-    started: Instant,
 }
 
 impl Task {
@@ -156,10 +151,7 @@ impl Task {
                     let _ = reply.send(self.renew(&holder, epoch, ttl).await);
                 }
                 Command::Release { holder, epoch, reply } => {
-                    // A committer that has just started knows no lease yet.
-                    let looked = self.look().await.map(|_| ());
-                    self.lease = self.lease.release(&holder, epoch);
-                    let _ = reply.send(looked);
+                    let _ = reply.send(self.release(&holder, epoch).await);
                 }
                 Command::Rewrite(rewrite, reply) => {
                     let _ = reply.send(self.rewrite(rewrite).await);
@@ -168,17 +160,11 @@ impl Task {
         }
     }
 
-    pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// The newest state, with the lease brought up to it: a larger epoch in the table has always won.
+    /// The newest state, with the lease brought up to it.
     pub(crate) async fn look(&mut self) -> Result<Option<Arc<Snapshot>>> {
         let snapshot = self.table.refresh().await?;
-        if let Some(grant) = snapshot.as_ref().and_then(|s| s.grant.as_ref())
-            && grant.epoch > self.lease.epoch()
-        {
-            self.lease = Lease::granted(self.now(), grant.clone());
+        if let Some(snapshot) = &snapshot {
+            self.lease = self.lease.caught_up(snapshot.lease_learned, &snapshot.lease);
         }
         Ok(snapshot)
     }
@@ -243,8 +229,8 @@ impl Task {
             };
             let now_ns = self.table.shared.clock.now_ms() * 1_000_000;
             let name = self.table.name.as_str();
-            let step =
-                self.lease.acquire(name, self.now(), now_ns, &asked.holder, asked.ttl, asked.take_over);
+            let now = self.table.now();
+            let step = self.lease.acquire(name, now, now_ns, &asked.holder, asked.ttl, asked.take_over);
             let grant = match step.map_err(|e| e.dataset(name))? {
                 Acquire::Already(lease) => {
                     self.lease = lease;
@@ -263,13 +249,12 @@ impl Task {
             if snapshot.is_none() {
                 create(&mut actions, &spec, now_ms);
             }
-            actions.txn(PUBLISHER, grant.epoch as i64, now_ms);
-            actions.txn(&table::holder_txn(&grant), grant.epoch as i64, now_ms);
+            grant_actions(&mut actions, &grant, now_ms);
             if self.commit(version, &actions, &[]).await?.is_some() {
                 self.look().await?;
                 // If the look found a still larger epoch, the grant is history already.
                 if self.lease.epoch() <= grant.epoch {
-                    self.lease = Lease::granted(self.now(), grant);
+                    self.lease = Lease::granted(self.table.now(), grant);
                     return self.granted();
                 }
             }
@@ -280,18 +265,48 @@ impl Task {
 
     async fn renew(&mut self, holder: &Holder, epoch: u64, ttl: Duration) -> Result<Grant> {
         self.look().await?;
-        self.lease =
-            self.lease.renew(self.now(), holder, epoch, ttl).map_err(|e| e.dataset(&self.table.name))?;
+        let renewed = self.lease.renew(self.table.now(), holder, epoch, ttl);
+        self.lease = renewed.map_err(|e| e.dataset(&self.table.name))?;
         self.granted()
     }
 
+    /// What is answered to who asked: granted to nobody, it is given back at once.
     fn granted(&self) -> Result<Grant> {
         match &self.lease {
-            Lease::Held { grant, expires } => {
-                Ok(Grant { ttl: expires.saturating_sub(self.now()), ..grant.clone() })
+            Lease::Held { grant, expires, .. } => {
+                Ok(Grant { ttl: expires.saturating_sub(self.table.now()), ..grant.clone() })
             }
-            Lease::Never | Lease::Released { .. } => Err(internal("granting a lease", "it is not held")),
+            Lease::Released { grant } => Ok(Grant { ttl: Duration::ZERO, ..grant.clone() }),
+            Lease::Never => Err(internal("granting a lease", "it is not held")),
         }
+    }
+
+    /// Gives the lease back, durably: a shard that starts later need not wait for a holder that has ended.
+    async fn release(&mut self, holder: &Holder, epoch: u64) -> Result<()> {
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = self.look().await?;
+            let (Some(snapshot), Some(released)) = (snapshot, self.lease.release(holder, epoch)) else {
+                return Ok(());
+            };
+            let now_ms = self.table.shared.clock.now_ms();
+            let info = json!({"release": {"unit": holder.unit, "instance": holder.instance, "epoch": epoch}});
+            let mut actions = Actions::new("RELEASE", Map::from_iter([("trellis".to_owned(), info)]), now_ms);
+            actions.txn(RELEASED, epoch as i64, now_ms);
+            let committed = self.commit(snapshot.version + 1, &actions, &[]).await;
+            if matches!(committed, Ok(None)) {
+                continue;
+            }
+            // Whatever became of the commit, its holder is done with it.
+            self.lease = released;
+            committed?;
+            self.look().await?;
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::Unavailable,
+            "the lease is not given back: others write to the table; try again",
+        )
+        .dataset(&self.table.name))
     }
 
     async fn rewrite(&mut self, rewrite: Rewrite) -> Result<bool> {
@@ -338,9 +353,9 @@ impl Task {
 fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waiting>, Option<Command>) {
     let mut rows = first.0.rows.len();
     let mut group = vec![first];
-    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX && !group[0].0.has_own_known_at() {
+    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX && !group[0].0.goes_alone() {
         match commands.try_recv() {
-            Ok(Command::Publish(publish, reply)) if !publish.has_own_known_at() => {
+            Ok(Command::Publish(publish, reply)) if !publish.goes_alone() => {
                 rows += publish.rows.len();
                 group.push((publish, reply));
             }
@@ -349,6 +364,12 @@ fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waitin
         }
     }
     (group, None)
+}
+
+/// The actions that grant an epoch.
+pub(crate) fn grant_actions(actions: &mut Actions, grant: &Grant, now_ms: i64) {
+    actions.txn(PUBLISHER, grant.epoch as i64, now_ms);
+    actions.txn(&table::holder_txn(grant), grant.epoch as i64, now_ms);
 }
 
 /// The actions that make the table.

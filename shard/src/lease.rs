@@ -8,9 +8,14 @@
 //!
 //! A holder whose lease ran out may go on as long as nobody took the next epoch: refusing it would help nobody.
 //!
+//! What was given back stands in the table too, so a shard that starts later need not wait for it. Of a lease that was not,
+//! such a shard says which of the two it knows: that its holder lives (it was granted or renewed in this shard's life), or
+//! only that it may. The first is for a person to decide, the second is known after one time to live.
+//!
 //! A dataset is the output of the *unit* that was granted its newest epoch, running or not. Another instance of that unit
 //! gets the next epoch once the lease is given back or has run out; another unit only by taking over, or a slip of a name
-//! in its declaration would make it the publisher of what somebody else computes, at the first restart over there.
+//! in its declaration would make it the publisher of what somebody else computes, at the first restart over there. Nobody
+//! imports into it. A person may end that: the next epoch is then granted to *nobody*, which fences whoever published.
 
 use std::time::Duration;
 
@@ -26,8 +31,15 @@ pub(crate) const TTL_DEFAULT: Duration = Duration::from_secs(30);
 /// A process that publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
+    /// Empty: nobody; then `instance` is who ended the ownership.
     pub(crate) unit: String,
     pub(crate) instance: String,
+}
+
+impl Holder {
+    fn is_nobody(&self) -> bool {
+        self.unit.is_empty()
+    }
 }
 
 /// An epoch as it was granted; stands in the table.
@@ -40,15 +52,65 @@ pub(crate) struct Grant {
     pub(crate) ttl: Duration,
 }
 
-/// The lease of one dataset.
+/// The lease as it stands in the table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Stored {
+    /// No epoch was ever granted.
+    #[default]
+    Never,
+    /// The newest epoch was granted, and not given back.
+    Held(Grant),
+    /// The newest epoch was given back. Granted to nobody, it is given back at once.
+    Released(Grant),
+}
+
+impl Stored {
+    /// The newest epoch; 0 before the first.
+    pub(crate) fn epoch(&self) -> u64 {
+        match self {
+            Self::Never => 0,
+            Self::Held(grant) | Self::Released(grant) => grant.epoch,
+        }
+    }
+
+    /// The unit whose output the dataset is, running or not; `None`: nobody's.
+    pub(crate) fn owner(&self) -> Option<&str> {
+        match self {
+            Self::Never => None,
+            Self::Held(grant) | Self::Released(grant) => {
+                Some(grant.holder.unit.as_str()).filter(|unit| !unit.is_empty())
+            }
+        }
+    }
+
+    /// Refuses what only the owner's consent allows: importing into its output, changing what that is.
+    ///
+    /// # Errors
+    /// [`Code::PermissionDenied`] naming the unit, and how to end its ownership.
+    pub(crate) fn check_unowned(&self, dataset: &str) -> Result<()> {
+        match self {
+            Self::Held(grant) | Self::Released(grant) if !grant.holder.is_nobody() => Err(Error::new(
+                Code::PermissionDenied,
+                format!("{dataset} is the output of unit {} (epoch {}, {})", grant.holder.unit, grant.epoch, since(grant)),
+            )
+            .dataset(dataset)
+            .hint(format!(
+                "use another dataset; if it is to be the unit's output no more: `trellis dataset release {dataset}`"
+            ))),
+            Self::Never | Self::Held(_) | Self::Released(_) => Ok(()),
+        }
+    }
+}
+
+/// The lease of one dataset, as its home shard knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) enum Lease {
     /// No epoch was ever granted.
     #[default]
     Never,
-    /// The newest epoch, until `expires`.
-    Held { grant: Grant, expires: Duration },
-    /// The newest epoch was given back: nobody may publish with it.
+    /// The newest epoch, until `expires`. `heard`: granted or renewed in this shard's life, so its holder lives.
+    Held { grant: Grant, expires: Duration, heard: bool },
+    /// The newest epoch was given back, or granted to nobody: nobody may publish with it.
     Released { grant: Grant },
 }
 
@@ -70,10 +132,16 @@ impl Lease {
         }
     }
 
-    fn live(&self, now: Duration) -> Option<&Grant> {
-        match self {
-            Self::Held { grant, expires } if now < *expires => Some(grant),
-            Self::Held { .. } | Self::Released { .. } | Self::Never => None,
+    /// Brought up to what stands in the table, which was learned at `learned`: a larger epoch there has always won, and
+    /// what was given back stays so.
+    #[must_use]
+    pub(crate) fn caught_up(&self, learned: Duration, stored: &Stored) -> Self {
+        match stored {
+            Stored::Held(grant) if grant.epoch > self.epoch() => {
+                Self::Held { grant: grant.clone(), expires: learned + grant.ttl, heard: false }
+            }
+            Stored::Released(grant) if grant.epoch >= self.epoch() => Self::Released { grant: grant.clone() },
+            Stored::Never | Stored::Held(_) | Stored::Released(_) => self.clone(),
         }
     }
 
@@ -81,7 +149,7 @@ impl Lease {
     ///
     /// # Errors
     /// Where `take_over` is not set: [`Code::PermissionDenied`] if it is another unit's output, [`Code::Conflict`] while the
-    /// lease of another instance runs. Both name the holder.
+    /// lease of another instance runs, [`Code::Unavailable`] while it may. All name the holder.
     pub(crate) fn acquire(
         &self,
         dataset: &str,
@@ -93,15 +161,21 @@ impl Lease {
     ) -> Result<Acquire> {
         match self {
             Self::Held { grant, .. } if grant.holder == *holder => {
-                Ok(Acquire::Already(Self::Held { grant: grant.clone(), expires: now + ttl }))
+                Ok(Acquire::Already(Self::Held { grant: grant.clone(), expires: now + ttl, heard: true }))
+            }
+            Self::Released { grant } if grant.holder.is_nobody() && holder.is_nobody() => {
+                Ok(Acquire::Already(self.clone()))
             }
             Self::Held { grant, .. } | Self::Released { grant }
-                if grant.holder.unit != holder.unit && !take_over =>
+                if grant.holder.unit != holder.unit
+                    && !grant.holder.is_nobody()
+                    && !holder.is_nobody()
+                    && !take_over =>
             {
                 Err(output_of_other(dataset, grant))
             }
-            Self::Held { grant, expires } if now < *expires && !take_over => {
-                Err(held_by_other(dataset, grant, *expires - now))
+            Self::Held { grant, expires, heard } if now < *expires && !take_over => {
+                Err(held_by_other(dataset, grant, *expires - now, *heard))
             }
             Self::Held { .. } | Self::Released { .. } | Self::Never => Ok(Acquire::Commit(Grant {
                 epoch: self.epoch() + 1,
@@ -112,10 +186,13 @@ impl Lease {
         }
     }
 
-    /// Any → Held: the grant has been committed, or was found in the table.
+    /// Any → Held, or, granted to nobody, Released: the grant has been committed.
     pub(crate) fn granted(now: Duration, grant: Grant) -> Self {
+        if grant.holder.is_nobody() {
+            return Self::Released { grant };
+        }
         let expires = now + grant.ttl;
-        Self::Held { grant, expires }
+        Self::Held { grant, expires, heard: true }
     }
 
     /// Held → Held for another `ttl`.
@@ -127,16 +204,16 @@ impl Lease {
         if grant.holder != *holder {
             return Err(fenced(grant, epoch));
         }
-        Ok(Self::Held { grant: grant.clone(), expires: now + ttl })
+        Ok(Self::Held { grant: grant.clone(), expires: now + ttl, heard: true })
     }
 
-    /// Held → Released. Of a lease that the asker does not hold any more, or never did: nothing happens.
-    pub(crate) fn release(&self, holder: &Holder, epoch: u64) -> Self {
+    /// Held → Released, to be committed. `None`: the asker does not hold it any more, or never did.
+    pub(crate) fn release(&self, holder: &Holder, epoch: u64) -> Option<Self> {
         match self {
             Self::Held { grant, .. } if grant.epoch == epoch && grant.holder == *holder => {
-                Self::Released { grant: grant.clone() }
+                Some(Self::Released { grant: grant.clone() })
             }
-            Self::Held { .. } | Self::Released { .. } | Self::Never => self.clone(),
+            Self::Held { .. } | Self::Released { .. } | Self::Never => None,
         }
     }
 
@@ -146,21 +223,6 @@ impl Lease {
     /// [`Code::Fenced`] saying which epoch holds and who has it.
     pub(crate) fn check_publish(&self, unit: &str, epoch: u64) -> Result<()> {
         self.held(epoch, unit).map(|_| ())
-    }
-
-    /// Whether rows may be imported.
-    ///
-    /// # Errors
-    /// [`Code::Conflict`] while a unit's lease runs.
-    pub(crate) fn check_import(&self, now: Duration) -> Result<()> {
-        match self.live(now) {
-            None => Ok(()),
-            Some(grant) => Err(Error::new(
-                Code::Conflict,
-                format!("unit {} publishes to it (epoch {})", grant.holder.unit, grant.epoch),
-            )
-            .hint("stop the unit, or wait until its lease has run out")),
-        }
     }
 
     fn held(&self, epoch: u64, unit: &str) -> Result<&Grant> {
@@ -180,9 +242,25 @@ impl Lease {
     }
 }
 
+/// `since 2016-08-10T20:00:00Z`
+fn since(grant: &Grant) -> String {
+    format!("since {}", format_time(grant.since_ns))
+}
+
 fn fenced(grant: &Grant, epoch: u64) -> Error {
+    if grant.holder.is_nobody() {
+        let text = format!(
+            "fenced by epoch {}: {} ended the unit's ownership at {}",
+            grant.epoch,
+            grant.holder.instance,
+            format_time(grant.since_ns)
+        );
+        // Not fenced: that passes when the other publisher ends, and this does not.
+        return Error::new(Code::PermissionDenied, text)
+            .hint("the dataset is no unit's output now; start the unit again if it is to be this one's");
+    }
     let text = format!(
-        "fenced by epoch {}, held by unit {} (instance {}) since {}",
+        "fenced by epoch {}: unit {} ({}) took over at {}",
         grant.epoch,
         grant.holder.unit,
         grant.holder.instance,
@@ -196,29 +274,32 @@ fn fenced(grant: &Grant, epoch: u64) -> Error {
     }
 }
 
-fn held_by_other(dataset: &str, grant: &Grant, left: Duration) -> Error {
+fn held_by_other(dataset: &str, grant: &Grant, left: Duration, heard: bool) -> Error {
+    let (unit, instance, left) = (&grant.holder.unit, &grant.holder.instance, left.as_millis());
+    if heard {
+        return Error::new(
+            Code::Conflict,
+            format!("{dataset} is published by a running process of unit {unit} ({instance}, {})", since(grant)),
+        )
+        .hint(
+            "stop that process, or publish over it: `take_over=True`, `--take-over`; it goes on with the sessions after that",
+        );
+    }
     Error::new(
-        Code::Conflict,
+        Code::Unavailable,
         format!(
-            "epoch {} of {dataset} is held by unit {} (instance {}) since {}",
-            grant.epoch,
-            grant.holder.unit,
-            grant.holder.instance,
-            format_time(grant.since_ns)
+            "{dataset} may be published by a process of unit {unit} ({instance}, {}): the shard has started after it and not \
+             heard of it",
+            since(grant)
         ),
     )
-    .hint(format!("it runs out in {} ms unless renewed; to take it now, take over", left.as_millis()))
+    .hint(format!("that it lives or does not is known in {left} ms; to publish now, take over"))
 }
 
 fn output_of_other(dataset: &str, grant: &Grant) -> Error {
     Error::new(
         Code::PermissionDenied,
-        format!(
-            "{dataset} is the output of unit {} (epoch {}, since {})",
-            grant.holder.unit,
-            grant.epoch,
-            format_time(grant.since_ns)
-        ),
+        format!("{dataset} is the output of unit {} (epoch {}, {})", grant.holder.unit, grant.epoch, since(grant)),
     )
     .hint(
         "publish to a dataset of the unit's own; if it is to be this unit's from now on (a unit that was renamed), take it \
@@ -261,6 +342,15 @@ mod tests {
         Publish {
             who: u8,
         },
+        /// Takes the lease, publishes and gives it back, in one commit.
+        Once {
+            who: u8,
+            take_over: bool,
+        },
+        /// The dataset shall be no unit's output.
+        EndOwnership {
+            take_over: bool,
+        },
         Wait {
             ms: u64,
         },
@@ -278,68 +368,145 @@ mod tests {
             (0..4u8, 1..50u64).prop_map(|(who, ttl_ms)| Step::Renew { who, ttl_ms }),
             (0..4u8).prop_map(|who| Step::Release { who }),
             (0..4u8).prop_map(|who| Step::Publish { who }),
+            (0..4u8, any::<bool>()).prop_map(|(who, take_over)| Step::Once { who, take_over }),
+            any::<bool>().prop_map(|take_over| Step::EndOwnership { take_over }),
             (1..60u64).prop_map(|ms| Step::Wait { ms }),
             Just(Step::Restart),
         ]
     }
 
+    /// What must hold, kept without the state machine: what was committed, and until when its holder was promised.
+    #[derive(Default)]
+    struct Told {
+        stored: Stored,
+        promised: Duration,
+        known: [u64; 4],
+        accepted: u64,
+    }
+
+    impl Told {
+        /// Whether `unit` must be refused without taking over: by whom the dataset is owned, and by a promise.
+        fn barred(&self, who: Option<u8>, now: Duration) -> Option<&'static [Code]> {
+            let unit = who.map(|who| holder(who).unit);
+            let foreign =
+                unit.is_some() && self.stored.owner().is_some() && self.stored.owner() != unit.as_deref();
+            let Stored::Held(grant) = &self.stored else {
+                return foreign.then_some(&[Code::PermissionDenied]);
+            };
+            let own = who.is_some_and(|who| grant.holder == holder(who));
+            match (foreign, now < self.promised && !own) {
+                (true, _) => Some(&[Code::PermissionDenied]),
+                (false, true) => Some(&[Code::Conflict, Code::Unavailable]),
+                (false, false) => None,
+            }
+        }
+
+        fn commit(&mut self, stored: Stored) -> Result<(), TestCaseError> {
+            prop_assert!(stored.epoch() > self.stored.epoch());
+            self.stored = stored;
+            Ok(())
+        }
+    }
+
+    fn asked(
+        lease: &Lease,
+        told: &Told,
+        who: Option<u8>,
+        now: Duration,
+        ttl: Duration,
+        take_over: bool,
+    ) -> Result<Option<Acquire>, TestCaseError> {
+        let nobody = Holder { unit: String::new(), instance: "ada".to_owned() };
+        let barred = told.barred(who, now);
+        match lease.acquire("d.a", now, 0, &who.map_or(nobody, holder), ttl, take_over) {
+            Ok(acquired) => {
+                prop_assert!(barred.is_none() || take_over);
+                Ok(Some(acquired))
+            }
+            Err(error) => {
+                prop_assert!(!take_over);
+                prop_assert!(barred.is_some_and(|codes| codes.contains(&error.code())), "{}", error);
+                Ok(None)
+            }
+        }
+    }
+
     proptest! {
         /// Whatever is asked in whatever order: epochs only grow, an accepted publish carries the newest epoch, and without
-        /// taking over nobody gets a lease that runs, nor a unit the output of another.
+        /// taking over nobody gets a lease that runs, nor a unit the output of another. What was given back is free, after
+        /// a restart too; what was not runs out one time to live after it.
         #[test]
         fn epochs_are_accepted_in_order(steps in proptest::collection::vec(step(), 1..60)) {
             let mut lease = Lease::Never;
             let mut now = Duration::ZERO;
-            let mut stored: Option<Grant> = None;
-            let mut known = [0_u64; 4];
-            let mut accepted = 0;
+            let mut told = Told::default();
             for step in steps {
                 match step {
                     Step::Acquire { who, ttl_ms, take_over } => {
-                        let live = lease.live(now).cloned();
-                        let foreign = stored.as_ref().is_some_and(|g| g.holder.unit != holder(who).unit);
                         let ttl = Duration::from_millis(ttl_ms);
-                        match lease.acquire("d.a", now, 0, &holder(who), ttl, take_over) {
-                            Ok(Acquire::Already(next)) => {
+                        match asked(&lease, &told, Some(who), now, ttl, take_over)? {
+                            Some(Acquire::Already(next)) => {
                                 prop_assert_eq!(next.epoch(), lease.epoch());
                                 lease = next;
-                                known[who as usize] = lease.epoch();
                             }
-                            Ok(Acquire::Commit(grant)) => {
-                                prop_assert!(grant.epoch > stored.as_ref().map_or(0, |g| g.epoch));
-                                prop_assert!((live.is_none() && !foreign) || take_over);
-                                known[who as usize] = grant.epoch;
-                                stored = Some(grant.clone());
+                            Some(Acquire::Commit(grant)) => {
+                                told.commit(Stored::Held(grant.clone()))?;
                                 lease = Lease::granted(now, grant);
                             }
-                            Err(error) => {
-                                prop_assert!(!take_over);
-                                prop_assert!(foreign || live.is_some_and(|g| g.holder != holder(who)));
-                                let code = if foreign { Code::PermissionDenied } else { Code::Conflict };
-                                prop_assert_eq!(error.code(), code);
-                            }
+                            None => continue,
                         }
+                        told.promised = now + ttl;
+                        told.known[who as usize] = lease.epoch();
                     }
+                    Step::Once { who, take_over } => match asked(&lease, &told, Some(who), now, Duration::ZERO, take_over)? {
+                        Some(Acquire::Commit(grant)) => {
+                            prop_assert!(grant.epoch > told.accepted);
+                            told.accepted = grant.epoch;
+                            told.commit(Stored::Released(grant))?;
+                            lease = lease.caught_up(now, &told.stored);
+                        }
+                        Some(Acquire::Already(_)) | None => {}
+                    },
+                    Step::EndOwnership { take_over } => match asked(&lease, &told, None, now, Duration::ZERO, take_over)? {
+                        Some(Acquire::Commit(grant)) => {
+                            told.commit(Stored::Released(grant.clone()))?;
+                            prop_assert_eq!(told.stored.owner(), None);
+                            lease = Lease::granted(now, grant);
+                        }
+                        Some(Acquire::Already(_)) => prop_assert_eq!(told.stored.owner(), None),
+                        None => {}
+                    },
                     Step::Renew { who, ttl_ms } => {
-                        let epoch = known[who as usize];
-                        if let Ok(next) = lease.renew(now, &holder(who), epoch, Duration::from_millis(ttl_ms)) {
-                            prop_assert_eq!(epoch, stored.as_ref().unwrap().epoch);
+                        let (epoch, ttl) = (told.known[who as usize], Duration::from_millis(ttl_ms));
+                        if let Ok(next) = lease.renew(now, &holder(who), epoch, ttl) {
+                            prop_assert_eq!(epoch, told.stored.epoch());
+                            told.promised = now + ttl;
                             lease = next;
                         }
                     }
-                    Step::Release { who } => lease = lease.release(&holder(who), known[who as usize]),
+                    Step::Release { who } => {
+                        if let Some(released) = lease.release(&holder(who), told.known[who as usize]) {
+                            let Lease::Released { grant } = &released else { panic!("{released:?}") };
+                            told.stored = Stored::Released(grant.clone());
+                            lease = released;
+                        }
+                    }
                     Step::Publish { who } => {
-                        let epoch = known[who as usize];
+                        let epoch = told.known[who as usize];
                         if lease.check_publish(&holder(who).unit, epoch).is_ok() {
-                            prop_assert_eq!(epoch, stored.as_ref().unwrap().epoch);
-                            prop_assert!(epoch >= accepted);
-                            accepted = epoch;
+                            prop_assert_eq!(epoch, told.stored.epoch());
+                            prop_assert!(matches!(told.stored, Stored::Held(_)));
+                            prop_assert!(epoch >= told.accepted);
+                            told.accepted = epoch;
                         }
                     }
                     Step::Wait { ms } => now += Duration::from_millis(ms),
                     Step::Restart => {
                         now = Duration::ZERO;
-                        lease = stored.clone().map_or(Lease::Never, |grant| Lease::granted(now, grant));
+                        lease = Lease::Never.caught_up(now, &told.stored);
+                        if let Stored::Held(grant) = &told.stored {
+                            told.promised = now + grant.ttl;
+                        }
                     }
                 }
             }
@@ -370,8 +537,8 @@ mod tests {
         let late = Duration::from_secs(100);
         let grant = Grant { epoch: 1, holder: holder(0), since_ns: 0, ttl };
         let held = Lease::granted(Duration::ZERO, grant.clone());
-        let released = held.release(&grant.holder, 1);
-        assert!(matches!(released, Lease::Released { .. }));
+        let released = held.release(&grant.holder, 1).unwrap();
+        assert!(released.release(&grant.holder, 1).is_none());
         for (lease, now) in [(&held, Duration::ZERO), (&held, late), (&released, Duration::ZERO)] {
             let refused = lease.acquire("d.a", now, 0, &holder(2), ttl, false).unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied);
@@ -392,15 +559,43 @@ mod tests {
         let lease = Lease::granted(Duration::ZERO, grant);
         assert!(lease.check_publish("unit-0", 3).is_ok());
         assert!(lease.renew(late, &holder(0), 3, Duration::from_secs(1)).is_ok());
-        assert!(lease.check_import(late).is_ok());
         let taken =
             Lease::granted(late, Grant { epoch: 4, holder: holder(2), since_ns: 0, ttl: TTL_DEFAULT });
         let refused = taken.check_publish("unit-0", 3).unwrap_err();
         assert_eq!(refused.code(), Code::Fenced);
         assert!(
-            refused.message().starts_with("fenced by epoch 4, held by unit unit-1"),
+            refused.message().starts_with("fenced by epoch 4: unit unit-1 (i2) took over at "),
             "{}",
             refused.message()
         );
+    }
+
+    #[test]
+    fn a_shard_that_was_started_again_says_whether_it_has_heard_of_the_holder() {
+        let ttl = Duration::from_secs(10);
+        let grant = Grant { epoch: 1, holder: holder(0), since_ns: 0, ttl };
+        let found = Lease::Never.caught_up(Duration::from_secs(5), &Stored::Held(grant.clone()));
+        let ask =
+            |lease: &Lease, now| lease.acquire("d.a", Duration::from_secs(now), 0, &holder(1), ttl, false);
+        assert_eq!(ask(&found, 6).unwrap_err().code(), Code::Unavailable, "it may live: to be asked again");
+        assert!(matches!(ask(&found, 15), Ok(Acquire::Commit(Grant { epoch: 2, .. }))), "it does not");
+        let heard = found.renew(Duration::from_secs(6), &holder(0), 1, ttl).unwrap();
+        assert_eq!(ask(&heard, 7).unwrap_err().code(), Code::Conflict, "it lives");
+    }
+
+    #[test]
+    fn an_output_that_was_given_up_is_open_to_all_and_fences_its_unit_for_good() {
+        let stored = Stored::Held(Grant { epoch: 1, holder: holder(0), since_ns: 0, ttl: TTL_DEFAULT });
+        assert_eq!(stored.check_unowned("d.a").unwrap_err().code(), Code::PermissionDenied);
+        let nobody = Holder { unit: String::new(), instance: "ada".to_owned() };
+        let ended = Stored::Released(Grant { epoch: 2, holder: nobody, since_ns: 0, ttl: Duration::ZERO });
+        assert!(ended.owner().is_none() && ended.check_unowned("d.a").is_ok());
+        let lease = Lease::Never.caught_up(Duration::ZERO, &stored).caught_up(Duration::ZERO, &ended);
+        let refused = lease.renew(Duration::ZERO, &holder(0), 1, TTL_DEFAULT).unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        for who in [0, 2] {
+            let taken = lease.acquire("d.a", Duration::ZERO, 0, &holder(who), TTL_DEFAULT, false).unwrap();
+            assert!(matches!(taken, Acquire::Commit(Grant { epoch: 3, .. })));
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! that may be committed get their knowledge times and go as one file and one log entry; see [`crate::committer`] for when
 //! a commit is lost.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
 use serde_json::{Map, Value, json};
@@ -13,12 +13,13 @@ use trellis_proto::{Code, DatasetSpec, Error, Result, pb, time::format_time};
 
 use crate::{
     append::Rows,
-    committer::{CONFLICTS_MAX, Task, create},
+    committer::{CONFLICTS_MAX, Task, create, grant_actions},
     delta::Actions,
     error::internal,
     file::{FILE_ROWS_MAX, WrittenFile, write_file},
+    lease::{Acquire, Grant, Holder},
     schema::{self, KNOWN_AT_NS},
-    table::{self, Snapshot, WATERMARK},
+    table::{self, CommittedRun, IMPORTED, RELEASED, SessionKey, Snapshot, WATERMARK},
     wire,
 };
 
@@ -27,7 +28,9 @@ use crate::{
 pub(crate) enum Right {
     /// The holder of the lease with this epoch.
     Session { unit: String, epoch: u64 },
-    /// Nobody holds a live lease. With a knowledge time of its own, or that of the commit.
+    /// Who may be granted the lease now: taken, used and given back in one commit.
+    Once { holder: Holder, take_over: bool },
+    /// It is no unit's output. With a knowledge time of its own, or that of the commit.
     Import { known_at: Option<i64> },
     /// The shard itself.
     Ledger,
@@ -43,16 +46,18 @@ pub(crate) struct Publish {
     /// Empty: not idempotent.
     pub(crate) run_id: String,
     pub(crate) digest: String,
+    /// Which session and partition it publishes; `None` of imports and the ledger.
+    pub(crate) session: Option<SessionKey>,
     pub(crate) watermark: Option<i64>,
     /// For people: goes into the commit's metadata.
     pub(crate) note: Value,
 }
 
 impl Publish {
-    /// Such an import is checked against all that is known of its symbols, so it goes into a commit of its own: what it would
-    /// be grouped with is not known yet.
-    pub(crate) fn has_own_known_at(&self) -> bool {
-        matches!(self.right, Right::Import { known_at: Some(_) })
+    /// Whether it goes into a commit of its own. An import with its own knowledge time is checked against all that is known of
+    /// its symbols, and what it would be grouped with is not known yet. A publish with its own lease fences the others.
+    pub(crate) fn goes_alone(&self) -> bool {
+        matches!(self.right, Right::Import { known_at: Some(_) } | Right::Once { .. })
     }
 }
 
@@ -65,13 +70,15 @@ pub(crate) type Waiting = (Box<Publish>, Reply);
 struct Accepted {
     publish: Box<Publish>,
     known_at: i64,
+    /// The epoch that is granted and given back with it.
+    once: Option<Grant>,
     /// Who waits for it: its publisher, and any that sent the same run id meanwhile.
     replies: Vec<Reply>,
 }
 
 /// Whether a publish goes into the next commit.
 enum Verdict {
-    Accept,
+    Accept(Option<Grant>),
     /// Already committed: this acknowledgement again.
     Duplicate(pb::PublishAck),
     Refuse(Error),
@@ -146,10 +153,13 @@ impl Task {
                 _ => self.verdict(snapshot, &publish, now_ns).await,
             };
             match verdict {
-                Verdict::Accept => {
+                Verdict::Accept(once) => {
                     let known_at = match publish.right {
                         Right::Import { known_at: Some(explicit) } => explicit,
-                        Right::Import { known_at: None } | Right::Session { .. } | Right::Ledger => {
+                        Right::Import { known_at: None }
+                        | Right::Session { .. }
+                        | Right::Once { .. }
+                        | Right::Ledger => {
                             // Each publish of a group has its own, so that two corrections of one row keep their order.
                             next_known_at += 1;
                             next_known_at - 1
@@ -159,7 +169,7 @@ impl Task {
                         by_run.insert(publish.run_id.clone(), accepted.len());
                     }
                     spec.get_or_insert_with(|| publish.spec.clone());
-                    accepted.push(Accepted { publish, known_at, replies: vec![reply] });
+                    accepted.push(Accepted { publish, known_at, once, replies: vec![reply] });
                 }
                 Verdict::Duplicate(ack) => self.reply_when_applied(vec![(reply, ack)]),
                 Verdict::Refuse(error) => {
@@ -176,35 +186,74 @@ impl Task {
             if run.digest != publish.digest {
                 return Verdict::Refuse(self.other_content(&publish.run_id));
             }
-            return Verdict::Duplicate(pb::PublishAck {
-                dataset: self.table.name.to_string(),
-                version: run.version,
-                known_at_ns: run.known_at,
-                rows: run.rows,
-                duplicate: true,
-                shard: self.table.shared.shard.clone(),
-            });
+            return Verdict::Duplicate(self.ack_again(&run));
         }
+        let unowned = || match snapshot {
+            Some(snapshot) => snapshot.lease.check_unowned(self.table.name.as_str()),
+            None => Ok(()),
+        };
         let allowed = match &publish.right {
-            Right::Session { unit, epoch } => self.lease.check_publish(unit, *epoch),
-            Right::Import { known_at } => match self.lease.check_import(self.now()) {
-                Ok(()) => match (known_at, snapshot) {
-                    (Some(known_at), _) if *known_at > now_ns => Err(Error::new(
-                        Code::InvalidRequest,
-                        format!("the knowledge time {} lies in the future", format_time(*known_at)),
-                    )),
-                    (Some(known_at), Some(snapshot)) => {
-                        check_known_later(snapshot, &publish.rows, *known_at).await
-                    }
-                    (Some(_), None) | (None, _) => Ok(()),
-                },
-                refused => refused,
+            Right::Session { unit, epoch } => self.lease.check_publish(unit, *epoch).map(|()| None),
+            Right::Once { holder, take_over } => self.once(holder, *take_over, now_ns).map(Some),
+            Right::Import { known_at } => match (unowned(), known_at, snapshot) {
+                (Err(owned), _, _) => Err(owned),
+                (Ok(()), Some(known_at), _) if *known_at > now_ns => Err(Error::new(
+                    Code::InvalidRequest,
+                    format!("the knowledge time {} lies in the future", format_time(*known_at)),
+                )),
+                (Ok(()), Some(known_at), Some(snapshot)) => {
+                    check_known_later(snapshot, &publish.rows, *known_at).await.map(|()| None)
+                }
+                (Ok(()), Some(_), None) | (Ok(()), None, _) => Ok(None),
             },
-            Right::Ledger => Ok(()),
+            Right::Ledger => Ok(None),
         };
         match allowed {
-            Ok(()) => Verdict::Accept,
+            Ok(once) => match self.unchanged(snapshot, publish) {
+                Some(run) => Verdict::Duplicate(self.ack_again(&run)),
+                None => Verdict::Accept(once),
+            },
             Err(error) => Verdict::Refuse(error),
+        }
+    }
+
+    /// The epoch that a publish with its own lease gets.
+    fn once(&self, holder: &Holder, take_over: bool, now_ns: i64) -> Result<Grant> {
+        let (name, now) = (self.table.name.as_str(), self.table.now());
+        match self.lease.acquire(name, now, now_ns, holder, Duration::ZERO, take_over)? {
+            Acquire::Commit(grant) => Ok(grant),
+            // It holds a lease of its own, and gives it back with this one.
+            Acquire::Already(lease) => Ok(Grant {
+                epoch: lease.epoch() + 1,
+                holder: holder.clone(),
+                since_ns: now_ns,
+                ttl: Duration::ZERO,
+            }),
+        }
+    }
+
+    /// The last publish of the same session, if it had the same rows and they are still what the session is. Another attempt
+    /// that computes them again adds nothing. Compared with the last one only: going back to rows of before is a correction.
+    fn unchanged(&self, snapshot: Option<&Snapshot>, publish: &Publish) -> Option<CommittedRun> {
+        let (snapshot, session) = (snapshot?, publish.session.as_ref()?);
+        let unit = match &publish.right {
+            Right::Session { unit, .. } | Right::Once { holder: Holder { unit, .. }, .. } => unit,
+            Right::Import { .. } | Right::Ledger => return None,
+        };
+        let last = self.table.newest_run(session)?;
+        let still = snapshot.imported.is_none_or(|imported| imported < last.version);
+        // who takes an output over commits that, whatever the rows
+        (last.digest == publish.digest && still && snapshot.lease.owner() == Some(unit)).then_some(last)
+    }
+
+    fn ack_again(&self, run: &CommittedRun) -> pb::PublishAck {
+        pb::PublishAck {
+            dataset: self.table.name.to_string(),
+            version: run.version,
+            known_at_ns: run.known_at,
+            rows: run.rows,
+            duplicate: true,
+            shard: self.table.shared.shard.clone(),
         }
     }
 
@@ -228,8 +277,17 @@ impl Task {
         }
         for a in accepted.iter().filter(|a| !a.publish.run_id.is_empty()) {
             let rows = a.publish.rows.len() as u64;
-            let app = table::run_txn(&a.publish.run_id, &a.publish.digest, a.known_at, rows);
+            let (run, session) = (&a.publish.run_id, a.publish.session.as_ref());
+            let app = table::run_txn(run, &a.publish.digest, a.known_at, rows, session);
             actions.txn(&app, version as i64, now_ms);
+        }
+        if accepted.iter().any(|a| matches!(a.publish.right, Right::Import { .. })) {
+            actions.txn(IMPORTED, version as i64, now_ms);
+        }
+        // Whoever it came with is alone in its commit.
+        if let Some(grant) = accepted.iter().find_map(|a| a.once.as_ref()) {
+            grant_actions(&mut actions, grant, now_ms);
+            actions.txn(RELEASED, grant.epoch as i64, now_ms);
         }
         let before = snapshot.and_then(|s| s.watermark);
         let watermark = accepted.iter().filter_map(|a| a.publish.watermark).max();
@@ -311,7 +369,10 @@ impl Task {
     fn other_content(&self, run_id: &str) -> Error {
         Error::new(Code::Conflict, format!("the run {run_id} has been published with other rows"))
             .dataset(&self.table.name)
-            .hint("give every attempt with other rows a run id of its own")
+            .hint(
+                "a unit's run for the same inputs and code must give the same rows: is the strategy a pure function? If the \
+                 other rows are right, deploy it again",
+            )
     }
 }
 

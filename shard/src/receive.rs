@@ -11,10 +11,12 @@ use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, pb, time::DAY
 use crate::{
     append::Rows,
     error::lost_task,
+    lease::Holder,
     ledger::OWN_PREFIX,
     publish::{Publish, Right},
     schema,
     shard::Shard,
+    table::SessionKey,
     wire::Decoder,
 };
 
@@ -54,7 +56,13 @@ async fn checked(
             return Err(Error::new(Code::InvalidRequest, "the publish says neither session nor import"));
         }
         pb::PublishKind::Session => {
-            let right = Right::Session { unit: header.unit.clone(), epoch: header.epoch };
+            let right = match &header.once {
+                None => Right::Session { unit: header.unit.clone(), epoch: header.epoch },
+                Some(once) => Right::Once {
+                    holder: Holder { unit: header.unit.clone(), instance: header.instance.clone() },
+                    take_over: once.take_over,
+                },
+            };
             (right, Some(session(&header.session)?), limits.publish_rows_max, limits.publish_bytes_max)
         }
         pb::PublishKind::Import => {
@@ -127,11 +135,17 @@ async fn checked(
     }
     let watermark = match (&right, header.watermark_ns) {
         (_, Some(watermark)) => Some(watermark),
-        (Right::Session { .. }, None) => Some(session(&header.session)?.end),
+        (Right::Session { .. } | Right::Once { .. }, None) => Some(session(&header.session)?.end),
         (Right::Import { .. } | Right::Ledger, None) => None,
     };
     let note = note(&header, rows.len());
-    let publish = Publish { right, spec, rows, run_id: header.run_id, digest, watermark, note };
+    let session = match right {
+        Right::Session { .. } | Right::Once { .. } => {
+            Some(SessionKey { session: header.session, partition: header.partition })
+        }
+        Right::Import { .. } | Right::Ledger => None,
+    };
+    let publish = Publish { right, spec, rows, run_id: header.run_id, digest, session, watermark, note };
     let dataset = shard.catalog.entry(name);
     shard.catalog.committer(&dataset).publish(publish).await
 }
@@ -157,7 +171,7 @@ fn check_rows(
 
 fn too_large(what: &str, most: usize, right: &Right) -> Error {
     let kind = match right {
-        Right::Session { .. } => "publish",
+        Right::Session { .. } | Right::Once { .. } => "publish",
         Right::Import { .. } => "import",
         Right::Ledger => "record",
     };
@@ -192,6 +206,9 @@ fn check_header(header: &pb::PublishHeader) -> Result<()> {
                 return refuse(format!("a publish of a session needs a {what}"));
             }
         }
+        if header.once.is_some() && (header.epoch != 0 || header.instance.is_empty()) {
+            return refuse("a publish that takes its own lease has an instance, and no epoch".to_owned());
+        }
         if header.known_at_ns.is_some() {
             return refuse("only an import has a knowledge time of its own".to_owned());
         }
@@ -212,7 +229,7 @@ fn session(text: &str) -> Result<std::ops::Range<i64>> {
     }
 }
 
-/// What the rows are checked against: the dataset as it is, or, if an import makes it, as the import says.
+/// What the rows are checked against: the dataset as it is, or, if the publish makes it, as that says.
 async fn spec_for(
     shard: &Shard,
     name: &DatasetName,
@@ -226,15 +243,18 @@ async fn spec_for(
         Ok((_, snapshot)) => match given.and_then(|given| schema::difference(&snapshot.spec, &given)) {
             None => Ok(snapshot.spec.clone()),
             Some(why) => Err(Error::new(Code::Conflict, format!("{name} exists with another schema: {why}"))
-                .hint("leave the schema out, or import under another name")),
+                .hint("leave the schema out, or use another dataset")),
         },
         Err(error) if error.code() == Code::UnknownDataset => match (right, given) {
-            (Right::Import { .. }, Some(spec)) => {
+            (Right::Import { .. } | Right::Once { .. }, Some(spec)) => {
                 schema::check_spec(&spec)?;
                 Ok(Arc::new(spec))
             }
             (Right::Import { .. }, None) => {
                 Err(error.hint("an import that makes a dataset says what it is: give its spec"))
+            }
+            (Right::Once { .. }, None) => {
+                Err(error.hint("a publish that takes its own lease says what the dataset is: give its spec"))
             }
             (Right::Session { .. } | Right::Ledger, _) => {
                 Err(error.hint("acquire the lease with the dataset's spec first: that makes it"))

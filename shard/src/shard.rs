@@ -348,7 +348,14 @@ impl Shard {
                 Some(Arc::new(spec))
             }
         };
-        let holder = holder(request.unit, request.instance)?;
+        let holder = match request.unit.as_str() {
+            // nobody's: the dataset is there, and nobody says what it is to be
+            "" if spec.is_some() => {
+                return Err(Error::new(Code::InvalidRequest, "the lease is asked for in no unit's name"));
+            }
+            "" => Holder { unit: String::new(), ..holder("nobody".to_owned(), request.instance)? },
+            _ => holder(request.unit, request.instance)?,
+        };
         let ttl = lease::ttl(request.ttl_ms);
         let asked = Acquisition { holder, ttl, take_over: request.take_over, spec };
         let grant = if asked.spec.is_some() {
@@ -403,6 +410,7 @@ impl Shard {
             rows: ledger::rows(&spec, records)?,
             run_id: String::new(),
             digest: String::new(),
+            session: None,
             watermark: None,
             note: serde_json::json!({"runs": records.len()}),
             spec: spec.clone(),

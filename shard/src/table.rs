@@ -9,8 +9,10 @@
 //! | application id                     | version               |
 //! | ---------------------------------- | --------------------- |
 //! | `trellis-publisher`                | the newest epoch      |
-//! | `trellis-holder [unit, instance, ttl_ms]` | the epoch it was granted |
-//! | `trellis-run [id, digest, known_at_ns, rows]` | the table's version |
+//! | `trellis-holder [unit, instance, ttl_ms]` | the epoch it was granted; an empty unit is nobody |
+//! | `trellis-released`                 | the newest epoch that was given back |
+//! | `trellis-run [id, digest, known_at_ns, rows, session, partition]` | the table's version; the last two of sessions only |
+//! | `trellis-imported`                 | the version of the newest import |
 //! | `trellis-watermark`                | nanoseconds           |
 
 use std::{
@@ -24,6 +26,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, Symbol, pb};
 
 use crate::{
@@ -33,7 +36,7 @@ use crate::{
     file::DataFile,
     history::History,
     index::FileIndex,
-    lease::{Grant, Holder, TTL_DEFAULT},
+    lease::{Grant, Holder, Stored, TTL_DEFAULT},
     ownership::Ownership,
     schema,
     watch::WatchLog,
@@ -41,6 +44,10 @@ use crate::{
 
 /// Application id of the epoch.
 pub(crate) const PUBLISHER: &str = "trellis-publisher";
+/// Application id of the epoch that was given back.
+pub(crate) const RELEASED: &str = "trellis-released";
+/// Application id of the newest import.
+pub(crate) const IMPORTED: &str = "trellis-imported";
 const HOLDER: &str = "trellis-holder ";
 const RUN: &str = "trellis-run ";
 /// Application id of the watermark.
@@ -82,7 +89,11 @@ pub(crate) struct Snapshot {
     /// Every later ordinary commit has a greater knowledge time.
     pub(crate) known_through: i64,
     pub(crate) watermark: Option<i64>,
-    pub(crate) grant: Option<Grant>,
+    pub(crate) lease: Stored,
+    /// When this process learned of the lease's epoch, by [`Table::now`].
+    pub(crate) lease_learned: Duration,
+    /// Version of the newest import.
+    pub(crate) imported: Option<u64>,
 }
 
 impl Snapshot {
@@ -123,6 +134,28 @@ pub(crate) struct CommittedRun {
     pub(crate) version: u64,
     pub(crate) known_at: i64,
     pub(crate) rows: u64,
+    /// Of a publish of a session.
+    pub(crate) session: Option<SessionKey>,
+}
+
+/// Committed runs by their ids, and of each session the newest.
+#[derive(Debug, Default)]
+struct CommittedRuns {
+    by_id: HashMap<String, CommittedRun>,
+    newest: HashMap<SessionKey, String>,
+}
+
+impl CommittedRuns {
+    /// Runs come in no order where a table is loaded whole.
+    fn add(&mut self, id: String, run: CommittedRun) {
+        if let Some(key) = &run.session {
+            let newest = self.newest.get(key).and_then(|id| self.by_id.get(id));
+            if newest.is_none_or(|newest| newest.known_at < run.known_at) {
+                self.newest.insert(key.clone(), id.clone());
+            }
+        }
+        self.by_id.insert(id, run);
+    }
 }
 
 /// One dataset.
@@ -136,12 +169,14 @@ pub(crate) struct Table {
     /// Refreshes one after the other; holds how many arrivals the last one covered.
     refreshing: tokio::sync::Mutex<u64>,
     arrivals: AtomicU64,
-    runs: Mutex<HashMap<String, CommittedRun>>,
+    runs: Mutex<CommittedRuns>,
     history: Mutex<History>,
     /// Reads of older entries one after the other: every head asks at once, and one reading answers all.
     recalling: tokio::sync::Mutex<()>,
     /// Indexes of files written here whose commit has not been applied yet: saves reading them back.
     written: Mutex<HashMap<String, Arc<FileIndex>>>,
+    /// Origin of the leases' clock.
+    opened: Instant,
 }
 
 /// Whether a refresh that finds a table where there was none tells the watchers.
@@ -164,7 +199,13 @@ impl Table {
             history: Mutex::default(),
             recalling: tokio::sync::Mutex::default(),
             written: Mutex::default(),
+            opened: Instant::now(),
         }
+    }
+
+    /// The time that leases are counted by.
+    pub(crate) fn now(&self) -> Duration {
+        self.opened.elapsed()
     }
 
     /// The newest snapshot that is known; may be behind the log.
@@ -234,7 +275,13 @@ impl Table {
 
     /// The commit of a run id, if there was one.
     pub(crate) fn run(&self, id: &str) -> Option<CommittedRun> {
-        self.runs.lock().get(id).cloned()
+        self.runs.lock().by_id.get(id).cloned()
+    }
+
+    /// The newest publish of a session.
+    pub(crate) fn newest_run(&self, key: &SessionKey) -> Option<CommittedRun> {
+        let runs = self.runs.lock();
+        runs.by_id.get(runs.newest.get(key)?).cloned()
     }
 
     /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
@@ -292,6 +339,7 @@ impl Table {
         };
         let txns: HashMap<String, Txn> = entry.txns.into_iter().collect();
         let runs = runs_of(&txns);
+        let lease = lease_of(&txns, &current.lease);
         let known_through = known_through(current.known_through, &added, &runs);
         let next = Arc::new(Snapshot {
             version,
@@ -300,7 +348,9 @@ impl Table {
             symbols,
             known_through,
             watermark: txns.get(WATERMARK).map(|t| t.version).or(current.watermark),
-            grant: grant_of(&txns).or_else(|| current.grant.clone()),
+            lease_learned: self.learned(&lease, Some(current)),
+            lease,
+            imported: imported(&txns).or(current.imported),
         });
         let touched = if !entry.data_change {
             change::Touched::Nothing
@@ -325,16 +375,26 @@ impl Table {
         let files = self.open_files(state.files, before).await?;
         let created = state.created_ms.saturating_mul(1_000_000);
         let runs = runs_of(&state.txns);
+        let lease = lease_of(&state.txns, &Stored::Never);
         let next = Arc::new(Snapshot {
             version: state.version,
             symbols: Arc::new(self.owned_symbols(&files)),
             known_through: known_through(before.map_or(created, |b| b.known_through), &files, &runs),
             watermark: state.txns.get(WATERMARK).map(|t| t.version),
-            grant: grant_of(&state.txns),
+            lease_learned: self.learned(&lease, before),
+            lease,
+            imported: imported(&state.txns),
             spec,
             files,
         });
         Ok((next, runs))
+    }
+
+    fn learned(&self, lease: &Stored, before: Option<&Snapshot>) -> Duration {
+        match before {
+            Some(before) if before.lease.epoch() == lease.epoch() => before.lease_learned,
+            Some(_) | None => self.now(),
+        }
     }
 
     async fn open_files(&self, files: Vec<LogFile>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
@@ -380,7 +440,10 @@ impl Table {
     /// visible untold would never be told. The watchers come last: a read that has seen the watch log at this change's
     /// number has its rows.
     fn install(&self, next: Arc<Snapshot>, runs: Runs, event: Option<pb::Change>) {
-        self.runs.lock().extend(runs);
+        {
+            let mut known = self.runs.lock();
+            runs.into_iter().for_each(|(id, run)| known.add(id, run));
+        }
         {
             let mut written = self.written.lock();
             if !written.is_empty() {
@@ -413,14 +476,61 @@ pub(crate) fn holder_txn(grant: &Grant) -> String {
     format!("{HOLDER}{}", serde_json::json!(holder))
 }
 
-/// The application id that carries a committed run.
-pub(crate) fn run_txn(id: &str, digest: &str, known_at: i64, rows: u64) -> String {
-    format!("{RUN}{}", serde_json::json!((id, digest, known_at, rows)))
+/// The application id that carries a committed run; `session`: of which session and partition it is.
+pub(crate) fn run_txn(
+    id: &str,
+    digest: &str,
+    known_at: i64,
+    rows: u64,
+    session: Option<&SessionKey>,
+) -> String {
+    let run = match session {
+        Some(key) => serde_json::json!((id, digest, known_at, rows, &key.session, &key.partition)),
+        None => serde_json::json!((id, digest, known_at, rows)),
+    };
+    format!("{RUN}{run}")
+}
+
+/// What a publish of a session replaces: the last one with the same key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct SessionKey {
+    /// A date, as it was published.
+    pub(crate) session: String,
+    pub(crate) partition: String,
 }
 
 fn parse_run(app: &str, txn: &Txn) -> Option<(String, CommittedRun)> {
-    let (id, digest, known_at, rows) = serde_json::from_str(app.strip_prefix(RUN)?).ok()?;
-    Some((id, CommittedRun { digest, version: txn.version.unsigned_abs(), known_at, rows }))
+    let json = app.strip_prefix(RUN)?;
+    let of_session = serde_json::from_str::<(String, String, i64, u64, String, String)>(json);
+    let (id, digest, known_at, rows, session) = match of_session {
+        Ok((id, digest, known_at, rows, session, partition)) => {
+            (id, digest, known_at, rows, Some(SessionKey { session, partition }))
+        }
+        Err(_) => {
+            let (id, digest, known_at, rows) = serde_json::from_str(json).ok()?;
+            (id, digest, known_at, rows, None)
+        }
+    };
+    Some((id, CommittedRun { digest, version: txn.version.unsigned_abs(), known_at, rows, session }))
+}
+
+fn imported(txns: &HashMap<String, Txn>) -> Option<u64> {
+    txns.get(IMPORTED).map(|txn| txn.version.unsigned_abs())
+}
+
+/// The lease after these transactions; `before` them it was another.
+fn lease_of(txns: &HashMap<String, Txn>, before: &Stored) -> Stored {
+    let released = txns.get(RELEASED).map(|txn| txn.version.unsigned_abs());
+    let grant = match (grant_of(txns), before) {
+        (Some(grant), _) => grant,
+        (None, Stored::Held(grant)) => grant.clone(),
+        (None, Stored::Never | Stored::Released(_)) => return before.clone(),
+    };
+    if grant.holder.unit.is_empty() || released == Some(grant.epoch) {
+        Stored::Released(grant)
+    } else {
+        Stored::Held(grant)
+    }
 }
 
 fn grant_of(txns: &HashMap<String, Txn>) -> Option<Grant> {
@@ -507,9 +617,24 @@ mod tests {
             ),
             (holder_txn(&grant), txn(4)),
         ]);
-        assert_eq!(grant_of(&txns), Some(grant));
-        let (id, run) = parse_run(&run_txn("r \"1\"", "ab", -3, 9), &txn(12)).unwrap();
-        assert_eq!(id, "r \"1\"");
-        assert_eq!(run, CommittedRun { digest: "ab".to_owned(), version: 12, known_at: -3, rows: 9 });
+        assert_eq!(lease_of(&txns, &Stored::Never), Stored::Held(grant.clone()));
+        let given_back = HashMap::from([(RELEASED.to_owned(), txn(4))]);
+        assert_eq!(lease_of(&given_back, &Stored::Held(grant.clone())), Stored::Released(grant.clone()));
+        let an_older_one = HashMap::from([(RELEASED.to_owned(), txn(3))]);
+        assert_eq!(lease_of(&an_older_one, &Stored::Held(grant.clone())), Stored::Held(grant.clone()));
+        let mut all = txns;
+        all.extend(given_back);
+        assert_eq!(lease_of(&all, &Stored::Never), Stored::Released(grant));
+
+        for session in
+            [None, Some(SessionKey { session: "2016-08-10".to_owned(), partition: "\"p".to_owned() })]
+        {
+            let (id, run) = parse_run(&run_txn("r \"1\"", "ab", -3, 9, session.as_ref()), &txn(12)).unwrap();
+            assert_eq!(id, "r \"1\"");
+            assert_eq!(
+                run,
+                CommittedRun { digest: "ab".to_owned(), version: 12, known_at: -3, rows: 9, session }
+            );
+        }
     }
 }

@@ -238,7 +238,9 @@ impl Grid {
         let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap()).unwrap();
         let digest = rows.digest(run_id).unwrap();
         let note = serde_json::Value::Null;
-        let publish = Publish { right, spec, rows, run_id: run_id.to_owned(), digest, watermark, note };
+        let session = None;
+        let publish =
+            Publish { right, spec, rows, run_id: run_id.to_owned(), digest, session, watermark, note };
         self.shard.catalog.committer(&self.dataset()).publish(publish).await
     }
 

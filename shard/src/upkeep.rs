@@ -421,7 +421,7 @@ mod tests {
             assert_eq!(table.run(&format!("r{i}")).unwrap().rows, 1);
         }
         let now = table.snapshot().unwrap();
-        assert_eq!(now.grant.as_ref().map(|g| (g.epoch, g.holder.unit.as_str())), Some((1, "mom")));
+        assert_eq!((now.lease.epoch(), now.lease.owner()), (1, Some("mom")));
         assert_eq!(now.watermark, Some(7));
         assert_eq!(grid.rows("A").await.len(), 7);
     }

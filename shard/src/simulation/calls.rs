@@ -17,6 +17,7 @@ use super::{
 use crate::{
     append::{Rows, rows_schema},
     catalog::Dataset,
+    lease::Holder,
     publish::{Publish, Right},
     shard::Shard,
     testing::{DATASET, rows_of, spec},
@@ -49,6 +50,18 @@ pub(super) enum Ask {
         run: String,
         rows: Vec<Row>,
     },
+    /// With a lease of its own.
+    Once {
+        unit: String,
+        instance: String,
+        take_over: bool,
+        run: String,
+        rows: Vec<Row>,
+    },
+    /// It shall be no unit's output.
+    EndOwnership {
+        take_over: bool,
+    },
     Import {
         run: String,
         rows: Vec<Row>,
@@ -71,6 +84,8 @@ impl Ask {
             Self::Renew { .. } => "renewed",
             Self::Release { .. } => "released",
             Self::Publish { .. } => "published",
+            Self::Once { .. } => "published once",
+            Self::EndOwnership { .. } => "ended",
             Self::Import { .. } => "imported",
             Self::Look => "looked",
             Self::Confirm { .. } => "confirmed",
@@ -133,6 +148,19 @@ pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
         Ask::Publish { unit, epoch, run, rows } => {
             publish(&shard, Right::Session { unit, epoch }, run, &rows).await.map(Reply::Published)
         }
+        Ask::Once { unit, instance, take_over, run, rows } => {
+            let right = Right::Once { holder: Holder { unit, instance }, take_over };
+            publish(&shard, right, run, &rows).await.map(Reply::Published)
+        }
+        Ask::EndOwnership { take_over } => {
+            let request = pb::AcquireLeaseRequest {
+                dataset: DATASET.to_owned(),
+                instance: "somebody".to_owned(),
+                take_over,
+                ..Default::default()
+            };
+            shard.acquire_lease(request).await.map(Reply::Granted)
+        }
         Ask::Import { run, rows } => {
             publish(&shard, Right::Import { known_at: None }, run, &rows).await.map(Reply::Published)
         }
@@ -184,11 +212,11 @@ async fn publish(shard: &Shard, right: Right, run_id: String, rows: &[Row]) -> R
     let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap())?;
     let epoch = match &right {
         Right::Session { epoch, .. } => Some(*epoch),
-        Right::Import { .. } | Right::Ledger => None,
+        Right::Once { .. } | Right::Import { .. } | Right::Ledger => None,
     };
     let note = serde_json::json!({"run_id": run_id, "epoch": epoch});
     let digest = rows.digest("")?;
-    let publish = Publish { right, spec, rows, run_id, digest, watermark: None, note };
+    let publish = Publish { right, spec, rows, run_id, digest, session: None, watermark: None, note };
     let dataset = shard.catalog.entry(&DatasetName::new(DATASET)?);
     shard.catalog.committer(&dataset).publish(publish).await
 }

@@ -294,7 +294,9 @@ impl World {
     fn check(&mut self, ask: &Ask, reply: &Result<Reply>, floor: Option<usize>) {
         match reply {
             Ok(Reply::Published(ack)) => {
-                let (Ask::Publish { run, .. } | Ask::Import { run, .. }) = ask else { unreachable!() };
+                let (Ask::Publish { run, .. } | Ask::Once { run, .. } | Ask::Import { run, .. }) = ask else {
+                    unreachable!()
+                };
                 self.model.acknowledged(run, ack);
                 self.count(if ack.duplicate { "acknowledged again" } else { "acknowledged" });
             }
@@ -331,8 +333,13 @@ impl World {
             Err(error) => {
                 let expected = match error.code() {
                     Code::Fenced => matches!(ask, Ask::Publish { .. } | Ask::Renew { .. }),
-                    Code::Conflict => matches!(ask, Ask::Acquire { .. } | Ask::Import { .. }),
-                    Code::PermissionDenied => matches!(ask, Ask::Acquire { take_over: false, .. }),
+                    Code::Conflict => {
+                        matches!(ask, Ask::Acquire { .. } | Ask::Once { .. } | Ask::EndOwnership { .. })
+                    }
+                    Code::PermissionDenied => !matches!(
+                        ask,
+                        Ask::Acquire { take_over: true, .. } | Ask::Once { take_over: true, .. }
+                    ),
                     Code::UnknownDataset => {
                         self.model.found_nothing(floor, None);
                         true
@@ -419,7 +426,9 @@ impl World {
         match reply {
             Ok(Reply::Granted(lease)) => belief.epoch = Some(lease.epoch),
             Ok(Reply::Published(_)) => belief.open = None,
-            Err(error) if error.code() == Code::Fenced => belief.epoch = None,
+            Err(error) if matches!(error.code(), Code::Fenced | Code::PermissionDenied) => {
+                belief.epoch = None
+            }
             Ok(_) | Err(_) => {}
         }
         if matches!(ask, Ask::Release { .. }) {
@@ -469,25 +478,32 @@ impl World {
         let (unit, instance) = (unit.to_owned(), instance.to_owned());
         let take_over = self.seed.once_in(6);
         let acquire = Ask::Acquire { unit: unit.clone(), instance: instance.clone(), take_over };
-        let Some(epoch) = self.publishers[i].epoch else {
-            return acquire;
-        };
-        match self.seed.below(10) {
-            0 => acquire,
-            1 => Ask::Renew { unit, instance, epoch },
-            2 => Ask::Release { unit, instance, epoch },
+        let held = self.publishers[i].epoch;
+        let (step, once) = (self.seed.below(10), self.seed.once_in(3));
+        match (held, step) {
+            (None, _) if !once => acquire,
+            (Some(_), 0) => acquire,
+            (Some(epoch), 1) => Ask::Renew { unit, instance, epoch },
+            (Some(epoch), 2) => Ask::Release { unit, instance, epoch },
             _ => {
                 let run = match self.publishers[i].open.clone() {
                     Some(run) => run,
                     None => self.new_run(),
                 };
                 self.publishers[i].open = Some(run.clone());
-                Ask::Publish { unit, epoch, rows: self.model.rows_of(&run).to_vec(), run }
+                let rows = self.model.rows_of(&run).to_vec();
+                match held {
+                    Some(epoch) => Ask::Publish { unit, epoch, run, rows },
+                    None => Ask::Once { unit, instance, take_over, run, rows },
+                }
             }
         }
     }
 
     fn importers_ask(&mut self) -> Ask {
+        if self.seed.once_in(3) {
+            return Ask::EndOwnership { take_over: self.seed.once_in(2) };
+        }
         let run = match self.importer.open.clone() {
             Some(run) => run,
             None => self.new_run(),

@@ -54,16 +54,19 @@ async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
         let zombie = session_header("signals.mom", "old", 1, "r1", "1970-01-02");
         let refused = send(&mut served.client, zombie, &rows).await.unwrap_err();
         assert_eq!(refused.code(), Code::Fenced);
-        assert!(refused.message().starts_with("fenced by epoch 2, held by unit new"), "{refused}");
+        assert!(
+            refused.message().starts_with("fenced by epoch 2: unit new (new-1) took over at "),
+            "{refused}"
+        );
         served.stop().await;
         served = Served::local(lake.path()).await;
     }
-    // Whose output it is stands in the table, and when the holder last renewed does not: another one of its instances waits
-    // a whole time to live.
+    // Whose output it is stands in the table, and when the holder last renewed does not: another one of its instances comes
+    // back until it is heard of, or a whole time to live has passed.
     let held = acquire(&mut served.client, "signals.mom", "old", false).await.unwrap_err();
     assert_eq!(held.code(), Code::PermissionDenied);
     let held = acquire_as(&mut served.client, &spec("signals.mom"), "new", "new-2", false).await.unwrap_err();
-    assert_eq!(held.code(), Code::Conflict);
+    assert_eq!(held.code(), Code::Unavailable, "{held}");
     let renewed = pb::RenewLeaseRequest {
         dataset: "signals.mom".to_owned(),
         unit: "new".to_owned(),
@@ -72,6 +75,8 @@ async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
         ttl_ms: 60_000,
     };
     assert_eq!(served.client.renew_lease(renewed).await.unwrap().into_inner().epoch, 2);
+    let held = acquire_as(&mut served.client, &spec("signals.mom"), "new", "new-2", false).await.unwrap_err();
+    assert_eq!(held.code(), Code::Conflict, "{held}");
     let good = session_header("signals.mom", "new", 2, "r2", "1970-01-02");
     send(&mut served.client, good, &rows).await.unwrap();
     served.stop().await;
@@ -86,7 +91,8 @@ async fn a_lease_that_is_held_and_a_schema_that_differs_are_told_apart() {
     let held = acquire_as(client, &spec("signals.mom"), "mom", "mom-2", false).await.unwrap_err();
     assert_eq!(held.code(), Code::Conflict);
     assert!(
-        held.message().starts_with("epoch 1 of signals.mom is held by unit mom (instance mom-1) since "),
+        held.message()
+            .starts_with("signals.mom is published by a running process of unit mom (mom-1, since "),
         "{held}"
     );
     let mut other = spec("signals.mom");
@@ -99,25 +105,146 @@ async fn a_lease_that_is_held_and_a_schema_that_differs_are_told_apart() {
     served.stop().await;
 }
 
+fn release_of(lease: &pb::Lease) -> pb::ReleaseLeaseRequest {
+    pb::ReleaseLeaseRequest {
+        dataset: lease.dataset.clone(),
+        unit: lease.unit.clone(),
+        instance: lease.instance.clone(),
+        epoch: lease.epoch,
+    }
+}
+
+/// Ends the ownership of the dataset's unit.
+async fn end_ownership(
+    client: &mut pb::shard_client::ShardClient<tonic::transport::Channel>,
+    dataset: &str,
+    take_over: bool,
+) -> trellis_proto::Result<pb::Lease> {
+    let request = pb::AcquireLeaseRequest {
+        dataset: dataset.to_owned(),
+        instance: "ada".to_owned(),
+        take_over,
+        ..pb::AcquireLeaseRequest::default()
+    };
+    let granted = client.acquire_lease(request).await;
+    granted.map(tonic::Response::into_inner).map_err(|s| trellis_proto::Error::from_status(&s))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn an_import_waits_for_no_lease_but_is_refused_while_one_runs() {
+async fn an_import_into_a_units_output_is_refused_until_somebody_ends_its_ownership() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let lease = acquire(&mut served.client, "signals.mom", "mom", false).await.unwrap();
+    for step in ["it runs", "it gave the lease back", "the shard was started again"] {
+        let refused = import(&mut served.client, "signals.mom", &[("A", 0, 1.0)]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{step}");
+        assert!(refused.message().starts_with("signals.mom is the output of unit mom "), "{refused}");
+        match step {
+            "it runs" => {
+                let running = end_ownership(&mut served.client, "signals.mom", false).await.unwrap_err();
+                assert_eq!(running.code(), Code::Conflict, "{running}");
+                served.client.release_lease(release_of(&lease)).await.unwrap();
+            }
+            "it gave the lease back" => {
+                served.stop().await;
+                served = Served::local(lake.path()).await;
+            }
+            _ => {}
+        }
+    }
+    let ended = end_ownership(&mut served.client, "signals.mom", false).await.unwrap();
+    assert_eq!((ended.epoch, ended.unit.as_str()), (2, ""));
+    assert_eq!(end_ownership(&mut served.client, "signals.mom", false).await.unwrap().epoch, 2, "once");
+    import(&mut served.client, "signals.mom", &[("A", 0, 1.0)]).await.unwrap();
+    served.stop().await;
+    let mut served = Served::local(lake.path()).await;
+    import(&mut served.client, "signals.mom", &[("A", 0, 2.0)]).await.unwrap();
+    // The unit of before is told who ended it, and any unit may be the next.
+    let old = session_header("signals.mom", "mom", 1, "r", "1970-01-01");
+    let refused = send(&mut served.client, old, &[batch(&[("A", 0, 1.0)])]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().starts_with("fenced by epoch 2: ada ended "), "{refused}");
+    assert_eq!(acquire(&mut served.client, "signals.mom", "rev", false).await.unwrap().epoch, 3);
+    let running = end_ownership(&mut served.client, "signals.mom", true).await.unwrap();
+    assert_eq!(running.epoch, 4);
+    served.stop().await;
+}
+
+/// A publish that takes its own lease.
+fn once(unit: &str, run: &str, take_over: bool) -> pb::PublishHeader {
+    pb::PublishHeader {
+        instance: format!("{run} of {unit}"),
+        spec: Some(pb::DatasetSpec::from(&spec("signals.mom"))),
+        once: Some(pb::PublishOnce { take_over }),
+        ..session_header("signals.mom", unit, 0, run, "1970-01-02")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_given_back_is_free_for_every_later_life_of_the_shard() {
+    let lake = tempfile::tempdir().unwrap();
+    let rows = |value: f64| [batch(&[("A", day(1), value)])];
+    for life in 1..4_u8 {
+        let mut served = Served::local(lake.path()).await;
+        let instance = format!("mom-{life}");
+        let lease =
+            acquire_as(&mut served.client, &spec("signals.mom"), "mom", &instance, false).await.unwrap();
+        assert_eq!(lease.epoch, 2 * u64::from(life) - 1);
+        let newer = newest_version(lake.path(), "signals.mom");
+        served.client.release_lease(release_of(&lease)).await.unwrap();
+        served.client.release_lease(release_of(&lease)).await.unwrap();
+        assert_eq!(newest_version(lake.path(), "signals.mom"), newer + 1, "given back once");
+        let run = format!("r{life}");
+        send(&mut served.client, once("mom", &run, false), &rows(f64::from(life))).await.unwrap();
+        served.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_with_its_own_lease_is_one_commit_and_leaves_the_lease_free() {
     let lake = tempfile::tempdir().unwrap();
     let mut served = Served::local(lake.path()).await;
     let client = &mut served.client;
+    let rows = |value: f64| [batch(&[("A", day(1), value)])];
+    for (version, value) in [(0, 1.0), (1, 2.0), (2, 1.0)] {
+        let ack = send(client, once("mom", &format!("r{version}"), false), &rows(value)).await.unwrap();
+        assert_eq!((ack.version, ack.duplicate), (version, false), "A, B and A again are three versions");
+        let again = send(client, once("mom", &format!("again{version}"), false), &rows(value)).await.unwrap();
+        assert_eq!((again.version, again.duplicate), (version, true), "the same rows are one");
+    }
+    let foreign = send(client, once("rev", "r", false), &rows(3.0)).await.unwrap_err();
+    assert_eq!(foreign.code(), Code::PermissionDenied);
+    // A running process of the unit is not published over, unless one says so; it is told by whom.
     let lease = acquire(client, "signals.mom", "mom", false).await.unwrap();
-    let refused = import(client, "signals.mom", &[("A", 0, 1.0)]).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Conflict);
-    let release = pb::ReleaseLeaseRequest {
-        dataset: "signals.mom".to_owned(),
-        unit: lease.unit,
-        instance: lease.instance,
-        epoch: lease.epoch,
-    };
-    client.release_lease(release).await.unwrap();
-    import(client, "signals.mom", &[("A", 0, 1.0)]).await.unwrap();
-    let released = session_header("signals.mom", "mom", 1, "r", "1970-01-01");
-    let refused = send(client, released, &[batch(&[("A", 0, 1.0)])]).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Fenced);
+    let refused = send(client, once("mom", "r3", false), &rows(4.0)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Conflict, "{refused}");
+    let taken = send(client, once("mom", "r4", true), &rows(5.0)).await.unwrap();
+    let header = session_header("signals.mom", "mom", lease.epoch, "r5", "1970-01-02");
+    let fenced = send(client, header, &rows(6.0)).await.unwrap_err();
+    assert_eq!(fenced.code(), Code::Fenced);
+    assert!(fenced.message().contains("unit mom (r4 of mom) took over at "), "{fenced}");
+    // Given back at once: the unit goes on with the next epoch.
+    let next = acquire(client, "signals.mom", "mom", false).await.unwrap();
+    assert_eq!(next.epoch, lease.epoch + 2);
+    assert_eq!(read(client, "signals.mom", "A").await, [(day(1), 5.0)]);
+    // Whose output it is changes by a commit, whatever the rows.
+    let taken_by_other = send(client, once("rev", "r6", true), &rows(5.0)).await.unwrap();
+    assert!(taken_by_other.version > taken.version && !taken_by_other.duplicate);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_rows_after_an_import_are_a_correction() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let rows = [batch(&[("A", day(1), 1.0)])];
+    send(client, once("mom", "r1", false), &rows).await.unwrap();
+    end_ownership(client, "signals.mom", false).await.unwrap();
+    import(client, "signals.mom", &[("A", day(1), 9.0)]).await.unwrap();
+    let ack = send(client, once("mom", "r2", false), &rows).await.unwrap();
+    assert!(!ack.duplicate);
+    assert_eq!(read(client, "signals.mom", "A").await, [(day(1), 1.0)]);
     served.stop().await;
 }
 

@@ -337,6 +337,13 @@ fn decode(header: &Bytes, body: &Bytes, fields: usize) -> (Vec<i64>, Vec<i64>, V
     (time(0), time(1), values)
 }
 
+/// The newest entry of a dataset's log.
+pub(crate) fn newest_version(lake: &Path, dataset: &str) -> u64 {
+    let entries = std::fs::read_dir(lake.join(dataset).join("_delta_log")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.strip_suffix(".json")?.parse().ok()).max().unwrap()
+}
+
 /// The data files of a dataset on the disk.
 pub(crate) fn data_files(lake: &Path, dataset: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(lake.join(dataset))
