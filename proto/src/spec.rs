@@ -157,7 +157,7 @@ pub struct FieldSpec {
     pub name: FieldName,
     /// Its type.
     pub data_type: FieldType,
-    /// Whether a row may lack it. Where not, NaN is refused too.
+    /// Whether a row may lack it. Where not, NaN and infinities are refused too.
     pub nullable: bool,
 }
 

@@ -6,7 +6,7 @@
 //!  "start": "2006-08-10", "end": "2016-08-10", "as_of": null}
 //! ```
 //!
-//! In JSON, times are ISO 8601 text or integer nanoseconds; `fields` left out means all; `symbols` may be `"*"`; the options
+//! In JSON, times are ISO 8601 text or integer nanoseconds, and a bound beyond all time is no bound; `fields` left out means all; `symbols` may be `"*"`; the options
 //! (`allow_stale`, `known_at`, `rows_max`) stand beside the rest. An unknown key is refused, so that a typing error cannot
 //! widen an answer.
 
@@ -61,11 +61,11 @@ struct JsonTicket {
     #[serde(default)]
     symbols: Option<OneOrMany>,
     #[serde(default)]
-    start: Option<JsonTime>,
+    start: serde_json::Value,
     #[serde(default)]
-    end: Option<JsonTime>,
+    end: serde_json::Value,
     #[serde(default)]
-    as_of: Option<JsonTime>,
+    as_of: serde_json::Value,
     #[serde(default)]
     allow_stale: bool,
     #[serde(default)]
@@ -81,22 +81,19 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum JsonTime {
-    Nanoseconds(i64),
-    Text(String),
-}
-
-impl JsonTime {
-    fn ns(self, key: &str) -> Result<i64> {
-        match self {
-            Self::Nanoseconds(ns) => Ok(ns),
-            Self::Text(text) => time::parse_time(&text).map_err(|error| {
-                Error::new(error.code(), format!("{key}: {}", error.message())).hint(error.hint_text())
-            }),
-        }
-    }
+/// Nanoseconds, however many, of ISO 8601 text or an integer; `key` is for the error.
+fn time_of(value: serde_json::Value, key: &str) -> Result<Option<i128>> {
+    use serde_json::Value;
+    let number = match &value {
+        Value::Null => return Ok(None),
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) if !number.to_string().contains(['.', 'e', 'E']) => Ok(number.to_string()),
+        other => Err(Error::new(Code::InvalidRequest, format!("{other} is not a time"))
+            .hint("a time is ISO 8601 text such as \"2016-08-10\", or integer nanoseconds")),
+    };
+    number.and_then(|text| time::parse_ns(&text)).map(Some).map_err(|error| {
+        Error::new(error.code(), format!("{key}: {}", error.message())).hint(error.hint_text())
+    })
 }
 
 fn decode_json(ticket: &[u8]) -> Result<SeriesQuery> {
@@ -111,9 +108,9 @@ fn decode_json(ticket: &[u8]) -> Result<SeriesQuery> {
             Some(OneOrMany::Many(symbols)) => Symbols::new(symbols)?,
         },
     );
-    let ns = |time: Option<JsonTime>, key| time.map(|t| t.ns(key)).transpose();
-    query.range = time::TimeRange::new(ns(json.start, "start")?, ns(json.end, "end")?)?;
-    query.as_of = ns(json.as_of, "as_of")?;
+    let start = time_of(json.start, "start")?.map(time::start_bound);
+    query.range = time::TimeRange::new(start, time_of(json.end, "end")?.and_then(time::end_bound))?;
+    query.as_of = time_of(json.as_of, "as_of")?.and_then(time::end_bound);
     query.allow_stale = json.allow_stale;
     query.known_at = json.known_at;
     query.rows_max = json.rows_max;
@@ -163,6 +160,12 @@ mod tests {
 
         #[test]
         fn a_request_round_trips_as_json(query in query()) {
+            let integer = |ns: Option<i64>| ns.filter(|ns| time::check_integer(*ns).is_ok());
+            let query = SeriesQuery {
+                range: TimeRange { start: integer(query.range.start), ..query.range },
+                as_of: integer(query.as_of),
+                ..query
+            };
             let json = serde_json::json!({
                 "dataset": query.dataset, "fields": query.fields,
                 "symbols": match &query.symbols { Symbols::All => vec!["*".to_owned()], Symbols::List(l) => l.iter().map(Symbol::to_string).collect() },
@@ -196,6 +199,34 @@ mod tests {
     fn a_misspelt_key_is_refused_by_name() {
         let error = decode(br#"{"dataset": "equities.daily", "symbol": ["AMZN"]}"#).unwrap_err();
         assert!(error.message().contains("`symbol`"), "{error}");
+    }
+
+    #[test]
+    fn an_integer_that_looks_like_a_date_is_refused_with_the_date_as_text() {
+        for (time, told) in [
+            ("20160810", "2016-08-10"),
+            ("2018", "2018-01-01"),
+            ("1470787200", "seconds"),
+            ("1.5", "1.5"),
+            ("true", "true"),
+            ("\"20160810\"", "2016-08-10"),
+        ] {
+            for key in ["start", "end", "as_of"] {
+                let ticket = format!("{{\"dataset\": \"a.b\", \"{key}\": {time}}}");
+                let error = decode(ticket.as_bytes()).unwrap_err();
+                assert_eq!(error.code(), Code::InvalidRequest);
+                assert!(error.to_string().contains(key) && error.to_string().contains(told), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bound_beyond_all_time_is_all_there_is() {
+        let query = decode(
+            br#"{"dataset": "a.b", "start": "0001-01-01", "end": "9999-12-31", "as_of": 9223372036854775808}"#,
+        )
+        .unwrap();
+        assert_eq!((query.range.start, query.range.end, query.as_of), (Some(i64::MIN), None, None));
     }
 
     #[test]

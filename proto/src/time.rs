@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, SecondsFormat, TimeZone, Utc};
 
 use crate::{Code, Error, Result};
 
@@ -133,41 +133,121 @@ impl ChunkSpan {
     }
 }
 
-/// Reads a time: an ISO 8601 date or date-time (`2016-08-10`, `2016-08-10T13:30`, `2016-08-10 13:30:00.5`, with `Z` or
-/// an offset; without one it is UTC) or integer nanoseconds.
+/// Least positive integer that is taken as nanoseconds, 1973-03-03. Everything below that people write as a number is
+/// something else: a date in digits (20160810), a year, or seconds, milliseconds or microseconds since 1970.
+pub const INTEGER_NS_MIN: i64 = 100_000_000_000_000_000;
+
+const FORMS: &str =
+    "use ISO 8601 (2016-08-10 or 2016-08-10T13:30:00Z; UTC unless it says otherwise) or integer nanoseconds";
+
+/// The rule for integers as times, at every door: 0, negative ones and those from [`INTEGER_NS_MIN`] on are nanoseconds
+/// since 1970; the ones between are refused.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] for anything else, and for times outside the years 1678 to 2261 (64 bit nanoseconds).
-pub fn parse_time(text: &str) -> Result<i64> {
-    let text = text.trim();
-    let bad = |why: &str| {
-        Error::new(Code::InvalidRequest, format!("{text:?} is not a time: {why}"))
-            .hint("use ISO 8601 (2016-08-10 or 2016-08-10T13:30:00Z; UTC unless it says otherwise) or integer nanoseconds")
+/// [`Code::InvalidRequest`], with the time that was probably meant.
+pub fn check_integer(number: i64) -> Result<()> {
+    if number <= 0 || number >= INTEGER_NS_MIN {
+        return Ok(());
+    }
+    let as_ns = Utc.timestamp_nanos(number).to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    let message = format!(
+        "{number} is not a time: an integer is nanoseconds since 1970, and this one would be {as_ns}"
+    );
+    Err(Error::new(Code::InvalidRequest, message).hint(meant_by(number)))
+}
+
+/// What somebody who writes `number` as a time means.
+fn meant_by(number: i64) -> String {
+    let digits = number.to_string();
+    // chrono takes digits greedily where nothing separates them: put the separators in
+    let part = |range: Range<usize>| digits.get(range).unwrap_or("");
+    let date = match digits.len() {
+        4 => format!("{digits}-01-01"),
+        6 => format!("{}-{}-01", part(0..4), part(4..6)),
+        8 | 12 | 14 | 17 => format!("{}-{}-{}", part(0..4), part(4..6), part(6..8)),
+        _ => String::new(),
     };
+    let of_day = match digits.len() {
+        12 => format!("T{}:{}:00", part(8..10), part(10..12)),
+        14 => format!("T{}:{}:{}", part(8..10), part(10..12), part(12..14)),
+        17 => format!("T{}:{}:{}.{}", part(8..10), part(10..12), part(12..14), part(14..17)),
+        _ => String::new(),
+    };
+    let text = format!("{date}{of_day}");
+    let years = "1000".."3000";
+    if years.contains(&part(0..4)) && parse_ns(&text).is_ok() {
+        return format!("for that date write \"{text}\"");
+    }
+    let units = [("seconds", SECOND_NS), ("milliseconds", 1_000_000), ("microseconds", 1_000)];
+    let plausible = units.iter().find_map(|(unit, ns)| {
+        let scaled = number.checked_mul(*ns).filter(|ns| *ns >= INTEGER_NS_MIN)?;
+        Some(format!(
+            "as {unit} it is {}: write that, or multiply by {ns}",
+            Utc.timestamp_nanos(scaled).to_rfc3339_opts(SecondsFormat::AutoSi, true)
+        ))
+    });
+    plausible.unwrap_or_else(|| FORMS.to_owned())
+}
+
+/// Reads a time: an ISO 8601 date or date-time (`2016-08-10`, `2016-08-10T13:30`, `2016-08-10 13:30:00.5`, with `Z` or
+/// an offset; without one it is UTC) or integer nanoseconds, by the rule of [`check_integer`].
+///
+/// # Errors
+/// [`Code::InvalidRequest`] for anything else, and for times that 64 bit nanoseconds do not hold.
+pub fn parse_time(text: &str) -> Result<i64> {
+    i64::try_from(parse_ns(text)?).map_err(|_| {
+        Error::new(
+            Code::InvalidRequest,
+            format!("{text:?} is outside of 64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11"),
+        )
+    })
+}
+
+/// As [`parse_time`], for times however far away: what a bound is made of.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] for what is no time.
+pub fn parse_ns(text: &str) -> Result<i128> {
+    let text = text.trim();
+    let bad =
+        |why: &str| Error::new(Code::InvalidRequest, format!("{text:?} is not a time: {why}")).hint(FORMS);
     let digits = text.strip_prefix('-').unwrap_or(text);
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-        // 20160810 would be 20 milliseconds after 1970: certainly a date somebody meant.
-        if digits.len() <= 8 && digits.len() >= 4 && !text.starts_with('-') {
-            return Err(bad("a number is nanoseconds since 1970, and this one is too small to be meant so"));
+        let number: i128 = text.parse().map_err(|_| bad("no number of nanoseconds has so many digits"))?;
+        if let Ok(number) = i64::try_from(number) {
+            check_integer(number)?;
         }
-        return text.parse().map_err(|_| bad("the nanoseconds do not fit 64 bits"));
+        return Ok(number);
     }
-    let out_of_range = || bad("it is outside the years 1678 to 2261");
+    let ns = |time: DateTime<Utc>| {
+        i128::from(time.timestamp()) * i128::from(SECOND_NS) + i128::from(time.timestamp_subsec_nanos())
+    };
     if let Ok(date) = NaiveDate::parse_from_str(text, "%Y-%m-%d") {
-        let midnight = date.and_hms_opt(0, 0, 0).ok_or_else(out_of_range)?;
-        return midnight.and_utc().timestamp_nanos_opt().ok_or_else(out_of_range);
+        return Ok(ns(date.and_time(NaiveTime::MIN).and_utc()));
     }
     let spaced = text.replacen(' ', "T", 1);
     if let Ok(time) = DateTime::parse_from_rfc3339(&spaced) {
-        return time.timestamp_nanos_opt().ok_or_else(out_of_range);
+        return Ok(ns(time.to_utc()));
     }
     for form in ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M"] {
         let naive = NaiveDateTime::parse_from_str(spaced.strip_suffix('Z').unwrap_or(&spaced), form);
         if let Ok(time) = naive {
-            return time.and_utc().timestamp_nanos_opt().ok_or_else(out_of_range);
+            return Ok(ns(time.and_utc()));
         }
     }
     Err(bad("no known form"))
+}
+
+/// A time as the start of a range: one before all time is the first nanosecond, one after it the last.
+#[must_use]
+pub fn start_bound(ns: i128) -> i64 {
+    i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// A time as the end of a range, or as a knowledge time: one after all time is no bound.
+#[must_use]
+pub fn end_bound(ns: i128) -> Option<i64> {
+    i64::try_from(ns).ok().or((ns < 0).then_some(i64::MIN))
 }
 
 /// Writes a time so that [`parse_time`] reads it back: a date if it is a midnight, else a date-time in UTC.
@@ -250,6 +330,50 @@ mod tests {
         ] {
             assert_eq!(parse_time(bad).unwrap_err().code(), Code::InvalidRequest, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_integer_that_is_a_date_or_of_another_unit_is_refused_with_what_was_meant() {
+        for (number, hint) in [
+            (2018, "write \"2018-01-01\""),
+            (201_608, "write \"2016-08-01\""),
+            (20_160_810, "write \"2016-08-10\""),
+            (201_608_101_430, "write \"2016-08-10T14:30:00\""),
+            (20_160_810_143_059, "write \"2016-08-10T14:30:59\""),
+            (20_160_810_143_059_123, "write \"2016-08-10T14:30:59.123\""),
+            (1_470_787_200, "as seconds it is 2016-08-10T00:00:00Z"),
+            (1_470_787_200_000, "as milliseconds it is 2016-08-10T00:00:00Z"),
+            (1_470_787_200_000_000, "as microseconds it is 2016-08-10T00:00:00Z"),
+            (1, "ISO 8601"),
+            (20_169_999, "ISO 8601"),
+        ] {
+            let error = check_integer(number).unwrap_err();
+            assert!(error.message().contains(&number.to_string()), "{error}");
+            assert!(error.hint_text().contains(hint), "{number}: {error}");
+            assert_eq!(parse_time(&number.to_string()).unwrap_err().to_string(), error.to_string());
+        }
+        for nanoseconds in [0, -1, -20_160_810, INTEGER_NS_MIN, 1_470_787_200 * SECOND_NS, i64::MAX] {
+            check_integer(nanoseconds).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_time_beyond_all_time_is_an_error_by_its_name_and_a_bound_stops_there() {
+        for text in ["9999-12-31", "9999-12-31T23:59:59Z", "2262-04-12", "9223372036854775808"] {
+            assert!(parse_time(text).unwrap_err().message().contains(text), "{text}");
+            let ns = parse_ns(text).unwrap();
+            assert_eq!((start_bound(ns), end_bound(ns)), (i64::MAX, None), "{text}");
+        }
+        for text in ["1500-01-01", "0001-01-01", "1677-09-21", "-9223372036854775809"] {
+            assert!(parse_time(text).unwrap_err().message().contains(text), "{text}");
+            let ns = parse_ns(text).unwrap();
+            assert_eq!((start_bound(ns), end_bound(ns)), (i64::MIN, Some(i64::MIN)), "{text}");
+        }
+        let inside = parse_ns("2016-08-10").unwrap();
+        assert_eq!(
+            (i128::from(start_bound(inside)), end_bound(inside).map(i128::from)),
+            (inside, Some(inside))
+        );
     }
 
     #[test]
