@@ -11,6 +11,7 @@
 //! | [`calendar`] | sessions of exchanges; pure |
 //! | [`inputs`] | from a session and declared inputs to requests and rows; the identity of a run |
 //! | [`output`] | what a strategy returned, checked against what was declared; pure |
+//! | [`lossless`] | a column in another type, every value unchanged; pure |
 //! | [`schedule`] | which session is due; pure |
 //! | [`run`] | one run: read, compute, check, publish, record; also in a caller's own process |
 //! | `ledger` | records attempts |
@@ -28,6 +29,7 @@ pub mod inputs;
 pub mod ipc;
 pub mod lease;
 mod ledger;
+pub mod lossless;
 pub mod manifest;
 pub mod output;
 pub mod protocol;

@@ -282,15 +282,15 @@ fn convert(
             }
             FieldType::Float64 if !field.nullable => {
                 let values: &Float64Array = column.as_primitive::<Float64Type>();
-                for i in (0..values.len()).filter(|&i| values.value(i).is_nan()) {
-                    problems.add(|| format!("row {}: {} is NaN", base + i, field.name));
+                for i in (0..values.len()).filter(|&i| values.is_valid(i) && !values.value(i).is_finite()) {
+                    problems.add(|| format!("row {}: {} is {}", base + i, field.name, values.value(i)));
                 }
                 column.clone()
             }
             FieldType::Float32 if !field.nullable => {
                 let values: &Float32Array = column.as_primitive::<Float32Type>();
-                for i in (0..values.len()).filter(|&i| values.value(i).is_nan()) {
-                    problems.add(|| format!("row {}: {} is NaN", base + i, field.name));
+                for i in (0..values.len()).filter(|&i| values.is_valid(i) && !values.value(i).is_finite()) {
+                    problems.add(|| format!("row {}: {} is {}", base + i, field.name, values.value(i)));
                 }
                 column.clone()
             }
@@ -412,6 +412,10 @@ mod tests {
         assert!(check(&spec(true), vec![nan.clone()]).is_ok());
         let error = check(&spec(false), vec![nan]).unwrap_err();
         assert_eq!(error.message(), "row 1: score is null; row 0: score is NaN");
+        let infinite =
+            batch(vec![Some("A"), Some("B")], vec![Some(1); 2], vec![Some(1.0), Some(f64::INFINITY)]);
+        assert!(check(&spec(true), vec![infinite.clone()]).is_ok());
+        assert_eq!(check(&spec(false), vec![infinite]).unwrap_err().message(), "row 1: score is inf");
     }
 
     #[test]

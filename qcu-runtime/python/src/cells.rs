@@ -126,7 +126,8 @@ impl<'a> Cells<'a> {
         Ok(())
     }
 
-    /// One JSON array, one object a row, one row a line; NaN and infinities are null, as JSON has no word for them.
+    /// One JSON array, one object a row, one row a line. A missing value is null. JSON has no word for three floats: they
+    /// are the texts "NaN", "Infinity" and "-Infinity", as in protobuf's JSON.
     pub(crate) fn json(&self, out: &mut impl io::Write) -> io::Result<()> {
         let names: Vec<String> = self
             .schema
@@ -151,10 +152,12 @@ impl<'a> Cells<'a> {
                     let there = self.text(batch, column, row, &mut cell);
                     match batch.column(column).data_type() {
                         _ if !there => line.push_str("null"),
-                        DataType::Float64 | DataType::Float32
-                            if matches!(cell.as_str(), "NaN" | "inf" | "-inf") =>
-                        {
-                            line.push_str("null");
+                        DataType::Float64 | DataType::Float32 if cell == "NaN" => line.push_str("\"NaN\""),
+                        DataType::Float64 | DataType::Float32 if cell == "inf" => {
+                            line.push_str("\"Infinity\"");
+                        }
+                        DataType::Float64 | DataType::Float32 if cell == "-inf" => {
+                            line.push_str("\"-Infinity\"");
                         }
                         DataType::Float64
                         | DataType::Float32

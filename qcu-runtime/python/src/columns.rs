@@ -21,7 +21,8 @@ use pyo3::{
     types::{PyBool, PyInt, PyList, PyString},
 };
 use pyo3_arrow::input::AnyArray;
-use trellis_proto::{Code, Error, FieldType, spec::time_type};
+use trellis_proto::{Code, Error, FieldType};
+use trellis_qcu::lossless;
 
 use crate::{
     arrow::Rows,
@@ -83,18 +84,22 @@ type Given<'py> = (String, String, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>)
 
 /// Brings an array to a type that fields have, where that changes no value.
 fn grid_type(array: ArrayRef, name: &str) -> Result<ArrayRef> {
+    let refuse =
+        |why: &str| Error::new(Code::BadRows, format!("column {name} holds {}{why}", array.data_type()));
     let to = match array.data_type() {
         DataType::Null => return Ok(array),
         held if FieldType::from_arrow(held).is_some() => return Ok(array),
         DataType::Float16 => DataType::Float32,
         DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
         DataType::UInt32 | DataType::UInt64 => DataType::Int64,
-        DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => time_type(),
-        text if is_text(text) => DataType::Utf8,
-        other => {
-            let why = format!("column {name} holds {other}, which no field type holds");
-            return Err(Error::new(Code::BadRows, why));
+        DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => {
+            return lossless::times(&array).map_err(|why| refuse(&why));
         }
+        held if lossless::is_decimal(held) => {
+            return lossless::decimals(&array).map_err(|why| refuse(&why));
+        }
+        text if is_text(text) => DataType::Utf8,
+        _ => return Err(refuse(", which no field type holds")),
     };
     let checked = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(&array, &to, &checked)
