@@ -63,6 +63,15 @@ impl Calendar {
         KNOWN.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| *name)
     }
 
+    /// The first date that it knows; `None` if it knows all.
+    #[must_use]
+    pub fn begins(&self) -> Option<NaiveDate> {
+        match self.kind {
+            Kind::NewYork => NaiveDate::from_ymd_opt(new_york::FIRST_YEAR, 1, 1),
+            Kind::Always => None,
+        }
+    }
+
     /// Is that date a session?
     #[must_use]
     pub fn is_session(&self, date: NaiveDate) -> bool {
@@ -178,7 +187,7 @@ pub fn parse_session(text: &str) -> Result<NaiveDate> {
 mod new_york {
     use super::*;
 
-    const FIRST_YEAR: i32 = 1990;
+    pub(super) const FIRST_YEAR: i32 = 1990;
     const OPEN_MIN: i64 = 9 * 60 + 30;
     const CLOSE_MIN: i64 = 16 * 60;
 

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
 use futures::future::try_join_all;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trellis_proto::{
     Code, DatasetName, Error, Result, SeriesQuery, TimeRange, pb, time::DAY_NS, time::parse_duration,
@@ -33,6 +34,19 @@ pub struct Input {
     pub name: String,
     /// Its rows and receipts.
     pub answer: Answer,
+    /// Which sessions it covers, whatever rows there are.
+    pub window: Window,
+}
+
+/// The sessions of an input: those of a calendar in `[start_ns, end_ns)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// The dataset's calendar, if it has one, else the unit's.
+    pub calendar: String,
+    /// First nanosecond inside.
+    pub start_ns: Option<i64>,
+    /// First nanosecond after.
+    pub end_ns: Option<i64>,
 }
 
 /// Everything a run reads.
@@ -153,7 +167,10 @@ pub async fn prefetch(
     }
     let reads = manifest.inputs.iter().zip(&queries).map(|(spec, query)| async move {
         let answer = client.read(query).await.map_err(|e| in_input(&e, &spec.name))?;
-        Ok::<_, Error>(Input { name: spec.name.clone(), answer })
+        let of_dataset = answer.receipt().calendar;
+        let calendar = if of_dataset.is_empty() { manifest.calendar.clone() } else { of_dataset };
+        let window = Window { calendar, start_ns: query.range.start, end_ns: query.range.end };
+        Ok::<_, Error>(Input { name: spec.name.clone(), answer, window })
     });
     let inputs = try_join_all(reads).await?;
     let as_of_ns = queries.iter().filter_map(|q| q.as_of).max();

@@ -24,7 +24,9 @@
 //! <- {"error":{"kind":"raised","type":"ModuleNotFoundError","message":"...","traceback":"..."}}
 //!
 //! -> {"op":"run","session":"2016-08-10","run_id":"<32 hex>","as_of":"2026-11-21T12:00:00.000000001Z","partition":"",
-//!     "inputs":[{"name":"px","receipt":{...}}]}            + one table per input, in the same order
+//!     "inputs":[{"name":"px","receipt":{...},
+//!                "window":{"calendar":"XNYS","start_ns":1438300800000000000,"end_ns":1470873600000000000}}]}
+//!                                                          + one table per input, in the same order
 //! <- {"op":"progress","done":3,"total":10,"note":"..."}    any number of times; all three optional
 //! <- {"ok":"result","columns":["symbol","score"]}          + one table
 //! <- {"error":{"kind":"raised","type":"KeyError","message":"'close'","traceback":"..."}}
@@ -32,7 +34,7 @@
 //!
 //! * An input's table has the columns `symbol` (dictionary of utf8 with int32 keys), `ts` (`timestamp[ns, UTC]`), the
 //!   fields, sorted by (symbol, ts); possibly no rows. Its receipt has the fields of `trellis.v1.Receipt` under their
-//!   protobuf names, integers as JSON numbers.
+//!   protobuf names, integers as JSON numbers. Its window says which sessions it covers, whatever rows there are.
 //! * `as_of` is the knowledge time that pins the run, ISO 8601; inputs may be read at an earlier one.
 //! * The result table has `symbol` (utf8 or a dictionary of it), optionally `ts`, and exactly the output's fields, in
 //!   any order; `columns` repeats its column names. Whether it fits is checked by the parent.
@@ -42,6 +44,8 @@
 
 use serde::{Deserialize, Serialize};
 use trellis_proto::{pb, time::format_time};
+
+use crate::inputs::Window;
 
 /// Longest packet: well under the default socket buffer (208 KiB), beyond which a packet cannot be sent at all.
 pub const MESSAGE_BYTES_MAX: usize = 128 << 10;
@@ -87,6 +91,8 @@ pub struct InputHeader {
     pub name: String,
     /// What the grid said of the read.
     pub receipt: serde_json::Value,
+    /// Which sessions it covers.
+    pub window: Window,
 }
 
 /// Child to parent.

@@ -351,6 +351,7 @@ impl Runner {
         let inputs = read.inputs.iter().map(|input| InputHeader {
             name: input.name.clone(),
             receipt: receipt_json(&input.answer.receipt()),
+            window: input.window.clone(),
         });
         let request = Request::Run {
             session: session.to_string(),

@@ -33,7 +33,7 @@ use pyo3_arrow::{
     ffi::{ArrayIterator, to_schema_pycapsule, to_stream_pycapsule},
 };
 use trellis_proto::{Code, Error, FieldType};
-use trellis_qcu::ipc;
+use trellis_qcu::{calendar::Calendar, ipc};
 
 use crate::{
     cells::Cells,
@@ -173,11 +173,25 @@ impl Rows {
         Ok((kind, values, valid))
     }
 
-    /// The field as a matrix: times (int64 nanoseconds), symbols, values (float64, row-major).
-    fn wide(&self, py: Python<'_>, field: &str) -> PyResult<(PyArrowBuffer, Vec<String>, PyArrowBuffer)> {
-        let wide = detached(py, || wide::pivot(&self.batches, field))?;
+    /// The field as a matrix: times (int64 nanoseconds), symbols, values (float64, row-major), and whether the times are
+    /// the sessions of `calendar` in `[start_ns, end_ns)`, which they are not where a row has a time of day. `named` are
+    /// symbols that get a column in any case.
+    #[pyo3(signature = (field, calendar, start_ns, end_ns, named))]
+    fn wide(
+        &self,
+        py: Python<'_>,
+        field: &str,
+        calendar: Option<&str>,
+        start_ns: Option<i64>,
+        end_ns: Option<i64>,
+        named: Vec<String>,
+    ) -> PyResult<(PyArrowBuffer, Vec<String>, PyArrowBuffer, bool)> {
+        let calendar = calendar.map(Calendar::named).transpose().or_raise(py)?;
+        let window = calendar.map(|calendar| wide::Window { calendar, start: start_ns, end: end_ns });
+        let wide = detached(py, || wide::pivot(&self.batches, field, window.as_ref(), named))?;
         let buffer = |b| PyArrowBuffer::new(b);
-        Ok((buffer(Buffer::from_vec(wide.index)), wide.symbols, buffer(Buffer::from_vec(wide.values))))
+        let (index, values) = (Buffer::from_vec(wide.index), Buffer::from_vec(wide.values));
+        Ok((buffer(index), wide.symbols, buffer(values), wide.aligned))
     }
 
     /// The first `head` and last `tail` rows as text, None for missing values.
@@ -241,6 +255,17 @@ impl Rows {
             other => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("no format {other}"))),
         }
     }
+}
+
+/// The rows of an Arrow IPC file, as `write` made it.
+#[pyfunction]
+pub(crate) fn rows_of_ipc(py: Python<'_>, bytes: Vec<u8>) -> PyResult<Rows> {
+    let (schema, batches) = detached(py, || {
+        let file = arrow_ipc::reader::FileReader::try_new(std::io::Cursor::new(bytes), None).map_err(bug)?;
+        let schema = file.schema();
+        Ok((schema, file.collect::<std::result::Result<_, _>>().map_err(bug)?))
+    })?;
+    Ok(Rows::new(schema, batches))
 }
 
 /// A table that the parent of this process sent: takes the descriptor, maps it, copies nothing.

@@ -38,13 +38,20 @@ use crate::error::OrRaise;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Nanoseconds of a time in ISO 8601; `name` is the argument's, for the error.
+/// Nanoseconds, however many, of a time in ISO 8601; `name` is the argument's, for the error.
 #[pyfunction]
-fn parse_time(py: Python<'_>, text: &str, name: &str) -> PyResult<i64> {
-    let named = |e: trellis_proto::Error| {
-        trellis_proto::Error::new(e.code(), format!("{name}: {}", e.message())).hint(e.hint_text())
-    };
-    trellis_proto::time::parse_time(text).map_err(named).or_raise(py)
+fn parse_time(py: Python<'_>, text: &str, name: &str) -> PyResult<i128> {
+    trellis_proto::time::parse_ns(text).map_err(|e| named(&e, name)).or_raise(py)
+}
+
+/// Refuses an integer that is meant as another time than so many nanoseconds.
+#[pyfunction]
+fn check_integer_time(py: Python<'_>, number: i64, name: &str) -> PyResult<()> {
+    trellis_proto::time::check_integer(number).map_err(|e| named(&e, name)).or_raise(py)
+}
+
+fn named(error: &trellis_proto::Error, name: &str) -> trellis_proto::Error {
+    trellis_proto::Error::new(error.code(), format!("{name}: {}", error.message())).hint(error.hint_text())
 }
 
 /// A date if it is a midnight, else a date-time, ISO 8601, UTC.
@@ -59,20 +66,28 @@ fn parse_duration(py: Python<'_>, text: &str) -> PyResult<i64> {
     trellis_proto::time::parse_duration(text).or_raise(py)
 }
 
+/// Is the day of that midnight a session of the calendar?
+#[pyfunction]
+fn is_session(py: Python<'_>, calendar: &str, midnight_ns: i64) -> PyResult<bool> {
+    let calendar = trellis_qcu::calendar::Calendar::named(calendar).or_raise(py)?;
+    Ok(trellis_qcu::calendar::date_of(midnight_ns).is_some_and(|date| calendar.is_session(date)))
+}
+
 #[pymodule(gil_used = false)]
 mod _trellis {
     use pyo3::prelude::*;
 
     #[pymodule_export]
     use super::{
-        arrow::{Rows, map_table, table_to_fd},
+        arrow::{Rows, map_table, rows_of_ipc, table_to_fd},
+        check_integer_time,
         client::Client,
         columns::make_rows,
         embedded::Embedded,
         error::error_codes,
         format_time,
         import::import_files,
-        parse_duration, parse_time,
+        is_session, parse_duration, parse_time,
         run::{Prefetched, check_manifest, check_result, prefetch, publish_run},
         runtime::shutdown,
     };

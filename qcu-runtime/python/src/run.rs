@@ -35,14 +35,18 @@ pub(crate) struct Prefetched {
     span: Span,
 }
 
+/// Name, rows, receipt, window.
+type GivenInput<'py> = (String, Rows, Bound<'py, PyDict>, (String, Option<i64>, Option<i64>));
+
 #[pymethods]
 impl Prefetched {
-    /// Name, rows and receipt of each input, in the order declared.
-    fn inputs<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Rows, Bound<'py, PyDict>)>> {
+    /// Name, rows, receipt and window (calendar, start, end) of each input, in the order declared.
+    fn inputs<'py>(&self, py: Python<'py>) -> PyResult<Vec<GivenInput<'py>>> {
         let inputs = self.inner.inputs.iter().map(|input| {
             let answer = &input.answer;
             let rows = Rows::new(answer.schema.clone(), answer.batches.clone());
-            Ok((input.name.clone(), rows, dict::receipt(py, &answer.receipt())?))
+            let window = (input.window.calendar.clone(), input.window.start_ns, input.window.end_ns);
+            Ok((input.name.clone(), rows, dict::receipt(py, &answer.receipt())?, window))
         });
         inputs.collect()
     }

@@ -1,5 +1,8 @@
 //! Sessions x symbols: rows sorted by (symbol, ts) as one matrix. Pure.
 //!
+//! With a window the matrix has every session of a calendar in it, whatever rows exist; without one, or where a row has a
+//! time of day, it has the times of the rows.
+//!
 //! One pass finds the axes, one fills. Series of one dataset mostly have the same times, so the union of times is kept
 //! as a sorted list and compared with each run as a whole before anything is merged: the usual case costs a memcmp.
 
@@ -11,7 +14,12 @@ use arrow_array::{
     types::{Float32Type, Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
 use arrow_schema::DataType;
-use trellis_proto::{Code, Error};
+
+use trellis_proto::{
+    Code, Error,
+    time::{DAY_NS, format_time},
+};
+use trellis_qcu::calendar::{Calendar, date_of, midnight_ns};
 
 use crate::error::Result;
 
@@ -20,6 +28,16 @@ pub(crate) struct Wide {
     pub(crate) index: Vec<i64>,
     pub(crate) symbols: Vec<String>,
     pub(crate) values: Vec<f64>,
+    /// Whether `index` is the sessions of the window's calendar.
+    pub(crate) aligned: bool,
+}
+
+/// Which sessions the matrix has: those of `calendar` in `[start, end)`. A side that is open, or that lies before the
+/// calendar begins or 1970, ends where the rows end.
+pub(crate) struct Window {
+    pub(crate) calendar: Calendar,
+    pub(crate) start: Option<i64>,
+    pub(crate) end: Option<i64>,
 }
 
 /// Consecutive rows of one batch with one symbol and ascending times.
@@ -30,9 +48,17 @@ struct Run<'a> {
     first: usize,
 }
 
+/// `named` are symbols that get a column even if they have no row.
+///
 /// # Errors
-/// `InvalidRequest` if `field` is not there, or not a number.
-pub(crate) fn pivot(batches: &[RecordBatch], field: &str) -> Result<Wide> {
+/// `InvalidRequest` if `field` is not there, not a number, or holds an integer that float64 would change; and if a row is on
+/// a day that is no session of the window's calendar.
+pub(crate) fn pivot(
+    batches: &[RecordBatch],
+    field: &str,
+    window: Option<&Window>,
+    named: Vec<String>,
+) -> Result<Wide> {
     let mut symbols: Vec<String> = Vec::new();
     let mut columns: HashMap<String, usize> = HashMap::new();
     let mut index: Vec<i64> = Vec::new();
@@ -70,6 +96,23 @@ pub(crate) fn pivot(batches: &[RecordBatch], field: &str) -> Result<Wide> {
         }
     }
 
+    let window = window.filter(|_| index.iter().all(|t| t.rem_euclid(DAY_NS) == 0));
+    if let Some(window) = window {
+        let sessions = window.sessions(&index);
+        if let Some(stray) = first_beyond(&index, &sessions) {
+            let run = runs.iter().find(|run| run.ts.contains(&stray));
+            let symbol = run.map_or("", |run| symbols[run.column].as_str());
+            return Err(window.no_session(stray, symbol));
+        }
+        index = sessions;
+    }
+    for symbol in named {
+        if !columns.contains_key(&symbol) {
+            columns.insert(symbol.clone(), symbols.len());
+            symbols.push(symbol);
+        }
+    }
+
     // position of each symbol once they are sorted; the identity for every answer of a grid
     let mut order: Vec<usize> = (0..symbols.len()).collect();
     order.sort_by(|&a, &b| symbols[a].cmp(&symbols[b]));
@@ -95,7 +138,44 @@ pub(crate) fn pivot(batches: &[RecordBatch], field: &str) -> Result<Wide> {
         }
     }
     symbols.sort();
-    Ok(Wide { index, symbols, values: matrix })
+    Ok(Wide { index, symbols, values: matrix, aligned: window.is_some() })
+}
+
+impl Window {
+    /// Midnights of the sessions, for rows at the sorted midnights `rows`.
+    fn sessions(&self, rows: &[i64]) -> Vec<i64> {
+        let begins = self.calendar.begins().and_then(midnight_ns).unwrap_or(0).max(0);
+        let start = self.start.filter(|start| *start >= begins).or(rows.first().copied());
+        let end = self.end.or(rows.last().map(|last| last.saturating_add(1)));
+        let (Some(start), Some(end)) = (start, end) else { return Vec::new() };
+        // the date of a time of day begins before it
+        let (Some(from), Some(until)) = (date_of(start), date_of(end).and_then(|d| d.succ_opt())) else {
+            return Vec::new();
+        };
+        let midnights = self.calendar.range(from, until).filter_map(midnight_ns);
+        midnights.filter(|midnight| (start..end).contains(midnight)).collect()
+    }
+
+    fn no_session(&self, at: i64, symbol: &str) -> Error {
+        let calendar = self.calendar.name();
+        let begins = self.calendar.begins().filter(|begins| midnight_ns(*begins).is_some_and(|b| at < b));
+        let (why, instead) = match begins {
+            Some(begins) => (format!(", which begins on {begins}"), format!("read from {begins} on")),
+            None => (String::new(), "name the calendar of these rows".to_owned()),
+        };
+        Error::new(
+            Code::InvalidRequest,
+            format!("{symbol} has a row on {}, which is no session of {calendar}{why}", format_time(at)),
+        )
+        .symbol(symbol)
+        .hint(format!("wide(field, calendar=None) has the days that have rows; or {instead}"))
+    }
+}
+
+/// The first of the sorted `times` that is not among the sorted `sessions`.
+fn first_beyond(times: &[i64], sessions: &[i64]) -> Option<i64> {
+    let mut rest = sessions.iter();
+    times.iter().copied().find(|t| !rest.any(|session| session == t))
 }
 
 /// Makes the sorted list `index` the union of itself and the sorted list `ts`.
@@ -147,8 +227,17 @@ fn numbers(batch: &RecordBatch, field: &str) -> Result<ArrayRef> {
         DataType::Float64 => return Ok(array.clone()),
         DataType::Float32 => array.as_primitive::<Float32Type>().unary(f64::from),
         DataType::Int32 => array.as_primitive::<Int32Type>().unary(f64::from),
-        // exact up to 2^53, as everywhere in float64
-        DataType::Int64 => array.as_primitive::<Int64Type>().unary(|v| v as f64),
+        DataType::Int64 => {
+            let integers = array.as_primitive::<Int64Type>();
+            if let Some(changed) = integers.iter().flatten().find(|v| (*v as f64) as i128 != i128::from(*v)) {
+                return Err(Error::new(
+                    Code::InvalidRequest,
+                    format!("the field {field} holds {changed}, which a float64 does not: wide() is a matrix of those"),
+                )
+                .hint("use .pandas(), .polars() or .arrow(), which keep integers"));
+            }
+            integers.unary(|v| v as f64)
+        }
         // a column without a single value
         DataType::Null => arrow_array::Float64Array::new_null(array.len()),
         DataType::Boolean => array.as_boolean().iter().map(|v| v.map(f64::from)).collect(),
