@@ -15,7 +15,9 @@ def amzn_trend(ctx, px):
     close, split = px.wide("close")["AMZN"], px.wide("split")["AMZN"]
     shares = np.cumprod(np.nan_to_num(split, nan=1.0))  # what one share of the first session has become
     log = np.log(close * shares)
-    slope, _ = np.polyfit(np.arange(len(log)), log, 1)
+    traded = np.flatnonzero(~np.isnan(log))  # a session without a price has a row, too
+    log = log[traded]
+    slope, _ = np.polyfit(traded, log, 1)
     return ctx.frame(
         symbol=["AMZN"],
         growth=np.exp(log[-1] - log[0]) - 1,

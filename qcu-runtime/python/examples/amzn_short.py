@@ -13,5 +13,6 @@ import trellis
 )
 def amzn_vol(ctx, px):
     close, split = px.wide("close")["AMZN"], px.wide("split")["AMZN"]
-    returns = np.diff(np.log(close * np.cumprod(np.nan_to_num(split, nan=1.0))))
-    return ctx.frame(symbol=["AMZN"], volatility=returns.std() * np.sqrt(252), sessions=len(close))
+    log = np.log(close * np.cumprod(np.nan_to_num(split, nan=1.0)))
+    log = log[~np.isnan(log)]  # a session without a price has a row, too
+    return ctx.frame(symbol=["AMZN"], volatility=np.diff(log).std() * np.sqrt(252), sessions=len(log))

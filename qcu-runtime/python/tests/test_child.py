@@ -32,9 +32,9 @@ def compute(ctx, px):
 """
 
 RECEIPT = {
-    "dataset": "a.b", "as_of_ns": 5, "known_through_ns": 5, "version_min": 1, "version_max": 1, "watermark_ns": None,
-    "rows": 1, "bytes": 8, "chunks_hit": 0, "chunks_joined": 0, "chunks_fetched": 1, "rows_fetched": 1,
-    "shards": ["shard-0"], "stale": False, "elapsed_us": 10, "queued_us": 0, "head": "head-0",
+    "dataset": "a.b", "calendar": "", "as_of_ns": 5, "known_through_ns": 5, "version_min": 1, "version_max": 1,
+    "watermark_ns": None, "rows": 1, "bytes": 8, "chunks_hit": 0, "chunks_joined": 0, "chunks_fetched": 1,
+    "rows_fetched": 1, "shards": ["shard-0"], "stale": False, "elapsed_us": 10, "queued_us": 0, "head": "head-0",
 }  # fmt: skip
 
 
@@ -67,7 +67,8 @@ class Parent:
     def run(self, what):
         ts = np.zeros(1, dtype="datetime64[ns]")
         table = make_frame({"symbol": ["A"], "ts": ts, "close": [2.5], "what": [what]})
-        inputs = [{"name": "px", "receipt": RECEIPT}]
+        window = {"calendar": "24/7", "start_ns": 0, "end_ns": 86_400_000_000_000}
+        inputs = [{"name": "px", "receipt": RECEIPT, "window": window}]
         packet = {
             "op": "run",
             "session": "2016-08-10",

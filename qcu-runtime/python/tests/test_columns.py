@@ -2,6 +2,8 @@
 
 import datetime as dt
 import json
+import pickle
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -34,6 +36,15 @@ SYMBOLS = ["A", "B", "C"]
         pa.chunked_array([[1.5], [None, 3.0]]),
         Row(tuple(SYMBOLS), np.array([1.5, np.nan, 3.0])),
         (x for x in [1.5, None, 3.0]),
+        [Decimal("1.5"), None, Decimal(3)],
+        [1.5, pd.NA, 3],
+        np.array([1.5, pd.NA, Decimal("3.00")], dtype=object),
+        pd.Series([1.5, pd.NA, 3.0], dtype=object),
+        pd.Series([1.5, None, 3.0], dtype="double[pyarrow]"),
+        pd.Series([Decimal("1.5"), None, Decimal(3)], dtype=pd.ArrowDtype(pa.decimal128(10, 2))),
+        pl.Series([Decimal("1.5"), None, Decimal(3)]),
+        pa.array([Decimal("1.5"), None, Decimal(3)], pa.decimal128(10, 2)),
+        pa.array([Decimal("1.5"), None, Decimal(3)], pa.decimal256(50, 2)),
     ],
     ids=lambda c: type(c).__module__ + "." + type(c).__name__,
 )
@@ -56,6 +67,10 @@ def test_a_column_of_any_library_is_the_same_column(column):
         pa.array(SYMBOLS),
         pa.array(SYMBOLS).dictionary_encode(),
         pd.Index(SYMBOLS),
+        pd.Series(SYMBOLS, dtype=pd.ArrowDtype(pa.string())),
+        pd.Series(SYMBOLS, dtype="string"),
+        pa.array(SYMBOLS, pa.string_view()),
+        pl.Series(SYMBOLS, dtype=pl.Enum(SYMBOLS)),
     ],
     ids=lambda c: type(c).__module__ + "." + type(c).__name__,
 )
@@ -73,6 +88,14 @@ def test_symbols_of_any_library_are_the_same_symbols(column):
         pd.Series(pd.to_datetime(["2020-01-01", None])),
         pd.Series(pd.to_datetime(["2020-01-01", None], utc=True)),
         pd.DatetimeIndex(["2020-01-01", None], tz="UTC"),
+        pd.Series([pd.Timestamp("2020-01-01"), pd.NaT], dtype=object),
+        [np.datetime64("2020-01-01"), np.datetime64("NaT")],
+        pd.Series([dt.datetime(2020, 1, 1), None], dtype="timestamp[us][pyarrow]"),
+        *(pa.array([dt.datetime(2020, 1, 1), None], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
+        pa.array([dt.date(2020, 1, 1), None], pa.date32()),
+        pa.array([dt.date(2020, 1, 1), None], pa.date64()),
+        pl.Series([dt.date(2020, 1, 1), None]),
+        pl.Series([dt.datetime(2020, 1, 1, tzinfo=dt.UTC), None]).dt.convert_time_zone("Europe/Paris"),
     ],
     ids=lambda c: type(c).__module__ + "." + type(c).__name__,
 )
@@ -95,6 +118,10 @@ def test_times_of_any_library_are_the_same_times(column):
         (np.float64(0.5), "float64", [0.5] * 3),
         ("same", "string", ["same"] * 3),
         (True, "bool", [True] * 3),
+        ([Decimal("2.00"), 3, None], "int64", [2, 3, None]),
+        ([1, float("nan"), 3], "int64", [1, None, 3]),
+        (pd.Series([1, None, 3], dtype="int64[pyarrow]"), "int64", [1, None, 3]),
+        (pa.scalar(7), "int64", [7, 7, 7]),
     ],
     ids=repr,
 )
@@ -113,12 +140,47 @@ def test_values_keep_their_types_and_one_value_serves_all_rows(column, kind, val
         ({"symbol": SYMBOLS, "x": [{}, {}, {}]}, "dict"),
         ({"symbol": SYMBOLS, "x": {"A": 1.0}}, "dict"),
         ({"symbol": SYMBOLS, "x": np.array([1j, 2j, 3j])}, "complex"),
-        ({"symbol": SYMBOLS, "x": Row(("A", "C", "B"), np.zeros(3))}, "another matrix"),
+        ({"symbol": SYMBOLS, "x": [2**53 + 1, 0.5, 1]}, "9007199254740993"),
+        ({"symbol": SYMBOLS, "x": [2**63, 0, 1]}, "9223372036854775808"),
+        ({"symbol": SYMBOLS, "x": np.array([2**64 - 1, 0, 1], dtype=np.uint64)}, "18446744073709551615"),
+        ({"symbol": SYMBOLS, "x": [1, True, 3]}, "booleans"),
+        ({"symbol": SYMBOLS, "x": [Decimal("0.1234567890123456789"), 1, 2]}, "0.1234567890123456789"),
+        ({"symbol": SYMBOLS, "x": pa.array([Decimal("0.1234567890123456789")] * 3)}, "0.1234567890123456789"),
+        ({"symbol": SYMBOLS, "x": pd.Series(pd.to_timedelta([1, 2, 3]))}, "timedelta"),
+        ({"symbol": SYMBOLS, "x": Row(("A", "C", "D"), np.zeros(3))}, "no symbol 'B'"),
     ],
 )
 def test_what_is_no_column_is_refused_by_name(columns, told):
     with pytest.raises(BadRows, match=told):
         make_frame(columns)
+
+
+FAR = dt.datetime(9999, 12, 31)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [FAR],
+        [FAR.date()],
+        [np.datetime64("9999-12-31")],
+        np.array(["9999-12-31"], "M8[s]"),
+        np.array(["9999"], "M8[Y]"),
+        pd.Series([FAR]),
+        pd.Series([FAR]).astype("M8[s]").dt.tz_localize("Asia/Tokyo"),
+        pd.Series([FAR], dtype="timestamp[us][pyarrow]"),
+        pl.Series([FAR]),
+        pl.Series([FAR.date()]),
+        pa.array([FAR], pa.timestamp("s")),
+        pa.array([FAR], pa.timestamp("us")),
+        pa.array([FAR.date()], pa.date32()),
+        pa.array([FAR.date()], pa.date64()),
+    ],
+    ids=range(14),
+)
+def test_a_time_that_nanoseconds_do_not_hold_is_refused_by_its_value(column):
+    with pytest.raises(BadRows, match=r"column x.*9999.*nanoseconds"):
+        make_frame({"symbol": ["A"], "x": column})
 
 
 def test_a_strategys_own_array_may_change_afterwards():
@@ -163,5 +225,34 @@ def test_text_forms_are_exact():
         b"B,2020-01-02T03:04:05.000000006Z,,-1\n"
     )
     assert [row["n"] for row in json.loads(frame.write("json"))] == [2**62, -1]
+    floats = make_frame({"symbol": ["A", "B", "C"], "x": [np.inf, -np.inf, None]})
+    assert [row["x"] for row in json.loads(floats.write("json"))] == ["Infinity", "-Infinity", None]
+    assert [float(x) for x in ("Infinity", "-Infinity")] == floats.arrow()["x"].to_pylist()[:2]
     assert pa.ipc.open_file(frame.write("arrow")).read_all() == frame.arrow()
     assert pl.read_parquet(frame.write("parquet"))["n"].to_list() == [2**62, -1]
+
+
+def test_text_is_of_one_type_with_and_without_gaps_and_everything_may_be_written_to():
+    columns = {"symbol": ["A", "B"], "ts": np.array(["2020-01-01"] * 2, "M8[D]"), "x": [0.5, 1.5], "n": [1, 2]}
+    whole = make_frame({**columns, "t": ["x", "y"], "b": [True, False]}).pandas()
+    gaps = make_frame({**columns, "t": ["x", None], "b": [True, None]}).pandas()
+    assert whole.t.dtype == gaps.t.dtype == pd.Series(["x"]).dtype and gaps.t.isna().tolist() == [False, True]
+    for frame in (whole, gaps):
+        for name in ("x", "n", "t", "b", "ts"):
+            values = frame[name].array
+            values[0] = values[0]
+        frame.x.to_numpy()
+        frame.loc[0, "x"] = 9.0
+        assert frame.x[0] == 9.0
+
+
+def test_polars_joins_with_plain_text():
+    read = make_frame({"symbol": pa.array(SYMBOLS).dictionary_encode(), "x": [1.0, 2.0, 3.0]})
+    names = pl.DataFrame({"symbol": SYMBOLS, "sector": ["s", "t", "u"]})
+    assert read.polars().join(names, on="symbol")["sector"].to_list() == ["s", "t", "u"]
+
+
+def test_a_frame_is_pickled_whole():
+    frame = make_frame({"symbol": SYMBOLS, "x": [1.0, None, 3.0], "when": [dt.date(2020, 1, 1)] * 3})
+    back = pickle.loads(pickle.dumps(frame))
+    assert back.arrow() == frame.arrow() and back.receipt is None

@@ -1,6 +1,7 @@
 """Reads from an embedded grid: every form of the call, every form of the answer, every wrong question."""
 
 import datetime as dt
+import pickle
 
 import duckdb
 import numpy as np
@@ -106,7 +107,7 @@ def test_ranges_may_be_open_or_empty(grid, market):
         nothing = grid.read(PRICES, ["close"], "TSLA", start, end)
         assert len(nothing) == 0 and nothing.columns == ["symbol", "ts", "close"]
         assert len(nothing.pandas()) == len(nothing.polars()) == len(nothing.arrow()) == 0
-        assert nothing.wide("close").shape == (0, 0)
+        assert nothing.wide("close").shape == (0, 1)
         assert "0 rows" in repr(nothing)
 
 
@@ -181,6 +182,37 @@ def test_a_wrong_question_has_one_clear_answer_and_the_grid_goes_on(grid, questi
         grid.read(**whole)
     assert isinstance(refused.value, trellis.TrellisError) and not refused.value.retryable
     assert len(grid.read(PRICES, ["close"], "AMZN", **TEN_YEARS)) > 2500
+
+
+def test_fields_and_symbols_may_be_arrays(grid):
+    expected = grid.read(PRICES, ["close", "volume"], ["AMZN", "KO"], **TEN_YEARS).arrow()
+    for make in (np.array, pd.Index, pd.Series, tuple):
+        assert grid.read(PRICES, make(["close", "volume"]), make(["AMZN", "KO"]), **TEN_YEARS).arrow() == expected
+
+
+@pytest.mark.parametrize("far", ["9999-12-31", dt.date(9999, 12, 31), np.datetime64("9999-12-31"), 2**63], ids=repr)
+def test_a_bound_beyond_all_time_is_all_there_is(grid, far):
+    all_of_it = grid.read(PRICES, ["close"], "AMZN")
+    got = grid.read(PRICES, ["close"], "AMZN", start=dt.date(1, 1, 1), end=far, as_of=far)
+    assert got.arrow() == all_of_it.arrow() and got.receipt.as_of is None and "latest" in str(got.receipt)
+    assert len(grid.read(PRICES, ["close"], "AMZN", start=far)) == 0
+    assert len(grid.read(PRICES, ["close"], "AMZN", as_of=dt.date(1, 1, 1))) == 0
+
+
+@pytest.mark.parametrize("bound", ["start", "end", "as_of"])
+@pytest.mark.parametrize("number", [20160810, 2018, 1470787200])
+def test_an_integer_that_looks_like_a_date_is_refused(grid, bound, number):
+    with pytest.raises(BadRequest, match=f"{bound}.*{number}"):
+        grid.read(PRICES, ["close"], "AMZN", **{bound: number})
+
+
+def test_what_can_be_pickled_is_and_a_grid_says_why_not(grid):
+    px = grid.read(PRICES, ["close"], ["AMZN", "KO"], **TEN_YEARS)
+    back = pickle.loads(pickle.dumps(px))
+    assert back.arrow() == px.arrow() and back.receipt == px.receipt
+    assert back.wide("close").symbols == px.wide("close").symbols
+    with pytest.raises(TypeError, match=r"cannot be pickled: call trellis\.connect\("):
+        pickle.dumps(grid)
 
 
 def test_nothing_was_known_before_it_was_brought_in(grid):

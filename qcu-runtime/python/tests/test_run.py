@@ -1,5 +1,8 @@
 """Strategies in this process: the inputs they get, what they may answer, what is published."""
 
+import functools
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from conftest import EXAMPLES
@@ -28,6 +31,49 @@ def test_the_momentum_example_is_what_pandas_computes(grid):
     there = expected.dropna()
     np.testing.assert_allclose(got.loc[list(there.index)].to_numpy(), there.to_numpy())
     assert len(result) == len(got) and set(result.pandas().ts.astype(str)) == {"2016-08-10 00:00:00+00:00"}
+
+
+def test_a_labelled_column_goes_to_its_symbols(grid):
+    def compute(ctx, px):
+        close = px.wide("close")[-1]
+        return ctx.frame(symbol=close.symbols, score=close.pandas().sort_values(ascending=close["AMZN"] > close["KO"]))
+
+    got = declare("labelled", compute).run(session=SESSION, grid=grid).pandas().set_index("symbol").score
+    close = grid.read("equities.daily", ["close"], ["AMZN", "KO"], start=SESSION, end="2016-08-11")
+    assert got.to_dict() == close.pandas().set_index("symbol").close.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "read"),
+    [
+        ("int64", [1.0, 2.0], [1, 2]),
+        ("int64", [Decimal("1.00"), None], [1, None]),
+        ("float64", [Decimal("0.1"), 2], [0.1, 2.0]),
+        ("float32", [0.5, 2], [0.5, 2.0]),
+        ("float64", [float("inf"), 1.0], [float("inf"), 1.0]),
+        ("int64", [1.5, 2.0], "1.5"),
+        ("float64", [2**53 + 1, 2], "9007199254740993"),
+        ("int32", [2**40, 1], "1099511627776"),
+        ("float32", [0.1, 1.0], "float32"),
+        ("float64!", [float("inf"), 1.0], "infinity"),
+        ("int64", [True, False], "expected int64"),
+        ("timestamp", [20160810, 20160811], "expected timestamp"),
+    ],
+    ids=range(12),
+)
+def test_values_become_the_declared_type_whole_or_not_at_all(grid, kind, given, read):
+    strategy = declare("typed_values", lambda ctx, px: ctx.frame(symbol=["A", "B"], x=given), x=kind)
+    if isinstance(read, list):
+        assert strategy.run(session=SESSION, grid=grid).arrow()["x"].to_pylist() == read
+        return
+    with pytest.raises(BadRows, match=read):
+        strategy.run(session=SESSION, grid=grid)
+
+
+def test_a_lambda_and_a_partial_run_as_any_other(grid):
+    twice = functools.partial(lambda factor, ctx, px: ctx.frame(symbol=["A"], score=[factor * 1.0]), 2)
+    strategy = trellis.strategy("twice", inputs={"px": PRICES}, output=trellis.output("tests.twice", score="float64"))
+    assert strategy(twice).run(session=SESSION, grid=grid, publish=True).published["rows"] == 1
 
 
 def test_inputs_end_with_the_session_and_start_with_the_lookback(grid):

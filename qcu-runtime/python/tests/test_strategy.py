@@ -1,7 +1,10 @@
 """Declarations are checked where they are written."""
 
+import functools
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import trellis
@@ -54,6 +57,35 @@ def test_the_manifest_is_what_qcu_reads():
     assert manifest["inputs"][0]["fields"] == ["score", "rank", "note"]
 
 
+class Callable:
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, ctx, px):
+        return self.n
+
+
+partial = declare(function=functools.partial(lambda n, ctx, px: n, 3))
+
+
+def test_anything_that_can_be_called_with_its_inputs_is_a_strategy():
+    assert partial(None, px=None) == 3 and partial.manifest()["function"] == "partial"
+    assert declare(function=Callable(4))(None, px=None) == 4
+    assert declare(function=lambda ctx, px: 5)(None, None) == 5
+    with pytest.raises(BadRequest, match="cannot be called with its inputs") as refused:
+        declare(function=functools.partial(compute, ctx=1))
+    assert "(ctx, px)" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "make", [list, tuple, np.array, pd.Index, pd.Series, lambda names: np.array(names, dtype=object)]
+)
+def test_fields_and_symbols_are_lists_of_any_library(make):
+    declared = trellis.series("a.b", make(["close", "volume"]), symbols=make(["A", "B"]), lookback="1 session")
+    assert (declared.fields, declared.symbols) == (("close", "volume"), ("A", "B"))
+    assert all(type(name) is str for name in declared.fields + declared.symbols)
+
+
 @pytest.mark.parametrize(
     ("lookback", "written"),
     [
@@ -74,7 +106,9 @@ def test_lookbacks_are_written_as_people_say_them(lookback, written):
     [
         lambda: declare("Mom"),
         lambda: declare("x" * 64),
-        lambda: declare(function=lambda ctx, px: None),
+        lambda: declare(function=lambda ctx: None),
+        lambda: declare(function=functools.partial(compute, ctx=1)),
+        lambda: declare(inputs={"px": trellis.series("a.b", {"close": 1}, lookback="1 session")}),
         lambda: declare(timeout="soon"),
         lambda: declare(timeout="0s"),
         lambda: declare(memory="many"),

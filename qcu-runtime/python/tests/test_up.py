@@ -138,6 +138,39 @@ def test_the_examples_run_as_units_and_one_reads_the_other(processes):
     assert sorted(p.name for p in bundle.iterdir()) == ["combo.json", "combo.py", "momentum.py", "packages.lock"]
 
 
+GAPS = """
+import trellis
+
+@trellis.strategy("gaps", output=trellis.output("tests.gaps", matrix="string"), retries=0, timeout="20s",
+    inputs=dict(px=trellis.series("gaps.daily", ["close"], symbols=["A", "B", "X"], lookback="6 sessions")))
+def gaps(ctx, px):
+    w = px.wide("close")
+    return ctx.frame(symbol=w.symbols, matrix=[f"{w.calendar} {w.sessions} {w[s].tolist()}" for s in w.symbols])
+"""
+
+
+def test_a_unit_and_a_notebook_have_the_same_matrix_whatever_rows_there_are(processes, tmp_path):
+    (tmp_path / "gaps.csv").write_text(
+        "date,symbol,close\n2016-07-01,X,9\n2016-08-04,A,1\n2016-08-09,A,2\n2016-08-09,B,3\n2016-08-10,B,4\n"
+    )
+    (tmp_path / "gaps.py").write_text(GAPS)
+    with trellis.connect(processes.info["url"]) as grid:
+        import_files(grid, "gaps.daily", [tmp_path / "gaps.csv"])
+        done = cli("deploy", str(tmp_path / "gaps.py"), "--session", SESSION, "--state", str(processes.state), "--json")
+        assert done.returncode == 0, done.stderr
+        assert ended(processes, "gaps")["state"] == "finished"
+        unit = grid.read("tests.gaps").arrow()
+        notebook = load_strategies(str(tmp_path / "gaps.py"))[0].run(session=SESSION, grid=grid).arrow()
+        assert unit["matrix"].to_pylist() == notebook["matrix"].to_pylist()
+        days = ["2016-08-03", "2016-08-04", "2016-08-05", "2016-08-08", "2016-08-09", "2016-08-10"]
+        values = [[None, 1, None, None, 2, None], [None, None, None, None, 3, 4], [None] * 6]
+        told = [[float("nan") if v is None else float(v) for v in row] for row in values]
+        assert unit["matrix"].to_pylist() == [f"XNYS {days} {row}" for row in told]
+        read = grid.read("gaps.daily", "close", ["A", "B", "X"], start="2016-08-03", end="2016-08-11")
+        wide = read.wide("close", calendar="XNYS")
+        assert [f"XNYS {wide.sessions} {wide[s].tolist()}" for s in "ABX"] == unit["matrix"].to_pylist()
+
+
 def test_the_same_source_is_the_same_bundle(processes, tmp_path):
     body = "return ctx.frame(symbol=px.symbols, x=px.wide('close')[-1])"
     first = json.loads(deploy(processes, tmp_path, "same", body).stdout)[0]

@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from trellis import Row, Wide
+from trellis import Frame, Row, Wide
 from trellis._columns import make_frame
-from trellis.errors import BadRequest, UnknownSymbol
+from trellis._time import to_ns
+from trellis.errors import BadRequest, UnknownSession, UnknownSymbol
 
 DAYS = np.array(["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-06"], dtype="datetime64[ns]")
 
@@ -117,3 +120,114 @@ def test_no_rows_make_an_empty_matrix():
     frame = make_frame({"symbol": [], "ts": np.array([], dtype="datetime64[ns]"), "x": np.array([])})
     assert frame.wide("x").shape == (0, 0)
     assert len(frame.pandas()) == 0
+
+
+# --- aligned to a calendar
+
+# of the New York exchange; the fourth was a holiday, the ninth and tenth a weekend
+JULY = [f"2016-07-{d:02}" for d in (1, 5, 6, 7, 8, 11, 12, 13, 14, 15)]
+
+
+def windowed(series, start=None, end=None, calendar="XNYS", named=()):
+    rows = sorted((s, d, v) for s, values in series.items() for d, v in values.items())
+    columns = {
+        "symbol": [s for s, _, _ in rows],
+        "ts": np.array([d for _, d, _ in rows], dtype="datetime64[ns]"),
+        "x": np.array([v for _, _, v in rows], dtype=float),
+    }
+    return Frame(make_frame(columns)._rows, None, (calendar, to_ns(start, "start"), to_ns(end, "end")), named)
+
+
+SERIES = st.dictionaries(
+    st.sampled_from("ABC"), st.dictionaries(st.sampled_from(JULY), st.integers(0, 9), min_size=1), max_size=3
+)
+
+
+@settings(deadline=None)
+@given(SERIES, st.booleans(), st.booleans(), st.sets(st.sampled_from("BX")))
+def test_a_window_has_every_session_of_the_calendar_whatever_rows_there_are(series, from_start, to_end, named):
+    days = sorted({d for values in series.values() for d in values})
+    frame = windowed(series, JULY[0] if from_start else None, "2016-07-16" if to_end else None, named=tuple(named))
+    wide = frame.wide("x")
+    if days:
+        first, last = JULY.index(days[0]), JULY.index(days[-1])
+        expected = JULY[0 if from_start else first : None if to_end else last + 1]
+    else:
+        expected = JULY if from_start and to_end else []
+    symbols = sorted(set(series) | named)
+    assert wide.sessions == expected and list(wide.symbols) == symbols and wide.calendar == "XNYS"
+    table = pd.DataFrame(series, dtype=float).reindex(index=expected, columns=symbols)
+    np.testing.assert_array_equal(wide.values, table.to_numpy())
+    union = frame.wide("x", calendar=None)
+    assert union.sessions == days and union.calendar is None
+
+
+def test_a_lookback_of_260_sessions_has_260_rows_with_one_row_or_none():
+    start, end = "2015-07-31", "2016-08-11"
+    for series in ({}, {"A": {"2016-08-10": 1.0}}, {"A": {"2015-07-31": 1.0}, "B": {"2016-08-10": 2.0}}):
+        wide = windowed(series, start, end, named=("A",)).wide("x")
+        assert len(wide) == 260 and "A" in wide.symbols
+        score = wide[-21] / wide[-252] - 1
+        assert np.isnan(score["A"])
+
+
+def test_a_row_on_a_day_that_is_no_session_is_refused_with_the_way_out():
+    frame = windowed({"A": {"2016-07-01": 1.0}, "B": {"2016-07-04": 2.0}})
+    with pytest.raises(BadRequest, match=r"B has a row on 2016-07-04, which is no session of XNYS") as refused:
+        frame.wide("x")
+    assert "calendar=None" in refused.value.hint and len(frame.wide("x", calendar=None)) == 2
+    assert frame.wide("x", calendar="24/7").sessions == ["2016-07-01", "2016-07-02", "2016-07-03", "2016-07-04"]
+    with pytest.raises(BadRequest, match="begins on 1990-01-01"):
+        windowed({"A": {"1989-12-29": 1.0}}).wide("x")
+    with pytest.raises(BadRequest, match="no calendar `XMARS`"):
+        frame.wide("x", calendar="XMARS")
+
+
+def test_a_side_that_starts_before_the_calendar_goes_from_the_first_row():
+    assert windowed({"A": {"2016-07-05": 1.0}}, "1900-01-01", "2016-07-07").wide("x").sessions == JULY[1:3]
+
+
+def test_rows_with_a_time_of_day_are_not_aligned_to_sessions():
+    wide = windowed({"A": {"2016-07-04T14:30": 1.0, "2016-07-05": 2.0}}, "2016-07-01", "2016-07-08").wide("x")
+    assert wide.calendar is None and wide.sessions == ["2016-07-04T14:30:00Z", "2016-07-05"]
+    assert wide["2016-07-04T14:30"]["A"] == 1.0
+
+
+def test_a_session_is_named_by_its_date_and_one_that_is_not_there_says_why():
+    wide = windowed({"A": {"2016-07-01": 1.0, "2016-07-15": 2.0}}).wide("x")
+    assert wide["2016-07-15"]["A"] == 2.0 and np.isnan(wide["2016-07-05"]["A"])
+    for key, why in [
+        ("2016-07-04", "no session of XNYS"),
+        ("2016-07-18", "outside of the sessions here, 2016-07-01 … 2016-07-15"),
+        ("2016-07-05T12:00", "no session of XNYS"),
+    ]:
+        for pick in (wide.__getitem__, wide.loc.__getitem__):
+            with pytest.raises(UnknownSession, match=why):
+                pick(key)
+    union = windowed({"A": {"2016-07-01": 1.0, "2016-07-15": 2.0}}, calendar=None).wide("x")
+    with pytest.raises(UnknownSession, match="has no row here"):
+        union["2016-07-05"]
+    with pytest.raises(UnknownSymbol, match="2016-13-01"):
+        wide["2016-13-01"]
+
+
+def test_the_calendar_goes_where_every_session_goes():
+    wide = windowed({"A": {"2016-07-01": 1.0, "2016-07-15": 2.0}}).wide("x")
+    assert "10 sessions of XNYS" in repr(wide)
+    for same in (wide * 2, wide.shift(1), wide[-3:], wide.ffill(), wide - wide[-3:], wide.loc["2016-07-05":]):
+        assert same.calendar == "XNYS"
+    for other in (wide[::2], wide[:2] - wide[-2:], wide[np.arange(10) > 3]):
+        assert other.calendar is None
+
+
+def test_gaps_are_filled_and_values_counted_as_pandas_does():
+    wide = frame_of(random_series(3)).wide("x")
+    pd.testing.assert_frame_equal(wide.ffill().pandas(), wide.pandas().ffill())
+    np.testing.assert_array_equal(wide.count().values, wide.pandas().count().to_numpy())
+
+
+def test_an_integer_that_a_float_does_not_hold_is_no_number_of_a_matrix():
+    frame = make_frame({"symbol": ["A"], "ts": DAYS[:1], "n": [2**53 + 1], "m": [2**53]})
+    assert frame.wide("m").values[0, 0] == 2.0**53
+    with pytest.raises(BadRequest, match="9007199254740993"):
+        frame.wide("n")

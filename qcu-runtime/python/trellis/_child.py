@@ -71,13 +71,14 @@ def _load(request: dict[str, Any]) -> Any:
 
 def _run(channel: socket.socket, strategy: Any, request: dict[str, Any], fds: list[int]) -> None:
     from trellis import _trellis, run
-    from trellis.frame import Frame
     from trellis.strategy import Context
 
     inputs = {}
     for declared, fd in zip(request["inputs"], fds, strict=True):
         # takes the descriptor; the table stays mapped as long as the Frame lives
-        inputs[declared["name"]] = Frame(_trellis.map_table(fd), declared["receipt"])
+        name, window = declared["name"], declared["window"]
+        span = (window["calendar"], window["start_ns"], window["end_ns"])
+        inputs[name] = run.input_frame(strategy, name, _trellis.map_table(fd), declared["receipt"], span)
 
     def progress(done: float | None, total: float | None, note: str | None) -> None:
         packet = {"op": "progress", "done": done, "total": total, "note": note}

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import decimal
 from typing import Any
 
 import numpy as np
 
 from . import _trellis
-from ._time import to_ns
+from ._align import is_pandas, library
+from ._time import datetime64_ns, to_ns
 from .errors import BadRequest, BadRows, StrategyError
 from .frame import Frame
 from .wide import Row, Wide
+
+_KEYS = ("symbol", "ts")
+_INT64 = range(-(2**63), 2**63)
 
 
 def make_frame(columns: dict[str, Any]) -> Frame:
     """Columns as a Frame. Whether it fits what is declared is checked once, where it is published from.
 
+    A column that has labels (a Row, a pandas Series) is aligned by them with the column `symbol`, or refused.
+
     Raises:
-        BadRows: columns of different lengths, or values that no field type holds.
+        BadRows: columns of different lengths or labels, or values that no field type holds.
     """
-    _check_alignment(columns)
+    columns = {name: list(value) if hasattr(value, "__next__") else value for name, value in columns.items()}
+    columns = _aligned(columns)
     return Frame(_trellis.make_rows([(name, *_plain(name, value)) for name, value in columns.items()]))
 
 
@@ -34,12 +42,12 @@ def frame_of(answer: Any) -> Frame:
         return answer
     if isinstance(answer, dict):
         return make_frame(answer)
-    kind = type(answer).__module__.partition(".")[0]
-    if kind == "pandas" and hasattr(answer, "columns"):
-        return make_frame({str(name): answer[name] for name in answer.columns})
-    if kind == "polars" and hasattr(answer, "get_columns"):
+    if is_pandas(answer, "DataFrame"):
+        return make_frame(_columns_of_pandas(answer))
+    if library(answer) == "polars" and hasattr(answer, "get_columns"):
         return make_frame({s.name: s for s in answer.get_columns()})
-    if kind == "pyarrow" and hasattr(answer, "column_names"):
+    if library(answer) == "pyarrow" and hasattr(answer, "column_names"):
+        _once(answer.column_names)
         return make_frame({n: answer.column(n) for n in answer.column_names})
     if answer is None:
         raise StrategyError("the strategy returned nothing", hint="end it with: return ctx.frame(symbol=..., ...)")
@@ -49,17 +57,129 @@ def frame_of(answer: Any) -> Frame:
     )
 
 
-def _check_alignment(columns: dict[str, Any]) -> None:
-    """A Row beside the symbols of another matrix would be silently wrong: same length, other order."""
-    symbols = columns.get("symbol")
-    if isinstance(symbols, str) or symbols is None:
-        return
-    for name, value in columns.items():
-        if isinstance(value, Row) and value.symbols != tuple(symbols):
+def _once(names: list[Any]) -> None:
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice is not None:
+        raise BadRows(f"column {twice} is there twice", hint="keep one of them, or rename it")
+
+
+def _columns_of_pandas(table: Any) -> dict[str, Any]:
+    """Columns of a DataFrame. An index that names rows becomes columns too; an index of integers only counts them."""
+    if table.columns.nlevels > 1:
+        raise BadRows("the columns of the DataFrame are a MultiIndex", hint="give it one level: symbol, and the fields")
+    _once([str(name) for name in table.columns])
+    index = table.index
+    if index.nlevels > 1 or index.name in _KEYS:
+        wrong = next((n for n in index.names if n not in _KEYS), None)
+        if wrong is not None or any(n in table.columns for n in index.names):
             raise BadRows(
-                f"column {name} has the symbols of another matrix than the column symbol",
-                hint=f"symbol={name}.symbols, or align it with {name}.reindex(symbols)",
+                f"the index of the DataFrame has the levels {', '.join(map(str, index.names))}",
+                hint="levels may be symbol and ts, where no column is; .reset_index(drop=True) leaves the index out",
             )
+        table = table.reset_index()
+    elif len(index) and all(isinstance(label, str) for label in index):
+        if "symbol" not in table.columns:
+            table = table.rename_axis(index="symbol").reset_index()
+        elif list(index) != list(table["symbol"]):
+            raise BadRows(
+                "the DataFrame has symbols as its index and others as its column symbol",
+                hint=".reset_index(drop=True) leaves the index out",
+            )
+    elif len(index) and index.dtype.kind not in "iu":
+        raise BadRows(
+            f"the index of the DataFrame holds {index.dtype}, and has no name",
+            hint=".rename_axis('ts') makes it the rows' times, .reset_index(drop=True) leaves it out",
+        )
+    # rows of one table belong together: from here on by position
+    table = table.reset_index(drop=True)
+    return {str(name): table.iloc[:, i] for i, name in enumerate(table.columns)}
+
+
+def _aligned(columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns with those that have labels in the order of the column `symbol`."""
+    given = columns.get("symbol")
+    labelled = [n for n, v in columns.items() if n != "symbol" and (isinstance(v, Row) or is_pandas(v, "Series"))]
+    if not labelled:
+        return columns
+    if given is None:
+        named = next((n for n in labelled if isinstance(columns[n], Row) or _of_text(columns[n].index)), None)
+        if named is None:
+            return columns
+        raise BadRows(
+            f"column {named} has symbols of its own, and there is no column symbol",
+            hint="say the order of the rows: symbol=..., the other columns are aligned with it",
+        )
+    symbols = _symbols(given)
+    align = {
+        name: _align_row(name, columns[name], symbols)
+        if isinstance(columns[name], Row)
+        else _align_series(name, columns[name], given, symbols)
+        for name in labelled
+    }
+    return {**columns, **align}
+
+
+def _symbols(given: Any) -> list[Any]:
+    if isinstance(given, str):
+        return [given]
+    for convert in ("to_pylist", "to_list", "tolist"):
+        if hasattr(given, convert):
+            return getattr(given, convert)()
+    return list(given) if hasattr(given, "__iter__") else [given]
+
+
+def _of_text(index: Any) -> bool:
+    return index.nlevels == 1 and len(index) > 0 and all(isinstance(label, str) for label in index)
+
+
+def _align_row(name: str, row: Row, symbols: list[Any]) -> Row:
+    if list(row.symbols) == symbols:
+        return row
+    _same_labels(name, list(row.symbols), symbols, f"{name}.reindex(symbols), NaN for symbols that it lacks")
+    return row.reindex(symbols)
+
+
+def _align_series(name: str, series: Any, given: Any, symbols: list[Any]) -> Any:
+    index = series.index
+    keyed = is_pandas(given, "Series")
+    if keyed and index.equals(given.index):
+        return series
+    if _of_text(index):
+        if list(index) != symbols:
+            _same_labels(name, list(index), symbols, f"{name}.reindex(symbols), NaN for symbols that it lacks")
+            series = series.reindex(symbols)
+        return series
+    if keyed and index.is_unique and given.index.is_unique and set(index) == set(given.index):
+        return series.reindex(given.index)
+    counted = is_pandas(index, "RangeIndex") and index.start == 0 and index.step == 1
+    if counted and (not keyed or is_pandas(given.index, "RangeIndex")):
+        return series
+    if index.nlevels > 1:
+        by = "a MultiIndex"
+    else:
+        by = f"{index.dtype} such as {index[0]!s}" if len(index) else str(index.dtype)
+    raise BadRows(
+        f"column {name} is a pandas Series indexed by {by}, not by the symbols of the rows",
+        hint=f"{name}.to_numpy() if its order is that of the column symbol, or index it by symbol",
+    )
+
+
+def _same_labels(name: str, have: list[str], symbols: list[Any], fix: str) -> None:
+    """Refuses labels that are not exactly the symbols of the rows, each once."""
+    for labels, whose in ((have, f"column {name}"), (symbols, "column symbol")):
+        if len(set(labels)) < len(labels):
+            twice = next(s for i, s in enumerate(labels) if s in labels[:i])
+            raise BadRows(
+                f"column {name} is labelled by symbol, and {whose} has {twice!r} twice",
+                hint=f"{name}.to_numpy() (of a Row: .values) if its order is that of the column symbol",
+            )
+    for labels, others, whose, other in (
+        (symbols, have, f"column {name}", "column symbol"),
+        (have, symbols, "column symbol", f"column {name}"),
+    ):
+        lacking = next((s for s in labels if s not in set(others)), None)
+        if lacking is not None:
+            raise BadRows(f"{whose} has no symbol {lacking!r}, which {other} has", hint=fix)
 
 
 # kind, data, mask of what is there: as the extension takes a column
@@ -71,17 +191,22 @@ def _plain(name: str, value: Any) -> _Plain:
         raise BadRows(f"column {name} is a whole matrix", hint="take one row of it: w[-1]")
     if isinstance(value, Row):
         return _numpy(name, value.values, None)
-    library = type(value).__module__.partition(".")[0]
-    if library == "pandas" and hasattr(value, "to_numpy"):
+    if hasattr(value, "columns"):
+        raise BadRows(f"column {name} is a whole table", hint='take one column of it: table["score"]')
+    if library(value) == "pandas" and hasattr(value, "to_numpy"):
         return _pandas(name, value)
+    if library(value) == "xarray":
+        raise BadRows(f"column {name} has labels of xarray", hint=f"{name}.to_series(), a pandas Series")
     if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
         return ("arrow", value, None)
+    if library(value) == "pyarrow" and hasattr(value, "as_py"):
+        value = value.as_py()
     if isinstance(value, np.ma.MaskedArray):
         return _numpy(name, np.ma.getdata(value), ~np.ma.getmaskarray(value))
     if isinstance(value, np.ndarray) and value.ndim > 0:
         return _numpy(name, value, None)
     if isinstance(value, dict):
-        raise BadRows(f"column {name} is a dict", hint="give its values as a list, and its keys as symbol=")
+        raise BadRows(f"column {name} is a dict", hint=f"in the order of the rows: [{name}[s] for s in symbols]")
     if hasattr(value, "__iter__") and not isinstance(value, str | bytes | np.ndarray):
         return _list(name, "list", list(value))
     return _list(name, "scalar", [value.item() if isinstance(value, np.ndarray) else value])
@@ -89,6 +214,8 @@ def _plain(name: str, value: Any) -> _Plain:
 
 def _pandas(name: str, value: Any) -> _Plain:
     # not by pandas' own Arrow export, which needs pyarrow
+    if type(value.dtype).__name__ == "ArrowDtype":
+        return ("arrow", getattr(value, "array", value).__arrow_array__(), None)
     missing = np.asarray(value.isna())
     if str(value.dtype) in ("category", "str", "string") or value.dtype == object:
         return _list(name, "list", [None if gone else v for v, gone in zip(value, missing, strict=True)])
@@ -96,25 +223,65 @@ def _pandas(name: str, value: Any) -> _Plain:
         value = value.dt.tz_convert("UTC").dt.tz_localize(None) if hasattr(value, "dt") else value.tz_convert(None)
     dtype = getattr(value.dtype, "numpy_dtype", None)
     if dtype is None:
-        return _numpy(name, value.to_numpy(), None)
+        return _numpy(name, np.asarray(value), None)
     return _numpy(name, value.to_numpy(dtype=dtype, na_value=dtype.type(0)), ~missing if missing.any() else None)
 
 
 def _list(name: str, kind: str, values: list[Any]) -> _Plain:
-    values = [v.item() if isinstance(v, np.generic) and v.dtype.kind != "M" else v for v in values]
+    values = [_value(name, v) for v in values]
     if any(hasattr(v, "year") or isinstance(v, np.datetime64) for v in values):  # dates of any library
-        there = [v is not None and v == v for v in values]  # NaT is not itself
         try:
-            times = [to_ns(v, name) if t else 0 for v, t in zip(values, there, strict=True)]
+            times = [0 if v is None else to_ns(v, name) for v in values]
         except BadRequest as error:
-            raise BadRows(f"column {name}: {error.message}") from None
+            raise BadRows(f"column {name}: {error.message}", hint=error.hint) from None
         if kind == "scalar":
             raise BadRows(f"column {name} is one time for all rows", hint="give a list or an array of times")
-        return ("time", np.array(times, dtype=np.int64), np.array(there, dtype=np.uint8))
-    for v in values:
-        if not (v is None or isinstance(v, str | bool | int | float)):
-            raise BadRows(f"column {name} holds {type(v).__name__} {v!r}, which no field type holds")
+        return ("time", np.array(times, dtype=np.int64), np.array([v is not None for v in values], dtype=np.uint8))
+    kinds = {type(v) for v in values if v is not None}
+    if bool in kinds and len(kinds) > 1:
+        raise BadRows(f"column {name} holds booleans and other values", hint="one column holds one kind of value")
+    if kinds == {int, float}:
+        changed = next((v for v in values if isinstance(v, int) and int(float(v)) != v), None)
+        if changed is not None:
+            raise BadRows(f"column {name} holds {changed} beside fractions: a float64 would change it")
     return (kind, values, None)
+
+
+def _value(name: str, value: Any) -> Any:
+    """A value of a list as None, bool, int, float, str, or a time.
+
+    Raises:
+        BadRows: it is of another kind.
+    """
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, decimal.Decimal):
+        value = _of_decimal(name, value)
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, bool) or hasattr(value, "year"):
+        return value
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            if plain is int and value not in _INT64:
+                raise BadRows(f"column {name} holds {value}, which is beyond int64")
+            return plain(value)
+    raise BadRows(f"column {name} holds {type(value).__name__} {value!r}, which no field type holds")
+
+
+def _of_decimal(name: str, value: decimal.Decimal) -> int | float:
+    """A decimal as the integer that it is, else as the float whose shortest text it is."""
+    if not value.is_finite():
+        return float(value)
+    if value == value.to_integral_value():
+        return int(value)
+    if decimal.Decimal(repr(float(value))) == value:
+        return float(value)
+    raise BadRows(f"column {name} holds the decimal {value}, which no float64 is", hint="round it")
 
 
 def _numpy(name: str, array: np.ndarray, valid: np.ndarray | None) -> _Plain:
@@ -129,7 +296,10 @@ def _numpy(name: str, array: np.ndarray, valid: np.ndarray | None) -> _Plain:
     form = "buffer"
     if kind == "M":
         valid = ~np.isnat(array) if valid is None else valid & ~np.isnat(array)
-        array = array.astype("datetime64[ns]").view(np.int64)
+        try:
+            array = datetime64_ns(np.where(valid, array, np.datetime64("NaT")), f"column {name}")
+        except BadRequest as error:
+            raise BadRows(error.message, hint=error.hint) from None
         form = "time"
     elif array.dtype == np.float16:
         array = array.astype(np.float32)

@@ -12,8 +12,7 @@ end on 2018-02-07, in the two shapes that price files usually come in, so that a
 Columns of both:
 
 =========  =================================================================================================
-Date       session, ISO date: a weekday that is not a holiday of the New York exchange (the three days of 2007
-           and 2012 on which it closed out of turn are sessions here)
+Date       session of the New York exchange, ISO date
 Open       first, highest, lowest and last price of the session, in dollars, as traded: **not** adjusted
 High
 Low
@@ -141,9 +140,13 @@ def holidays(year: int) -> set[date]:
     }
 
 
+# of mourning for Gerald Ford, and of hurricane Sandy
+_CLOSED_OUT_OF_TURN = {date(2007, 1, 2), date(2012, 10, 29), date(2012, 10, 30)}
+
+
 def sessions(first: date = FIRST, last: date = LAST) -> list[date]:
     """Trading days from first to last, both included."""
-    closed = set().union(*(holidays(year) for year in range(first.year, last.year + 1)))
+    closed = _CLOSED_OUT_OF_TURN.union(*(holidays(year) for year in range(first.year, last.year + 1)))
     days = (first + timedelta(n) for n in range((last - first).days + 1))
     return [day for day in days if day.weekday() < 5 and day not in closed]
 

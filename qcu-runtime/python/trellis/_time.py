@@ -3,6 +3,12 @@
 A date is its midnight, UTC. A datetime without a time zone is taken as UTC: prices and sessions are kept in UTC
 throughout, and refusing `datetime(2016, 8, 10)` where `date(2016, 8, 10)` works would only teach people to write
 `.replace(tzinfo=utc)` without thinking. Strings are ISO 8601 (`2016-08-10`, `2016-08-10T14:30Z`, `...+02:00`).
+
+An integer is nanoseconds. One that looks like a date or like another unit (20160810, 2018, seconds or milliseconds
+since 1970) is refused; the rule stands with `check_integer` in `proto/src/time.rs`, for every door of the grid.
+
+Nanoseconds in 64 bits reach from 1677-09-21 to 2262-04-11. A moment outside is an error that names it, except as a
+bound: a start before all time and an end or `as_of` after all time mean all there is.
 """
 
 from __future__ import annotations
@@ -10,12 +16,29 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import numpy as np
+
 from . import _trellis
 from .errors import BadRequest
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
-_RANGE = range(-(2**63), 2**63)
+_MIN, _MAX = -(2**63), 2**63 - 1
+_REACH = "64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11"
+
+# of numpy's units; years and months have no fixed length, and go by way of days
+_UNITS = {
+    "W": 604_800_000_000_000,
+    "D": 86_400_000_000_000,
+    "h": 3_600_000_000_000,
+    "m": 60_000_000_000,
+    "s": 1_000_000_000,
+    "ms": 1_000_000,
+    "us": 1_000,
+    "ns": 1,
+}
+# finer than nanoseconds: how many make one
+_PARTS = {"ps": 10**3, "fs": 10**6, "as": 10**9}
 
 
 def to_ns(value: Any, name: str) -> int | None:
@@ -23,41 +46,96 @@ def to_ns(value: Any, name: str) -> int | None:
     if value is None:
         return None
     ns = _to_ns(value, name)
-    if ns not in _RANGE:
-        raise BadRequest(f"{name}={value!r} is outside of what 64 bit nanoseconds hold (1677-09-21 to 2262-04-11)")
+    if not _MIN <= ns <= _MAX:
+        raise BadRequest(f"{name}={_shown(value)} is outside of {_REACH}")
     return ns
 
 
+def to_start(value: Any, name: str = "start") -> int | None:
+    """`value` as the beginning of a range: before all time is the first nanosecond, after it the last."""
+    return None if value is None else max(_MIN, min(_to_ns(value, name), _MAX))
+
+
+def to_end(value: Any, name: str = "end") -> int | None:
+    """`value` as the end of a range, or as `as_of`: after all time is None, which is all there is."""
+    if value is None:
+        return None
+    ns = _to_ns(value, name)
+    return None if ns > _MAX else max(_MIN, ns)
+
+
 def _to_ns(value: Any, name: str) -> int:
+    """Nanoseconds, however many."""
     if isinstance(value, str):
         return _trellis.parse_time(value, name)
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         raise BadRequest(f"{name} must be a time, not {value!r}")
-    if isinstance(value, int):
-        return value
-    if value != value:  # NaT of any library, NaN
+    if isinstance(value, np.datetime64):
+        return _datetime64(value, name)
+    if isinstance(value, int | np.integer):
+        if 0 < value <= _MAX:
+            _trellis.check_integer_time(int(value), name)
+        return int(value)
+    if type(value).__name__ in ("NaTType", "NAType") or value != value:
         raise BadRequest(f"{name} must be a time, not {value!r}")
     if isinstance(value, dt.datetime):
-        as_unit = getattr(value, "as_unit", None)  # pandas.Timestamp: a datetime with nanoseconds of its own
-        if as_unit is not None:
-            return int(as_unit("ns").value)
+        if hasattr(value, "as_unit"):  # pandas.Timestamp: a datetime with a unit, and perhaps nanoseconds, of its own
+            return _datetime64(value.to_datetime64(), name)
         if value.tzinfo is None:
             value = value.replace(tzinfo=dt.UTC)
         return (value - _EPOCH) // _MICROSECOND * 1000
     if isinstance(value, dt.date):
-        return (value - _EPOCH.date()).days * 86_400_000_000_000
-    if type(value).__module__ == "numpy":
-        if type(value).__name__ == "datetime64":
-            ns = value.astype("datetime64[ns]")
-            if ns != value:
-                raise BadRequest(f"{name}={value!r} is not a time that nanoseconds hold")
-            return int(ns.astype("int64"))
-        if hasattr(value, "__index__"):
-            return int(value)
+        return (value - _EPOCH.date()).days * _UNITS["D"]
     raise BadRequest(
         f"{name} must be a time, not {type(value).__name__} {value!r}",
         hint="give an ISO string, a date, a datetime, a pandas.Timestamp, or integer nanoseconds",
     )
+
+
+def _datetime64(value: np.datetime64, name: str) -> int:
+    if np.isnat(value):
+        raise BadRequest(f"{name} must be a time, not NaT")
+    count, each, parts = _counted(np.asarray(value))
+    ns, rest = divmod(int(count) * each, parts)
+    if rest:
+        raise BadRequest(f"{name}={_shown(value)} lies between two nanoseconds")
+    return ns
+
+
+def _counted(times: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Times of any of numpy's units as integers, and the fraction of nanoseconds that one of them is worth."""
+    unit, step = np.datetime_data(times.dtype)
+    if unit in ("Y", "M"):
+        times, unit, step = times.astype("datetime64[D]"), "D", 1
+    counts = times.astype(times.dtype.newbyteorder("=")).view(np.int64)
+    if unit in _PARTS:
+        return counts, step, _PARTS[unit]
+    if unit not in _UNITS:
+        raise BadRequest("a datetime64 without a unit is no time", hint='give it one: np.datetime64(..., "ns")')
+    return counts, step * _UNITS[unit], 1
+
+
+def datetime64_ns(times: np.ndarray, name: str) -> np.ndarray:
+    """An array of datetime64 of any unit as int64 nanoseconds; NaT as whatever, for the caller to mask.
+
+    Raises:
+        BadRequest: a time that nanoseconds do not hold, by its value. numpy's own cast wraps around.
+    """
+    counts, each, parts = _counted(np.atleast_1d(times))
+    there = ~np.isnat(np.atleast_1d(times))
+    if parts > 1:
+        bad = there & (counts * each % parts != 0)
+        if not bad.any():
+            return counts * each // parts
+        raise BadRequest(f"{name}: {_shown(times[np.flatnonzero(bad)[0]])} lies between two nanoseconds")
+    bad = there & ((counts > _MAX // each) | (counts < -(_MAX // each)))
+    if bad.any():
+        raise BadRequest(f"{name}: {_shown(times[np.flatnonzero(bad)[0]])} is outside of {_REACH}")
+    return np.where(there, counts, 0) * each
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, np.datetime64 | dt.date) else repr(value)
 
 
 def to_session(value: Any, name: str = "session") -> str:
@@ -65,9 +143,9 @@ def to_session(value: Any, name: str = "session") -> str:
     ns = to_ns(value, name)
     if ns is None:
         raise BadRequest(f"{name} is missing", hint='sessions are dates: session="2016-08-10"')
-    day, rest = divmod(ns, 86_400_000_000_000)
+    day, rest = divmod(ns, _UNITS["D"])
     if rest:
-        raise BadRequest(f"{name}={value!r} has a time of day; sessions are dates")
+        raise BadRequest(f"{name}={_shown(value)} has a time of day; sessions are dates")
     return (_EPOCH.date() + dt.timedelta(days=day)).isoformat()
 
 

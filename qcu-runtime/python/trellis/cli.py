@@ -25,6 +25,11 @@ from .grid import Grid, connect
 # rows of a table on a terminal; a file or a pipe is asked for with another format
 TABLE_ROWS = 40
 
+FORMAT_HELP = (
+    "default: table. A missing value is empty in csv and null in json, where NaN and the infinities, for which JSON "
+    'has no word, are the texts "NaN", "Infinity" and "-Infinity"'
+)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; answers the exit code."""
@@ -104,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("--as-of", metavar="T", help="as known at that time; default: the latest")
     read.add_argument("--known-at", action="store_true", help="add the column known_at")
     read.add_argument("--allow-stale", action="store_true", help="accept unconfirmed rows while a shard is away")
-    read.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help="default: table")
+    read.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help=FORMAT_HELP)
     read.add_argument("--out", metavar="FILE", help="default: stdout")
 
     _add_import(command("import", _import, "Bring CSV and Parquet files in, all of them or nothing."))
@@ -115,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--as-of", metavar="T", help="read the inputs as known at that time; default: now")
     run.add_argument("--publish", action="store_true", help="publish the output, as the deployed unit would")
     _add_take_over(run)
-    run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help="default: table")
+    run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help=FORMAT_HELP)
     run.add_argument("--out", metavar="FILE", help="default: stdout")
 
     deploy = command("deploy", _deploy, "Deploy strategies to the grid of `trellis up`.")

@@ -87,7 +87,7 @@ def load_strategies(target: str) -> list[Strategy]:
         raise BadRequest(f"{path} defines no strategy", hint="decorate a function with @trellis.strategy(...)")
     if not wanted:
         return found
-    chosen = [s for s in found if wanted in (s.name, s.function.__name__)]
+    chosen = [s for s in found if wanted in (s.name, s._attribute())]
     if not chosen:
         names = ", ".join(s.name for s in found)
         raise BadRequest(f"{path} has no strategy {wanted}", hint=f"it has {names}")

@@ -29,6 +29,7 @@ __all__ = [
     "Unavailable",
     "UnknownDataset",
     "UnknownField",
+    "UnknownSession",
     "UnknownSymbol",
 ]
 
@@ -101,6 +102,12 @@ class UnknownField(TrellisError, KeyError):
 
 class UnknownSymbol(TrellisError, KeyError):
     """The dataset has never had a row of that symbol."""
+
+    exit_code = 3
+
+
+class UnknownSession(TrellisError, KeyError):
+    """The matrix has no such session: no session of its calendar, or outside of the part that is here."""
 
     exit_code = 3
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from . import _trellis
 from ._time import format_ns
 from .errors import BadRequest, _missing
 from .wide import Wide
-
-if TYPE_CHECKING:
-    from . import _trellis
 
 __all__ = ["Frame", "Receipt"]
 
@@ -114,9 +112,18 @@ class Frame:
     `arrow()`, `polars()` and `pandas()` are those calls with names, and `wide()` is a matrix of sessions x symbols.
     """
 
-    def __init__(self, rows: _trellis.Rows, receipt: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        rows: _trellis.Rows,
+        receipt: dict[str, Any] | None = None,
+        window: tuple[str | None, int | None, int | None] = (None, None, None),
+        named: tuple[str, ...] = (),
+    ) -> None:
         self._rows = rows
         self._reply = receipt
+        # what a matrix has whatever rows there are: sessions of a calendar from a start to an end, and symbols
+        self._window = window
+        self._named = named
         self._receipt: Receipt | None = None
         # of Strategy.run(publish=True): dataset, version, known_at of the publish
         self.published: dict[str, Any] | None = None
@@ -157,6 +164,9 @@ class Frame:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __reduce__(self) -> Any:
+        return (_unpickled, (self._rows.write("arrow"), self._reply, self._window, self._named, self.published))
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self._rows.__arrow_c_stream__(requested_schema)
 
@@ -173,17 +183,18 @@ class Frame:
         return pyarrow.RecordBatchReader.from_stream(self).read_all()
 
     def polars(self) -> Any:
-        """A `polars.DataFrame`, sharing the memory."""
+        """A `polars.DataFrame`; `symbol` is text, which joins with any other, the other columns share the memory."""
         try:
             import polars
         except ImportError:
             raise _missing("polars", ".polars()") from None
-        return polars.DataFrame(self)
+        return polars.DataFrame(self).with_columns(polars.col(polars.Categorical).cast(polars.String))
 
     def pandas(self) -> Any:
-        """A `pandas.DataFrame`. `symbol` is categorical, times are `datetime64[ns, UTC]`.
+        """A `pandas.DataFrame` of its own memory. `symbol` is categorical, times are `datetime64[ns, UTC]`, text `str`.
 
-        Missing floats are NaN; missing integers and booleans make the column pandas' nullable `Int64`, `boolean`.
+        Missing floats and texts are NaN; missing integers and booleans make the column pandas' nullable `Int64`,
+        `boolean`.
         """
         try:
             import pandas as pd
@@ -194,38 +205,67 @@ class Frame:
     def _pandas_column(self, pd: Any, name: str) -> Any:
         kind, values, valid = self._rows.column(name)
         rows = len(self)
+
+        def array(buffer: Any, dtype: Any) -> np.ndarray:
+            return _array(buffer, dtype, rows).copy()  # the grid's own cannot be written to
+
         missing = None if valid is None else _array(valid, np.uint8, rows) == 0
         if kind == "symbol":
             codes, names = values
-            return pd.Categorical.from_codes(_array(codes, np.int32, rows), categories=pd.Index(names))
+            return pd.Categorical.from_codes(array(codes, np.int32), categories=pd.Index(names))
         if kind == "string":
-            return pd.Series(values, dtype="str" if missing is None else object)
+            return _pandas_text(pd, values)
         if kind == "timestamp":
-            times = _array(values, np.int64, rows).view("datetime64[ns]")
+            times = array(values, np.int64).view("datetime64[ns]")
             if missing is not None:
                 times = np.where(missing, np.datetime64("NaT", "ns"), times)
             return pd.DatetimeIndex(times, tz="UTC")
         if kind in ("float64", "float32"):
-            numbers = _array(values, np.dtype(kind), rows)
+            numbers = array(values, np.dtype(kind))
             return numbers if missing is None else np.where(missing, np.nan, numbers).astype(kind)
-        plain = _array(values, np.uint8, rows).astype(bool) if kind == "bool" else _array(values, kind, rows)
+        plain = array(values, np.uint8).astype(bool) if kind == "bool" else array(values, kind)
         if missing is None:
             return plain
         masked = pd.arrays.BooleanArray if kind == "bool" else pd.arrays.IntegerArray
-        return masked(plain.copy(), missing)
+        return masked(plain, missing)
 
-    def wide(self, field: str) -> Wide:
-        """One field as a matrix of sessions x symbols, float64, NaN where there is no row or no value."""
+    def wide(self, field: str, *, calendar: Any = ...) -> Wide:
+        """One field as a matrix of sessions x symbols, float64, NaN where there is no row or no value.
+
+        Its sessions are those of a calendar, each of them whatever rows exist. An input of a strategy has exactly the
+        sessions of its declared window, and a column for every symbol of a declared list. A read has the sessions in
+        [start, end); a side that is left open, starts before the calendar does or before 1970, or ends after what is
+        known goes from the first or to the last row. Symbols that a read names have a column in any case.
+
+        Rows with a time of day are not aligned to sessions: then the index is the times that have rows.
+
+        Args:
+            field: a number, or a boolean (1 and 0).
+            calendar: which calendar: "XNYS", "24/7"; None for just the times that have rows. Left out, it is the
+                dataset's, else, for a strategy's input, the strategy's; a read of a dataset that has none has the times
+                that have rows.
+
+        Raises:
+            BadRequest: a row is on a day that is no session of the calendar, or an integer is none that float64 holds.
+        """
         if not isinstance(field, str):
             raise BadRequest(f"wide() takes the name of one field, not {field!r}")
-        index, symbols, values = self._rows.wide(field)
+        own, start_ns, end_ns = self._window
+        name = own if calendar is ... else calendar
+        if name is not None and not isinstance(name, str):
+            raise BadRequest(f"calendar must be the name of one, or None, not {name!r}")
+        index, symbols, values, aligned = self._rows.wide(field, name, start_ns, end_ns, list(self._named))
         sessions = len(index) // 8
         times = _array(index, np.int64, sessions).view("datetime64[ns]")
         matrix = _array(values, np.float64, sessions * len(symbols)).reshape(sessions, len(symbols))
-        return Wide(times, tuple(symbols), matrix)
+        return Wide(times, tuple(symbols), matrix, name if aligned else None)
 
     def write(self, format: str, path: Any = None) -> bytes | None:
-        """The rows as `csv`, `json`, `arrow` (IPC file) or `parquet` (needs pyarrow): to a file, or as bytes."""
+        """The rows as `csv`, `json`, `arrow` (IPC file) or `parquet` (needs pyarrow): to a file, or as bytes.
+
+        Missing values are empty in CSV and null in JSON. JSON has no word for NaN and the infinities: there they are
+        the texts "NaN", "Infinity" and "-Infinity".
+        """
         if format == "parquet":
             return self._write_parquet(path)
         if format not in ("csv", "json", "arrow"):
@@ -265,6 +305,17 @@ class Frame:
             f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
             f"<small>{html.escape(note)}</small>"
         )
+
+
+def _unpickled(ipc: bytes, reply: Any, window: Any, named: tuple[str, ...], published: dict[str, Any] | None) -> Frame:
+    frame = Frame(_trellis.rows_of_ipc(ipc), reply, window, named)
+    frame.published = published
+    return frame
+
+
+def _pandas_text(pd: Any, values: list[str | None]) -> Any:
+    """Text as pandas infers it where nothing is missing: `str` since pandas 3, `object` before."""
+    return pd.Series(values, dtype=pd.Series(["text"]).dtype)
 
 
 def _array(buffer: Any, dtype: Any, length: int) -> np.ndarray:

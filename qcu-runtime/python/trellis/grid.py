@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _trellis, local
-from ._time import format_ns, to_ns
+from ._time import format_ns, to_end, to_start
 from .errors import BadRequest, Closed, Unavailable
 from .frame import Frame
-from .strategy import Strategy, symbol_list
+from .strategy import Strategy, field_list, symbol_list
 
 __all__ = ["Dataset", "Grid", "connect"]
 
@@ -27,6 +27,8 @@ DEADLINE_S = 120.0
 JOINED_DEADLINE_S = 15.0
 # of answers kept for reads that repeat, in each grid; one answer takes a quarter of it at most
 PINNED_BYTES_MAX = 64 << 20
+
+_DAY_NS = 86_400_000_000_000
 
 
 def connect(url: str | None = None, *, unit: str | None = None, timeout: float = CONNECT_TIMEOUT_S) -> Grid:
@@ -194,10 +196,12 @@ class Grid:
             fields: a field or a list of them, in the order wanted; none is all.
             symbols: a symbol, a list of symbols, or "*" (or None) for all there are. An empty list is refused: a list
                 that came out empty by mistake must not read the world.
-            start, end: event time, start inclusive, end exclusive; None is open. ISO strings, dates, datetimes (UTC
-                where they have no zone), `pandas.Timestamp`s, or integer nanoseconds.
-            as_of: the rows as they were known at that time; None is the latest. Such an answer is kept for a while:
-                asking again in this process costs nothing.
+            start, end: event time, start inclusive, end exclusive; None is open, and so is a bound beyond 64 bit
+                nanoseconds (year 9999). ISO strings, dates, datetimes (UTC where they have no zone),
+                `pandas.Timestamp`s, `numpy.datetime64`s, or integer nanoseconds; an integer that looks like a date
+                (20160810) is refused.
+            as_of: the rows as they were known at that time; None, and year 9999, is the latest. Such an answer is kept
+                for a while: asking again in this process costs nothing.
             known_at: add the column `known_at`.
             allow_stale: while a shard is away, accept rows that cannot be confirmed as the latest; the receipt says so.
             rows_max: refuse a larger answer; 0 is the grid's own limit.
@@ -208,26 +212,32 @@ class Grid:
             TooLarge: more rows than allowed.
             Unavailable: try again.
         """
-        named = (fields,) if isinstance(fields, str) else fields or ()
         question = (
             _text(dataset, "dataset"),
-            tuple(_text(f, "fields") for f in named),
+            tuple(_text(f, "fields") for f in field_list(fields)),
             tuple(symbol_list(symbols)),
-            to_ns(start, "start"),
-            to_ns(end, "end"),
-            to_ns(as_of, "as_of"),
+            to_start(start),
+            to_end(end),
+            to_end(as_of, "as_of"),
             known_at,
             allow_stale,
             rows_max,
         )
         self._check_open()
-        pinned = as_of is not None
+        _, _, asked, start_ns, end_ns, as_of_ns, *_ = question
+        # as of a time after all time is the latest
+        pinned = as_of_ns is not None
         answer = self._pinned.get(question) if pinned else None
         if answer is None:
             answer = self._call(_Client.read, *question)
             if pinned:
                 self._pinned.put(question, *answer)
-        return Frame(*answer)
+        rows, receipt = answer
+        # no session after the day of knowledge can have rows: an end beyond it is open
+        known = receipt["known_through_ns"] if as_of_ns is None else as_of_ns
+        end_ns = end_ns if end_ns is not None and end_ns <= known + _DAY_NS else None
+        window = (receipt["calendar"] or None, start_ns, end_ns)
+        return Frame(rows, receipt, window, () if asked == ("*",) else asked)
 
     def datasets(self) -> list[str]:
         """Names of all datasets, sorted."""
@@ -244,7 +254,7 @@ class Grid:
 
     def sessions(self, dataset: str, start: Any = None, end: Any = None) -> list[str]:
         """The days in [start, end) for which the dataset has rows, `2016-08-10`, ascending."""
-        found = self._call(_Client.sessions, _text(dataset, "dataset"), to_ns(start, "start"), to_ns(end, "end"))
+        found = self._call(_Client.sessions, _text(dataset, "dataset"), to_start(start), to_end(end))
         return [str(format_ns(ns)) for ns in found]
 
     def stats(self) -> list[dict[str, Any]]:
@@ -271,6 +281,11 @@ class Grid:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a Grid is a connection of this process and cannot be pickled: call trellis.connect({self.url!r}) there"
+        )
 
     def __repr__(self) -> str:
         return f"<trellis grid {self.url}{'' if self._finalizer.alive else ' (closed)'}>"

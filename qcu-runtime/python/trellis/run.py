@@ -24,6 +24,14 @@ def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Fram
     return frame_of(strategy.function(context, **inputs))
 
 
+def input_frame(
+    strategy: Strategy, name: str, rows: _trellis.Rows, receipt: dict[str, Any], window: tuple[Any, ...]
+) -> Frame:
+    """An input: its window is a matrix's sessions, and the symbols that were listed have a column each."""
+    symbols = strategy.inputs[name].symbols
+    return Frame(rows, receipt, window, () if symbols == ("*",) else symbols)
+
+
 def run_here(
     strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool, take_over: bool
 ) -> Frame:
@@ -38,7 +46,9 @@ def run_here(
             return run_here(strategy, session, own, as_of_ns, publish, take_over)
     manifest = json.dumps(strategy.manifest())
     prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
-    inputs = {name: Frame(rows, receipt) for name, rows, receipt in prefetched.inputs()}
+    inputs = {
+        name: input_frame(strategy, name, rows, receipt, window) for name, rows, receipt, window in prefetched.inputs()
+    }
     try:
         frame = call(strategy, Context(strategy.name, session), inputs)
     except (KeyboardInterrupt, SystemExit):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _trellis
-from ._time import format_ns, to_ns, to_session
+from ._time import format_ns, to_end, to_session, to_start
 from .errors import BadRequest
 
 if TYPE_CHECKING:
@@ -97,14 +97,15 @@ def series(
         lookback: how far back from the session, itself included: "260 sessions", "90 days".
         start: instead of lookback, a fixed first day.
 
-    The input ends with the session: it never holds a row of a later one.
+    The input ends with the session: it never holds a row of a later one. `px.wide("close")` of it has every session of
+    the lookback, 260 for "260 sessions", whatever rows there are, and a column for every symbol in a list of symbols;
+    NaN where there is no row.
     """
     if (lookback is None) == (start is None):
         raise BadRequest(
             f"series({dataset!r}) needs a lookback or a start, and not both", hint='lookback="260 sessions"'
         )
-    listed = (fields,) if isinstance(fields, str) else tuple(fields)
-    return Series(dataset, listed, symbol_list(symbols), _lookback(lookback), to_ns(start, "start"))
+    return Series(dataset, field_list(fields), symbol_list(symbols), _lookback(lookback), to_start(start))
 
 
 def _lookback(text: str | None) -> dict[str, Any] | None:
@@ -118,6 +119,17 @@ def _lookback(text: str | None) -> dict[str, Any] | None:
     return {"duration": text}
 
 
+def field_list(fields: Any) -> tuple[Any, ...]:
+    """A tuple of fields from what people give: a name, or a list, an array, an Index of names; None and () are all."""
+    if fields is None:
+        return ()
+    if isinstance(fields, str):
+        return (fields,)
+    if isinstance(fields, Mapping) or not hasattr(fields, "__iter__"):
+        raise BadRequest(f"fields must be the name of a field or a list of names, not {fields!r}")
+    return tuple(str(f) if isinstance(f, str) else f for f in fields)
+
+
 def symbol_list(symbols: Any) -> tuple[str, ...]:
     """A tuple of symbols from what people give: None and "*" are all, one name is a list of one, [] is refused."""
     if symbols is None or (isinstance(symbols, str) and symbols == "*"):
@@ -126,9 +138,10 @@ def symbol_list(symbols: Any) -> tuple[str, ...]:
         return (symbols,)
     if isinstance(symbols, Mapping) or not hasattr(symbols, "__iter__"):
         raise BadRequest(f'symbols must be a symbol, a list of them, or "*", not {symbols!r}')
-    listed = tuple(symbols)
-    if wrong := next((s for s in listed if not isinstance(s, str)), None):
-        raise BadRequest(f"symbols must be strings, not {wrong!r}")
+    listed = tuple(str(s) if isinstance(s, str) else s for s in symbols)
+    wrong = [s for s in listed if not isinstance(s, str)]
+    if wrong:
+        raise BadRequest(f"symbols must be strings, not {wrong[0]!r}")
     if not listed:
         raise BadRequest("the list of symbols is empty", hint='symbols="*" reads every symbol')
     return listed
@@ -138,7 +151,7 @@ def output(dataset: str, /, **fields: str) -> Output:
     """Declares what a strategy publishes: a dataset and its fields, `score="float64"`.
 
     Types: float64, float32, int64, int32, bool, string, timestamp. A value may be missing (None, NaN) unless the type
-    ends with "!": `weight="float64!"` refuses rows without a weight.
+    ends with "!": `weight="float64!"` refuses rows without a weight, and infinite weights.
     """
     if not fields:
         raise BadRequest(f"output({dataset!r}) declares no field", hint='output("signals.x", score="float64")')
@@ -187,7 +200,13 @@ class Context:
         """The output: `symbol`, the declared fields, and `ts` where a row's time is not the session itself.
 
         A column is a numpy array, a list, a pandas or polars Series, an Arrow array, a `Row` of a wide matrix, or one
-        value for all rows. Values become the declared types where that loses nothing; NaN is a missing value.
+        value for all rows. A `Row` and a pandas Series indexed by symbol are put into the order of the column `symbol`,
+        and refused if their symbols are not exactly those; a pandas Series whose index is 0, 1, 2 ... is taken by
+        position, as arrays are, and any other is refused.
+
+        Values become the declared types where that loses nothing: whole floats and decimals become integers, integers
+        and decimals the float that shows the same number; a float64 becomes a float32 only where that is the same
+        number, and booleans are no numbers. NaN is a missing value.
         """
         from ._columns import make_frame
 
@@ -258,12 +277,18 @@ class Strategy:
         """
         from .run import run_here
 
-        return run_here(self, to_session(session), grid, to_ns(as_of, "as_of"), publish, take_over)
+        return run_here(self, to_session(session), grid, to_end(as_of, "as_of"), publish, take_over)
 
     @property
     def calendar(self) -> str:
         """The calendar of its sessions."""
         return self.schedule.calendar if self.schedule else "XNYS"
+
+    def _attribute(self) -> str:
+        """The name under which its module has it; before it has, or in a notebook, its function's."""
+        names = list(getattr(sys.modules.get(_module_of(self)), "__dict__", {}).items())
+        named = next((name for name, value in names if value is self), _name_of(self.function))
+        return named if named.isidentifier() else "strategy"  # a lambda has no name
 
     def manifest(self, module: str | None = None, code_digest: str | None = None) -> dict[str, Any]:
         """Everything declared, as plain values, in the form that `qcu` reads."""
@@ -271,7 +296,7 @@ class Strategy:
         return {
             "version": 1,
             "unit": self.name,
-            "function": self.function.__name__,
+            "function": self._attribute(),
             "schedule": self.schedule._manifest() if self.schedule else {"kind": "manual"},
             "calendar": self.calendar,
             "retries": self.retries,
@@ -347,21 +372,39 @@ def _check_signature(name: str, function: Callable[..., Any], inputs: dict[str, 
     except TypeError as mismatch:
         wanted = ", ".join(["ctx", *inputs])
         raise BadRequest(
-            f"strategy {name}: {function.__name__}() cannot be called with its inputs: {mismatch}",
-            hint=f"def {function.__name__}({wanted}): ...",
+            f"strategy {name}: {_name_of(function)}() cannot be called with its inputs: {mismatch}",
+            hint=f"it takes ({wanted})",
         ) from None
+
+
+def _inner(function: Any) -> Any:
+    """The function in a `functools.partial`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _name_of(function: Any) -> str:
+    inner = _inner(function)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _module_of(strategy: Strategy) -> str:
+    """The module that a strategy's function was written in."""
+    inner = _inner(strategy.function)
+    return getattr(inner, "__module__", None) or type(inner).__module__
 
 
 def strategies_of(module: Any) -> list[Strategy]:
     """The strategies that a module defines itself, in order; not the ones it imports from others."""
     found = [v for v in vars(module).values() if isinstance(v, Strategy)]
-    own = [s for s in found if s.function.__module__ == module.__name__]
+    own = [s for s in found if _module_of(s) == module.__name__]
     return list(dict.fromkeys(own or found))
 
 
 def source_file(strategy: Strategy) -> str:
     """The file that a strategy was written in."""
-    module = sys.modules.get(strategy.function.__module__)
+    module = sys.modules.get(_module_of(strategy))
     path = getattr(module, "__file__", None)
     if not path:
         raise BadRequest(

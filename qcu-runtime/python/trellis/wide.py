@@ -1,21 +1,34 @@
 """Sessions x symbols: what most strategies compute with.
 
 `Wide` is one contiguous float64 matrix with its two axes; `Row` is one value a symbol. Both are numpy operands: every
-operator and ufunc works, and two of them are aligned by symbol (and a pair of matrices by session) first, as pandas
-does: the union, NaN where one side has nothing. Reductions skip NaN, as pandas does. Nothing here mutates.
+operator and ufunc works, and so do `np.where` and `np.clip`.
+
+Whatever has labels is aligned by them first, as pandas does: another Row or Wide, a pandas Series indexed by symbol
+(or, beside a Wide, by session), a pandas DataFrame with sessions down and symbols across. The result has the union
+of the labels, NaN where one side has nothing. What cannot be aligned is refused. Numpy arrays and lists have no
+labels and are taken by position, as numpy takes them.
+
+Reductions skip NaN, as pandas does. Nothing here mutates: `row *= 2` makes a new Row.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from .errors import BadRequest, UnknownSymbol, _missing
+from . import _trellis
+from ._align import Labelled, align, floats, is_pandas, labelled, library, names, pick, places
+from ._time import format_ns, to_ns
+from .errors import BadRequest, UnknownSession, UnknownSymbol, _missing
 
 __all__ = ["Row", "Wide"]
+
+_DAY_NS = 86_400_000_000_000
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "mean": np.nanmean,
@@ -26,6 +39,11 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "max": np.nanmax,
     "median": np.nanmedian,
 }
+
+# a symbol that one mask lacks is not in the other either
+_LOGICAL = (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.logical_and, np.logical_or, np.logical_xor)
+# functions of numpy that work value by value, but are no ufuncs
+_ELEMENTWISE = (np.where, np.clip, np.nan_to_num, np.round, np.isclose)
 
 
 def _reduce(name: str, values: np.ndarray, axis: int | None, **options: Any) -> Any:
@@ -41,23 +59,89 @@ def _reduce(name: str, values: np.ndarray, axis: int | None, **options: Any) -> 
             return _REDUCTIONS[name](values, axis=axis, **options)
 
 
-class Row(NDArrayOperatorsMixin):
-    """One value a symbol: a cross-section.
+class _Operand(NDArrayOperatorsMixin):
+    """What Row and Wide are to numpy and pandas."""
 
-    `row["AMZN"]` is one value, `row[mask]` and `row[:10]` are rows; `symbols` and `values` go together.
-    """
+    # above pandas' own: `series * row` is then our operation, and aligned as `row * series` is
+    __array_priority__ = 2000
+    __pandas_priority__ = 5000
 
-    __array_priority__ = 1000
+    symbols: tuple[str, ...]
+    values: np.ndarray
 
-    def __init__(self, symbols: tuple[str, ...], values: np.ndarray) -> None:
-        self.symbols = symbols
-        self.values = values
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the values."""
+        return self.values.dtype
+
+    def _labelled(self) -> Labelled:
+        raise NotImplementedError
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        # pandas takes what it makes an array of by position, beside an index of its own
+        caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        if caller in ("pandas", "polars"):
+            # no ValueError: pandas takes those for "try another way", which is by position too
+            raise TypeError(
+                f"{caller} would take a {type(self).__name__} by position: give .pandas(), which keeps its labels, or "
+                f".values, which has none"
+            )
         return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return _apply(ufunc, method, inputs, kwargs)
+        if method != "__call__" or kwargs.get("out") is not None:
+            return NotImplemented
+        if "where" in kwargs:
+            raise BadRequest(f"np.{ufunc.__name__}(where=...) is not aligned", hint="use np.where")
+        if ufunc is np.matmul:
+            return _product(*inputs)
+        return _apply(ufunc, inputs, kwargs, absent=False if ufunc in _LOGICAL else np.nan)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function in _ELEMENTWISE and (function is not np.where or len(args) == 3):
+            # a symbol that the condition lacks is not where it holds
+            return _apply(function, args, kwargs, absent=False if function is np.where else np.nan)
+        whole: list[Labelled] = []
+        args, kwargs = _unwrapped(args, whole), _unwrapped(kwargs, whole)
+        rows = {x.symbols for x in whole}
+        times = [x.index for x in whole if x.index is not None]
+        if len(rows) > 1 or any(not np.array_equal(times[0], other) for other in times[1:]):
+            raise BadRequest(
+                f"np.{function.__name__} takes arrays by position, and these have different labels",
+                hint="align them first: a.reindex(b.symbols); or give .values if positions are meant",
+            )
+        return function(*args, **kwargs)
+
+
+def _in_place(operator: str) -> Any:
+    def operate(self: Any, other: Any) -> Any:
+        return getattr(self, operator)(other)
+
+    return operate
+
+
+# `row *= 2` is `row = row * 2`, as for numbers
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
+    setattr(_Operand, f"__i{_name}__", _in_place(f"__{_name}__"))
+
+
+class Row(_Operand):
+    """One value a symbol: a cross-section.
+
+    `row["AMZN"]` is one value; `row[mask]`, `row[["AMZN", "KO"]]` and `row[:10]` are rows. A mask that has symbols (a
+    Row, a pandas Series) is aligned by them. `symbols` and `values` go together.
+    """
+
+    def __init__(self, symbols: tuple[str, ...], values: np.ndarray) -> None:
+        if labelled(values) is not None:
+            raise BadRequest("the values of a Row have labels of their own", hint="give .to_numpy(), or .values")
+        self.symbols = tuple(symbols)
+        self.values = np.asarray(values)
+        if self.values.shape != (len(self.symbols),):
+            raise BadRequest(f"a Row of {len(self.symbols)} symbols has values of shape {self.values.shape}")
+
+    def _labelled(self) -> Labelled:
+        return Labelled(self.values, self.symbols, None)
 
     @property
     def shape(self) -> tuple[int]:
@@ -75,8 +159,7 @@ class Row(NDArrayOperatorsMixin):
             return self.values[_position(self.symbols, key)]
         if isinstance(key, int | np.integer):
             return self.values[key]
-        key = np.asarray(key) if isinstance(key, Row) else key
-        picked = np.arange(len(self.symbols))[key]
+        picked = np.arange(len(self.symbols))[_picked(self.symbols, key)]
         return Row(tuple(self.symbols[i] for i in picked), self.values[picked])
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -99,17 +182,12 @@ class Row(NDArrayOperatorsMixin):
 
     def reindex(self, symbols: Any) -> Row:
         """The values of `symbols`, in that order; NaN for the ones that are not here."""
-        wanted = tuple(symbols)
-        here = {s: i for i, s in enumerate(self.symbols)}
-        values = np.full(len(wanted), np.nan)
-        for to, symbol in enumerate(wanted):
-            if (at := here.get(symbol)) is not None:
-                values[to] = self.values[at]
-        return Row(wanted, values)
+        wanted = _wanted(symbols)
+        return Row(wanted, pick(self.values, places(self.symbols, "the Row"), wanted, np.nan))
 
     def pandas(self) -> Any:
         """A `pandas.Series` indexed by symbol."""
-        return _pandas().Series(self.values, index=list(self.symbols))
+        return _pandas().Series(self.values.copy(), index=list(self.symbols))
 
     def mean(self) -> float:
         """Mean of the values that are there."""
@@ -141,35 +219,51 @@ class Row(NDArrayOperatorsMixin):
         return f"Row({', '.join(shown)}{f', … {rest} more' if rest else ''})"
 
 
-class Wide(NDArrayOperatorsMixin):
+class Wide(_Operand):
     """One field as a matrix, sessions down and symbols across.
 
     Attributes:
-        index: event times, ascending, `datetime64[ns]` (UTC).
+        index: midnights of the sessions, ascending, `datetime64[ns]` (UTC). Of rows with a time of day: their times.
         symbols: sorted.
         values: `len(index) x len(symbols)`, float64, C order, NaN where there is no row or no value. Read-only where
             it comes from a read: `.values.copy()` gives one to write to.
+        calendar: the calendar whose sessions these are, each of them whatever rows exist; None if the index is just the
+            times that have rows.
 
-    `w[-21]` is the row of 21 sessions ago, `w[-252:]` the last year, `w["AMZN"]` one symbol's values.
+    `w[-21]` is the row of 21 sessions ago, `w[-252:]` the last year, `w["AMZN"]` one symbol's values, `w["2016-08-10"]`
+    the row of that session (a symbol of that name comes first). `w.loc["2016-01-01":"2016-08-10"]` is a part by dates,
+    both ends included, as in pandas. A mask that has labels is aligned by them.
     """
 
-    __array_priority__ = 1001
-
-    def __init__(self, index: np.ndarray, symbols: tuple[str, ...], values: np.ndarray) -> None:
+    def __init__(
+        self, index: np.ndarray, symbols: tuple[str, ...], values: np.ndarray, calendar: str | None = None
+    ) -> None:
+        if labelled(values) is not None:
+            raise BadRequest("the values of a Wide have labels of their own", hint="give .to_numpy(), or .values")
         self.index = index
-        self.symbols = symbols
-        self.values = values
+        self.symbols = tuple(symbols)
+        self.values = np.asarray(values)
+        self.calendar = calendar
+        if self.values.shape != self.shape:
+            raise BadRequest(f"a Wide of {self.shape} sessions and symbols has values of shape {self.values.shape}")
+
+    def _labelled(self) -> Labelled:
+        return Labelled(self.values, self.symbols, self.index)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Sessions, symbols."""
         return (len(self.index), len(self.symbols))
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
+    @property
+    def sessions(self) -> list[str]:
+        """The sessions as text, `2016-08-10`."""
+        return [str(format_ns(ns)) for ns in self.index.astype("datetime64[ns]").view(np.int64).tolist()]
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return _apply(ufunc, method, inputs, kwargs)
+    @property
+    def loc(self) -> _Loc:
+        """By labels: `w.loc["2016-08-10"]`, `w.loc["2016-01-01":]`, `w.loc["2016-08-10", "AMZN"]`."""
+        return _Loc(self)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -179,21 +273,91 @@ class Wide(NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
+            if key not in self.symbols and _is_time(key):
+                return self._row(self._session(key))
             return self.values[:, _position(self.symbols, key)]
-        if isinstance(key, int | np.integer):
+        if isinstance(key, dt.date | np.datetime64):
+            return self._row(self._session(key))
+        if isinstance(key, int | np.integer) and not isinstance(key, bool):
             sessions = len(self.index)
             if not -sessions <= key < sessions:
                 raise IndexError(
                     f"session {key} is out of reach: there are {sessions}. Ask for a longer lookback, or handle a "
                     f"short history with len()"
                 )
-            return Row(self.symbols, self.values[key])
-        if isinstance(key, slice) or (isinstance(key, np.ndarray) and key.ndim == 1):
-            return Wide(self.index[key], self.symbols, self.values[key])
-        if isinstance(key, list) and all(isinstance(s, str) for s in key):
+            return self._row(key)
+        if isinstance(key, slice) and any(isinstance(b, str | dt.date | np.datetime64) for b in (key.start, key.stop)):
+            return self.loc[key]
+        key = key.to_list() if is_pandas(key, "Index") else key
+        of = None if isinstance(key, slice) else labelled(key)
+        if of is not None:
+            return self._masked(of)
+        if isinstance(key, list | tuple | np.ndarray) and len(key) and all(isinstance(s, str) for s in key):
             at = [_position(self.symbols, s) for s in key]
-            return Wide(self.index, tuple(key), self.values[:, at])
-        raise TypeError(f"a Wide is indexed by session number, slice, mask, symbol or symbols, not {key!r}")
+            return Wide(self.index, tuple(key), self.values[:, at], self.calendar)
+        if isinstance(key, slice) or (isinstance(key, np.ndarray) and key.ndim == 1 and key.dtype.kind in "biu"):
+            # a part out of order, or with holes, is no longer every session
+            whole = isinstance(key, slice) and key.step in (None, 1)
+            return Wide(self.index[key], self.symbols, self.values[key], self.calendar if whole else None)
+        raise TypeError(f"a Wide is indexed by session number, date, slice, mask, symbol or symbols, not {key!r}")
+
+    def _row(self, at: int) -> Row:
+        return Row(self.symbols, self.values[at])
+
+    def _masked(self, mask: Labelled) -> Wide:
+        """What a labelled mask leaves: sessions or symbols, or NaN in place of single values."""
+        if mask.values.dtype != bool:
+            raise BadRequest(f"a mask holds True and False, not {mask.values.dtype}")
+        if mask.index is None:
+            at = np.flatnonzero(_mask(self.symbols, mask))
+            return Wide(self.index, tuple(self.symbols[i] for i in at), self.values[:, at], self.calendar)
+        if mask.symbols is None:
+            place = np.searchsorted(mask.index, self.index)
+            there = place < len(mask.index)
+            there[there] = mask.index[place[there]] == self.index[there]
+            if not there.all():
+                raise BadRequest(f"the mask has no session {_day(self.index[np.flatnonzero(~there)[0]])}")
+            return self[mask.values[place, 0]]
+        assert mask.symbols is not None
+        here = Wide(mask.index, mask.symbols, mask.values)
+        return _apply(np.where, (here, self, np.nan), {}, absent=False)
+
+    def _session(self, key: Any) -> int:
+        """The position of a session, by its date."""
+        ns = to_ns(key, "session")
+        times = self.index.astype("datetime64[ns]").view(np.int64)
+        at = int(np.searchsorted(times, ns))
+        if at < len(times) and times[at] == ns:
+            return at
+        raise UnknownSession(self._absent(ns))
+
+    def _absent(self, ns: int) -> str:
+        day = format_ns(ns)
+        if not len(self.index):
+            return f"{day} is not here: there are no sessions"
+        span = f"{_day(self.index[0])} … {_day(self.index[-1])}"
+        if self.calendar and (ns % _DAY_NS or not _trellis.is_session(self.calendar, ns)):
+            return f"{day} is no session of {self.calendar}"
+        if not self.index[0] <= np.datetime64(ns, "ns") <= self.index[-1]:
+            return f"{day} is outside of the sessions here, {span}"
+        return f"{day} has no row here; the times that have are within {span}"
+
+    def ffill(self) -> Wide:
+        """The last value that there was, where there is none."""
+        rows = np.where(np.isnan(self.values), -1, np.arange(len(self))[:, None])
+        last = np.maximum.accumulate(rows, axis=0) if len(self) else rows
+        filled = np.take_along_axis(self.values, np.maximum(last, 0), axis=0) if len(self) else self.values
+        return Wide(self.index, self.symbols, np.where(last < 0, np.nan, filled), self.calendar)
+
+    def count(self) -> Row:
+        """How many values each symbol has."""
+        return Row(self.symbols, (~np.isnan(self.values)).sum(axis=0))
+
+    def reindex(self, symbols: Any) -> Wide:
+        """The columns of `symbols`, in that order; NaN for the ones that are not here."""
+        wanted = _wanted(symbols)
+        values = pick(self.values, places(self.symbols, "the Wide"), wanted, np.nan)
+        return Wide(self.index, wanted, values, self.calendar)
 
     def shift(self, sessions: int = 1) -> Wide:
         """Values of `sessions` earlier (later, if negative), NaN where there are none."""
@@ -202,13 +366,13 @@ class Wide(NDArrayOperatorsMixin):
             moved[sessions:] = self.values[: len(self) - sessions]
         elif -len(self) < sessions < 0:
             moved[:sessions] = self.values[-sessions:]
-        return Wide(self.index, self.symbols, moved)
+        return Wide(self.index, self.symbols, moved, self.calendar)
 
     def pandas(self) -> Any:
         """A `pandas.DataFrame`, index `ts` (UTC), a column a symbol."""
         pd = _pandas()
         index = pd.DatetimeIndex(self.index, tz="UTC", name="ts")
-        return pd.DataFrame(self.values, index=index, columns=pd.Index(list(self.symbols), name="symbol"))
+        return pd.DataFrame(self.values.copy(), index=index, columns=pd.Index(list(self.symbols), name="symbol"))
 
     def _reduced(self, name: str, axis: int | None, **options: Any) -> Any:
         result = _reduce(name, self.values, axis, **options)
@@ -247,8 +411,60 @@ class Wide(NDArrayOperatorsMixin):
     def __repr__(self) -> str:
         if not len(self.index):
             return f"Wide(no sessions x {len(self.symbols)} symbols)"
-        first, last = (np.datetime_as_string(t, unit="auto") for t in (self.index[0], self.index[-1]))
-        return f"Wide({len(self.index)} sessions {first} … {last} x {len(self.symbols)} symbols)"
+        of = f" of {self.calendar}" if self.calendar else ""
+        span = f"{_day(self.index[0])} … {_day(self.index[-1])}"
+        return f"Wide({len(self.index)} sessions{of} {span} x {len(self.symbols)} symbols)"
+
+
+class _Loc:
+    """`Wide.loc`."""
+
+    def __init__(self, wide: Wide) -> None:
+        self._wide = wide
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):
+            if len(key) != 2:
+                raise BadRequest(f"w.loc takes sessions and symbols, not {len(key)} labels")
+            part = self[key[0]]
+            if isinstance(key[1], slice):
+                if key[1] == slice(None):
+                    return part
+                raise BadRequest("symbols are no range", hint='name them: w.loc["2016-08-10", ["AMZN", "KO"]]')
+            return part[key[1]]
+        wide = self._wide
+        if isinstance(key, slice):
+            if key.step is not None:
+                raise BadRequest("a slice of dates has no step")
+            times = wide.index.astype("datetime64[ns]").view(np.int64)
+            start, stop = to_ns(key.start, "start"), to_ns(key.stop, "stop")
+            first = 0 if start is None else int(np.searchsorted(times, start))
+            # the last one is inside, with all of its day
+            last = len(times) if stop is None else int(np.searchsorted(times, stop + _span(stop), side="left"))
+            return wide[first : max(first, last)]
+        if isinstance(key, str | dt.date | np.datetime64):
+            return wide._row(wide._session(key))
+        if isinstance(key, list | tuple | np.ndarray) or library(key) == "pandas":
+            at = np.array([wide._session(one) for one in key], dtype=np.intp)
+            return Wide(wide.index[at], wide.symbols, wide.values[at])
+        raise BadRequest(f"w.loc takes dates, not {key!r}", hint='w.loc["2016-08-10"]; positions are w[-1], w[-252:]')
+
+
+def _span(stop: int) -> int:
+    """What a bound names: a midnight its day, another time itself."""
+    return 1 if stop % _DAY_NS else _DAY_NS
+
+
+def _day(time: np.datetime64) -> str:
+    return str(format_ns(int(np.datetime64(time, "ns").view(np.int64))))
+
+
+def _is_time(text: str) -> bool:
+    try:
+        to_ns(text, "session")
+    except BadRequest:
+        return False
+    return True
 
 
 def _position(symbols: tuple[str, ...], symbol: str) -> int:
@@ -258,54 +474,82 @@ def _position(symbols: tuple[str, ...], symbol: str) -> int:
         raise UnknownSymbol(f"symbol {symbol!r} is not among the {len(symbols)} here", symbol=symbol) from None
 
 
-def _apply(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if method != "__call__" or kwargs.get("out") is not None:
-        return NotImplemented
-    labelled = [x for x in inputs if isinstance(x, Row | Wide)]
-    symbols = _union([x.symbols for x in labelled])
-    matrices = [x for x in labelled if isinstance(x, Wide)]
-    index = matrices[0].index if matrices else None
-    if index is not None and any(not np.array_equal(x.index, index) for x in matrices):
-        index = np.unique(np.concatenate([x.index for x in matrices]))
+def _picked(symbols: tuple[str, ...], key: Any) -> Any:
+    """What an index of a Row picks, as numpy takes it."""
+    if isinstance(key, slice):
+        return key
+    key = key.to_list() if is_pandas(key, "Index") else key
+    mask = labelled(key)
+    if mask is not None:
+        return _mask(symbols, mask)
+    if len(key) and all(isinstance(s, str) for s in key):
+        return [_position(symbols, s) for s in key]
+    return key
 
-    def aligned(x: Any) -> Any:
-        if isinstance(x, Row):
-            return x.values if x.symbols == symbols else x.reindex(symbols).values
-        if isinstance(x, Wide) and index is not None:
-            in_place = x.symbols == symbols and np.array_equal(x.index, index)
-            return x.values if in_place else _spread(x, index, symbols)
-        return x
 
+def _mask(symbols: tuple[str, ...], mask: Labelled) -> np.ndarray:
+    """A mask of symbols in the order of `symbols`."""
+    if mask.symbols is None or mask.index is not None:
+        raise BadRequest("the mask has sessions, and is for symbols", hint="take one row of it: mask[-1]")
+    if mask.values.dtype != bool:
+        raise BadRequest(f"a mask holds True and False, not {mask.values.dtype}")
+    here = places(mask.symbols, "the mask")
+    absent = next((s for s in symbols if s not in here), None)
+    if absent is not None:
+        raise BadRequest(f"the mask has no symbol {absent!r}", hint="make the mask of these symbols")
+    return pick(mask.values, here, symbols, False)
+
+
+def _wanted(symbols: Any) -> tuple[str, ...]:
+    if isinstance(symbols, str):
+        raise BadRequest(f"reindex takes a list of symbols, not {symbols!r}", hint=f"reindex([{symbols!r}])")
+    return names(symbols, "the list of symbols")
+
+
+def _unwrapped(value: Any, found: list[Labelled]) -> Any:
+    """Arguments of a function of numpy without their labels, which go to `found`."""
+    if isinstance(value, list | tuple):
+        return type(value)([_unwrapped(v, found) for v in value])
+    if isinstance(value, dict):
+        return {k: _unwrapped(v, found) for k, v in value.items()}
+    if isinstance(value, _Operand) or library(value) in ("pandas", "polars"):
+        of = labelled(value)
+        assert of is not None
+        found.append(of)
+        return of.values
+    return value
+
+
+def _apply(function: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, absent: Any = np.nan) -> Any:
+    arrays, symbols, index = align(inputs, absent=absent)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = ufunc(*[aligned(x) for x in inputs], **kwargs)
+        result = function(*arrays, **kwargs)
+    # the union of two parts of a calendar may have a hole
+    whole = (x.calendar for x in inputs if isinstance(x, Wide) and x.calendar and np.array_equal(x.index, index))
+    calendar = next(whole, None)
 
     def labels(values: Any) -> Any:
         values = np.asarray(values)
         if values.shape == (len(symbols),) and index is None:
             return Row(symbols, values)
         if index is not None and values.shape == (len(index), len(symbols)):
-            return Wide(index, symbols, values)
+            return Wide(index, symbols, values, calendar)
         raise BadRequest(f"shapes do not fit: {[getattr(x, 'shape', np.shape(x)) for x in inputs]}")
 
     return tuple(labels(r) for r in result) if isinstance(result, tuple) else labels(result)
 
 
-def _union(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
-    first = axes[0]
-    if all(a == first for a in axes):
-        return first
-    # by bytes, the order in which the grid sorts symbols
-    return tuple(sorted({s for a in axes for s in a}, key=lambda s: s.encode()))
-
-
-def _spread(wide: Wide, index: np.ndarray, symbols: tuple[str, ...]) -> np.ndarray:
-    columns = {s: i for i, s in enumerate(wide.symbols)}
-    values = np.full((len(index), len(symbols)), np.nan)
-    rows = np.searchsorted(index, wide.index)
-    to = np.array([i for i, s in enumerate(symbols) if s in columns], dtype=np.intp)
-    of = [columns[symbols[i]] for i in to]
-    values[np.ix_(rows, to)] = wide.values[:, of]
-    return values
+def _product(left: Any, right: Any) -> Any:
+    """`@`: sums over symbols. Two rows give a number, a matrix and a row an array, one value a session."""
+    of_left, of_right = labelled(left), labelled(right)
+    if of_right is not None and of_right.index is not None:
+        raise BadRequest("@ sums over symbols, which a matrix on the right has across", hint="write wide @ row")
+    arrays, _, _ = align((left, right))
+    if of_left is not None and of_left.symbols is None:
+        raise BadRequest("@ sums over symbols, and the left operand has none")
+    with np.errstate(invalid="ignore"):
+        result = np.matmul(floats(np.asarray(arrays[0]), "the left operand"), np.asarray(arrays[1]))
+    return float(result) if np.ndim(result) == 0 else result
 
 
 def _pandas() -> Any:

@@ -1,0 +1,286 @@
+"""Operands by their labels: whatever has labels is aligned by them or refused, never taken by position.
+
+A `Labelled` is what the operands of `Row` and `Wide` have in common. pandas' Series and DataFrame become one; a polars
+Series has no labels, so it is refused beside something that has; numbers, numpy arrays and lists have none and none are
+expected of them: they are taken by position, as numpy takes them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._time import datetime64_ns, to_ns
+from .errors import BadRequest
+
+# beyond it a float64 does not hold every integer
+EXACT_MAX = 2**53
+_NUMBERS = "biuf"
+_PLAIN = (np.ndarray, np.generic, bool, int, float, complex, str, bytes, list, tuple, dt.date, dt.timedelta, type(None))
+
+
+class Labelled(NamedTuple):
+    """Values and their labels: by symbol, by session, or by both."""
+
+    values: np.ndarray
+    symbols: tuple[str, ...] | None
+    # sorted, datetime64[ns]
+    index: np.ndarray | None
+
+
+def is_pandas(value: Any, kind: str) -> bool:
+    """Is it pandas' `Series` or `DataFrame`? Without importing pandas."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, getattr(pandas, kind))
+
+
+def library(value: Any) -> str:
+    """The package that a value's type is of."""
+    return type(value).__module__.partition(".")[0]
+
+
+def labelled(value: Any) -> Labelled | None:
+    """The value with its labels; None for what has none by its nature: numbers, arrays, lists.
+
+    Raises:
+        BadRequest: labels that cannot be aligned, or an object of which nobody knows whether it has some.
+    """
+    own = getattr(value, "_labelled", None)
+    if own is not None:
+        return own()
+    if is_pandas(value, "Series"):
+        return _series(value)
+    if is_pandas(value, "DataFrame"):
+        return _data_frame(value)
+    if isinstance(value, _PLAIN):
+        return None
+    kind = f"{library(value)} {type(value).__name__}"
+    if library(value) in ("pandas", "polars", "pyarrow"):
+        raise BadRequest(
+            f"a {kind} has no symbols to align by",
+            hint="give .to_numpy() if its order is that of .symbols, or a pandas Series indexed by symbol",
+        )
+    raise BadRequest(
+        f"a {kind} is no operand here",
+        hint="operands are numbers, numpy arrays, Row, Wide, and pandas Series and DataFrames labelled by symbol",
+    )
+
+
+def names(labels: Iterable[Any], what: str) -> tuple[str, ...]:
+    """Labels that are symbols: text, each once.
+
+    Raises:
+        BadRequest: they are not.
+    """
+    if getattr(labels, "nlevels", 1) > 1:
+        raise BadRequest(f"{what} has a MultiIndex", hint="keep the level of symbols: .droplevel(...) or .unstack()")
+    found = tuple(labels)
+    wrong = next((s for s in found if not isinstance(s, str)), None)
+    if wrong is not None:
+        raise BadRequest(f"{what} is labelled by {type(wrong).__name__} {wrong!r}, not by symbols", hint=_BY_POSITION)
+    places(found, what)
+    return found
+
+
+_BY_POSITION = "index it by symbol, or give .to_numpy() if its order is that of .symbols"
+
+
+def places(symbols: tuple[str, ...], what: str) -> dict[str, int]:
+    """Where each symbol stands.
+
+    Raises:
+        BadRequest: a symbol is there twice: then a label is no name of one value.
+    """
+    found = {s: i for i, s in enumerate(symbols)}
+    if len(found) < len(symbols):
+        twice = next(s for i, s in enumerate(symbols) if found[s] != i)
+        raise BadRequest(f"{what} has the symbol {twice!r} twice", hint="keep one of them")
+    return found
+
+
+def numbers(values: Any, what: str) -> np.ndarray:
+    """Values of pandas as an array of numbers; a missing one is NaN.
+
+    Raises:
+        BadRequest: they are no numbers, or none that float64 holds.
+    """
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in _NUMBERS:
+        return np.asarray(values)
+    missing = np.asarray(values.isna())
+    plain = np.asarray(values, dtype=object)
+    if not missing.any() and all(isinstance(v, bool | np.bool_) for v in plain.ravel()):
+        return plain.astype(bool)
+    try:
+        floats = np.where(missing, np.nan, plain).astype(np.float64)
+    except (TypeError, ValueError):
+        raise BadRequest(f"{what} holds {values.dtype}, which is no number", hint="make it one first") from None
+    for at in np.flatnonzero(~missing.ravel()):
+        changed(plain.ravel()[at], floats.ravel()[at], what)
+    return floats
+
+
+def changed(before: Any, after: float, what: str) -> None:
+    """Refuses an integer that a float64 changed."""
+    if isinstance(before, int | np.integer) and int(before) != after:
+        raise BadRequest(f"{what} holds {before}, which float64 would make {int(after)}")
+
+
+def floats(values: np.ndarray, what: str) -> np.ndarray:
+    """An array as float64, with room for NaN; an integer that would change is refused."""
+    if values.dtype.kind in "iu" and values.size and (values.max() > EXACT_MAX or values.min() < -EXACT_MAX):
+        for value in values.ravel():
+            changed(value, float(value), what)
+    return values.astype(np.float64)
+
+
+def _series(series: Any) -> Labelled:
+    what = "the pandas Series"
+    if getattr(series.index, "nlevels", 1) == 1 and _are_times(series.index):
+        index, order = sessions(series.index, what)
+        return Labelled(numbers(series, what)[order, None], None, index)
+    return Labelled(numbers(series, what), names(series.index, what), None)
+
+
+def _data_frame(frame: Any) -> Labelled:
+    what = "the pandas DataFrame"
+    if any(getattr(axis, "nlevels", 1) > 1 for axis in (frame.index, frame.columns)):
+        raise BadRequest(f"{what} has a MultiIndex", hint="unstack it to sessions down and symbols across")
+    if not _are_times(frame.index):
+        turned = len(frame.columns) > 0 and _are_times(frame.columns)
+        raise BadRequest(
+            f"{what} is not sessions down and symbols across: its index begins with {next(iter(frame.index), None)!r}",
+            hint="it is the other way round: give df.T" if turned else "index it by session, with a column a symbol",
+        )
+    index, order = sessions(frame.index, what)
+    symbols = names(frame.columns, f"{what}'s columns")
+    columns = [numbers(frame.iloc[:, i], f"{what}'s column {s}") for i, s in enumerate(symbols)]
+    values = np.column_stack(columns) if columns else np.empty((len(index), 0))
+    return Labelled(values[order], symbols, index)
+
+
+def _are_times(labels: Any) -> bool:
+    if getattr(labels.dtype, "kind", "") == "M":
+        return True
+    first = next(iter(labels), None)
+    if isinstance(first, str):
+        try:
+            to_ns(first, "session")
+        except BadRequest:
+            return False
+        return True
+    return isinstance(first, dt.date)
+
+
+def sessions(labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that are times, sorted, and the order that sorts them.
+
+    Raises:
+        BadRequest: no times, a time twice, or midnights of another time zone than UTC, in which sessions are named.
+    """
+    zone = getattr(labels, "tz", None)
+    if zone is not None:
+        utc, local = labels.tz_convert("UTC"), labels.tz_localize(None)
+        if len(labels) and (utc != utc.normalize()).any() and (local == local.normalize()).all():
+            raise BadRequest(
+                f"{what} is indexed by midnights of {zone}; a session is named by its date, at midnight UTC",
+                hint="give it with .tz_localize(None) on its index: df.tz_localize(None)",
+            )
+        labels = utc.tz_localize(None)
+    if getattr(labels.dtype, "kind", "") == "M":
+        times = np.asarray(labels)
+        if np.isnat(times).any():
+            raise BadRequest(f"{what} has no time in its index at row {int(np.flatnonzero(np.isnat(times))[0])}")
+        ns = datetime64_ns(times, f"{what}'s index")
+    else:
+        ns = np.array([to_ns(label, f"{what}'s index") for label in labels], dtype=np.int64)
+    order = np.argsort(ns, kind="stable")
+    ns = ns[order]
+    twice = np.flatnonzero(ns[1:] == ns[:-1])
+    if len(twice):
+        at = np.datetime_as_string(ns[twice[0]].view("datetime64[ns]"), unit="auto")
+        raise BadRequest(f"{what} has the session {at} twice", hint="keep one of them")
+    return ns.view("datetime64[ns]"), order
+
+
+class Aligned(NamedTuple):
+    """Operands in one shape, and the labels of that shape."""
+
+    arrays: list[Any]
+    symbols: tuple[str, ...]
+    index: np.ndarray | None
+
+
+def align(operands: Iterable[Any], *, absent: Any = np.nan) -> Aligned:
+    """Brings operands to the union of their labels; `absent` is where one has no value.
+
+    Raises:
+        BadRequest: labels that cannot be aligned, or an array without labels beside labels that differ.
+    """
+    operands = [x.filled(np.nan) if isinstance(x, np.ma.MaskedArray) else x for x in operands]
+    found = [labelled(x) for x in operands]
+    there = [x for x in found if x is not None]
+    symbols = _union([x.symbols for x in there if x.symbols is not None])
+    matrices = [x.index for x in there if x.index is not None]
+    if matrices and all(x.index is None or x.symbols is None for x in there):
+        raise BadRequest("a Row is labelled by symbol and the pandas Series by session: they have no label in common")
+    index = matrices[0] if matrices else None
+    if any(not np.array_equal(other, index) for other in matrices):
+        index = np.unique(np.concatenate(matrices))
+    moved = [x is not None and not _in_place(x, symbols, index) for x in found]
+    unnamed = next((x for x, of in zip(operands, found, strict=True) if of is None and np.ndim(x) > 0), None)
+    if any(moved) and unnamed is not None:
+        raise BadRequest(
+            f"an array of {np.size(unnamed)} values without labels stands beside operands of different labels",
+            hint="align those first: a.reindex(b.symbols)",
+        )
+    arrays = [
+        x if of is None else _spread(of, symbols, index, absent) if move else of.values
+        for x, of, move in zip(operands, found, moved, strict=True)
+    ]
+    return Aligned(arrays, symbols, index)
+
+
+def _in_place(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None) -> bool:
+    named = x.symbols is None or x.symbols == symbols
+    return named and (x.index is None or (index is not None and np.array_equal(x.index, index)))
+
+
+def _union(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
+    first = axes[0]
+    if all(a == first for a in axes):
+        return first
+    # by bytes, the order in which the grid sorts symbols
+    return tuple(sorted({s for a in axes for s in a}, key=lambda s: s.encode()))
+
+
+def _spread(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None, absent: Any) -> np.ndarray:
+    values = x.values
+    if x.symbols is not None and x.symbols != symbols:
+        values = pick(values, places(x.symbols, "an operand"), symbols, absent)
+    if x.index is not None and index is not None and not np.array_equal(x.index, index):
+        wider = _empty((len(index), values.shape[1]), values, absent)
+        wider[np.searchsorted(index, x.index)] = values
+        values = wider
+    return values
+
+
+def pick(values: np.ndarray, here: dict[str, int], symbols: tuple[str, ...], absent: Any) -> np.ndarray:
+    """The values of `symbols` on the last axis, in that order; `absent` for those that are not `here`."""
+    of = np.array([here.get(s, -1) for s in symbols], dtype=np.intp)
+    if len(of) and of.min() >= 0:
+        return values[..., of]
+    wider = _empty((*values.shape[:-1], len(symbols)), values, absent)
+    there = of >= 0
+    wider[..., there] = values[..., of[there]]
+    return wider
+
+
+def _empty(shape: tuple[int, ...], values: np.ndarray, absent: Any) -> np.ndarray:
+    if isinstance(absent, bool) and values.dtype == bool:
+        return np.full(shape, absent)
+    floats(values, "an operand with symbols missing")
+    return np.full(shape, np.nan)
