@@ -15,7 +15,7 @@ from trellis._columns import frame_of, make_frame
 from trellis.errors import BadRequest, BadRows
 
 # enough to meet every kind of overlap; a busy machine is slow
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=25, deadline=None)
 LETTERS = "ABCDEF"
 DAYS = [f"2020-01-0{d}" for d in range(1, 7)]
 VALUES = st.one_of(st.just(np.nan), st.integers(-8, 8).map(float))

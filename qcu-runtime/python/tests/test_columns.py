@@ -122,6 +122,8 @@ def test_times_of_any_library_are_the_same_times(column):
         ([1, float("nan"), 3], "int64", [1, None, 3]),
         (pd.Series([1, None, 3], dtype="int64[pyarrow]"), "int64", [1, None, 3]),
         (pa.scalar(7), "int64", [7, 7, 7]),
+        (pl.Series([None] * 3), "Null", [None] * 3),
+        (pl.Series([1, None, 3], dtype=pl.Int128), "int64", [1, None, 3]),
     ],
     ids=repr,
 )
@@ -147,6 +149,8 @@ def test_values_keep_their_types_and_one_value_serves_all_rows(column, kind, val
         ({"symbol": SYMBOLS, "x": [Decimal("0.1234567890123456789"), 1, 2]}, "0.1234567890123456789"),
         ({"symbol": SYMBOLS, "x": pa.array([Decimal("0.1234567890123456789")] * 3)}, "0.1234567890123456789"),
         ({"symbol": SYMBOLS, "x": pd.Series(pd.to_timedelta([1, 2, 3]))}, "timedelta"),
+        ({"symbol": SYMBOLS, "x": [np.timedelta64(1, "ns")] * 3}, "timedelta"),
+        ({"symbol": SYMBOLS, "x": pl.Series([2**63, 2, 3], dtype=pl.Int128)}, "9223372036854775808"),
         ({"symbol": SYMBOLS, "x": Row(("A", "C", "D"), np.zeros(3))}, "no symbol 'B'"),
     ],
 )

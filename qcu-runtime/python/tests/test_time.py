@@ -48,7 +48,11 @@ def test_nothing_is_rounded():
 
 @pytest.mark.parametrize(
     "value",
-    ["yesterday", "", "2016-13-01", True, 1.5, [], dt.datetime(9999, 1, 1), 2**63, np.datetime64("NaT"), pd.NaT],
+    [
+        *("yesterday", "", "2016-13-01", "20160810T000000", True, np.True_, 1.5, [], dt.time(9), b"2016-08-10"),
+        *(dt.datetime(9999, 1, 1), 2**63, np.datetime64("NaT"), np.timedelta64(10**18, "ns"), pd.NaT, pd.NA),
+        *(pd.Timedelta(10**18, "ns"), pd.Period("2016-08-10"), np.datetime64(5, "ns") - np.datetime64(1, "ns")),
+    ],
     ids=repr,
 )
 def test_what_is_no_moment_is_refused_with_the_arguments_name(value):

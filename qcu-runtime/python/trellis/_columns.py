@@ -15,6 +15,8 @@ from .frame import Frame
 from .wide import Row, Wide
 
 _KEYS = ("symbol", "ts")
+# types of polars whose Arrow form others do not read
+_ONLY_POLARS = ("Null", "Int128", "UInt128")
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -197,6 +199,8 @@ def _plain(name: str, value: Any) -> _Plain:
         return _pandas(name, value)
     if library(value) == "xarray":
         raise BadRows(f"column {name} has labels of xarray", hint=f"{name}.to_series(), a pandas Series")
+    if library(value) == "polars" and str(getattr(value, "dtype", "")) in _ONLY_POLARS:
+        return _list(name, "list", value.to_list())
     if hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__"):
         return ("arrow", value, None)
     if library(value) == "pyarrow" and hasattr(value, "as_py"):
@@ -255,7 +259,7 @@ def _value(name: str, value: Any) -> Any:
     """
     if isinstance(value, np.datetime64):
         return None if np.isnat(value) else value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value, np.timedelta64):
         value = value.item()
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None

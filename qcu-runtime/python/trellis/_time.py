@@ -72,7 +72,8 @@ def _to_ns(value: Any, name: str) -> int:
         raise BadRequest(f"{name} must be a time, not {value!r}")
     if isinstance(value, np.datetime64):
         return _datetime64(value, name)
-    if isinstance(value, int | np.integer):
+    # numpy counts a timedelta64 among its integers
+    if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         if 0 < value <= _MAX:
             _trellis.check_integer_time(int(value), name)
         return int(value)
