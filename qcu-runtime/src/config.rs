@@ -30,6 +30,10 @@ const EXIT_WHEN_DONE: Var = Var::or(
     "false",
     "with TRELLIS_SESSIONS: true ends the process after them, its exit code saying how they ended",
 );
+const DEPLOYMENT: Var = Var::optional(
+    "TRELLIS_DEPLOYMENT",
+    "name of this deployment, the same after a restart: deploying again may publish a session again, a restart does not",
+);
 const TAKE_OVER: Var = Var::or(
     "TRELLIS_TAKE_OVER",
     "false",
@@ -45,6 +49,9 @@ const LEASE_WAIT_MS: Var =
 const CONNECT_MS: Var =
     Var::or("TRELLIS_CONNECT_MS", "60000", "milliseconds to wait at start for a head node that answers");
 
+/// Of a deployment's name: it is a part of every run's id.
+const DEPLOYMENT_BYTES_MAX: usize = 32;
+
 /// Every variable of `qcu`.
 pub const VARS: &[Var] = &[
     URL,
@@ -52,6 +59,7 @@ pub const VARS: &[Var] = &[
     PYTHON,
     SESSIONS,
     EXIT_WHEN_DONE,
+    DEPLOYMENT,
     TAKE_OVER,
     LEASE_TTL_MS,
     LEASE_WAIT_MS,
@@ -106,6 +114,17 @@ impl Config {
         } else {
             Ok(Vec::new())
         };
+        let deployment = if env.is_set(&DEPLOYMENT) {
+            env.with(&DEPLOYMENT, |text| {
+                let plain =
+                    text.len() <= DEPLOYMENT_BYTES_MAX && text.bytes().all(|b| b.is_ascii_alphanumeric());
+                plain
+                    .then(|| text.to_owned())
+                    .ok_or_else(|| format!("expected at most {DEPLOYMENT_BYTES_MAX} letters and digits"))
+            })
+        } else {
+            Ok(String::new())
+        };
         let exit_when_done = env.one_of(&EXIT_WHEN_DONE, &flag);
         let take_over = env.one_of(&TAKE_OVER, &flag);
         let lease_ttl = env.with(&LEASE_TTL_MS, |text| {
@@ -139,6 +158,7 @@ impl Config {
                 python: python?,
                 arguments: Unit::child_arguments(),
                 retry_min: RETRY_MIN,
+                deployment: deployment?,
             },
             sessions: sessions?,
             exit_when_done: exit_when_done?,

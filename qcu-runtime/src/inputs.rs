@@ -207,6 +207,8 @@ fn in_input(error: &Error, name: &str) -> Error {
 /// nothing that the run reads has changed, and it differs between heads. If inputs or code did change, the id differs and
 /// the publish is a correction. If neither did but the result does, the strategy is no pure function, and the shard refuses
 /// the second result. Attempts of one run share its id; the ledger counts them.
+///
+/// Whoever runs adds what tells one wish to run from another: a unit its deployment, a person's run each attempt.
 #[must_use]
 pub fn run_id(manifest: &Manifest, session: NaiveDate, partition: &str, inputs: &[Input]) -> String {
     let mut hash = Sha256::new();

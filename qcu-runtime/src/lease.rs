@@ -80,11 +80,27 @@ impl HeldLease {
                 Err(error) => return Err(error),
             }
         };
+        Ok(Self::begin(client, claim, asked, &lease))
+    }
+
+    /// Asks once for the lease that was lost, and does not take it over.
+    ///
+    /// # Errors
+    /// `Conflict` while another instance holds it, `PermissionDenied` if it is another unit's output now; otherwise the last
+    /// retryable error at the client's deadline.
+    pub async fn again(&self) -> Result<Self> {
+        let claim = Claim { take_over: false, ..self.claim().clone() };
+        let asked = Instant::now();
+        let lease = self.client.acquire_lease(request(&claim)).await?;
+        Ok(Self::begin(&self.client, claim, asked, &lease))
+    }
+
+    fn begin(client: &Client, claim: Claim, asked: Instant, lease: &pb::Lease) -> Self {
         tracing::info!(dataset = %claim.spec.dataset, epoch = lease.epoch, "lease held");
-        let (sender, state) = watch::channel(held(asked, &lease));
+        let (sender, state) = watch::channel(held(asked, lease));
         let claim = Arc::new(claim);
         let renewal = tokio::spawn(renew(client.with_deadline(claim.ttl / RENEWALS), claim.clone(), sender));
-        Ok(Self { client: client.clone(), claim, state, renewal })
+        Self { client: client.clone(), claim, state, renewal }
     }
 
     /// The epoch to publish with.

@@ -2,13 +2,12 @@
 //!
 //! The steps of an attempt: inputs are read while the child still imports; they are handed over in sealed memfds; what
 //! comes back is checked; the lease is looked at; the rows are published under the run's id; the attempt goes to the
-//! ledger. The id stands for unit, session, code and input rows ([`crate::inputs::run_id`]), so a process that is killed
-//! anywhere in between and started again publishes once: either it finds its publish acknowledged, or makes it.
+//! ledger. The id stands for unit, session, code and input rows ([`crate::inputs::run_id`]) and for the deployment, so a
+//! process that is killed anywhere in between and started again publishes once: either it finds its publish acknowledged, or
+//! makes it. Deploying again, be it code of before, is another deployment: what it computes is a correction, or the same rows.
 //!
 //! A failure is tried again only if it may pass: a crash, a timeout, an exception, a grid that is away; not a frame that
 //! does not fit, not a refused publish. The attempts of a run share its id and are counted in the ledger.
-//!
-//! [`run_local`] is the same path in the caller's own process, for notebooks.
 
 use std::{
     path::PathBuf,
@@ -17,7 +16,6 @@ use std::{
 };
 
 use arrow_array::RecordBatch;
-use arrow_schema::SchemaRef;
 use chrono::NaiveDate;
 use tracing::{Instrument, Span, field, info_span};
 use trellis_fabric::telemetry;
@@ -27,7 +25,7 @@ use crate::{
     client::{Client, jittered},
     inputs::{Prefetched, prefetch},
     ipc::write_table,
-    lease::{Claim, HeldLease, TTL},
+    lease::{Claim, HeldLease},
     ledger::Ledger,
     manifest::Manifest,
     output,
@@ -43,8 +41,8 @@ pub const RETRY_MAX: Duration = Duration::from_secs(60);
 const KEPT_MEMORY_SHARE: u64 = 2;
 /// Characters of a traceback or of last lines that go into an error; its end says the most.
 const ERROR_CHARS_MAX: usize = 4_000;
-/// How long a notebook waits for the lease of a unit that may be deployed.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(3);
+/// Characters of a user's or a machine's name: who reads it knows it by the first ones.
+const NAME_CHARS_MAX: usize = 64;
 
 /// What is run, and with what.
 #[derive(Debug, Clone)]
@@ -59,6 +57,8 @@ pub struct Unit {
     pub arguments: Vec<String>,
     /// See [`RETRY_MIN`].
     pub retry_min: Duration,
+    /// Tells one deployment from another; the same after a restart. Empty: the code alone tells.
+    pub deployment: String,
 }
 
 impl Unit {
@@ -303,7 +303,10 @@ impl Runner {
         let kept = self.child.take();
         let reading = prefetch(&self.client, &manifest, session, partition, None);
         let (read, child) = tokio::join!(reading, ready_child(&self.unit, kept));
-        let read = read.map_err(Failure::of)?;
+        let mut read = read.map_err(Failure::of)?;
+        if !self.unit.deployment.is_empty() {
+            read.run_id = format!("{}-{}", read.run_id, self.unit.deployment);
+        }
         Span::current().record("run_id", &read.run_id);
         attempt.run_id.clone_from(&read.run_id);
         attempt.inputs = read.receipts();
@@ -478,94 +481,29 @@ async fn publish(
     client.publish(header, vec![rows]).await.map_err(|error| {
         if error.code() == Code::Conflict && error.hint_text().is_empty() {
             return error.hint(
-                "the same code has already published other rows for the same inputs: is the strategy a pure function?",
+                "the same deployment has already published other rows for the same inputs: is the strategy a pure function?",
             );
         }
         error
     })
 }
 
-/// What a run in the caller's own process gave.
-#[derive(Debug, Clone)]
-pub struct LocalRun {
-    /// Identity.
-    pub run_id: String,
-    /// What it read.
-    pub read: Prefetched,
-    /// The rows, checked: `symbol`, `ts`, the declared fields.
-    pub rows: RecordBatch,
-    /// What was published, if asked for.
-    pub ack: Option<pb::PublishAck>,
-}
-
-/// Runs a session in the caller's own process: reads the inputs as production does, calls `body`, checks what it returned
-/// as production does, and publishes it if asked (with the lease, and a line in the ledger).
-///
-/// `body` runs on the calling task and may block it.
-///
-/// # Errors
-/// Those of the reads, of `body`, of [`output::validate`], and of the publish: `Conflict` while a deployed unit holds the
-/// lease.
-pub async fn run_local<F>(
-    client: &Client,
-    manifest: &Arc<Manifest>,
-    session: NaiveDate,
-    partition: &str,
-    as_of_ns: Option<i64>,
-    publish_rows: bool,
-    body: F,
-) -> Result<LocalRun>
-where
-    F: FnOnce(&Prefetched) -> Result<(SchemaRef, Vec<RecordBatch>)>,
-{
-    let started_ns = now_ns();
-    let spec = manifest.output_spec()?;
-    let read = prefetch(client, manifest, session, partition, as_of_ns).await?;
-    let (schema, batches) = body(&read)?;
-    let rows = validated(manifest, &spec, session, Returned { schema, batches }).await?;
-    let mut ack = None;
-    if publish_rows {
-        let claim = Claim {
-            unit: manifest.unit.clone(),
-            instance: new_instance(),
-            spec: spec.clone(),
-            take_over: false,
-            ttl: TTL,
-        };
-        let lease = HeldLease::acquire(client, claim, LOCAL_PATIENCE).await?;
-        let epoch = lease.epoch()?;
-        let published =
-            publish(client, manifest, session, partition, &read, epoch, lease.claim(), rows.clone()).await;
-        lease.release().await;
-        let published = published?;
-        let record = pb::RunRecord {
-            run_id: read.run_id.clone(),
-            unit: manifest.unit.clone(),
-            session: session.to_string(),
-            partition: partition.to_owned(),
-            attempt: 1,
-            started_ns,
-            finished_ns: now_ns(),
-            outcome: pb::RunOutcome::Succeeded.into(),
-            epoch,
-            code_digest: manifest.code_digest.clone(),
-            inputs: read.receipts(),
-            output_dataset: published.dataset.clone(),
-            output_version: Some(published.version),
-            rows: published.rows,
-            trace_id: trace_id(),
-            ..Default::default()
-        };
-        Ledger::new(client.clone()).append(record).await;
-        ack = Some(published);
-    }
-    Ok(LocalRun { run_id: read.run_id.clone(), read, rows, ack })
-}
-
-/// A name for this process among those of its unit.
+/// A name for this process among those of its unit: who runs it, where, and which process it is.
 #[must_use]
 pub fn new_instance() -> String {
-    uuid::Uuid::new_v4().simple().to_string()
+    let word =
+        |text: String| text.chars().filter(|c| c.is_ascii_graphic()).take(NAME_CHARS_MAX).collect::<String>();
+    let user =
+        ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).map(word).unwrap_or_default();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map(word).unwrap_or_default();
+    let at = if user.is_empty() || host.is_empty() { "" } else { "@" };
+    format!("{user}{at}{host} pid {} {}", std::process::id(), attempt_id())
+}
+
+/// Tells one attempt from another; eight hex digits.
+#[must_use]
+pub fn attempt_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..8].to_owned()
 }
 
 pub(crate) fn now_ns() -> i64 {

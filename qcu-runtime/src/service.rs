@@ -4,6 +4,11 @@
 //! loop sleeps until the next close or for a pause that doubles up to [`POLL_MAX`]. A session that failed after all its
 //! attempts is not started again at once, but after [`FAILED_PAUSE`]: its inputs may be corrected meanwhile.
 //!
+//! Losing the lease: a person may publish over a unit that runs, and another process of the unit may take it over. The unit
+//! says so, publishes nothing, and waits until the lease is free again; it never takes it over itself, or two processes would
+//! go on taking it from each other. Then it looks anew at what is due, so a session that was published meanwhile stays as it
+//! is. Only if the output is another unit's now, or nobody's, the process ends.
+//!
 //! The end: from the signal on, no run is started; the running one gets the time of the drain less [`LAST_WORDS`], in
 //! which it is cancelled and recorded and the lease is given back.
 
@@ -16,7 +21,7 @@ use chrono::NaiveDate;
 use futures::future::try_join_all;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use trellis_proto::{Code, DatasetName, Result, TimeRange, time::DAY_NS};
+use trellis_proto::{Code, DatasetName, Error, Result, TimeRange, time::DAY_NS};
 
 use crate::{
     calendar::{date_of, midnight_ns},
@@ -79,6 +84,8 @@ struct Service<'a> {
     lease: HeldLease,
     stop: CancellationToken,
     running: Option<NaiveDate>,
+    /// The lease is lost, said the shard when a run was to publish.
+    fenced: Option<Error>,
 }
 
 impl<'a> Service<'a> {
@@ -97,7 +104,7 @@ impl<'a> Service<'a> {
             "{{\"ready\": true, \"role\": \"qcu\", \"id\": \"{}\"}}",
             config.unit.manifest.unit
         ));
-        Ok(Self { config, client, runner, lease, stop, running: None })
+        Ok(Self { config, client, runner, lease, stop, running: None, fenced: None })
     }
 
     async fn work(&mut self) -> Result<u8> {
@@ -111,10 +118,10 @@ impl<'a> Service<'a> {
     async fn named_sessions(&mut self) -> Result<u8> {
         let mut exit = 0;
         for &session in &self.config.sessions {
-            if !self.until_upstream(session).await? {
+            if !self.until_upstream(session).await? || !self.hold().await? {
                 return Ok(exit);
             }
-            let report = self.run_session(session).await?;
+            let report = self.run_session(session).await;
             exit = exit.max(report.exit_code());
         }
         if !self.config.exit_when_done {
@@ -153,7 +160,8 @@ impl<'a> Service<'a> {
         let mut pause = POLL_MIN;
         let mut failed: Option<(NaiveDate, Instant)> = None;
         let mut before = None;
-        while !self.stop.is_cancelled() {
+        // before what is due is looked at: whoever had the lease meanwhile may have published it
+        while self.hold().await? {
             let due = match self.due().await {
                 Ok(due) => due,
                 Err(error) if error.retryable() => {
@@ -175,8 +183,9 @@ impl<'a> Service<'a> {
                     self.pause(jittered(POLL_MAX)).await;
                 }
                 Due::Run(session) => {
-                    let report = self.run_session(session).await?;
-                    failed = report.error.is_some().then(|| (session, Instant::now()));
+                    let report = self.run_session(session).await;
+                    failed =
+                        report.error.filter(|e| e.code() != Code::Fenced).map(|_| (session, Instant::now()));
                     before = None;
                 }
                 Due::At(at_ns) => {
@@ -245,24 +254,47 @@ impl<'a> Service<'a> {
         .await
     }
 
-    /// One run under a lease that is held, taken again if it ran out meanwhile.
-    async fn run_session(&mut self, session: NaiveDate) -> Result<Report> {
-        if let Err(error) = self.lease.epoch() {
-            if error.code() == Code::Fenced && !self.config.take_over {
-                return Err(error);
+    /// The lease is held; it was taken again if it ran out or was lost meanwhile. False: it is time to end.
+    ///
+    /// # Errors
+    /// The output is another unit's now, or nobody's.
+    async fn hold(&mut self) -> Result<bool> {
+        let Some(lost) = self.fenced.take().or_else(|| self.lease.epoch().err()) else {
+            return Ok(!self.stop.is_cancelled());
+        };
+        match lost.code() {
+            Code::Fenced => {
+                tracing::warn!(error = lost.message(), "the unit waits until the lease is free again")
             }
-            let instance = self.lease.claim().instance.clone();
-            self.lease = acquire(self.config, &self.client, &instance).await?;
+            _ if lost.retryable() => {}
+            _ => return Err(lost),
         }
+        let mut pause = POLL_MIN;
+        while !self.stop.is_cancelled() {
+            match self.lease.again().await {
+                Ok(lease) => {
+                    self.lease = lease;
+                    return Ok(true);
+                }
+                Err(error) if error.code() == Code::Conflict || error.retryable() => {
+                    tracing::info!(%error, "waiting for the lease");
+                }
+                Err(error) => return Err(error),
+            }
+            self.pause(jittered(pause)).await;
+            pause = (pause * 2).min(POLL_MAX);
+        }
+        Ok(false)
+    }
+
+    /// One run.
+    async fn run_session(&mut self, session: NaiveDate) -> Report {
         self.running = Some(session);
         let report = self.runner.run(session, "", &self.lease).await;
         self.running = None;
+        self.fenced = report.error.clone().filter(|error| error.code() == Code::Fenced);
         say(&report.to_json());
-        match &report.error {
-            // somebody else is the publisher now: two of one unit would go on taking the lease from each other
-            Some(error) if error.code() == Code::Fenced => Err(error.clone()),
-            _ => Ok(report),
-        }
+        report
     }
 
     /// The drain is over and a run is not.

@@ -1,16 +1,23 @@
 //! Files into a dataset: read and checked here, published part by part.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pyo3::{prelude::*, types::PyDict};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, pb};
+use trellis_qcu::run::new_instance;
 use trellis_shard::import::{self, FieldChoice, Import, ImportSpec, Phase};
 
 use crate::{
     client::Client,
     dict,
     error::{OrRaise, Result},
+    run::{append, ledger_symbol, now_ns},
     runtime::{bug, wait_telling},
 };
 
@@ -52,7 +59,13 @@ pub(crate) fn import_files<'py>(
         show.call1(py, (step, file, rows, bytes, total)).map(|_| ())
     };
     let client = client.inner(py)?;
-    let (import, acks) = wait_telling(py, tick, bring_in(client, dataset, files, spec, run_id, tell))?;
+    let made = Made::of(&files, options, fields);
+    let brought = async {
+        let brought = bring_in(client, dataset, files, spec, run_id, tell).await?;
+        made.record(client, &brought.0, &brought.1).await?;
+        Ok(brought)
+    };
+    let (import, acks) = wait_telling(py, tick, brought)?;
     let result = PyDict::new(py);
     result.set_item("dataset", import.spec.dataset.as_str())?;
     result.set_item("rows", import.rows)?;
@@ -113,4 +126,73 @@ async fn bring_in(
         acks.push(client.publish(header, part.batches.clone()).await?);
     }
     Ok((import, acks))
+}
+
+/// Files of an import that the ledger lists one by one; of more it has one digest.
+const FILES_LISTED_MAX: usize = 64;
+
+/// What an import is made of, for the ledger.
+struct Made {
+    files: Vec<PathBuf>,
+    started_ns: i64,
+    /// Who, and with which options, as JSON.
+    how: String,
+}
+
+impl Made {
+    fn of(files: &[PathBuf], options: &str, fields: Option<&str>) -> Self {
+        let options: serde_json::Value = serde_json::from_str(options).unwrap_or_default();
+        let how = serde_json::json!({"by": new_instance(), "options": options, "fields": fields});
+        Self { files: files.to_vec(), started_ns: now_ns(), how: how.to_string() }
+    }
+
+    async fn record(
+        self,
+        client: &trellis_qcu::client::Client,
+        import: &Import,
+        acks: &[pb::PublishAck],
+    ) -> Result<()> {
+        let Some(last) = acks.last() else { return Ok(()) };
+        let files = self.files;
+        let inputs = tokio::task::spawn_blocking(move || receipts(&files)).await.map_err(bug)?;
+        let dataset = &import.spec.dataset;
+        let run = pb::RunRecord {
+            run_id: format!("import-{}", import.content_digest),
+            unit: ledger_symbol("import", dataset),
+            attempt: 1,
+            started_ns: self.started_ns,
+            finished_ns: now_ns(),
+            outcome: pb::RunOutcome::Succeeded.into(),
+            code_digest: self.how,
+            inputs,
+            output_dataset: dataset.to_string(),
+            output_version: Some(last.version),
+            rows: import.rows,
+            ..Default::default()
+        };
+        append(client, run, &format!("the rows are imported (version {})", last.version)).await
+    }
+}
+
+/// A receipt for each file: its name, and, where a dataset stands of other inputs, the digest of its bytes.
+fn receipts(files: &[PathBuf]) -> Vec<pb::InputReceipt> {
+    let mut digests = files.iter().map(|file| (file.display().to_string(), digest(file)));
+    let receipt =
+        |(name, dataset): (String, String)| pb::InputReceipt { name, dataset, ..Default::default() };
+    let mut receipts: Vec<_> = digests.by_ref().take(FILES_LISTED_MAX).map(receipt).collect();
+    let rest: Vec<String> = digests.map(|(_, digest)| digest).collect();
+    if !rest.is_empty() {
+        let all = format!("sha256:{:x}", Sha256::digest(rest.concat()));
+        receipts.push(receipt((format!("and {} more files", rest.len()), all)));
+    }
+    receipts
+}
+
+fn digest(file: &Path) -> String {
+    let mut hash = Sha256::new();
+    match File::open(file).and_then(|mut file| std::io::copy(&mut file, &mut hash)) {
+        Ok(_) => format!("sha256:{:x}", hash.finalize()),
+        // it was there a moment ago
+        Err(error) => format!("unknown:{error}"),
+    }
 }

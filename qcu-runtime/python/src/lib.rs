@@ -88,7 +88,9 @@ mod _trellis {
         format_time,
         import::import_files,
         is_session, parse_duration, parse_time,
-        run::{Prefetched, check_manifest, check_result, prefetch, publish_run},
+        run::{
+            Prefetched, check_manifest, check_result, end_ownership, prefetch, publish_run, record_failed,
+        },
         runtime::shutdown,
     };
 

@@ -1,18 +1,17 @@
 //! A run in this process, by the pieces that `qcu` uses: plan and read the inputs, check the output, publish it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::{prelude::*, types::PyDict};
 use tracing::{Instrument, Span, info_span};
 use trellis_fabric::telemetry;
-use trellis_proto::pb;
+use trellis_proto::{DatasetName, name::NAME_BYTES_MAX, pb};
 use trellis_qcu::{
     calendar::parse_session,
     inputs::{self, Prefetched as Inner},
-    lease::{Claim, HeldLease, TTL},
     manifest::Manifest,
     output,
-    run::new_instance,
+    run::{attempt_id, new_instance},
 };
 
 use crate::{
@@ -22,9 +21,6 @@ use crate::{
     error::{OrRaise, Result},
     runtime::{bug, detached, wait},
 };
-
-/// How long to wait for a lease that a deployed unit may be about to give back.
-const LEASE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The inputs of one run, read at one knowledge time.
 #[pyclass(frozen, module = "trellis._trellis")]
@@ -51,7 +47,8 @@ impl Prefetched {
         inputs.collect()
     }
 
-    /// Identity of the run.
+    /// Identity of the run: what it is of, and which attempt. Every attempt that a person makes is one of its own, so that what
+    /// an edited strategy publishes is a correction.
     #[getter]
     fn run_id(&self) -> &str {
         &self.inner.run_id
@@ -75,7 +72,7 @@ pub(crate) fn check_result(py: Python<'_>, manifest: &str, session: &str, rows: 
     Ok(Rows::new(batch.schema(), vec![batch]))
 }
 
-fn now_ns() -> i64 {
+pub(crate) fn now_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
@@ -94,12 +91,13 @@ pub(crate) fn prefetch(
     let started_ns = now_ns();
     let client = client.inner(py)?;
     let span = info_span!("run", unit = %manifest.unit, %session);
-    let inner =
+    let mut inner =
         wait(py, inputs::prefetch(client, &manifest, session, "", as_of_ns).instrument(span.clone()))?;
+    inner.run_id = format!("{}-{}", inner.run_id, attempt_id());
     Ok(Prefetched { inner, started_ns, span })
 }
 
-/// Publishes checked rows as the unit's output for the session, under a lease of this call's own, and records the run.
+/// Publishes checked rows as the unit's output for the session, under a lease of the publish's own, and records the run.
 /// Answers the acknowledgement: durable, and visible to readers.
 #[pyfunction]
 pub(crate) fn publish_run<'py>(
@@ -122,6 +120,48 @@ pub(crate) fn publish_run<'py>(
     dict::ack(py, &ack)
 }
 
+/// Records that a run which was to publish has failed before it could.
+#[pyfunction]
+pub(crate) fn record_failed(
+    py: Python<'_>,
+    client: &Client,
+    manifest: &str,
+    session: &str,
+    prefetched: Option<&Prefetched>,
+    error: &str,
+) -> PyResult<()> {
+    let manifest = Manifest::parse(manifest).or_raise(py)?;
+    let client = client.inner(py)?;
+    let record = pb::RunRecord {
+        outcome: pb::RunOutcome::Failed.into(),
+        error: error.to_owned(),
+        ..record(&manifest, session, prefetched)
+    };
+    wait(py, async { client.record_runs(vec![record]).await.map(|_| ()) })
+}
+
+/// What is known of a run before it has ended.
+fn record(manifest: &Manifest, session: &str, prefetched: Option<&Prefetched>) -> pb::RunRecord {
+    let now = now_ns();
+    pb::RunRecord {
+        run_id: prefetched.map(|p| p.inner.run_id.clone()).unwrap_or_default(),
+        unit: manifest.unit.clone(),
+        session: session.to_owned(),
+        attempt: 1,
+        started_ns: prefetched.map_or(now, |p| p.started_ns),
+        finished_ns: now,
+        code_digest: manifest.code_digest.clone(),
+        inputs: prefetched.map(|p| p.inner.receipts()).unwrap_or_default(),
+        output_dataset: manifest.output.dataset.to_string(),
+        trace_id: trace_id(),
+        ..Default::default()
+    }
+}
+
+fn trace_id() -> String {
+    telemetry::traceparent().unwrap_or_default().split('-').nth(1).unwrap_or_default().to_owned()
+}
+
 async fn publish(
     client: &trellis_qcu::client::Client,
     manifest: &Manifest,
@@ -130,52 +170,90 @@ async fn publish(
     rows: &Rows,
     take_over: bool,
 ) -> Result<pb::PublishAck> {
-    let spec = manifest.output_spec()?;
-    let dataset = spec.dataset.to_string();
-    let claim = Claim { unit: manifest.unit.clone(), instance: new_instance(), spec, take_over, ttl: TTL };
-    let lease = HeldLease::acquire(client, claim, LEASE_PATIENCE).await?;
     let header = pb::PublishHeader {
-        dataset,
+        dataset: manifest.output.dataset.to_string(),
         kind: pb::PublishKind::Session.into(),
         session: session.to_owned(),
         run_id: prefetched.inner.run_id.clone(),
         unit: manifest.unit.clone(),
-        instance: lease.claim().instance.clone(),
-        epoch: lease.epoch()?,
+        instance: new_instance(),
         code_digest: manifest.code_digest.clone(),
         inputs: prefetched.inner.receipts(),
+        spec: Some((&manifest.output_spec()?).into()),
+        once: Some(pb::PublishOnce { take_over }),
         ..Default::default()
     };
-    let published = client.publish(header.clone(), rows.batches().to_vec()).await;
-    lease.release().await;
-    let ack = published?;
-    let record = pb::RunRecord {
-        run_id: header.run_id,
-        unit: header.unit,
-        session: header.session,
-        attempt: 1,
-        started_ns: prefetched.started_ns,
-        finished_ns: now_ns(),
-        outcome: pb::RunOutcome::Succeeded.into(),
-        epoch: header.epoch,
-        code_digest: header.code_digest,
-        inputs: header.inputs,
-        output_dataset: ack.dataset.clone(),
-        output_version: Some(ack.version),
-        rows: ack.rows,
-        trace_id: telemetry::traceparent()
-            .unwrap_or_default()
-            .split('-')
-            .nth(1)
-            .unwrap_or_default()
-            .to_owned(),
-        ..Default::default()
-    };
-    client.record_runs(vec![record]).await.map_err(|e| {
-        bug(format!(
-            "the output is published (version {}), but the run is not in the ledger: {e}",
-            ack.version
-        ))
-    })?;
-    Ok(ack)
+    let published = client.publish(header, rows.batches().to_vec()).await;
+    let run = record(manifest, session, Some(prefetched));
+    match published {
+        Ok(ack) => {
+            let run = pb::RunRecord {
+                outcome: pb::RunOutcome::Succeeded.into(),
+                output_version: Some(ack.version),
+                rows: ack.rows,
+                ..run
+            };
+            append(client, run, &format!("the output is published (version {})", ack.version)).await?;
+            Ok(ack)
+        }
+        Err(error) => {
+            let outcome = if error.retryable() { pb::RunOutcome::Failed } else { pb::RunOutcome::Refused };
+            let run = pb::RunRecord { outcome: outcome.into(), error: error.to_string(), ..run };
+            if let Err(unrecorded) = append(client, run, "the publish failed").await {
+                tracing::warn!(error = %unrecorded, "a run is missing from the ledger");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Records what has been done.
+///
+/// # Errors
+/// A bug's, saying what is done all the same.
+pub(crate) async fn append(
+    client: &trellis_qcu::client::Client,
+    record: pb::RunRecord,
+    done: &str,
+) -> Result<()> {
+    let recorded = client.record_runs(vec![record]).await;
+    recorded.map(|_| ()).map_err(|e| bug(format!("{done}, but that is not in the ledger: {e}")))
+}
+
+/// Ends the ownership of a dataset's unit: the dataset is nobody's output from then on.
+#[pyfunction]
+pub(crate) fn end_ownership(py: Python<'_>, client: &Client, dataset: &str, take_over: bool) -> PyResult<()> {
+    let dataset = DatasetName::new(dataset).or_raise(py)?;
+    let client = client.inner(py)?;
+    let started_ns = now_ns();
+    wait(py, async {
+        let instance = new_instance();
+        let request = pb::AcquireLeaseRequest {
+            dataset: dataset.to_string(),
+            instance: instance.clone(),
+            take_over,
+            ..Default::default()
+        };
+        let granted = client.acquire_lease(request).await?;
+        let run = pb::RunRecord {
+            run_id: format!("release-{}", granted.epoch),
+            unit: ledger_symbol("release", &dataset),
+            attempt: 1,
+            started_ns,
+            finished_ns: now_ns(),
+            outcome: pb::RunOutcome::Succeeded.into(),
+            epoch: granted.epoch,
+            code_digest: format!("by {instance}"),
+            output_dataset: dataset.to_string(),
+            ..Default::default()
+        };
+        append(client, run, "the dataset is no unit's output now").await
+    })
+}
+
+/// Under which symbol the ledger has what no unit has done: `import:equities.daily`. No unit's name has a colon.
+pub(crate) fn ledger_symbol(what: &str, dataset: &DatasetName) -> String {
+    let mut symbol = format!("{what}:{dataset}");
+    symbol.truncate(NAME_BYTES_MAX);
+    symbol
 }

@@ -26,6 +26,7 @@ def compute(ctx, px):
     if what == "exit": sys.exit(3)
     if what == "die": os._exit(4)
     if what == "nothing": return None
+    if what == "connect": trellis.connect("embedded://")
     if what == "progress": ctx.progress(1, 2, "half")
     assert px.receipt.rows == 1 and ctx.session == "2016-08-10"
     return ctx.frame(symbol=["A"], x=px.wide("close")[-1])
@@ -106,7 +107,12 @@ def test_progress_comes_before_the_result(parent):
 
 @pytest.mark.parametrize(
     ("what", "kind", "message"),
-    [("raise", "KeyError", "close"), ("exit", "SystemExit", "sys.exit(3)"), ("nothing", "StrategyError", "nothing")],
+    [
+        ("raise", "KeyError", "close"),
+        ("exit", "SystemExit", "sys.exit(3)"),
+        ("nothing", "StrategyError", "nothing"),
+        ("connect", "BadRequest", "strategy unit calls connect() while it runs"),
+    ],
 )
 def test_a_failed_run_is_told_and_the_next_one_works(parent, what, kind, message):
     parent.load()

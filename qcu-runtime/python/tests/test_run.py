@@ -1,16 +1,23 @@
 """Strategies in this process: the inputs they get, what they may answer, what is published."""
 
 import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
 from decimal import Decimal
 
 import numpy as np
 import pytest
-from conftest import EXAMPLES
+from conftest import EXAMPLES, WAIT_S, cli
 
 import trellis
 from trellis._time import to_ns
 from trellis.deploy import load_strategies
 from trellis.errors import BadRequest, BadRows, Forbidden, StrategyError, UnknownDataset
+from trellis.importing import import_files
 
 SESSION = "2016-08-10"
 PRICES = trellis.series("equities.daily", ["close"], symbols=["AMZN", "KO"], lookback="3 sessions")
@@ -20,6 +27,11 @@ def declare(name, function, *, inputs=None, **output):
     function.__name__ = function.__qualname__ = "compute"
     declared = trellis.output(f"tests.{name}", **(output or {"score": "float64"}))
     return trellis.strategy(name, inputs={"px": PRICES} if inputs is None else inputs, output=declared)(function)
+
+
+def ledger(grid, symbol):
+    """What the ledger has of a unit, or of another writer, oldest first."""
+    return grid.read("trellis.runs", symbols=[symbol]).arrow().to_pylist()
 
 
 def test_the_momentum_example_is_what_pandas_computes(grid):
@@ -95,8 +107,9 @@ def test_a_run_publishes_what_readers_then_see_and_again_is_the_same(grid):
     assert grid.read("tests.published").arrow().column("score").to_pylist() == first.arrow()["score"].to_pylist()
     again = price.run(session=SESSION, grid=grid, publish=True, as_of=None)
     assert again.published["duplicate"] and again.published["version"] == first.published["version"]
-    runs = grid.read("trellis.runs").pandas()
-    assert (runs.symbol == "published").any()
+    runs = ledger(grid, "published")
+    assert [run["outcome"] for run in runs] == ["succeeded", "succeeded"]
+    assert runs[0]["run_id"] != runs[1]["run_id"], "each attempt that a person makes is one of its own"
 
 
 def test_a_correction_leaves_what_was_known_readable(grid):
@@ -108,10 +121,7 @@ def test_a_correction_leaves_what_was_known_readable(grid):
 
     first = version(1.0).run(session=SESSION, grid=grid, publish=True)
     known = first.published["known_at_ns"]
-    changed = version(5.0)
-    changed.retries = 1  # the code of a unit is a part of a run's identity; here it is the same text
-    changed.manifest = lambda *a, **k: {**trellis.Strategy.manifest(changed, *a, **k), "code_digest": "other"}
-    second = changed.run(session=SESSION, grid=grid, publish=True)
+    second = version(5.0).run(session=SESSION, grid=grid, publish=True)
     assert second.published["known_at_ns"] > known and second.published["version"] > first.published["version"]
     scores = lambda as_of: grid.read("tests.corrected", as_of=as_of).arrow()["score"].to_pylist()  # noqa: E731
     assert scores(None) == [5.0, 6.0]
@@ -230,3 +240,203 @@ def test_a_file_is_deployed_by_its_strategy_and_a_cell_is_not(grid, tmp_path):
     )
     with pytest.raises(BadRequest, match="notebook"):
         grid.deploy(typed, state=tmp_path, wait=False)
+
+
+def test_twenty_edits_of_one_session_are_twenty_versions_and_the_same_rows_one(grid):
+    versions, known = [], []
+    for edit in range(20):
+        edited = declare("loop", lambda ctx, px, edit=edit: ctx.frame(symbol=["A"], score=[float(edit % 19)]))
+        for _ in range(2):
+            published = edited.run(session=SESSION, grid=grid, publish=True).published
+            versions.append(published["version"])
+        known.append(published["known_at_ns"])
+    assert versions[0::2] == versions[1::2] == list(range(versions[0], versions[0] + 20))
+    assert grid.read("tests.loop").arrow()["score"].to_pylist() == [0.0], "the last edit went back to the first rows"
+    assert grid.read("tests.loop", as_of=known[18]).arrow()["score"].to_pylist() == [18.0]
+    assert len(ledger(grid, "loop")) == 40
+
+
+SCRIPT = """
+import sys
+import trellis
+
+@trellis.strategy("again", inputs={}, output=trellis.output("tests.again", score="float64"))
+def again(ctx):
+    return ctx.frame(symbol=["A"], score=[float(sys.argv[1])])
+
+if __name__ == "__main__":
+    print(again.run(session="2016-08-10", publish=True).published["version"])
+"""
+
+
+def test_the_same_script_publishes_run_after_run(tmp_path):
+    (tmp_path / "again.py").write_text(SCRIPT)
+
+    def run(value):
+        argv = [sys.executable, "again.py", str(value)]
+        environment = {**os.environ, "TRELLIS_URL": "embedded://grid"}
+        done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert [run(value) for value in (1, 1, 2, 1)] == [0, 0, 1, 2]
+
+
+def test_what_a_unit_publishes_is_not_imported_into_until_it_is_released(grid, tmp_path):
+    owned = declare("imported_into", lambda ctx, px: ctx.frame(symbol=["A"], score=[1.0]))
+    owned.run(session=SESSION, grid=grid, publish=True)
+    file = tmp_path / "more.csv"
+    file.write_text("symbol,ts,score\nB,2016-08-09,2.0\n")
+    with pytest.raises(Forbidden, match=r"tests\.imported_into is the output of unit imported_into") as refused:
+        import_files(grid, "tests.imported_into", [file])
+    assert "trellis dataset release tests.imported_into" in refused.value.hint
+    grid.release("tests.imported_into")
+    assert import_files(grid, "tests.imported_into", [file])["rows"] == 1
+    assert len(ledger(grid, "release:tests.imported_into")) == 1
+    # the same rows as before the import: they are published, not taken to be there
+    assert not owned.run(session=SESSION, grid=grid, publish=True).published["duplicate"]
+
+
+def test_an_import_is_in_the_ledger_with_who_and_what(grid, tmp_path):
+    file = tmp_path / "prices.csv"
+    file.write_text("symbol,ts,score\nB,2016-08-09,2.0\n")
+    done = import_files(grid, "tests.by_hand", [file], symbol_column="symbol")
+    (run,) = ledger(grid, "import:tests.by_hand")
+    assert (run["outcome"], run["rows"], run["output_version"]) == ("succeeded", 1, done["version"])
+    assert json.loads(run["code_digest"])["options"] == {"symbol_column": "symbol"}
+    assert f" pid {os.getpid()} " in json.loads(run["code_digest"])["by"]
+    (read,) = json.loads(run["inputs"])
+    assert read["name"] == str(file) and read["dataset"].startswith("sha256:")
+
+
+def test_the_ledger_says_which_code_a_run_was(grid, tmp_path, monkeypatch):
+    def digest(strategy):
+        strategy.run(session=SESSION, grid=grid, publish=True)
+        return ledger(grid, strategy.name)[-1]["code_digest"]
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "coded_in_a_file.py"
+    text = SCRIPT.replace("again", "coded").replace("float(sys.argv[1])", "1.0")
+    file.write_text(text)
+    module = importlib.import_module("coded_in_a_file")
+    deployed = grid_free_digest(module.coded)
+    assert digest(module.coded) == deployed and deployed.startswith("sha256:")
+    # edited, and not imported again: what runs is not what the file says
+    file.write_text(text.replace("1.0", "2.0"))
+    os.utime(file, (module.coded.declared_at + 5,) * 2)
+    assert digest(module.coded) == "unknown:coded_in_a_file.py was edited after it was imported"
+
+    cell = {"__name__": "__main__", "trellis": trellis}
+    source = text[text.index("@trellis") : text.index("if __name__")].replace("coded", "celled")
+    exec(compile(source, "<cell 1>", "exec"), cell)
+    assert digest(cell["celled"]) == "unknown:its source cannot be read"
+    import linecache
+
+    linecache.cache["<cell 1>"] = (len(source), None, source.splitlines(True), "<cell 1>")
+    cells = digest(cell["celled"])
+    assert cells.startswith("cell:sha256:") and cells == digest(cell["celled"])
+
+
+def grid_free_digest(strategy):
+    from trellis.deploy import code_digest
+
+    return code_digest(strategy)
+
+
+def test_a_run_that_was_to_publish_and_failed_is_in_the_ledger(grid):
+    def compute(ctx, px):
+        raise KeyError("close")
+
+    failing = declare("fails_on_record", compute)
+    with pytest.raises(StrategyError):
+        failing.run(session=SESSION, grid=grid)
+    with pytest.raises(StrategyError):
+        failing.run(session=SESSION, grid=grid, publish=True)
+    (run,) = ledger(grid, "fails_on_record")
+    assert run["outcome"] == "failed" and "KeyError" in run["error"] and run["run_id"]
+
+
+def test_a_strategy_that_exits_has_failed_with_its_own_frames(grid):
+    def compute(ctx, px):
+        sys.exit(7)
+
+    with pytest.raises(StrategyError, match=r"called sys\.exit\(7\)") as failed:
+        declare("exits", compute).run(session=SESSION, grid=grid)
+    assert "sys.exit(7)" in failed.value.traceback and "trellis/run.py" not in failed.value.traceback
+
+
+def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(grid, folder):
+    def in_a_thread(work):
+        told = []
+
+        def target():
+            try:
+                work()
+            except BadRequest as error:
+                told.append(error)
+
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+        if told:
+            raise told[0]
+
+    url = f"embedded://{folder}"
+    for work in (lambda: trellis.connect(url), lambda: grid.datasets()):
+        for through in (lambda work: work(), in_a_thread):
+            inside = declare("reaches_out", lambda ctx, px, work=work, through=through: through(work))
+            with pytest.raises(StrategyError, match=r"strategy reaches_out calls .* while it runs") as refused:
+                inside.run(session=SESSION, grid=grid)
+            assert "declare what it reads" in refused.value.hint
+            assert not ledger_has(grid, "reaches_out")
+    # others may, at the same time
+    entered, leave = threading.Event(), threading.Event()
+
+    def waits(ctx, px):
+        entered.set()
+        assert leave.wait(WAIT_S)
+        return ctx.frame(symbol=["A"], score=[1.0])
+
+    running = threading.Thread(target=declare("waits", waits).run, kwargs={"session": SESSION, "grid": grid})
+    running.start()
+    assert entered.wait(WAIT_S)
+    with trellis.connect(url) as other:
+        assert "equities.daily" in other.datasets()
+    leave.set()
+    running.join()
+
+
+def ledger_has(grid, symbol):
+    return "trellis.runs" in grid.datasets() and symbol in grid.symbols("trellis.runs")
+
+
+PRINTS = """
+import ctypes
+import os
+import trellis
+
+print("at import")
+
+@trellis.strategy("prints", inputs={}, output=trellis.output("tests.prints", score="float64"))
+def prints(ctx):
+    print("of Python")
+    os.write(1, b"of a system call\\n")
+    ctypes.CDLL(None).puts(b"of C")
+    return ctx.frame(symbol=["A"], score=[1.0])
+"""
+
+
+def test_what_a_strategy_prints_is_not_in_the_result(tmp_path):
+    (tmp_path / "prints.py").write_text(PRINTS)
+    environment = {**os.environ, "TRELLIS_URL": f"embedded://{tmp_path / 'grid'}"}
+    done = cli("run", str(tmp_path / "prints.py"), "--session", SESSION, "--format", "csv", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["symbol,ts,score", "A,2016-08-10T00:00:00Z,1.0"] or done.stdout.count("\n") == 2
+    assert all(line in done.stderr for line in ("at import", "of Python", "of a system call", "of C"))
+
+
+def test_a_file_that_connects_when_it_is_imported_is_refused(tmp_path):
+    (tmp_path / "connects.py").write_text("import trellis\n\ng = trellis.connect()\n")
+    done = cli("run", str(tmp_path / "connects.py"), "--session", SESSION, cwd=tmp_path)
+    assert done.returncode == 3 and "connects.py calls connect() while it runs" in done.stderr
+    assert not (tmp_path / ".trellis").exists()

@@ -17,7 +17,7 @@ from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
 import trellis
 from trellis._time import to_ns
 from trellis.deploy import load_strategies
-from trellis.errors import BadRequest
+from trellis.errors import BadRequest, Conflict
 from trellis.importing import import_files
 from trellis.up import Up
 
@@ -288,3 +288,28 @@ def test_a_grid_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
     (state / "lake").write_text("not a folder")
     done = subprocess.run([*TRELLIS, "up", "--state", str(state)], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode in (3, 4) and "lake" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_person_publishes_over_a_unit_that_runs_and_the_unit_goes_on(processes, tmp_path):
+    source = tmp_path / "taken.py"
+    text = STRATEGY.format(name="taken", output="taken", body='return ctx.frame(symbol=["A"], x=[1.0])')
+    source.write_text(text.replace("retries=0,", 'retries=0, schedule=trellis.at_close("XNYS"),'))
+    assert cli("deploy", str(source), "--state", str(processes.state)).returncode == 0
+    (taken,) = load_strategies(str(source))
+    with trellis.connect(processes.info["url"]) as grid:
+
+        def runs_again():
+            try:
+                taken.run(session=SESSION, grid=grid, publish=True)
+            except Conflict as running:
+                assert "tests.taken is published by a running process of unit taken (" in running.message
+                return True
+            return False
+
+        assert until(runs_again, "the unit holds its lease")
+        taken.run(session=SESSION, grid=grid, publish=True, take_over=True)
+        assert grid.read("tests.taken").arrow()["x"].to_pylist() == [1.0]
+        until(runs_again, "the unit has taken the next epoch")
+        assert grid.read("tests.taken").arrow()["x"].to_pylist() == [1.0]
+    unit = processes.processes()["taken"]
+    assert (unit["state"], unit["restarts"]) == ("running", 0)

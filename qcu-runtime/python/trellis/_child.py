@@ -53,16 +53,18 @@ def main() -> None:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, SystemExit):
-        return f"the strategy called sys.exit({error.code!r})"
-    return str(error)
+    from trellis.run import exit_told
+
+    return exit_told(error) if isinstance(error, SystemExit) else str(error)
 
 
 def _load(request: dict[str, Any]) -> Any:
+    from trellis import _inside
     from trellis.deploy import load_module
     from trellis.strategy import Strategy
 
-    module = load_module(os.path.join(request["bundle"], request["module"]))
+    with _inside.running(request["module"]):
+        module = load_module(os.path.join(request["bundle"], request["module"]))
     strategy = getattr(module, request["function"], None)
     if not isinstance(strategy, Strategy) or strategy.name != request["unit"]:
         raise LookupError(f"{request['module']} has no strategy {request['unit']} named {request['function']}")

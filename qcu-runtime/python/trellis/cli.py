@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import __version__, local
+from .datasets import add_commands
 from .errors import BadRequest, StrategyError, TrellisError
 from .frame import Frame, format_table
 from .grid import Grid, connect
@@ -114,11 +115,17 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_import(command("import", _import, "Bring CSV and Parquet files in, all of them or nothing."))
 
+    add_commands(commands.add_parser("dataset", help="Change what datasets are."))
+
     run = command("run", _run, "Run a strategy for one session, in this process, and print its output.")
     run.add_argument("target", metavar="FILE[:unit]")
     run.add_argument("--session", required=True, metavar="DATE")
     run.add_argument("--as-of", metavar="T", help="read the inputs as known at that time; default: now")
-    run.add_argument("--publish", action="store_true", help="publish the output, as the deployed unit would")
+    run.add_argument(
+        "--publish",
+        action="store_true",
+        help="publish the output, as the deployed unit would: it replaces what was published for the session",
+    )
     _add_take_over(run)
     run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help=FORMAT_HELP)
     run.add_argument("--out", metavar="FILE", help="default: stdout")
@@ -142,7 +149,8 @@ def _add_take_over(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--take-over",
         action="store_true",
-        help="publish even though a process of the unit runs (it is fenced), or the dataset was another unit's output",
+        help="publish even though a process of the unit runs (it goes on with later sessions), or the dataset was "
+        "another unit's output",
     )
 
 
@@ -265,17 +273,19 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from ._inside import stdout_to_stderr
     from .deploy import load_strategies
 
-    found = load_strategies(args.target)
-    if len(found) > 1:
-        names = ", ".join(f"{args.target}:{s.name}" for s in found)
-        raise BadRequest(f"{args.target} has several strategies", hint=f"say which: {names}")
     form = _format_of(args)
-    with _grid() as grid:
-        frame = found[0].run(
-            session=args.session, grid=grid, as_of=args.as_of, publish=args.publish, take_over=args.take_over
-        )
+    with stdout_to_stderr():
+        found = load_strategies(args.target)
+        if len(found) > 1:
+            names = ", ".join(f"{args.target}:{s.name}" for s in found)
+            raise BadRequest(f"{args.target} has several strategies", hint=f"say which: {names}")
+        with _grid() as grid:
+            frame = found[0].run(
+                session=args.session, grid=grid, as_of=args.as_of, publish=args.publish, take_over=args.take_over
+            )
     _write(frame, form, args.out)
     if frame.published:
         told = json.dumps(frame.published) if args.json else _published(frame.published)
@@ -283,7 +293,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _published(ack: dict[str, Any]) -> str:
-    again = ", as it had been before" if ack["duplicate"] else ""
+    again = ", which had these rows already" if ack["duplicate"] else ""
     return f"published {ack['rows']:,} rows to {ack['dataset']}, version {ack['version']}{again}"
 
 

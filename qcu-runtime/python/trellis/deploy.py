@@ -8,9 +8,11 @@ process for each.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -22,10 +24,10 @@ import time
 from types import ModuleType
 from typing import Any
 
-from . import _trellis, local
+from . import _inside, _trellis, local
 from .errors import BadRequest, StrategyError, TrellisError, Unavailable
 from .run import traceback_of
-from .strategy import Strategy, source_file, strategies_of
+from .strategy import Strategy, _inner, source_file, strategies_of
 
 LOCK_FILE = "packages.lock"
 # from writing the unit's file to its process: `up` looks every fraction of a second, Python starts in one
@@ -74,7 +76,8 @@ def load_strategies(target: str) -> list[Strategy]:
     if not path.endswith(".py"):
         raise BadRequest(f"{path} is not a Python file", hint="strategies are in .py files")
     try:
-        module = load_module(path)
+        with _inside.running(path):
+            module = load_module(path)
     except TrellisError:
         raise
     except (Exception, SystemExit) as error:
@@ -94,16 +97,52 @@ def load_strategies(target: str) -> list[Strategy]:
     return chosen
 
 
-def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
-    """Writes the bundle of a strategy's file: its folder, the file in it, and the digest."""
-    file = pathlib.Path(source_file(strategy)).resolve()
+def bundle_of(file: pathlib.Path) -> tuple[dict[str, bytes], str]:
+    """What a strategy's file needs, by name, and the digest of it all."""
     sources = {path.relative_to(file.parent).as_posix(): path.read_bytes() for path in _local_files(file)}
-    sources[LOCK_FILE] = _packages().encode()
+    sources[LOCK_FILE] = _packages(frozenset(name.partition(".")[0] for name in list(sys.modules))).encode()
     digest = hashlib.sha256()
     for name in sorted(sources):
         digest.update(f"{name}\0{len(sources[name])}\0".encode())
         digest.update(sources[name])
-    folder = state / "bundles" / digest.hexdigest()
+    return sources, digest.hexdigest()
+
+
+def code_digest(strategy: Strategy) -> str:
+    """What code a run in this process is of, for the ledger.
+
+    * `sha256:...`: of a file; what deploying it would say.
+    * `cell:sha256:...`: of a notebook's cell or a prompt: the function's source and its declaration.
+    * `unknown:...`: why it cannot be told. A file that was edited after it was imported is not the code that runs.
+    """
+    function = inspect.unwrap(_inner(strategy.function))
+    code = getattr(function, "__code__", None)
+    try:
+        file = pathlib.Path(source_file(strategy)).resolve()
+    except BadRequest:
+        file = None
+    if file is not None and code is not None and pathlib.Path(code.co_filename).resolve() == file:
+        try:
+            edited = [path for path in _local_files(file) if path.stat().st_mtime > strategy.declared_at]
+            if edited:
+                return f"unknown:{edited[0].name[:100]} was edited after it was imported"
+            return f"sha256:{bundle_of(file)[1]}"
+        except (OSError, SyntaxError, ValueError):
+            return "unknown:its files cannot be read"
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return "unknown:its source cannot be read"
+    declared = {name: value for name, value in strategy.manifest().items() if name not in ("module", "code_digest")}
+    digest = hashlib.sha256(f"{source}\0{json.dumps(declared, sort_keys=True)}".encode())
+    return f"cell:sha256:{digest.hexdigest()}"
+
+
+def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
+    """Writes the bundle of a strategy's file: its folder, the file in it, and the digest."""
+    file = pathlib.Path(source_file(strategy)).resolve()
+    sources, digest = bundle_of(file)
+    folder = state / "bundles" / digest
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = pathlib.Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
@@ -118,7 +157,7 @@ def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, 
             shutil.rmtree(fresh, ignore_errors=True)
             if not folder.is_dir():  # else somebody else deployed the same a moment ago
                 raise
-    return folder, file.name, f"sha256:{digest.hexdigest()}"
+    return folder, file.name, f"sha256:{digest}"
 
 
 def _local_files(file: pathlib.Path) -> set[pathlib.Path]:
@@ -172,9 +211,10 @@ def _imported_by(file: pathlib.Path, candidates: set[pathlib.Path]) -> set[pathl
     return reached
 
 
-def _packages() -> str:
-    """What was installed when the strategy was evaluated, of the packages that it imported."""
-    loaded = {name.partition(".")[0] for name in sys.modules}
+# reading what is installed takes a while, and changes when something else is imported
+@functools.lru_cache(maxsize=1)
+def _packages(loaded: frozenset[str]) -> str:
+    """What was installed when the strategy was evaluated, of the packages that have these modules."""
     owners = importlib.metadata.packages_distributions()
     used = sorted({owner for name in loaded for owner in owners.get(name, ())} | {"trellis"})
     lines = [f"python=={platform.python_version()}"]

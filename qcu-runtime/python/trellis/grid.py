@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from . import _trellis, local
+from . import _inside, _trellis, local
 from ._time import format_ns, to_end, to_start
 from .errors import BadRequest, Closed, Unavailable
 from .frame import Frame
@@ -49,8 +49,9 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
 
     Raises:
         Unavailable: nobody answers there.
-        BadRequest: not a URL of a grid.
+        BadRequest: not a URL of a grid; or a strategy that runs asks for one.
     """
+    _inside.refuse_grid("connect()")
     resolved = url or os.environ.get("TRELLIS_URL") or local.url_of_running(local.STATE) or "embedded://"
     if resolved.startswith("embedded:"):
         folder = _embedded_folder(resolved)
@@ -174,6 +175,7 @@ class Grid:
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         self._check_open()
+        _inside.refuse_grid("a grid")
         return self._link.call(function, *args)
 
     def read(
@@ -256,6 +258,18 @@ class Grid:
         """The days in [start, end) for which the dataset has rows, `2016-08-10`, ascending."""
         found = self._call(_Client.sessions, _text(dataset, "dataset"), to_start(start), to_end(end))
         return [str(format_ns(ns)) for ns in found]
+
+    def release(self, dataset: str, *, take_over: bool = False) -> None:
+        """Ends a unit's ownership of its output: rows can then be imported into it, it can be altered, and any unit may
+        publish to it next. The rows stay.
+
+        Args:
+            take_over: even though a process of the unit runs; it ends.
+
+        Raises:
+            Conflict: a process of the unit runs.
+        """
+        self._call(_trellis.end_ownership, _text(dataset, "dataset"), take_over)
 
     def stats(self) -> list[dict[str, Any]]:
         """Counters of each head node since it started; `trellis status` prints them as a table."""

@@ -6,7 +6,7 @@ import json
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from . import _trellis
+from . import _inside, _trellis
 from ._columns import frame_of
 from .errors import BadRequest, StrategyError, TrellisError
 from .frame import Frame
@@ -21,7 +21,8 @@ TRACEBACK_BYTES_MAX = 32 * 1024
 
 def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Frame:
     """Calls the strategy's function and makes a Frame of its answer. What it raises passes through."""
-    return frame_of(strategy.function(context, **inputs))
+    with _inside.running(f"strategy {strategy.name}"):
+        return frame_of(strategy.function(context, **inputs))
 
 
 def input_frame(
@@ -44,30 +45,60 @@ def run_here(
     if grid is None:
         with connect(unit=strategy.name) as own:
             return run_here(strategy, session, own, as_of_ns, publish, take_over)
-    manifest = json.dumps(strategy.manifest())
-    prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
-    inputs = {
-        name: input_frame(strategy, name, rows, receipt, window) for name, rows, receipt, window in prefetched.inputs()
-    }
+    from .deploy import code_digest
+
+    manifest = json.dumps(strategy.manifest(code_digest=code_digest(strategy) if publish else None))
+    prefetched = None
     try:
-        frame = call(strategy, Context(strategy.name, session), inputs)
-    except (KeyboardInterrupt, SystemExit):
+        prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
+        frame = _compute(strategy, manifest, session, prefetched)
+    except TrellisError as error:
+        # a grid that is away records nothing
+        if publish and not error.retryable:
+            _record(grid, manifest, session, prefetched, error)
         raise
-    except Exception as error:
-        raise _failed(strategy, session, error) from error
-    frame = Frame(_trellis.check_result(manifest, session, frame._rows))
     if publish:
         frame.published = grid._call(_trellis.publish_run, manifest, session, prefetched, frame._rows, take_over)
     return frame
 
 
-def _failed(strategy: Strategy, session: str, error: Exception) -> StrategyError:
+def _compute(strategy: Strategy, manifest: str, session: str, prefetched: _trellis.Prefetched) -> Frame:
+    inputs = {
+        name: input_frame(strategy, name, rows, receipt, window) for name, rows, receipt, window in prefetched.inputs()
+    }
+    try:
+        frame = call(strategy, Context(strategy.name, session), inputs)
+    except KeyboardInterrupt:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failed(strategy, session, error) from error
+    return Frame(_trellis.check_result(manifest, session, frame._rows))
+
+
+def _record(
+    grid: Grid, manifest: str, session: str, prefetched: _trellis.Prefetched | None, error: TrellisError
+) -> None:
+    told = f"{error}\n{getattr(error, 'traceback', '')}".rstrip()
+    try:
+        grid._call(_trellis.record_failed, manifest, session, prefetched, told)
+    except TrellisError as unrecorded:
+        error.add_note(f"the failure is not in the ledger: {unrecorded}")
+
+
+def _failed(strategy: Strategy, session: str, error: BaseException) -> StrategyError:
     told = error.message if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        told = exit_told(error)
     return StrategyError(
         f"strategy {strategy.name}, session {session}: {told}",
         hint=error.hint if isinstance(error, TrellisError) else "",
         traceback=traceback_of(error),
     )
+
+
+def exit_told(error: SystemExit) -> str:
+    """A strategy that exits has failed."""
+    return f"the strategy called sys.exit({error.code!r})"
 
 
 def traceback_of(error: BaseException) -> str:

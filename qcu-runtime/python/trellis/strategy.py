@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -242,6 +243,8 @@ class Strategy:
         self.timeout = timeout
         self.cpu = cpu
         self.memory = memory
+        # an edit of its file after this is not the code that runs
+        self.declared_at = time.time()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -266,14 +269,16 @@ class Strategy:
             session: a date.
             grid: default `trellis.connect()`.
             as_of: read the inputs as they were known then; default now.
-            publish: publish the output too, as the unit would, under a lease of its own.
-            take_over: publish even though a process of this unit runs, which is fenced by this, or though the dataset
-                has been another unit's output, which it ceases to be.
+            publish: publish the output too, as the unit would. It replaces what was published for the session; the same
+                rows as the last publish change nothing. Each such run is in the ledger, `trellis.runs`, failed or not.
+            take_over: publish even though a deployed process of this unit runs, or though the dataset has been another
+                unit's output, which it ceases to be. A process of this unit is fenced by it, says so in
+                `trellis status`, and goes on with the sessions that become due after that.
 
         Raises:
-            StrategyError: the function raised, or its output is not what was declared.
+            StrategyError: the function raised or exited, or its output is not what was declared.
             Forbidden: the dataset is another unit's output.
-            Conflict: a process of this unit runs, and holds the lease.
+            Conflict: a process of this unit runs; the message names it.
         """
         from .run import run_here
 
@@ -292,7 +297,8 @@ class Strategy:
 
     def manifest(self, module: str | None = None, code_digest: str | None = None) -> dict[str, Any]:
         """Everything declared, as plain values, in the form that `qcu` reads."""
-        code = {"module": module, "code_digest": code_digest} if module else _UNDEPLOYED
+        given = {"module": module, "code_digest": code_digest}
+        code = _UNDEPLOYED | {name: value for name, value in given.items() if value is not None}
         return {
             "version": 1,
             "unit": self.name,

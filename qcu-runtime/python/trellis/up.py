@@ -378,6 +378,7 @@ class Up:
             "TRELLIS_UNIT_FILE": str(self.state / unit["manifest"]),
             "TRELLIS_PYTHON": sys.executable,
             "TRELLIS_DRAIN_MS": str(DRAIN_MS),
+            "TRELLIS_DEPLOYMENT": str(unit["deployed_ns"]),
         }
         if unit.get("session"):
             env |= {"TRELLIS_SESSIONS": unit["session"], "TRELLIS_EXIT_WHEN_DONE": "true"}

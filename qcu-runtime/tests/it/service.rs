@@ -357,7 +357,7 @@ async fn a_killed_unit_leaves_no_child() {
 }
 
 #[tokio::test]
-async fn a_unit_whose_lease_is_taken_over_publishes_nothing_and_ends() {
+async fn a_unit_whose_lease_is_taken_over_publishes_nothing_and_waits() {
     let world = prices();
     let head = FakeHead::start(&world).await;
     let bundle = Bundle::new("wait", |_| {});
@@ -373,8 +373,32 @@ async fn a_unit_whose_lease_is_taken_over_publishes_nothing_and_ends() {
     assert_eq!(rival.exit_code().await, 0);
     std::fs::write(bundle.path().join("go"), "").unwrap();
     assert_eq!(qcu.line().await["outcome"], json!("refused"));
+    qcu.signal(libc::SIGTERM);
     assert_eq!(qcu.exit_code().await, 5);
     assert_eq!(head.world().published.len(), 1);
+}
+
+#[tokio::test]
+async fn a_unit_that_a_person_publishes_over_goes_on_with_the_next_session_under_the_next_epoch() {
+    let world = prices();
+    let head = FakeHead::start(&world).await;
+    let bundle = Bundle::new("wait", |_| {});
+    let sessions = [("TRELLIS_SESSIONS", "2016-08-10,2016-08-11"), ("TRELLIS_EXIT_WHEN_DONE", "true")];
+    let mut qcu = bundle.start(&[&head], &[sessions[0], sessions[1], ("TRELLIS_LEASE_TTL_MS", "1000")]);
+    qcu.ready().await;
+    child_pid(&bundle).await;
+    // taken, published with, and given back
+    head.world().leases.insert("signals.mom".into(), (None, 2));
+    std::fs::write(bundle.path().join("go"), "").unwrap();
+    let line = qcu.line().await;
+    assert_eq!((&line["session"], &line["outcome"]), (&json!("2016-08-10"), &json!("refused")));
+    assert!(line["error"].as_str().unwrap().contains("fenced by epoch 2"), "{line}");
+    let line = qcu.line().await;
+    assert_eq!((&line["session"], &line["outcome"]), (&json!("2016-08-11"), &json!("succeeded")));
+    assert_eq!(qcu.exit_code().await, 5);
+    let published: Vec<_> =
+        head.world().published.iter().map(|(header, ..)| (header.session.clone(), header.epoch)).collect();
+    assert_eq!(published, [("2016-08-11".to_owned(), 3)]);
 }
 
 #[tokio::test]
