@@ -216,6 +216,18 @@ def test_functions_that_take_arrays_by_position_refuse_other_labels(join):
             join((ROW, other))
 
 
+def test_an_operand_that_is_given_by_name_is_not_taken_by_position():
+    low = pd.Series({"B": 5.0, "A": 0.0})
+    assert dict(np.clip(ROW, low, None).items()) == {"A": 1.0, "B": 5.0}
+    for call in (
+        lambda: np.clip(ROW, a_min=low, a_max=None),
+        lambda: np.clip(ROW, min=ROW[::-1]),
+        lambda: np.add(ROW, 1, where=ROW[::-1] > 1),
+    ):
+        with pytest.raises(BadRequest, match="not aligned"):
+            call()
+
+
 def test_an_array_without_labels_beside_different_labels_is_refused():
     with pytest.raises(BadRequest, match="without labels"):
         np.where(ROW > 0, ROW[::-1], np.array([1.0, 2.0]))

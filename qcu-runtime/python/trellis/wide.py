@@ -99,6 +99,9 @@ class _Operand(NDArrayOperatorsMixin):
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function in _ELEMENTWISE and (function is not np.where or len(args) == 3):
+            named = next((k for k, v in kwargs.items() if _may_have_labels(v)), None)
+            if named is not None:
+                raise BadRequest(f"np.{function.__name__}({named}=...) is not aligned", hint="give it by its position")
             # a symbol that the condition lacks is not where it holds
             return _apply(function, args, kwargs, absent=False if function is np.where else np.nan)
         whole: list[Labelled] = []
@@ -506,13 +509,17 @@ def _wanted(symbols: Any) -> tuple[str, ...]:
     return names(symbols, "the list of symbols")
 
 
+def _may_have_labels(value: Any) -> bool:
+    return isinstance(value, _Operand) or library(value) in ("pandas", "polars")
+
+
 def _unwrapped(value: Any, found: list[Labelled]) -> Any:
     """Arguments of a function of numpy without their labels, which go to `found`."""
     if isinstance(value, list | tuple):
         return type(value)([_unwrapped(v, found) for v in value])
     if isinstance(value, dict):
         return {k: _unwrapped(v, found) for k, v in value.items()}
-    if isinstance(value, _Operand) or library(value) in ("pandas", "polars"):
+    if _may_have_labels(value):
         of = labelled(value)
         assert of is not None
         found.append(of)
