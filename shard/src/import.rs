@@ -1,28 +1,36 @@
 //! The parse step of `trellis import`: local CSV and Parquet files in; checked, sorted rows and a dataset's spec out. It
 //! knows no lake and no network: the caller publishes what comes out.
 //!
-//! Files are read twice where the types of their columns are not known: once to look at every cell, once for the values.
-//! Reading once and guessing from the first rows is what makes a loader fail at row 400,000, or worse, not fail.
+//! Files are read twice: once to look at every cell, once for the values. Reading once and guessing from the first rows is
+//! what makes a loader fail at row 400,000, or worse, not fail. A type is chosen only if it keeps what every cell says; a
+//! value that no type keeps, or that is written in a way that nobody said how to read, is refused with the option that reads it.
 //!
 //! A bad row is never mended and never dropped in silence. Either nothing is imported and the first bad rows are shown
 //! with file, line, column and reason, or (with a quarantine) the good rows are kept and all bad ones written there.
 //!
 //! * [`Import`], [`read`], the order of the steps: this file. `options`: [`ImportSpec`].
 //! * `plan`: the fields and their types. `source`: which files are what; gzip, zip, Parquet. `records`: CSV records with their real lines.
-//! * `header`: which column is what, by name. `clock`: times. `cell`: values and types.
-//! * `text`, `columnar`: rows from CSV and from Parquet. `table`: sort, doubles, batches, chunk, digest.
-//! * `problem`: bad rows and errors. `quarantine`: where bad rows go.
+//! * `header`: which column is what, by name. `seen`: what the cells of a column look like. `stamps`: how times are written.
+//! * `clock`: times. `number`: numbers as people write them. `cell`: values of a type.
+//! * `text`, `columnar`: records of CSV and of Parquet. `rows`: rows from a record. `table`: sort, doubles, batches, chunk, digest.
+//! * `problem`: bad rows and errors. `advice`: what to do about them. `quarantine`: where bad rows go. `sample`: what was understood.
 
+mod advice;
 mod cell;
 mod clock;
 mod columnar;
 mod header;
+mod number;
 mod options;
 mod plan;
 mod problem;
 mod quarantine;
 mod records;
+mod rows;
+mod sample;
+mod seen;
 mod source;
+mod stamps;
 mod table;
 mod text;
 
@@ -37,22 +45,29 @@ use std::{
 
 use arrow_array::RecordBatch;
 use sha2::{Digest, Sha256};
-use trellis_proto::{ChunkSpan, DatasetName, DatasetSpec, Symbol, spec::FieldSpec};
+use trellis_proto::{
+    ChunkSpan, DatasetName, DatasetSpec, FieldName, Symbol,
+    spec::{FieldSpec, Settings},
+};
 
 use self::{
-    clock::Clock,
+    advice::Advice,
+    cell::Wanted,
+    clock::{Clock, Form, ISO},
     header::Header,
     options::Checked,
-    plan::{Kinds, Surveyed},
+    plan::{Found, Surveyed},
     problem::{BadRows, QUARANTINE_ROWS_MAX},
+    rows::{Role, Target},
     source::Source,
     table::Table,
-    text::{Role, Target},
 };
 
 pub use self::{
+    number::NumberSign,
     options::{FieldChoice, ImportSpec, PROBLEMS_SHOWN, Repeats, TsUnit},
     problem::{ImportError, Problem},
+    sample::FieldSample,
 };
 
 /// Rows between two reports of progress: some tens of milliseconds.
@@ -81,8 +96,10 @@ pub struct Import {
     /// SHA-256 over the spec and the sorted rows of all parts, in hexadecimal: the same for the same rows, however files
     /// order or pack them.
     pub content_digest: String,
-    /// What the caller should tell its user: columns that were missing or empty.
+    /// What the caller should tell its user: columns that were missing or empty, what was left out, what changes.
     pub notes: Vec<String>,
+    /// What was understood of each field.
+    pub sample: Vec<FieldSample>,
 }
 
 impl Import {
@@ -186,8 +203,9 @@ impl Ticker<'_> {
     }
 }
 
-/// Reads `files` as rows of `dataset`. `existing` is the dataset's spec if it is there: its types then rule, columns it
-/// lacks are refused, and fields that no file has are null. Blocks: call it where blocking is allowed.
+/// Reads `files` as rows of `dataset`. `existing` is the dataset's spec if it is there: its fields then rule. One of them
+/// is wider in the answer's spec if a cell asks for it (`int64` to `float64`), columns that it lacks are new fields at the end,
+/// and fields that no file has are null. Blocks: call it where blocking is allowed.
 ///
 /// # Errors
 /// [`ImportError`]; nothing has been imported then. With a quarantine, bad rows are no error unless no good row is left.
@@ -199,68 +217,67 @@ pub fn read(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Import, ImportError> {
     let checked = options::check_options(spec, existing)?;
-    let sources = open_all(files)?;
-    let types_known = existing.is_some();
+    let mut notes = Vec::new();
+    let sources = open_all(files, spec, &mut notes)?;
     let mut ticker = Ticker {
         report: progress,
         phase: Phase::Survey,
         file: String::new(),
         rows: 0,
         bytes: Arc::default(),
-        bytes_total: bytes_to_read(&sources, types_known),
+        bytes_total: bytes_to_read(&sources),
     };
 
     let mut surveyed = Vec::with_capacity(sources.len());
     for source in &sources {
         ticker.start(Phase::Survey, &source.name);
-        surveyed.push(survey(source, spec, &checked, types_known, &mut ticker)?);
+        surveyed.push(if source.is_parquet() {
+            columnar::survey(source, spec, &checked, existing, &mut ticker)?
+        } else {
+            text::survey(source, spec, &checked, &mut ticker)?
+        });
     }
-    let mut notes = Vec::new();
-    let fields = match existing {
-        Some(existing) => {
-            plan::check_fits(&surveyed, &sources, existing, &mut notes)?;
-            existing.fields.clone()
-        }
-        None => plan::new_fields(&surveyed, &sources, spec, &checked, &mut notes)?,
-    };
+    let found = Found::of(&surveyed)?;
+    let advice = Advice { spec, checked: &checked, seen: &found.seen, stamps: &found.stamps };
+    let fields = plan::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?;
     if fields.is_empty() {
         return Err(ImportError::options(
             "no column is left to be a field",
             "a row is a symbol, a time and fields",
         ));
     }
+    notes.extend(note_of_midnights(&checked, &found, &surveyed));
 
     let keep = if spec.quarantine.is_some() { QUARANTINE_ROWS_MAX } else { spec.problems_shown };
     let mut bad = BadRows::new(keep);
-    let mut table = Table::new(fields.iter().map(|field| field.data_type));
+    let mut table = Table::new(fields.iter().map(|field| field.spec.data_type));
     for (number, (source, surveyed)) in (0..).zip(sources.iter().zip(&surveyed)) {
         ticker.start(Phase::Read, &source.name);
-        if let Kinds::Columnar(types) = &surveyed.kinds {
-            columnar::check_types(source, types, &fields)?;
-        }
+        columnar::check_types(source, &surveyed.typed, &fields)?;
         let target = target(number, source, &surveyed.header, &fields, spec, &checked, &mut table)?;
         if source.is_parquet() {
             columnar::read(source, &target, &mut table, &mut bad, &mut ticker)?;
         } else {
-            text::read(source, spec, &target, &mut table, &mut bad, &mut ticker)?;
+            text::read(source, spec, &checked, &target, &mut table, &mut bad, &mut ticker)?;
         }
     }
 
     ticker.start(Phase::Sort, "");
     let file_of = |number: u32| sources[number as usize].name.clone();
-    let ts_column = |number: u32| {
-        let header = &surveyed[number as usize].header;
-        header.names[header.ts].clone()
-    };
+    let ts_column = |number: u32| surveyed[number as usize].header.ts_name();
     let rows_read = table.rows();
     let rows = table.check(spec.repeats, &ts_column, &file_of, &mut bad);
     let problems = first_problems(&bad, spec.problems_shown, &file_of);
     match &spec.quarantine {
         None if bad.total > 0 => {
-            return Err(ImportError::Rows { problems, total: bad.total, good: rows.rows() as u64 });
+            let new = |name: &FieldName| existing.is_none_or(|e| e.field(name.as_str()).is_none());
+            let hint = advice.rows(&fields, &new, &problems);
+            return Err(ImportError::Rows { problems, total: bad.total, good: rows.rows() as u64, hint });
         }
         Some(path) if bad.total <= QUARANTINE_ROWS_MAX as u64 => {
-            quarantine::write(path, &sources, spec, &bad)?;
+            if !spec.dry_run {
+                quarantine::write(path, &sources, spec, &checked, &bad)?;
+            }
         }
         Some(_) => {
             return Err(ImportError::TooLarge {
@@ -287,14 +304,20 @@ pub fn read(
         None => ChunkSpan::new(spec.chunk_ns.unwrap_or_else(|| rows.chunk_ns()))
             .map_err(|e| ImportError::options(format!("--chunk: {}", e.message()), e.hint_text()))?,
     };
+    if rows.replaced > 0 {
+        notes.push(format!("{} rows gave way to later ones of the same symbol and time", rows.replaced));
+    }
+    let settings = existing.map_or_else(
+        || Settings { calendar: spec.calendar.clone(), date_zone: spec.date_zone.clone() },
+        |existing| existing.settings.clone(),
+    );
+    let fields: Vec<FieldSpec> = fields.into_iter().map(|field| field.spec).collect();
     let dataset_spec = DatasetSpec::new(dataset.clone(), fields, chunk)
+        .and_then(|spec| spec.with_settings(settings))
         .map_err(|e| ImportError::options(e.message(), e.hint_text()))?;
     let (good, symbols) = (rows.rows() as u64, rows.symbols());
     let parts = rows.parts(&dataset_spec, spec.known_at_ns)?;
     Ok(Import {
-        content_digest: digest_of(&parts),
-        spec: dataset_spec,
-        parts,
         rows: good,
         problems,
         problems_total: bad.total,
@@ -302,7 +325,34 @@ pub fn read(
         last_ts,
         symbols,
         notes,
+        sample: sample::of(&dataset_spec, &parts, &surveyed),
+        content_digest: digest_of(&parts),
+        spec: dataset_spec,
+        parts,
     })
+}
+
+/// Daily rows of many sources are local midnights written as instants; read as instants, each zone and each change of
+/// clocks makes them other rows than the same days of another source.
+fn note_of_midnights(checked: &Checked, found: &Found, surveyed: &[Surveyed]) -> Option<String> {
+    let (offsets, likely) = found.stamps.local_midnights().filter(|_| checked.clock.dates.is_none())?;
+    let labelled = surveyed.iter().find_map(|each| each.zone.as_deref());
+    let shown: Vec<String> = offsets
+        .iter()
+        .map(|offset| {
+            format!(
+                "{}{:02}:{:02}",
+                if *offset < 0 { '-' } else { '+' },
+                offset.abs() / 3_600,
+                offset.abs() / 60 % 60
+            )
+        })
+        .collect();
+    Some(format!(
+        "every time is a midnight at {}: if they name dates, say --date-zone {}",
+        shown.join(" or "),
+        labelled.unwrap_or(likely)
+    ))
 }
 
 fn digest_of(parts: &[Part]) -> String {
@@ -329,71 +379,109 @@ fn first_problems(bad: &BadRows, shown: usize, file_of: &dyn Fn(u32) -> String) 
     bad.iter().take(shown).map(problem).collect()
 }
 
-fn open_all(files: &[PathBuf]) -> Result<Vec<Source>, ImportError> {
+fn open_all(
+    files: &[PathBuf],
+    spec: &ImportSpec,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Source>, ImportError> {
     if files.is_empty() {
-        return Err(ImportError::options("no file is named", ""));
+        return Err(ImportError::options("no file is named", "name the files to import"));
+    }
+    if !spec.member.is_empty() && !files.iter().any(|path| source::is_archive(path)) {
+        return Err(ImportError::options(
+            "--member chooses from an archive, and no file is a .zip",
+            "leave it out",
+        ));
     }
     let mut named = HashSet::new();
     let mut sources = Vec::new();
     for path in files {
         let real = path.canonicalize().unwrap_or_else(|_| path.clone());
         if !named.insert(real) {
-            return Err(ImportError::options(format!("{} is named twice", path.display()), ""));
+            return Err(ImportError::options(format!("{} is named twice", path.display()), "name it once"));
         }
-        sources.extend(source::sources(path)?);
+        sources.extend(source::sources(path, &spec.member, notes)?);
+    }
+    let text_only = [
+        ("--delimiter", spec.delimiter.is_some()),
+        ("--columns", !spec.columns.is_empty()),
+        ("--skip-rows", spec.skip_rows.is_some()),
+    ];
+    if let Some((option, _)) = text_only.iter().find(|(_, said)| *said)
+        && sources.iter().all(Source::is_parquet)
+    {
+        return Err(ImportError::options(
+            format!("{option} is for CSV files, and every file is Parquet"),
+            "leave it out",
+        ));
     }
     Ok(sources)
 }
 
-fn bytes_to_read(sources: &[Source], types_known: bool) -> u64 {
+/// Text is read twice.
+fn bytes_to_read(sources: &[Source]) -> u64 {
     let size = |source: &Source| std::fs::metadata(&source.path).map_or(0, |m| m.len());
-    let times = |source: &Source| if types_known || source.is_parquet() { 1 } else { 2 };
+    let times = |source: &Source| if source.is_parquet() { 1 } else { 2 };
     let mut seen = HashSet::new();
     let first = sources.iter().filter(|source| seen.insert(&source.path));
     first.map(|source| size(source) * times(source)).sum()
-}
-
-fn survey(
-    source: &Source,
-    spec: &ImportSpec,
-    checked: &Checked,
-    types_known: bool,
-    ticker: &mut Ticker<'_>,
-) -> Result<Surveyed, ImportError> {
-    if source.is_parquet() {
-        let (header, types) = columnar::survey(source, spec)?;
-        return Ok(Surveyed { header, kinds: Kinds::Columnar(types) });
-    }
-    let (header, seen) = text::survey(source, spec, &checked.reading, !types_known, ticker)?;
-    Ok(Surveyed { header, kinds: Kinds::Text(seen) })
 }
 
 fn target<'a>(
     number: u32,
     source: &Source,
     header: &'a Header,
-    fields: &'a [FieldSpec],
+    fields: &'a [Wanted],
     spec: &ImportSpec,
     checked: &'a Checked,
     table: &mut Table,
 ) -> Result<Target<'a>, ImportError> {
     let mut roles = vec![Role::Skip; header.names.len()];
-    for (name, column) in &header.fields {
-        if let Some(place) = fields.iter().position(|field| field.name == *name) {
-            roles[*column] = Role::Field(place);
+    for (place, (name, _)) in header.fields.iter().enumerate() {
+        let Some(field) = fields.iter().position(|field| field.spec.name == *name) else { continue };
+        for &column in header.columns_of(place) {
+            roles[column] = if header.tickers.is_empty() {
+                Role::Field(field)
+            } else {
+                let symbol = table.symbol(&header.names[column]);
+                Role::Ticker(
+                    field,
+                    symbol.map_err(|e| ImportError::file(&source.name, e, "rename the column"))?,
+                )
+            };
         }
     }
     if let Some(column) = header.symbol {
         roles[column] = Role::Symbol;
     }
     roles[header.ts] = Role::Ts;
+    if let Some(column) = header.time {
+        roles[column] = Role::Time;
+    }
     if let Some(column) = header.known_at {
         roles[column] = Role::KnownAt;
     }
-    let symbol = match &spec.symbol {
-        Some(name) => {
-            Some(table.symbol(name).map_err(|e| ImportError::options(format!("--symbol: {e}"), ""))?)
-        }
+    let symbol = match (&spec.symbol, &checked.name_pattern) {
+        (Some(name), _) => Some(name.as_str()),
+        (None, Some(pattern)) => Some(pattern.symbol(source.title()).ok_or_else(|| {
+            ImportError::file(
+                &source.name,
+                format!(
+                    "its name, {:?}, is not {:?}",
+                    source.title(),
+                    spec.symbol_from_name.as_deref().unwrap_or_default()
+                ),
+                "--symbol-from-name '{}' takes the whole name",
+            )
+        })?),
+        (None, None) => None,
+    };
+    let symbol = match symbol {
+        Some(name) => Some(
+            table
+                .symbol(name)
+                .map_err(|e| ImportError::file(&source.name, format!("the symbol {name:?}: {e}"), ""))?,
+        ),
         None => None,
     };
     let of_day = spec.ts_unit.is_some_and(TsUnit::of_day);
@@ -405,17 +493,20 @@ fn target<'a>(
             "say --date 2014-05-01, or name the file like 20140501_quote.csv",
         ));
     }
-    let zone = checked.reading.zone;
-    // a knowledge time is a moment, not a time of the file's day
-    let known_unit = spec.ts_unit.filter(|unit| !unit.of_day());
+    // a knowledge time is a moment: not a time of the file's day, nor a date of a zone
+    let unit = spec.ts_unit.filter(|unit| !unit.of_day());
+    let mut forms = checked.clock.forms.to_vec();
+    if !forms.is_empty() && !spec.ts_format.iter().any(|form| form == ISO) {
+        forms.extend(Form::parse(ISO).ok());
+    }
     Ok(Target {
         number,
         header,
         roles,
         fields,
         symbol,
-        ts: Clock { zone, unit: spec.ts_unit, day },
-        known_at: Clock { zone, unit: known_unit, day: None },
+        ts: Clock { day, ..checked.clock.clone() },
+        known_at: Clock { unit, forms: forms.into(), dates: None, ..checked.clock.clone() },
         reading: &checked.reading,
     })
 }

@@ -31,6 +31,10 @@ use trellis_shard::import::{
 };
 use zip::{ZipWriter, write::SimpleFileOptions};
 
+#[path = "import/faithful.rs"]
+mod faithful;
+#[path = "import/options.rs"]
+mod options;
 #[path = "import/oracle.rs"]
 mod oracle;
 #[path = "import/real.rs"]
@@ -300,7 +304,7 @@ fn a_file_that_cannot_be_read_says_why() {
         (folder.put("renamed.parquet", LONG), "its content is not Parquet"),
         (folder.put("cut.parquet", "PAR1 and then nothing"), "not Parquet that can be read"),
         (folder.put("cut.zip", b"PK\x03\x04 and then nothing"), "not a zip archive"),
-        (folder.zip("other.zip", &[("a.xlsx", "x")]), "a.xlsx is not .csv"),
+        (folder.zip("other.zip", &[("a.xlsx", "x")]), "holds no .csv"),
         (folder.zip("none.zip", &[]), "holds no .csv"),
         (folder.put("p.xlsx", "x"), "of no known kind"),
         (folder.put("plain", LONG), "of no known kind"),
@@ -320,7 +324,7 @@ fn a_file_that_cannot_be_read_says_why() {
     }
     let error = import(&[folder.path("semicolon.csv")], &named()).unwrap_err();
     assert!(error.hint().contains("--delimiter ';'"), "{}", error.hint());
-    let semicolon = ImportSpec { delimiter: ';', ..named() };
+    let semicolon = ImportSpec { delimiter: Some(";".into()), ..named() };
     assert_eq!(rows(&import(&[folder.path("semicolon.csv")], &semicolon).unwrap()), ["A 2016-08-10 1"]);
     let header_only = folder.put("header.csv", "date,close,Name\n");
     let error = import(std::slice::from_ref(&header_only), &named()).unwrap_err();
@@ -333,8 +337,8 @@ fn options_that_make_no_sense_are_refused_before_any_file_is_read() {
     let nowhere = [PathBuf::from("/nonexistent/p.csv")];
     for spec in [
         ImportSpec { symbol: Some("A".into()), ..named() },
-        ImportSpec { tz: "Mars/Olympus".into(), ..named() },
-        ImportSpec { delimiter: 'é', ..named() },
+        ImportSpec { tz: Some("Mars/Olympus".into()), ..named() },
+        ImportSpec { delimiter: Some("é".into()), ..named() },
         ImportSpec { date: Some("2016-08-10".into()), ..named() },
         ImportSpec { date: Some("10.8.16".into()), ts_unit: Some(TsUnit::MsOfDay), ..named() },
         ImportSpec { known_at_ns: Some(1), known_at_column: Some("k".into()), ..named() },
@@ -354,7 +358,7 @@ fn options_that_make_no_sense_are_refused_before_any_file_is_read() {
 
 #[test]
 fn local_times_are_converted_and_impossible_ones_are_bad_rows() {
-    let spec = ImportSpec { tz: "America/New_York".into(), ..amzn() };
+    let spec = ImportSpec { tz: Some("America/New_York".into()), ..amzn() };
     let text = "date,x\n2016-11-04 09:30,1\n2016-11-07 09:30,2\n2016-11-06 01:30,3\n2016-03-13 02:30,4\n2016-11-06 01:30-04:00,5\n2016-08-10,6\n";
     let found = problems(import_text(text, &spec));
     assert_eq!(places(&found), [(4, "date"), (5, "date")]);
@@ -383,8 +387,11 @@ fn integers_are_times_by_their_unit_or_as_days() {
     assert_eq!(one(&unit("ns"), "-1").unwrap(), "AMZN 1969-12-31T23:59:59.999999999Z 1");
     let found = problems(import_text("ts,x\n1470787200,1\n", &amzn()));
     assert!(found[0].reason.contains("--ts-unit"), "{}", found[0]);
-    let dated =
-        ImportSpec { date: Some("2014-05-01".into()), tz: "America/New_York".into(), ..unit("ms-of-day") };
+    let dated = ImportSpec {
+        date: Some("2014-05-01".into()),
+        tz: Some("America/New_York".into()),
+        ..unit("ms-of-day")
+    };
     assert_eq!(one(&dated, "34200000").unwrap(), "AMZN 2014-05-01T13:30:00Z 1");
     let error = one(&unit("ms-of-day"), "1").unwrap_err();
     assert!(error.hint().contains("--date"), "{error}");
@@ -438,11 +445,26 @@ fn an_import_into_a_dataset_obeys_its_fields() {
     assert_eq!(found.spec, there);
     assert_eq!(rows(&found), ["AMZN 2016-08-10 1234 1.0 -"]);
     assert_eq!(
-        places(&problems(into("date,close,volume\n2016-08-10,1,0.5\n", &amzn(), &there))),
+        places(&problems(into("date,close,volume\n2016-08-10,1,x\n", &amzn(), &there))),
         [(2, "volume")]
     );
-    let error = into("date,close,vwap\n2016-08-10,1,1\n", &amzn(), &there).unwrap_err();
-    assert!(error.to_string().contains("vwap") && error.hint().contains("--fields"), "{error}");
+    let wider = into("date,close,volume,vwap\n2016-08-10,1,0.5,7\n", &amzn(), &there).unwrap();
+    assert_eq!(
+        types(&wider),
+        [
+            ("volume", FieldType::Float64),
+            ("close", FieldType::Float64),
+            ("note", FieldType::String),
+            ("vwap", FieldType::Int64)
+        ]
+    );
+    assert_eq!(rows(&wider), ["AMZN 2016-08-10 0.5 1.0 - 7"]);
+    let told = wider.notes.join("\n");
+    assert!(
+        told.contains("volume widens from int64 to float64") && told.contains("new field vwap"),
+        "{told}"
+    );
+    assert!(wider.spec.fields[3].nullable);
     let chosen = ImportSpec { fields: FieldChoice::parse_list("close").unwrap(), ..amzn() };
     assert_eq!(into("date,close,vwap\n2016-08-10,1,1\n", &chosen, &there).unwrap().rows, 1);
     let error = into("date,volume\n2016-08-10,1\n", &amzn(), &there).unwrap_err();
@@ -483,7 +505,8 @@ fn the_same_rows_have_the_same_digest_however_they_are_packed() {
     let other = LONG.replace("2.25", "2.5");
     assert_ne!(plain, digest(&[folder.put("e.csv", other)], &named()));
     assert_ne!(plain, digest(&[folder.path("a.csv")], &ImportSpec { known_at_ns: Some(7), ..named() }));
-    assert_ne!(plain, digest(&[folder.path("a.csv")], &ImportSpec { chunk_ns: Some(DAY_NS), ..named() }));
+    let chunked = ImportSpec { chunk_ns: Some(DAY_NS), ..named() };
+    assert_eq!(plain, digest(&[folder.path("a.csv")], &chunked), "the same rows, cut otherwise");
 }
 
 #[test]

@@ -1,16 +1,22 @@
 //! Files into a dataset: read and checked here, published part by part.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use arrow_array::{cast::AsArray, types::TimestampNanosecondType};
+use chrono::NaiveDate;
 use pyo3::{prelude::*, types::PyDict};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, pb};
-use trellis_qcu::run::new_instance;
+use trellis_qcu::{
+    calendar::{Calendar, date_of},
+    run::new_instance,
+};
 use trellis_shard::import::{self, FieldChoice, Import, ImportSpec, Phase};
 
 use crate::{
@@ -24,8 +30,11 @@ use crate::{
 /// What progress is told as: step, file, rows, bytes, bytes in all.
 type Told = (&'static str, String, u64, u64, u64);
 
+/// Sessions, symbols and days of each kind that the sample names; the others are counted.
+const NAMED_MAX: usize = 10;
+
 /// Reads `files` by `options` (JSON of the import's options) and publishes their rows, all or nothing for each
-/// knowledge time. `show(step, file, rows, bytes, bytes_total)` is called some times a second.
+/// knowledge time, unless they say `dry_run`. `show(step, file, rows, bytes, bytes_total)` is called some times a second.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // one call of ours
 pub(crate) fn import_files<'py>(
@@ -43,6 +52,9 @@ pub(crate) fn import_files<'py>(
             .map_err(|e| Error::new(Code::InvalidRequest, format!("the options of the import: {e}")))?;
         if let Some(fields) = fields {
             spec.fields = FieldChoice::parse_list(fields)?;
+        }
+        if let Some(calendar) = &spec.calendar {
+            Calendar::named(calendar)?;
         }
         Ok((DatasetName::new(dataset)?, spec))
     };
@@ -74,8 +86,66 @@ pub(crate) fn import_files<'py>(
     result.set_item("last_ts_ns", import.last_ts)?;
     result.set_item("quarantined", import.problems_total)?;
     result.set_item("notes", &import.notes)?;
+    let sample = import.sample.iter().map(|field| {
+        let item = PyDict::new(py);
+        item.set_item("field", &field.field)?;
+        item.set_item("type", field.data_type.name())?;
+        item.set_item("column", &field.column)?;
+        item.set_item("missing", field.missing)?;
+        item.set_item("first", &field.first)?;
+        Ok(item)
+    });
+    result.set_item("sample", sample.collect::<PyResult<Vec<_>>>()?)?;
+    let calendar = import.spec.settings.calendar.as_deref().map(Calendar::named).transpose().or_raise(py)?;
+    if let Some(calendar) = calendar {
+        result.set_item("calendar", coverage(py, &import, calendar)?)?;
+    }
     result.set_item("publishes", acks.iter().map(|a| dict::ack(py, a)).collect::<PyResult<Vec<_>>>()?)?;
     Ok(result)
+}
+
+/// The import's days beside the sessions of its calendar: which have no row at all, which symbols lack some between their
+/// first and their last, and which days are none of its sessions.
+fn coverage<'py>(py: Python<'py>, import: &Import, calendar: Calendar) -> PyResult<Bound<'py, PyDict>> {
+    let mut by_symbol: BTreeMap<&str, BTreeSet<NaiveDate>> = BTreeMap::new();
+    let (mut all, mut other, mut rows_on_other_days) = (BTreeSet::new(), BTreeSet::new(), 0_u64);
+    for batch in import.batches() {
+        let symbols = batch.column(0).as_string::<i32>();
+        let times = batch.column(1).as_primitive::<TimestampNanosecondType>();
+        for row in 0..batch.num_rows() {
+            let Some(day) = date_of(times.value(row)) else { continue };
+            if calendar.is_session(day) {
+                all.insert(day);
+                by_symbol.entry(symbols.value(row)).or_default().insert(day);
+            } else {
+                other.insert(day);
+                rows_on_other_days += 1;
+            }
+        }
+    }
+    let sessions: BTreeSet<NaiveDate> = match (all.first(), all.last()) {
+        (Some(&first), Some(&last)) => calendar.range(first, last).chain([last]).collect(),
+        _ => BTreeSet::new(),
+    };
+    let absent = |days: &BTreeSet<NaiveDate>| match (days.first(), days.last()) {
+        (Some(&first), Some(&last)) => sessions.range(first..=last).count() - days.len(),
+        _ => 0,
+    };
+    let missing: Vec<String> = sessions.difference(&all).map(ToString::to_string).collect();
+    let other: Vec<String> = other.iter().map(ToString::to_string).collect();
+    let mut gaps: Vec<(&str, usize)> =
+        by_symbol.iter().map(|(symbol, days)| (*symbol, absent(days))).filter(|(_, n)| *n > 0).collect();
+    gaps.sort_by_key(|(symbol, n)| (std::cmp::Reverse(*n), *symbol));
+    let dict = PyDict::new(py);
+    dict.set_item("calendar", calendar.name())?;
+    dict.set_item("sessions", sessions.len())?;
+    dict.set_item("sessions_missing", missing.len())?;
+    dict.set_item("missing", &missing[..missing.len().min(NAMED_MAX)])?;
+    dict.set_item("symbols_with_gaps", gaps.len())?;
+    dict.set_item("gaps", gaps.into_iter().take(NAMED_MAX).collect::<Vec<_>>())?;
+    dict.set_item("rows_on_other_days", rows_on_other_days)?;
+    dict.set_item("other_days", &other[..other.len().min(NAMED_MAX)])?;
+    Ok(dict)
 }
 
 async fn bring_in(
@@ -92,6 +162,7 @@ async fn bring_in(
         Err(error) => return Err(error),
     };
     let tell = Arc::new(tell);
+    let dry_run = options.dry_run;
     let reading = Arc::clone(&tell);
     let read = move || {
         let mut report = |p: import::Progress<'_>| {
@@ -106,7 +177,7 @@ async fn bring_in(
     };
     let import = tokio::task::spawn_blocking(read).await.map_err(bug)??;
     let mut acks = Vec::new();
-    for part in &import.parts {
+    for part in import.parts.iter().filter(|_| !dry_run) {
         tell.send_replace(("publishing", String::new(), part.rows, 0, 0));
         let run_id = match &run_id {
             // parts are publishes of their own: one id each

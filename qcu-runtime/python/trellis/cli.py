@@ -157,27 +157,58 @@ def _add_take_over(parser: argparse.ArgumentParser) -> None:
 def _add_import(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dataset", metavar="DATASET")
-    add("files", nargs="+", metavar="FILE", help=".csv, .csv.gz, .zip, .parquet")
+    add("files", nargs="+", metavar="FILE", help=".csv, .tsv or .txt, these as .gz, a .zip of them, .parquet")
     add("--symbol-column", metavar="NAME", help="column with the symbol; default symbol or ticker")
     add("--symbol", metavar="X", help="the symbol of all rows, where no column holds it")
-    add("--ts-column", metavar="NAME", help="column with the event time; default ts, timestamp, date or datetime")
-    add("--ts-unit", metavar="UNIT", help="of integer times: s, ms, us, ns since 1970; s-of-day, ms-of-day, ...")
+    add("--symbol-from-name", metavar="PATTERN", help="the symbol is {} in the file's name: {}, WIKI-{}, *_{}_*")
+    add("--wide", metavar="FIELD", help="each column but the time is a symbol, and its cells are this field")
+    add(
+        "--ts-column",
+        metavar="NAME",
+        help="column with the event time; default ts, timestamp, date or datetime; Date,Time are two columns",
+    )
+    add("--ts-unit", metavar="UNIT", help="of times that are numbers: s, ms, us, ns since 1970; excel; ms-of-day, ...")
+    add(
+        "--ts-format",
+        action="append",
+        metavar="FORM",
+        help="of times that are text: %%d/%%m/%%Y, '%%Y%%m%%d %%H:%%M:%%S.%%f', iso; may be repeated; default iso",
+    )
     add("--tz", metavar="ZONE", help="zone of times that name none: America/New_York; default UTC")
     add("--date", metavar="DATE", help="the day of times within a day; default: the one in the file's name")
+    add("--date-zone", metavar="ZONE", help="zone whose local midnights name dates; a new dataset keeps it")
+    add("--calendar", metavar="NAME", help="exchange calendar of a new dataset: XNYS")
     add("--known-at", metavar="T", help="when the rows became known; default: now")
     add("--known-at-column", metavar="NAME", help="column with each row's knowledge time")
     add("--fields", metavar="F=COL,..", help="fields to import, and their columns; default: every column")
     add("--columns", metavar="A,B,..", help="names of the columns, for CSV files without a header; _ leaves one out")
-    add("--types", metavar="F=TYPE,..", help="types of a new dataset's fields, where the values do not show them")
+    add("--types", metavar="F=TYPE,..", help="types of fields, where the values do not show them, or not exactly")
     add("--required", metavar="F,..", help="fields of a new dataset that may not be missing")
     add("--null", action="append", metavar="TEXT", help="text that stands for a missing value; may be repeated")
-    add("--delimiter", metavar="C", help="between cells; default a comma")
+    add("--decimal", metavar="C", help="before a fraction: . (default) or ,")
+    add("--thousands", metavar="C", help="between thousands: , . _ space or apostrophe; default nothing")
     add(
-        "--repeats", choices=["refuse", "spread"], help="rows of the same symbol and time: bad (default), or a ns apart"
+        "--notation",
+        metavar="KIND,..",
+        help="signs around numbers to read: currency, percent (12%% is 0.12), suffix (1K), parentheses, trailing-minus",
+    )
+    add("--delimiter", metavar="C", help="between cells: a character or tab; default a comma, of .tsv a tab")
+    add("--skip-rows", type=int, metavar="N", help="lines of each CSV file above its header")
+    add(
+        "--member",
+        action="append",
+        metavar="NAME",
+        help="member of a .zip to import; may be repeated",
+    )
+    add(
+        "--repeats",
+        choices=["refuse", "spread", "last"],
+        help="rows of the same symbol and time: bad (default), a ns apart, or the last wins",
     )
     add("--chunk", metavar="SPAN", help="chunk of a new dataset: 64d, 4d, 1h; default by how dense its rows are")
     add("--quarantine", metavar="FILE", help="keep the good rows, write the bad ones there")
     add("--run-id", metavar="ID", help="identity of the import; default: a digest of its rows, so that twice is once")
+    add("--dry-run", action="store_true", help="only say what was understood; nothing is written")
 
 
 # --- commands
@@ -250,26 +281,79 @@ def _read(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     from .importing import import_files
 
-    plain = (
-        "symbol_column", "symbol", "ts_column", "ts_unit", "tz", "date", "known_at", "known_at_column", "null",
-        "delimiter", "repeats", "fields", "chunk", "quarantine", "run_id",
-    )  # fmt: skip
-    options = {name: getattr(args, name) for name in plain if getattr(args, name) is not None}
-    options["columns"] = _names(args.columns)
-    options["required"] = _names(args.required)
-    options["types"] = _pairs("--types", args.types)
     with _grid() as grid, progress("importing") as show:
-        result = import_files(grid, args.dataset, args.files, show=show, **options)
+        result = import_files(grid, args.dataset, args.files, show=show, **_import_options(args))
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     if args.json:
         print(json.dumps(result))
         return
+    print(_sample(result))
+    if result["dry_run"]:
+        told = "nothing was written"
+    else:
+        told = f"version {result['version']}" + (" (had been imported before)" if result["duplicate"] else "")
     print(
         f"{result['dataset']}: {result['rows']:,} rows of {result['symbols']:,} symbols, "
-        f"{result['first']} … {result['last']}, version {result['version']}"
-        + (" (had been imported before)" if result["duplicate"] else "")
+        f"{result['first']} … {result['last']}, {told}"
     )
     if result["quarantined"]:
-        print(f"{result['quarantined']:,} bad rows are in {args.quarantine}", file=sys.stderr)
+        place = "would be" if result["dry_run"] else "are"
+        print(f"{result['quarantined']:,} bad rows {place} in {args.quarantine}", file=sys.stderr)
+
+
+def _import_options(args: argparse.Namespace) -> dict[str, Any]:
+    plain = (
+        "symbol", "symbol_column", "symbol_from_name", "wide", "ts_column", "ts_unit", "ts_format", "tz", "date",
+        "date_zone", "calendar", "known_at", "known_at_column", "fields", "null", "decimal", "thousands", "delimiter",
+        "skip_rows", "member", "repeats", "chunk", "quarantine", "run_id", "dry_run",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in plain if getattr(args, name) is not None}
+    for name in ("columns", "required", "notation"):
+        if getattr(args, name) is not None:
+            options[name] = _names(getattr(args, name))
+    if args.types is not None:
+        options["types"] = _pairs("--types", args.types)
+    return options
+
+
+def _sample(result: dict[str, Any]) -> str:
+    """What was understood: the fields with their first values, and the days beside the calendar's sessions."""
+    rows = [
+        [
+            field["field"],
+            field["type"],
+            "-" if field["column"] is None else field["column"],
+            f"{field['missing']:,}",
+            ", ".join("-" if value is None else _short(value) for value in field["first"]),
+        ]
+        for field in result["sample"]
+    ]
+    text = format_table(["field", "type", "column", "missing", "first values"], rows)
+    days = result["calendar"]
+    if days is None:
+        return text
+
+    def some(named: list[str], count: int) -> str:
+        dots = ", …" if count > len(named) else ""
+        return f" ({', '.join(named)}{dots})" if named else ""
+
+    gaps = [f"{symbol} {count}" for symbol, count in days["gaps"]]
+    return (
+        f"{text}\n{days['calendar']}: {days['sessions']:,} sessions, "
+        f"{days['sessions_missing']:,} without a row{some(days['missing'], days['sessions_missing'])}; "
+        f"{days['symbols_with_gaps']:,} symbols with gaps{some(gaps, days['symbols_with_gaps'])}; "
+        f"{days['rows_on_other_days']:,} rows on other days"
+        + (f" ({', '.join(days['other_days'])})" if days["other_days"] else "")
+    )
+
+
+# of a value in a table
+VALUE_SHOWN = 24
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= VALUE_SHOWN else value[: VALUE_SHOWN - 1] + "…"
 
 
 def _run(args: argparse.Namespace) -> None:

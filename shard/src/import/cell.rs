@@ -1,15 +1,16 @@
-//! From the text of a cell to a value of a field's type; and, where the type is not known yet, what the cells of a
-//! column look like.
+//! From the text of a cell to a value of a field's type.
 //!
-//! A type is chosen by majority, not as the narrowest that holds every cell: one `n/a` among a million prices would turn
-//! the prices into text, silently, and the strategy that multiplies them fails a week later. With a majority the `n/a`
-//! is a bad row with a line number. Whoever wants text says so (`types`).
+//! A value is what the cell says, or the cell is refused: a number with more digits than its type holds is no value of that
+//! type, unless the caller named the type (`types`) and so asked for the nearest.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use trellis_proto::FieldType;
+use trellis_proto::{FieldType, spec::FieldSpec};
 
-use super::clock::{Reason, Zone, iso};
+use super::{
+    clock::{Clock, Reason, by_forms, compact_day, iso},
+    number::{self, Notation},
+};
 
 /// A value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,40 +26,49 @@ pub(crate) enum Cell<'a> {
     Time(i64),
 }
 
-/// Largest integer up to which every one has its own float64.
-const FLOAT_EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+/// A field, and what its cells may do.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) spec: FieldSpec,
+    /// The caller named the type: numbers that it does not hold become the nearest that it does.
+    pub(crate) nearest: bool,
+}
 
 /// What cells are read by, beside their type.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
-    pub(crate) zone: Zone,
+    /// Of time fields.
+    pub(crate) clock: Clock,
     /// Words that stand for a missing value, beside the empty cell.
     pub(crate) null: BTreeSet<String>,
+    pub(crate) notation: Notation,
 }
 
+pub(crate) const BEYOND_32: &str = "beyond the integers of 32 bits";
+
 impl Reading {
-    fn is_null(&self, text: &str) -> bool {
+    pub(crate) fn is_null(&self, text: &str) -> bool {
         text.is_empty() || (!self.null.is_empty() && self.null.contains(text))
     }
 
-    /// Reads `text` as a value of `data_type`. Spaces around it are no part of it, except of text.
-    pub(crate) fn cell<'a>(
-        &self,
-        text: &'a str,
-        data_type: FieldType,
-        nullable: bool,
-    ) -> Result<Cell<'a>, Reason> {
+    /// Reads `text` as a value of `field`. Spaces around it are no part of it, except of text.
+    pub(crate) fn cell<'a>(&self, text: &'a str, field: &Wanted) -> Result<Cell<'a>, Reason> {
+        let FieldSpec { data_type, nullable, .. } = field.spec;
         let trimmed = text.trim_ascii();
-        if self.is_null(trimmed) {
+        if self.is_null(trimmed) || is_no_value(trimmed, data_type) {
             return missing(nullable);
         }
         let cell = match data_type {
-            FieldType::Float64 => Cell::Float(float(trimmed)?),
-            FieldType::Float32 => Cell::Float32(narrow(float(trimmed)?)?),
-            FieldType::Int64 => Cell::Int(int(trimmed)?),
-            FieldType::Int32 => {
-                Cell::Int32(i32::try_from(int(trimmed)?).map_err(|_| "beyond the integers of 32 bits")?)
-            }
+            FieldType::Float64 => match infinity(trimmed) {
+                Some(value) => Cell::Float(value),
+                None => float64(&self.plain(trimmed)?, field.nearest)?,
+            },
+            FieldType::Float32 => match infinity(trimmed) {
+                Some(value) => Cell::Float32(value as f32),
+                None => float32(&self.plain(trimmed)?, field.nearest)?,
+            },
+            FieldType::Int64 => Cell::Int(self.whole(trimmed)?),
+            FieldType::Int32 => Cell::Int32(i32::try_from(self.whole(trimmed)?).map_err(|_| BEYOND_32)?),
             FieldType::Bool => Cell::Bool(boolean(trimmed).ok_or("neither true nor false")?),
             FieldType::String => Cell::Text(text),
             FieldType::Timestamp => Cell::Time(self.time(trimmed)?),
@@ -66,13 +76,39 @@ impl Reading {
         cell.checked(nullable)
     }
 
-    fn time(&self, text: &str) -> Result<i64, Reason> {
-        match text.parse::<i64>() {
-            Ok(day) => {
-                self.zone.compact_day(day).unwrap_or(Err("an integer is a time only as yyyymmdd here".into()))
-            }
-            Err(_) => self.zone.text(text),
+    fn plain<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Reason> {
+        match self.notation.read(text) {
+            Some(written) => Ok(written.plain),
+            None => Err(not_a_number(text)),
         }
+    }
+
+    fn whole(&self, text: &str) -> Result<i64, Reason> {
+        Ok(number::whole(&self.plain(text)?).ok_or("not a whole number")??)
+    }
+
+    pub(crate) fn time(&self, text: &str) -> Result<i64, Reason> {
+        if let Ok(value) = text.parse::<i64>() {
+            return self.day(value);
+        }
+        let by_iso = iso(text).map(|stamp| stamp.when()).transpose()?;
+        let by_form = by_forms(&self.clock.forms, text);
+        let when = match (by_iso, by_form) {
+            (Some(a), Ok(b)) if a != b => {
+                return Err("ISO 8601 and a form of --ts-format read it as different times".into());
+            }
+            (Some(when), _) | (None, Ok(when)) => when,
+            (None, Err(_)) => {
+                return Err("not a date or time of ISO 8601, nor of a form of --ts-format".into());
+            }
+        };
+        self.clock.resolve(when)
+    }
+
+    /// `20160810` as a value of a time field.
+    pub(crate) fn day(&self, value: i64) -> Result<i64, Reason> {
+        let day = compact_day(value).ok_or("an integer is a time only as yyyymmdd here")?;
+        self.clock.resolve(super::clock::When::Day(day))
     }
 }
 
@@ -94,53 +130,50 @@ pub(crate) fn missing(nullable: bool) -> Result<Cell<'static>, Reason> {
     if nullable { Ok(Cell::Null) } else { Err("the value is missing, and the field may not be null".into()) }
 }
 
-fn float(text: &str) -> Result<f64, Reason> {
-    text.parse().map_err(|_| not_a_number(text))
-}
-
-/// A number with a fraction for an integer is refused, `1234.0` is not.
-pub(crate) fn whole(value: f64) -> Result<i64, Reason> {
-    if value.fract() == 0.0 && value.abs() <= FLOAT_EXACT_MAX {
-        // exact: a whole number within 2^53
-        return Ok(value as i64);
-    }
-    Err("not a whole number".into())
-}
-
-/// The nearest float of 32 bits.
-pub(crate) fn narrow(value: f64) -> Result<f32, Reason> {
-    let narrow = value as f32;
-    if value.is_finite() && !narrow.is_finite() {
-        Err("beyond the floats of 32 bits".into())
-    } else {
-        Ok(narrow)
+/// The number as a float of 64 bits.
+pub(crate) fn float64(plain: &str, nearest: bool) -> Result<Cell<'static>, Reason> {
+    let (value, same) = number::float64(plain).ok_or("not a number")?;
+    match (same, value.is_finite()) {
+        (true, _) => Ok(Cell::Float(value)),
+        (false, true) if nearest => Ok(Cell::Float(value)),
+        (false, true) => Err(format!("float64 does not hold it: it would become {value}").into()),
+        (false, false) => Err("beyond the floats of 64 bits".into()),
     }
 }
 
-fn int(text: &str) -> Result<i64, Reason> {
-    match text.parse::<i64>() {
-        Ok(value) => Ok(value),
-        Err(e)
-            if matches!(
-                e.kind(),
-                std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow
-            ) =>
-        {
-            Err("beyond the integers of 64 bits".into())
-        }
-        Err(_) => whole(float(text)?),
+/// The number as a float of 32 bits.
+pub(crate) fn float32(plain: &str, nearest: bool) -> Result<Cell<'static>, Reason> {
+    let (value, same) = number::float32(plain).ok_or("not a number")?;
+    match (same, value.is_finite()) {
+        (true, _) => Ok(Cell::Float32(value)),
+        (false, true) if nearest => Ok(Cell::Float32(value)),
+        (false, true) => Err(format!("float32 does not hold it: it would become {value}").into()),
+        (false, false) => Err("beyond the floats of 32 bits".into()),
     }
+}
+
+/// `NaN` among numbers and `NaT` among times, which is how pandas, R and NumPy write a missing one.
+pub(crate) fn is_no_value(text: &str, data_type: FieldType) -> bool {
+    match data_type {
+        FieldType::Float64 | FieldType::Float32 | FieldType::Int64 | FieldType::Int32 => is_nan(text),
+        FieldType::Timestamp => text == "NaT",
+        FieldType::Bool | FieldType::String => false,
+    }
+}
+
+pub(crate) fn is_nan(text: &str) -> bool {
+    text.trim_start_matches(['+', '-']).eq_ignore_ascii_case("nan")
+}
+
+pub(crate) fn infinity(text: &str) -> Option<f64> {
+    let word = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let infinite = word.eq_ignore_ascii_case("inf") || word.eq_ignore_ascii_case("infinity");
+    infinite.then_some(if text.starts_with('-') { f64::NEG_INFINITY } else { f64::INFINITY })
 }
 
 fn not_a_number(text: &str) -> Reason {
-    let digits = text.bytes().any(|b| b.is_ascii_digit());
-    if digits && text.contains(',') {
-        return Cow::Borrowed(
-            "not a number: write it without separators between thousands, and with a decimal point",
-        );
-    }
-    if digits && (text.ends_with('%') || text.starts_with(['$', '€', '£'])) {
-        return Cow::Borrowed("not a number: write it without its sign of unit");
+    if number::forms_of(text).is_some() {
+        return Cow::Borrowed("a number in another notation");
     }
     Cow::Borrowed("not a number")
 }
@@ -153,7 +186,7 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-fn boolean_word(text: &str) -> Option<bool> {
+pub(crate) fn boolean_word(text: &str) -> Option<bool> {
     if text.eq_ignore_ascii_case("true") {
         Some(true)
     } else if text.eq_ignore_ascii_case("false") {
@@ -163,141 +196,74 @@ fn boolean_word(text: &str) -> Option<bool> {
     }
 }
 
-/// How many cells of a column look like what.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
-    ints: u64,
-    floats: u64,
-    times: u64,
-    bools: u64,
-    texts: u64,
-    /// Of the integers, those like `007`: codes, not numbers.
-    padded: u64,
-}
-
-impl Seen {
-    pub(crate) fn look(&mut self, text: &str, reading: &Reading) {
-        let text = text.trim_ascii();
-        if reading.is_null(text) {
-            return;
-        }
-        if text.parse::<i64>().is_ok() {
-            self.ints += 1;
-            let digits = text.trim_start_matches(['-', '+']);
-            self.padded += u64::from(digits.len() > 1 && digits.starts_with('0'));
-        } else if text.parse::<f64>().is_ok() {
-            self.floats += 1;
-        } else if iso(text).is_some() {
-            self.times += 1;
-        } else if boolean_word(text).is_some() {
-            self.bools += 1;
-        } else {
-            self.texts += 1;
-        }
-    }
-
-    /// Takes in what was seen of the same column in another file.
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.ints += other.ints;
-        self.floats += other.floats;
-        self.times += other.times;
-        self.bools += other.bools;
-        self.texts += other.texts;
-        self.padded += other.padded;
-    }
-
-    /// The type that most cells have; `None` if there is no cell with a value.
-    pub(crate) fn field_type(&self) -> Option<FieldType> {
-        let numbers = self.ints + self.floats;
-        let most = numbers.max(self.times).max(self.bools).max(self.texts);
-        if most == 0 {
-            None
-        } else if numbers == most && self.floats > 0 {
-            Some(FieldType::Float64)
-        } else if numbers == most && self.padded > 0 {
-            Some(FieldType::String)
-        } else if numbers == most {
-            Some(FieldType::Int64)
-        } else if self.times == most {
-            Some(FieldType::Timestamp)
-        } else if self.bools == most {
-            Some(FieldType::Bool)
-        } else {
-            Some(FieldType::String)
-        }
-    }
-}
-
-/// The narrowest type for a column that has one type in one file and another in the next; `None` if there is none.
-pub(crate) fn common(a: FieldType, b: FieldType) -> Option<FieldType> {
-    use FieldType::{Float32, Float64, Int32, Int64};
-    match (a, b) {
-        _ if a == b => Some(a),
-        (Int32, Int64) | (Int64, Int32) => Some(Int64),
-        (Float32 | Float64 | Int32 | Int64, Float32 | Float64 | Int32 | Int64) => Some(Float64),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use trellis_proto::FieldName;
+
     use super::*;
 
     fn reading() -> Reading {
-        Reading { zone: Zone(chrono_tz::Tz::UTC), null: BTreeSet::from(["NA".to_owned()]) }
+        let clock = Clock { zone: None, unit: None, day: None, forms: Arc::default(), dates: None };
+        Reading { clock, null: BTreeSet::from(["NA".to_owned()]), notation: Notation::default() }
     }
 
-    fn type_of(cells: &[&str]) -> Option<FieldType> {
-        let mut seen = Seen::default();
-        cells.iter().for_each(|cell| seen.look(cell, &reading()));
-        seen.field_type()
-    }
-
-    #[test]
-    fn a_column_has_the_type_of_most_of_its_cells() {
-        assert_eq!(type_of(&["1", "2", ""]), Some(FieldType::Int64));
-        assert_eq!(type_of(&["1", "2.5", "NA"]), Some(FieldType::Float64));
-        assert_eq!(type_of(&["1234.0"]), Some(FieldType::Float64));
-        assert_eq!(type_of(&["1", "n/a"]), Some(FieldType::Int64));
-        assert_eq!(type_of(&["1", "a", "b"]), Some(FieldType::String));
-        assert_eq!(type_of(&["007", "013"]), Some(FieldType::String));
-        assert_eq!(type_of(&["0", "0.5", "00.5"]), Some(FieldType::Float64));
-        assert_eq!(type_of(&["True", "false"]), Some(FieldType::Bool));
-        assert_eq!(type_of(&["2016-08-10", "2016-08-10T10:00:00Z"]), Some(FieldType::Timestamp));
-        assert_eq!(type_of(&["99999999999999999999"]), Some(FieldType::Float64));
-        assert_eq!(type_of(&["", "NA"]), None);
+    fn wanted(data_type: FieldType, nullable: bool, nearest: bool) -> Wanted {
+        Wanted { spec: FieldSpec { name: FieldName::new("x").unwrap(), data_type, nullable }, nearest }
     }
 
     #[test]
     fn cells_are_read_exactly_or_refused() {
-        let read = |text, data_type| reading().cell(text, data_type, true);
+        let reading = reading();
+        let read = |text, data_type| reading.cell(text, &wanted(data_type, true, false));
         assert_eq!(read(" 1.5 ", FieldType::Float64), Ok(Cell::Float(1.5)));
+        assert_eq!(read("-Inf", FieldType::Float64), Ok(Cell::Float(f64::NEG_INFINITY)));
         assert_eq!(read("1234.0", FieldType::Int64), Ok(Cell::Int(1234)));
         assert_eq!(read("9007199254740993", FieldType::Int64), Ok(Cell::Int(9_007_199_254_740_993)));
+        assert_eq!(read("9007199254740993.0", FieldType::Int64), Ok(Cell::Int(9_007_199_254_740_993)));
         assert_eq!(read(" a ", FieldType::String), Ok(Cell::Text(" a ")));
+        assert_eq!(read("nan", FieldType::String), Ok(Cell::Text("nan")));
         assert_eq!(read("20160810", FieldType::Timestamp), Ok(Cell::Time(1_470_787_200_000_000_000)));
-        assert_eq!(read("NA", FieldType::String), Ok(Cell::Null));
-        assert!(matches!(read("nan", FieldType::Float64), Ok(Cell::Float(v)) if v.is_nan()));
+        for (text, data_type) in [
+            ("NA", FieldType::String),
+            ("nan", FieldType::Float64),
+            ("NaN", FieldType::Int64),
+            ("NaT", FieldType::Timestamp),
+        ] {
+            assert_eq!(read(text, data_type), Ok(Cell::Null), "{text} as {data_type}");
+        }
         for (text, data_type) in [
             ("1.5", FieldType::Int64),
             ("1e300", FieldType::Int64),
             ("99999999999999999999", FieldType::Int64),
             ("2147483648", FieldType::Int32),
             ("1e39", FieldType::Float32),
+            ("0.123456789", FieldType::Float32),
+            ("9007199254740993", FieldType::Float64),
+            ("12345678901234567890.12", FieldType::Float64),
+            ("1e400", FieldType::Float64),
             ("1,000", FieldType::Float64),
+            ("1_000", FieldType::Int64),
+            ("0x10", FieldType::Int64),
             ("12%", FieldType::Float64),
             ("yes", FieldType::Bool),
             ("12", FieldType::Timestamp),
+            ("9999-12-31", FieldType::Timestamp),
         ] {
             assert!(read(text, data_type).is_err(), "{text} as {data_type}");
         }
+        let nearest = |text, data_type| reading.cell(text, &wanted(data_type, true, true));
+        assert_eq!(nearest("9007199254740993", FieldType::Float64), Ok(Cell::Float(9_007_199_254_740_992.0)));
+        assert!(nearest("1e400", FieldType::Float64).is_err());
     }
 
     #[test]
     fn a_field_that_may_not_be_null_has_a_finite_value() {
+        let field = wanted(FieldType::Float64, false, false);
         for text in ["", "NA", "nan", "inf", "-Infinity"] {
-            assert!(reading().cell(text, FieldType::Float64, false).is_err(), "{text}");
+            assert!(reading().cell(text, &field).is_err(), "{text}");
         }
-        assert_eq!(reading().cell("1", FieldType::Float64, false), Ok(Cell::Float(1.0)));
+        assert_eq!(reading().cell("1", &field), Ok(Cell::Float(1.0)));
     }
 }

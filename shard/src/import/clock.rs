@@ -2,22 +2,40 @@
 //!
 //! The forms are a closed list of ISO 8601, parsed here rather than by `arrow_cast::parse::string_to_datetime`, which
 //! cannot say whether a local time does not exist or happens twice, and takes a leap second for the second after it.
-//! `01/02/2016` is refused: nobody but its author knows which month that is.
+//! `01/02/2016` is read only by a form that the caller gives: nobody but its author knows which month that is.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
-use chrono::{MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone};
+use chrono::{
+    MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Timelike,
+    format::{Item, Parsed, StrftimeItems},
+};
 use chrono_tz::Tz;
 
-use super::TsUnit;
+use super::{TsUnit, number};
 
 /// Why a value is refused, without the value.
 pub(crate) type Reason = Cow<'static, str>;
 
-const OUTSIDE: &str = "the time is outside the years 1678 to 2261, which nanoseconds can hold";
+pub(crate) const OUTSIDE: &str = "the time is outside the years 1678 to 2261, which nanoseconds can hold";
 const NOT_ISO: &str =
     "not a date or time of ISO 8601 (2016-08-10, 2016-08-10T14:30:00.25, with Z or an offset)";
+const NO_FORM: &str = "none of the forms of --ts-format";
 const NANOS_OF_DAY: i64 = 86_400_000_000_000;
+
+/// The form name that stands for ISO 8601 among the forms that the caller gives.
+pub(crate) const ISO: &str = "iso";
+
+/// What is written, before a zone makes it an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// A date without a time.
+    Day(NaiveDate),
+    /// By the clock on the wall.
+    Local(NaiveDateTime),
+    /// Nanoseconds, UTC.
+    At(i64),
+}
 
 /// Local times of one zone.
 #[derive(Debug, Clone, Copy)]
@@ -44,67 +62,232 @@ impl Zone {
         }
     }
 
-    /// The instant of an ISO date (its midnight) or time.
-    pub(crate) fn text(self, text: &str) -> Result<i64, Reason> {
-        let (local, offset_s) = iso(text).ok_or(NOT_ISO)?;
-        match offset_s {
-            None => self.instant(local),
-            Some(offset) => local
-                .checked_sub_signed(TimeDelta::seconds(offset.into()))
-                .and_then(|utc| utc.and_utc().timestamp_nanos_opt())
-                .ok_or(OUTSIDE.into()),
+    fn resolve(self, when: When) -> Result<i64, Reason> {
+        match when {
+            When::Day(day) => self.instant(day.and_time(NaiveTime::MIN)),
+            When::Local(local) => self.instant(local),
+            When::At(ns) => Ok(ns),
         }
-    }
-
-    /// The midnight of a day written `20160810`; `None` if it is none.
-    pub(crate) fn compact_day(self, value: i64) -> Option<Result<i64, Reason>> {
-        let year = i32::try_from(value / 10_000).ok().filter(|y| (1000..=9999).contains(y))?;
-        let (month, day) = (u32::try_from(value / 100 % 100).ok()?, u32::try_from(value % 100).ok()?);
-        let day = NaiveDate::from_ymd_opt(year, month, day)?;
-        Some(self.instant(day.and_time(NaiveTime::MIN)))
-    }
-
-    /// The instant of nanoseconds since 1970 by the clock on the wall.
-    pub(crate) fn wall(self, ns: i64) -> Result<i64, Reason> {
-        if self.0 == Tz::UTC {
-            return Ok(ns);
-        }
-        self.instant(chrono::DateTime::from_timestamp_nanos(ns).naive_utc())
     }
 }
 
-/// How the values of a key column become instants.
+/// The day written `20160810`; `None` if it is none.
+pub(crate) fn compact_day(value: i64) -> Option<NaiveDate> {
+    let year = i32::try_from(value / 10_000).ok().filter(|y| (1000..=9999).contains(y))?;
+    let (month, day) = (u32::try_from(value / 100 % 100).ok()?, u32::try_from(value % 100).ok()?);
+    NaiveDate::from_ymd_opt(year, month, day)
+}
+
+/// Dates named by the local midnights of a zone: its sessions, written as instants.
 #[derive(Debug, Clone, Copy)]
+pub(crate) struct DateZone(pub(crate) Tz);
+
+impl DateZone {
+    /// The midnight UTC of the date that `when` names. A day whose clocks skip midnight is named by its first moment; one
+    /// that has two midnights, by either.
+    fn date(self, when: When, zone: Option<Zone>) -> Result<i64, Reason> {
+        let day = match (when, zone) {
+            (When::Day(day), _) => Some(day),
+            (When::Local(local), None) => self.named_by_wall(local),
+            (When::Local(local), Some(zone)) => self.named_by(zone.instant(local)?),
+            (When::At(ns), _) => self.named_by(ns),
+        };
+        let day = day.ok_or_else(|| {
+            format!("not a midnight of {}, and so no date of its (see --date-zone)", self.0)
+        })?;
+        day.and_time(NaiveTime::MIN).and_utc().timestamp_nanos_opt().ok_or(OUTSIDE.into())
+    }
+
+    fn named_by(self, ns: i64) -> Option<NaiveDate> {
+        let local =
+            |ns: i64| self.0.from_utc_datetime(&chrono::DateTime::from_timestamp_nanos(ns).naive_utc());
+        let at = local(ns).naive_local();
+        let first = || ns.checked_sub(1).is_some_and(|before| local(before).date_naive() < at.date());
+        (at.time() == NaiveTime::MIN || first()).then(|| at.date())
+    }
+
+    fn named_by_wall(self, local: NaiveDateTime) -> Option<NaiveDate> {
+        if local.time() == NaiveTime::MIN {
+            return Some(local.date());
+        }
+        let at = self.0.from_local_datetime(&local).earliest()?;
+        self.named_by(at.timestamp_nanos_opt()?)
+    }
+}
+
+/// How the values of a time column become instants.
+#[derive(Debug, Clone)]
 pub(crate) struct Clock {
-    pub(crate) zone: Zone,
+    /// Of times that carry none. `None`: not said; UTC.
+    pub(crate) zone: Option<Zone>,
     pub(crate) unit: Option<TsUnit>,
     /// For units that count within a day.
     pub(crate) day: Option<NaiveDate>,
+    /// Empty: ISO 8601, and `yyyymmdd`.
+    pub(crate) forms: Arc<[Form]>,
+    /// Times are dates of this zone.
+    pub(crate) dates: Option<DateZone>,
 }
 
 impl Clock {
-    pub(crate) fn text(&self, text: &str) -> Result<i64, Reason> {
-        match integer(text) {
-            Some(value) => self.integer(value),
-            None if self.unit.is_none() => self.zone.text(text),
-            None => Err("not an integer, though a unit is given".into()),
+    pub(crate) fn resolve(&self, when: When) -> Result<i64, Reason> {
+        match self.dates {
+            Some(dates) => dates.date(when, self.zone),
+            None => self.zone.unwrap_or(Zone(Tz::UTC)).resolve(when),
         }
     }
 
+    pub(crate) fn text(&self, text: &str) -> Result<i64, Reason> {
+        if self.unit.is_some() {
+            return self.counted(text);
+        }
+        if self.forms.is_empty() {
+            if let Some(value) = integer(text) {
+                return self.integer(value);
+            }
+            return self.resolve(iso(text).ok_or(NOT_ISO)?.when()?);
+        }
+        self.resolve(by_forms(&self.forms, text)?)
+    }
+
     pub(crate) fn integer(&self, value: i64) -> Result<i64, Reason> {
-        let Some(unit) = self.unit else {
-            return self.zone.compact_day(value).unwrap_or(Err(
-                "an integer is a time only with its unit (--ts-unit s, ms, us, ns or ms-of-day) or as yyyymmdd".into(),
-            ));
-        };
-        let ns = value.checked_mul(unit.ns());
+        if self.unit.is_some() {
+            return self.counted(&value.to_string());
+        }
+        if !self.forms.is_empty() {
+            return self.resolve(by_forms(&self.forms, &value.to_string())?);
+        }
+        match compact_day(value) {
+            Some(day) => self.resolve(When::Day(day)),
+            None => Err(Count::of(value).reason()),
+        }
+    }
+
+    /// A number of units, whole or not; more digits than a nanosecond are none.
+    fn counted(&self, text: &str) -> Result<i64, Reason> {
+        let unit = self.unit.ok_or("no unit is given")?;
+        if !number::is_plain(text) || text.contains(['e', 'E']) {
+            return Err("not a number of units, though --ts-unit is given".into());
+        }
+        if unit == TsUnit::Excel {
+            return self.resolve(excel(text)?);
+        }
+        if !unit.of_day() && looks_like_a_date(text) {
+            return Err(
+                "a calendar date and not a number of units: leave out --ts-unit, or give its form with \
+                        --ts-format"
+                    .into(),
+            );
+        }
+        let shift = unit.ns().ilog10();
+        let ns = number::whole(&format!("{text}e{shift}"))
+            .ok_or("a fraction of a nanosecond")?
+            .map_err(|_| OUTSIDE)?;
         if !unit.of_day() {
-            return ns.ok_or(OUTSIDE.into());
+            return self.resolve(When::At(ns));
         }
         let day = self.day.ok_or("the day is not known")?;
-        let ns = ns.filter(|ns| (0..NANOS_OF_DAY).contains(ns)).ok_or("not within a day")?;
-        self.zone.instant(day.and_time(NaiveTime::MIN) + TimeDelta::nanoseconds(ns))
+        if !(0..NANOS_OF_DAY).contains(&ns) {
+            return Err("not within a day".into());
+        }
+        self.resolve(When::Local(day.and_time(NaiveTime::MIN) + TimeDelta::nanoseconds(ns)))
     }
+}
+
+/// What an integer that is no time may have been meant as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Count {
+    Year,
+    Month,
+    Excel,
+    DateAndTime,
+    Units(TsUnit),
+    Unclear,
+}
+
+impl Count {
+    pub(crate) fn of(value: i64) -> Self {
+        let month = |v: i64| (190_001..=210_012).contains(&v) && (1..=12).contains(&(v % 100));
+        match value {
+            1_900..=2_100 => Self::Year,
+            // 1954 to 2091
+            20_000..=70_000 => Self::Excel,
+            v if month(v) => Self::Month,
+            v if compact_time(&v.to_string()) => Self::DateAndTime,
+            v => match v.unsigned_abs().to_string().len() {
+                9 | 10 => Self::Units(TsUnit::S),
+                12 | 13 => Self::Units(TsUnit::Ms),
+                15 | 16 => Self::Units(TsUnit::Us),
+                18 | 19 => Self::Units(TsUnit::Ns),
+                _ => Self::Unclear,
+            },
+        }
+    }
+
+    /// The options that read it.
+    pub(crate) fn option(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Year => "--ts-format %Y",
+            Self::Month => "--ts-format %Y%m",
+            Self::Excel => "--ts-unit excel",
+            Self::DateAndTime => "--ts-format %Y%m%d%H%M%S",
+            Self::Units(TsUnit::S) => "--ts-unit s",
+            Self::Units(TsUnit::Ms) => "--ts-unit ms",
+            Self::Units(TsUnit::Us) => "--ts-unit us",
+            Self::Units(_) => "--ts-unit ns",
+            Self::Unclear => return None,
+        })
+    }
+
+    fn reason(self) -> Reason {
+        match self {
+            Self::Year => "a year is a time only by its form, as its first day (--ts-format %Y)",
+            Self::Month => "a month is a time only by its form, as its first day (--ts-format %Y%m)",
+            Self::Excel => "an integer is a time only with its unit; days of Excel are --ts-unit excel",
+            Self::DateAndTime => "an integer of a date and a time is read by its form (--ts-format %Y%m%d%H%M%S)",
+            Self::Units(_) | Self::Unclear => {
+                "an integer is a time only with its unit (--ts-unit s, ms, us, ns or ms-of-day) or as yyyymmdd"
+            }
+        }
+        .into()
+    }
+}
+
+/// `20160810093000`
+fn compact_time(digits: &str) -> bool {
+    digits.len() == 14 && NaiveDateTime::parse_from_str(digits, "%Y%m%d%H%M%S").is_ok()
+}
+
+/// Eight or fourteen digits that are a day of our time.
+fn looks_like_a_date(text: &str) -> bool {
+    let digits = text.strip_suffix(".0").unwrap_or(text);
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    let day = |digits: &str| {
+        digits.parse().ok().filter(|d| (19_000_000..22_000_000).contains(d)).and_then(compact_day).is_some()
+    };
+    plain && (digits.len() == 8 && day(digits) || compact_time(digits) && day(&digits[..8]))
+}
+
+/// Days since the last of 1899, as Excel and LibreOffice count; a fraction is a time, to the millisecond.
+fn excel(text: &str) -> Result<When, Reason> {
+    // the day after the 29 February 1900 that never was
+    const FIRST: f64 = 61.0;
+    // 2261
+    const LAST: f64 = 132_000.0;
+    const MS_OF_DAY: f64 = 86_400_000.0;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let days: f64 = whole.parse().map_err(|_| "not a number of days")?;
+    if !(FIRST..LAST).contains(&days) {
+        return Err("not a day of Excel from 1900-03-01 to 2261".into());
+    }
+    let epoch = NaiveDate::from_ymd_opt(1899, 12, 30).ok_or(OUTSIDE)?;
+    let day = epoch + TimeDelta::days(days as i64);
+    let part: f64 = format!("0.{fraction}0").parse().map_err(|_| "not a number of days")?;
+    let ms = (part * MS_OF_DAY).round() as i64;
+    if ms == 0 {
+        return Ok(When::Day(day));
+    }
+    Ok(When::Local(day.and_time(NaiveTime::MIN) + TimeDelta::milliseconds(ms)))
 }
 
 /// An integer, also as `1470787200.0`, which is how a column with gaps leaves pandas.
@@ -117,24 +300,149 @@ fn integer(text: &str) -> Option<i64> {
     digits.parse().ok()
 }
 
-/// A date, or a date and a time, with the offset in seconds if there is one.
-pub(crate) fn iso(text: &str) -> Option<(NaiveDateTime, Option<i32>)> {
-    let date = text.get(..10)?;
-    let b = date.as_bytes();
-    if b[4] != b'-' || b[7] != b'-' {
+/// A form of times that the caller gives, as of `strptime`.
+#[derive(Debug, Clone)]
+pub(crate) struct Form {
+    items: Option<Vec<Item<'static>>>,
+    timed: bool,
+    month: bool,
+    day: bool,
+}
+
+impl Form {
+    /// `iso`, or a pattern such as `%d/%m/%Y %H:%M`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text == ISO {
+            return Ok(Self { items: None, timed: true, month: true, day: true });
+        }
+        let mut pattern = String::new();
+        let mut letters = String::new();
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            if c != '%' {
+                pattern.push(c);
+                continue;
+            }
+            let mut letter = chars.next().ok_or("it ends with %")?;
+            if letter == '-' {
+                letter = chars.next().ok_or("it ends with %-")?;
+            }
+            match letter {
+                '.' if chars.next_if_eq(&'f').is_some() => pattern.push_str("%.f"),
+                // as Python means it: the digits after the point
+                'f' if pattern.ends_with('.') => {
+                    pattern.pop();
+                    pattern.push_str("%.f");
+                }
+                'f' => return Err("%f stands after a point: %S.%f".to_owned()),
+                'Z' => {
+                    return Err(
+                        "%Z would not be looked at: give the zone with --tz, or an offset with %z".to_owned()
+                    );
+                }
+                'Y' | 'y' | 'm' | 'd' | 'e' | 'b' | 'h' | 'B' | 'a' | 'A' | 'H' | 'I' | 'M' | 'S' | 'p'
+                | 'z' | 'T' | 'R' | 'F' | 'D' | 'j' | '%' => pattern.extend(['%', letter]),
+                other => return Err(format!("%{other} is not known")),
+            }
+            letters.push(letter);
+        }
+        let has = |any: &[char]| letters.contains(any);
+        let year = has(&['Y', 'y', 'F', 'D']);
+        let month = has(&['m', 'b', 'h', 'B', 'F', 'D', 'j']);
+        let day = has(&['d', 'e', 'F', 'D', 'j']);
+        if !year || (day && !month) {
+            return Err(
+                "it does not say the date: a form has %Y (or %y), and with %d also %m (or %b)".to_owned()
+            );
+        }
+        let hour = has(&['H', 'T', 'R']) || (has(&['I']) && has(&['p']));
+        if !hour && has(&['I', 'M', 'S', 'p', 'z']) {
+            return Err("it does not say the hour: %H, or %I with %p".to_owned());
+        }
+        let items = StrftimeItems::new(&pattern).parse_to_owned().map_err(|_| "it is no form".to_owned())?;
+        Ok(Self { items: Some(items), timed: hour, month, day })
+    }
+
+    pub(crate) fn read(&self, text: &str) -> Option<Result<When, Reason>> {
+        let Some(items) = &self.items else { return iso(text).map(|stamp| stamp.when()) };
+        // chrono would cut what is finer than a nanosecond
+        let fine = |part: &str| part.bytes().take_while(u8::is_ascii_digit).count() > 9;
+        if text.split('.').skip(1).any(fine) {
+            return None;
+        }
+        let mut parsed = Parsed::new();
+        chrono::format::parse(&mut parsed, text, items.iter()).ok()?;
+        if !self.month {
+            parsed.set_month(1).ok()?;
+        }
+        if !self.day {
+            parsed.set_day(1).ok()?;
+        }
+        let day = parsed.to_naive_date().ok()?;
+        if !self.timed {
+            return Some(Ok(When::Day(day)));
+        }
+        if parsed.minute().is_none() {
+            parsed.set_minute(0).ok()?;
+        }
+        let time = parsed.to_naive_time().ok().filter(|t| t.nanosecond() < 1_000_000_000)?;
+        Some(Stamp { at: day.and_time(time), offset_s: parsed.offset(), timed: true }.when())
+    }
+}
+
+/// The one reading of `text` by any of `forms`.
+pub(crate) fn by_forms(forms: &[Form], text: &str) -> Result<When, Reason> {
+    let mut found = None;
+    for when in forms.iter().filter_map(|form| form.read(text)) {
+        let when = when?;
+        if found.is_some_and(|other| other != when) {
+            return Err("two forms of --ts-format read it as different times".into());
+        }
+        found = Some(when);
+    }
+    found.ok_or(NO_FORM.into())
+}
+
+/// A date, with or without a time and an offset, as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) at: NaiveDateTime,
+    pub(crate) offset_s: Option<i32>,
+    pub(crate) timed: bool,
+}
+
+impl Stamp {
+    pub(crate) fn when(self) -> Result<When, Reason> {
+        Ok(match self.offset_s {
+            None if self.timed => When::Local(self.at),
+            None => When::Day(self.at.date()),
+            Some(offset) => When::At(
+                self.at
+                    .checked_sub_signed(TimeDelta::seconds(offset.into()))
+                    .and_then(|utc| utc.and_utc().timestamp_nanos_opt())
+                    .ok_or(OUTSIDE)?,
+            ),
+        })
+    }
+}
+
+/// A date, or a date and a time, with the offset if there is one. The date may be written `20160810` before a time.
+pub(crate) fn iso(text: &str) -> Option<Stamp> {
+    let b = text.as_bytes();
+    let dashed = b.get(4) == Some(&b'-');
+    let (date, rest) = text.split_at_checked(if dashed { 10 } else { 8 })?;
+    let (month, day) =
+        if dashed { (date.get(5..7)?, date.get(8..)?) } else { (date.get(4..6)?, date.get(6..)?) };
+    if dashed && b[7] != b'-' || !dashed && rest.is_empty() {
         return None;
     }
-    let day = NaiveDate::from_ymd_opt(
-        i32::try_from(number(&date[..4])?).ok()?,
-        number(&date[5..7])?,
-        number(&date[8..])?,
-    )?;
-    let rest = &text[10..];
+    let day =
+        NaiveDate::from_ymd_opt(i32::try_from(number(date.get(..4)?)?).ok()?, number(month)?, number(day)?)?;
     if rest.is_empty() {
-        return Some((day.and_time(NaiveTime::MIN), None));
+        return Some(Stamp { at: day.and_time(NaiveTime::MIN), offset_s: None, timed: false });
     }
-    let (time, offset) = time_and_offset(rest.strip_prefix(['T', 't', ' '])?)?;
-    Some((day.and_time(time), offset))
+    let (time, offset_s) = time_and_offset(rest.strip_prefix(['T', 't', ' '])?)?;
+    Some(Stamp { at: day.and_time(time), offset_s, timed: true })
 }
 
 /// `HH:MM[:SS[.fraction]][ ][Z|UTC|±HH[[:]MM]]`
@@ -201,8 +509,31 @@ mod tests {
 
     use super::*;
 
-    const UTC: Zone = Zone(Tz::UTC);
-    const NEW_YORK: Zone = Zone(Tz::America__New_York);
+    fn at(zone: Tz, text: &str) -> Result<i64, Reason> {
+        Zone(zone).resolve(iso(text).ok_or(NOT_ISO)?.when()?)
+    }
+
+    fn utc(text: &str) -> Result<i64, Reason> {
+        at(Tz::UTC, text)
+    }
+
+    fn new_york(text: &str) -> Result<i64, Reason> {
+        at(Tz::America__New_York, text)
+    }
+
+    fn clock(unit: Option<TsUnit>) -> Clock {
+        Clock {
+            zone: None,
+            unit,
+            day: NaiveDate::from_ymd_opt(2014, 5, 1),
+            forms: Arc::default(),
+            dates: None,
+        }
+    }
+
+    fn formed(forms: &[&str]) -> Clock {
+        Clock { forms: forms.iter().map(|f| Form::parse(f).unwrap()).collect(), ..clock(None) }
+    }
 
     #[test]
     fn every_accepted_form_is_the_instant_that_arrow_reads() {
@@ -215,10 +546,10 @@ mod tests {
             "2016-08-10 14:30:00+0530",
             "2016-08-10 14:30:00 -08",
         ] {
-            assert_eq!(UTC.text(text), Ok(string_to_timestamp_nanos(text).unwrap()), "{text}");
+            assert_eq!(utc(text), Ok(string_to_timestamp_nanos(text).unwrap()), "{text}");
         }
-        assert_eq!(UTC.text("2016-08-10 14:30"), UTC.text("2016-08-10T14:30:00"));
-        assert_eq!(UTC.text("2016-08-10 14:30:00 UTC"), UTC.text("2016-08-10T14:30:00Z"));
+        assert_eq!(utc("2016-08-10 14:30"), utc("2016-08-10T14:30:00"));
+        assert_eq!(utc("2016-08-10 14:30:00 UTC"), utc("2016-08-10T14:30:00Z"));
     }
 
     #[test]
@@ -243,19 +574,19 @@ mod tests {
             "2016-08-1é",
             "٢016-08-10",
         ] {
-            assert!(UTC.text(text).is_err(), "{text:?}");
+            assert!(utc(text).is_err(), "{text:?}");
         }
-        assert_eq!(UTC.text("1066-10-14").unwrap_err(), OUTSIDE);
+        assert_eq!(utc("1066-10-14").unwrap_err(), OUTSIDE);
     }
 
     #[test]
     fn local_times_follow_the_zone_and_its_changes() {
-        assert_eq!(NEW_YORK.text("2016-08-10 09:30"), UTC.text("2016-08-10T13:30:00"));
-        assert_eq!(NEW_YORK.text("2016-12-10 09:30"), UTC.text("2016-12-10T14:30:00"));
-        assert_eq!(NEW_YORK.text("2016-12-10 09:30Z"), UTC.text("2016-12-10T09:30:00"));
-        let gap = NEW_YORK.text("2016-03-13 02:30").unwrap_err();
+        assert_eq!(new_york("2016-08-10 09:30"), utc("2016-08-10T13:30:00"));
+        assert_eq!(new_york("2016-12-10 09:30"), utc("2016-12-10T14:30:00"));
+        assert_eq!(new_york("2016-12-10 09:30Z"), utc("2016-12-10T09:30:00"));
+        let gap = new_york("2016-03-13 02:30").unwrap_err();
         assert!(gap.contains("does not exist in America/New_York"), "{gap}");
-        let fold = NEW_YORK.text("2016-11-06 01:30").unwrap_err();
+        let fold = new_york("2016-11-06 01:30").unwrap_err();
         assert!(
             fold.contains("05:30:00Z") && fold.contains("06:30:00Z") && fold.contains("offset"),
             "{fold}"
@@ -264,35 +595,146 @@ mod tests {
 
     #[test]
     fn integers_need_a_unit_unless_they_are_days() {
-        let clock = |unit, day| Clock { zone: UTC, unit, day };
-        let day = NaiveDate::from_ymd_opt(2014, 5, 1);
-        assert_eq!(clock(None, None).text("20160810"), UTC.text("2016-08-10"));
-        assert!(clock(None, None).text("20161310").unwrap_err().contains("--ts-unit"));
-        assert!(clock(None, None).text("1470787200").unwrap_err().contains("--ts-unit"));
-        assert_eq!(clock(Some(TsUnit::S), None).text("1470787200"), UTC.text("2016-08-10"));
-        assert_eq!(clock(Some(TsUnit::S), None).text("20160810"), Ok(20_160_810_000_000_000));
-        assert_eq!(clock(Some(TsUnit::Ms), None).text("1470787200000.0"), UTC.text("2016-08-10"));
-        assert!(clock(Some(TsUnit::S), None).text("1.5").is_err());
-        assert!(clock(Some(TsUnit::S), None).text("2016-08-10").is_err());
-        assert!(clock(Some(TsUnit::S), None).text("9223372036854775807").is_err());
-        assert_eq!(clock(Some(TsUnit::MsOfDay), day).text("60000"), UTC.text("2014-05-01T00:01:00"));
-        assert!(clock(Some(TsUnit::MsOfDay), day).text("86400000").is_err());
-        assert!(clock(Some(TsUnit::MsOfDay), day).text("-1").is_err());
+        let read = |unit, text: &str| clock(unit).text(text);
+        assert_eq!(read(None, "20160810"), utc("2016-08-10"));
+        assert_eq!(read(Some(TsUnit::S), "1470787200"), utc("2016-08-10"));
+        assert_eq!(read(Some(TsUnit::Ms), "1470787200000.0"), utc("2016-08-10"));
+        assert_eq!(read(Some(TsUnit::S), "1470787200.25"), utc("2016-08-10T00:00:00.25Z"));
+        assert_eq!(read(Some(TsUnit::MsOfDay), "60000"), utc("2014-05-01T00:01:00"));
+        assert_eq!(read(Some(TsUnit::Excel), "42592"), utc("2016-08-10"));
+        assert_eq!(read(Some(TsUnit::Excel), "42592.3958333333"), utc("2016-08-10T09:30:00"));
+        for (unit, text) in [
+            (Some(TsUnit::Ns), "1.5"),
+            (Some(TsUnit::S), "2016-08-10"),
+            (Some(TsUnit::S), "1.47e9"),
+            (Some(TsUnit::S), "9223372036854775807"),
+            (Some(TsUnit::S), "-9223372037"),
+            (Some(TsUnit::S), "20160810"),
+            (Some(TsUnit::Us), "20160810093000"),
+            (Some(TsUnit::MsOfDay), "86400000"),
+            (Some(TsUnit::MsOfDay), "-1"),
+            (Some(TsUnit::Excel), "60"),
+            (None, "20161310"),
+        ] {
+            assert!(read(unit, text).is_err(), "{text}");
+        }
+        for (text, option) in [
+            ("2016", "--ts-format %Y"),
+            ("201608", "--ts-format %Y%m"),
+            ("42592", "--ts-unit excel"),
+            ("20160810093000", "%Y%m%d%H%M%S"),
+            ("1470787200", "--ts-unit"),
+        ] {
+            let reason = read(None, text).unwrap_err();
+            assert!(reason.contains(option), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_form_reads_what_it_says_and_nothing_else() {
+        for (form, text, time) in [
+            ("%d/%m/%Y", "01/02/2016", "2016-02-01"),
+            ("%m/%d/%Y", "1/2/2016", "2016-01-02"),
+            ("%d.%m.%y", "10.08.16", "2016-08-10"),
+            ("%d-%b-%Y", "10-aug-2016", "2016-08-10"),
+            ("%B %d, %Y", "August 10, 2016", "2016-08-10"),
+            ("%Y%m", "201608", "2016-08-01"),
+            ("%Y", "2016", "2016-01-01"),
+            ("%Y%m%d %H%M%S", "20160810 093000", "2016-08-10T09:30:00Z"),
+            ("%d/%m/%Y %H:%M:%S.%f", "10/08/2016 09:30:00.25", "2016-08-10T09:30:00.25Z"),
+            ("%m/%d/%Y %I:%M %p", "8/10/2016 1:30 PM", "2016-08-10T13:30:00Z"),
+            ("%Y/%m/%d %H:%M %z", "2016/08/10 09:30 -0400", "2016-08-10T13:30:00Z"),
+            ("iso", "2016-08-10", "2016-08-10"),
+        ] {
+            assert_eq!(formed(&[form]).text(text), utc(time), "{form}");
+        }
+        let both = formed(&["%d/%m/%Y", "%m/%d/%Y"]);
+        assert_eq!(both.text("13/02/2016"), utc("2016-02-13"));
+        assert_eq!(both.text("02/02/2016"), utc("2016-02-02"));
+        assert!(both.text("01/02/2016").unwrap_err().contains("two forms"));
+        for text in ["31/02/2016", "10/08/2016 09:30", "2016-08-10", "10/08/16", "10/08/9999"] {
+            assert!(formed(&["%d/%m/%Y"]).text(text).is_err(), "{text}");
+        }
+        assert!(formed(&["%d/%m/%Y %H:%M:%S.%f"]).text("10/08/2016 09:30:00.1234567890").is_err());
+        for form in
+            ["", "%d/%m", "%H:%M", "%Q", "%Y-%d", "%Y%m%d %I:%M", "%Y %S,%f", "%Y-%m-%d %H:%M %Z", "%"]
+        {
+            assert!(Form::parse(form).is_err(), "{form}");
+        }
+    }
+
+    #[test]
+    fn a_local_midnight_names_its_date_also_where_clocks_change_at_midnight() {
+        let dated = |zone, text: &str| Clock { dates: Some(DateZone(zone)), ..clock(None) }.text(text);
+        for (zone, text, date) in [
+            (Tz::America__New_York, "2023-03-10 00:00:00-05:00", "2023-03-10"),
+            (Tz::America__New_York, "2023-03-13 00:00:00-04:00", "2023-03-13"),
+            (Tz::America__New_York, "2023-03-13T04:00:00Z", "2023-03-13"),
+            (Tz::America__New_York, "2023-03-13", "2023-03-13"),
+            (Tz::America__New_York, "20230313", "2023-03-13"),
+            (Tz::America__New_York, "2023-03-13 00:00:00", "2023-03-13"),
+            (Tz::Asia__Tokyo, "2023-03-12T15:00:00Z", "2023-03-13"),
+            // no midnight on that day
+            (Tz::America__Sao_Paulo, "2018-11-04 01:00:00-02:00", "2018-11-04"),
+            (Tz::America__Sao_Paulo, "2018-11-04 00:00:00-03:00", "2018-11-04"),
+            (Tz::America__Sao_Paulo, "2018-11-04 00:00:00", "2018-11-04"),
+            (Tz::America__Sao_Paulo, "2018-11-04 01:00:00", "2018-11-04"),
+            (Tz::Africa__Cairo, "2023-04-28 01:00:00+03:00", "2023-04-28"),
+            (Tz::Asia__Beirut, "2022-03-27 01:00:00+03:00", "2022-03-27"),
+            // two midnights
+            (Tz::America__Havana, "2022-11-06 00:00:00-04:00", "2022-11-06"),
+            (Tz::America__Havana, "2022-11-06 00:00:00-05:00", "2022-11-06"),
+            (Tz::America__Havana, "2022-11-06 00:00:00", "2022-11-06"),
+        ] {
+            assert_eq!(dated(zone, text), utc(date), "{zone} {text}");
+        }
+        for (zone, text) in [
+            (Tz::America__New_York, "2023-03-13 00:00:00-05:00"),
+            (Tz::America__New_York, "2023-03-13 16:00:00"),
+            (Tz::America__New_York, "2023-03-13 00:00:00Z"),
+            (Tz::America__Sao_Paulo, "2018-11-04 02:00:00-02:00"),
+            (Tz::America__Sao_Paulo, "2018-11-05 01:00:00-02:00"),
+        ] {
+            assert!(dated(zone, text).is_err(), "{zone} {text}");
+        }
+        let said =
+            Clock { zone: Some(Zone(Tz::UTC)), dates: Some(DateZone(Tz::America__New_York)), ..clock(None) };
+        assert_eq!(said.text("2023-03-13 04:00:00"), utc("2023-03-13"));
+        assert!(said.text("2023-03-13 00:00:00").is_err());
     }
 
     proptest! {
         #[test]
+        fn the_first_moment_of_every_day_of_every_zone_names_it(day in 0..20_000_i64, zone in 0..chrono_tz::TZ_VARIANTS.len()) {
+            let zone = chrono_tz::TZ_VARIANTS[zone];
+            let date = NaiveDate::from_ymd_opt(1970, 1, 1).unwrap() + TimeDelta::days(day);
+            // slow: half a minute at a time, as some old offsets are, through the two days around it
+            let start = date.and_time(NaiveTime::MIN).and_utc().timestamp() - 86_400;
+            let local = |s: i64| zone.timestamp_opt(s, 0).unwrap().naive_local();
+            let Some(first) = (start..start + 2 * 86_400).step_by(30).find(|&s| local(s).date() == date) else {
+                // the day was left out, at a change of the date line
+                return Ok(());
+            };
+            let clock = Clock { dates: Some(DateZone(zone)), unit: Some(TsUnit::Ms), ..clock(None) };
+            prop_assert_eq!(clock.text(&(first * 1_000).to_string()), utc(&date.to_string()));
+            let later = ((first + 60) * 1_000).to_string();
+            if local(first + 60).time() != NaiveTime::MIN {
+                prop_assert!(clock.text(&later).is_err());
+            }
+        }
+
+        #[test]
         fn what_chrono_writes_is_read_back(ns in any::<i64>(), offset_min in -14 * 60..=14 * 60_i32) {
             let at = chrono::DateTime::from_timestamp_nanos(ns);
             let offset = chrono::FixedOffset::east_opt(offset_min * 60).unwrap();
-            prop_assert_eq!(UTC.text(&at.to_rfc3339()), Ok(ns));
-            prop_assert_eq!(UTC.text(&at.with_timezone(&offset).to_rfc3339()), Ok(ns));
+            prop_assert_eq!(utc(&at.to_rfc3339()), Ok(ns));
+            prop_assert_eq!(utc(&at.with_timezone(&offset).to_rfc3339()), Ok(ns));
         }
 
         #[test]
         fn no_text_panics(text in "\\PC{0,40}", tail in "[0-9:. TZ+-]{0,30}") {
-            let _ = UTC.text(&text);
-            let _ = UTC.text(&format!("2016-08-10{tail}"));
+            let _ = utc(&text);
+            let _ = utc(&format!("2016-08-10{tail}"));
         }
     }
 }

@@ -1,33 +1,50 @@
-//! Rows from Parquet. Columns come typed; they are brought to one of a few shapes by Arrow's casts, and from there take
-//! the same way into the table as text does, so that both kinds of file obey the same rules.
+//! Rows from Parquet. Columns come typed; they are brought to one of a few shapes, and from there take the same way into
+//! the table as text does, so that both kinds of file obey the same rules.
+//!
+//! Nothing goes through a cast that rounds or wraps: decimals are read as the text that they are, and times by checked
+//! arithmetic.
+
+use std::sync::Arc;
 
 use arrow_array::{
-    Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray,
-    TimestampNanosecondArray,
+    Array, ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, TimestampNanosecondArray,
     cast::AsArray,
-    types::{Float64Type, Int64Type, TimestampNanosecondType},
+    types::{
+        Date32Type, Date64Type, Float64Type, Int64Type, TimestampMicrosecondType, TimestampMillisecondType,
+        TimestampNanosecondType, TimestampSecondType,
+    },
 };
 use arrow_buffer::NullBuffer;
 use arrow_cast::{
     CastOptions, cast_with_options,
     display::{ArrayFormatter, FormatOptions},
 };
-use arrow_schema::{DataType, TimeUnit};
-use parquet::arrow::{
-    ProjectionMask,
-    arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+use arrow_schema::{DataType, Field, Schema, TimeUnit};
+use chrono::{NaiveDate, Offset, TimeDelta, TimeZone};
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+    },
+    basic::Type as PhysicalType,
 };
-use trellis_proto::{FieldName, FieldType, spec::FieldSpec};
+use trellis_proto::{DatasetSpec, FieldName, FieldType, time::DAY_NS};
 
 use super::{
     ImportSpec, Ticker,
-    cell::{Cell, Reading, missing, narrow, whole},
-    clock::{Clock, Reason},
-    header::{Header, resolve},
-    problem::{Bad, BadRows, ImportError},
+    cell::{BEYOND_32, Cell, Reading, Wanted, float32, float64, missing},
+    clock::{Clock, OUTSIDE, Reason, Stamp, When},
+    header::resolve,
+    number,
+    options::Checked,
+    plan::{Surveyed, common},
+    problem::{BadRows, ImportError},
+    rows::{Record, Role, Target, rows},
+    seen::Seen,
     source::Source,
-    table::{Key, Table},
-    text::{Role, Target, present},
+    stamps::Stamps,
+    table::Table,
+    text::present,
 };
 
 const BATCH_ROWS: usize = 16_384;
@@ -47,6 +64,8 @@ fn builder(source: &Source) -> Result<ParquetRecordBatchReaderBuilder<std::fs::F
 /// The types a Parquet column may be read as: the natural one first.
 fn field_type(data_type: &DataType) -> Option<FieldType> {
     Some(match data_type {
+        // NUMBER(38, 0) is how databases write integers
+        DataType::Decimal128(_, scale) | DataType::Decimal256(_, scale) if *scale <= 0 => FieldType::Int64,
         DataType::Float64 | DataType::Decimal128(..) | DataType::Decimal256(..) => FieldType::Float64,
         DataType::Float16 | DataType::Float32 => FieldType::Float32,
         DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 => {
@@ -71,42 +90,143 @@ fn fits(from: FieldType, to: FieldType) -> bool {
 /// The fields of a file; a column of nothing but nulls may have no type.
 pub(crate) type Types = Vec<(FieldName, Option<FieldType>)>;
 
-/// Reads the header; for each field its type.
-pub(crate) fn survey(source: &Source, spec: &ImportSpec) -> Result<(Header, Types), ImportError> {
+/// Reads the header, and for each field its type; looks at every cell of text, and at the numbers that a field of the
+/// dataset may not hold.
+pub(crate) fn survey(
+    source: &Source,
+    spec: &ImportSpec,
+    checked: &Checked,
+    existing: Option<&DatasetSpec>,
+    ticker: &mut Ticker<'_>,
+) -> Result<Surveyed, ImportError> {
     let schema = builder(source)?.schema().clone();
     let names: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
     let header = resolve(&source.name, &names, spec)?;
-    let mut types = Vec::with_capacity(header.fields.len());
-    for (name, column) in &header.fields {
-        let data_type = schema.field(*column).data_type();
-        let found = field_type(data_type);
-        if found.is_none() && *data_type != DataType::Null {
-            return Err(ImportError::file(
-                &source.name,
-                format!("the column {:?} has the type {data_type}, which no field can have", names[*column]),
-                "leave it out: choose columns with --fields",
-            ));
+    let mut typed: Types = Vec::with_capacity(header.fields.len());
+    let mut seen = Vec::with_capacity(header.fields.len());
+    for (place, (name, _)) in header.fields.iter().enumerate() {
+        let mut both: Option<FieldType> = None;
+        let mut text = false;
+        for &column in header.columns_of(place) {
+            let data_type = schema.field(column).data_type();
+            let found = field_type(data_type);
+            if found.is_none() && *data_type != DataType::Null {
+                return Err(ImportError::file(
+                    &source.name,
+                    format!(
+                        "the column {:?} has the type {data_type}, which no field can have",
+                        names[column]
+                    ),
+                    "leave it out: choose columns with --fields",
+                ));
+            }
+            text |= found == Some(FieldType::String);
+            both = match (both, found) {
+                (Some(a), Some(b)) => Some(common(a, b).ok_or_else(|| {
+                    ImportError::file(
+                        &source.name,
+                        format!("the columns of {name} are {a} and {b}"),
+                        "leave one out, or write the file again with one type",
+                    )
+                })?),
+                (a, b) => a.or(b),
+            };
         }
-        types.push((name.clone(), found));
+        // of text the cells decide
+        typed.push((name.clone(), both.filter(|_| !text)));
+        seen.push((name.clone(), if text { Seen::of_text_column() } else { Seen::default() }));
     }
-    Ok((header, types))
+    let mut surveyed = Surveyed { header, seen, typed, stamps: Stamps::default(), zone: None };
+    let known = |name: &FieldName| existing.is_some_and(|e| e.field(name.as_str()).is_some());
+    look(source, checked, &schema, &known, &mut surveyed, ticker)?;
+    Ok(surveyed)
+}
+
+/// Looks at the cells that the types of the columns leave open.
+fn look(
+    source: &Source,
+    checked: &Checked,
+    schema: &Schema,
+    known: &dyn Fn(&FieldName) -> bool,
+    surveyed: &mut Surveyed,
+    ticker: &mut Ticker<'_>,
+) -> Result<(), ImportError> {
+    let header = &surveyed.header;
+    let open = |place: usize, column: usize| match field_type(schema.field(column).data_type()) {
+        Some(FieldType::String) => true,
+        Some(FieldType::Int64 | FieldType::Int32 | FieldType::Float64 | FieldType::Float32) => {
+            known(&header.fields[place].0)
+        }
+        Some(FieldType::Bool | FieldType::Timestamp) | None => false,
+    };
+    let cells = |place: usize| header.columns_of(place).iter().copied().filter(move |c| open(place, *c));
+    let mut wanted: Vec<usize> =
+        (0..header.fields.len()).flat_map(cells).chain([header.ts]).chain(header.time).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let at = |column: usize| wanted.binary_search(&column).ok();
+    let mut line = 0;
+    for batch in reader(source, &wanted)? {
+        let batch = batch.map_err(|e| damaged(source, &e))?;
+        let texts = |column: usize| -> Result<Option<StringArray>, ImportError> {
+            let Some(place) = at(column) else { return Ok(None) };
+            let array = batch.column(place);
+            let options = CastOptions { safe: true, ..CastOptions::default() };
+            let text =
+                cast_with_options(array, &DataType::Utf8, &options).map_err(|e| damaged(source, &e))?;
+            Ok(Some(text.as_string::<i32>().clone()))
+        };
+        for (place, (_, seen)) in surveyed.seen.iter_mut().enumerate() {
+            for column in cells(place) {
+                let Some(cells) = texts(column)? else { continue };
+                for (row, cell) in cells.iter().enumerate() {
+                    seen.look(cell.unwrap_or_default(), line + 1 + row as u64, &checked.reading);
+                }
+            }
+        }
+        let zone = match schema.field(header.ts).data_type() {
+            DataType::Timestamp(_, Some(zone)) => zone.parse::<chrono_tz::Tz>().ok(),
+            _ => None,
+        };
+        match (zone, header.time, field_type(schema.field(header.ts).data_type())) {
+            (Some(zone), None, _) if zone != chrono_tz::Tz::UTC => {
+                surveyed.zone = Some(zone.name().to_owned());
+                let Some(place) = at(header.ts) else { continue };
+                let times = nanos(batch.column(place)).map_err(|e| damaged(source, &e))?;
+                for ns in times.iter().flatten() {
+                    let at = zone.from_utc_datetime(&chrono::DateTime::from_timestamp_nanos(ns).naive_utc());
+                    let offset_s = Some(at.offset().fix().local_minus_utc());
+                    surveyed.stamps.look_at(Stamp { at: at.naive_local(), offset_s, timed: true });
+                }
+            }
+            (_, None, Some(FieldType::String | FieldType::Int64 | FieldType::Int32)) => {
+                let cells = texts(header.ts)?;
+                for (row, cell) in cells.iter().flatten().enumerate() {
+                    let line = line + 1 + row as u64;
+                    surveyed.stamps.look(cell.unwrap_or_default(), line, &checked.clock.forms);
+                }
+            }
+            _ => {}
+        }
+        for _ in 0..batch.num_rows() {
+            line += 1;
+            ticker.tick();
+        }
+    }
+    Ok(())
 }
 
 /// Refuses columns whose type cannot become the field's.
-pub(crate) fn check_types(
-    source: &Source,
-    types: &[(FieldName, Option<FieldType>)],
-    fields: &[FieldSpec],
-) -> Result<(), ImportError> {
+pub(crate) fn check_types(source: &Source, types: &Types, fields: &[Wanted]) -> Result<(), ImportError> {
     for (name, from) in types {
-        let to = fields.iter().find(|f| f.name == *name).map(|f| f.data_type);
+        let to = fields.iter().find(|f| f.spec.name == *name).map(|f| f.spec.data_type);
         if let (Some(from), Some(to)) = (*from, to)
             && !fits(from, to)
         {
             return Err(ImportError::file(
                 &source.name,
                 format!("the field {name} is {from} there, and {to} in the dataset"),
-                "",
+                "choose other columns with --fields, or import into a new dataset",
             ));
         }
     }
@@ -115,14 +235,46 @@ pub(crate) fn check_types(
 
 enum Values {
     Text(StringArray),
+    /// Digits with a point, exact.
+    Decimal(StringArray),
     Int(Int64Array),
     Float(Float64Array),
     Bool(BooleanArray),
+    /// Nanoseconds at the midnights of dates.
+    Day(TimestampNanosecondArray),
     /// By the clock on the wall.
     Local(TimestampNanosecondArray),
     Instant(TimestampNanosecondArray),
     /// All null.
     Nothing,
+}
+
+/// Times as nanoseconds; null where nanoseconds cannot hold them.
+fn nanos(array: &ArrayRef) -> Result<TimestampNanosecondArray, arrow_schema::ArrowError> {
+    let by = |factor: i64| move |value: i64| value.checked_mul(factor);
+    Ok(match array.data_type() {
+        DataType::Date32 => array
+            .as_primitive::<Date32Type>()
+            .unary_opt::<_, TimestampNanosecondType>(|days| by(86_400_000_000_000)(days.into())),
+        DataType::Date64 => array.as_primitive::<Date64Type>().unary_opt(by(1_000_000)),
+        DataType::Timestamp(TimeUnit::Second, _) => {
+            array.as_primitive::<TimestampSecondType>().unary_opt(by(1_000_000_000))
+        }
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            array.as_primitive::<TimestampMillisecondType>().unary_opt(by(1_000_000))
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            array.as_primitive::<TimestampMicrosecondType>().unary_opt(by(1_000))
+        }
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
+            array.as_primitive::<TimestampNanosecondType>().clone().with_timezone_opt(None::<Arc<str>>)
+        }
+        DataType::Dictionary(_, values) => {
+            let options = CastOptions { safe: true, ..CastOptions::default() };
+            return nanos(&cast_with_options(array, values, &options)?);
+        }
+        other => return Err(arrow_schema::ArrowError::CastError(format!("{other} is no time"))),
+    })
 }
 
 struct Column {
@@ -136,29 +288,27 @@ impl Column {
         let cast = |to: &DataType| {
             cast_with_options(array, to, &CastOptions { safe: true, ..CastOptions::default() })
         };
-        let nanos = |zone: Option<&str>| DataType::Timestamp(TimeUnit::Nanosecond, zone.map(Into::into));
-        let zoned = matches!(array.data_type(), DataType::Timestamp(_, Some(_)));
-        let values = match field_type(array.data_type()) {
-            None => Values::Nothing,
-            Some(FieldType::Float64 | FieldType::Float32) => {
+        let flat = match array.data_type() {
+            DataType::Dictionary(_, values) => values.as_ref(),
+            other => other,
+        };
+        let values = match (flat, field_type(flat)) {
+            (_, None) => Values::Nothing,
+            (DataType::Decimal128(..) | DataType::Decimal256(..), _) => {
+                Values::Decimal(cast(&DataType::Utf8)?.as_string::<i32>().clone())
+            }
+            (_, Some(FieldType::Float64 | FieldType::Float32)) => {
                 Values::Float(cast(&DataType::Float64)?.as_primitive::<Float64Type>().clone())
             }
-            Some(FieldType::Int64 | FieldType::Int32) => {
+            (_, Some(FieldType::Int64 | FieldType::Int32)) => {
                 Values::Int(cast(&DataType::Int64)?.as_primitive::<Int64Type>().clone())
             }
-            Some(FieldType::Bool) => Values::Bool(cast(&DataType::Boolean)?.as_boolean().clone()),
-            Some(FieldType::String) => Values::Text(cast(&DataType::Utf8)?.as_string::<i32>().clone()),
-            Some(FieldType::Timestamp) if zoned => {
-                // the zone is a label: the numbers are UTC already
-                let DataType::Timestamp(_, zone) = array.data_type() else {
-                    return Ok(Self { nulls: array.logical_nulls(), values: Values::Nothing });
-                };
-                let at = cast(&nanos(zone.as_deref()))?;
-                Values::Instant(at.as_primitive::<TimestampNanosecondType>().clone())
-            }
-            Some(FieldType::Timestamp) => {
-                Values::Local(cast(&nanos(None))?.as_primitive::<TimestampNanosecondType>().clone())
-            }
+            (_, Some(FieldType::Bool)) => Values::Bool(cast(&DataType::Boolean)?.as_boolean().clone()),
+            (_, Some(FieldType::String)) => Values::Text(cast(&DataType::Utf8)?.as_string::<i32>().clone()),
+            // the zone is a label: the numbers are UTC already
+            (DataType::Timestamp(_, Some(_)), _) => Values::Instant(nanos(array)?),
+            (DataType::Timestamp(_, None), _) => Values::Local(nanos(array)?),
+            (_, Some(FieldType::Timestamp)) => Values::Day(nanos(array)?),
         };
         Ok(Self { nulls: array.logical_nulls(), values })
     }
@@ -167,50 +317,61 @@ impl Column {
         matches!(self.values, Values::Nothing) || self.nulls.as_ref().is_some_and(|n| n.is_null(row))
     }
 
-    fn cell(&self, row: usize, field: &FieldSpec, reading: &Reading) -> Result<Cell<'_>, Reason> {
+    fn cell(&self, row: usize, field: &Wanted, reading: &Reading) -> Result<Cell<'_>, Reason> {
+        let nullable = field.spec.nullable;
         if self.is_null(row) {
-            return missing(field.nullable);
+            return missing(nullable);
         }
-        let to = field.data_type;
+        let to = field.spec.data_type;
         let cell = match &self.values {
             Values::Text(v) if to == FieldType::String => Cell::Text(v.value(row)),
-            Values::Text(v) => return reading.cell(v.value(row), to, field.nullable),
+            Values::Text(v) => return reading.cell(v.value(row), field),
+            Values::Decimal(v) => number_cell(v.value(row), field)?,
             Values::Int(v) => {
                 let value = held(v, row)?;
                 match to {
-                    FieldType::Float64 => Cell::Float(value as f64),
-                    FieldType::Float32 => Cell::Float32(value as f32),
-                    FieldType::Int32 => {
-                        Cell::Int32(i32::try_from(value).map_err(|_| "beyond the integers of 32 bits")?)
-                    }
-                    FieldType::Timestamp => Cell::Time(
-                        reading
-                            .zone
-                            .compact_day(value)
-                            .unwrap_or(Err("an integer is a time only as yyyymmdd here".into()))?,
-                    ),
-                    FieldType::Int64 | FieldType::Bool | FieldType::String => Cell::Int(value),
+                    FieldType::Int64 => Cell::Int(value),
+                    FieldType::Timestamp => Cell::Time(reading.day(value)?),
+                    _ => number_cell(&value.to_string(), field)?,
                 }
             }
             Values::Float(v) => {
                 let value = held(v, row)?;
                 match to {
-                    FieldType::Float32 => Cell::Float32(narrow(value)?),
-                    FieldType::Int64 => Cell::Int(whole(value)?),
-                    FieldType::Int32 => Cell::Int32(
-                        i32::try_from(whole(value)?).map_err(|_| "beyond the integers of 32 bits")?,
-                    ),
-                    FieldType::Float64 | FieldType::Bool | FieldType::String | FieldType::Timestamp => {
-                        Cell::Float(value)
+                    FieldType::Float64 => Cell::Float(value),
+                    FieldType::Float32 if !value.is_finite() || f64::from(value as f32) == value => {
+                        Cell::Float32(value as f32)
                     }
+                    _ if value.is_nan() => return missing(nullable),
+                    _ => number_cell(&value.to_string(), field)?,
                 }
             }
             Values::Bool(v) => Cell::Bool(v.value(row)),
-            Values::Local(v) => Cell::Time(reading.zone.wall(held(v, row)?)?),
-            Values::Instant(v) => Cell::Time(held(v, row)?),
+            Values::Day(_) | Values::Local(_) | Values::Instant(_) => {
+                Cell::Time(reading.clock.resolve(self.when(row)?)?)
+            }
             Values::Nothing => Cell::Null,
         };
-        cell.checked(field.nullable)
+        cell.checked(nullable)
+    }
+
+    fn when(&self, row: usize) -> Result<When, Reason> {
+        let at = |v: &TimestampNanosecondArray| {
+            if v.is_null(row) { Err(Reason::from(OUTSIDE)) } else { Ok(v.value(row)) }
+        };
+        let local = |ns| chrono::DateTime::from_timestamp_nanos(ns).naive_utc();
+        match &self.values {
+            // 64 bit dates hold milliseconds, and some writers put times in them
+            Values::Day(v) if !v.is_null(row) && v.value(row) % DAY_NS != 0 => Ok(When::Local(local(at(v)?))),
+            Values::Day(v) => {
+                let epoch = NaiveDate::from_ymd_opt(1970, 1, 1).ok_or(OUTSIDE)?;
+                let days = TimeDelta::try_days(at(v)?.div_euclid(DAY_NS));
+                Ok(When::Day(days.and_then(|days| epoch.checked_add_signed(days)).ok_or(OUTSIDE)?))
+            }
+            Values::Local(v) => Ok(When::Local(local(at(v)?))),
+            Values::Instant(v) => Ok(When::At(at(v)?)),
+            _ => Err("not a time".into()),
+        }
     }
 
     fn time(&self, row: usize, clock: &Clock) -> Result<i64, Reason> {
@@ -219,10 +380,10 @@ impl Column {
         }
         match &self.values {
             Values::Text(v) => clock.text(present(v.value(row))?),
+            Values::Decimal(v) => clock.text(v.value(row)),
             Values::Int(v) => clock.integer(held(v, row)?),
-            Values::Float(v) => clock.integer(whole(held(v, row)?)?),
-            Values::Local(v) => clock.zone.wall(held(v, row)?),
-            Values::Instant(v) => held(v, row),
+            Values::Float(v) => clock.text(&held(v, row)?.to_string()),
+            Values::Day(_) | Values::Local(_) | Values::Instant(_) => clock.resolve(self.when(row)?),
             Values::Bool(_) | Values::Nothing => Err("not a time".into()),
         }
     }
@@ -234,11 +395,23 @@ impl Column {
         match &self.values {
             Values::Text(v) => table.symbol(present(v.value(row))?),
             Values::Int(v) => table.symbol(&held(v, row)?.to_string()),
-            Values::Float(_) | Values::Bool(_) | Values::Local(_) | Values::Instant(_) | Values::Nothing => {
-                Err("a symbol is text".into())
-            }
+            _ => Err("a symbol is text".into()),
         }
     }
+}
+
+/// A plain number as a value of a field of numbers.
+fn number_cell(plain: &str, field: &Wanted) -> Result<Cell<'static>, Reason> {
+    let whole = || -> Result<i64, Reason> { Ok(number::whole(plain).ok_or("not a whole number")??) };
+    Ok(match field.spec.data_type {
+        FieldType::Float64 => float64(plain, field.nearest)?,
+        FieldType::Float32 => float32(plain, field.nearest)?,
+        FieldType::Int64 => Cell::Int(whole()?),
+        FieldType::Int32 => Cell::Int32(i32::try_from(whole()?).map_err(|_| BEYOND_32)?),
+        FieldType::Bool | FieldType::String | FieldType::Timestamp => {
+            return Err("a number, and the field is none".into());
+        }
+    })
 }
 
 /// The value of a row that is not null, unless the cast could not hold it.
@@ -249,11 +422,51 @@ fn held<T: arrow_array::ArrowPrimitiveType>(
     if values.is_null(row) { Err("beyond what the type can hold".into()) } else { Ok(values.value(row)) }
 }
 
-/// Opens the columns that have a role; with their positions in the file.
+/// Opens the columns at `wanted`.
 fn reader(source: &Source, wanted: &[usize]) -> Result<ParquetRecordBatchReader, ImportError> {
-    let builder = builder(source)?;
+    project(source, builder(source)?, wanted)
+}
+
+fn project(
+    source: &Source,
+    builder: ParquetRecordBatchReaderBuilder<std::fs::File>,
+    wanted: &[usize],
+) -> Result<ParquetRecordBatchReader, ImportError> {
     let mask = ProjectionMask::roots(builder.parquet_schema(), wanted.iter().copied());
     builder.with_projection(mask).with_batch_size(BATCH_ROWS).build().map_err(|e| damaged(source, &e))
+}
+
+/// A second reader of the same columns, whose 96 bit times are in seconds. They hold days as far as 5.8 million years away;
+/// as nanoseconds, which they become otherwise, they wrap around.
+fn seconds(source: &Source, wanted: &[usize]) -> Result<Option<ParquetRecordBatchReader>, ImportError> {
+    let builder = builder(source)?;
+    let schema = builder.schema().clone();
+    let old: Vec<bool> = {
+        let parquet = builder.parquet_schema();
+        (0..schema.fields().len())
+            .map(|root| {
+                parquet.columns().iter().enumerate().any(|(leaf, column)| {
+                    parquet.get_column_root_idx(leaf) == root && column.physical_type() == PhysicalType::INT96
+                })
+            })
+            .collect()
+    };
+    if !wanted.iter().any(|&column| old[column]) {
+        return Ok(None);
+    }
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .zip(&old)
+        .map(|(field, old)| {
+            let field = field.as_ref().clone();
+            if *old { field.with_data_type(DataType::Timestamp(TimeUnit::Second, None)) } else { field }
+        })
+        .collect();
+    let options = ArrowReaderOptions::new().with_schema(Arc::new(Schema::new(fields)));
+    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(source.open()?, options)
+        .map_err(|e| damaged(source, &e))?;
+    project(source, builder, wanted).map(Some)
 }
 
 /// Reads every row into `table`, and what is wrong into `bad`. A row's line is its number, from 1.
@@ -266,17 +479,26 @@ pub(crate) fn read(
 ) -> Result<(), ImportError> {
     let wanted: Vec<usize> = (0..target.roles.len()).filter(|&i| target.roles[i] != Role::Skip).collect();
     let mut line = 0;
+    let mut beside = seconds(source, &wanted)?;
     for batch in reader(source, &wanted)? {
         let batch = batch.map_err(|e| damaged(source, &e))?;
-        let mut columns = Vec::with_capacity(wanted.len());
-        for (array, &place) in batch.columns().iter().zip(&wanted) {
-            columns.push((place, target.roles[place], Column::new(array).map_err(|e| damaged(source, &e))?));
+        let shown = match beside.as_mut().and_then(Iterator::next) {
+            Some(beside) => beside.map_err(|e| damaged(source, &e))?,
+            None => batch.clone(),
+        };
+        let mut columns: Vec<Option<(Column, ArrayRef)>> = target.roles.iter().map(|_| None).collect();
+        for ((array, shown), &place) in batch.columns().iter().zip(shown.columns()).zip(&wanted) {
+            let exact = agreeing(array, shown).map_err(|e| damaged(source, &e))?;
+            let column = Column::new(&exact).map_err(|e| damaged(source, &e))?;
+            // a null of the exact values that is none in the file is a time that nanoseconds do not hold
+            let column = Column { nulls: array.logical_nulls(), ..column };
+            columns[place] = Some((column, Arc::clone(shown)));
         }
         for row in 0..batch.num_rows() {
             line += 1;
             ticker.tick();
-            match read_row(row, &columns, &batch, target, table) {
-                Ok((key, cells)) => table.push(key, (target.number, line), &cells)?,
+            match rows(&BatchRecord { columns: &columns, row }, target, table) {
+                Ok(found) => table.push_all(&found, (target.number, line))?,
                 Err(wrong) => bad.add((target.number, line), || wrong),
             }
         }
@@ -285,30 +507,55 @@ pub(crate) fn read(
     Ok(())
 }
 
-fn read_row<'a>(
-    row: usize,
-    columns: &'a [(usize, Role, Column)],
-    batch: &RecordBatch,
-    target: &Target<'_>,
-    table: &mut Table,
-) -> Result<(Key, Vec<Cell<'a>>), Bad> {
-    let mut cells = vec![Cell::Null; target.fields.len()];
-    let (mut symbol, mut ts, mut known_at) = (target.symbol, 0, None);
-    for (position, (place, role, column)) in columns.iter().enumerate() {
-        let wrong =
-            |reason| Bad::cell(&target.header.names[*place], &shown(batch.column(position), row), reason);
-        match *role {
-            Role::Skip => {}
-            Role::Symbol => symbol = Some(column.symbol(row, table).map_err(wrong)?),
-            Role::Ts => ts = column.time(row, &target.ts).map_err(wrong)?,
-            Role::KnownAt => known_at = Some(column.time(row, &target.known_at).map_err(wrong)?),
-            Role::Field(field) => {
-                cells[field] = column.cell(row, &target.fields[field], target.reading).map_err(wrong)?;
-            }
-        }
+/// Nanoseconds without those that are not within the second that `seconds` says.
+fn agreeing(array: &ArrayRef, seconds: &ArrayRef) -> Result<ArrayRef, arrow_schema::ArrowError> {
+    if array.data_type() == seconds.data_type() {
+        return Ok(Arc::clone(array));
     }
-    let symbol = symbol.ok_or_else(|| Bad::row("the symbol is missing"))?;
-    Ok((Key { symbol, ts, known_at }, cells))
+    let (ns, s) = (nanos(array)?, seconds.as_primitive::<TimestampSecondType>());
+    let same = |(ns, s): (Option<i64>, Option<i64>)| ns.filter(|ns| Some(ns.div_euclid(1_000_000_000)) == s);
+    Ok(Arc::new(ns.iter().zip(s.iter()).map(same).collect::<TimestampNanosecondArray>()))
+}
+
+struct BatchRecord<'a> {
+    /// For each column of the file that has a role: its values, and what messages show of them.
+    columns: &'a [Option<(Column, ArrayRef)>],
+    row: usize,
+}
+
+impl<'a> BatchRecord<'a> {
+    fn column(&self, column: usize) -> Result<&'a Column, Reason> {
+        self.columns[column].as_ref().map(|(values, _)| values).ok_or("the column is not read".into())
+    }
+}
+
+impl<'a> Record<'a> for BatchRecord<'a> {
+    fn symbol(&self, column: usize, table: &mut Table) -> Result<u32, Reason> {
+        self.column(column)?.symbol(self.row, table)
+    }
+
+    fn time(&self, column: usize, clock: &Clock) -> Result<i64, Reason> {
+        self.column(column)?.time(self.row, clock)
+    }
+
+    fn date_and_time(&self, date: usize, time: usize, clock: &Clock) -> Result<i64, Reason> {
+        let missing = |c: usize| self.columns[c].as_ref().is_none_or(|(_, array)| array.is_null(self.row));
+        if missing(date) || missing(time) {
+            return Err("the key is missing".into());
+        }
+        let day = self.shown(date);
+        // pandas has no dates: they are midnights
+        let day = day.strip_suffix("T00:00:00").unwrap_or(&day);
+        clock.text(&format!("{} {}", present(day)?, present(&self.shown(time))?))
+    }
+
+    fn cell(&self, column: usize, field: &Wanted, reading: &Reading) -> Result<Cell<'a>, Reason> {
+        self.column(column)?.cell(self.row, field, reading)
+    }
+
+    fn shown(&self, column: usize) -> String {
+        self.columns[column].as_ref().map(|(_, array)| shown(array, self.row)).unwrap_or_default()
+    }
 }
 
 fn shown(array: &ArrayRef, row: usize) -> String {

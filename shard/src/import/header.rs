@@ -1,6 +1,6 @@
 //! Which column of a file is the symbol, the time, and which field: pure, from the names alone.
 
-use trellis_proto::FieldName;
+use trellis_proto::{FieldName, Symbol};
 
 use super::{FieldChoice, ImportSpec, problem::ImportError};
 
@@ -14,12 +14,33 @@ const SYMBOL_NAMES: [&str; 2] = ["symbol", "ticker"];
 pub(crate) struct Header {
     /// As the file has them, for messages; a nameless one by its position.
     pub(crate) names: Vec<String>,
-    /// `None`: the symbol is a constant.
+    /// `None`: the symbol is a constant, or the columns are symbols.
     pub(crate) symbol: Option<usize>,
     pub(crate) ts: usize,
+    /// The time of the day, where it has a column of its own.
+    pub(crate) time: Option<usize>,
     pub(crate) known_at: Option<usize>,
-    /// Fields in the order of the file, or of the caller's choice.
+    /// Fields in the order of the file, or of the caller's choice. With tickers: the one field, at the first of them.
     pub(crate) fields: Vec<(FieldName, usize)>,
+    /// The columns that are symbols.
+    pub(crate) tickers: Vec<usize>,
+    /// Columns that an index of some tool is in; they are left out.
+    pub(crate) left_out: Vec<usize>,
+}
+
+impl Header {
+    /// The columns whose cells are values of the field at `place`.
+    pub(crate) fn columns_of(&self, place: usize) -> &[usize] {
+        if self.tickers.is_empty() { std::slice::from_ref(&self.fields[place].1) } else { &self.tickers }
+    }
+
+    /// The column of the time, in words.
+    pub(crate) fn ts_name(&self) -> String {
+        match self.time {
+            Some(time) => format!("{},{}", self.names[self.ts], self.names[time]),
+            None => self.names[self.ts].clone(),
+        }
+    }
 }
 
 /// `Adj. Close`, `adj-close` and `AdjClose` -> `adj_close`; `OHLCV` -> `ohlcv`.
@@ -62,36 +83,37 @@ fn is_index(name: &str) -> bool {
 /// Finds the roles of the columns called `names` (of the file `file`).
 pub(crate) fn resolve(file: &str, names: &[String], spec: &ImportSpec) -> Result<Header, ImportError> {
     let names: Vec<String> = names.iter().map(|n| n.trim().to_owned()).collect();
-    let header = Columns { file, names: &names };
+    let header = Columns { file, names: &names, given: !spec.columns.is_empty() };
     for (i, name) in names.iter().enumerate() {
-        if let Some(first) = names[..i].iter().position(|n| n == name).filter(|_| !is_index(name)) {
+        let left_out = is_index(name) || (header.given && name == "_");
+        if let Some(first) = names[..i].iter().position(|n| n == name).filter(|_| !left_out) {
             return Err(ImportError::file(
                 file,
                 format!("has the column {name:?} twice, as columns {} and {}", first + 1, i + 1),
-                "rename one in the file",
+                "rename one in the file; of a CSV file, or skip its header and name the columns yourself with \
+                 --skip-rows and --columns",
             ));
         }
     }
-    let ts = match &spec.ts_column {
-        Some(name) => header.find(name, "--ts-column")?,
-        None => header.usual(&TS_NAMES, "time", "--ts-column NAME")?,
-    };
+    let (ts, time) = header.time(spec)?;
     let symbol = match (&spec.symbol, &spec.symbol_column) {
-        (Some(_), _) => None,
-        (None, Some(name)) => Some(header.find(name, "--symbol-column")?),
-        (None, None) => Some(header.usual(
+        _ if spec.symbol.is_some() || spec.symbol_from_name.is_some() || spec.wide.is_some() => None,
+        (_, Some(name)) => Some(header.find(name, "--symbol-column")?),
+        (_, None) => Some(header.usual(
             &SYMBOL_NAMES,
             "symbol",
-            "--symbol-column NAME, or --symbol NAME if all rows are of one symbol",
+            "--symbol-column NAME; --symbol NAME if all rows are of one symbol; --symbol-from-name '{}' if the file \
+             is named by it; --wide FIELD if each column is a symbol",
         )?),
     };
     let known_at =
         spec.known_at_column.as_ref().map(|name| header.find(name, "--known-at-column")).transpose()?;
-    let keys: Vec<usize> = symbol.into_iter().chain([ts]).chain(known_at).collect();
-    let fields = if spec.fields.is_empty() {
-        header.all_fields(&keys)?
-    } else {
-        header.chosen_fields(&spec.fields)?
+    let keys: Vec<usize> = symbol.into_iter().chain([ts]).chain(time).chain(known_at).collect();
+    let tickers = if spec.wide.is_some() { header.tickers(&keys)? } else { Vec::new() };
+    let fields = match (&spec.wide, tickers.first()) {
+        (Some(field), Some(first)) => vec![(field.clone(), *first)],
+        _ if spec.fields.is_empty() => header.all_fields(&keys)?,
+        _ => header.chosen_fields(&spec.fields)?,
     };
     let mut used: Vec<usize> = keys.iter().copied().chain(fields.iter().map(|(_, column)| *column)).collect();
     used.sort_unstable();
@@ -101,17 +123,28 @@ pub(crate) fn resolve(file: &str, names: &[String], spec: &ImportSpec) -> Result
             "a column is the symbol, the time, the knowledge time or one field",
         ));
     }
+    let left_out: Vec<usize> = match spec.fields.is_empty() {
+        true => (0..names.len()).filter(|i| is_index(&names[*i]) && !used.contains(i)).collect(),
+        false => Vec::new(),
+    };
     let shown = names
         .iter()
         .enumerate()
         .map(|(i, name)| if name.is_empty() { format!("column {}", i + 1) } else { name.clone() })
         .collect();
-    Ok(Header { names: shown, symbol, ts, known_at, fields })
+    Ok(Header { names: shown, symbol, ts, time, known_at, fields, tickers, left_out })
+}
+
+/// Whether one of `names` is a usual name of a time column: a line that has one is likely a header.
+pub(crate) fn has_time(names: &[String]) -> bool {
+    names.iter().any(|name| TS_NAMES.contains(&snake_case(name).as_str()))
 }
 
 struct Columns<'a> {
     file: &'a str,
     names: &'a [String],
+    /// The caller named them.
+    given: bool,
 }
 
 impl Columns<'_> {
@@ -120,19 +153,54 @@ impl Columns<'_> {
         format!("the columns of {} are {}", self.file, names.join(", "))
     }
 
-    /// The column that somebody called `wanted`: exactly, or else in lower snake case.
-    fn find(&self, wanted: &str, option: &str) -> Result<usize, ImportError> {
+    /// The column of the time, and that of the time of the day if there are two.
+    fn time(&self, spec: &ImportSpec) -> Result<(usize, Option<usize>), ImportError> {
+        let Some(said) = &spec.ts_column else {
+            let option = if self.names.iter().any(String::is_empty) {
+                "--ts-column NAME ('' for the column without a name)"
+            } else {
+                "--ts-column NAME"
+            };
+            let ts = self.usual(&TS_NAMES, "time", option)?;
+            let beside = (0..self.names.len()).find(|&i| snake_case(&self.names[i]) == "time");
+            if let (Some(time), "date") = (beside, snake_case(&self.names[ts]).as_str()) {
+                let (date, time) = (&self.names[ts], &self.names[time]);
+                return Err(ImportError::options(
+                    format!("{} has a column {date:?} and a column {time:?}", self.file),
+                    format!(
+                        "say --ts-column {} if both are the time of a row, or --ts-column {} if the date alone is",
+                        shell(&format!("{date},{time}")),
+                        shell(date)
+                    ),
+                ));
+            }
+            return Ok((ts, None));
+        };
+        match (self.matching(said).as_slice(), said.split_once(',')) {
+            ([], Some((date, time))) => {
+                Ok((self.find(date, "--ts-column")?, Some(self.find(time, "--ts-column")?)))
+            }
+            _ => Ok((self.find(said, "--ts-column")?, None)),
+        }
+    }
+
+    fn matching(&self, wanted: &str) -> Vec<usize> {
         let wanted = wanted.trim();
         let matches = |test: &dyn Fn(&str) -> bool| -> Vec<usize> {
             (0..self.names.len()).filter(|&i| test(&self.names[i])).collect()
         };
         let exact = matches(&|name| name == wanted);
-        let found = if exact.is_empty() && !wanted.is_empty() {
+        if exact.is_empty() && !wanted.is_empty() {
             matches(&|name| !name.is_empty() && snake_case(name) == snake_case(wanted))
         } else {
             exact
-        };
-        match found.as_slice() {
+        }
+    }
+
+    /// The column that somebody called `wanted`: exactly, or else in lower snake case.
+    fn find(&self, wanted: &str, option: &str) -> Result<usize, ImportError> {
+        let wanted = wanted.trim();
+        match self.matching(wanted).as_slice() {
             [one] => Ok(*one),
             [] => Err(ImportError::options(
                 format!("{option}: {} has no column {wanted:?}", self.file),
@@ -167,31 +235,94 @@ impl Columns<'_> {
 
     fn all_fields(&self, keys: &[usize]) -> Result<Vec<(FieldName, usize)>, ImportError> {
         let mut fields: Vec<(FieldName, usize)> = Vec::new();
-        for (i, name) in self.names.iter().enumerate() {
-            if keys.contains(&i) || is_index(name) || name == "_" {
-                continue;
-            }
-            let field = FieldName::new(snake_case(name)).map_err(|e| {
-                ImportError::options(
-                    format!("the column {name:?} of {} gives no field: {}", self.file, e.message()),
-                    format!(
-                        "choose and rename columns with --fields, for example --fields close=Close,{}",
-                        example(name)
-                    ),
-                )
-            })?;
+        for i in self.of_fields(keys) {
+            let name = &self.names[i];
+            let field = match FieldName::new(snake_case(name)) {
+                Ok(field) => field,
+                Err(e) => {
+                    let known = snake_case(name) == "known_at";
+                    let or = if known {
+                        format!(
+                            "if it says when each row became known: --known-at-column {}; otherwise ",
+                            shell(name)
+                        )
+                    } else {
+                        String::new()
+                    };
+                    return Err(ImportError::options(
+                        format!("the column {name:?} of {} gives no field: {}", self.file, e.message()),
+                        format!("{or}choose and rename columns: --fields {}", self.list_of_fields(keys)),
+                    ));
+                }
+            };
             if let Some((_, first)) = fields.iter().find(|(known, _)| *known == field) {
                 return Err(ImportError::options(
                     format!(
                         "the columns {:?} and {name:?} of {} would both be the field {field}",
                         self.names[*first], self.file
                     ),
-                    "choose and rename columns with --fields",
+                    format!("choose and rename columns: --fields {}", self.list_of_fields(keys)),
                 ));
             }
             fields.push((field, i));
         }
         Ok(fields)
+    }
+
+    /// The columns that are fields if nobody chooses.
+    fn of_fields<'a>(&'a self, keys: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
+        (0..self.names.len()).filter(|i| {
+            let name = self.names[*i].as_str();
+            !keys.contains(i) && !is_index(name) && !(self.given && name == "_")
+        })
+    }
+
+    /// What `--fields` takes to have every column under a name that a field can have.
+    fn list_of_fields(&self, keys: &[usize]) -> String {
+        let mut taken: Vec<String> = Vec::new();
+        let mut items = Vec::new();
+        for i in self.of_fields(keys) {
+            let name = &self.names[i];
+            let mut field = snake_case(name);
+            if FieldName::new(&field).is_err() || taken.contains(&field) {
+                let plain: String =
+                    field.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                field = format!("x_{plain}");
+                while taken.contains(&field) {
+                    field.push('_');
+                }
+                items.push(format!("{field}={name}"));
+            } else {
+                items.push(name.clone());
+            }
+            taken.push(field);
+        }
+        shell(&items.join(","))
+    }
+
+    /// Every column but the keys, as a symbol.
+    fn tickers(&self, keys: &[usize]) -> Result<Vec<usize>, ImportError> {
+        let found: Vec<usize> = self.of_fields(keys).collect();
+        for &i in &found {
+            Symbol::new(&self.names[i]).map_err(|e| {
+                ImportError::options(
+                    format!(
+                        "--wide: the column {:?} of {} is no symbol: {}",
+                        self.names[i],
+                        self.file,
+                        e.message()
+                    ),
+                    "rename it in the file",
+                )
+            })?;
+        }
+        if found.is_empty() {
+            return Err(ImportError::options(
+                format!("--wide: {} has no column beside the time", self.file),
+                self.list(),
+            ));
+        }
+        Ok(found)
     }
 
     fn chosen_fields(&self, choices: &[FieldChoice]) -> Result<Vec<(FieldName, usize)>, ImportError> {
@@ -206,9 +337,14 @@ impl Columns<'_> {
     }
 }
 
-fn example(name: &str) -> String {
-    let plain: String = snake_case(name).chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-    format!("x_{plain}={name}")
+/// As it can be typed in a shell.
+pub(crate) fn shell(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./%@".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]
@@ -256,6 +392,27 @@ mod tests {
     }
 
     #[test]
+    fn a_date_beside_a_time_is_asked_about() {
+        let spec = ImportSpec { symbol: Some("A".into()), ..ImportSpec::default() };
+        let columns = names(&["Date", "Time", "close"]);
+        let error = resolve("f", &columns, &spec).unwrap_err();
+        assert!(error.hint().contains("--ts-column Date,Time"), "{}", error.hint());
+        let both = ImportSpec { ts_column: Some("Date,Time".into()), ..spec.clone() };
+        let header = resolve("f", &columns, &both).unwrap();
+        assert_eq!((header.ts, header.time, fields_of(&header)), (0, Some(1), vec!["close"]));
+        let date = ImportSpec { ts_column: Some("Date".into()), ..spec };
+        assert_eq!(fields_of(&resolve("f", &columns, &date).unwrap()), ["time", "close"]);
+    }
+
+    #[test]
+    fn wide_columns_are_symbols() {
+        let spec = ImportSpec { wide: Some(FieldName::new("close").unwrap()), ..ImportSpec::default() };
+        let header = resolve("f", &names(&["", "Date", "AAPL", "BRK.B"]), &spec).unwrap();
+        assert_eq!((header.tickers.as_slice(), fields_of(&header)), (&[2, 3][..], vec!["close"]));
+        assert!(resolve("f", &names(&["Date"]), &spec).is_err());
+    }
+
+    #[test]
     fn two_headers_of_one_field_are_refused_with_both() {
         let spec = ImportSpec { symbol: Some("A".into()), ..ImportSpec::default() };
         let error = resolve("f", &names(&["date", "Adj Close", "adj_close"]), &spec).unwrap_err().to_string();
@@ -286,5 +443,11 @@ mod tests {
         let all = ImportSpec { fields: Vec::new(), ..spec };
         let error = resolve("f", &names(&["date", "Open", "known_at"]), &all).unwrap_err();
         assert!(error.to_string().contains("\"known_at\""), "{error}");
+        assert!(error.hint().contains("--known-at-column known_at"), "{}", error.hint());
+        assert!(error.hint().ends_with("--fields Open,x_known_at=known_at"), "{}", error.hint());
+        assert!(
+            resolve("f", &names(&["date", "_"]), &all).is_err(),
+            "_ leaves out only where names are given"
+        );
     }
 }

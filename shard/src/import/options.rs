@@ -9,7 +9,13 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use trellis_proto::{DatasetSpec, FieldName, FieldType, Symbol};
 
-use super::{cell::Reading, clock::Zone, header::snake_case, problem::ImportError};
+use super::{
+    cell::Reading,
+    clock::{Clock, DateZone, Form, Zone},
+    header::snake_case,
+    number::{self, Marks, Notation, NumberSign, Signs},
+    problem::ImportError,
+};
 
 /// Bad rows that are shown where the caller does not say how many.
 pub const PROBLEMS_SHOWN: usize = 20;
@@ -18,17 +24,29 @@ pub const PROBLEMS_SHOWN: usize = 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImportSpec {
-    /// The symbol of every row, for files of one instrument. Excludes `symbol_column`.
+    /// The symbol of every row, for files of one instrument. Excludes the other ways to say it.
     pub symbol: Option<String>,
+    /// The symbol is in the file's name: `{}` stands for it, `*` for anything else, as in `WIKI-{}`. The name is taken
+    /// without its folder and its suffixes.
+    pub symbol_from_name: Option<String>,
+    /// Each column but the time is a symbol, and its cells are this field.
+    pub wide: Option<FieldName>,
     /// The column that holds the symbol, as the file or the lower snake case calls it. Absent: `symbol` or `ticker`.
     pub symbol_column: Option<String>,
-    /// The column that holds the event time; the empty name is a nameless column. Absent: `ts`, `timestamp`, `date` or
-    /// `datetime`.
+    /// The column that holds the event time; the empty name is a nameless column; `Date,Time` are two columns. Absent: `ts`,
+    /// `timestamp`, `date` or `datetime`.
     pub ts_column: Option<String>,
-    /// Unit of integer times. Absent: only ISO 8601 and `yyyymmdd` are understood.
+    /// Unit of times that are numbers. Absent: only ISO 8601 and `yyyymmdd` are understood.
     pub ts_unit: Option<TsUnit>,
-    /// IANA zone of times that carry no offset.
-    pub tz: String,
+    /// Forms of times in text, as of `strptime`: `%d/%m/%Y`; `iso` is ISO 8601. Empty: ISO 8601 and `yyyymmdd`.
+    pub ts_format: Vec<String>,
+    /// IANA zone of times that carry no offset. Absent: UTC.
+    pub tz: Option<String>,
+    /// IANA zone whose local midnights name dates: such a time becomes the midnight UTC of its date, and any other is bad. A
+    /// new dataset keeps it; of one that is there, its own setting rules.
+    pub date_zone: Option<String>,
+    /// Exchange calendar of a new dataset.
+    pub calendar: Option<String>,
     /// The day that units of a day count in, as `2014-05-01`. Absent: the one date in the file's name.
     pub date: Option<String>,
     /// Knowledge time of all rows, nanoseconds UTC. Absent: the time of the commit. Excludes `known_at_column`.
@@ -46,8 +64,18 @@ pub struct ImportSpec {
     pub required: Vec<FieldName>,
     /// Words that stand for a missing value, beside the empty cell. Not in keys: `NA` is a ticker.
     pub null: Vec<String>,
-    /// Separator of cells.
-    pub delimiter: char,
+    /// What stands before a fraction: `.` or `,`. Absent: a point.
+    pub decimal: Option<String>,
+    /// What stands between thousands: `,`, `.`, `space`, `apostrophe` or `_`. Absent: nothing.
+    pub thousands: Option<String>,
+    /// Signs around numbers that are read.
+    pub notation: Vec<NumberSign>,
+    /// Separator of cells: a character, or `tab`. Absent: a comma; of `.tsv` files a tab; or what a first line `sep=;` says.
+    pub delimiter: Option<String>,
+    /// Lines of each CSV file that stand above its header, or above its rows where `columns` names them.
+    pub skip_rows: Option<u64>,
+    /// Members of archives to import. Empty: every `.csv` and `.tsv`, or else every `.txt`.
+    pub member: Vec<String>,
     /// What to do with rows of the same symbol and time.
     pub repeats: Repeats,
     /// Chunk of a new dataset, nanoseconds. Absent: 64 days for daily rows, 4 days for bars of a second or longer, an
@@ -57,16 +85,23 @@ pub struct ImportSpec {
     pub quarantine: Option<PathBuf>,
     /// How many bad rows are shown, the first by file and line.
     pub problems_shown: usize,
+    /// Nothing is written, the quarantine neither.
+    pub dry_run: bool,
 }
 
 impl Default for ImportSpec {
     fn default() -> Self {
         Self {
             symbol: None,
+            symbol_from_name: None,
+            wide: None,
             symbol_column: None,
             ts_column: None,
             ts_unit: None,
-            tz: "UTC".to_owned(),
+            ts_format: Vec::new(),
+            tz: None,
+            date_zone: None,
+            calendar: None,
             date: None,
             known_at_ns: None,
             known_at_column: None,
@@ -75,11 +110,17 @@ impl Default for ImportSpec {
             types: BTreeMap::new(),
             required: Vec::new(),
             null: Vec::new(),
-            delimiter: ',',
+            decimal: None,
+            thousands: None,
+            notation: Vec::new(),
+            delimiter: None,
+            skip_rows: None,
+            member: Vec::new(),
             repeats: Repeats::Refuse,
             chunk_ns: None,
             quarantine: None,
             problems_shown: PROBLEMS_SHOWN,
+            dry_run: false,
         }
     }
 }
@@ -116,7 +157,7 @@ impl FieldChoice {
 }
 
 /// Unit of integer times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TsUnit {
     /// Seconds since 1970, UTC.
@@ -127,6 +168,8 @@ pub enum TsUnit {
     Us,
     /// Nanoseconds since 1970, UTC.
     Ns,
+    /// Days of Excel, since the last of 1899; a fraction is a time by the clock of the zone, to the millisecond.
+    Excel,
     /// Seconds since midnight by the clock of the zone.
     SOfDay,
     /// Milliseconds since midnight by the clock of the zone.
@@ -139,11 +182,12 @@ pub enum TsUnit {
 
 impl TsUnit {
     /// Every unit, with the name that people write.
-    pub const ALL: [(TsUnit, &'static str); 8] = [
+    pub const ALL: [(TsUnit, &'static str); 9] = [
         (Self::S, "s"),
         (Self::Ms, "ms"),
         (Self::Us, "us"),
         (Self::Ns, "ns"),
+        (Self::Excel, "excel"),
         (Self::SOfDay, "s-of-day"),
         (Self::MsOfDay, "ms-of-day"),
         (Self::UsOfDay, "us-of-day"),
@@ -165,6 +209,7 @@ impl TsUnit {
 
     pub(crate) fn ns(self) -> i64 {
         match self {
+            Self::Excel => 86_400_000_000_000,
             Self::S | Self::SOfDay => 1_000_000_000,
             Self::Ms | Self::MsOfDay => 1_000_000,
             Self::Us | Self::UsOfDay => 1_000,
@@ -187,56 +232,249 @@ pub enum Repeats {
     /// The second gets the time plus a nanosecond, the third plus two, in the order of the files: for ticks whose clock
     /// is coarser than they are.
     Spread,
+    /// The last, in the order of the files and their lines, is the row; how many it replaces is told.
+    Last,
 }
 
 /// Options that have been checked.
 pub(crate) struct Checked {
     pub(crate) reading: Reading,
+    /// Of the event times, but for the day of a file's name.
+    pub(crate) clock: Clock,
     pub(crate) date: Option<NaiveDate>,
     pub(crate) types: BTreeMap<FieldName, FieldType>,
+    /// Absent: by the file.
+    pub(crate) delimiter: Option<u8>,
+    pub(crate) name_pattern: Option<NamePattern>,
+}
+
+/// Where the symbol stands in a file's name.
+#[derive(Debug, Clone)]
+pub(crate) struct NamePattern {
+    /// Texts that `*` and `{}` stand between.
+    texts: Vec<String>,
+    /// The gap that is the symbol.
+    symbol: usize,
+}
+
+impl NamePattern {
+    fn parse(text: &str) -> Result<Self, ImportError> {
+        let refuse = || {
+            Err(ImportError::options(
+                format!("--symbol-from-name {text:?} does not say where the symbol is"),
+                "write {} for it, and * for anything else: --symbol-from-name '{}' takes the whole name, 'WIKI-{}' \
+                 what follows WIKI-",
+            ))
+        };
+        if text.matches("{}").count() != 1 {
+            return refuse();
+        }
+        let texts = text.replace("{}", "*").split('*').map(str::to_owned).collect();
+        let before = text.find("{}").map_or("", |at| &text[..at]);
+        Ok(Self { texts, symbol: before.matches('*').count() })
+    }
+
+    /// The symbol in `name`, if there is one way to find it.
+    pub(crate) fn symbol<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let mut found: Option<&str> = None;
+        let mut rest = name.strip_prefix(self.texts[0].as_str())?;
+        for (gap, text) in self.texts[1..].iter().enumerate() {
+            let last = gap + 2 == self.texts.len();
+            let end = if last { rest.strip_suffix(text.as_str())?.len() } else { rest.find(text.as_str())? };
+            if gap == self.symbol {
+                found = Some(&rest[..end]);
+            }
+            rest = &rest[end + text.len()..];
+        }
+        found.filter(|symbol| !symbol.is_empty())
+    }
+}
+
+fn zone(option: &str, name: &str) -> Result<chrono_tz::Tz, ImportError> {
+    name.parse().map_err(|_| {
+        ImportError::options(
+            format!("{option}: there is no time zone {name:?}"),
+            "zones are named as in America/New_York, Europe/London, UTC",
+        )
+    })
+}
+
+/// A mark that somebody typed: itself or its name.
+fn typed_mark(option: &str, text: &str, known: &[char]) -> Result<char, ImportError> {
+    let refuse = || {
+        let names: Vec<&str> = known.iter().map(|&c| mark_name(c)).collect();
+        ImportError::options(
+            format!("{option} {text:?} is no mark of numbers"),
+            format!("it is one of {}", names.join(" ")),
+        )
+    };
+    let mut chars = text.chars();
+    let found = match text {
+        "space" => ' ',
+        "apostrophe" => '\'',
+        "comma" => ',',
+        "dot" | "point" => '.',
+        "underscore" => '_',
+        _ => number::mark(chars.next().filter(|_| chars.next().is_none()).ok_or_else(refuse)?),
+    };
+    known.contains(&found).then_some(found).ok_or_else(refuse)
+}
+
+/// A mark as it can be typed.
+pub(crate) fn mark_name(mark: char) -> &'static str {
+    match mark {
+        ' ' => "space",
+        '\'' => "apostrophe",
+        ',' => ",",
+        '_' => "_",
+        _ => ".",
+    }
+}
+
+fn typed_delimiter(text: &str) -> Result<u8, ImportError> {
+    let one = match text {
+        "tab" | "\\t" => Some('\t'),
+        "comma" => Some(','),
+        "semicolon" => Some(';'),
+        "space" => Some(' '),
+        _ => {
+            let mut chars = text.chars();
+            chars.next().filter(|_| chars.next().is_none())
+        }
+    };
+    one.filter(|c| c.is_ascii() && !matches!(c, '"' | '\r' | '\n'))
+        .and_then(|c| u8::try_from(c).ok())
+        .ok_or_else(|| {
+            ImportError::options(
+                format!("--delimiter {text:?} is no separator"),
+                "it is one ASCII character, not a quote and not a line end; a tab is --delimiter tab",
+            )
+        })
+}
+
+/// A separator as it can be typed.
+pub(crate) fn delimiter_name(delimiter: char) -> String {
+    match delimiter {
+        '\t' => "tab".to_owned(),
+        ' ' => "space".to_owned(),
+        ',' => ",".to_owned(),
+        other => format!("'{other}'"),
+    }
+}
+
+fn check_symbol_options(spec: &ImportSpec) -> Result<(), ImportError> {
+    let ways = [
+        ("--symbol", spec.symbol.is_some()),
+        ("--symbol-column", spec.symbol_column.is_some()),
+        ("--symbol-from-name", spec.symbol_from_name.is_some()),
+        ("--wide", spec.wide.is_some()),
+    ];
+    let said: Vec<&str> = ways.iter().filter(|(_, said)| *said).map(|(name, _)| *name).collect();
+    if let [first, second, ..] = said.as_slice() {
+        return Err(ImportError::options(
+            format!("{first} and {second} exclude each other"),
+            "each says where the symbol is: leave out one",
+        ));
+    }
+    if spec.wide.is_some() && !spec.fields.is_empty() {
+        return Err(ImportError::options(
+            "--wide and --fields exclude each other",
+            "with --wide every column but the time is a symbol",
+        ));
+    }
+    if let Some(symbol) = &spec.symbol {
+        Symbol::new(symbol).map_err(|e| ImportError::options(format!("--symbol: {}", e.message()), ""))?;
+    }
+    Ok(())
+}
+
+fn check_time_options(spec: &ImportSpec) -> Result<(), ImportError> {
+    let refuse = |message: &str, hint: &str| Err(ImportError::options(message, hint));
+    if spec.known_at_ns.is_some() && spec.known_at_column.is_some() {
+        return refuse("--known-at and --known-at-column exclude each other", "leave out one");
+    }
+    let of_day = spec.ts_unit.is_some_and(TsUnit::of_day);
+    if spec.date.is_some() && !of_day {
+        return refuse(
+            "--date is for times within a day",
+            "say --ts-unit ms-of-day (or s-, us-, ns-of-day) too, or leave --date out",
+        );
+    }
+    if spec.ts_unit.is_some() && !spec.ts_format.is_empty() {
+        return refuse(
+            "--ts-unit and --ts-format exclude each other",
+            "times are numbers of a unit, or text of a form",
+        );
+    }
+    if spec.date_zone.is_some() && of_day {
+        return refuse("--date-zone is for dates, and --ts-unit says times within a day", "leave out one");
+    }
+    Ok(())
+}
+
+/// What a dataset that is there has said already.
+fn check_against(spec: &ImportSpec, existing: &DatasetSpec) -> Result<(), ImportError> {
+    if !spec.required.is_empty() || spec.chunk_ns.is_some() {
+        return Err(ImportError::options(
+            format!("--required and --chunk are for a new dataset; {} is there already", existing.dataset),
+            "leave them out, or import into a new dataset",
+        ));
+    }
+    for (option, given, has) in [
+        ("--calendar", &spec.calendar, &existing.settings.calendar),
+        ("--date-zone", &spec.date_zone, &existing.settings.date_zone),
+    ] {
+        match (given, has) {
+            (Some(given), Some(has)) if given != has => {
+                return Err(ImportError::options(
+                    format!("{option} {given}: {} has {has}", existing.dataset),
+                    format!("leave {option} out, or import into a new dataset"),
+                ));
+            }
+            (Some(given), None) if option == "--calendar" => {
+                return Err(ImportError::options(
+                    format!(
+                        "{option} {given} is for a new dataset; {} is there without one",
+                        existing.dataset
+                    ),
+                    format!("set it once: trellis dataset alter {} --calendar {given}", existing.dataset),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn check_options(
     spec: &ImportSpec,
     existing: Option<&DatasetSpec>,
 ) -> Result<Checked, ImportError> {
-    let refuse = |message: &str, hint: &str| Err(ImportError::options(message, hint));
-    if spec.symbol.is_some() && spec.symbol_column.is_some() {
-        return refuse("--symbol and --symbol-column exclude each other", "");
+    check_symbol_options(spec)?;
+    check_time_options(spec)?;
+    if let Some(existing) = existing {
+        check_against(spec, existing)?;
     }
-    if spec.known_at_ns.is_some() && spec.known_at_column.is_some() {
-        return refuse("--known-at and --known-at-column exclude each other", "");
-    }
-    if !spec.delimiter.is_ascii() || matches!(spec.delimiter, '"' | '\r' | '\n') {
-        return refuse("--delimiter is one ASCII character, not a quote and not a line end", "");
-    }
-    if spec.date.is_some() && !spec.ts_unit.is_some_and(TsUnit::of_day) {
-        return refuse(
-            "--date is for times within a day",
-            "say --ts-unit ms-of-day (or s-, us-, ns-of-day) too",
-        );
-    }
-    if existing.is_some() && !(spec.types.is_empty() && spec.required.is_empty() && spec.chunk_ns.is_none()) {
-        return refuse(
-            "--types, --required and --chunk are for a new dataset; this one is there already",
-            "",
-        );
-    }
-    if let Some(symbol) = &spec.symbol {
-        Symbol::new(symbol).map_err(|e| ImportError::options(format!("--symbol: {}", e.message()), ""))?;
-    }
-    let zone = spec.tz.parse().map_err(|_| {
-        ImportError::options(
-            format!("--tz: there is no time zone {:?}", spec.tz),
-            "zones are named as in America/New_York, Europe/London, UTC",
-        )
-    })?;
+    let tz = spec.tz.as_deref().map(|name| zone("--tz", name)).transpose()?.map(Zone);
+    let setting = existing.and_then(|e| e.settings.date_zone.as_deref());
+    let of_day = spec.ts_unit.is_some_and(TsUnit::of_day);
+    let date_zone = spec.date_zone.as_deref().or(setting.filter(|_| !of_day));
+    let dates = date_zone.map(|name| zone("--date-zone", name)).transpose()?.map(DateZone);
     let date = match &spec.date {
         None => None,
         Some(text) => Some(text.parse::<NaiveDate>().map_err(|_| {
             ImportError::options(format!("--date: {text:?} is not a date"), "write it as 2014-05-01")
         })?),
     };
+    let mut forms = Vec::with_capacity(spec.ts_format.len());
+    for text in &spec.ts_format {
+        forms.push(Form::parse(text).map_err(|why| {
+            ImportError::options(
+                format!("--ts-format {text:?}: {why}"),
+                "a form is written as for strptime: %d/%m/%Y, '%Y%m%d %H:%M:%S.%f', iso",
+            )
+        })?);
+    }
     let mut types = BTreeMap::new();
     for (field, name) in &spec.types {
         let data_type = FieldType::parse(name).map_err(|e| {
@@ -244,6 +482,49 @@ pub(crate) fn check_options(
         })?;
         types.insert(field.clone(), data_type);
     }
-    let null: BTreeSet<String> = spec.null.iter().cloned().collect();
-    Ok(Checked { reading: Reading { zone: Zone(zone), null }, date, types })
+    let decimal = match &spec.decimal {
+        Some(text) => typed_mark("--decimal", text, &['.', ','])?,
+        None => '.',
+    };
+    let thousands = match &spec.thousands {
+        Some(text) => Some(typed_mark("--thousands", text, &[',', '.', ' ', '\'', '_'])?),
+        None => None,
+    };
+    if thousands == Some(decimal) {
+        return Err(ImportError::options(
+            format!("{decimal:?} cannot stand both before a fraction and between thousands"),
+            if decimal == '.' { "say --decimal , too" } else { "say another --thousands, or leave it out" },
+        ));
+    }
+    let notation = Notation { marks: Marks { decimal, thousands }, signs: Signs::of(&spec.notation) };
+    let clock = Clock { zone: tz, unit: None, day: None, forms: forms.into(), dates: None };
+    Ok(Checked {
+        clock: Clock { unit: spec.ts_unit, dates, ..clock.clone() },
+        reading: Reading { clock, null: spec.null.iter().cloned().collect::<BTreeSet<_>>(), notation },
+        date,
+        types,
+        delimiter: spec.delimiter.as_deref().map(typed_delimiter).transpose()?,
+        name_pattern: spec.symbol_from_name.as_deref().map(NamePattern::parse).transpose()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symbol_is_where_the_pattern_says() {
+        for (pattern, name, symbol) in [
+            ("{}", "AMZN", Some("AMZN")),
+            ("{}", "BRK.B", Some("BRK.B")),
+            ("WIKI-{}", "WIKI-AMZN", Some("AMZN")),
+            ("WIKI-{}", "AMZN", None),
+            ("WIKI-{}", "WIKI-", None),
+            ("*-{}-*", "WIKI-AIG-2009-quandl", Some("AIG")),
+            ("{}_*", "AAPL_2016_08", Some("AAPL")),
+        ] {
+            assert_eq!(NamePattern::parse(pattern).unwrap().symbol(name), symbol, "{pattern} {name}");
+        }
+        assert!(NamePattern::parse("WIKI").is_err() && NamePattern::parse("{}{}").is_err());
+    }
 }

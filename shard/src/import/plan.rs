@@ -1,4 +1,4 @@
-//! Which fields the rows will have, of which types: from what the survey saw of all files, or from the dataset that is
+//! Which fields the rows will have, of which types: from what the survey saw of all files, and from the dataset if it is
 //! there. Pure.
 
 use std::collections::BTreeMap;
@@ -6,132 +6,196 @@ use std::collections::BTreeMap;
 use trellis_proto::{DatasetSpec, FieldName, FieldType, spec::FieldSpec};
 
 use super::{
-    cell::{Seen, common},
-    columnar,
+    advice::Advice,
+    cell::Wanted,
+    columnar::Types,
     header::Header,
-    options::{Checked, ImportSpec},
+    options::Checked,
     problem::ImportError,
+    seen::{Seen, Verdict},
     source::Source,
+    stamps::Stamps,
 };
 
 /// One source after the survey.
 pub(crate) struct Surveyed {
     pub(crate) header: Header,
-    pub(crate) kinds: Kinds,
+    /// What the cells look like: of text all, of typed columns those that a field may not hold.
+    pub(crate) seen: Vec<(FieldName, Seen)>,
+    /// Types of typed columns; empty for text.
+    pub(crate) typed: Types,
+    pub(crate) stamps: Stamps,
+    /// The zone that a typed file names for its times.
+    pub(crate) zone: Option<String>,
 }
 
-/// What a survey found of each field.
-pub(crate) enum Kinds {
-    Text(Vec<(FieldName, Seen)>),
-    Columnar(columnar::Types),
+/// What was found of all sources together.
+pub(crate) struct Found {
+    /// Fields in the order they are met.
+    pub(crate) seen: Vec<(FieldName, Seen)>,
+    typed: BTreeMap<FieldName, FieldType>,
+    pub(crate) stamps: Stamps,
 }
 
-/// The fields of a dataset that is not there yet: the columns of all files, in the order they are met.
-pub(crate) fn new_fields(
+impl Found {
+    /// # Errors
+    /// A field that is of one type in one typed file and of another in the next.
+    pub(crate) fn of(surveyed: &[Surveyed]) -> Result<Self, ImportError> {
+        let mut found = Self { seen: Vec::new(), typed: BTreeMap::new(), stamps: Stamps::default() };
+        for each in surveyed {
+            for (name, seen) in &each.seen {
+                match found.seen.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, all)) => all.add(seen),
+                    None => found.seen.push((name.clone(), seen.clone())),
+                }
+            }
+            for (name, of_file) in &each.typed {
+                let Some(of_file) = *of_file else { continue };
+                let before = found.typed.get(name).copied().unwrap_or(of_file);
+                let both = common(before, of_file).ok_or_else(|| conflict(name, before, of_file))?;
+                found.typed.insert(name.clone(), both);
+            }
+            found.stamps.add(&each.stamps);
+        }
+        Ok(found)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &FieldName> {
+        self.seen.iter().map(|(name, _)| name)
+    }
+}
+
+fn conflict(field: &FieldName, a: FieldType, b: FieldType) -> ImportError {
+    ImportError::options(
+        format!("the field {field} is {a} in one file and {b} in another"),
+        format!("say --types {field}=string (or another type), or import the files into two datasets"),
+    )
+}
+
+/// The fields of the dataset with these files in it: those that it has, wider where a cell asks for it, then new ones in
+/// the order they are met.
+pub(crate) fn fields(
+    found: &Found,
     surveyed: &[Surveyed],
     sources: &[Source],
-    spec: &ImportSpec,
-    checked: &Checked,
+    existing: Option<&DatasetSpec>,
+    advice: &Advice<'_>,
     notes: &mut Vec<String>,
-) -> Result<Vec<FieldSpec>, ImportError> {
-    let mut order: Vec<FieldName> = Vec::new();
-    let mut seen: BTreeMap<FieldName, Seen> = BTreeMap::new();
-    let mut typed: BTreeMap<FieldName, FieldType> = BTreeMap::new();
-    let conflict = |field: &FieldName, a: FieldType, b: FieldType| {
-        ImportError::options(
-            format!("the field {field} is {a} in one file and {b} in another"),
-            format!("say --types {field}=string (or another type), or import the files into two datasets"),
-        )
-    };
-    for Surveyed { header, kinds } in surveyed {
-        for (name, _) in &header.fields {
-            if !order.contains(name) {
-                order.push(name.clone());
-            }
-        }
-        match kinds {
-            Kinds::Text(columns) => {
-                for (name, found) in columns {
-                    seen.entry(name.clone()).or_default().add(found);
-                }
-            }
-            Kinds::Columnar(columns) => {
-                for (name, found) in columns {
-                    let Some(found) = *found else { continue };
-                    let before = typed.get(name).copied().unwrap_or(found);
-                    let both = common(before, found).ok_or_else(|| conflict(name, before, found))?;
-                    typed.insert(name.clone(), both);
-                }
-            }
-        }
+) -> Result<Vec<Wanted>, ImportError> {
+    let (spec, checked) = (advice.spec, advice.checked);
+    if let Some(absent) =
+        checked.types.keys().chain(&spec.required).find(|named| !found.names().any(|n| n == *named))
+    {
+        return Err(ImportError::options(
+            format!("--types or --required names the field {absent}, which no file has"),
+            format!("the fields are {}", list(found.names())),
+        ));
     }
-    for named in checked.types.keys().chain(&spec.required) {
-        if !order.contains(named) {
+    for (name, seen) in &found.seen {
+        if let Some((one, other)) = &seen.currencies {
             return Err(ImportError::options(
-                format!("--types or --required names the field {named}, which no file has"),
-                format!("the fields are {}", list(&order)),
+                format!(
+                    "the field {name} has amounts in {one} and in {other}; without their currencies they say less"
+                ),
+                format!("import them into two fields or datasets, or keep it as text: --types {name}=string"),
             ));
         }
     }
-    let mut fields = Vec::with_capacity(order.len());
-    for name in order {
-        let text = seen.get(&name).and_then(Seen::field_type);
-        let columnar = typed.get(&name).copied();
-        let found = match (text, columnar) {
-            (Some(a), Some(b)) => Some(common(a, b).ok_or_else(|| conflict(&name, a, b))?),
-            (a, b) => a.or(b),
-        };
-        let data_type = match (checked.types.get(&name), found) {
-            (Some(said), _) => *said,
-            (None, Some(found)) => found,
-            (None, None) => {
-                notes.push(format!("the field {name} has no value in any row; it is taken as float64"));
-                FieldType::Float64
-            }
-        };
-        let nullable = !spec.required.contains(&name);
-        fields.push(FieldSpec { name, data_type, nullable });
+    let mut fields = Vec::new();
+    for field in existing.map(|e| e.fields.as_slice()).unwrap_or_default() {
+        fields.push(known_field(field, found, checked, notes)?);
+    }
+    for (name, seen) in &found.seen {
+        if existing.is_some_and(|e| e.field(name.as_str()).is_some()) {
+            continue;
+        }
+        let nullable = !spec.required.contains(name);
+        let (data_type, nearest) = new_type(name, seen, found, advice, notes)?;
+        if let Some(existing) = existing {
+            notes.push(format!(
+                "new field {name} ({data_type}): missing in the rows that {} has",
+                existing.dataset
+            ));
+        }
+        fields.push(Wanted { spec: FieldSpec { name: name.clone(), data_type, nullable }, nearest });
     }
     note_missing(surveyed, sources, &fields, notes)?;
     Ok(fields)
 }
 
-/// Every column must be a field of the dataset that is there.
-pub(crate) fn check_fits(
-    surveyed: &[Surveyed],
-    sources: &[Source],
-    existing: &DatasetSpec,
+fn known_field(
+    field: &FieldSpec,
+    found: &Found,
+    checked: &Checked,
     notes: &mut Vec<String>,
-) -> Result<(), ImportError> {
-    for (Surveyed { header, .. }, source) in surveyed.iter().zip(sources) {
-        for (name, column) in &header.fields {
-            if existing.field(name.as_str()).is_none() {
-                let known: Vec<FieldName> = existing.fields.iter().map(|f| f.name.clone()).collect();
-                return Err(ImportError::options(
-                    format!(
-                        "the column {:?} of {} would be the field {name}, which {} does not have",
-                        header.names[*column], source.name, existing.dataset
-                    ),
-                    format!(
-                        "its fields are {}; choose and rename columns with --fields, or import into a new dataset",
-                        list(&known)
-                    ),
-                ));
-            }
+) -> Result<Wanted, ImportError> {
+    let (name, have) = (&field.name, field.data_type);
+    let seen = found.seen.iter().find(|(known, _)| known == name).map(|(_, seen)| seen);
+    let data_type = match (checked.types.get(name), seen) {
+        (Some(said), _) if common(have, *said) == Some(*said) => *said,
+        (Some(said), _) => {
+            return Err(ImportError::options(
+                format!("--types {name}={said}: the field is {have}, and values would change"),
+                "leave it out, import into a new dataset, or choose other columns with --fields",
+            ));
+        }
+        (None, Some(seen)) => seen.widen(have),
+        (None, None) => have,
+    };
+    if data_type != have {
+        notes.push(format!("the field {name} widens from {have} to {data_type}"));
+    }
+    let nearest = checked.types.contains_key(name);
+    Ok(Wanted { spec: FieldSpec { data_type, ..field.clone() }, nearest })
+}
+
+fn new_type(
+    name: &FieldName,
+    seen: &Seen,
+    found: &Found,
+    advice: &Advice<'_>,
+    notes: &mut Vec<String>,
+) -> Result<(FieldType, bool), ImportError> {
+    if let Some(said) = advice.checked.types.get(name) {
+        return Ok((*said, true));
+    }
+    let text = match seen.verdict() {
+        Verdict::Refused(trouble) => return Err(advice.refusal(name, seen, trouble)),
+        Verdict::Type(data_type) => Some(data_type),
+        Verdict::Nothing => None,
+    };
+    let found = match (text, found.typed.get(name).copied()) {
+        (Some(a), Some(b)) => Some(common(a, b).ok_or_else(|| conflict(name, a, b))?),
+        (a, b) => a.or(b),
+    };
+    let Some(data_type) = found else {
+        notes.push(format!("the field {name} has no value in any row; it is taken as float64"));
+        return Ok((FieldType::Float64, false));
+    };
+    if data_type == FieldType::String {
+        if seen.is_codes() {
+            notes.push(format!("the field {name} is text: its numbers have leading zeros"));
+        } else if let Some(of) = seen.is_text_of() {
+            notes.push(format!(
+                "the field {name} is text in its file, and its cells are {of}: --types {name}={of} reads them so"
+            ));
+        } else if !seen.words.is_empty() {
+            let words = seen.words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+            notes.push(format!("the field {name} keeps {words} as text; --null says that it means missing"));
         }
     }
-    note_missing(surveyed, sources, &existing.fields, notes)
+    Ok((data_type, false))
 }
 
 /// A field that a file lacks is null in its rows, or refuses the import.
 fn note_missing(
     surveyed: &[Surveyed],
     sources: &[Source],
-    fields: &[FieldSpec],
+    fields: &[Wanted],
     notes: &mut Vec<String>,
 ) -> Result<(), ImportError> {
     for (Surveyed { header, .. }, source) in surveyed.iter().zip(sources) {
-        for field in fields {
+        for field in fields.iter().map(|field| &field.spec) {
             if header.fields.iter().any(|(name, _)| *name == field.name) {
                 continue;
             }
@@ -152,10 +216,24 @@ fn note_missing(
                 source.name, field.name
             ));
         }
+        for column in &header.left_out {
+            notes.push(format!("{}: left out {}, an index", source.name, header.names[*column]));
+        }
     }
     Ok(())
 }
 
-fn list(names: &[FieldName]) -> String {
-    names.iter().map(FieldName::as_str).collect::<Vec<_>>().join(", ")
+/// The narrowest type that holds values of both; `None` if there is none.
+pub(crate) fn common(a: FieldType, b: FieldType) -> Option<FieldType> {
+    use FieldType::{Float32, Float64, Int32, Int64};
+    match (a, b) {
+        _ if a == b => Some(a),
+        (Int32, Int64) | (Int64, Int32) => Some(Int64),
+        (Float32 | Float64 | Int32 | Int64, Float32 | Float64 | Int32 | Int64) => Some(Float64),
+        _ => None,
+    }
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a FieldName>) -> String {
+    names.map(FieldName::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -67,6 +67,8 @@ pub enum ImportError {
         total: u64,
         /// How many rows are good.
         good: u64,
+        /// What to do about it.
+        hint: String,
     },
     /// No row is left to import.
     Empty {
@@ -100,11 +102,7 @@ impl ImportError {
     #[must_use]
     pub fn hint(&self) -> &str {
         match self {
-            Self::Options { hint, .. } | Self::File { hint, .. } => hint,
-            Self::Rows { .. } => {
-                "mend the rows, or keep the good ones with --quarantine FILE; if the column is of another type, say so \
-                 with --types column=string"
-            }
+            Self::Options { hint, .. } | Self::File { hint, .. } | Self::Rows { hint, .. } => hint,
             Self::Empty { .. } => "",
             Self::TooLarge { .. } => "import in several parts, by file or by year",
             Self::Quarantine { .. } => "name a file in a folder that exists and can be written",
@@ -119,7 +117,7 @@ impl fmt::Display for ImportError {
                 f.write_str(message)
             }
             Self::File { file, message, .. } => write!(f, "{file}: {message}"),
-            Self::Rows { problems, total, good } => {
+            Self::Rows { problems, total, good, .. } => {
                 let rows = if *total == 1 { "row is" } else { "rows are" };
                 write!(f, "{total} {rows} bad ({good} good), nothing was imported")?;
                 for problem in problems {

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     ImportSpec, columnar,
+    options::Checked,
     problem::{BadRows, ImportError},
     source::Source,
     text,
@@ -31,6 +32,7 @@ pub(crate) fn write(
     path: &Path,
     sources: &[Source],
     spec: &ImportSpec,
+    checked: &Checked,
     bad: &BadRows,
 ) -> Result<(), ImportError> {
     let failed = |source: io::Error| ImportError::Quarantine { path: path.to_owned(), source };
@@ -39,7 +41,7 @@ pub(crate) fn write(
         let mut out = BufWriter::new(File::create(&beside).map_err(failed)?);
         writeln!(out, "file,line,column,reason,row").map_err(failed)?;
         for (number, source) in (0..).zip(sources) {
-            write_source(&mut out, source, number, spec, bad, &failed)?;
+            write_source(&mut out, source, number, (spec, checked), bad, &failed)?;
         }
         let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
         file.sync_all().map_err(failed)?;
@@ -56,7 +58,7 @@ fn write_source(
     out: &mut impl Write,
     source: &Source,
     number: u32,
-    spec: &ImportSpec,
+    (spec, checked): (&ImportSpec, &Checked),
     bad: &BadRows,
     failed: &impl Fn(io::Error) -> ImportError,
 ) -> Result<(), ImportError> {
@@ -79,7 +81,11 @@ fn write_source(
         }
         Ok(())
     };
-    if source.is_parquet() { columnar::raw_rows(source, each) } else { text::raw_rows(source, spec, each) }
+    if source.is_parquet() {
+        columnar::raw_rows(source, each)
+    } else {
+        text::raw_rows(source, spec, checked, each)
+    }
 }
 
 /// A name in the same folder, so that the rename stays on one file system.

@@ -71,6 +71,49 @@ impl<R: Read> Records<R> {
         }
     }
 
+    /// The first line, if it is not longer than the buffer.
+    pub(crate) fn peek_line(&mut self) -> Result<String, RecordError> {
+        self.begin()?;
+        let rest = &self.buffer[self.at..self.filled];
+        let end = rest.iter().position(|b| matches!(b, b'\r' | b'\n')).unwrap_or(rest.len());
+        Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
+    }
+
+    /// Passes over a line, whatever is in it; false at the end.
+    pub(crate) fn skip_line(&mut self) -> Result<bool, RecordError> {
+        self.begin()?;
+        let mut any = false;
+        loop {
+            if self.at == self.filled {
+                self.fill()?;
+                if self.ended {
+                    return Ok(any);
+                }
+            }
+            any = true;
+            let byte = self.buffer[self.at];
+            self.lines.count(&[byte]);
+            self.at += 1;
+            match byte {
+                b'\n' => return Ok(true),
+                b'\r' => break,
+                _ => {}
+            }
+        }
+        if self.at == self.filled {
+            self.fill()?;
+        }
+        if self.at < self.filled && self.buffer[self.at] == b'\n' {
+            self.lines.count(b"\n");
+            self.at += 1;
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn set_delimiter(&mut self, delimiter: u8) {
+        self.core = ReaderBuilder::new().delimiter(delimiter).build();
+    }
+
     /// Reads the next record; false at the end. Blank lines are skipped, a byte order mark at the start too.
     pub(crate) fn next(&mut self) -> Result<bool, RecordError> {
         if !self.skip_blank()? {
@@ -135,14 +178,19 @@ impl<R: Read> Records<R> {
         self.open_quote
     }
 
-    fn skip_blank(&mut self) -> Result<bool, RecordError> {
+    fn begin(&mut self) -> Result<(), RecordError> {
         const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-        if self.filled == 0 {
+        if self.filled == 0 && !self.ended {
             self.fill()?;
             if self.buffer[..self.filled].starts_with(BYTE_ORDER_MARK) {
                 self.at = BYTE_ORDER_MARK.len();
             }
         }
+        Ok(())
+    }
+
+    fn skip_blank(&mut self) -> Result<bool, RecordError> {
+        self.begin()?;
         loop {
             if self.at == self.filled {
                 self.fill()?;
@@ -201,6 +249,18 @@ mod tests {
         assert_eq!(lines("\n\na,b\n\n\n1,2\r\n\r\n3,4"), [3, 6, 8]);
         assert_eq!(lines("a,b\n\"1\n1\",2\n3,4\n"), [1, 2, 4]);
         assert_eq!(lines("a,b\r\n\"1\r\n\r\n1\",2\r\n3,4\r\n"), [1, 2, 5]);
+    }
+
+    #[test]
+    fn lines_that_are_passed_over_count() {
+        for text in ["\u{feff}one \"quote\r\n\r\na,b\r\n", "one\n\na,b", "one\r\ra,b\r"] {
+            let mut records = Records::new(text.as_bytes(), b',');
+            assert!(records.peek_line().unwrap().starts_with("one"));
+            assert!(records.skip_line().unwrap() && records.skip_line().unwrap());
+            assert!(records.next().unwrap() && records.line() == 3 && records.cell(1) == b"b", "{text:?}");
+        }
+        let mut records = Records::new("one".as_bytes(), b',');
+        assert!(records.skip_line().unwrap() && !records.skip_line().unwrap() && !records.next().unwrap());
     }
 
     #[test]

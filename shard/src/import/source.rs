@@ -39,11 +39,36 @@ pub(crate) struct Source {
     kind: Kind,
 }
 
-const SUFFIXES: &str = "files are .csv, .csv.gz (or .gz), .zip of .csv, and .parquet (or .pq)";
+const SUFFIXES: &str = "files are .csv, .tsv or .txt, these as .gz, a .zip of them, and .parquet (or .pq)";
+
+/// What may end the name of a file beside its title.
+const ENDINGS: [&str; 7] = [".gz", ".csv", ".tsv", ".txt", ".zip", ".parquet", ".pq"];
+
+/// Most names of an archive's members that a message lists.
+const MEMBERS_SHOWN: usize = 8;
 
 impl Source {
     pub(crate) fn is_parquet(&self) -> bool {
         self.kind == Kind::Parquet
+    }
+
+    /// The file's name without its folder and its suffixes.
+    pub(crate) fn title(&self) -> &str {
+        let name = self.titles.first().map_or("", String::as_str);
+        let mut title = name.rsplit('/').next().unwrap_or(name);
+        while let Some(short) = ENDINGS.iter().find_map(|ending| {
+            let at = title.len().checked_sub(ending.len()).filter(|at| *at > 0)?;
+            title.get(at..)?.eq_ignore_ascii_case(ending).then(|| &title[..at])
+        }) {
+            title = short;
+        }
+        title
+    }
+
+    /// The usual separator of files that are named so.
+    pub(crate) fn delimiter(&self) -> u8 {
+        let name = self.titles.first().map_or("", String::as_str).to_ascii_lowercase();
+        if name.trim_end_matches(".gz").ends_with(".tsv") { b'\t' } else { b',' }
     }
 
     /// Hands the text of a CSV source to `use_it`, counting the bytes of the file as they are read.
@@ -153,8 +178,12 @@ fn unreadable(name: &str, error: &io::Error) -> ImportError {
     ImportError::file(name, message, "")
 }
 
-/// The tables in a file.
-pub(crate) fn sources(path: &Path) -> Result<Vec<Source>, ImportError> {
+/// The tables in a file. `wanted` chooses members of an archive; what of it is left out is told in `notes`.
+pub(crate) fn sources(
+    path: &Path,
+    wanted: &[String],
+    notes: &mut Vec<String>,
+) -> Result<Vec<Source>, ImportError> {
     let name = path.display().to_string();
     let metadata = std::fs::metadata(path).map_err(|e| unreadable(&name, &e))?;
     if metadata.is_dir() {
@@ -170,10 +199,47 @@ pub(crate) fn sources(path: &Path) -> Result<Vec<Source>, ImportError> {
     if kind != Kind::Zip(0) {
         return Ok(vec![Source { path: path.to_owned(), name, titles: vec![title], kind }]);
     }
-    members(path, &name, &title)
+    members(path, &name, &title, wanted, notes)
 }
 
-fn members(path: &Path, name: &str, title: &str) -> Result<Vec<Source>, ImportError> {
+pub(crate) fn is_archive(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| kind_of(&name.to_string_lossy()) == Some(Kind::Zip(0)))
+}
+
+/// Of an archive's files those that are data: the ones that are asked for, or every `.csv` and `.tsv`, or else every
+/// `.txt`. What macOS packs beside each file is no data.
+fn choose(inside: &[String], wanted: &[String]) -> Vec<bool> {
+    let ends = |name: &str, endings: &[&str]| {
+        let name = name.to_ascii_lowercase();
+        endings.iter().any(|ending| name.ends_with(ending))
+    };
+    let beside = |name: &str| {
+        name.split('/').any(|part| part == "__MACOSX")
+            || name.rsplit('/').next().is_some_and(|n| n.starts_with("._"))
+    };
+    if !wanted.is_empty() {
+        return inside.iter().map(|name| wanted.contains(name)).collect();
+    }
+    let by = |endings: &[&str]| -> Vec<bool> {
+        inside.iter().map(|name| !beside(name) && ends(name, endings)).collect()
+    };
+    let tables = by(&[".csv", ".tsv"]);
+    if tables.contains(&true) { tables } else { by(&[".txt"]) }
+}
+
+fn listed(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(MEMBERS_SHOWN);
+    let shown = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
+fn members(
+    path: &Path,
+    name: &str,
+    title: &str,
+    wanted: &[String],
+    notes: &mut Vec<String>,
+) -> Result<Vec<Source>, ImportError> {
     let broken = |e: &dyn std::fmt::Display| {
         ImportError::file(
             name,
@@ -183,33 +249,52 @@ fn members(path: &Path, name: &str, title: &str) -> Result<Vec<Source>, ImportEr
     };
     let file = File::open(path).map_err(|e| unreadable(name, &e))?;
     let mut archive = ZipArchive::new(file).map_err(|e| broken(&e))?;
-    let mut found = Vec::new();
+    let (mut inside, mut places) = (Vec::new(), Vec::new());
     for index in 0..archive.len() {
-        // raw: an encrypted member can be listed, and is refused by name when it is read
+        // raw: an encrypted member can be listed, and is refused by name when it is wanted
         let member = archive.by_index_raw(index).map_err(|e| broken(&e))?;
-        let inside = member.name().to_owned();
-        let hidden = inside.split('/').any(|part| part.starts_with('.') || part == "__MACOSX");
-        if member.is_dir() || hidden {
+        if !member.is_dir() {
+            inside.push(member.name().to_owned());
+            places.push((index, member.encrypted()));
+        }
+    }
+    let chosen = choose(&inside, wanted);
+    let of = |taken: bool| -> Vec<&str> {
+        let names = inside.iter().zip(&chosen).filter(|(_, chosen)| **chosen == taken);
+        names.map(|(name, _)| name.as_str()).collect()
+    };
+    if let Some(absent) = wanted.iter().find(|wanted| !inside.contains(wanted)) {
+        return Err(ImportError::file(
+            name,
+            format!("the archive has no member {absent:?}"),
+            format!("its members are {}", listed(&of(false))),
+        ));
+    }
+    let left_out = of(false);
+    if left_out.len() == inside.len() {
+        let hint = if inside.is_empty() {
+            "pack the file again".to_owned()
+        } else {
+            format!("its members are {}; unpack it, or choose with --member NAME", listed(&left_out))
+        };
+        return Err(ImportError::file(name, "the archive holds no .csv, .tsv or .txt file", hint));
+    }
+    if !left_out.is_empty() {
+        notes.push(format!("{name}: left out {} (--member chooses)", listed(&left_out)));
+    }
+    let mut found = Vec::new();
+    for ((inside, (index, encrypted)), chosen) in inside.iter().zip(places).zip(&chosen) {
+        if !chosen {
             continue;
         }
-        if !inside.to_ascii_lowercase().ends_with(".csv") {
-            return Err(ImportError::file(
-                name,
-                format!("its member {inside} is not .csv"),
-                "unpack the archive and name the files to import",
-            ));
-        }
-        if member.encrypted() {
+        if encrypted {
             return Err(ImportError::file(
                 name,
                 format!("its member {inside} is encrypted"),
                 "unpack it first",
             ));
         }
-        found.push((index, inside));
-    }
-    if found.is_empty() {
-        return Err(ImportError::file(name, "the archive holds no .csv file", ""));
+        found.push((index, inside.clone()));
     }
     let one = found.len() == 1;
     Ok(found
@@ -226,7 +311,7 @@ fn members(path: &Path, name: &str, title: &str) -> Result<Vec<Source>, ImportEr
 fn kind_of(title: &str) -> Option<Kind> {
     let (_, suffix) = title.rsplit_once('.')?;
     match suffix.to_ascii_lowercase().as_str() {
-        "csv" => Some(Kind::Csv),
+        "csv" | "tsv" | "txt" => Some(Kind::Csv),
         "gz" => Some(Kind::Gzip),
         "zip" => Some(Kind::Zip(0)),
         "parquet" | "pq" => Some(Kind::Parquet),
@@ -283,6 +368,39 @@ mod tests {
 
     fn days(title: &str) -> Vec<String> {
         dates_in(title).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn data_is_chosen_by_its_suffix_and_dotted_folders_are_folders() {
+        let chosen = |inside: &[&str], wanted: &[&str]| {
+            let inside: Vec<String> = inside.iter().map(|&n| n.to_owned()).collect();
+            let wanted: Vec<String> = wanted.iter().map(|&n| n.to_owned()).collect();
+            let taken = choose(&inside, &wanted);
+            inside.into_iter().zip(taken).filter(|(_, t)| *t).map(|(n, _)| n).collect::<Vec<_>>()
+        };
+        let inside = ["./a.csv", ".x/b.CSV", "__MACOSX/./._a.csv", "README.txt", "._a.csv", "c.tsv"];
+        assert_eq!(chosen(&inside, &[]), ["./a.csv", ".x/b.CSV", "c.tsv"]);
+        assert_eq!(chosen(&inside, &["README.txt"]), ["README.txt"]);
+        assert_eq!(chosen(&["a.txt", "b.xlsx"], &[]), ["a.txt"]);
+    }
+
+    #[test]
+    fn a_title_is_the_name_without_its_suffixes() {
+        for (name, title) in [
+            ("AMZN.csv.gz", "AMZN"),
+            ("BRK.B.csv", "BRK.B"),
+            ("in/x.txt", "x"),
+            ("A.tsv", "A"),
+            (".csv", ".csv"),
+        ] {
+            let source = Source {
+                path: PathBuf::new(),
+                name: String::new(),
+                titles: vec![name.to_owned()],
+                kind: Kind::Csv,
+            };
+            assert_eq!(source.title(), title);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::{
     cell::Cell,
     clock::Reason,
     problem::{Bad, BadRows, ImportError, Place},
+    rows::Rows,
 };
 
 /// Most rows of one import: everything is sorted in memory, at about 44 bytes a row and 8 a field, and the batches beside
@@ -189,8 +190,17 @@ impl Table {
         Ok(())
     }
 
+    /// Takes the rows of one record.
+    pub(crate) fn push_all(&mut self, rows: &Rows<'_>, place: Place) -> Result<(), ImportError> {
+        let width = self.columns.len();
+        for (i, key) in rows.keys.iter().enumerate() {
+            self.push(*key, place, &rows.cells[i * width..(i + 1) * width])?;
+        }
+        Ok(())
+    }
+
     /// Sorts by (knowledge time, symbol, time), and moves rows with the key of an earlier row to `bad`, unless `repeats`
-    /// spreads them.
+    /// spreads them or takes the last.
     pub(crate) fn check(
         mut self,
         repeats: Repeats,
@@ -210,6 +220,15 @@ impl Table {
         }
         if repeats == Repeats::Spread {
             self.spread(&order);
+        }
+        let mut replaced = 0;
+        if repeats == Repeats::Last {
+            let before = order.len();
+            // by key, and of one key in the order of the files
+            order.reverse();
+            order.dedup_by_key(|row| self.keys[*row as usize]);
+            order.reverse();
+            replaced = before - order.len();
         }
         let mut kept: Option<u32> = None;
         order.retain(|&row| {
@@ -231,7 +250,7 @@ impl Table {
             });
             false
         });
-        Checked { table: self, order }
+        Checked { table: self, order, replaced: replaced as u64 }
     }
 
     /// Moves the second and later rows of one key by a nanosecond each, but never onto or past the next time.
@@ -262,6 +281,8 @@ pub(crate) struct Checked {
     table: Table,
     /// Row numbers by (knowledge time, symbol, time).
     order: Vec<u32>,
+    /// Rows that a later one of the same key stands for.
+    pub(crate) replaced: u64,
 }
 
 impl Checked {
@@ -391,7 +412,6 @@ impl RowsDigest {
             text(data_type.name());
             text(if *nullable { "null" } else { "not null" });
         }
-        head.update(spec.chunk.ns().to_le_bytes());
         head.update([u8::from(known_at_ns.is_some())]);
         head.update(known_at_ns.unwrap_or_default().to_le_bytes());
         Self { head, columns: vec![Sha256::new(); spec.fields.len() + 2], scratch: Vec::new() }

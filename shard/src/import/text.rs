@@ -2,44 +2,26 @@
 
 use std::{io::Read, str};
 
-use trellis_proto::{FieldName, spec::FieldSpec};
+use trellis_proto::FieldName;
 
 use super::{
     ImportSpec, Ticker,
-    cell::{Cell, Reading, Seen},
-    clock::{Clock, iso},
-    header::{Header, resolve},
+    cell::{Cell, Reading, Wanted},
+    clock::{Clock, Reason, iso},
+    header::{Header, has_time, resolve, shell, snake_case},
+    options::{Checked, delimiter_name},
+    plan::Surveyed,
     problem::{Bad, BadRows, ImportError},
     records::{RECORD_BYTES_MAX, RecordError, Records},
+    rows::{Record, Target, rows},
+    seen::Seen,
     source::Source,
-    table::{Key, Table},
+    stamps::Stamps,
+    table::Table,
 };
 
-/// What one file's rows become.
-pub(crate) struct Target<'a> {
-    pub(crate) number: u32,
-    pub(crate) header: &'a Header,
-    /// For each column of the file.
-    pub(crate) roles: Vec<Role>,
-    /// Every field of the dataset.
-    pub(crate) fields: &'a [FieldSpec],
-    /// The symbol of all rows, where it is one.
-    pub(crate) symbol: Option<u32>,
-    pub(crate) ts: Clock,
-    pub(crate) known_at: Clock,
-    pub(crate) reading: &'a Reading,
-}
-
-/// What a column is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Skip,
-    Symbol,
-    Ts,
-    KnownAt,
-    /// The field at this position of the dataset.
-    Field(usize),
-}
+/// Lines that are looked at for a header where the first line is none.
+const PREAMBLE_LINES_MAX: u64 = 100;
 
 fn failed(source: &Source, error: RecordError) -> ImportError {
     match error {
@@ -52,9 +34,15 @@ fn failed(source: &Source, error: RecordError) -> ImportError {
     }
 }
 
-fn delimiter(spec: &ImportSpec) -> u8 {
-    // checked to be ASCII with the options
-    u8::try_from(spec.delimiter).unwrap_or(b',')
+type Text<'a> = Records<&'a mut dyn Read>;
+
+/// A text whose header has been read.
+struct Started<'a> {
+    records: Text<'a>,
+    names: Vec<String>,
+    delimiter: u8,
+    /// The line of the header; 0 where the caller named the columns.
+    line: u64,
 }
 
 /// Opens the text and reads its header, or takes the names that were given.
@@ -62,90 +50,260 @@ fn start<'a>(
     source: &Source,
     text: &'a mut dyn Read,
     spec: &ImportSpec,
-) -> Result<(Records<&'a mut dyn Read>, Vec<String>), ImportError> {
-    let mut records = Records::new(text, delimiter(spec));
-    if !spec.columns.is_empty() {
-        return Ok((records, spec.columns.clone()));
+    checked: &Checked,
+) -> Result<Started<'a>, ImportError> {
+    let failed = |e| failed(source, e);
+    let mut delimiter = checked.delimiter.unwrap_or(source.delimiter());
+    let mut records = Records::new(text, delimiter);
+    for _ in 0..spec.skip_rows.unwrap_or(0) {
+        if !records.skip_line().map_err(failed)? {
+            break;
+        }
     }
-    if !records.next().map_err(|e| failed(source, e))? {
+    if let Some(said) = said_delimiter(&records.peek_line().map_err(failed)?) {
+        records.skip_line().map_err(failed)?;
+        delimiter = checked.delimiter.unwrap_or(said);
+        records.set_delimiter(delimiter);
+    }
+    if spec.skip_rows.is_none() {
+        check_comments(source, &mut records)?;
+    }
+    if !spec.columns.is_empty() {
+        return Ok(Started { records, names: spec.columns.clone(), delimiter, line: 0 });
+    }
+    if !records.next().map_err(failed)? {
         return Err(ImportError::file(
             &source.name,
             "is empty",
             "a CSV file has at least a line of column names",
         ));
     }
-    let mut names = Vec::with_capacity(records.cells());
-    for i in 0..records.cells() {
-        let name = str::from_utf8(records.cell(i)).map_err(|_| {
-            ImportError::file(
-                &source.name,
-                format!("line {} is not UTF-8", records.line()),
-                "save it as UTF-8",
-            )
-        })?;
-        names.push(name.to_owned());
-    }
-    check_names(source, &names, spec.delimiter)?;
-    Ok((records, names))
+    let names = cells(&records).ok_or_else(|| {
+        ImportError::file(&source.name, format!("line {} is not UTF-8", records.line()), "save it as UTF-8")
+    })?;
+    let line = records.line();
+    Ok(Started { records, names, delimiter, line })
 }
 
-fn check_names(source: &Source, names: &[String], delimiter: char) -> Result<(), ImportError> {
-    if let [only] = names
-        && let Some(other) = [';', '\t', '|', ','].into_iter().find(|&c| c != delimiter && only.contains(c))
+fn cells<R: Read>(records: &Records<R>) -> Option<Vec<String>> {
+    (0..records.cells()).map(|i| str::from_utf8(records.cell(i)).ok().map(str::to_owned)).collect()
+}
+
+/// `sep=;`, which Excel writes and reads above the header.
+fn said_delimiter(line: &str) -> Option<u8> {
+    let line = line.trim().trim_matches('"');
+    let said =
+        line.get(..4).filter(|start| start.eq_ignore_ascii_case("sep=")).and_then(|_| line.get(4..))?;
+    let mut chars = said.chars();
+    match (chars.next(), chars.next()) {
+        (Some(c), None) if c.is_ascii() && c != '"' => u8::try_from(c).ok(),
+        // the separator is a tab, which was trimmed
+        (None, _) => Some(b'\t'),
+        _ => None,
+    }
+}
+
+/// Refuses lines above the header that are comments: where they end, a person must say.
+fn check_comments(source: &Source, records: &mut Text<'_>) -> Result<(), ImportError> {
+    let first = records.peek_line().map_err(|e| failed(source, e))?;
+    if !first.starts_with('#') || has_time(&split(&first)) {
+        return Ok(());
+    }
+    let (mut lines, mut last) = (0, first);
+    while last.starts_with('#') && lines < PREAMBLE_LINES_MAX {
+        let is_header = has_time(&split(&last));
+        if is_header || !records.skip_line().map_err(|e| failed(source, e))? {
+            break;
+        }
+        lines += 1;
+        last = records.peek_line().map_err(|e| failed(source, e))?;
+    }
+    Err(ImportError::file(
+        &source.name,
+        format!("its first {lines} lines start with #, as comments do"),
+        format!("if they stand above the header, say --skip-rows {lines}"),
+    ))
+}
+
+/// The cells of a line by any usual separator.
+fn split(line: &str) -> Vec<String> {
+    line.split([',', ';', '\t', '|']).map(|cell| cell.trim().trim_matches('"').to_owned()).collect()
+}
+
+/// The roles of the columns, or what is wrong with a header that cannot be one.
+fn header_of(source: &Source, spec: &ImportSpec, started: &mut Started<'_>) -> Result<Header, ImportError> {
+    if !spec.columns.is_empty() {
+        return resolve(&source.name, &started.names, spec);
+    }
+    let other = match started.names.as_slice() {
+        [only] => [';', '\t', '|', ',']
+            .into_iter()
+            .find(|&c| u32::from(c) != u32::from(started.delimiter) && only.contains(c)),
+        _ => None,
+    };
+    let first = started.names.first().cloned().unwrap_or_default();
+    let separated = |other: char| {
+        ImportError::file(
+            &source.name,
+            format!("its first line has one column, {first:?}"),
+            format!("if a {} separates its cells, say --delimiter {}", word(other), delimiter_name(other)),
+        )
+    };
+    if let Some(other) = other
+        && has_time(&by(&first, other))
     {
+        return Err(separated(other));
+    }
+    let found = check_names(source, started).and_then(|()| resolve(&source.name, &started.names, spec));
+    if found.is_ok() || has_time(&started.names) {
+        return found;
+    }
+    if let Some((line, separator)) = find_header(source, started)? {
+        let delimiter = match separator {
+            Some(c) => format!(" --delimiter {}", delimiter_name(c)),
+            None => String::new(),
+        };
         return Err(ImportError::file(
             &source.name,
-            format!("its first line has one column, {only:?}"),
-            format!("if its cells are separated by {other:?}, say --delimiter {other:?}"),
+            format!("its first line is no header, and line {line} looks like one"),
+            format!("say --skip-rows {}{delimiter}", line - 1),
         ));
     }
+    match other {
+        Some(other) => Err(separated(other)),
+        None => found,
+    }
+}
+
+fn check_names(source: &Source, started: &Started<'_>) -> Result<(), ImportError> {
+    let names = &started.names;
     let value = |name: &&String| {
         let name = name.trim();
         iso(name).is_some() || (name.parse::<f64>().is_ok() && name.bytes().any(|b| b.is_ascii_digit()))
     };
-    if let Some(value) = names.iter().find(value) {
+    if let Some(value) = names.iter().find(value).filter(|_| !has_time(names)) {
         return Err(ImportError::file(
             &source.name,
             format!("its first line holds values ({value:?}) instead of column names"),
             format!("name its {} columns with --columns, _ for one to leave out", names.len()),
         ));
     }
+    let twice =
+        names.iter().enumerate().find(|(i, name)| !name.trim().is_empty() && names[..*i].contains(name));
+    if let Some((i, name)) = twice {
+        let first = names.iter().position(|n| n == name).unwrap_or_default();
+        return Err(ImportError::file(
+            &source.name,
+            format!("has the column {name:?} twice, as columns {} and {}", first + 1, i + 1),
+            format!(
+                "rename one in the file, or name the columns yourself, _ for one to leave out: --skip-rows {} \
+                 --columns {}",
+                started.line,
+                shell(&distinct(names).join(","))
+            ),
+        ));
+    }
     Ok(())
 }
 
-/// Reads the header and, if `types`, looks at every cell of every field.
+fn word(delimiter: char) -> &'static str {
+    match delimiter {
+        ';' => "semicolon",
+        '\t' => "tab",
+        '|' => "bar",
+        _ => "comma",
+    }
+}
+
+/// The names, each once and without commas.
+fn distinct(names: &[String]) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for name in names {
+        let mut name = if name.contains(',') { snake_case(name) } else { name.trim().to_owned() };
+        if name.is_empty() {
+            name.push('_');
+        }
+        while name != "_" && found.contains(&name) {
+            name.push_str("_2");
+        }
+        found.push(name);
+    }
+    found
+}
+
+/// The first of the following lines that names a time column, and its separator if that is not the one in use.
+fn find_header(
+    source: &Source,
+    started: &mut Started<'_>,
+) -> Result<Option<(u64, Option<char>)>, ImportError> {
+    for line in started.line + 1..started.line + PREAMBLE_LINES_MAX {
+        let text = started.records.peek_line().map_err(|e| failed(source, e))?;
+        if has_time(&split(&text)) {
+            let found = [',', ';', '\t', '|'].into_iter().find(|&c| has_time(&by(&text, c)));
+            return Ok(Some((line, found.filter(|&c| u32::from(c) != u32::from(started.delimiter)))));
+        }
+        if !started.records.skip_line().map_err(|e| failed(source, e))? {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+fn by(line: &str, delimiter: char) -> Vec<String> {
+    line.split(delimiter).map(|cell| cell.trim().trim_matches('"').to_owned()).collect()
+}
+
+/// Reads the header and looks at every cell of every field and of the time.
 pub(crate) fn survey(
     source: &Source,
     spec: &ImportSpec,
-    reading: &Reading,
-    types: bool,
+    checked: &Checked,
     ticker: &mut Ticker<'_>,
-) -> Result<(Header, Vec<(FieldName, Seen)>), ImportError> {
+) -> Result<Surveyed, ImportError> {
     let bytes = ticker.bytes();
     source.read(&bytes, |text| {
-        let (mut records, names) = start(source, text, spec)?;
-        let header = resolve(&source.name, &names, spec)?;
+        let mut started = start(source, text, spec, checked)?;
+        let header = header_of(source, spec, &mut started)?;
+        let width = started.names.len();
+        let mut records = started.records;
         let mut seen = vec![Seen::default(); header.fields.len()];
-        while types && records.next().map_err(|e| failed(source, e))? {
+        let mut stamps = Stamps::default();
+        while records.next().map_err(|e| failed(source, e))? {
             ticker.tick();
-            if records.cells() != names.len() || records.open_quote() {
+            if records.cells() != width || records.open_quote() {
                 continue;
             }
-            for ((_, column), seen) in header.fields.iter().zip(&mut seen) {
-                if let Ok(cell) = str::from_utf8(records.cell(*column)) {
-                    seen.look(cell, reading);
+            let (line, cell) = (records.line(), |column: usize| str::from_utf8(records.cell(column)));
+            for (place, seen) in seen.iter_mut().enumerate() {
+                for &column in header.columns_of(place) {
+                    if let Ok(cell) = cell(column) {
+                        seen.look(cell, line, &checked.reading);
+                    }
                 }
             }
+            match (cell(header.ts), header.time.map(cell)) {
+                (Ok(date), None) => stamps.look(date, line, &checked.clock.forms),
+                (Ok(date), Some(Ok(time))) => {
+                    stamps.look(&joined(date, time), line, &checked.clock.forms);
+                }
+                _ => {}
+            }
         }
-        let seen = header.fields.iter().map(|(name, _)| name.clone()).zip(seen).collect();
-        Ok((header, seen))
+        let seen: Vec<(FieldName, Seen)> =
+            header.fields.iter().map(|(name, _)| name.clone()).zip(seen).collect();
+        Ok(Surveyed { header, seen, typed: Vec::new(), stamps, zone: None })
     })
+}
+
+fn joined(date: &str, time: &str) -> String {
+    format!("{} {}", date.trim_ascii(), time.trim_ascii())
 }
 
 /// Reads every row into `table`, and what is wrong into `bad`.
 pub(crate) fn read(
     source: &Source,
     spec: &ImportSpec,
+    checked: &Checked,
     target: &Target<'_>,
     table: &mut Table,
     bad: &mut BadRows,
@@ -153,12 +311,12 @@ pub(crate) fn read(
 ) -> Result<(), ImportError> {
     let bytes = ticker.bytes();
     source.read(&bytes, |text| {
-        let (mut records, _) = start(source, text, spec)?;
+        let mut records = start(source, text, spec, checked)?.records;
         while records.next().map_err(|e| failed(source, e))? {
             ticker.tick();
             let place = (target.number, records.line());
             match row(&records, target, table) {
-                Ok((key, cells)) => table.push(key, place, &cells)?,
+                Ok(found) => table.push_all(&found, place)?,
                 Err(wrong) => bad.add(place, || wrong),
             }
         }
@@ -166,48 +324,52 @@ pub(crate) fn read(
     })
 }
 
-/// The first thing that is wrong, from the left, makes the row bad.
 fn row<'a, R: Read>(
     records: &'a Records<R>,
     target: &Target<'_>,
     table: &mut Table,
-) -> Result<(Key, Vec<Cell<'a>>), Bad> {
+) -> Result<super::rows::Rows<'a>, Bad> {
     if records.open_quote() {
         return Err(Bad::row("a quote is opened and never closed"));
     }
     if records.cells() != target.roles.len() {
         return Err(Bad::row(format!("{} cells instead of {}", records.cells(), target.roles.len())));
     }
-    let mut cells = vec![Cell::Null; target.fields.len()];
-    let (mut symbol, mut ts, mut known_at) = (target.symbol, 0, None);
-    for (i, role) in target.roles.iter().enumerate() {
-        if *role == Role::Skip {
-            continue;
-        }
-        let column = || target.header.names[i].as_str();
-        let text = str::from_utf8(records.cell(i))
-            .map_err(|_| Bad::cell(column(), &String::from_utf8_lossy(records.cell(i)), "not UTF-8"))?;
-        let wrong = |reason| Bad::cell(column(), text, reason);
-        match *role {
-            Role::Skip => {}
-            Role::Symbol => symbol = Some(table.symbol(present(text).map_err(wrong)?).map_err(wrong)?),
-            Role::Ts => ts = present(text).and_then(|t| target.ts.text(t)).map_err(wrong)?,
-            Role::KnownAt => {
-                known_at = Some(present(text).and_then(|t| target.known_at.text(t)).map_err(wrong)?);
-            }
-            Role::Field(field) => {
-                let FieldSpec { data_type, nullable, .. } = target.fields[field];
-                cells[field] = target.reading.cell(text, data_type, nullable).map_err(wrong)?;
-            }
-        }
+    rows(&TextRecord(records), target, table)
+}
+
+struct TextRecord<'a, R>(&'a Records<R>);
+
+impl<'a, R: Read> TextRecord<'a, R> {
+    fn text(&self, column: usize) -> Result<&'a str, Reason> {
+        str::from_utf8(self.0.cell(column)).map_err(|_| "not UTF-8".into())
     }
-    // every header has a column for the symbol, or the target a constant
-    let symbol = symbol.ok_or_else(|| Bad::row("the symbol is missing"))?;
-    Ok((Key { symbol, ts, known_at }, cells))
+}
+
+impl<'a, R: Read> Record<'a> for TextRecord<'a, R> {
+    fn symbol(&self, column: usize, table: &mut Table) -> Result<u32, Reason> {
+        table.symbol(present(self.text(column)?)?)
+    }
+
+    fn time(&self, column: usize, clock: &Clock) -> Result<i64, Reason> {
+        clock.text(present(self.text(column)?)?)
+    }
+
+    fn date_and_time(&self, date: usize, time: usize, clock: &Clock) -> Result<i64, Reason> {
+        clock.text(&joined(present(self.text(date)?)?, present(self.text(time)?)?))
+    }
+
+    fn cell(&self, column: usize, field: &Wanted, reading: &Reading) -> Result<Cell<'a>, Reason> {
+        reading.cell(self.text(column)?, field)
+    }
+
+    fn shown(&self, column: usize) -> String {
+        String::from_utf8_lossy(self.0.cell(column)).into_owned()
+    }
 }
 
 /// A key cell without the spaces around it. Words for missing values do not count: NA and TRUE are tickers.
-pub(crate) fn present(text: &str) -> Result<&str, super::clock::Reason> {
+pub(crate) fn present(text: &str) -> Result<&str, Reason> {
     let text = text.trim_ascii();
     if text.is_empty() { Err("the key is missing".into()) } else { Ok(text) }
 }
@@ -216,10 +378,11 @@ pub(crate) fn present(text: &str) -> Result<&str, super::clock::Reason> {
 pub(crate) fn raw_rows(
     source: &Source,
     spec: &ImportSpec,
+    checked: &Checked,
     mut each: impl FnMut(u64, &str) -> Result<(), ImportError>,
 ) -> Result<(), ImportError> {
     source.read(&std::sync::Arc::default(), |text| {
-        let (mut records, _) = start(source, text, spec)?;
+        let mut records = start(source, text, spec, checked)?.records;
         while records.next().map_err(|e| failed(source, e))? {
             each(records.line(), &String::from_utf8_lossy(records.raw()))?;
         }

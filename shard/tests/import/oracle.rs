@@ -112,7 +112,7 @@ fn judge_row(cells: &[String]) -> Result<((String, i64), Values), Option<&'stati
     }
     let ts = day(date).ok_or(Some("date"))?;
     let price = match price.trim_matches(' ') {
-        "" | "NA" => None,
+        "" | "NA" | "nan" => None,
         text => Some(text.parse::<f64>().map_err(|_| Some("price"))?),
     };
     let count = match count.trim_matches(' ') {
@@ -260,7 +260,7 @@ proptest! {
                 prop_assert_eq!(total, 0);
                 prop_assert_eq!(bits(&accepted(&found)), bits(&oracle.rows));
             }
-            Err(ImportError::Rows { problems, total: counted, good }) => {
+            Err(ImportError::Rows { problems, total: counted, good, .. }) => {
                 prop_assert_eq!(spots(&problems), oracle.bad);
                 prop_assert_eq!((counted, good), (total as u64, oracle.rows.len() as u64));
             }

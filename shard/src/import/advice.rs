@@ -1,0 +1,274 @@
+//! What to say where a column or a row is refused: the options that read it, as they can be typed. Pure.
+
+use trellis_proto::{FieldName, FieldType};
+
+use super::{
+    ImportSpec, Problem,
+    cell::Wanted,
+    clock::{Count, ISO, OUTSIDE},
+    header::shell,
+    number::{Forms, Marks, Signs},
+    options::{Checked, mark_name},
+    problem::ImportError,
+    seen::{Example, Seen, Trouble},
+    stamps::{Dates, Stamps},
+};
+
+/// What the survey found of all files, and what the caller said.
+pub(crate) struct Advice<'a> {
+    pub(crate) spec: &'a ImportSpec,
+    pub(crate) checked: &'a Checked,
+    pub(crate) seen: &'a [(FieldName, Seen)],
+    pub(crate) stamps: &'a Stamps,
+}
+
+/// Alternatives, each an option or several, with what it makes of an example.
+type Choices = Vec<(String, String)>;
+
+impl Advice<'_> {
+    /// Why a column is refused as a whole.
+    pub(crate) fn refusal(&self, name: &FieldName, seen: &Seen, trouble: Trouble) -> ImportError {
+        let text = format!("--types {name}=string");
+        let cell = |example: Option<&Example>| {
+            example.map(|e| format!("{:?} on line {}", e.text, e.line)).unwrap_or_default()
+        };
+        let (message, hint) = match trouble {
+            Trouble::Notation => (
+                format!(
+                    "the field {name} is written in another notation of numbers: {}",
+                    cell(seen.other_example.as_ref())
+                ),
+                self.notation(seen, &text),
+            ),
+            Trouble::Dates => (
+                format!(
+                    "the field {name} has dates that are not written as ISO 8601: {}",
+                    cell(seen.dates.example())
+                ),
+                format!("{}; or keep it as text: {text}", self.forms(&seen.dates)),
+            ),
+            Trouble::Words => {
+                let number =
+                    if seen.is_numeric() { format!(" --types {name}=float64") } else { String::new() };
+                (
+                    format!(
+                        "the field {name} has words that usually stand for a missing value: {}",
+                        quoted(&seen.words)
+                    ),
+                    format!("if they do, say {}{number}; or keep it as text: {text}", nulls(&seen.words)),
+                )
+            }
+            Trouble::Padded => (
+                format!("the field {name} has leading zeros, as codes have, and fractions, as numbers have"),
+                format!("say --types {name}=float64, or {text}"),
+            ),
+            Trouble::Coded => (
+                format!("the field {name} has cells such as 12E5, which may be a number or a code"),
+                format!("say --types {name}=float64, or {text}"),
+            ),
+            Trouble::Hex => (
+                format!("the field {name} has integers in base 16: {}", cell(seen.odd_text.as_ref())),
+                format!("no option reads them; keep it as text: {text}"),
+            ),
+        };
+        ImportError::options(message, hint)
+    }
+
+    /// The options that read a column's numbers; of all columns together, as the marks are the same for all.
+    fn notation(&self, seen: &Seen, text: &str) -> String {
+        let numeric = || self.seen.iter().map(|(_, seen)| seen).filter(|seen| seen.is_numeric());
+        let forms = numeric().fold(Forms::ALL, |all, seen| all.both(seen.forms));
+        let signs = numeric().fold(self.checked.reading.notation.signs, |all, seen| all.and(seen.signs));
+        let (forms, apart) = if forms.is_empty() { (seen.forms, true) } else { (forms, false) };
+        let mut words: Vec<String> = Vec::new();
+        for word in numeric().flat_map(|seen| &seen.words) {
+            if !words.contains(word) {
+                words.push(word.clone());
+            }
+        }
+        let example = seen.other_example.as_ref().map_or("", |e| e.text.as_str());
+        let null = if words.is_empty() { String::new() } else { format!(" {}", nulls(&words)) };
+        let choices: Choices = forms
+            .choices(example)
+            .into_iter()
+            .map(|(marks, value)| (marks_option(marks, signs) + &null, format!("{example} is {value}")))
+            .filter(|(option, _)| !option.is_empty())
+            .collect();
+        if choices.is_empty() {
+            return format!(
+                "its cells are written in several notations: mend them, or keep it as text: {text}"
+            );
+        }
+        let apart = if apart {
+            "; other columns of the file are written with other marks: keep those as text with --types, or leave \
+             them out with --fields"
+        } else {
+            ""
+        };
+        format!("say {}{apart}; or keep it as text: {text}", told(&choices))
+    }
+
+    /// The options that read dates in other forms than ISO 8601, and still the event times.
+    fn forms(&self, dates: &Dates) -> String {
+        if self.spec.ts_unit.is_some() {
+            return "--ts-unit reads numbers: import the column as text".to_owned();
+        }
+        let mut base: Vec<String> = self.spec.ts_format.clone();
+        let groups = self.stamps.dates.options().into_iter().chain(dates.options());
+        let mut ambiguous: Choices = Vec::new();
+        for group in groups {
+            match group.as_slice() {
+                [(form, _)] if !base.contains(form) => base.push(form.clone()),
+                [_] | [] => {}
+                several if ambiguous.is_empty() => ambiguous = several.to_vec(),
+                _ => {}
+            }
+        }
+        if self.stamps.has_iso() && !base.iter().any(|form| form == ISO) {
+            base.push(ISO.to_owned());
+        }
+        if self.stamps.has_days() && !base.iter().any(|form| form == "%Y%m%d") {
+            base.push("%Y%m%d".to_owned());
+        }
+        let typed = |form: &str| format!("--ts-format {}", shell(form));
+        let fixed = base.iter().map(|form| typed(form)).collect::<Vec<_>>().join(" ");
+        if ambiguous.is_empty() {
+            return format!("say {fixed}");
+        }
+        let example = self.stamps.dates.example().or(dates.example()).map_or("", |e| e.text.as_str());
+        let with = |form: &str| [typed(form), fixed.clone()].join(" ").trim_end().to_owned();
+        let choices: Choices =
+            ambiguous.iter().map(|(form, told)| (with(form), format!("{example} is {told}"))).collect();
+        format!("say {}", told(&choices))
+    }
+
+    /// What to do about bad rows. `fields` are those of the dataset, `new` says which of them this import makes.
+    pub(crate) fn rows(
+        &self,
+        fields: &[Wanted],
+        new: &dyn Fn(&FieldName) -> bool,
+        problems: &[Problem],
+    ) -> String {
+        let mut say: Vec<String> = Vec::new();
+        self.stamps_hint(&mut say);
+        let mut words: Vec<String> = Vec::new();
+        let mut notation = None;
+        for (name, seen) in self.seen {
+            let Some(field) = fields.iter().find(|f| f.spec.name == *name) else { continue };
+            let kind = field.spec.data_type;
+            let text = |say: &mut Vec<String>| {
+                if new(name) {
+                    say.push(format!("if {name} is text, say --types {name}=string"));
+                }
+            };
+            let number =
+                matches!(kind, FieldType::Float64 | FieldType::Float32 | FieldType::Int64 | FieldType::Int32);
+            if kind != FieldType::String {
+                words.extend(seen.words.iter().cloned());
+            }
+            if number && seen.other > 0 && notation.is_none() {
+                notation = Some(self.notation(seen, &format!("--types {name}=string")));
+            }
+            if number && seen.texts > 0 {
+                text(&mut say);
+            }
+            if let (FieldType::Float64, Some(example), false) = (kind, &seen.beyond_float64, field.nearest) {
+                say.push(format!(
+                    "{name} has numbers with more digits than float64 holds ({}): to take the nearest, say --types \
+                     {name}=float64{}",
+                    example.text,
+                    if new(name) { format!("; to keep the digits, --types {name}=string") } else { String::new() }
+                ));
+            }
+            if kind == FieldType::Timestamp && seen.dates.cells > 0 {
+                say.push(self.forms(&seen.dates));
+            }
+        }
+        words.sort_unstable();
+        words.dedup();
+        if !words.is_empty() {
+            say.push(format!("if {} means a missing value, say {}", quoted(&words), nulls(&words)));
+        }
+        say.extend(notation);
+        let mut beyond: Vec<String> = problems
+            .iter()
+            .filter(|p| p.reason == OUTSIDE && p.column.as_deref().is_some_and(|c| self.is_field(c)))
+            .map(|p| p.value.clone())
+            .collect();
+        beyond.dedup();
+        if !beyond.is_empty() {
+            say.push(format!("if {} stands for no time, say {}", quoted(&beyond), nulls(&beyond)));
+        }
+        say.push("mend the rows, or keep the good ones with --quarantine FILE".to_owned());
+        say.join("; ")
+    }
+
+    fn is_field(&self, column: &str) -> bool {
+        self.seen.iter().any(|(name, _)| super::header::snake_case(column) == name.as_str())
+    }
+
+    fn stamps_hint(&self, say: &mut Vec<String>) {
+        if self.spec.ts_unit.is_some() {
+            if self.stamps.has_days() {
+                say.push("if the times are dates such as 20160810, leave out --ts-unit".to_owned());
+            }
+            return;
+        }
+        let options: Vec<&str> = {
+            let counts: Vec<Count> = self.stamps.counts().collect();
+            let mut options: Vec<&str> = counts.iter().filter_map(|count| count.option()).collect();
+            options.dedup();
+            options
+        };
+        if let [option] = options.as_slice()
+            && self.spec.ts_format.is_empty()
+        {
+            say.push(format!("say {option}"));
+        } else if options.len() > 1 {
+            say.push(format!("the times are of several kinds ({}): import them apart", options.join(", ")));
+        }
+        let odd = self.stamps.dates.cells > 0;
+        if odd || (!self.spec.ts_format.is_empty() && (self.stamps.has_iso() || self.stamps.has_days())) {
+            say.push(self.forms(&Dates::default()));
+        }
+    }
+}
+
+/// `--decimal , --thousands . --notation currency`, without what is so anyway.
+fn marks_option(marks: Marks, signs: Signs) -> String {
+    let mut options = Vec::new();
+    if marks.decimal != '.' {
+        options.push(format!("--decimal {}", mark_name(marks.decimal)));
+    }
+    if let Some(thousands) = marks.thousands {
+        options.push(format!("--thousands {}", mark_name(thousands)));
+    }
+    if signs.any() {
+        options.push(format!("--notation {}", signs.names()));
+    }
+    options.join(" ")
+}
+
+fn told(choices: &Choices) -> String {
+    match choices.as_slice() {
+        [(option, _)] => option.clone(),
+        several => {
+            let each: Vec<String> =
+                several.iter().map(|(option, example)| format!("{option} ({example})")).collect();
+            each.join(" or ")
+        }
+    }
+}
+
+fn nulls(words: &[String]) -> String {
+    words.iter().map(|word| null(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word that begins with a dash would be taken for an option.
+fn null(word: &str) -> String {
+    if word.starts_with('-') { format!("--null={}", shell(word)) } else { format!("--null {}", shell(word)) }
+}
+
+fn quoted(words: &[String]) -> String {
+    words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ")
+}

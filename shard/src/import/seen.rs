@@ -1,0 +1,496 @@
+//! What the cells of a column look like, and the type that follows. Pure.
+//!
+//! A type is chosen by majority, not as the narrowest that holds every cell: one `n/a` among a million prices would turn
+//! the prices into text, silently, and the strategy that multiplies them fails a week later. With a majority the `n/a`
+//! is a bad row with a line number. Whoever wants text says so (`types`).
+//!
+//! And a type is chosen only if it keeps what the cells say. A column that would be text although its cells look like
+//! numbers or dates in another notation is refused, with the option that reads it.
+
+use trellis_proto::FieldType;
+
+use super::{
+    cell::{Reading, boolean_word, infinity, is_nan},
+    clock::iso,
+    number::{self, Forms, Signs},
+    stamps::Dates,
+};
+
+/// Words that usually stand for a missing value. They are no text and no numbers; only `--null` reads them.
+const WORDS: [&str; 14] =
+    ["null", "none", "na", "n/a", "#n/a", "#na", "<na>", "nil", "missing", "-", "--", "?", ".", "n.a."];
+
+/// Most different words that are remembered for the hint.
+const WORDS_SHOWN: usize = 4;
+
+/// A cell, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Example {
+    pub(crate) text: String,
+    pub(crate) line: u64,
+}
+
+/// How many cells of a column look like what.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    /// The column's type in the file is text: only what is plainly no text becomes something else.
+    text_column: bool,
+    pub(crate) missing: u64,
+    ints: u64,
+    floats: u64,
+    infinite: u64,
+    times: u64,
+    bools: u64,
+    pub(crate) texts: u64,
+    /// Of the integers, those like `007`: codes, not numbers.
+    padded: u64,
+    /// Of the floats, those like `12E5`, which may be a code.
+    coded: u64,
+    /// Of the texts, those like `0x10`.
+    hex: u64,
+    /// Numbers that are read only by the notation that the caller gave.
+    noted: u64,
+    /// Numbers in another notation than the caller gave.
+    pub(crate) other: u64,
+    pub(crate) other_example: Option<Example>,
+    /// Of all numbers, also those in another notation.
+    pub(crate) forms: Forms,
+    pub(crate) signs: Signs,
+    currency: Option<String>,
+    pub(crate) currencies: Option<(String, String)>,
+    pub(crate) words: Vec<String>,
+    word_cells: u64,
+    /// Dates in other forms than ISO 8601.
+    pub(crate) dates: Dates,
+    /// Numbers that are no integer of 64 bits.
+    fractions: u64,
+    beyond_int32: u64,
+    beyond_float32: u64,
+    pub(crate) beyond_float64: Option<Example>,
+    pub(crate) odd_text: Option<Example>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            text_column: false,
+            missing: 0,
+            ints: 0,
+            floats: 0,
+            infinite: 0,
+            times: 0,
+            bools: 0,
+            texts: 0,
+            padded: 0,
+            coded: 0,
+            hex: 0,
+            noted: 0,
+            other: 0,
+            other_example: None,
+            forms: Forms::ALL,
+            signs: Signs::default(),
+            currency: None,
+            currencies: None,
+            words: Vec::new(),
+            word_cells: 0,
+            dates: Dates::default(),
+            fractions: 0,
+            beyond_int32: 0,
+            beyond_float32: 0,
+            beyond_float64: None,
+            odd_text: None,
+        }
+    }
+}
+
+/// What a column is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// No cell has a value.
+    Nothing,
+    Type(FieldType),
+    /// It would be text, or lose something.
+    Refused(Trouble),
+}
+
+/// Why a column has no type that keeps what its cells say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Its numbers are written in another notation.
+    Notation,
+    /// Its dates are written in another form.
+    Dates,
+    /// Nothing but words for missing values.
+    Words,
+    /// `007` beside `1.5`.
+    Padded,
+    /// `12E5` alone.
+    Coded,
+    /// `0x10`.
+    Hex,
+}
+
+impl Seen {
+    pub(crate) fn of_text_column() -> Self {
+        Self { text_column: true, ..Self::default() }
+    }
+
+    pub(crate) fn look(&mut self, text: &str, line: u64, reading: &Reading) {
+        let text = text.trim_ascii();
+        let example = || Some(Example { text: text.to_owned(), line });
+        if reading.is_null(text) || is_nan(text) || text == "NaT" {
+            self.missing += 1;
+        } else if let Some(written) = reading.notation.read(text) {
+            let plain: &str = &written.plain;
+            if plain == text && number::is_plain(text) {
+                self.forms = self.forms.both(number::forms_of_plain(text));
+            } else {
+                self.noted += 1;
+                if let Some((forms, _)) = number::forms_of(text) {
+                    self.forms = self.forms.both(forms);
+                }
+            }
+            self.number(text, plain, line);
+            if let Some(found) = written.currency {
+                self.currency(found);
+            }
+        } else if infinity(text).is_some() {
+            self.infinite += 1;
+        } else if iso(text).is_some() || reading.clock.forms.iter().any(|form| form.read(text).is_some()) {
+            self.times += 1;
+        } else if boolean_word(text).is_some() {
+            self.bools += 1;
+        } else if WORDS.iter().any(|word| text.eq_ignore_ascii_case(word)) {
+            self.word_cells += 1;
+            if self.words.len() < WORDS_SHOWN && !self.words.iter().any(|known| known == text) {
+                self.words.push(text.to_owned());
+            }
+        } else if let Some((forms, signs)) = number::forms_of(text) {
+            self.other += 1;
+            self.forms = self.forms.both(forms);
+            self.signs = self.signs.and(signs);
+            if self.other_example.is_none() {
+                self.other_example = example();
+            }
+        } else if !self.dates.look(text, line) {
+            self.texts += 1;
+            self.hex += u64::from(is_hex(text));
+            if self.odd_text.is_none() {
+                self.odd_text = example();
+            }
+        }
+    }
+
+    fn number(&mut self, text: &str, plain: &str, line: u64) {
+        let digits = plain.trim_start_matches(['-', '+']);
+        if digits.bytes().all(|b| b.is_ascii_digit()) && plain.parse::<i64>().is_ok() {
+            self.ints += 1;
+            self.padded += u64::from(digits.len() > 1 && digits.starts_with('0'));
+        } else {
+            self.floats += 1;
+            let code = |b: u8| b.is_ascii_digit() || b == b'e' || b == b'E';
+            self.coded += u64::from(plain == text && text.bytes().all(code) && text.contains(['e', 'E']));
+        }
+        match number::whole(plain) {
+            Some(Ok(value)) => self.beyond_int32 += u64::from(i32::try_from(value).is_err()),
+            Some(Err(_)) | None => self.fractions += 1,
+        }
+        self.beyond_float32 += u64::from(!number::float32(plain).is_some_and(|(_, same)| same));
+        if self.beyond_float64.is_none() && !number::float64(plain).is_some_and(|(_, same)| same) {
+            self.beyond_float64 = Some(Example { text: text.to_owned(), line });
+        }
+    }
+
+    fn currency(&mut self, found: &str) {
+        match &self.currency {
+            None => self.currency = Some(found.to_owned()),
+            Some(known) if known != found && self.currencies.is_none() => {
+                self.currencies = Some((known.clone(), found.to_owned()));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Takes in what was seen of the same column in another file.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.text_column |= other.text_column;
+        self.missing += other.missing;
+        self.ints += other.ints;
+        self.floats += other.floats;
+        self.infinite += other.infinite;
+        self.times += other.times;
+        self.bools += other.bools;
+        self.texts += other.texts;
+        self.padded += other.padded;
+        self.coded += other.coded;
+        self.hex += other.hex;
+        self.noted += other.noted;
+        self.other += other.other;
+        self.forms = self.forms.both(other.forms);
+        self.signs = self.signs.and(other.signs);
+        self.word_cells += other.word_cells;
+        self.fractions += other.fractions;
+        self.beyond_int32 += other.beyond_int32;
+        self.beyond_float32 += other.beyond_float32;
+        for word in &other.words {
+            if self.words.len() < WORDS_SHOWN && !self.words.contains(word) {
+                self.words.push(word.clone());
+            }
+        }
+        if let Some(found) = &other.currency {
+            self.currency(found);
+        }
+        for (mine, theirs) in [
+            (&mut self.other_example, &other.other_example),
+            (&mut self.beyond_float64, &other.beyond_float64),
+            (&mut self.odd_text, &other.odd_text),
+        ] {
+            if mine.is_none() {
+                mine.clone_from(theirs);
+            }
+        }
+        if self.currencies.is_none() {
+            self.currencies.clone_from(&other.currencies);
+        }
+        self.dates.add(&other.dates);
+    }
+
+    fn numbers(&self) -> u64 {
+        let numbers = self.ints + self.floats + self.other;
+        // `inf` may be a word; beside numbers it is one of them
+        if numbers > 0 { numbers + self.infinite } else { 0 }
+    }
+
+    /// Whether its cells are numbers for the most part, in this notation or another.
+    pub(crate) fn is_numeric(&self) -> bool {
+        let numbers = self.numbers();
+        numbers > 0
+            && numbers >= self.times + self.dates.cells
+            && numbers >= self.bools
+            && numbers >= self.texts
+    }
+
+    /// Whether it is text whose cells are plain numbers or times, which its file says is text.
+    pub(crate) fn is_text_of(&self) -> Option<FieldType> {
+        if !self.text_column || self.texts + self.bools + self.other + self.word_cells + self.dates.cells > 0
+        {
+            return None;
+        }
+        match (self.numbers(), self.times) {
+            (0, 0) => None,
+            (_, 0) if self.floats + self.infinite > 0 => Some(FieldType::Float64),
+            (_, 0) if self.padded == 0 => Some(FieldType::Int64),
+            (0, _) => Some(FieldType::Timestamp),
+            _ => None,
+        }
+    }
+
+    /// Whether the column is text because its integers have leading zeros.
+    pub(crate) fn is_codes(&self) -> bool {
+        self.padded > 0 && self.is_numeric()
+    }
+
+    /// The type that most cells have, if it keeps what they say.
+    pub(crate) fn verdict(&self) -> Verdict {
+        let numbers = self.numbers();
+        let times = self.times + self.dates.cells;
+        let texts = self.texts + if numbers == 0 { self.infinite } else { 0 };
+        let most = numbers.max(times).max(self.bools).max(texts);
+        if most == 0 {
+            return match (self.word_cells, self.text_column) {
+                (0, _) => Verdict::Nothing,
+                (_, false) => Verdict::Refused(Trouble::Words),
+                (_, true) => Verdict::Type(FieldType::String),
+            };
+        }
+        if numbers == most {
+            return self.number_verdict();
+        }
+        if self.text_column {
+            return Verdict::Type(FieldType::String);
+        }
+        if times == most {
+            let refused = self.dates.cells >= self.times && self.dates.cells > 0;
+            return if refused {
+                Verdict::Refused(Trouble::Dates)
+            } else {
+                Verdict::Type(FieldType::Timestamp)
+            };
+        }
+        if self.bools == most {
+            return Verdict::Type(FieldType::Bool);
+        }
+        if self.hex > 0 && self.hex == self.texts {
+            return Verdict::Refused(Trouble::Hex);
+        }
+        Verdict::Type(FieldType::String)
+    }
+
+    fn number_verdict(&self) -> Verdict {
+        let plain = self.ints + self.floats;
+        if self.other > 0 && (self.other >= plain || self.text_column) {
+            return Verdict::Refused(Trouble::Notation);
+        }
+        if self.text_column {
+            return if self.word_cells > 0 {
+                Verdict::Refused(Trouble::Words)
+            } else if self.noted == 0 {
+                Verdict::Type(FieldType::String)
+            } else if self.floats > 0 {
+                Verdict::Type(FieldType::Float64)
+            } else {
+                Verdict::Type(FieldType::Int64)
+            };
+        }
+        if self.padded > 0 {
+            return if self.floats > 0 {
+                Verdict::Refused(Trouble::Padded)
+            } else {
+                Verdict::Type(FieldType::String)
+            };
+        }
+        if self.coded > 0 && self.coded == self.floats {
+            return Verdict::Refused(Trouble::Coded);
+        }
+        Verdict::Type(if self.floats + self.infinite > 0 { FieldType::Float64 } else { FieldType::Int64 })
+    }
+
+    /// The type that `have` becomes so that it holds the cells too; `have` where it does already, or where nothing helps.
+    pub(crate) fn widen(&self, have: FieldType) -> FieldType {
+        let floats = self.fractions + self.infinite > 0;
+        match have {
+            _ if self.numbers() == 0 => have,
+            FieldType::Int64 | FieldType::Int32 if floats => FieldType::Float64,
+            FieldType::Int32 if self.beyond_int32 > 0 => FieldType::Int64,
+            FieldType::Float32 if self.beyond_float32 > 0 => FieldType::Float64,
+            FieldType::Float64
+            | FieldType::Int64
+            | FieldType::Int32
+            | FieldType::Float32
+            | FieldType::Bool
+            | FieldType::String
+            | FieldType::Timestamp => have,
+        }
+    }
+}
+
+/// `0x1f`: as long as an integer, so no address or hash.
+fn is_hex(text: &str) -> bool {
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    digits.is_some_and(|d| (1..=16).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::import::{clock::Clock, number::Notation};
+
+    fn seen(cells: &[&str], mut seen: Seen) -> Seen {
+        let clock =
+            Clock { zone: None, unit: None, day: None, forms: std::sync::Arc::default(), dates: None };
+        let null = BTreeSet::from(["NA".to_owned()]);
+        let reading = Reading { clock, null, notation: Notation::default() };
+        cells.iter().zip(2..).for_each(|(cell, line)| seen.look(cell, line, &reading));
+        seen
+    }
+
+    fn verdict(cells: &[&str]) -> Verdict {
+        seen(cells, Seen::default()).verdict()
+    }
+
+    #[test]
+    fn a_column_has_the_type_of_most_of_its_cells() {
+        for (cells, data_type) in [
+            (&["1", "2", ""][..], FieldType::Int64),
+            (&["1", "2.5", "NA"], FieldType::Float64),
+            (&["9007199254740993", "NaN", "nan"], FieldType::Int64),
+            (&["1", "inf"], FieldType::Float64),
+            (&["1234.0"], FieldType::Float64),
+            (&["1e5", "1.5"], FieldType::Float64),
+            (&["1e+05", "2"], FieldType::Float64),
+            (&["1", "n/a"], FieldType::Int64),
+            (&["1", "n/a", "n/a", "null"], FieldType::Int64),
+            (&["1", "2", "$3"], FieldType::Int64),
+            (&["1", "a", "b"], FieldType::String),
+            (&["Infinity", "Nan", "Apple"], FieldType::String),
+            (&["Infinity"], FieldType::String),
+            (&["007", "013"], FieldType::String),
+            (&["yes", "no"], FieldType::String),
+            (&["T", "F"], FieldType::String),
+            (&["1", "0"], FieldType::Int64),
+            (&["3M", "Apple", "Ford"], FieldType::String),
+            (&["0", "0.5", "00.5"], FieldType::Float64),
+            (&["True", "false"], FieldType::Bool),
+            (&["2016-08-10", "2016-08-10T10:00:00Z"], FieldType::Timestamp),
+            (&["20160810", "20160811"], FieldType::Int64),
+            (&["99999999999999999999"], FieldType::Float64),
+        ] {
+            assert_eq!(verdict(cells), Verdict::Type(data_type), "{cells:?}");
+        }
+        assert_eq!(verdict(&["", "NA", "NaN"]), Verdict::Nothing);
+    }
+
+    #[test]
+    fn a_column_in_another_notation_is_never_text() {
+        for cells in [
+            &["1,050.5", "1,234,567"][..],
+            &["10,5"],
+            &["1.234,56"],
+            &["$10"],
+            &["10 €", "11 €"],
+            &["12%"],
+            &["1.2K", "3M", "4B"],
+            &["(12.5)", "1"],
+            &["12-"],
+            &["1'234"],
+            &["1 234"],
+            &["1_000"],
+            &["1,000", "N/A", "N/A", "N/A"],
+        ] {
+            assert_eq!(verdict(cells), Verdict::Refused(Trouble::Notation), "{cells:?}");
+            let text = seen(cells, Seen::of_text_column());
+            assert_eq!(text.verdict(), Verdict::Refused(Trouble::Notation), "{cells:?}");
+        }
+        assert_eq!(verdict(&["null", "N/A"]), Verdict::Refused(Trouble::Words));
+        assert_eq!(verdict(&["01/02/2016", "n/a"]), Verdict::Refused(Trouble::Dates));
+        assert_eq!(verdict(&["007", "1.5"]), Verdict::Refused(Trouble::Padded));
+        assert_eq!(verdict(&["12E5", "77"]), Verdict::Refused(Trouble::Coded));
+        assert_eq!(verdict(&["0x10", "0xff"]), Verdict::Refused(Trouble::Hex));
+    }
+
+    #[test]
+    fn text_of_a_typed_file_stays_text() {
+        for (cells, of) in [
+            (&["1.5", "2"][..], Some(FieldType::Float64)),
+            (&["037833", "1"], None),
+            (&["1", "2"], Some(FieldType::Int64)),
+            (&["2016-08-10"], Some(FieldType::Timestamp)),
+            (&["a"], None),
+        ] {
+            let seen = seen(cells, Seen::of_text_column());
+            assert_eq!(seen.verdict(), Verdict::Type(FieldType::String), "{cells:?}");
+            assert_eq!(seen.is_text_of(), of, "{cells:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_widens_only_for_cells_that_it_cannot_hold() {
+        use FieldType::{Float32, Float64, Int32, Int64, String};
+        for (have, cells, becomes) in [
+            (Int64, &["1", "2.0", "NaN"][..], Int64),
+            (Int64, &["1", "2.5"], Float64),
+            (Int64, &["inf", "1"], Float64),
+            (Int32, &["1"], Int32),
+            (Int32, &["3000000000"], Int64),
+            (Float32, &["0.1", "16777216"], Float32),
+            (Float32, &["0.123456789"], Float64),
+            (Float64, &["1"], Float64),
+            (Int64, &["a"], Int64),
+            (String, &["1.5"], String),
+        ] {
+            assert_eq!(seen(cells, Seen::default()).widen(have), becomes, "{have} {cells:?}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! How the times of a column are written, where that is not ISO 8601: which forms of `--ts-format` read all of them. Pure.
+
+use std::collections::BTreeSet;
+
+use super::{
+    clock::{Count, Form, ISO, Stamp, When, compact_day, iso},
+    seen::Example,
+};
+
+/// Forms of dates that hints know. The day before the month and after it stand side by side: which of them is meant only
+/// the data can say, and otherwise only its author.
+const DATES: [&str; 27] = [
+    "%d/%m/%Y",
+    "%m/%d/%Y",
+    "%d.%m.%Y",
+    "%m.%d.%Y",
+    "%d-%m-%Y",
+    "%m-%d-%Y",
+    "%Y/%m/%d",
+    "%Y/%d/%m",
+    "%Y.%m.%d",
+    "%Y.%d.%m",
+    "%Y-%m-%d",
+    "%Y-%d-%m",
+    "%d/%m/%y",
+    "%m/%d/%y",
+    "%d.%m.%y",
+    "%d-%m-%y",
+    "%m-%d-%y",
+    "%d-%b-%Y",
+    "%d-%b-%y",
+    "%d %b %Y",
+    "%b %d, %Y",
+    "%b %d %Y",
+    "%a %b %d %Y",
+    "%d %B %Y",
+    "%B %d, %Y",
+    "%B %d %Y",
+    "%Y%m%d",
+];
+
+/// What may follow the date.
+const TIMES: [&str; 8] =
+    ["", " %H:%M", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S.%f", " %H%M%S", " %H:%M:%S %z"];
+
+/// Different groups of cells, each with a form of its own, that a hint tells.
+const GROUPS_MAX: usize = 3;
+
+fn known() -> &'static [(String, Form)] {
+    static KNOWN: std::sync::LazyLock<Vec<(String, Form)>> = std::sync::LazyLock::new(|| {
+        let mut known = vec![(ISO.to_owned(), Form::parse(ISO))];
+        for time in TIMES {
+            known.extend(DATES.iter().map(|date| {
+                let text = format!("{date}{time}");
+                let form = Form::parse(&text);
+                (text, form)
+            }));
+        }
+        known.into_iter().filter_map(|(text, form)| Some((text, form.ok()?))).collect()
+    });
+    &KNOWN
+}
+
+/// Whether a cell may be a date in some form: it has digits, and what separates them or names a month.
+fn is_date_like(text: &str) -> bool {
+    let b = text.as_bytes();
+    (6..=40).contains(&b.len())
+        && b.iter().filter(|c| c.is_ascii_digit()).count() >= 3
+        && b.iter().any(|c| matches!(c, b'/' | b'.' | b'-' | b' ' | b','))
+}
+
+/// Cells that the same forms read.
+#[derive(Debug, Clone)]
+struct Group {
+    /// By position in [`known`].
+    forms: Vec<usize>,
+    example: Example,
+}
+
+/// Dates and times that are not ISO 8601.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Dates {
+    pub(crate) cells: u64,
+    groups: Vec<Group>,
+    misses: u32,
+}
+
+/// Cells without a date after which a column is not asked any more: it costs a hundred forms each.
+const MISSES_MAX: u32 = 64;
+
+impl Dates {
+    /// Takes a cell; false if it is no date in any form.
+    pub(crate) fn look(&mut self, text: &str, line: u64) -> bool {
+        if !is_date_like(text) || (self.groups.is_empty() && self.misses > MISSES_MAX) {
+            return false;
+        }
+        let reads = |&form: &usize| known()[form].1.read(text).is_some();
+        for group in &mut self.groups {
+            let left: Vec<usize> = group.forms.iter().copied().filter(reads).collect();
+            if !left.is_empty() {
+                group.forms = left;
+                self.cells += 1;
+                return true;
+            }
+        }
+        if self.groups.len() >= GROUPS_MAX {
+            return false;
+        }
+        let forms: Vec<usize> = (0..known().len()).filter(reads).collect();
+        if forms.is_empty() {
+            self.misses += 1;
+            return false;
+        }
+        self.cells += 1;
+        self.groups.push(Group { forms, example: Example { text: text.to_owned(), line } });
+        true
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.cells += other.cells;
+        for theirs in &other.groups {
+            let shared = |mine: &Group| -> Vec<usize> {
+                mine.forms.iter().copied().filter(|form| theirs.forms.contains(form)).collect()
+            };
+            if let Some(mine) = self.groups.iter_mut().find(|mine| !shared(mine).is_empty()) {
+                mine.forms = shared(mine);
+            } else if self.groups.len() < GROUPS_MAX {
+                self.groups.push(theirs.clone());
+            }
+        }
+    }
+
+    pub(crate) fn example(&self) -> Option<&Example> {
+        self.groups.first().map(|group| &group.example)
+    }
+
+    /// The options that read them: each item a group's, with what its example would be if there is a choice.
+    pub(crate) fn options(&self) -> Vec<Vec<(String, String)>> {
+        self.groups
+            .iter()
+            .map(|group| {
+                let mut choices: Vec<(String, String, When)> = Vec::new();
+                for &form in &group.forms {
+                    let (text, form) = &known()[form];
+                    let Some(Ok(when)) = form.read(&group.example.text) else { continue };
+                    if !choices.iter().any(|(_, _, known)| *known == when) {
+                        choices.push((text.clone(), told(when), when));
+                    }
+                }
+                choices.into_iter().map(|(form, told, _)| (form, told)).collect()
+            })
+            .collect()
+    }
+}
+
+fn told(when: When) -> String {
+    match when {
+        When::Day(day) => day.format("%-d %B %Y").to_string(),
+        When::Local(at) => at.format("%-d %B %Y %H:%M:%S").to_string(),
+        When::At(ns) => trellis_proto::time::format_time(ns),
+    }
+}
+
+/// How the cells of a time column are written.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stamps {
+    iso: u64,
+    days: u64,
+    counts: BTreeSet<Count>,
+    pub(crate) dates: Dates,
+    /// Cells that are a date and nothing beside it.
+    plain_days: u64,
+    /// Written offsets of cells that are midnights by them, in seconds.
+    midnights: BTreeSet<i32>,
+    /// Cells that are no midnight by their own offset.
+    others: u64,
+    texts: u64,
+}
+
+impl Stamps {
+    pub(crate) fn look(&mut self, text: &str, line: u64, given: &[Form]) {
+        let text = text.trim_ascii();
+        if text.is_empty() || given.iter().any(|form| form.read(text).is_some()) {
+            return;
+        }
+        if let Ok(value) = text.strip_suffix(".0").unwrap_or(text).parse::<i64>() {
+            match compact_day(value) {
+                Some(_) => self.days += 1,
+                None => {
+                    self.counts.insert(Count::of(value));
+                }
+            }
+        } else if let Some(stamp) = iso(text) {
+            self.iso += 1;
+            self.midnight(stamp);
+        } else if !self.dates.look(text, line) {
+            self.texts += 1;
+        }
+    }
+
+    /// Takes a time of a typed file, written with its offset.
+    pub(crate) fn look_at(&mut self, stamp: Stamp) {
+        self.iso += 1;
+        self.midnight(stamp);
+    }
+
+    fn midnight(&mut self, stamp: Stamp) {
+        match stamp.offset_s {
+            None if !stamp.timed => self.plain_days += 1,
+            Some(offset) if stamp.at.time() == chrono::NaiveTime::MIN && offset != 0 => {
+                self.midnights.insert(offset);
+            }
+            Some(_) | None => self.others += 1,
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.iso += other.iso;
+        self.days += other.days;
+        self.counts.extend(&other.counts);
+        self.plain_days += other.plain_days;
+        self.midnights.extend(&other.midnights);
+        self.others += other.others;
+        self.texts += other.texts;
+        self.dates.add(&other.dates);
+    }
+
+    pub(crate) fn has_days(&self) -> bool {
+        self.days > 0
+    }
+
+    pub(crate) fn has_iso(&self) -> bool {
+        self.iso > 0
+    }
+
+    /// What the integers that are no days may be.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = Count> {
+        self.counts.iter().copied()
+    }
+
+    /// The offsets of midnights, if every time with an offset is one, and a zone that has them.
+    pub(crate) fn local_midnights(&self) -> Option<(Vec<i32>, &'static str)> {
+        const ZONES: [(&[i32], &str); 12] = [
+            (&[-5, -4], "America/New_York"),
+            (&[-6, -5], "America/Chicago"),
+            (&[-8, -7], "America/Los_Angeles"),
+            (&[-3, -2], "America/Sao_Paulo"),
+            (&[1], "Europe/London"),
+            (&[1, 2], "Europe/Berlin"),
+            (&[2, 3], "Europe/Athens"),
+            (&[3], "Europe/Moscow"),
+            (&[8], "Asia/Hong_Kong"),
+            (&[9], "Asia/Tokyo"),
+            (&[10, 11], "Australia/Sydney"),
+            (&[12, 13], "Pacific/Auckland"),
+        ];
+        if self.midnights.is_empty() || self.others > 0 {
+            return None;
+        }
+        let offsets: Vec<i32> = self.midnights.iter().copied().collect();
+        let named = |(hours, _): &&(&[i32], &str)| {
+            self.midnights.iter().all(|offset| hours.iter().any(|hour| hour * 3_600 == *offset))
+        };
+        let zone = match offsets.as_slice() {
+            [19_800] => "Asia/Kolkata",
+            _ => ZONES.iter().find(named).map_or("ZONE", |(_, zone)| zone),
+        };
+        Some((offsets, zone))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dates(cells: &[&str]) -> Vec<Vec<String>> {
+        let mut dates = Dates::default();
+        for (cell, line) in cells.iter().zip(2..) {
+            assert!(dates.look(cell, line), "{cell}");
+        }
+        let options = dates.options().into_iter();
+        options.map(|group| group.into_iter().map(|(form, _)| form).collect()).collect()
+    }
+
+    #[test]
+    fn forms_are_those_that_read_every_cell() {
+        for (cells, forms) in [
+            (&["01/02/2016", "13/02/2016"][..], &["%d/%m/%Y"][..]),
+            (&["01/02/2016", "02/13/2016"], &["%m/%d/%Y"]),
+            (&["01/02/2016", "03/04/2016"], &["%d/%m/%Y", "%m/%d/%Y"]),
+            (&["10.08.2016"], &["%d.%m.%Y", "%m.%d.%Y"]),
+            (&["2016/08/20"], &["%Y/%m/%d"]),
+            (&["20-Aug-2016", "1-Sep-2016"], &["%d-%b-%Y"]),
+            (&["August 10, 2016", "Jul 1, 2016"], &["%B %d, %Y"]),
+            (&["10/20/2016 1:30 PM"], &["%m/%d/%Y %I:%M %p"]),
+            (&["20/10/2016 09:30:00.25"], &["%d/%m/%Y %H:%M:%S.%f"]),
+            (&["20160810 093000"], &["%Y%m%d %H%M%S"]),
+        ] {
+            assert_eq!(dates(cells), [forms], "{cells:?}");
+        }
+        assert_eq!(dates(&["20/10/2016", "20-Oct-2016"]), [["%d/%m/%Y"], ["%d-%b-%Y"]]);
+    }
+}
