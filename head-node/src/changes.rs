@@ -26,7 +26,7 @@ struct Inline {
 pub(crate) fn apply(core: &Arc<Core>, shard: &Arc<Shard>, change: &pb::Change) {
     let table = match &change.description {
         Some(said) => match core.table_of(said) {
-            Ok(table) => Some(table),
+            Ok(table) => table,
             Err(error) => {
                 tracing::error!(%error, shard = %shard.id, "a change describes a dataset that is not usable");
                 None
@@ -34,7 +34,13 @@ pub(crate) fn apply(core: &Arc<Core>, shard: &Arc<Shard>, change: &pb::Change) {
         },
         None => change.dataset.parse().ok().and_then(|name| core.table(&name)),
     };
-    let Some(table) = table else { return };
+    let Some(table) = table else {
+        // whoever waits for the dataset learns that there is none
+        core.notify();
+        return;
+    };
+    // rows of another spec are not this table's, even where they would fit
+    let same_spec = change.description.as_ref().is_some_and(|said| said.schema == table.schema);
 
     let generation = shard.generation();
     let before = table.part(&shard.id);
@@ -64,7 +70,7 @@ pub(crate) fn apply(core: &Arc<Core>, shard: &Arc<Shard>, change: &pb::Change) {
             }
         }
     } else {
-        let inline = match inline(&table, change) {
+        let inline = match inline(&table, change, same_spec) {
             Ok(inline) => inline,
             Err(error) => {
                 tracing::error!(%error, shard = %shard.id, dataset = %table.name, "the rows of a change do not read");
@@ -192,8 +198,8 @@ impl Update<'_> {
     }
 }
 
-fn inline(table: &Table, change: &pb::Change) -> Result<Option<Inline>> {
-    if change.data_header.is_empty() {
+fn inline(table: &Table, change: &pb::Change, same_spec: bool) -> Result<Option<Inline>> {
+    if change.data_header.is_empty() || !same_spec {
         return Ok(None);
     }
     let batch = chunk::decode(&change.data_header, change.data_body.clone(), table.spec.change_schema())?;

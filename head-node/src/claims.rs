@@ -761,6 +761,11 @@ impl<P: Payload, W: Clone> Series<P, W> {
         }
     }
 
+    /// Lets everything go that is ready. What is in flight is left to its readers.
+    pub(crate) fn clear(&mut self, fx: &mut Effects<P, W>) {
+        fx.removed.extend(std::mem::take(&mut self.ready).into_values().map(|slot| (slot.id, slot.payload)));
+    }
+
     /// The cache has let a slot go. Returns its payload if it was still in place.
     pub(crate) fn evict(&mut self, chunk: i64, slot: SlotId) -> Option<P> {
         if self.ready.get(&chunk)?.id != slot {

@@ -31,6 +31,8 @@ const DENSITY_WEIGHT: f64 = 0.05;
 pub struct Dataset {
     /// What it is.
     pub spec: Arc<DatasetSpec>,
+    /// Tells this spec from those before and after it.
+    pub(crate) schema: u64,
     /// Newest version that any shard has announced.
     pub version: u64,
     /// The knowledge time that every shard has reached.
@@ -64,6 +66,8 @@ impl From<&Dataset> for pb::DatasetDescription {
             rows: dataset.rows,
             symbols: dataset.symbols,
             home: dataset.home.clone(),
+            schema: dataset.schema,
+            dropped: false,
         }
     }
 }
@@ -156,11 +160,14 @@ struct SymbolList {
     list: Option<Arc<[Symbol]>>,
 }
 
-/// One dataset in this head.
+/// One dataset in this head, as long as its spec stays what it is. With another spec it is another table: what is held or on its
+/// way of the one never meets what is of the other.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) name: DatasetName,
     pub(crate) spec: Arc<DatasetSpec>,
+    /// What shards call this spec.
+    pub(crate) schema: u64,
     pub(crate) layout: Layout,
     snapshot: RwLock<Arc<Dataset>>,
     parts: RwLock<BTreeMap<String, Arc<Part>>>,
@@ -170,15 +177,17 @@ pub(crate) struct Table {
     pub(crate) listing: tokio::sync::Mutex<()>,
     /// Rows of a chunk, on average, as `f64` bits; 0: none has come yet.
     density: AtomicU64,
-    pub(crate) counters: TableCounters,
+    pub(crate) counters: Arc<TableCounters>,
 }
 
 impl Table {
-    pub(crate) fn new(spec: DatasetSpec) -> Self {
+    /// A dataset as it was described first.
+    pub(crate) fn new(spec: DatasetSpec, schema: u64, version: u64) -> Self {
         let spec = Arc::new(spec);
         let dataset = Dataset {
             spec: Arc::clone(&spec),
-            version: 0,
+            schema,
+            version,
             known_through: i64::MIN,
             watermark: None,
             first_ts: None,
@@ -192,14 +201,35 @@ impl Table {
             name: spec.dataset.clone(),
             layout: Layout::of(spec.fields.len()),
             spec,
+            schema,
             snapshot: RwLock::new(Arc::new(dataset)),
             parts: RwLock::default(),
             cells: RwLock::default(),
             symbols: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             density: AtomicU64::new(0),
-            counters: TableCounters::default(),
+            counters: Arc::default(),
         }
+    }
+
+    /// The same dataset with another spec since `version`. What the shards have said stays; the parts are new ones, so that the
+    /// knowledge of this table does not move with the other's.
+    pub(crate) fn redefined(&self, spec: DatasetSpec, schema: u64, version: u64) -> Self {
+        let parts = self.parts.read();
+        let part = |part: &Arc<Part>| Part {
+            shard: Arc::clone(&part.shard),
+            standing: Mutex::new(part.standing()),
+            described: Mutex::new(part.described.lock().clone()),
+            catch_up: Shared::default(),
+        };
+        let parts = parts.iter().map(|(id, of)| (id.clone(), Arc::new(part(of)))).collect();
+        let table = Self {
+            parts: RwLock::new(parts),
+            counters: Arc::clone(&self.counters),
+            ..Self::new(spec, schema, version)
+        };
+        table.refresh();
+        table
     }
 
     /// The dataset as of now.

@@ -30,7 +30,7 @@ use http_body_util::StreamBody;
 use tonic::{Status, body::Body};
 use tracing::{Instrument, Span, field::Empty};
 use trellis_fabric::telemetry;
-use trellis_proto::{Error, Result};
+use trellis_proto::{Code, Error, Result, SeriesQuery};
 
 use self::pump::{Pump, Sent};
 use crate::{
@@ -40,6 +40,9 @@ use crate::{
     metrics::Queue,
     stats::{Answer, DatasetStats, Outcome},
 };
+
+/// How often a request is planned before its reader is told that the dataset keeps changing.
+const PLANS_MAX: u32 = 4;
 
 /// Path of the method.
 pub(crate) const PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
@@ -86,19 +89,37 @@ async fn begin(
     let query = request::query(body).await?;
     // pinned here: passed by value, it would have room in each future that it goes through
     let asked = pin!(async {
-        let mut dataset = head.engine().dataset(&query.dataset).await?;
-        let mut behind = Vec::new();
-        if query.as_of.is_some_and(|as_of| as_of > dataset.known_through) {
-            (dataset, behind) = head.engine().caught_up(&query.dataset).await?;
+        let mut planned = 1;
+        loop {
+            match planned_once(&head, &query, &unit, deadline, account, planned > 1).await {
+                // a dataset's spec has changed under the plan: before anything is sent, another plan is as good
+                Err(error) if error.code() == Code::StaleSchema && planned < PLANS_MAX => planned += 1,
+                other => return other,
+            }
         }
-        account.dataset = Some(head.stats().dataset(&query.dataset));
-        let plan = head.plan(&dataset, &query).await?;
-        let mut pump =
-            Box::new(Pump::new(head.clone(), (dataset, behind.into()), query, plan, unit, deadline));
-        pump.begin(account).await?;
-        Ok(pump)
     });
     within(deadline, asked).await
+}
+
+async fn planned_once(
+    head: &Arc<HeadNode>,
+    query: &SeriesQuery,
+    unit: &Arc<str>,
+    deadline: Option<Instant>,
+    account: &mut Account,
+    again: bool,
+) -> Result<Box<Pump>> {
+    let mut dataset = head.engine().dataset(&query.dataset).await?;
+    let mut behind = Vec::new();
+    if again || query.as_of.is_some_and(|as_of| as_of > dataset.known_through) {
+        (dataset, behind) = head.engine().caught_up(&query.dataset).await?;
+    }
+    account.dataset = Some(head.stats().dataset(&query.dataset));
+    let plan = head.plan(&dataset, query).await?;
+    let asked = (dataset, behind.into());
+    let mut pump = Box::new(Pump::new(head.clone(), asked, query.clone(), plan, unit.clone(), deadline));
+    pump.begin(account).await?;
+    Ok(pump)
 }
 
 /// `future`, or [`error::deadline`] if it takes too long.

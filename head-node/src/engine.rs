@@ -165,7 +165,8 @@ impl Engine {
             Some(Arc::clone(&part.shard.id))
         });
         let behind = join_all(asked).await.into_iter().flatten().collect();
-        Ok((table.described(), behind))
+        // what was committed may have made it another one
+        Ok((self.table(name).await?.described(), behind))
     }
 
     /// Every dataset, sorted by name.
@@ -230,10 +231,19 @@ impl Engine {
     /// Begins a read. Nothing happens until it is polled.
     ///
     /// # Errors
-    /// [`Code::UnknownDataset`] if the dataset is not this engine's.
+    /// [`Code::UnknownDataset`] if the dataset is not this engine's, [`Code::StaleSchema`] if it has another spec by now: to be
+    /// planned anew.
     pub fn read(&self, ask: Ask) -> Result<Reading> {
         let name = &ask.dataset.spec.dataset;
         let table = self.core.table(name).ok_or_else(|| unknown(&self.core, name))?;
+        if !Arc::ptr_eq(&table.spec, &ask.dataset.spec) {
+            return Err(Error::new(
+                Code::StaleSchema,
+                format!("the fields of {name} have changed meanwhile"),
+            )
+            .dataset(name)
+            .hint("ask again"));
+        }
         Ok(Reading::new(Arc::clone(&self.core), table, ask))
     }
 
@@ -270,7 +280,16 @@ impl Engine {
     /// for: what is held from it is unconfirmed until its log has been checked. Returns the shards that did not.
     pub async fn sync_others(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
         let home = self.home(dataset).map(|home| home.id.to_string()).unwrap_or_default();
-        let others = self.core.shards().into_iter().filter(|shard| *shard.id != *home);
+        self.sync(dataset, version, &home).await
+    }
+
+    /// As [`Self::sync_others`], also of the dataset's home: the commit was another shard's.
+    pub async fn sync_all(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
+        self.sync(dataset, version, "").await
+    }
+
+    async fn sync(&self, dataset: &DatasetName, version: u64, but: &str) -> Vec<String> {
+        let others = self.core.shards().into_iter().filter(|shard| *shard.id != *but);
         let synced = others.map(|shard| async move {
             let mut client = shard.client();
             let ask = client.sync(pb::SyncRequest { dataset: dataset.to_string(), version });
@@ -449,7 +468,7 @@ pub(crate) async fn describe_all(core: &Arc<Core>) -> Option<Error> {
         match answer {
             Ok((shard, said)) => {
                 for said in &said.datasets {
-                    let Ok(table) = core.table_of(said) else { continue };
+                    let Ok(Some(table)) = core.table_of(said) else { continue };
                     if table.part(&shard.id).is_none() {
                         // The knowledge time as described may cover changes that are still on their way in the log, but nothing of
                         // this dataset is held yet, so there is nothing that they could be missing from.

@@ -126,9 +126,10 @@ impl Work {
         error.code() == Code::StaleEpoch && !self.rerouted
     }
 
-    /// Whether asking again may help.
+    /// Whether asking again may help. What was planned with another spec is planned anew by its readers.
     fn may_pass(&self, error: &Error) -> bool {
-        self.moved(error) || error.retryable() && self.attempt < RETRIES
+        let replan = error.code() == Code::StaleSchema;
+        self.moved(error) || error.retryable() && !replan && self.attempt < RETRIES
     }
 
     fn fail_open(&self, core: &Arc<Core>, error: &Error) {
@@ -302,6 +303,7 @@ async fn call(core: &Arc<Core>, shard: &Arc<Shard>, batch: &mut Batch) -> Result
                 fields: shape.names(),
                 first: chunks.start,
                 end: chunks.end,
+                schema: work.table.schema,
             });
             asked.push(Asked { work: index, shape: Arc::clone(&shape) });
         }

@@ -59,6 +59,7 @@ pub(crate) struct HeadNode {
 }
 
 struct CachedShape {
+    schema: u64,
     fields: Vec<usize>,
     known_at: bool,
     shape: Arc<Shape>,
@@ -138,9 +139,12 @@ impl HeadNode {
         plan::plan(query, facts, self.limits)
     }
 
-    /// The shape of answers with these fields. A dataset's fields never change, so neither does a shape.
+    /// The shape of answers with these fields. As long as the dataset's spec stays, so does a shape.
     pub(crate) fn shape(&self, dataset: &Dataset, fields: &[usize], known_at: bool) -> Arc<Shape> {
-        let is = |cached: &&CachedShape| cached.fields == fields && cached.known_at == known_at;
+        let schema = dataset.schema;
+        let is = |cached: &&CachedShape| {
+            cached.schema == schema && cached.fields == fields && cached.known_at == known_at
+        };
         let name = &dataset.spec.dataset;
         if let Some(cached) = self.shapes.read().get(name).and_then(|shapes| shapes.iter().find(is)) {
             return cached.shape.clone();
@@ -151,7 +155,7 @@ impl HeadNode {
         if shapes.len() >= SHAPES_MAX {
             shapes.remove(0);
         }
-        shapes.push(CachedShape { fields: fields.to_vec(), known_at, shape: shape.clone() });
+        shapes.push(CachedShape { schema, fields: fields.to_vec(), known_at, shape: shape.clone() });
         shape
     }
     /// Counters since the head started.

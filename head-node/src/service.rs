@@ -113,6 +113,44 @@ impl head_server::Head for Service {
         pass(self.home(&request.dataset).await?.release_lease(request).await)
     }
 
+    async fn alter_dataset(
+        &self,
+        request: Request<pb::AlterDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        let request = request.into_inner();
+        let dataset = request.dataset.clone();
+        let change = pass(self.home(&dataset).await?.alter_dataset(request).await)?;
+        self.head.engine().sync_others(&DatasetName::new(&dataset)?, change.get_ref().version).await;
+        Ok(change)
+    }
+
+    async fn drop_dataset(
+        &self,
+        request: Request<pb::DropDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        let request = request.into_inner();
+        let dataset = request.dataset.clone();
+        let change = pass(self.home(&dataset).await?.drop_dataset(request).await)?;
+        self.head.engine().sync_others(&DatasetName::new(&dataset)?, change.get_ref().version).await;
+        Ok(change)
+    }
+
+    async fn rename_dataset(
+        &self,
+        request: Request<pb::RenameDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        let request = request.into_inner();
+        let dataset = request.dataset.clone();
+        let change = pass(self.home(&dataset).await?.rename_dataset(request).await)?;
+        // of the old name: that it is gone; of the new one, also to its home: that it is there
+        self.head.engine().sync_others(&DatasetName::new(&dataset)?, 0).await;
+        self.head
+            .engine()
+            .sync_all(&DatasetName::new(&change.get_ref().dataset)?, change.get_ref().version)
+            .await;
+        Ok(change)
+    }
+
     async fn record_runs(
         &self,
         request: Request<pb::RecordRunsRequest>,

@@ -78,6 +78,8 @@ pub(crate) struct Core {
     tables: RwLock<HashMap<DatasetName, Arc<Table>>>,
     shards: RwLock<BTreeMap<String, Arc<Shard>>>,
     ownership: RwLock<Arc<Ownership>>,
+    /// Datasets that were dropped, and the version that ended each: what is told of an earlier one is old news.
+    dropped: Mutex<HashMap<DatasetName, u64>>,
     /// Datasets that no shard knew a moment ago.
     pub(crate) unknown: Mutex<HashMap<DatasetName, tokio::time::Instant>>,
     /// One round of descriptions at a time; why the last one was not whole.
@@ -106,6 +108,7 @@ impl Core {
             tables: RwLock::default(),
             shards: RwLock::default(),
             ownership: RwLock::new(Arc::new(Ownership { epoch: 0, map: Err(none) })),
+            dropped: Mutex::default(),
             unknown: Mutex::default(),
             describing: tokio::sync::Mutex::default(),
             rounds: AtomicU64::new(0),
@@ -140,30 +143,73 @@ impl Core {
         self.tables.read().values().cloned().collect()
     }
 
-    /// The table of a dataset as described by a shard, made if it is new.
+    /// The table of a dataset as described by a shard, made if it is new. A later version with another spec makes another table;
+    /// an earlier one changes nothing, and its rows are not to be read with the table's spec. `None`: the dataset is dropped.
     ///
     /// # Errors
-    /// [`Code::Conflict`] if it is there with another spec; [`Code::InvalidRequest`] if the description is not valid.
-    pub(crate) fn table_of(&self, said: &trellis_proto::pb::DatasetDescription) -> Result<Arc<Table>> {
+    /// [`Code::Conflict`] if it is there with another spec at the same version; [`Code::InvalidRequest`] if the description is not
+    /// valid.
+    pub(crate) fn table_of(
+        self: &Arc<Self>,
+        said: &trellis_proto::pb::DatasetDescription,
+    ) -> Result<Option<Arc<Table>>> {
         let spec = crate::datasets::spec_of(said)?;
-        let table = {
-            let known = self.tables.read().get(&spec.dataset).cloned();
-            match known {
-                Some(table) => table,
+        let is = |table: &Table| table.schema == said.schema && *table.spec == spec;
+        if let Some(table) = self.table(&spec.dataset).filter(|table| is(table) && !said.dropped) {
+            return Ok(Some(table));
+        }
+        let (before, now) = {
+            let mut tables = self.tables.write();
+            let mut dropped = self.dropped.lock();
+            if dropped.get(&spec.dataset).is_some_and(|end| said.version <= *end) {
+                return Ok(None);
+            }
+            let before = tables.get(&spec.dataset).cloned();
+            let now = match &before {
+                Some(table) if said.dropped && said.version < table.dataset().version => {
+                    return Ok(Some(Arc::clone(table)));
+                }
+                _ if said.dropped => None,
+                Some(table) if is(table) || said.version < table.dataset().version => {
+                    return Ok(Some(Arc::clone(table)));
+                }
+                Some(table) if said.version == table.dataset().version => {
+                    let message = format!("shards disagree on what {} is", spec.dataset);
+                    return Err(Error::new(Code::Conflict, message).dataset(&spec.dataset));
+                }
+                Some(table) => Some(table.redefined(spec.clone(), said.schema, said.version)),
+                None => Some(Table::new(spec.clone(), said.schema, said.version)),
+            };
+            let now = now.map(Arc::new);
+            match &now {
+                Some(table) => {
+                    dropped.remove(&spec.dataset);
+                    tables.insert(spec.dataset.clone(), Arc::clone(table));
+                }
                 None => {
-                    let mut tables = self.tables.write();
-                    let table = tables
-                        .entry(spec.dataset.clone())
-                        .or_insert_with(|| Arc::new(Table::new(spec.clone())));
-                    Arc::clone(table)
+                    dropped.insert(spec.dataset.clone(), said.version);
+                    tables.remove(&spec.dataset);
                 }
             }
+            (before, now)
         };
-        if *table.spec != spec {
-            return Err(Error::new(Code::Conflict, format!("shards disagree on what {} is", spec.dataset))
-                .dataset(&spec.dataset));
+        if let Some(before) = before {
+            tracing::info!(dataset = %spec.dataset, version = said.version, dropped = now.is_none(), "a dataset has changed");
+            self.let_go(&before);
         }
-        Ok(table)
+        Ok(now)
+    }
+
+    /// Frees what is held of a table that nobody will ask again. Those who read it have what they took.
+    fn let_go(&self, table: &Table) {
+        for cell in table.all_cells() {
+            let mut fx = Fx::default();
+            cell.lock().series.clear(&mut fx);
+            for (id, payload) in fx.removed {
+                self.memory.dropped(payload.bytes());
+                self.cache.remove(id);
+            }
+        }
     }
 
     pub(crate) fn shards(&self) -> Vec<Arc<Shard>> {

@@ -232,7 +232,8 @@ async fn begin_generation(core: &Arc<Core>, shard: &Arc<Shard>) -> Result<()> {
     let mut described = std::collections::HashSet::new();
     for said in &said.datasets {
         match core.table_of(said) {
-            Ok(table) => {
+            Ok(None) => {}
+            Ok(Some(table)) => {
                 described.insert(table.name.clone());
                 let standing = Standing { generation, known_through: said.known_through_ns };
                 let part = table.describe(shard, standing, said);

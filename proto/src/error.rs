@@ -95,6 +95,8 @@ codes! {
     DataCorrupt => DataLoss, false, 1, Shard;
     /// A bug, ours.
     Internal => Internal, false, 1, Head;
+    /// The dataset's fields have changed since the request was planned.
+    StaleSchema => Aborted, true, 4, Head;
 }
 
 impl Code {

@@ -281,6 +281,7 @@ mod tests {
             fields: fields.iter().map(|field| (*field).to_owned()).collect(),
             first,
             end,
+            schema: 0,
         }
     }
 

@@ -3,10 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use prost::Message;
+use twox_hash::XxHash3_64;
 
 use crate::{
     Code, Error, Result,
-    name::{DatasetName, FieldName},
+    name::{DatasetName, FieldName, nearest},
     pb,
     time::ChunkSpan,
 };
@@ -16,6 +18,9 @@ pub const FIELDS_MAX: usize = 1_024;
 
 /// Longest value of a setting: zones and calendars have names of some tens of bytes.
 pub const SETTING_BYTES_MAX: usize = 64;
+
+/// Whole numbers up to this one, and down to its opposite, are each a float64 of their own.
+pub const EXACT_FLOAT64: i64 = 1 << 53;
 
 /// Type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,6 +98,24 @@ impl FieldType {
         Self::ALL.iter().find(|(t, _)| t.to_arrow() == *data_type).map(|(t, _)| *t)
     }
 
+    /// Whether values of this type may become values of `wider` that say the same. All do, except for an [`Self::Int64`] as
+    /// [`Self::Float64`], which is the same up to [`EXACT_FLOAT64`]: those are looked at one by one.
+    #[must_use]
+    pub fn widens_to(self, wider: Self) -> bool {
+        self == wider
+            || matches!(
+                (self, wider),
+                (Self::Int32, Self::Int64 | Self::Float64) | (Self::Int64 | Self::Float32, Self::Float64)
+            )
+    }
+
+    /// The narrowest type that holds the values of both; `None`: there is none.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<Self> {
+        let holds = |wider: &Self| self.widens_to(*wider) && other.widens_to(*wider);
+        [self, other, Self::Float64].into_iter().find(holds)
+    }
+
     /// Bytes of one value; of a string a guess, for estimates.
     #[must_use]
     pub fn width(self) -> usize {
@@ -167,7 +190,7 @@ impl FieldSpec {
     }
 }
 
-/// What a dataset is, fixed when it is made.
+/// What a dataset is. It changes by [`DatasetSpec::widened`] and [`DatasetSpec::altered`] only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetSpec {
     /// Its name.
@@ -246,10 +269,130 @@ impl DatasetSpec {
         Ok(Self { settings, ..self })
     }
 
+    /// A number that differs wherever the spec or `revision` does: tells what was planned with another spec.
+    #[must_use]
+    pub fn fingerprint(&self, revision: u64) -> u64 {
+        let mut bytes = pb::DatasetSpec::from(self).encode_to_vec();
+        bytes.extend_from_slice(&revision.to_le_bytes());
+        // 0 stands for "any"
+        XxHash3_64::oneshot(&bytes).max(1)
+    }
+
     /// Position and spec of the field `name`.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<(usize, &FieldSpec)> {
         self.fields.iter().enumerate().find(|(_, field)| field.name.as_str() == name)
+    }
+
+    /// The dataset that holds its own rows and those of `wanted`: a field of both has the wider type, and what only `wanted`
+    /// has comes last, and may be missing. Fields and settings that `wanted` leaves out stay, and so does what a field requires.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if there is no such dataset: a field of another type, another chunk, another setting.
+    pub fn widened(&self, wanted: &Self) -> Result<Self> {
+        let refuse = |why: String| {
+            Err(Error::new(Code::Conflict, format!("{} exists with another schema: {why}", self.dataset))
+                .dataset(&self.dataset)
+                .hint("give it the schema that it has, use another dataset, or change it: `trellis dataset alter`"))
+        };
+        if self.chunk != wanted.chunk {
+            return refuse(format!("its chunk is {} ns, not {} ns", self.chunk.ns(), wanted.chunk.ns()));
+        }
+        if let Some((setting, have, given)) = self.settings.difference(&wanted.settings) {
+            return refuse(format!("its {setting} is {have}, not {given}"));
+        }
+        let mut fields = self.fields.clone();
+        for other in &wanted.fields {
+            let Some((i, mine)) = self.field(other.name.as_str()) else {
+                fields.push(FieldSpec { nullable: true, ..other.clone() });
+                continue;
+            };
+            match mine.data_type.common(other.data_type) {
+                Some(data_type) => fields[i].data_type = data_type,
+                None => {
+                    return refuse(format!(
+                        "its field {} is {}, not {}",
+                        mine.name, mine.data_type, other.data_type
+                    ));
+                }
+            }
+        }
+        Self::new(self.dataset.clone(), fields, self.chunk)?.with_settings(self.settings.clone())
+    }
+
+    /// Whether whatever fits `given` fits the dataset: the same fields in any order, each as strict or stricter, and no setting
+    /// that differs.
+    #[must_use]
+    pub fn agrees_with(&self, given: &Self) -> bool {
+        self.chunk == given.chunk
+            && self.settings.difference(&given.settings).is_none()
+            && self.fields.len() == given.fields.len()
+            && given.fields.iter().all(|field| {
+                self.field(field.name.as_str()).is_some_and(|(_, mine)| {
+                    mine.data_type == field.data_type && (mine.nullable || !field.nullable)
+                })
+            })
+    }
+
+    /// The dataset after a change that somebody asked for.
+    ///
+    /// # Errors
+    /// [`Code::UnknownField`] for a field that is not there, [`Code::InvalidRequest`] for a change that cannot be made.
+    pub fn altered(&self, change: &Alteration) -> Result<Evolved> {
+        let refuse = |why: String| Error::new(Code::InvalidRequest, why).dataset(&self.dataset);
+        let mut fields: Vec<(FieldSpec, Option<usize>)> =
+            self.fields.iter().cloned().enumerate().map(|(i, field)| (field, Some(i))).collect();
+        let find = |fields: &[(FieldSpec, Option<usize>)], name: &FieldName| {
+            let names = || fields.iter().map(|(field, _)| field.name.as_str());
+            names().position(|known| known == name.as_str()).ok_or_else(|| {
+                let error = Error::new(Code::UnknownField, format!("{} has no field {name}", self.dataset))
+                    .dataset(&self.dataset);
+                match nearest(name.as_str(), names()) {
+                    Some(near) => error.hint(format!("did you mean {near}?")),
+                    None => error.hint(format!("its fields are {}", names().collect::<Vec<_>>().join(", "))),
+                }
+            })
+        };
+        for name in &change.drop {
+            let at = find(&fields, name)?;
+            fields.remove(at);
+        }
+        if fields.is_empty() && change.add.is_empty() {
+            return Err(refuse(format!("{} would have no field left", self.dataset))
+                .hint("to drop the whole dataset: `trellis dataset drop`"));
+        }
+        // all at once, so that two fields can swap their names
+        let mut renamed = fields.clone();
+        for (from, to) in &change.rename {
+            renamed[find(&fields, from)?].0.name = to.clone();
+        }
+        let mut fields = renamed;
+        for (name, wider) in &change.widen {
+            let at = find(&fields, name)?;
+            let field = &mut fields[at].0;
+            if !field.data_type.widens_to(*wider) {
+                return Err(refuse(format!(
+                    "{name} is {}, which cannot become {wider} without changing values",
+                    field.data_type
+                ))
+                .hint("int32 becomes int64 or float64, int64 and float32 become float64; for any other change, add a field"));
+            }
+            field.data_type = *wider;
+        }
+        for field in &change.add {
+            if !field.nullable {
+                return Err(refuse(format!("the new field {} is missing in every row so far", field.name))
+                    .hint("add it as one that may be missing, without `!`"));
+            }
+            fields.push((field.clone(), None));
+        }
+        let settings = Settings {
+            calendar: change.calendar.clone().unwrap_or_else(|| self.settings.calendar.clone()),
+            date_zone: change.date_zone.clone().unwrap_or_else(|| self.settings.date_zone.clone()),
+        };
+        let (fields, from) = fields.into_iter().unzip();
+        let spec = Self::new(self.dataset.clone(), fields, self.chunk)?.with_settings(settings)?;
+        Ok(Evolved { spec, from })
     }
 
     /// Schema of an answer with the fields at `fields`: `symbol` (dictionary), `ts`, the fields, then `known_at` if asked.
@@ -295,6 +438,79 @@ impl DatasetSpec {
     }
 }
 
+/// A change of a dataset that somebody asked for. Made in this order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Alteration {
+    /// Fields to drop.
+    pub drop: Vec<FieldName>,
+    /// Fields and their new names.
+    pub rename: Vec<(FieldName, FieldName)>,
+    /// Fields and their wider types.
+    pub widen: Vec<(FieldName, FieldType)>,
+    /// New fields.
+    pub add: Vec<FieldSpec>,
+    /// The calendar, or that there is none; `None`: as it is.
+    pub calendar: Option<Option<String>>,
+    /// The zone of its dates, likewise.
+    pub date_zone: Option<Option<String>>,
+}
+
+impl TryFrom<pb::AlterDatasetRequest> for Alteration {
+    type Error = Error;
+
+    fn try_from(wire: pb::AlterDatasetRequest) -> Result<Self> {
+        Ok(Self {
+            drop: wire.drop.into_iter().map(FieldName::new).collect::<Result<_>>()?,
+            rename: wire
+                .rename
+                .into_iter()
+                .map(|rename| Ok((FieldName::new(rename.from)?, FieldName::new(rename.to)?)))
+                .collect::<Result<_>>()?,
+            widen: wire
+                .widen
+                .into_iter()
+                .map(|widen| {
+                    let data_type = FieldType::from_wire(widen.r#type())?;
+                    Ok((FieldName::new(widen.field)?, data_type))
+                })
+                .collect::<Result<_>>()?,
+            add: wire.add.into_iter().map(FieldSpec::try_from).collect::<Result<_>>()?,
+            calendar: wire.calendar.map(|name| (!name.is_empty()).then_some(name)),
+            date_zone: wire.date_zone.map(|name| (!name.is_empty()).then_some(name)),
+        })
+    }
+}
+
+/// What a dataset has become, and where its fields' values come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evolved {
+    /// What it is now.
+    pub spec: DatasetSpec,
+    /// Of each field its position before; `None`: it is new, and missing in every row so far.
+    pub from: Vec<Option<usize>>,
+}
+
+impl Evolved {
+    /// `old` as [`DatasetSpec::widened`] to `spec`: what has the same name is the same field.
+    #[must_use]
+    pub fn by_name(old: &DatasetSpec, spec: DatasetSpec) -> Self {
+        let from = spec.fields.iter().map(|f| old.field(f.name.as_str()).map(|(i, _)| i)).collect();
+        Self { spec, from }
+    }
+
+    /// Whether the rows of `old` are written differently now. A field that is merely new is not written at all.
+    #[must_use]
+    pub fn rewrites(&self, old: &DatasetSpec) -> bool {
+        let kept = self.from.iter().flatten().count();
+        let as_it_was = |(field, from): (&FieldSpec, &Option<usize>)| {
+            from.is_none_or(|i| {
+                old.fields[i].name == field.name && old.fields[i].data_type == field.data_type
+            })
+        };
+        kept < old.fields.len() || !self.spec.fields.iter().zip(&self.from).all(as_it_was)
+    }
+}
+
 impl TryFrom<pb::DatasetSpec> for DatasetSpec {
     type Error = Error;
 
@@ -336,6 +552,8 @@ impl From<&FieldSpec> for pb::Field {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::time::DAY_NS;
 
@@ -380,6 +598,116 @@ mod tests {
             assert_eq!(data_type.name(), name);
         }
         assert!(FieldType::parse("decimal").is_err());
+    }
+
+    fn any_type() -> impl Strategy<Value = FieldType> {
+        (0..FieldType::ALL.len()).prop_map(|i| FieldType::ALL[i].0)
+    }
+
+    fn any_spec() -> impl Strategy<Value = DatasetSpec> {
+        let field = prop::option::of((any_type(), any::<bool>()));
+        prop::collection::vec(field, 5).prop_filter_map("no field", |fields| {
+            let names = ["a", "b", "c", "d", "e"];
+            let fields = names.iter().zip(fields).filter_map(|(name, field)| {
+                let (data_type, nullable) = field?;
+                Some(FieldSpec { name: FieldName::new(*name).ok()?, data_type, nullable })
+            });
+            let chunk = ChunkSpan::new(64 * DAY_NS).ok()?;
+            DatasetSpec::new(DatasetName::new("equities.daily").ok()?, fields.collect(), chunk).ok()
+        })
+    }
+
+    /// Which types hold the values of which, said once more, one by one.
+    const HOLDS: [(FieldType, &[FieldType]); 7] = [
+        (FieldType::Float64, &[FieldType::Float64, FieldType::Int64, FieldType::Float32, FieldType::Int32]),
+        (FieldType::Int64, &[FieldType::Int64, FieldType::Int32]),
+        (FieldType::Bool, &[FieldType::Bool]),
+        (FieldType::String, &[FieldType::String]),
+        (FieldType::Float32, &[FieldType::Float32]),
+        (FieldType::Int32, &[FieldType::Int32]),
+        (FieldType::Timestamp, &[FieldType::Timestamp]),
+    ];
+
+    proptest! {
+        #[test]
+        fn a_widened_dataset_holds_both_and_nothing_else(have in any_spec(), wanted in any_spec()) {
+            let holds = |wide: FieldType, narrow: FieldType| {
+                HOLDS.iter().any(|(t, narrower)| *t == wide && narrower.contains(&narrow))
+            };
+            let possible = wanted.fields.iter().all(|field| match have.field(field.name.as_str()) {
+                Some((_, mine)) => HOLDS
+                    .iter()
+                    .any(|(_, both)| both.contains(&mine.data_type) && both.contains(&field.data_type)),
+                None => true,
+            });
+            let widened = have.widened(&wanted);
+            prop_assert_eq!(widened.is_ok(), possible, "{:?}", widened);
+            let Ok(widened) = widened else { return Ok(()) };
+            // the old fields stand where they stood
+            for (old, new) in have.fields.iter().zip(&widened.fields) {
+                prop_assert!(old.name == new.name && old.nullable == new.nullable);
+                prop_assert!(holds(new.data_type, old.data_type));
+            }
+            for field in &wanted.fields {
+                let (_, new) = widened.field(field.name.as_str()).unwrap();
+                prop_assert!(holds(new.data_type, field.data_type));
+            }
+            let only_wanted = wanted.fields.iter().filter(|f| have.field(f.name.as_str()).is_none()).count();
+            prop_assert_eq!(widened.fields.len(), have.fields.len() + only_wanted);
+            // once is enough, and the narrower one says nothing new
+            prop_assert_eq!(widened.widened(&wanted).unwrap(), widened.clone());
+            prop_assert_eq!(widened.widened(&have).unwrap(), widened.clone());
+            let evolved = Evolved::by_name(&have, widened.clone());
+            let retyped = have.fields.iter().zip(&widened.fields).any(|(a, b)| a.data_type != b.data_type);
+            prop_assert_eq!(evolved.rewrites(&have), retyped);
+        }
+    }
+
+    #[test]
+    fn an_alteration_says_where_each_fields_values_come_from() {
+        let name = |n: &str| FieldName::new(n).unwrap();
+        let have = spec(&[("a", FieldType::Int64), ("b", FieldType::Int32), ("c", FieldType::Bool)]).unwrap();
+        let added = FieldSpec { name: name("d"), data_type: FieldType::String, nullable: true };
+        let change = Alteration {
+            drop: vec![name("c")],
+            rename: vec![(name("a"), name("b")), (name("b"), name("a"))],
+            widen: vec![(name("b"), FieldType::Float64)],
+            add: vec![added.clone()],
+            ..Alteration::default()
+        };
+        let evolved = have.altered(&change).unwrap();
+        let told: Vec<_> = evolved.spec.fields.iter().map(|f| (f.name.as_str(), f.data_type)).collect();
+        assert_eq!(told, [("b", FieldType::Float64), ("a", FieldType::Int32), ("d", FieldType::String)]);
+        assert_eq!(evolved.from, [Some(0), Some(1), None]);
+        assert!(evolved.rewrites(&have));
+        let only_new = have.altered(&Alteration { add: vec![added], ..Alteration::default() }).unwrap();
+        assert!(!only_new.rewrites(&have));
+    }
+
+    #[test]
+    fn an_alteration_that_cannot_be_made_says_why() {
+        let name = |n: &str| FieldName::new(n).unwrap();
+        let have = spec(&[("close", FieldType::Float64), ("volume", FieldType::Int64)]).unwrap();
+        let none = Alteration::default();
+        let new = |n: &str, nullable| FieldSpec { name: name(n), data_type: FieldType::Bool, nullable };
+        for (change, code) in [
+            (Alteration { drop: vec![name("clsoe")], ..none.clone() }, Code::UnknownField),
+            (Alteration { rename: vec![(name("x"), name("y"))], ..none.clone() }, Code::UnknownField),
+            (
+                Alteration { rename: vec![(name("close"), name("volume"))], ..none.clone() },
+                Code::InvalidRequest,
+            ),
+            (
+                Alteration { widen: vec![(name("close"), FieldType::Int64)], ..none.clone() },
+                Code::InvalidRequest,
+            ),
+            (Alteration { drop: vec![name("close"), name("volume")], ..none.clone() }, Code::InvalidRequest),
+            (Alteration { add: vec![new("open", false)], ..none.clone() }, Code::InvalidRequest),
+            (Alteration { add: vec![new("close", true)], ..none.clone() }, Code::InvalidRequest),
+        ] {
+            let error = have.altered(&change).unwrap_err();
+            assert_eq!(error.code(), code, "{change:?}: {error}");
+        }
     }
 
     #[test]

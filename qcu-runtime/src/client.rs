@@ -140,11 +140,12 @@ impl Client {
             let error = match self.read_once(query, deadline).await {
                 // One head listed the symbol, another has yet to hear of it: its publish is on its way.
                 Err(error) if error.code() == Code::UnknownSymbol && query.symbols == Symbols::All => error,
+                // One head answered before the dataset was changed, another after.
+                Err(error) if error.code() == Code::StaleSchema => error,
                 other => return other,
             };
             if Instant::now() + pause >= deadline {
-                let why =
-                    format!("the heads disagree about the symbols of {}: {}", query.dataset, error.message());
+                let why = format!("the heads disagree about what {} is: {}", query.dataset, error.message());
                 return Err(Error::new(Code::Unavailable, why).dataset(&query.dataset));
             }
             tokio::time::sleep(jittered(pause)).await;
@@ -374,6 +375,40 @@ impl Client {
         self.ask(&key, self.end(), request, call).await.map(|_| ())
     }
 
+    /// Changes what a dataset is; returns when every head reads it so. Sent again with the same id, it is answered again.
+    ///
+    /// # Errors
+    /// `PermissionDenied` while the dataset is a unit's output, `UnknownField`, `InvalidRequest` for a change that cannot be
+    /// made, `Conflict` naming a stored value that the wider type does not hold.
+    pub async fn alter_dataset(&self, request: pb::AlterDatasetRequest) -> Result<pb::DatasetChange> {
+        let key = request.dataset.clone();
+        let call =
+            |mut head: HeadClient<PeerChannel>, request| async move { head.alter_dataset(request).await };
+        self.ask_at_length(&key, request, call).await
+    }
+
+    /// Ends a dataset; returns when no head reads it any more.
+    ///
+    /// # Errors
+    /// As of [`Client::alter_dataset`].
+    pub async fn drop_dataset(&self, request: pb::DropDatasetRequest) -> Result<pb::DatasetChange> {
+        let key = request.dataset.clone();
+        let call =
+            |mut head: HeadClient<PeerChannel>, request| async move { head.drop_dataset(request).await };
+        self.ask_at_length(&key, request, call).await
+    }
+
+    /// Gives a dataset another name; returns when every head reads it under that one.
+    ///
+    /// # Errors
+    /// As of [`Client::alter_dataset`]; `Conflict` if the name is taken.
+    pub async fn rename_dataset(&self, request: pb::RenameDatasetRequest) -> Result<pb::DatasetChange> {
+        let key = request.dataset.clone();
+        let call =
+            |mut head: HeadClient<PeerChannel>, request| async move { head.rename_dataset(request).await };
+        self.ask_at_length(&key, request, call).await
+    }
+
     /// Appends to the run ledger; returns when it is durable.
     ///
     /// # Errors
@@ -420,6 +455,32 @@ impl Client {
         F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
         Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
     {
+        self.ask_within(key, deadline, self.attempt, question, call).await
+    }
+
+    /// As [`Self::ask`], of what may take as long as the caller waits: every file of a dataset is written anew.
+    async fn ask_at_length<Q, A, F, Fut>(&self, key: &str, question: Q, call: F) -> Result<A>
+    where
+        Q: Clone,
+        F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
+    {
+        self.ask_within(key, self.end(), Duration::MAX, question, call).await
+    }
+
+    async fn ask_within<Q, A, F, Fut>(
+        &self,
+        key: &str,
+        deadline: Instant,
+        limit: Duration,
+        question: Q,
+        call: F,
+    ) -> Result<A>
+    where
+        Q: Clone,
+        F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
+    {
         let heads = &self.heads;
         let attempt = |head: String, left: Duration| {
             let mut request = Request::new(question.clone());
@@ -428,7 +489,7 @@ impl Client {
             let reply = client.map(|client| call(client, request));
             async move { Ok(reply?.await.map_err(|status| of_status(&status))?.into_inner()) }
         };
-        heads.call(key, None, deadline, self.attempt, attempt).await
+        heads.call(key, None, deadline, limit, attempt).await
     }
 }
 

@@ -202,7 +202,8 @@ async fn check_schema(client: &Client, spec: &DatasetSpec) -> Result<()> {
         Err(error) => return Err(error),
     };
     let Some(there) = there.map(DatasetSpec::try_from).transpose()? else { return Ok(()) };
-    if there.fields == spec.fields {
+    // A wider declaration changes the dataset when the lease is granted.
+    if there.widened(spec).is_ok_and(|wide| wide.agrees_with(spec)) {
         return Ok(());
     }
     let list = |spec: &DatasetSpec| {
@@ -215,6 +216,9 @@ async fn check_schema(client: &Client, spec: &DatasetSpec) -> Result<()> {
         Code::Conflict,
         format!("{} has the fields {}; the unit declares {}", spec.dataset, list(&there), list(spec)),
     )
-    .hint("publish to another dataset, or declare what is there")
+    .hint(
+        "a declaration may add fields that may be missing and widen types, and leave nothing out: declare what is there, publish \
+         to another dataset, or change this one with `trellis dataset alter`",
+    )
     .dataset(&spec.dataset))
 }

@@ -13,10 +13,12 @@ use arrow_array::{
 use arrow_schema::{DataType, Schema, TimeUnit};
 use sha2::{Digest, Sha256};
 use trellis_proto::{
-    Code, DatasetSpec, Error, FieldType, Result, Symbol, spec::FieldSpec, time::format_time,
+    Code, DatasetSpec, Error, FieldType, Result, Symbol,
+    spec::{Evolved, FieldSpec},
+    time::format_time,
 };
 
-use crate::{error::internal, schema, wire};
+use crate::{error::internal, evolve, schema, wire};
 
 /// Problems listed in one refusal.
 const PROBLEMS_MAX: usize = 5;
@@ -131,6 +133,24 @@ impl Rows {
             }
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// These rows of `old` as rows of what it has become.
+    ///
+    /// # Errors
+    /// [`Code::BadRows`] if a field lacks a value that it requires now, [`Code::Conflict`] naming a value that the wider type does
+    /// not hold.
+    pub(crate) fn evolved(&self, old: &DatasetSpec, new: &Evolved) -> Result<Self> {
+        let rows = evolve::rows_as(old, new, &self.batch)?;
+        let fields = new.spec.fields.iter().zip(&rows.columns()[2..]);
+        if let Some((field, _)) =
+            fields.into_iter().find(|(field, column)| !field.nullable && column.null_count() > 0)
+        {
+            let text = format!("{} may not be missing in {}, and rows lack it", field.name, new.spec.dataset);
+            return Err(Error::new(Code::BadRows, text).dataset(&new.spec.dataset));
+        }
+        let batch = RecordBatch::try_new(rows_schema(&new.spec), rows.columns().to_vec());
+        Ok(Self { batch: batch.map_err(|e| internal("converting rows", e))? })
     }
 
     /// The rows as they are stored, all known at `known_at`.

@@ -68,15 +68,28 @@ impl Catalog {
     /// # Errors
     /// [`Code::UnknownDataset`], or what keeps it from being read.
     pub(crate) async fn find(&self, name: &str) -> Result<(Arc<Dataset>, Arc<Snapshot>)> {
-        let unknown = |hint: Option<String>| {
-            let error =
-                Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}")).dataset(name);
-            match hint {
-                Some(hint) => error.hint(hint),
-                None => error,
-            }
-        };
-        let valid = DatasetName::new(name).map_err(|e| unknown(Some(e.message().to_owned())))?;
+        let (dataset, snapshot) = self.find_any(name).await?;
+        if snapshot.life.dropped {
+            return Err(self.unknown(name));
+        }
+        Ok((dataset, snapshot))
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}")).dataset(name);
+        let names = self.names();
+        match nearest(name, names.iter().map(DatasetName::as_str)) {
+            Some(near) => error.hint(format!("did you mean {near}?")),
+            None => error,
+        }
+    }
+
+    /// As [`Self::find`], also of a dataset that was dropped.
+    pub(crate) async fn find_any(&self, name: &str) -> Result<(Arc<Dataset>, Arc<Snapshot>)> {
+        let valid = DatasetName::new(name).map_err(|e| {
+            let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}"));
+            error.dataset(name).hint(e.message())
+        })?;
         let held = self.tables.read().get(&valid).cloned();
         let dataset = match held {
             Some(dataset) => Some(dataset),
@@ -89,14 +102,7 @@ impl Catalog {
             Some(dataset) => dataset.table.refresh().await?,
             None => None,
         };
-        match dataset.zip(snapshot) {
-            Some(found) => Ok(found),
-            None => {
-                let names = self.names();
-                let hint = nearest(name, names.iter().map(DatasetName::as_str));
-                Err(unknown(hint.map(|near| format!("did you mean {near}?"))))
-            }
-        }
+        dataset.zip(snapshot).ok_or_else(|| self.unknown(name))
     }
 
     /// The dataset, whether or not its table is there: to make it.
@@ -129,7 +135,8 @@ impl Catalog {
 
     fn names(&self) -> Vec<DatasetName> {
         let tables = self.tables.read();
-        tables.iter().filter(|(_, d)| d.table.snapshot().is_some()).map(|(name, _)| name.clone()).collect()
+        let there = |d: &Dataset| d.table.snapshot().is_some_and(|snapshot| !snapshot.life.dropped);
+        tables.iter().filter(|(_, d)| there(d)).map(|(name, _)| name.clone()).collect()
     }
 
     fn forget(&self, name: &DatasetName) {

@@ -14,17 +14,18 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Map, json};
 use tokio::sync::{mpsc, oneshot};
-use trellis_proto::{Code, DatasetSpec, Error, Result, pb};
+use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved};
 
 use crate::{
     delta::{Actions, Committed, LogFile},
     error::internal,
+    evolve::Change,
     file::WrittenFile,
     lease::{Acquire, Grant, Holder, Lease},
     metrics::Metrics,
     publish::{Publish, Waiting},
-    schema,
-    table::{self, PUBLISHER, RELEASED, Snapshot, Table},
+    schema::{self, Life},
+    table::{self, PUBLISHER, RELEASED, Snapshot, Table, WATERMARK},
 };
 
 /// Commands that wait for one dataset's committer; beyond it publishers are told to come back.
@@ -63,6 +64,7 @@ enum Command {
     Renew { holder: Holder, epoch: u64, ttl: Duration, reply: oneshot::Sender<Result<Grant>> },
     Release { holder: Holder, epoch: u64, reply: oneshot::Sender<Result<()>> },
     Rewrite(Rewrite, oneshot::Sender<Result<bool>>),
+    Change(Change, oneshot::Sender<Result<pb::DatasetChange>>),
 }
 
 /// The way to a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
@@ -102,6 +104,11 @@ impl Committer {
     /// Replaces files by others with the same rows; `false`: one of them is not in the table any more.
     pub(crate) async fn rewrite(&self, rewrite: Rewrite) -> Result<bool> {
         self.ask(|reply| Command::Rewrite(rewrite, reply)).await?
+    }
+
+    /// Makes the dataset another one; acknowledged when every connected watcher has applied it.
+    pub(crate) async fn change(&self, change: Change) -> Result<pb::DatasetChange> {
+        self.ask(|reply| Command::Change(change, reply)).await?
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
@@ -155,6 +162,10 @@ impl Task {
                 }
                 Command::Rewrite(rewrite, reply) => {
                     let _ = reply.send(self.rewrite(rewrite).await);
+                }
+                Command::Change(change, reply) => {
+                    let changed = self.change(&change).await;
+                    self.reply_when_applied(vec![(reply, changed)]);
                 }
             }
         }
@@ -211,12 +222,16 @@ impl Task {
     async fn acquire(&mut self, asked: Acquisition) -> Result<Grant> {
         for _ in 0..CONFLICTS_MAX {
             let snapshot = self.look().await?;
-            let spec = match (&snapshot, &asked.spec) {
-                (Some(snapshot), Some(spec)) if schema::difference(&snapshot.spec, spec).is_some() => {
-                    // Not a conflict, as it is for rows: who asks for a lease waits for a conflict to pass.
-                    return Err(self.other_spec(Code::InvalidRequest, &snapshot.spec, spec));
+            if let Some(snapshot) = &snapshot {
+                snapshot.check_stays()?;
+            }
+            let mut evolved = None;
+            let spec = match (table::live(&snapshot), &asked.spec) {
+                (Some(snapshot), Some(spec)) => {
+                    evolved = self.declared(&snapshot.spec, spec)?;
+                    snapshot.spec.clone()
                 }
-                (Some(snapshot), _) => snapshot.spec.clone(),
+                (Some(snapshot), None) => snapshot.spec.clone(),
                 (None, Some(spec)) => spec.clone(),
                 (None, None) => {
                     return Err(Error::new(
@@ -232,11 +247,22 @@ impl Task {
             let now = self.table.now();
             let step = self.lease.acquire(name, now, now_ns, &asked.holder, asked.ttl, asked.take_over);
             let grant = match step.map_err(|e| e.dataset(name))? {
-                Acquire::Already(lease) => {
+                Acquire::Already(lease) if evolved.is_none() => {
                     self.lease = lease;
                     return self.granted();
                 }
+                // granted once more with what it declares now
+                Acquire::Already(_) => Grant {
+                    epoch: self.lease.epoch() + 1,
+                    holder: asked.holder.clone(),
+                    since_ns: now_ns,
+                    ttl: asked.ttl,
+                },
                 Acquire::Commit(grant) => grant,
+            };
+            let evolution = match (table::live(&snapshot), evolved) {
+                (Some(before), Some(evolved)) => Some((before, self.evolution(before, evolved).await?)),
+                _ => None,
             };
             let version = snapshot.as_ref().map_or(0, |s| s.version + 1);
             let now_ms = now_ns / 1_000_000;
@@ -246,11 +272,15 @@ impl Task {
                     "ttl_ms": grant.ttl.as_millis() as u64}}),
             )]);
             let mut actions = Actions::new("GRANT", info, now_ms);
-            if snapshot.is_none() {
-                create(&mut actions, &spec, now_ms);
+            if let Some((before, evolution)) = &evolution {
+                evolution.describe(&mut actions, before, now_ms);
+            }
+            if table::live(&snapshot).is_none() {
+                create(&mut actions, snapshot.as_deref(), &spec, now_ms);
             }
             grant_actions(&mut actions, &grant, now_ms);
-            if self.commit(version, &actions, &[]).await?.is_some() {
+            let written = evolution.as_ref().map_or(&[][..], |(_, evolution)| evolution.adds.as_slice());
+            if self.commit(version, &actions, written).await?.is_some() {
                 self.look().await?;
                 // If the look found a still larger epoch, the grant is history already.
                 if self.lease.epoch() <= grant.epoch {
@@ -313,7 +343,8 @@ impl Task {
         for _ in 0..CONFLICTS_MAX {
             let snapshot = self.look().await?;
             let all_there = snapshot.as_ref().is_some_and(|s| {
-                rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
+                s.moving().is_none()
+                    && rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
             });
             let (Some(snapshot), true) = (snapshot, all_there) else {
                 self.discard(&rewrite.adds).await;
@@ -322,7 +353,7 @@ impl Task {
             let now_ms = self.table.shared.clock.now_ms();
             let mut actions = Actions::new("OPTIMIZE", Map::new(), now_ms);
             for file in &rewrite.removes {
-                actions.remove(file, now_ms);
+                actions.remove(file, false, now_ms);
             }
             for file in &rewrite.adds {
                 self.table.wrote(&file.file.path, file.index.clone());
@@ -341,11 +372,37 @@ impl Task {
         Ok(false)
     }
 
-    pub(crate) fn other_spec(&self, code: Code, have: &DatasetSpec, given: &DatasetSpec) -> Error {
-        let why = schema::difference(have, given).unwrap_or_else(|| "it is another one".to_owned());
-        Error::new(code, format!("{} exists with another schema: {why}", self.table.name))
-            .dataset(&self.table.name)
-            .hint("publish with the schema that the dataset has, or under another name")
+    /// What the dataset must become to be what a unit declares; `None`: it is so already.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if the declaration leaves something out, is narrower or another one. Not a conflict, as it is for
+    /// rows: who asks for a lease waits for a conflict to pass.
+    pub(crate) fn declared(&self, have: &DatasetSpec, given: &DatasetSpec) -> Result<Option<Evolved>> {
+        let refuse = |why: &str| {
+            Error::new(Code::InvalidRequest, why).dataset(&self.table.name).hint(
+                "declare the fields that the dataset has, and more if need be; publish to another dataset; or change this one \
+                 with `trellis dataset alter`",
+            )
+        };
+        let evolved = Self::wider(have, given).map_err(|error| refuse(error.message()))?;
+        let now = evolved.as_ref().map_or(have, |evolved| &evolved.spec);
+        if now.agrees_with(given) {
+            return Ok(evolved);
+        }
+        let why = schema::difference(now, given).unwrap_or_else(|| "it is another one".to_owned());
+        Err(refuse(&format!("{} exists with another schema: {why}", self.table.name)))
+    }
+
+    /// Answers once every connected watcher has applied what was committed so far. Whatever comes next does not wait for them.
+    pub(crate) fn reply_when_applied<T: Send + 'static>(&self, replies: Vec<(oneshot::Sender<T>, T)>) {
+        let (watch, patience) = (self.table.shared.watch.clone(), self.apply_wait);
+        let seq = watch.seq();
+        tokio::spawn(async move {
+            watch.wait_applied(seq, patience).await;
+            for (reply, answer) in replies {
+                let _ = reply.send(answer);
+            }
+        });
     }
 }
 
@@ -372,7 +429,12 @@ pub(crate) fn grant_actions(actions: &mut Actions, grant: &Grant, now_ms: i64) {
     actions.txn(&table::holder_txn(grant), grant.epoch as i64, now_ms);
 }
 
-/// The actions that make the table.
-pub(crate) fn create(actions: &mut Actions, spec: &DatasetSpec, now_ms: i64) {
-    actions.create(spec.dataset.as_str(), &schema::delta_schema(spec), &schema::properties(spec), now_ms);
+/// The actions that make the dataset: its table, or another one of the table of a dropped dataset.
+pub(crate) fn create(actions: &mut Actions, dropped: Option<&Snapshot>, spec: &DatasetSpec, now_ms: i64) {
+    let Some(dropped) = dropped else { return actions.create(spec, &Life::default(), now_ms) };
+    let life = Life { revision: dropped.life.revision + 1, since: dropped.version + 1, dropped: false };
+    actions.create(spec, &life, now_ms);
+    if dropped.watermark.is_some() {
+        actions.txn(WATERMARK, i64::MIN, now_ms);
+    }
 }

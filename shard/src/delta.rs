@@ -21,11 +21,11 @@ use parquet::arrow::{
     arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
 };
 use serde_json::{Map, Value, json};
-use trellis_proto::{Code, DatasetName, Error, Result};
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result};
 
 use crate::{
     error::{corrupt, lost_task, parquet_error, store_error},
-    schema::{SYMBOL, TS_NS},
+    schema::{self, Life, SYMBOL, TS_NS},
     store::Folder,
 };
 
@@ -65,10 +65,18 @@ pub(crate) struct Txn {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) version: u64,
-    pub(crate) properties: HashMap<String, String>,
-    pub(crate) schema: String,
+    pub(crate) definition: Definition,
     pub(crate) files: Vec<LogFile>,
     pub(crate) txns: HashMap<String, Txn>,
+}
+
+/// What the log says of the table itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Definition {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) properties: HashMap<String, String>,
+    pub(crate) schema: String,
     pub(crate) created_ms: i64,
 }
 
@@ -120,19 +128,43 @@ impl Actions {
         Self { id, lines: vec![json!({"commitInfo": commit})] }
     }
 
-    /// The table itself; the first entry only.
-    pub(crate) fn create(&mut self, name: &str, schema: &str, properties: &[(String, String)], now_ms: i64) {
-        let configuration: Map<String, Value> =
-            properties.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-        self.lines.push(json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}));
+    /// The table itself: in its first entry, and in one that makes a dropped one another dataset.
+    pub(crate) fn create(&mut self, spec: &DatasetSpec, life: &Life, now_ms: i64) {
+        let definition = Definition {
+            id: uuid::Uuid::new_v4().to_string(),
+            name: Some(spec.dataset.to_string()),
+            properties: schema::properties(spec, life).into_iter().collect(),
+            schema: schema::delta_schema(spec),
+            created_ms: now_ms,
+        };
+        self.begin(&definition, life.since == 0);
+    }
+
+    /// As [`Self::create`]; `new`: there is no table yet.
+    pub(crate) fn begin(&mut self, definition: &Definition, new: bool) {
+        if new {
+            self.lines.push(json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}));
+        }
+        self.metadata(definition);
+    }
+
+    /// The same table with another definition. What other tools have set stays.
+    pub(crate) fn redefine(&mut self, before: &Definition, spec: &DatasetSpec, life: &Life) {
+        let mut now = before.clone();
+        now.properties.extend(schema::properties(spec, life));
+        now.schema = schema::delta_schema(spec);
+        self.metadata(&now);
+    }
+
+    fn metadata(&mut self, of: &Definition) {
         self.lines.push(json!({"metaData": {
-            "id": uuid::Uuid::new_v4().to_string(),
-            "name": name,
+            "id": of.id,
+            "name": of.name,
             "format": {"provider": "parquet", "options": {}},
-            "schemaString": schema,
+            "schemaString": of.schema,
             "partitionColumns": [],
-            "createdTime": now_ms,
-            "configuration": configuration,
+            "createdTime": of.created_ms,
+            "configuration": of.properties,
         }}));
     }
 
@@ -147,11 +179,11 @@ impl Actions {
         }}));
     }
 
-    pub(crate) fn remove(&mut self, file: &LogFile, now_ms: i64) {
+    pub(crate) fn remove(&mut self, file: &LogFile, data_change: bool, now_ms: i64) {
         self.lines.push(json!({"remove": {
             "path": file.path,
             "deletionTimestamp": now_ms,
-            "dataChange": false,
+            "dataChange": data_change,
             "extendedFileMetadata": true,
             "partitionValues": {},
             "size": file.size,
@@ -231,10 +263,14 @@ impl Log {
         };
         let snapshot = table.snapshot().map_err(load)?.snapshot();
         let metadata = snapshot.metadata();
-        let properties = metadata.configuration().clone();
-        let schema = serde_json::to_string(snapshot.schema().as_ref())
-            .map_err(|e| corrupt(&self.file_name("_delta_log"), e).dataset(&self.dataset))?;
-        let created_ms = metadata.created_time().unwrap_or(0);
+        let definition = Definition {
+            id: metadata.id().to_owned(),
+            name: metadata.name().map(str::to_owned),
+            properties: metadata.configuration().clone(),
+            schema: serde_json::to_string(snapshot.schema().as_ref())
+                .map_err(|e| corrupt(&self.file_name("_delta_log"), e).dataset(&self.dataset))?,
+            created_ms: metadata.created_time().unwrap_or(0),
+        };
         let views: Vec<_> =
             snapshot.file_views(self.store.as_ref(), None).try_collect().await.map_err(load)?;
         let mut files = Vec::with_capacity(views.len());
@@ -252,7 +288,7 @@ impl Log {
                 size: view.size().unsigned_abs(),
             });
         }
-        Ok(Some(State { version: newest, properties, schema, files, txns, created_ms }))
+        Ok(Some(State { version: newest, definition, files, txns }))
     }
 
     /// Reads the entry of `version`; `None`: it has not been committed.
@@ -506,7 +542,7 @@ mod tests {
         let mut actions = Actions::new("WRITE", Map::new(), 7);
         let file = LogFile { path: "part-1.parquet".to_owned(), size: 12 };
         actions.add(&file, &json!({"numRecords": 1}), true, 7);
-        actions.remove(&LogFile { path: "part-0.parquet".to_owned(), size: 1 }, 7);
+        actions.remove(&LogFile { path: "part-0.parquet".to_owned(), size: 1 }, false, 7);
         actions.txn("app", 3, 7);
         let entry = parse_entry(&actions.bytes()).unwrap();
         assert_eq!(entry.adds, [file]);

@@ -6,8 +6,8 @@
 
 use std::{ops::Range, sync::Arc};
 
-use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
-use arrow_schema::DataType;
+use arrow_array::{Array, ArrayRef, NullArray, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
+use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryFutureExt, future::BoxFuture};
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path};
@@ -148,10 +148,18 @@ fn encode(lake: &RecordBatch, index: &FileIndex) -> Result<Vec<u8>> {
 
 /// Statistics for other readers' pruning. Ours uses the index.
 fn stats(lake: &RecordBatch, index: &FileIndex) -> Value {
-    let (mut min, mut max, mut nulls) = (Map::new(), Map::new(), Map::new());
+    let mut nulls = Map::new();
     for (field, column) in lake.schema().fields().iter().zip(lake.columns()) {
         nulls.insert(field.name().clone(), json!(column.null_count()));
     }
+    let mut stats = stats_of(index);
+    stats["nullCount"] = json!(nulls);
+    stats
+}
+
+/// What of them the index knows.
+pub(crate) fn stats_of(index: &FileIndex) -> Value {
+    let (mut min, mut max) = (Map::new(), Map::new());
     let mut bounds = |name: &str, least: Value, greatest: Value| {
         min.insert(name.to_owned(), least);
         max.insert(name.to_owned(), greatest);
@@ -167,7 +175,7 @@ fn stats(lake: &RecordBatch, index: &FileIndex) -> Value {
         bounds("known_at", time(index.known_min), time(index.known_max));
         bounds(KNOWN_AT_NS, json!(index.known_min), json!(index.known_max));
     }
-    json!({"numRecords": lake.num_rows(), "minValues": min, "maxValues": max, "nullCount": nulls})
+    json!({"numRecords": index.rows, "minValues": min, "maxValues": max})
 }
 
 #[derive(Clone)]
@@ -294,7 +302,8 @@ impl DataFile {
         Ok(least.start.max(start)..last.end.min(end))
     }
 
-    /// Reads `columns`, in this order, of the given ascending, disjoint row ranges; of every row without them.
+    /// Reads `columns`, in this order, of the given ascending, disjoint row ranges; of every row without them. A field that the
+    /// file lacks is null in it, by Delta's rules: it was added to the table later.
     ///
     /// I/O and decoding run on a blocking thread: decoding keeps a core busy for milliseconds.
     pub(crate) async fn read(
@@ -305,12 +314,15 @@ impl DataFile {
         let metadata = self.footer().await?.metadata.clone();
         let reader = self.reader();
         let mut positions = Vec::with_capacity(columns.len());
-        for column in columns {
-            let position = metadata
-                .schema()
-                .index_of(column)
-                .map_err(|_| corrupt(&self.name, format!("it has no column {column}")))?;
-            positions.push(position);
+        let mut lacking = Vec::new();
+        for (i, column) in columns.iter().enumerate() {
+            match metadata.schema().index_of(column) {
+                Ok(position) => positions.push(position),
+                Err(_) if [SYMBOL, TS_NS, KNOWN_AT_NS].contains(&column.as_str()) => {
+                    return Err(corrupt(&self.name, format!("it has no column {column}")));
+                }
+                Err(_) => lacking.push((i, Field::new(column, DataType::Null, true))),
+            }
         }
         let total = metadata.metadata().file_metadata().num_rows().unsigned_abs() as usize;
         if ranges.as_ref().and_then(|r| r.last()).is_some_and(|last| last.end > total) {
@@ -339,7 +351,7 @@ impl DataFile {
             let mut stream = builder.build()?;
             let mut batches = Vec::new();
             while let Some(batch) = handle.block_on(stream.next()) {
-                batches.push(batch?.project(&order)?);
+                batches.push(with_nulls(&batch?.project(&order)?, &lacking)?);
             }
             Ok(batches)
         };
@@ -366,6 +378,19 @@ impl DataFile {
             })
             .await
     }
+}
+
+/// Rows with columns without values put in at their positions, which ascend.
+fn with_nulls(rows: &RecordBatch, lacking: &[(usize, Field)]) -> Result<RecordBatch, ArrowError> {
+    if lacking.is_empty() {
+        return Ok(rows.clone());
+    }
+    let (mut fields, mut columns) = (rows.schema().fields().to_vec(), rows.columns().to_vec());
+    for (at, field) in lacking {
+        fields.insert(*at, Arc::new(field.clone()));
+        columns.insert(*at, Arc::new(NullArray::new(rows.num_rows())));
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }
 
 /// A text column of a foreign file may be large or a view or a dictionary.

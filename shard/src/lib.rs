@@ -13,6 +13,7 @@
 //! | `watch` | the log of changes and who follows it |
 //! | `scan` | from ranges to chunk runs |
 //! | `committer`, `publish`, `append`, `lease`, `ledger` | commits, in order; of groups of publishes; checked rows; who may publish; the run ledger |
+//! | `evolve`, `rename` | a dataset becomes another one: wider, altered, dropped; it gets another name |
 //! | `upkeep` | polling, compaction, checkpoints, removal of what nobody needs |
 //! | `file`, `index`, `schema`, `wire` | Parquet files; what is in one; the lake's columns; Arrow messages |
 //! | `delta`, `store` | the Delta log; where the bytes are, and when they are on the disk |
@@ -29,6 +30,7 @@ mod clock;
 mod committer;
 mod delta;
 mod error;
+mod evolve;
 mod file;
 mod history;
 mod index;
@@ -39,6 +41,7 @@ mod ownership;
 mod pending;
 mod publish;
 mod receive;
+mod rename;
 mod scan;
 mod schema;
 mod service;

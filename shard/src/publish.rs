@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
 use serde_json::{Map, Value, json};
 use tokio::{sync::oneshot, time::Instant};
-use trellis_proto::{Code, DatasetSpec, Error, Result, pb, time::format_time};
+use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved, time::format_time};
 
 use crate::{
     append::Rows,
@@ -87,17 +87,35 @@ enum Verdict {
 impl Task {
     pub(crate) async fn commit_group(&mut self, group: Vec<Waiting>) {
         let mut waiting = group;
+        while !waiting.is_empty() {
+            waiting = self.commit_some(waiting).await;
+        }
+    }
+
+    /// Commits those that may go together; the rest comes after.
+    async fn commit_some(&mut self, group: Vec<Waiting>) -> Vec<Waiting> {
+        let mut waiting = group;
         for _ in 0..CONFLICTS_MAX {
             let snapshot = match self.look().await {
                 Ok(snapshot) => snapshot,
-                Err(error) => return refuse_all(waiting, &error),
+                Err(error) => {
+                    refuse_all(waiting, &error);
+                    return Vec::new();
+                }
             };
-            let accepted = self.judge(snapshot.as_deref(), waiting).await;
+            if let Some(Err(error)) = snapshot.as_ref().map(|snapshot| snapshot.check_stays()) {
+                refuse_all(waiting, &error);
+                return Vec::new();
+            }
+            let (accepted, later) = self.judge(snapshot.as_deref(), waiting).await;
             if accepted.is_empty() {
-                return;
+                return later;
             }
             match self.commit_rows(snapshot.as_deref(), &accepted).await {
-                Ok(Some(version)) => return self.acknowledge(accepted, version).await,
+                Ok(Some(version)) => {
+                    self.acknowledge(accepted, version).await;
+                    return later;
+                }
                 Ok(None) => {
                     waiting = Vec::new();
                     for a in accepted {
@@ -114,12 +132,13 @@ impl Task {
                             )));
                         }
                     }
+                    waiting.extend(later);
                 }
                 Err(error) => {
                     for reply in accepted.into_iter().flat_map(|a| a.replies) {
                         let _ = reply.send(Err(error.clone()));
                     }
-                    return;
+                    return later;
                 }
             }
         }
@@ -128,16 +147,25 @@ impl Task {
             format!("{} is being written by somebody else: lost {CONFLICTS_MAX} commits", self.table.name),
         );
         refuse_all(waiting, &error.dataset(&self.table.name));
+        Vec::new()
     }
 
-    /// Answers those that cannot be committed, and gives the others their knowledge times.
-    async fn judge(&self, snapshot: Option<&Snapshot>, waiting: Vec<Waiting>) -> Vec<Accepted> {
+    /// Answers those that cannot be committed, and gives the others their knowledge times. One for which the dataset has to
+    /// become a wider one is committed alone, so that it is refused alone if that cannot be; what comes after it is returned.
+    async fn judge(
+        &self,
+        snapshot: Option<&Snapshot>,
+        waiting: Vec<Waiting>,
+    ) -> (Vec<Accepted>, Vec<Waiting>) {
         let now_ns = self.table.shared.clock.now_ns();
         let mut next_known_at = now_ns.max(snapshot.map_or(i64::MIN, |s| s.known_through.saturating_add(1)));
         let mut accepted: Vec<Accepted> = Vec::new();
         let mut by_run: HashMap<String, usize> = HashMap::new();
+        let snapshot = snapshot.filter(|s| !s.life.dropped);
         let mut spec: Option<Arc<DatasetSpec>> = snapshot.map(|s| s.spec.clone());
-        for (publish, reply) in waiting {
+        let mut waiting = waiting.into_iter();
+        let mut later = Vec::new();
+        while let Some((mut publish, reply)) = waiting.next() {
             if let Some(&twin) = by_run.get(&publish.run_id) {
                 if accepted[twin].publish.digest == publish.digest {
                     accepted[twin].replies.push(reply);
@@ -146,11 +174,18 @@ impl Task {
                 }
                 continue;
             }
-            let verdict = match &spec {
-                Some(spec) if schema::difference(spec, &publish.spec).is_some() => {
-                    Verdict::Refuse(self.other_spec(Code::Conflict, spec, &publish.spec))
-                }
-                _ => self.verdict(snapshot, &publish, now_ns).await,
+            let fitted = match &spec {
+                Some(have) if **have != *publish.spec => fit(have, &mut publish).await,
+                _ => Ok(false),
+            };
+            let widens = fitted.as_ref().is_ok_and(|widens| *widens);
+            if widens && !accepted.is_empty() {
+                later.push((publish, reply));
+                break;
+            }
+            let verdict = match fitted {
+                Ok(_) => self.verdict(snapshot, &publish, now_ns).await,
+                Err(error) => Verdict::Refuse(error),
             };
             match verdict {
                 Verdict::Accept(once) => {
@@ -170,19 +205,25 @@ impl Task {
                     }
                     spec.get_or_insert_with(|| publish.spec.clone());
                     accepted.push(Accepted { publish, known_at, once, replies: vec![reply] });
+                    if widens {
+                        break;
+                    }
                 }
-                Verdict::Duplicate(ack) => self.reply_when_applied(vec![(reply, ack)]),
+                Verdict::Duplicate(ack) => self.acknowledge_when_applied(vec![(reply, ack)]),
                 Verdict::Refuse(error) => {
                     let _ = reply.send(Err(error.dataset(&self.table.name)));
                 }
             }
         }
-        accepted
+        later.extend(waiting);
+        (accepted, later)
     }
 
     async fn verdict(&self, snapshot: Option<&Snapshot>, publish: &Publish, now_ns: i64) -> Verdict {
         // Before the epoch: a publish that was acknowledged once is acknowledged again, even after a take-over.
-        if let Some(run) = self.table.run(&publish.run_id).filter(|_| !publish.run_id.is_empty()) {
+        // Not so after the dataset was dropped: the runs of that one are not this one's.
+        let may_be_known = snapshot.is_some() && !publish.run_id.is_empty();
+        if let Some(run) = self.table.run(&publish.run_id).filter(|_| may_be_known) {
             if run.digest != publish.digest {
                 return Verdict::Refuse(self.other_content(&publish.run_id));
             }
@@ -261,16 +302,35 @@ impl Task {
     async fn commit_rows(&self, snapshot: Option<&Snapshot>, accepted: &[Accepted]) -> Result<Option<u64>> {
         let Some(first) = accepted.first() else { return Ok(None) };
         let spec = &first.publish.spec;
-        let files = self.write(spec, accepted).await?;
+        let live = snapshot.filter(|s| !s.life.dropped);
+        let evolution = match live.filter(|before| before.spec != *spec) {
+            Some(before) => {
+                let evolved = Evolved::by_name(&before.spec, DatasetSpec::clone(spec));
+                Some((before, self.evolution(before, evolved).await?))
+            }
+            None => None,
+        };
+        let mut files = match self.write(spec, accepted).await {
+            Ok(files) => files,
+            Err(error) => {
+                if let Some((_, evolution)) = &evolution {
+                    self.discard(&evolution.adds).await;
+                }
+                return Err(error);
+            }
+        };
         let now_ms = self.table.shared.clock.now_ms();
         let version = snapshot.map_or(0, |s| s.version + 1);
         let notes: Vec<&Value> = accepted.iter().map(|a| &a.publish.note).collect();
         let info = Map::from_iter([("trellis".to_owned(), json!(notes))]);
         let mut actions = Actions::new("WRITE", info, now_ms);
-        if snapshot.is_none() {
+        if let Some((before, evolution)) = &evolution {
+            evolution.describe(&mut actions, before, now_ms);
+        }
+        if live.is_none() {
             // An empty table claims the time it was made as known, so it was made before its first rows became known.
             let first_known = accepted.iter().map(|a| a.known_at).min().unwrap_or(0);
-            create(&mut actions, spec, now_ms.min(first_known.div_euclid(1_000_000) - 1));
+            create(&mut actions, snapshot, spec, now_ms.min(first_known.div_euclid(1_000_000) - 1));
         }
         for file in &files {
             actions.add(&file.file, &file.stats, true, now_ms);
@@ -289,11 +349,12 @@ impl Task {
             grant_actions(&mut actions, grant, now_ms);
             actions.txn(RELEASED, grant.epoch as i64, now_ms);
         }
-        let before = snapshot.and_then(|s| s.watermark);
+        let before = live.and_then(|s| s.watermark);
         let watermark = accepted.iter().filter_map(|a| a.publish.watermark).max();
         if let Some(watermark) = watermark.filter(|w| before.is_none_or(|before| *w > before)) {
             actions.txn(WATERMARK, watermark, now_ms);
         }
+        files.extend(evolution.into_iter().flat_map(|(_, evolution)| evolution.adds));
         self.commit(version, &actions, &files).await
     }
 
@@ -350,20 +411,13 @@ impl Task {
                     .zip(duplicates.map(|duplicate| pb::PublishAck { duplicate, ..ack.clone() })),
             );
         }
-        self.reply_when_applied(acks);
+        self.acknowledge_when_applied(acks);
     }
 
     /// Acknowledges what this shard serves, once every watcher has applied it: also a publish that is acknowledged again,
     /// because those who were there the first time may not have yet.
-    fn reply_when_applied(&self, acks: Vec<(Reply, pb::PublishAck)>) {
-        let (watch, patience) = (self.table.shared.watch.clone(), self.apply_wait);
-        let seq = watch.seq();
-        tokio::spawn(async move {
-            watch.wait_applied(seq, patience).await;
-            for (reply, ack) in acks {
-                let _ = reply.send(Ok(ack));
-            }
-        });
+    fn acknowledge_when_applied(&self, acks: Vec<(Reply, pb::PublishAck)>) {
+        self.reply_when_applied(acks.into_iter().map(|(reply, ack)| (reply, Ok(ack))).collect());
     }
 
     fn other_content(&self, run_id: &str) -> Error {
@@ -374,6 +428,46 @@ impl Task {
                  other rows are right, deploy it again",
             )
     }
+}
+
+/// Makes a publish one of the dataset that there is, or that must be; `true`: the dataset must become a wider one.
+///
+/// # Errors
+/// [`Code::Conflict`] if there is no such dataset, or nobody may make it for this publish.
+async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
+    let refuse = |why: String| {
+        Error::new(Code::Conflict, format!("{} exists with another schema: {why}", have.dataset))
+            .dataset(&have.dataset)
+            .hint("publish with the schema that the dataset has, or under another name")
+    };
+    let may_lack = match publish.right {
+        Right::Session { .. } | Right::Once { .. } | Right::Import { .. } => false,
+        // of an older shard, beside newer ones
+        Right::Ledger => true,
+    };
+    if let Some(lacks) = have.fields.iter().find(|f| publish.spec.field(f.name.as_str()).is_none())
+        && !may_lack
+    {
+        return Err(refuse(format!(
+            "it has the field `{} {}`, which is not given",
+            lacks.name, lacks.data_type
+        )));
+    }
+    let wider = Task::wider(have, &publish.spec)?;
+    if wider.is_some() && matches!(publish.right, Right::Session { .. }) {
+        let why = schema::difference(have, &publish.spec).unwrap_or_else(|| "it is another one".to_owned());
+        return Err(refuse(why));
+    }
+    let now = Arc::new(wider.as_ref().map_or_else(|| have.clone(), |evolved| evolved.spec.clone()));
+    if now.fields != publish.spec.fields {
+        let (rows, old, to) = (publish.rows.clone(), publish.spec.clone(), now.clone());
+        let fitted = tokio::task::spawn_blocking(move || {
+            rows.evolved(&old, &Evolved::by_name(&old, DatasetSpec::clone(&to)))
+        });
+        publish.rows = fitted.await.map_err(|e| crate::error::lost_task("converting rows", e))??;
+    }
+    publish.spec = now;
+    Ok(wider.is_some())
 }
 
 fn refuse_all(waiting: Vec<Waiting>, error: &Error) {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Longest run id, session partition and code digest: they are kept with the table.
-const ID_BYTES_MAX: usize = 256;
+pub(crate) const ID_BYTES_MAX: usize = 256;
 
 /// Receives, checks and commits one publish.
 ///
@@ -229,7 +229,8 @@ fn session(text: &str) -> Result<std::ops::Range<i64>> {
     }
 }
 
-/// What the rows are checked against: the dataset as it is, or, if the publish makes it, as that says.
+/// What the rows are checked against: what the publish says they are, as strictly as the dataset is, or the dataset as it is.
+/// The committer brings them into the form of the dataset as it is then.
 async fn spec_for(
     shard: &Shard,
     name: &DatasetName,
@@ -240,10 +241,17 @@ async fn spec_for(
         return Err(Error::new(Code::InvalidRequest, "the spec is that of another dataset"));
     }
     match shard.catalog.find(name.as_str()).await {
-        Ok((_, snapshot)) => match given.and_then(|given| schema::difference(&snapshot.spec, &given)) {
+        Ok((_, snapshot)) => match given {
             None => Ok(snapshot.spec.clone()),
-            Some(why) => Err(Error::new(Code::Conflict, format!("{name} exists with another schema: {why}"))
-                .hint("leave the schema out, or use another dataset")),
+            Some(mut given) => {
+                schema::check_spec(&given)?;
+                let wide = snapshot.spec.widened(&given)?;
+                for field in &mut given.fields {
+                    let required = wide.field(field.name.as_str()).is_some_and(|(_, wide)| !wide.nullable);
+                    field.nullable &= !required;
+                }
+                Ok(Arc::new(given))
+            }
         },
         Err(error) if error.code() == Code::UnknownDataset => match (right, given) {
             (Right::Import { .. } | Right::Once { .. }, Some(spec)) => {

@@ -176,8 +176,19 @@ pub(crate) fn delta_schema(spec: &DatasetSpec) -> String {
     json!({"type": "struct", "fields": fields}).to_string()
 }
 
+/// How far a table's definition has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Life {
+    /// Grows with every definition.
+    pub(crate) revision: u64,
+    /// The version at which the dataset was made: runs before it are those of a dataset that was dropped.
+    pub(crate) since: u64,
+    /// There is no dataset any more.
+    pub(crate) dropped: bool,
+}
+
 /// The table properties that say what a dataset is.
-pub(crate) fn properties(spec: &DatasetSpec) -> Vec<(String, String)> {
+pub(crate) fn properties(spec: &DatasetSpec, life: &Life) -> Vec<(String, String)> {
     let fields: Vec<Value> = spec
         .fields
         .iter()
@@ -186,8 +197,12 @@ pub(crate) fn properties(spec: &DatasetSpec) -> Vec<(String, String)> {
     vec![
         (SPEC_PROPERTY.to_owned(), {
             let Settings { calendar, date_zone } = &spec.settings;
-            json!({"fields": fields, "chunk_ns": spec.chunk.ns(), "calendar": calendar, "date_zone": date_zone})
-                .to_string()
+            let Life { revision, since, dropped } = life;
+            json!({
+                "fields": fields, "chunk_ns": spec.chunk.ns(), "calendar": calendar, "date_zone": date_zone,
+                "revision": revision, "since": since, "dropped": dropped,
+            })
+            .to_string()
         }),
         (CHUNK_PROPERTY.to_owned(), spec.chunk.ns().to_string()),
     ]
@@ -199,6 +214,12 @@ struct StoredSpec {
     chunk_ns: i64,
     calendar: Option<String>,
     date_zone: Option<String>,
+    #[serde(default)]
+    revision: u64,
+    #[serde(default)]
+    since: u64,
+    #[serde(default)]
+    dropped: bool,
 }
 
 #[derive(serde::Deserialize)]
@@ -213,7 +234,7 @@ pub(crate) fn spec_of(
     dataset: &DatasetName,
     properties: &HashMap<String, String>,
     schema_json: &str,
-) -> Result<DatasetSpec> {
+) -> Result<(DatasetSpec, Life)> {
     let refuse = |why: String| {
         Error::new(Code::DataCorrupt, format!("the table of {dataset} is not a dataset: {why}"))
             .dataset(dataset)
@@ -234,7 +255,8 @@ pub(crate) fn spec_of(
             .collect::<Result<_>>()?;
         let settings = Settings { calendar: stored.calendar, date_zone: stored.date_zone };
         let spec = DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(stored.chunk_ns)?)?;
-        return spec.with_settings(settings);
+        let life = Life { revision: stored.revision, since: stored.since, dropped: stored.dropped };
+        return Ok((spec.with_settings(settings)?, life));
     }
     let schema: Value =
         serde_json::from_str(schema_json).map_err(|e| refuse(format!("its schema does not read: {e}")))?;
@@ -263,7 +285,7 @@ pub(crate) fn spec_of(
         let nullable = column["nullable"].as_bool().unwrap_or(true);
         fields.push(FieldSpec { name: FieldName::new(&name)?, data_type, nullable });
     }
-    DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(FOREIGN_CHUNK_NS)?)
+    Ok((DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(FOREIGN_CHUNK_NS)?)?, Life::default()))
 }
 
 /// Says how two specs of one dataset differ; `None` if they do not. Settings that `given` leaves out do not differ.

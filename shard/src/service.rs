@@ -148,6 +148,18 @@ impl pb::shard_server::Shard for Service {
         Ok(Response::new(receive::publish(&self.shard, request.into_inner()).await?))
     }
 
+    async fn alter_dataset(&self, request: Request<pb::AlterDatasetRequest>) -> Reply<pb::DatasetChange> {
+        Ok(Response::new(self.shard.alter_dataset(request.into_inner()).await?))
+    }
+
+    async fn drop_dataset(&self, request: Request<pb::DropDatasetRequest>) -> Reply<pb::DatasetChange> {
+        Ok(Response::new(self.shard.drop_dataset(request.into_inner()).await?))
+    }
+
+    async fn rename_dataset(&self, request: Request<pb::RenameDatasetRequest>) -> Reply<pb::DatasetChange> {
+        Ok(Response::new(self.shard.rename_dataset(request.into_inner()).await?))
+    }
+
     async fn record_runs(&self, request: Request<pb::RecordRunsRequest>) -> Reply<pb::RecordRunsReply> {
         Ok(Response::new(self.shard.record_runs(&request.get_ref().runs).await?))
     }

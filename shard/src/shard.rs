@@ -8,19 +8,23 @@ use std::{
 
 use tokio::sync::mpsc;
 use tonic::Status;
-use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, time::DAY_NS};
+use trellis_proto::{
+    Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, spec::Alteration, time::DAY_NS,
+};
 
 use crate::{
     Config,
     catalog::{Catalog, Dataset},
     clock::WallClock,
     committer::{Acquisition, Committer},
+    evolve::{Change, What},
     lease::{self, Grant, Holder},
     ledger,
     metrics::Metrics,
     ownership::Ownership,
     pending::Pending,
     publish::{Publish, Right},
+    receive,
     scan::{self, Ask},
     schema, service,
     store::Lake,
@@ -198,6 +202,10 @@ impl Shard {
 
     fn ask(&self, snapshot: &Snapshot, position: u32, range: &pb::ChunkRange) -> Result<Ask> {
         let spec = &snapshot.spec;
+        if range.schema != 0 && range.schema != snapshot.schema {
+            let changed = format!("the fields of {} have changed since the fetch was planned", range.dataset);
+            return Err(Error::new(Code::StaleSchema, changed).hint("ask again"));
+        }
         let chunks = range.end.checked_sub(range.first).unwrap_or(i64::MAX);
         if chunks <= 0 || chunks > scan::CHUNKS_MAX {
             return Err(Error::new(
@@ -264,6 +272,7 @@ impl Shard {
     /// The knowledge time that holds for every dataset.
     fn known_through(&self) -> i64 {
         let snapshots = self.catalog.all().into_iter().filter_map(|d| d.table.snapshot());
+        let snapshots = snapshots.filter(|snapshot| !snapshot.life.dropped);
         snapshots.map(|s| s.known_through).min().unwrap_or(i64::MIN)
     }
 
@@ -303,7 +312,7 @@ impl Shard {
     }
 
     pub(crate) async fn sync(&self, request: &pb::SyncRequest) -> Result<pb::SyncReply> {
-        let (_, snapshot) = self.catalog.find(&request.dataset).await?;
+        let (_, snapshot) = self.catalog.find_any(&request.dataset).await?;
         if snapshot.version < request.version {
             return Err(Error::new(
                 Code::Unavailable,
@@ -396,6 +405,48 @@ impl Shard {
         Ok(name)
     }
 
+    pub(crate) async fn alter_dataset(&self, request: pb::AlterDatasetRequest) -> Result<pb::DatasetChange> {
+        let (name, id, by) = (request.dataset.clone(), request.id.clone(), request.by.clone());
+        let change = Alteration::try_from(request)?;
+        if let Some(Some(zone)) = &change.date_zone
+            && zone.parse::<chrono_tz::Tz>().is_err()
+        {
+            return Err(Error::new(Code::InvalidRequest, format!("{zone:?} is no time zone"))
+                .dataset(&name)
+                .hint("zones are named as America/New_York or UTC"));
+        }
+        self.change(&name, id, by, What::Alter(change)).await
+    }
+
+    pub(crate) async fn drop_dataset(&self, request: pb::DropDatasetRequest) -> Result<pb::DatasetChange> {
+        self.change(&request.dataset, request.id, request.by, What::Drop).await
+    }
+
+    pub(crate) async fn rename_dataset(
+        &self,
+        request: pb::RenameDatasetRequest,
+    ) -> Result<pb::DatasetChange> {
+        let name = self.leasable(&request.dataset)?;
+        let to = DatasetName::new(&request.to)?;
+        check_ids(&request.id, &request.by)?;
+        if to == name {
+            return Err(Error::new(Code::InvalidRequest, format!("{name} has that name already")));
+        }
+        if to.as_str().starts_with(ledger::OWN_PREFIX) {
+            let own = format!("datasets named {}* are the grid's own", ledger::OWN_PREFIX);
+            return Err(Error::new(Code::PermissionDenied, own).dataset(&to));
+        }
+        self.rename(&name, &to, request.id, request.by).await
+    }
+
+    async fn change(&self, dataset: &str, id: String, by: String, what: What) -> Result<pb::DatasetChange> {
+        check_ids(&id, &by)?;
+        let name = self.leasable(dataset)?;
+        // a dropped one may be asked for again, by who has not heard that it is
+        let (dataset, _) = self.catalog.find_any(name.as_str()).await?;
+        self.committer(&dataset).change(Change { id, by, what }).await
+    }
+
     pub(crate) async fn record_runs(&self, records: &[pb::RunRecord]) -> Result<pb::RecordRunsReply> {
         if records.is_empty() || records.len() > ledger::RECORDS_MAX {
             return Err(Error::new(
@@ -422,6 +473,17 @@ impl Shard {
     fn committer(&self, dataset: &Dataset) -> Committer {
         self.catalog.committer(dataset)
     }
+}
+
+fn check_ids(id: &str, by: &str) -> Result<()> {
+    let most = receive::ID_BYTES_MAX;
+    for (what, text) in [("id", id), ("name of who asks", by)] {
+        if text.len() > most || text.chars().any(char::is_control) {
+            let text = format!("the {what} is longer than {most} bytes or has control characters");
+            return Err(Error::new(Code::InvalidRequest, text));
+        }
+    }
+    Ok(())
 }
 
 fn holder(unit: String, instance: String) -> Result<Holder> {

@@ -10,8 +10,9 @@ use std::{fs, io::Write, ops::Range, path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    UploadPart,
     aws::{AmazonS3Builder, S3ConditionalPut},
     local::LocalFileSystem,
     path::Path,
@@ -81,6 +82,15 @@ impl Lake {
         let mut url = self.url.clone();
         url.set_path(&format!("{}{}/", url.path(), dataset));
         Folder { files: Arc::new(PrefixStore::new(self.root.clone(), prefix)), root: self.root.clone(), url }
+    }
+
+    /// Copies a file of one dataset into the folder of another, where the store can without moving its bytes.
+    pub(crate) async fn copy(&self, from: &DatasetName, to: &DatasetName, file: &str) -> Result<()> {
+        let path = |dataset: &DatasetName| {
+            let folder = self.prefix.clone().join(dataset.as_str());
+            file.split('/').fold(folder, |path, part| path.join(part))
+        };
+        self.root.copy(&path(from), &path(to)).await
     }
 
     /// The names of the lake's folders that are names of datasets. Whether a table is inside shows when it is opened.

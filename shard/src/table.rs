@@ -32,13 +32,13 @@ use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, Symbol, pb};
 use crate::{
     change,
     clock::WallClock,
-    delta::{Entry, Log, LogFile, State, Txn},
+    delta::{Definition, Entry, Log, LogFile, State, Txn},
     file::DataFile,
     history::History,
     index::FileIndex,
     lease::{Grant, Holder, Stored, TTL_DEFAULT},
     ownership::Ownership,
-    schema,
+    schema::{self, Life},
     watch::WatchLog,
 };
 
@@ -83,6 +83,11 @@ impl Shared {
 pub(crate) struct Snapshot {
     pub(crate) version: u64,
     pub(crate) spec: Arc<DatasetSpec>,
+    pub(crate) life: Life,
+    /// Tells this spec from those before and after it, see [`DatasetSpec::fingerprint`].
+    pub(crate) schema: u64,
+    /// As the log has it.
+    pub(crate) definition: Arc<Definition>,
     pub(crate) files: Vec<Arc<DataFile>>,
     /// The symbols that have rows and that this shard owns.
     pub(crate) symbols: Arc<BTreeSet<Symbol>>,
@@ -123,8 +128,15 @@ impl Snapshot {
             rows: self.rows(),
             symbols: self.symbols.len() as u64,
             home: shared.home(self.spec.dataset.as_str()).to_owned(),
+            schema: self.schema,
+            dropped: self.life.dropped,
         }
     }
+}
+
+/// The snapshot, unless its dataset was dropped.
+pub(crate) fn live(snapshot: &Option<Arc<Snapshot>>) -> Option<&Arc<Snapshot>> {
+    snapshot.as_ref().filter(|snapshot| !snapshot.life.dropped)
 }
 
 /// A run id that has been committed.
@@ -284,6 +296,11 @@ impl Table {
         runs.by_id.get(runs.newest.get(key)?).cloned()
     }
 
+    /// Every commit of a run id.
+    pub(crate) fn all_runs(&self) -> Vec<(String, CommittedRun)> {
+        self.runs.lock().by_id.iter().map(|(id, run)| (id.clone(), run.clone())).collect()
+    }
+
     /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
     pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
         self.history.lock().unchanged_since(version, symbol, start, end)
@@ -338,16 +355,19 @@ impl Table {
             current.symbols.clone()
         };
         let txns: HashMap<String, Txn> = entry.txns.into_iter().collect();
-        let runs = runs_of(&txns);
+        let runs = runs_of(&txns, &current.life);
         let lease = lease_of(&txns, &current.lease);
         let known_through = known_through(current.known_through, &added, &runs);
         let next = Arc::new(Snapshot {
             version,
             spec: current.spec.clone(),
+            life: current.life,
+            schema: current.schema,
+            definition: current.definition.clone(),
             files,
             symbols,
             known_through,
-            watermark: txns.get(WATERMARK).map(|t| t.version).or(current.watermark),
+            watermark: watermark_of(&txns).or(current.watermark),
             lease_learned: self.learned(&lease, Some(current)),
             lease,
             imported: imported(&txns).or(current.imported),
@@ -368,23 +388,24 @@ impl Table {
 
     /// Builds a snapshot from a whole state; files that `before` has are taken from it.
     async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<(Arc<Snapshot>, Runs)> {
-        let spec = match before {
-            Some(before) => before.spec.clone(),
-            None => Arc::new(schema::spec_of(&self.name, &state.properties, &state.schema)?),
-        };
+        let definition = state.definition;
+        let (spec, life) = schema::spec_of(&self.name, &definition.properties, &definition.schema)?;
         let files = self.open_files(state.files, before).await?;
-        let created = state.created_ms.saturating_mul(1_000_000);
-        let runs = runs_of(&state.txns);
+        let created = definition.created_ms.saturating_mul(1_000_000);
+        let runs = runs_of(&state.txns, &life);
         let lease = lease_of(&state.txns, &Stored::Never);
         let next = Arc::new(Snapshot {
             version: state.version,
             symbols: Arc::new(self.owned_symbols(&files)),
             known_through: known_through(before.map_or(created, |b| b.known_through), &files, &runs),
-            watermark: state.txns.get(WATERMARK).map(|t| t.version),
+            watermark: watermark_of(&state.txns),
             lease_learned: self.learned(&lease, before),
             lease,
-            imported: imported(&state.txns),
-            spec,
+            imported: imported(&state.txns).filter(|version| *version >= life.since),
+            schema: spec.fingerprint(life.revision),
+            spec: Arc::new(spec),
+            life,
+            definition: Arc::new(definition),
             files,
         });
         Ok((next, runs))
@@ -442,6 +463,10 @@ impl Table {
     fn install(&self, next: Arc<Snapshot>, runs: Runs, event: Option<pb::Change>) {
         {
             let mut known = self.runs.lock();
+            if self.current.read().as_ref().is_some_and(|before| before.life.since != next.life.since) {
+                // those of a dataset that was dropped
+                *known = CommittedRuns::default();
+            }
             runs.into_iter().for_each(|(id, run)| known.add(id, run));
         }
         {
@@ -460,8 +485,15 @@ impl Table {
 /// Runs that were committed, by their ids.
 type Runs = Vec<(String, CommittedRun)>;
 
-fn runs_of(txns: &HashMap<String, Txn>) -> Runs {
-    txns.iter().filter_map(|(app, txn)| parse_run(app, txn)).collect()
+/// The runs of the dataset, and not those of one that was dropped before it was made.
+fn runs_of(txns: &HashMap<String, Txn>, life: &Life) -> Runs {
+    let runs = txns.iter().filter_map(|(app, txn)| parse_run(app, txn));
+    runs.filter(|(_, run)| run.version >= life.since).collect()
+}
+
+/// The watermark, if there is one: a dataset that is made under the name of a dropped one begins with none.
+fn watermark_of(txns: &HashMap<String, Txn>) -> Option<i64> {
+    txns.get(WATERMARK).map(|txn| txn.version).filter(|watermark| *watermark > i64::MIN)
 }
 
 /// A publish without rows has a knowledge time as well, which its publisher was told: nothing may become known before it.

@@ -256,7 +256,14 @@ impl Grid {
 
     pub(crate) fn range(symbol: &str, first: i64, end: i64) -> pb::ChunkRange {
         let fields = vec!["value".to_owned()];
-        pb::ChunkRange { dataset: DATASET.to_owned(), symbol: symbol.to_owned(), fields, first, end }
+        pb::ChunkRange {
+            dataset: DATASET.to_owned(),
+            symbol: symbol.to_owned(),
+            fields,
+            first,
+            end,
+            ..pb::ChunkRange::default()
+        }
     }
 
     /// Rows (ts, value) of ranges, in the order they come.

@@ -127,6 +127,11 @@ async fn maintain(shard: Arc<Shard>) {
                 continue;
             }
             let Some(snapshot) = dataset.table.snapshot() else { continue };
+            if let Some(Ok(to)) = snapshot.moving().map(DatasetName::new)
+                && let Err(error) = shard.finish_rename(&dataset, &to, String::new(), String::new()).await
+            {
+                tracing::warn!(dataset = name, %to, %error, "a rename was not finished");
+            }
             // Each step is retried at the next round; none of them is needed for correctness.
             if let Err(error) = compact(&shard, &dataset, &snapshot).await {
                 tracing::warn!(dataset = name, %error, "compaction failed");
@@ -134,7 +139,11 @@ async fn maintain(shard: Arc<Shard>) {
             if let Err(error) = checkpoint(&shard, &dataset, &snapshot, &mut seen).await {
                 tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
-            if sweep && let Err(error) = remove_unneeded(&shard, &dataset).await {
+            // what a dropped dataset had stays readable by the log, until another one takes its table
+            if sweep
+                && !snapshot.life.dropped
+                && let Err(error) = remove_unneeded(&shard, &dataset).await
+            {
                 tracing::warn!(dataset = name, %error, "old files were not removed");
             }
         }
@@ -216,7 +225,7 @@ pub(crate) async fn compact(shard: &Shard, dataset: &Dataset, snapshot: &Snapsho
 }
 
 /// All rows of some files, exact, sorted by (symbol, ts, known_at).
-async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<RecordBatch> {
+pub(crate) async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<RecordBatch> {
     let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
     columns.extend(spec.fields.iter().map(schema::exact_column));
     let mut batches = Vec::new();

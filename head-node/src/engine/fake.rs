@@ -50,6 +50,15 @@ pub(super) fn spec() -> DatasetSpec {
         .unwrap()
 }
 
+/// The same dataset with its first two fields in each other's place.
+fn spec_swapped(swapped: bool) -> DatasetSpec {
+    let mut spec = spec();
+    if swapped {
+        spec.fields.swap(0, 1);
+    }
+    spec
+}
+
 /// What a test does to an answer before it is sent.
 pub(super) type Spoil = fn(&mut Vec<Answer>);
 
@@ -71,6 +80,8 @@ struct State {
     syncs: usize,
     /// Events that watchers have not been told, if they are withheld.
     withheld: Option<Vec<pb::WatchEvent>>,
+    /// How often the fields have been changed: every other time the first two are in each other's place.
+    changes: u64,
     /// Answers to come for chunks: how often each fails, and how.
     failures: HashMap<(String, i64), (usize, Code)>,
     /// What is asked with the same fields is answered in one message; otherwise each chunk in its own.
@@ -275,6 +286,46 @@ impl Fake {
         state.seq
     }
 
+    /// The first two fields change places.
+    pub(super) fn swap_fields(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.version += 1;
+        state.seq += 1;
+        state.changes += 1;
+        let change = pb::Change {
+            seq: state.seq,
+            dataset: DATASET.into(),
+            version: state.version,
+            known_at_min_ns: i64::MIN,
+            known_at_max_ns: state.known_through,
+            everything: true,
+            description: Some(state.description()),
+            ..pb::Change::default()
+        };
+        let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
+        state.tell(event);
+        state.seq
+    }
+
+    /// The dataset is dropped.
+    pub(super) fn drop_dataset_now(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.version += 1;
+        state.seq += 1;
+        let description = pb::DatasetDescription { dropped: true, ..state.description() };
+        let change = pb::Change {
+            seq: state.seq,
+            dataset: DATASET.into(),
+            version: state.version,
+            everything: true,
+            description: Some(description),
+            ..pb::Change::default()
+        };
+        let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
+        state.tell(event);
+        state.seq
+    }
+
     /// A commit on another shard has been seen: nothing of this one's is touched.
     pub(super) fn learn(&self, known_at: i64) {
         let mut state = self.state.lock();
@@ -346,7 +397,8 @@ impl State {
     fn description(&self) -> pb::DatasetDescription {
         let days = self.rows.values().flatten().map(|row| row.0);
         pb::DatasetDescription {
-            spec: Some((&spec()).into()),
+            spec: Some((&spec_swapped(self.changes % 2 == 1)).into()),
+            schema: 1 + self.changes,
             version: self.version,
             known_through_ns: self.known_through,
             watermark_ns: None,
@@ -355,6 +407,7 @@ impl State {
             rows: self.rows.values().map(|rows| rows.len() as u64).sum(),
             symbols: self.rows.len() as u64,
             home: String::new(),
+            ..pb::DatasetDescription::default()
         }
     }
 
@@ -369,6 +422,7 @@ impl State {
             runs.push(ChunkRun { range, first: chunk, chunk_rows: vec![(rows.len() - before) as u32] });
         }
         let spec = spec();
+        // what is in a column is told by its name
         let fields: Vec<usize> = ask.fields.iter().map(|name| spec.field(name).unwrap().0).collect();
         let mut columns =
             vec![times(rows.iter().map(|row| row.0 * DAY_NS)), times(rows.iter().map(|row| row.1))];
@@ -445,6 +499,15 @@ impl Shard for Fake {
                 let mut chunks: Vec<i64> = (ask.first..ask.end).collect();
                 if request.order() == pb::FetchOrder::NewestFirst {
                     chunks.reverse();
+                }
+                if ask.schema != 1 + state.changes {
+                    let error = Error::new(Code::StaleSchema, "planned before the fields changed");
+                    answers.push(Answer::Failures(vec![ChunkFailure {
+                        range: index,
+                        chunks: ask.first..ask.end,
+                        error,
+                    }]));
+                    continue;
                 }
                 for chunk in chunks {
                     let failing =
@@ -592,6 +655,24 @@ impl Shard for Fake {
         _: Request<Streaming<pb::PublishMessage>>,
     ) -> Result<Response<pb::PublishAck>, Status> {
         Err(Status::unimplemented("not a head's"))
+    }
+    async fn alter_dataset(
+        &self,
+        _: Request<pb::AlterDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+    async fn drop_dataset(
+        &self,
+        _: Request<pb::DropDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+    async fn rename_dataset(
+        &self,
+        _: Request<pb::RenameDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
     }
     async fn record_runs(
         &self,

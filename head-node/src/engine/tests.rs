@@ -983,3 +983,93 @@ async fn a_scan_leaves_the_hot_set_where_it_is() {
     })
     .await;
 }
+
+/// The values of the first field, whatever it is, and how they were had.
+async fn first_field(engine: &Engine, q: &Q) -> Result<Vec<f64>> {
+    let mut reading = reading(engine, q).await;
+    let mut found = Vec::new();
+    while let Some(series) = reading.next().await {
+        for chunk in &series?.chunks {
+            let Values::Fixed(values) = chunk.field(0).unwrap().values() else { panic!("floats") };
+            found.extend_from_slice(values.typed_data::<f64>());
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_of_old_fields_is_never_given_for_the_new_ones() {
+    let (fake, engine) = start(&["A"], 10).await;
+    let q = q("A", 0, 10);
+    let of = |column: usize| (0..10).map(|day| value(column, (day, 1))).collect::<Vec<f64>>();
+    assert_eq!(first_field(&engine, &q).await.unwrap(), of(0));
+    for column in [1, 0, 1] {
+        fake.applied(fake.swap_fields()).await;
+        assert_eq!(first_field(&engine, &q).await.unwrap(), of(column));
+        assert_eq!(first_field(&engine, &q).await.unwrap(), of(column), "held");
+    }
+    assert_eq!(fake.fetches().len(), 4);
+    let stats = engine.stats();
+    assert_eq!(stats.datasets.len(), 1);
+    assert_eq!(stats.datasets[0].chunks_fetched, 4, "the counters go on");
+    // what was held of the fields before is not there any more
+    let one = {
+        let mut one = engine.stats().resident_bytes;
+        while one == 0 {
+            tokio::task::yield_now().await;
+            one = engine.stats().resident_bytes;
+        }
+        one
+    };
+    fake.applied(fake.swap_fields()).await;
+    first_field(&engine, &q).await.unwrap();
+    // readers are woken before what they waited for is counted
+    while engine.stats().resident_bytes != one {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_ahead_of_the_plan_has_it_made_anew() {
+    let (fake, engine) = start(&["A"], 10).await;
+    let q = q("A", 0, 10);
+    fake.withhold();
+    let mut old = reading(&engine, &q).await;
+    fake.swap_fields();
+    let refused = old.next().await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::StaleSchema);
+    assert!(refused.retryable());
+    assert_eq!(fake.fetches().len(), 1, "the same plan is not sent again");
+    engine.caught_up(&DATASET.parse().unwrap()).await.unwrap();
+    assert_eq!(first_field(&engine, &q).await.unwrap()[0], value(1, (0, 1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_dataset_is_unknown_until_it_is_made_again() {
+    let (fake, engine) = start(&["A"], 10).await;
+    let q = q("A", 0, 10);
+    first_field(&engine, &q).await.unwrap();
+    let before = engine.dataset(&DATASET.parse().unwrap()).await.unwrap();
+    fake.applied(fake.drop_dataset_now()).await;
+    while engine.stats().resident_bytes != 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(engine.datasets().await.unwrap().is_empty());
+    let ask = Ask {
+        dataset: before,
+        symbols: vec!["A".parse().unwrap()],
+        fields: vec![0],
+        start: 0,
+        end: DAY_NS,
+        as_of: None,
+        behind: Arc::default(),
+        allow_stale: false,
+        unit: "test".into(),
+        deadline: None,
+        time_order: false,
+        again: false,
+    };
+    assert_eq!(engine.read(ask).unwrap_err().code(), Code::UnknownDataset);
+    fake.applied(fake.swap_fields()).await;
+    assert_eq!(first_field(&engine, &q).await.unwrap()[0], value(1, (0, 1)));
+}

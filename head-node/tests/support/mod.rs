@@ -173,6 +173,7 @@ impl FakeShard {
             rows: state.series.values().map(|rows| rows.len() as u64).sum(),
             symbols: state.series.len() as u64,
             home: "shard-0".into(),
+            ..pb::DatasetDescription::default()
         }
     }
 
@@ -389,6 +390,24 @@ impl shard_server::Shard for FakeShard {
         }))
     }
 
+    async fn alter_dataset(
+        &self,
+        _: Request<pb::AlterDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+    async fn drop_dataset(
+        &self,
+        _: Request<pb::DropDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+    async fn rename_dataset(
+        &self,
+        _: Request<pb::RenameDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
     async fn record_runs(
         &self,
         request: Request<pb::RecordRunsRequest>,

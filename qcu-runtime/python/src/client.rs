@@ -3,8 +3,13 @@
 use std::{mem::ManuallyDrop, time::Duration};
 
 use pyo3::{prelude::*, types::PyDict};
-use trellis_proto::{DatasetName, FieldName, SeriesQuery, Symbols, TimeRange};
-use trellis_qcu::client::{Client as Inner, ClientOptions};
+use trellis_proto::{
+    DatasetName, Error, FieldName, FieldType, SeriesQuery, Symbols, TimeRange, pb, spec::FieldSpec,
+};
+use trellis_qcu::{
+    calendar::Calendar,
+    client::{Client as Inner, ClientOptions},
+};
 
 use crate::{
     arrow::Rows,
@@ -133,6 +138,82 @@ impl Client {
         let dataset = DatasetName::new(dataset).or_raise(py)?;
         let range = TimeRange::new(start_ns, end_ns).or_raise(py)?;
         wait(py, self.inner(py)?.sessions(&dataset, range))
+    }
+
+    /// Changes a dataset's fields and settings.
+    #[pyo3(signature = (dataset, id, by, drop, rename, widen, add, calendar, date_zone))]
+    #[allow(clippy::too_many_arguments)] // one call of ours, with all of an alteration's parts
+    fn alter<'py>(
+        &self,
+        py: Python<'py>,
+        dataset: &str,
+        id: String,
+        by: String,
+        drop: Vec<String>,
+        rename: Vec<(String, String)>,
+        widen: Vec<(String, String)>,
+        add: Vec<(String, String, bool)>,
+        calendar: Option<String>,
+        date_zone: Option<String>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let request = || -> Result<pb::AlterDatasetRequest> {
+            if let Some(name) = calendar.as_deref().filter(|name| !name.is_empty()) {
+                Calendar::named(name)?;
+            }
+            let field = |name: &str, data_type: &str, nullable: bool| {
+                let data_type = FieldType::parse(data_type)?;
+                Ok::<_, Error>(pb::Field::from(&FieldSpec {
+                    name: FieldName::new(name)?,
+                    data_type,
+                    nullable,
+                }))
+            };
+            let widen = widen.iter().map(|(name, data_type)| {
+                let field = field(name, data_type, true)?;
+                Ok(pb::FieldWidening { r#type: field.r#type, field: field.name })
+            });
+            Ok(pb::AlterDatasetRequest {
+                dataset: DatasetName::new(dataset)?.to_string(),
+                id,
+                by,
+                drop,
+                rename: rename.into_iter().map(|(from, to)| pb::FieldRename { from, to }).collect(),
+                widen: widen.collect::<Result<_>>()?,
+                add: add.iter().map(|(n, t, nullable)| field(n, t, *nullable)).collect::<Result<_>>()?,
+                calendar: calendar.clone(),
+                date_zone,
+            })
+        };
+        let request = request().or_raise(py)?;
+        dict::change(py, &wait(py, self.inner(py)?.alter_dataset(request))?)
+    }
+
+    /// Ends a dataset.
+    fn drop<'py>(
+        &self,
+        py: Python<'py>,
+        dataset: &str,
+        id: String,
+        by: String,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let dataset = DatasetName::new(dataset).or_raise(py)?.to_string();
+        let request = pb::DropDatasetRequest { dataset, id, by };
+        dict::change(py, &wait(py, self.inner(py)?.drop_dataset(request))?)
+    }
+
+    /// Gives a dataset another name.
+    fn rename<'py>(
+        &self,
+        py: Python<'py>,
+        dataset: &str,
+        to: &str,
+        id: String,
+        by: String,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let name = |name: &str| Ok(DatasetName::new(name)?.to_string());
+        let (dataset, to) = (name(dataset).or_raise(py)?, name(to).or_raise(py)?);
+        let request = pb::RenameDatasetRequest { dataset, id, by, to };
+        dict::change(py, &wait(py, self.inner(py)?.rename_dataset(request))?)
     }
 
     /// Counters of every head that answers.

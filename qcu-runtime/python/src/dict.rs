@@ -48,6 +48,10 @@ pub(crate) fn head_stats<'py>(py: Python<'py>, stats: &pb::HeadStats) -> PyResul
     Ok(head)
 }
 
+pub(crate) fn change<'py>(py: Python<'py>, change: &pb::DatasetChange) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, change; dataset, version, files_rewritten))
+}
+
 pub(crate) fn ack<'py>(py: Python<'py>, ack: &pb::PublishAck) -> PyResult<Bound<'py, PyDict>> {
     Ok(dict!(py, ack; dataset, version, known_at_ns, rows, duplicate, shard))
 }

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_import(command("import", _import, "Bring CSV and Parquet files in, all of them or nothing."))
 
-    add_commands(commands.add_parser("dataset", help="Change what datasets are."))
+    add_commands(commands.add_parser("dataset", help="What datasets are, and changes of that."))
 
     run = command("run", _run, "Run a strategy for one session, in this process, and print its output.")
     run.add_argument("target", metavar="FILE[:unit]")

@@ -1,11 +1,15 @@
-"""The commands `trellis dataset ...`."""
+"""The commands `trellis dataset ...`: what there is, and changes of what a dataset is."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
+from typing import Any
 
+from .errors import BadRequest
+from .frame import format_table
 from .grid import connect
 
 
@@ -19,6 +23,37 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="JSON instead of text")
         return sub
 
+    action("list", _list, "The datasets, their rows and fields.")
+
+    show = action("show", _show, "What a dataset is and how far it has come.")
+    show.add_argument("dataset", metavar="DATASET")
+
+    alter = action(
+        "alter",
+        _alter,
+        "Change a dataset's fields or settings, as one version of it. Every row stays. All but an addition or a "
+        "setting writes its files anew.",
+    )
+    alter.add_argument("dataset", metavar="DATASET")
+    alter.add_argument(
+        "--widen", metavar="F=TYPE", action="append", help="int32 to int64 or float64; int64, float32 to float64"
+    )
+    alter.add_argument("--add", metavar="F=TYPE", action="append", help="a new field, missing in every row so far")
+    alter.add_argument("--rename-field", metavar="OLD=NEW", action="append")
+    alter.add_argument("--drop-field", metavar="F", action="append")
+    alter.add_argument("--calendar", metavar="NAME", help='whose sessions the dates are: XNYS; "" for none')
+    alter.add_argument(
+        "--date-zone", metavar="ZONE", help='where a local midnight names a date: America/New_York; "" for none'
+    )
+
+    drop = action("drop", _drop, "End a dataset. Its name is free; what it had stays in the lake, in older versions.")
+    drop.add_argument("dataset", metavar="DATASET")
+    drop.add_argument("--yes", action="store_true", help="do not ask")
+
+    rename = action("rename", _rename, "Give a dataset another name, which must be free. Its rows stay as they are.")
+    rename.add_argument("dataset", metavar="OLD")
+    rename.add_argument("to", metavar="NEW")
+
     release = action(
         "release",
         _release,
@@ -31,7 +66,98 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
     )
 
 
+def _list(args: argparse.Namespace) -> None:
+    with connect() as grid:
+        datasets = grid.describe()
+    if args.json:
+        print(json.dumps(datasets))
+        return
+    header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
+    rows = [[_cell(d[k]) for k in header[:-1]] + [_fields(d)] for d in datasets]
+    print(format_table(header, rows))
+
+
+def _show(args: argparse.Namespace) -> None:
+    with connect() as grid:
+        dataset = grid.describe(args.dataset)
+    if args.json:
+        print(json.dumps(dataset))
+        return
+    print(dataset)
+    for name in ("calendar", "date_zone"):
+        if dataset[name]:
+            print(f"  {name}: {dataset[name]}")
+
+
+def _alter(args: argparse.Namespace) -> None:
+    change: dict[str, Any] = {
+        "widen": _pairs("--widen", args.widen),
+        "add": _pairs("--add", args.add),
+        "rename": _pairs("--rename-field", args.rename_field),
+        "drop": [name for text in args.drop_field or [] for name in text.split(",")],
+        "calendar": args.calendar,
+        "date_zone": args.date_zone,
+    }
+    if not any(value or value == "" for value in change.values()):
+        raise BadRequest("nothing is to be changed", hint="say what: trellis dataset alter --help")
+    with connect() as grid:
+        done = grid.alter(args.dataset, **change)
+        now = grid.describe(args.dataset)
+    if args.json:
+        print(json.dumps({**done, "fields": now["fields"]}))
+        return
+    print(f"{done['dataset']}: {_fields(now)}, version {done['version']}")
+
+
+def _drop(args: argparse.Namespace) -> None:
+    with connect() as grid:
+        if not args.yes:
+            if not sys.stdin.isatty():
+                raise BadRequest(f"drop {args.dataset}? nobody is there to ask", hint="add --yes")
+            dataset = grid.describe(args.dataset)
+            print(dataset, file=sys.stderr)
+            print("drop it? type its name: ", file=sys.stderr, end="", flush=True)
+            if sys.stdin.readline().strip() != args.dataset:
+                raise BadRequest("nothing was dropped")
+        done = grid.drop(args.dataset)
+    if args.json:
+        print(json.dumps(done))
+        return
+    print(f"{done['dataset']}: dropped; version {done['version'] - 1} of its table in the lake has its rows")
+
+
+def _rename(args: argparse.Namespace) -> None:
+    with connect() as grid:
+        done = grid.rename(args.dataset, args.to)
+    if args.json:
+        print(json.dumps(done))
+        return
+    print(f"{args.dataset} is {done['dataset']} now, version {done['version']}")
+
+
 def _release(args: argparse.Namespace) -> None:
     with connect() as grid:
         grid.release(args.dataset, take_over=args.take_over)
     print(json.dumps({"dataset": args.dataset}) if args.json else f"{args.dataset}: no unit's output now")
+
+
+def _fields(dataset: dict[str, Any]) -> str:
+    return ", ".join(f"{f['name']} {f['type']}" for f in dataset["fields"])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _pairs(option: str, items: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in (part for text in items or [] for part in text.split(",")):
+        name, given, value = item.partition("=")
+        if not given or not name.strip() or not value.strip():
+            raise BadRequest(f"{option} {item}: write it as name=value")
+        if name.strip() in pairs:
+            raise BadRequest(f"{option} names {name.strip()} twice")
+        pairs[name.strip()] = value.strip()
+    return pairs

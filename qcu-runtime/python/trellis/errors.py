@@ -216,6 +216,7 @@ _BY_CODE: dict[str, type[TrellisError]] = {
     "DEADLINE_EXCEEDED": Unavailable,
     "CANCELLED": Cancelled,
     "STALE_EPOCH": Unavailable,
+    "STALE_SCHEMA": Unavailable,
     "STORAGE_FULL": StorageFull,
     "DATA_CORRUPT": DataCorrupt,
     "INTERNAL": Internal,

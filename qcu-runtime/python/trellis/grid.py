@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import pathlib
 import threading
+import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import _inside, _trellis, local
@@ -120,7 +122,9 @@ class _Embedded:
 class _Pinned:
     """Answers as of a fixed time, kept for reads that repeat: what was known then does not change.
 
-    Only an answer whose receipt says that everything known at that time is in it. Least recently used go first.
+    The dataset itself may: an answer that is kept has the fields that it was read with, until the dataset is altered or
+    dropped from here. Only an answer whose receipt says that everything known at that time is in it. Least recently
+    used go first.
     """
 
     def __init__(self) -> None:
@@ -146,6 +150,12 @@ class _Pinned:
             while self.nbytes > PINNED_BYTES_MAX:
                 _, (oldest, _) = self.answers.popitem(last=False)
                 self.nbytes -= oldest.nbytes
+
+    def forget(self, dataset: str) -> None:
+        with self.lock:
+            for question in [question for question in self.answers if question[0] == dataset]:
+                rows, _ = self.answers.pop(question)
+                self.nbytes -= rows.nbytes
 
 
 class Dataset(dict[str, Any]):
@@ -203,7 +213,8 @@ class Grid:
                 `pandas.Timestamp`s, `numpy.datetime64`s, or integer nanoseconds; an integer that looks like a date
                 (20160810) is refused.
             as_of: the rows as they were known at that time; None, and year 9999, is the latest. Such an answer is kept
-                for a while: asking again in this process costs nothing.
+                for a while: asking again in this process costs nothing (and has the same fields, should somebody else
+                alter the dataset meanwhile).
             known_at: add the column `known_at`.
             allow_stale: while a shard is away, accept rows that cannot be confirmed as the latest; the receipt says so.
             rows_max: refuse a larger answer; 0 is the grid's own limit.
@@ -271,6 +282,94 @@ class Grid:
         """
         self._call(_trellis.end_ownership, _text(dataset, "dataset"), take_over)
 
+    def alter(
+        self,
+        dataset: str,
+        *,
+        add: Mapping[str, str] | None = None,
+        widen: Mapping[str, str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        drop: Iterable[str] = (),
+        calendar: str | None = None,
+        date_zone: str | None = None,
+    ) -> dict[str, Any]:
+        """Changes what a dataset is, as one version of it.
+
+        Every row stays, with its knowledge time. Reads have the fields as they are now, whatever their `as_of`. Fields
+        are dropped first, then renamed, widened and added. All but an addition or a setting writes the dataset's files
+        anew, which takes about as long as importing them did.
+
+        Args:
+            add: new fields and their types, missing in every row so far: `{"adv": "float64"}`.
+            widen: fields and their wider types: int32 to int64 or float64, int64 and float32 to float64. Refused if a
+                stored whole number is beyond 2^53, which float64 does not hold.
+            rename: fields and their new names.
+            drop: fields to drop. Older versions of the table have them as long as their files stay.
+            calendar: whose sessions the rows' dates are: "XNYS"; "" for none.
+            date_zone: where a local midnight names a date: "America/New_York"; "" for none.
+
+        Returns:
+            The dataset, its version after the change, and how many files were rewritten.
+
+        Raises:
+            Forbidden: the dataset is a unit's output: what the unit declares changes it.
+            UnknownField, BadRequest: no such field, or no such change.
+            Conflict: a stored value that the wider type does not hold.
+        """
+        if isinstance(drop, str):
+            drop = [drop]
+        fields = [(_text(f, "add"), _text(t, "add")) for f, t in (add or {}).items()]
+        done = self._call(
+            _Client.alter,
+            _text(dataset, "dataset"),
+            uuid.uuid4().hex,
+            _who(),
+            [_text(f, "drop") for f in drop],
+            [(_text(f, "rename"), _text(t, "rename")) for f, t in (rename or {}).items()],
+            [(_text(f, "widen"), _text(t, "widen")) for f, t in (widen or {}).items()],
+            [(f, t.rstrip("!?"), not t.endswith("!")) for f, t in fields],
+            calendar,
+            date_zone,
+        )
+        self._pinned.forget(dataset)
+        return done
+
+    def drop(self, dataset: str) -> dict[str, Any]:
+        """Ends a dataset: reads of it are refused, and its name is free for another one.
+
+        Its table stays in the lake as one without rows. What it had is read there by an older version, which Delta
+        readers take (`polars.scan_delta(folder, version=...)`), for as long as no other dataset takes the name; after
+        that for seven days from the drop.
+
+        Returns:
+            The dataset, and the version that ended it; the one before has its rows.
+
+        Raises:
+            Forbidden: the dataset is a unit's output.
+        """
+        done = self._call(_Client.drop, _text(dataset, "dataset"), uuid.uuid4().hex, _who())
+        self._pinned.forget(dataset)
+        return done
+
+    def rename(self, dataset: str, to: str) -> dict[str, Any]:
+        """Gives a dataset another name, which must be free.
+
+        Its rows keep their knowledge times; its versions begin anew.
+
+        The files are copied within the lake, on a disk without moving a byte. While that goes on the dataset is read
+        under its old name, and nothing can be written to it.
+
+        Returns:
+            The dataset by its new name, and its version.
+
+        Raises:
+            Forbidden: the dataset is a unit's output.
+            Conflict: there is a dataset of the new name.
+        """
+        done = self._call(_Client.rename, _text(dataset, "dataset"), _text(to, "to"), uuid.uuid4().hex, _who())
+        self._pinned.forget(dataset)
+        return done
+
     def stats(self) -> list[dict[str, Any]]:
         """Counters of each head node since it started; `trellis status` prints them as a table."""
         return self._call(_Client.stats)
@@ -303,6 +402,15 @@ class Grid:
 
     def __repr__(self) -> str:
         return f"<trellis grid {self.url}{'' if self._finalizer.alive else ' (closed)'}>"
+
+
+def _who() -> str:
+    """Who asks, for the log of a change."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # a container's user without a name
+        return f"uid {os.getuid()}"
 
 
 def _text(value: Any, name: str) -> str:

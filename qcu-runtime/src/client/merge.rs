@@ -33,12 +33,14 @@ struct Run<'a> {
 /// One answer in symbol order. Parts may be empty; there must be at least one.
 ///
 /// # Errors
-/// `Internal` if the parts do not fit each other: another schema, or a symbol out of order.
+/// `StaleSchema` if the parts have other fields or types: the dataset was changed between the heads' answers. `Internal` if a
+/// symbol is out of order.
 pub(crate) fn merge(mut parts: Vec<Part>) -> Result<Part> {
     let Some(first) = parts.first() else { return Err(broken("no parts")) };
     let schema = first.schema.clone();
     if parts.iter().any(|part| part.schema != schema) {
-        return Err(broken("the heads answer with different schemas"));
+        let changed = "the dataset's fields were changed while it was read: the heads answer with other ones";
+        return Err(Error::new(Code::StaleSchema, changed).hint("ask again"));
     }
     if parts.len() == 1 {
         return parts.pop().ok_or_else(|| broken("no parts"));

@@ -545,6 +545,24 @@ impl Head for Service {
         Ok(Response::new(pb::ReleaseLeaseReply {}))
     }
 
+    async fn alter_dataset(
+        &self,
+        _: Request<pb::AlterDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+    async fn drop_dataset(
+        &self,
+        _: Request<pb::DropDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
+    async fn rename_dataset(
+        &self,
+        _: Request<pb::RenameDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        Err(Status::unimplemented("not of this fake"))
+    }
     async fn record_runs(
         &self,
         request: Request<pb::RecordRunsRequest>,

@@ -228,6 +228,7 @@ async fn look(shard: &Arc<Shard>) -> Result<Reply> {
         fields: vec!["value".to_owned()],
         first: 0,
         end: 1,
+        schema: 0,
     });
     let request = pb::FetchRequest { ranges: ranges.into(), order: 0, epoch: 1 };
     let mut awaited = Awaited::of(&request);

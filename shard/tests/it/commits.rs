@@ -1,7 +1,7 @@
 //! Publishes, imports, leases, the ledger: what is accepted, what is refused, what survives.
 
 use futures::future::join_all;
-use trellis_proto::{Code, pb};
+use trellis_proto::{Code, FieldType, pb};
 
 use crate::support::*;
 
@@ -96,7 +96,7 @@ async fn a_lease_that_is_held_and_a_schema_that_differs_are_told_apart() {
         "{held}"
     );
     let mut other = spec("signals.mom");
-    other.fields[0].nullable = false;
+    other.fields[0].data_type = FieldType::String;
     for take_over in [false, true] {
         let refused = acquire_with(client, &other, "rev", take_over).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidRequest);
@@ -263,10 +263,10 @@ async fn a_failed_import_leaves_the_dataset_as_it_was() {
 
     import(client, "d.a", &[("A", 0, 1.0)]).await.unwrap();
     let mut other = spec("d.a");
-    other.fields[0].nullable = false;
+    other.fields[0].data_type = FieldType::String;
     let refused = send(client, import_header(&other), &[batch(&[("A", 1, 1.0)])]).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict);
-    assert!(refused.message().contains("`value float64`, not `value float64 not null`"), "{refused}");
+    assert!(refused.message().contains("its field value is float64, not string"), "{refused}");
     // Broken off: the stream ends, but not with its end.
     let mut cut = messages(import_header(&spec("d.a")), &[batch(&[("A", 1, 1.0)])]);
     cut.pop();

@@ -227,6 +227,7 @@ pub(crate) fn range(dataset: &str, symbol: &str) -> pb::ChunkRange {
         fields: vec!["value".to_owned()],
         first: -120,
         end: 800,
+        schema: 0,
     }
 }
 

@@ -92,6 +92,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
             fields: CLOSE.iter().map(ToString::to_string).collect(),
             first,
             end: first + 1,
+            schema: 0,
         };
         let ticket = ticket::encode(&query);
         let through_head = async {
