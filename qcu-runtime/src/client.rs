@@ -18,6 +18,7 @@ mod put;
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -57,6 +58,31 @@ pub struct ClientOptions {
     /// publish that is sent again while the first is still at work is acknowledged with it. Not of a read, whose size nobody
     /// knows yet.
     pub attempt: Duration,
+    /// How to know that the grid has ended and nobody comes back at its address. A grid far away may always come back.
+    pub ended: Option<Ended>,
+}
+
+/// Says whether a grid has ended for good. Asked whenever every head has failed: a call then ends at once, and not at its
+/// deadline.
+#[derive(Clone)]
+pub struct Ended(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Ended {
+    /// `ask` must not block.
+    #[must_use]
+    pub fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    pub(crate) fn now(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ended")
+    }
 }
 
 impl Default for ClientOptions {
@@ -67,6 +93,7 @@ impl Default for ClientOptions {
             deadline: Duration::from_secs(60),
             // a publish waits for a disk, two seconds for other shards, five for a head that does not keep up
             attempt: Duration::from_secs(10),
+            ended: None,
         }
     }
 }
@@ -113,7 +140,7 @@ impl Client {
             .map_err(|e| Error::new(Code::InvalidRequest, format!("`{url}` does not name a grid: {e}")))?;
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
         let ClientOptions { deadline, attempt, .. } = *options;
-        Ok(Self { heads: Heads::new(peers, channel), deadline, attempt })
+        Ok(Self { heads: Heads::new(peers, channel, options.ended.clone()), deadline, attempt })
     }
 
     /// This client with another deadline for each call.

@@ -1,6 +1,11 @@
 //! The grid's client for Python: every call waits detached, and answers Arrow or plain values.
 
-use std::{mem::ManuallyDrop, time::Duration};
+use std::{
+    fs::{File, TryLockError},
+    mem::ManuallyDrop,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use pyo3::{prelude::*, types::PyDict};
 use trellis_proto::{
@@ -8,7 +13,7 @@ use trellis_proto::{
 };
 use trellis_qcu::{
     calendar::Calendar,
-    client::{Client as Inner, ClientOptions},
+    client::{Client as Inner, ClientOptions, Ended},
 };
 
 use crate::{
@@ -25,6 +30,7 @@ pub(crate) struct Client {
     inner: ManuallyDrop<Inner>,
     pid: u32,
     url: String,
+    ended: Option<Ended>,
 }
 
 impl Client {
@@ -37,8 +43,21 @@ impl Client {
 impl Client {
     /// Another client of the same grid, that calls in the name of `unit`. Inside the runtime.
     pub(crate) fn in_name_of(&self, unit: &str) -> Result<Inner> {
-        let options = ClientOptions { unit: Some(unit.to_owned()), ..ClientOptions::default() };
+        let ended = self.ended.clone();
+        let options = ClientOptions { unit: Some(unit.to_owned()), ended, ..ClientOptions::default() };
         Inner::lazy(&self.url, &options)
+    }
+}
+
+/// Whether the process that wrote `url` into the lock file of its state folder has ended: the kernel has taken the lock from
+/// it, or another process has the lock now.
+fn has_ended(lock: &Path, url: &str) -> bool {
+    let Ok(file) = File::open(lock) else { return true };
+    match file.try_lock_shared() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => std::fs::read_to_string(lock)
+            .is_ok_and(|told| !told.is_empty() && !told.contains(&format!("\"{url}\""))),
+        Err(TryLockError::Error(_)) => false,
     }
 }
 
@@ -53,24 +72,32 @@ impl Drop for Client {
 
 #[pymethods]
 impl Client {
-    /// Connects, and waits for a head to answer: `connect_timeout_s` at most. `deadline_s` bounds each later call.
+    /// Connects, and waits for a head to answer: `connect_timeout_s` at most. `deadline_s` bounds each later call; one to a
+    /// grid of this machine ends with the process that holds the lock file `lock`, too.
     #[new]
+    #[pyo3(signature = (url, unit, connect_timeout_s, deadline_s, lock=None))]
     fn new(
         py: Python<'_>,
         url: &str,
         unit: Option<String>,
         connect_timeout_s: f64,
         deadline_s: f64,
+        lock: Option<PathBuf>,
     ) -> PyResult<Self> {
         let seconds = |s: f64| Duration::try_from_secs_f64(s).unwrap_or(Duration::MAX);
+        let ended = lock.map(|lock| {
+            let url = url.to_owned();
+            Ended::new(move || has_ended(&lock, &url))
+        });
         let options = ClientOptions {
             unit,
+            ended: ended.clone(),
             connect_timeout: seconds(connect_timeout_s),
             deadline: seconds(deadline_s),
             ..ClientOptions::default()
         };
         let inner = wait(py, Inner::connect(url, options))?;
-        Ok(Self { inner: ManuallyDrop::new(inner), pid: std::process::id(), url: url.to_owned() })
+        Ok(Self { inner: ManuallyDrop::new(inner), pid: std::process::id(), url: url.to_owned(), ended })
     }
 
     /// Addresses of the heads.

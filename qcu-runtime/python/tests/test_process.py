@@ -122,6 +122,40 @@ def test_a_second_process_joins_and_takes_over_when_the_first_ends(tmp_path, mar
         assert len(grid.read("t.amzn")) == rows
 
 
+HOLDER = """
+    import sys, trellis
+    from trellis.importing import import_files
+    grid = trellis.connect("embedded://" + sys.argv[1])
+    import_files(grid, "t.amzn", [sys.argv[2]], symbol="AMZN", ts_column="Date")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["between two calls", "while a call waits"])
+def test_a_client_takes_over_at_once_when_the_process_that_ran_the_grid_is_killed(
+    tmp_path, market_files, monkeypatch, waiting
+):
+    # whoever waits for the deadline of a call would wait beyond this test's
+    monkeypatch.setattr(trellis.grid, "DEADLINE_S", 100 * WAIT_S)
+    holder = python(HOLDER, str(tmp_path), str(market_files / "AMZN.csv"), stdin=subprocess.PIPE)
+    assert holder.stdout.readline() == "ready\n", holder.stderr.read()
+    with trellis.connect(f"embedded://{tmp_path}") as grid:
+        rows = len(grid.read("t.amzn"))
+        answers = []
+        reader = threading.Thread(target=lambda: answers.append(len(grid.read("t.amzn"))), daemon=True)
+        if waiting:
+            # it takes calls and does not answer them
+            holder.send_signal(signal.SIGSTOP)
+            reader.start()
+        holder.kill()
+        holder.wait()
+        if not waiting:
+            reader.start()
+        reader.join(WAIT_S)
+        assert answers == [rows] and rows > 3000
+
+
 def test_threads_read_at_the_same_time(grid):
     expected = grid.read("equities.daily", ["open"], "*").arrow()
     wrong = []
@@ -144,7 +178,8 @@ def test_the_interpreter_ends_however_the_grid_was_left(tmp_path, end):
     status, _, err = finished(
         python(
             f"""
-            import sys, threading, trellis
+            import pathlib, sys, threading, trellis
+            pathlib.Path(sys.argv[1], "lake").mkdir()
             grid = trellis.connect("embedded://" + sys.argv[1])
             grid.datasets()
             threading.Thread(target=grid.datasets, daemon=True).start()
@@ -186,7 +221,8 @@ def test_a_collector_that_is_away_costs_telemetry_and_nothing_else(tmp_path):
     status, out, _ = finished(
         python(
             """
-            import sys, trellis
+            import pathlib, sys, trellis
+            pathlib.Path(sys.argv[1], "lake").mkdir()
             with trellis.connect("embedded://" + sys.argv[1]) as grid:
                 print(grid.datasets())
             """,

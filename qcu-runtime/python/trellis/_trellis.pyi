@@ -31,7 +31,14 @@ class Rows:
 class Client:
     """A connection to the heads of a grid."""
 
-    def __new__(cls, url: str, unit: str | None, connect_timeout_s: float, deadline_s: float) -> Client: ...
+    def __new__(
+        cls,
+        url: str,
+        unit: str | None,
+        connect_timeout_s: float,
+        deadline_s: float,
+        lock: os.PathLike[str] | None = None,
+    ) -> Client: ...
     @property
     def heads(self) -> list[str]: ...
     def read(

@@ -79,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="trellis",
         description="A quant compute grid: start one, bring data in, read it, run and deploy strategies.",
-        epilog="TRELLIS_URL names the grid. Without it: the one that `trellis up` runs in ./.trellis, else a grid of "
-        "this process's own, kept in ./.trellis/embedded.",
+        epilog="TRELLIS_URL names the grid. Without it: that of this folder, kept in ./.trellis. `trellis up` runs it, "
+        "or else each command by itself.",
     )
     parser.add_argument("--version", action="version", version=f"trellis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -234,9 +234,9 @@ def _up(args: argparse.Namespace) -> None:
 def _status(args: argparse.Namespace) -> None:
     state = pathlib.Path(args.state).resolve()
     processes = local.read_json(state / "processes.json") or []
-    url = os.environ.get("TRELLIS_URL") or local.url_of_running(state)
+    url = os.environ.get("TRELLIS_URL")
     if not url:
-        holder = local.holder(state)
+        holder = local.started(state)
         if holder is None:
             raise _unavailable(f"no grid runs in {state}", "start one with `trellis up`, or set TRELLIS_URL")
         url = holder["url"]

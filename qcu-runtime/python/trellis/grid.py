@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import pathlib
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from . import _inside, _trellis, local
 from ._time import format_ns, to_end, to_start
-from .errors import BadRequest, Closed, Unavailable
+from .errors import BadRequest, Closed, Unavailable, UnknownDataset
 from .frame import Frame
 from .strategy import Strategy, field_list, symbol_list
 
@@ -25,8 +26,6 @@ _Client = _trellis.Client
 CONNECT_TIMEOUT_S = 5.0
 # of one call, retries included; large first reads of a cold grid take seconds, not minutes
 DEADLINE_S = 120.0
-# of a call to a grid that another process embeds, and that may go away with it
-JOINED_DEADLINE_S = 15.0
 # of answers kept for reads that repeat, in each grid; one answer takes a quarter of it at most
 PINNED_BYTES_MAX = 64 << 20
 
@@ -40,30 +39,40 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
         url: where the grid is:
 
             * `grpc://host:port`: one head node; `static://a:1,b:2`: several; `dns://name`: found by DNS;
-            * `embedded:///folder`: a grid of its own inside this process, which keeps its data in that folder.
-              `embedded://` alone is `./.trellis/embedded`. Several processes may open one folder: the first runs the
-              grid, the others join it.
+            * `embedded:///folder`: the grid of that folder. Several processes may open one folder: the first runs the
+              grid in itself, the others join it. The folder is made when something is written, not by reading.
+              `embedded://` alone is `./.trellis`.
 
-            Default: the variable TRELLIS_URL; else the grid that `trellis up` runs in this folder (`./.trellis`);
-            else `embedded://`.
+            Default: the variable TRELLIS_URL; else the grid of this folder, `./.trellis`: that of `trellis up` if there
+            is one, else `embedded://`.
         unit: a name under which requests are counted and queued fairly.
         timeout: seconds to wait for the grid to answer.
 
     Raises:
-        Unavailable: nobody answers there.
+        Unavailable: nobody answers there; or this folder's grid is one of `trellis up`, and it is not running.
         BadRequest: not a URL of a grid; or a strategy that runs asks for one.
     """
     _inside.refuse_grid("connect()")
-    resolved = url or os.environ.get("TRELLIS_URL") or local.url_of_running(local.STATE) or "embedded://"
-    if resolved.startswith("embedded:"):
-        folder = _embedded_folder(resolved)
-        return Grid(f"embedded://{folder}", _Embedded(folder, unit, timeout))
-    return Grid(resolved, _Remote(resolved, unit, timeout))
+    named = url or os.environ.get("TRELLIS_URL")
+    if named and not named.startswith("embedded:"):
+        return Grid(named, _Remote(named, unit, timeout))
+    folder = _embedded_folder(named or "embedded://")
+    if not named:
+        found = local.started(folder)
+        if found is None and local.was_up(folder):
+            raise Unavailable(
+                f"the grid of this folder is not running (its data is in {folder})",
+                hint="start it with `trellis up`, or open its data in this process: "
+                f'trellis.connect("embedded://{folder}"), or TRELLIS_URL=embedded://{folder}',
+            )
+        if found is not None and found["kind"] == "up":
+            return Grid(found["url"], _Remote(found["url"], unit, timeout))
+    return Grid(f"embedded://{folder}", _Embedded(folder, unit, timeout))
 
 
 def _embedded_folder(url: str) -> pathlib.Path:
     path = url.removeprefix("embedded:").removeprefix("//")
-    folder = pathlib.Path(path) if path else pathlib.Path(local.STATE, "embedded")
+    folder = pathlib.Path(path or local.STATE)
     return folder.expanduser().resolve()
 
 
@@ -80,19 +89,29 @@ class _Remote:
         pass
 
 
+# what asks and changes nothing: it needs no folder where there is none
+_READS = (_Client.read, _Client.describe, _Client.symbols, _Client.sessions)
+
+
 class _Embedded:
-    """A grid in this process, or in another one that opened the folder first."""
+    """A grid in this process, or in another one that opened the folder first. Where there is none yet, the first call
+    that writes makes one, folder and all."""
 
     def __init__(self, folder: pathlib.Path, unit: str | None, timeout: float) -> None:
         self.folder, self.unit, self.timeout = folder, unit, timeout
         self.lock = threading.Lock()
-        self.open()
+        self.client: _trellis.Client | None = None
+        self.url, self.ours = "", False
+        if local.has_grid(folder):
+            self.open()
 
     def open(self) -> None:
-        self.url, self.ours = local.open_embedded(self.folder)
-        deadline = DEADLINE_S if self.ours else JOINED_DEADLINE_S
+        url, self.ours = local.open_embedded(self.folder)
+        # of another process: a call ends when that process does
+        lock = None if self.ours else local.lock_file(self.folder)
         try:
-            self.client = _trellis.Client(self.url, self.unit, self.timeout, deadline)
+            self.client = _Client(url, self.unit, self.timeout, DEADLINE_S, lock)
+            self.url = url
         except BaseException:
             self.close()
             raise
@@ -100,23 +119,48 @@ class _Embedded:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.ours:
             return function(self.client, *args)
+        if self.client is None and not local.has_grid(self.folder):
+            asked = _dataset_asked(function, args)
+            if asked is not None:
+                raise self.nothing(asked)
+            if function in (_Client.describe, _Client.stats):
+                return []
         self.follow()
         try:
             return function(self.client, *args)
         except Unavailable:
-            self.follow()
+            if not self.follow():
+                raise
             return function(self.client, *args)
 
-    def follow(self) -> None:
-        """The process that ran the grid may have ended: then somebody else runs it now, perhaps we."""
+    def follow(self) -> bool:
+        """If the process that ran the grid has ended, somebody else runs it now, perhaps we. Whether it is so."""
         with self.lock:
-            found = local.holder(self.folder)
-            if found is None or found["url"] != self.url:
-                self.open()
+            found = local.holder(self.folder) if self.client is not None and not self.ours else None
+            if self.ours or (found is not None and found["url"] == self.url):
+                return False
+            self.open()
+            return True
+
+    def nothing(self, dataset: str) -> UnknownDataset:
+        unset = "" if os.environ.get("TRELLIS_URL") else ", and TRELLIS_URL is not set"
+        return UnknownDataset(
+            f"there is no dataset {dataset}: nothing has been imported in {self.folder}{unset}",
+            hint=f"`trellis import {dataset} FILE` brings it in; trellis.connect(URL) names another grid",
+            code="UNKNOWN_DATASET",
+            dataset=dataset,
+        )
 
     def close(self) -> None:
         if self.ours:
             local.close_embedded(self.folder)
+
+
+def _dataset_asked(function: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
+    """The dataset that a question is about; None for what is about none, or changes something."""
+    if function is _trellis.prefetch:
+        return next((i["dataset"] for i in json.loads(args[0])["inputs"]), None)
+    return args[0] if args and function in _READS else None
 
 
 class _Pinned:

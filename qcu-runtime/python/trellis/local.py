@@ -2,7 +2,8 @@
 
 A folder has at most one grid: the process that holds the lock `grid.lock` runs it, and has written into that file where
 it listens. `trellis up` is such a process; so is a notebook with an embedded grid. Whoever else opens the folder joins.
-The lock is the kernel's (`flock`): it is gone with its process, however that ends, so there are no stale locks.
+The lock is the kernel's (`flock`): it is gone with its process, however that ends, so there are no stale locks. Both
+kinds of grid serve the same lake: what a notebook imported is there when `trellis up` runs, and the other way round.
 
     grid.lock        {"pid", "url", "kind"}; locked while the grid runs
     lake/            the tables, one folder a dataset: Delta Lake, open to polars, DuckDB, Spark
@@ -31,8 +32,8 @@ from .errors import Conflict, Unavailable
 STATE = ".trellis"
 # A process that only looks takes the lock for an instant; whoever wants to keep it tries for longer than that.
 LOCK_TRY_S = 1.0
-# from taking the lock to serving: opening a lake, two servers
-START_WAIT_S = 30.0
+# from taking the lock to serving: opening a lake with long logs, some processes
+START_WAIT_S = 60.0
 _POLL_S = 0.02
 
 
@@ -89,10 +90,30 @@ def _contents(lock: int) -> dict[str, Any] | None:
         return None
 
 
-def url_of_running(state: str | os.PathLike[str]) -> str | None:
-    """Where the grid of `trellis up` in that folder listens, if it runs."""
-    found = holder(state)
-    return found["url"] if found and found["kind"] == "up" else None
+def started(state: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """As `holder`, when the grid that starts there has started.
+
+    Raises:
+        Unavailable: the process that holds the folder does not get ready.
+    """
+    deadline = time.monotonic() + START_WAIT_S
+    while (found := holder(state)) is not None and not found["url"]:
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"a process holds {state} and does not get ready", hint=f"see which: fuser {lock_file(state)}"
+            )
+        time.sleep(_POLL_S)
+    return found
+
+
+def has_grid(state: str | os.PathLike[str]) -> bool:
+    """Whether there is anything to open: a lake, or a process that makes one."""
+    return pathlib.Path(state, "lake").is_dir() or holder(state) is not None
+
+
+def was_up(state: str | os.PathLike[str]) -> bool:
+    """Whether the folder is one of `trellis up`, which keeps logs there."""
+    return pathlib.Path(state, "logs").is_dir()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -133,17 +154,9 @@ def open_embedded(folder: pathlib.Path) -> tuple[str, bool]:
         if held := _held.get(folder):
             held.users += 1
             return held.url, True
-        deadline = time.monotonic() + START_WAIT_S
         while (lock := take_lock(folder)) is None:
-            found = holder(folder)
-            if found and found["url"]:
+            if found := started(folder):
                 return found["url"], False
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"another process holds {folder} and does not get ready",
-                    hint=f"see which: fuser {lock_file(folder)}",
-                )
-            time.sleep(_POLL_S)
         try:
             grid = _trellis.Embedded(str(folder / "lake"))
         except BaseException:
@@ -205,7 +218,10 @@ def must_hold(state: pathlib.Path) -> int:
     found = holder(state) or {"pid": 0, "url": "", "kind": "another"}
     what = {"up": "`trellis up`", "embedded": "a process with an embedded grid"}.get(found["kind"], "a process")
     where = f" at {found['url']}" if found["url"] else ""
+    other = "choose another folder with --state"
     raise Conflict(
         f"a grid runs in {state} already: {what}, pid {found['pid']}{where}",
-        hint="connect to it, stop it, or choose another folder with --state",
+        hint=f"close the grid there (`g.close()`), end that process, or {other}"
+        if found["kind"] == "embedded"
+        else f"connect to it, stop it with `trellis down`, or {other}",
     )

@@ -131,6 +131,7 @@ class Up:
     def run(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
         """Starts everything, calls `on_ready`, keeps it running until SIGTERM or SIGINT, stops everything."""
         self.lock = local.must_hold(self.state)
+        local.announce(self.lock, "", "up")
         (self.state / "logs").mkdir(parents=True, exist_ok=True)
         woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.selector.register(woken, selectors.EVENT_READ, None)

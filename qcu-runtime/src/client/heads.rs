@@ -24,6 +24,8 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result, placement};
 
+use super::Ended;
+
 /// How long a head that could not be reached is passed over. Shorter than any failover, longer than a burst of calls.
 const PENALTY: Duration = Duration::from_secs(2);
 /// First pause after every head has failed once; doubles from round to round.
@@ -40,6 +42,7 @@ pub(crate) struct Heads {
 struct Inner {
     peers: watch::Receiver<Arc<[Peer]>>,
     options: ChannelOptions,
+    ended: Option<Ended>,
     state: Mutex<State>,
     /// Bytes of the last read, 0 before the first.
     last_read: AtomicU64,
@@ -52,9 +55,13 @@ struct State {
 }
 
 impl Heads {
-    pub(crate) fn new(peers: watch::Receiver<Arc<[Peer]>>, options: ChannelOptions) -> Self {
+    pub(crate) fn new(
+        peers: watch::Receiver<Arc<[Peer]>>,
+        options: ChannelOptions,
+        ended: Option<Ended>,
+    ) -> Self {
         let (state, last_read) = (Mutex::default(), AtomicU64::default());
-        Self { inner: Arc::new(Inner { peers, options, state, last_read }) }
+        Self { inner: Arc::new(Inner { peers, options, ended, state, last_read }) }
     }
 
     /// Waits until discovery has found somebody, at most `limit`.
@@ -116,7 +123,8 @@ impl Heads {
     /// is left, which it is told. Dropping the future drops the attempt.
     ///
     /// # Errors
-    /// The attempt's own error if it is final; the last retryable one, with the number of attempts, at the deadline.
+    /// The attempt's own error if it is final; the last retryable one, with the number of attempts, at the deadline or the
+    /// grid's end.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         key: &str,
@@ -160,6 +168,9 @@ impl Heads {
                             Error::new(Code::DeadlineExceeded, format!("head {head} did not answer in time"));
                     }
                 }
+            }
+            if self.inner.ended.as_ref().is_some_and(Ended::now) {
+                return Err(gave_up(last, attempts));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(jittered(pause).min(left)).await;
@@ -239,6 +250,20 @@ mod tests {
             let pause = jittered(Duration::from_secs(4));
             assert!((Duration::from_secs(2)..=Duration::from_secs(4)).contains(&pause));
         }
+    }
+
+    #[tokio::test]
+    async fn a_call_ends_when_the_grid_has_ended_whatever_its_deadline() {
+        let (_sender, peers) = watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
+        let rounds = Arc::new(AtomicU64::new(0));
+        let asked = rounds.clone();
+        let ended = Ended::new(move || asked.fetch_add(1, Relaxed) == 1);
+        let heads = Heads::new(peers, ChannelOptions::default(), Some(ended));
+        let attempt = |_, _| async { Err::<(), _>(Error::new(Code::Unavailable, "refused")) };
+        let deadline = Instant::now() + Duration::from_secs(100_000);
+        let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
+        assert_eq!(error.message(), "refused (the last of 2 attempts)");
+        assert_eq!(rounds.load(Relaxed), 2);
     }
 
     #[test]

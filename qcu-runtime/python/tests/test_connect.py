@@ -1,0 +1,84 @@
+"""Which grid `connect()` finds, and that looking leaves nothing behind."""
+
+import pytest
+from conftest import EXAMPLES, Processes, cli
+
+import trellis
+from trellis import local
+from trellis.deploy import load_strategies
+from trellis.errors import Conflict, Unavailable, UnknownDataset
+from trellis.importing import import_files
+from trellis.up import Up
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bring_in(grid, market_files):
+    return import_files(grid, "t.amzn", [market_files / "AMZN.csv"], symbol="AMZN", ts_column="Date")["rows"]
+
+
+@pytest.mark.parametrize("url", [None, "embedded://", "embedded:///{here}/typo/path"])
+def test_reading_where_nothing_is_says_so_and_makes_no_folder(here, url):
+    with trellis.connect(url and url.format(here=here)) as grid:
+        for look in (grid.read, grid.describe, grid.symbols, grid.sessions):
+            with pytest.raises(UnknownDataset, match=r"t\.amzn.*nothing has been imported in /") as unknown:
+                look("t.amzn")
+            assert "trellis import t.amzn" in unknown.value.hint and unknown.value.code == "UNKNOWN_DATASET"
+        assert (grid.datasets(), grid.describe(), grid.stats()) == ([], [], [])
+        with pytest.raises(UnknownDataset, match=r"equities\.daily"):
+            load_strategies(str(EXAMPLES / "momentum.py"))[0].run(session="2016-08-10", grid=grid)
+    assert list(here.iterdir()) == []
+
+
+def test_the_variable_is_named_where_it_would_have_helped(here, monkeypatch):
+    with pytest.raises(UnknownDataset, match="TRELLIS_URL is not set"):
+        trellis.connect().read("a.b")
+    monkeypatch.setenv("TRELLIS_URL", f"embedded://{here}/x")
+    with pytest.raises(UnknownDataset) as unknown:
+        trellis.connect().read("a.b")
+    assert "TRELLIS_URL" not in str(unknown.value)
+
+
+def test_the_command_line_makes_no_folder_by_reading(here):
+    for command in (["read", "a.b"], ["status"], ["run", str(EXAMPLES / "momentum.py"), "--session", "2016-08-10"]):
+        done = cli(*command, cwd=here)
+        assert done.returncode in (3, 4) and done.stderr.startswith("trellis: "), done
+        assert list(here.iterdir()) == []
+
+
+def test_writing_makes_the_folder_and_whoever_looked_before_sees_it(market_files):
+    early, writer = trellis.connect(), trellis.connect()
+    rows = bring_in(writer, market_files)
+    with early, writer, trellis.connect() as late:
+        assert len(early.read("t.amzn")) == len(late.read("t.amzn")) == rows
+
+
+@pytest.mark.processes
+def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, market_files):
+    state = here / local.STATE
+    with trellis.connect() as notebook:
+        rows = bring_in(notebook, market_files)
+        with pytest.raises(Conflict, match="embedded grid") as taken:
+            Up(state, 1, 1, print).run(lambda _: None)
+        assert "g.close()" in taken.value.hint
+    up = Processes(state, 1, 2)
+    try:
+        with trellis.connect() as grid:
+            assert grid.url == up.info["url"] and len(grid.read("t.amzn")) == rows
+    finally:
+        up.stop()
+
+    with pytest.raises(Unavailable, match="is not running") as refused:
+        trellis.connect()
+    assert "trellis up" in refused.value.hint
+    # the hint, typed
+    with trellis.connect(f"embedded://{state}") as grid:
+        assert f'trellis.connect("{grid.url}")' in refused.value.hint
+        assert len(grid.read("t.amzn")) == rows
+        assert bring_in(grid, market_files) == rows
+    with pytest.raises(Unavailable, match="is not running"):
+        trellis.connect()
