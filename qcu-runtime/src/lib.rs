@@ -17,6 +17,7 @@
 //! | `ledger` | records attempts |
 //! | [`lease`] | the right to publish: taken, renewed, lost, given back |
 //! | [`service`], [`config`] | the process `qcu` |
+//! | [`status`] | what a unit says of itself while it works |
 //! | [`supervisor`] | the Python child: start, run, limits, every way to end |
 //! | [`ipc`] | packets with descriptors, tables in sealed memfds |
 //! | [`protocol`] | what `qcu` and its Python child say to each other: the contract of both sides |
@@ -36,4 +37,5 @@ pub mod protocol;
 pub mod run;
 pub mod schedule;
 pub mod service;
+pub mod status;
 pub mod supervisor;

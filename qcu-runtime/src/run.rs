@@ -17,6 +17,7 @@ use std::{
 
 use arrow_array::RecordBatch;
 use chrono::NaiveDate;
+use tokio::sync::watch;
 use tracing::{Instrument, Span, field, info_span};
 use trellis_fabric::telemetry;
 use trellis_proto::{Code, DatasetSpec, Error, Result, Side, pb, time::format_time};
@@ -29,7 +30,8 @@ use crate::{
     ledger::Ledger,
     manifest::Manifest,
     output,
-    protocol::{CHILD_MODULE, InputHeader, Request, receipt_json},
+    protocol::{CHILD_MODULE, InputHeader, Progress, Request, receipt_json},
+    status::{Doing, PROGRESS_EVERY, Teller, clock, first_line},
     supervisor::{Child, ChildCommand, Finished, Limits, Outcome, Returned, Usage},
 };
 
@@ -88,6 +90,8 @@ pub struct Report {
     pub attempts: u32,
     /// From the first attempt's start.
     pub elapsed: Duration,
+    /// When it ended, nanoseconds UTC.
+    pub finished_ns: i64,
 }
 
 impl Report {
@@ -100,6 +104,8 @@ impl Report {
             "session": self.session.to_string(),
             "outcome": outcome_name(self.outcome),
             "error": self.error.as_ref().map(ToString::to_string),
+            "error_line": self.error.as_ref().map(|error| first_line(error.message())),
+            "exit_code": self.exit_code(),
             "rows": self.ack.as_ref().map(|ack| ack.rows),
             "dataset": self.ack.as_ref().map(|ack| ack.dataset.as_str()),
             "version": self.ack.as_ref().map(|ack| ack.version),
@@ -107,6 +113,7 @@ impl Report {
             "duplicate": self.ack.as_ref().map(|ack| ack.duplicate),
             "attempts": self.attempts,
             "elapsed_ms": self.elapsed.as_millis() as u64,
+            "finished_at": clock(self.finished_ns),
         })
     }
 
@@ -171,15 +178,18 @@ pub struct Runner {
     spec: DatasetSpec,
     child: Option<Child>,
     ledger: Ledger,
+    teller: Teller,
 }
 
 impl Runner {
+    /// `teller` is told of each attempt, and of the strategy's progress.
+    ///
     /// # Errors
     /// `InvalidRequest` for a manifest that [`Manifest::check`] refuses too.
-    pub fn new(client: Client, unit: Unit) -> Result<Self> {
+    pub fn new(client: Client, unit: Unit, teller: Teller) -> Result<Self> {
         let spec = unit.manifest.output_spec()?;
         let ledger = Ledger::new(client.clone());
-        Ok(Self { client, unit, spec, child: None, ledger })
+        Ok(Self { client, unit, spec, child: None, ledger, teller })
     }
 
     /// Runs one session, with retries, and publishes under `lease`. Never fails: how it ended is in the report and the
@@ -190,8 +200,12 @@ impl Runner {
         let begun = Instant::now();
         let mut attempts = 0;
         let mut pause = self.unit.retry_min;
+        let (attempts_max, teller) = (manifest.retries + 1, self.teller.clone());
         loop {
             attempts += 1;
+            let running =
+                |progress| Doing::Running { session, attempt: attempts, attempts: attempts_max, progress };
+            teller.tell(running(None));
             let span = info_span!(
                 "run",
                 unit = %manifest.unit,
@@ -202,7 +216,15 @@ impl Runner {
             );
             let started_ns = now_ns();
             let mut attempt = Attempt::default();
-            let result = self.attempt(session, partition, lease, &mut attempt).instrument(span.clone()).await;
+            let (tell, told) = watch::channel(None);
+            let result = {
+                let work =
+                    self.attempt(session, partition, lease, &mut attempt, tell).instrument(span.clone());
+                tokio::select! {
+                    result = work => result,
+                    () = tell_progress(&teller, told, running) => unreachable!("it never ends"),
+                }
+            };
             let (outcome, error) = match &result {
                 Ok(()) => (pb::RunOutcome::Succeeded, None),
                 Err(failure) => (failure.outcome, Some(failure.error.clone())),
@@ -234,9 +256,18 @@ impl Runner {
                     ack: attempt.ack,
                     attempts,
                     elapsed: begun.elapsed(),
+                    finished_ns: now_ns(),
                 };
             }
-            tokio::time::sleep(jittered(pause)).await;
+            let wait = jittered(pause);
+            teller.tell(Doing::Retrying {
+                session,
+                attempt: attempts + 1,
+                attempts: attempts_max,
+                at_ns: now_ns() + wait.as_nanos() as i64,
+                error: error.as_ref().map(|error| first_line(error.message())).unwrap_or_default(),
+            });
+            tokio::time::sleep(wait).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
     }
@@ -266,6 +297,7 @@ impl Runner {
             ack: None,
             attempts: 1,
             elapsed: Duration::ZERO,
+            finished_ns: now_ns(),
         }
     }
 
@@ -295,6 +327,7 @@ impl Runner {
         partition: &str,
         lease: &HeldLease,
         attempt: &mut Attempt,
+        tell: watch::Sender<Option<Progress>>,
     ) -> Result<(), Failure> {
         let manifest = self.unit.manifest.clone();
         // a lease that is gone makes the work worthless: look before it, and again after it
@@ -314,7 +347,7 @@ impl Runner {
         let finished = match child {
             Ok(child) => {
                 let (finished, kept) =
-                    self.compute(child, session, partition, &read).await.map_err(Failure::of)?;
+                    self.compute(child, session, partition, &read, tell).await.map_err(Failure::of)?;
                 // memory that a strategy kept counts against its next run: rather a new child than a run that fails
                 let limit = manifest.memory.0 / KEPT_MEMORY_SHARE;
                 self.child = kept.filter(|child| child.anonymous_bytes() <= limit);
@@ -349,6 +382,7 @@ impl Runner {
         session: NaiveDate,
         partition: &str,
         read: &Prefetched,
+        tell: watch::Sender<Option<Progress>>,
     ) -> Result<(Finished, Option<Child>)> {
         let manifest = &self.unit.manifest;
         let inputs = read.inputs.iter().map(|input| InputHeader {
@@ -375,11 +409,26 @@ impl Runner {
             .map_err(|e| Error::new(Code::Internal, format!("writing the inputs: {e}")))?
             .map_err(|e| Error::new(Code::Unavailable, format!("the inputs do not fit into memory: {e}")))?;
         let limits = Limits { time: manifest.timeout()?, memory_bytes: manifest.memory.0 };
-        let progress = |step: crate::protocol::Progress| {
+        let progress = |step: Progress| {
             tracing::info!(done = step.done, total = step.total, note = step.note, "progress");
+            tell.send_replace(Some(step));
         };
         Ok(child.run(&request, &tables, limits, Span::current(), progress).await)
     }
+}
+
+/// Says what the strategy says of its progress, the newest of each [`PROGRESS_EVERY`]. Never ends.
+async fn tell_progress(
+    teller: &Teller,
+    mut told: watch::Receiver<Option<Progress>>,
+    running: impl Fn(Option<Progress>) -> Doing,
+) {
+    while told.changed().await.is_ok() {
+        let newest = told.borrow_and_update().clone();
+        teller.tell(running(newest));
+        tokio::time::sleep(PROGRESS_EVERY).await;
+    }
+    std::future::pending().await
 }
 
 /// The kept child, or a new one with the strategy imported.

@@ -11,7 +11,7 @@
 //! of them shows in the watermark, and an older one counts as not published.
 
 use chrono::NaiveDate;
-use trellis_proto::{Code, Error, Result, pb, time::DAY_NS, time::parse_duration};
+use trellis_proto::{Code, DatasetName, Error, Result, pb, time::DAY_NS, time::parse_duration};
 
 use crate::{
     calendar::{Calendar, date_of, midnight_ns},
@@ -91,14 +91,30 @@ pub struct State {
 pub enum Due {
     /// Run this session.
     Run(NaiveDate),
-    /// Nothing before this time (nanoseconds UTC).
-    At(i64),
-    /// Nothing until something is published.
-    Data {
-        /// The session that waits.
+    /// Nothing before the time of a session.
+    At {
+        /// The next session.
+        session: NaiveDate,
+        /// Its close and the delay, nanoseconds UTC.
+        at_ns: i64,
+    },
+    /// Nothing until an input has come as far as the session.
+    Input {
+        /// The next session.
+        session: NaiveDate,
+        /// Name of the input.
+        input: String,
+        /// What it reads.
+        dataset: DatasetName,
+        /// The newest session that the dataset has come to.
+        reached: Option<NaiveDate>,
+    },
+    /// Nothing until the units waited for have published.
+    Upstream {
+        /// The session that is waited for; none where any new one will do.
         session: Option<NaiveDate>,
-        /// For what, in words.
-        missing: String,
+        /// Those that have not published it.
+        units: Vec<String>,
     },
     /// Nothing, ever, by itself.
     Never,
@@ -119,23 +135,25 @@ pub fn due(manifest: &Manifest, state: &State, now_ns: i64) -> Result<Due> {
                 return Ok(Due::Never);
             };
             if let Some(&session) = candidates(calendar, published, closed).first() {
-                return Ok(ready_or_waiting(manifest, state, session));
+                return Ok(ready_or_waiting(manifest, calendar, state, session));
             }
             let at = calendar
                 .next(published.unwrap_or(closed).max(closed))
                 .and_then(|date| calendar.session(date));
-            Ok(at.map_or(Due::Never, |session| Due::At(session.close_ns.saturating_add(delay))))
+            Ok(at.map_or(Due::Never, |session| Due::At {
+                session: session.date,
+                at_ns: session.close_ns.saturating_add(delay),
+            }))
         }
         Schedule::After { units } => {
             let newest = state.upstream.iter().map(|up| up.progress.newest(calendar)).min().flatten();
             let candidates = newest.map(|newest| candidates(calendar, published, newest)).unwrap_or_default();
             let all_have = |session: &NaiveDate| state.upstream.iter().all(|up| up.has(*session));
             let Some(session) = candidates.into_iter().find(all_have) else {
-                let names: Vec<&str> = units.iter().map(|up| up.unit.as_str()).collect();
-                let missing = format!("a new session of {}", names.join(", "));
-                return Ok(Due::Data { session: None, missing });
+                let units = units.iter().map(|up| up.unit.clone()).collect();
+                return Ok(Due::Upstream { session: None, units });
             };
-            Ok(ready_or_waiting(manifest, state, session))
+            Ok(ready_or_waiting(manifest, calendar, state, session))
         }
     }
 }
@@ -162,16 +180,18 @@ pub fn catch_up_from(calendar: Calendar, newest: NaiveDate) -> Option<NaiveDate>
     calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX))
 }
 
-fn ready_or_waiting(manifest: &Manifest, state: &State, session: NaiveDate) -> Due {
+fn ready_or_waiting(manifest: &Manifest, calendar: Calendar, state: &State, session: NaiveDate) -> Due {
     let late = manifest.inputs.iter().zip(&state.inputs).find(|(input, progress)| {
         // an input that ends before the session does not grow with it
         input.until.is_none() && !progress.covers(session)
     });
     match late {
         None => Due::Run(session),
-        Some((input, _)) => Due::Data {
-            session: Some(session),
-            missing: format!("{} of {session} (input {})", input.dataset, input.name),
+        Some((input, progress)) => Due::Input {
+            session,
+            input: input.name.clone(),
+            dataset: input.dataset.clone(),
+            reached: progress.newest(calendar),
         },
     }
 }
@@ -187,17 +207,14 @@ pub fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: Naiv
         return Err(Error::new(Code::InvalidRequest, why));
     }
     if let Schedule::After { units } = &manifest.schedule {
-        let waiting: Vec<&str> = units
+        let waiting: Vec<String> = units
             .iter()
             .zip(upstream)
             .filter(|(_, published)| !published.has(session))
-            .map(|(up, _)| up.unit.as_str())
+            .map(|(up, _)| up.unit.clone())
             .collect();
         if !waiting.is_empty() {
-            return Ok(Due::Data {
-                session: Some(session),
-                missing: format!("{session} of {}", waiting.join(", ")),
-            });
+            return Ok(Due::Upstream { session: Some(session), units: waiting });
         }
     }
     Ok(Due::Run(session))
@@ -256,7 +273,7 @@ mod tests {
     fn before_close_and_delay_the_session_waits_for_its_time() {
         let state = state(rows_to("2016-08-09"), rows_to("2016-08-09"));
         let got = due(&unit(), &state, evening("2016-08-10") - 1).unwrap();
-        assert_eq!(got, Due::At(evening("2016-08-10")));
+        assert_eq!(got, Due::At { session: day("2016-08-10"), at_ns: evening("2016-08-10") });
     }
 
     #[test]
@@ -275,11 +292,13 @@ mod tests {
     #[test]
     fn an_input_that_has_not_come_is_waited_for_by_name() {
         let state = state(rows_to("2016-08-09"), rows_to("2016-08-09"));
-        let Due::Data { session, missing } = due(&unit(), &state, evening("2016-08-10")).unwrap() else {
-            panic!()
+        let expected = Due::Input {
+            session: day("2016-08-10"),
+            input: "px".into(),
+            dataset: "equities.daily".parse().unwrap(),
+            reached: Some(day("2016-08-09")),
         };
-        assert_eq!(session, Some(day("2016-08-10")));
-        assert!(missing.contains("equities.daily") && missing.contains("px"), "{missing}");
+        assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), expected);
     }
 
     #[test]
@@ -287,7 +306,7 @@ mod tests {
         let end = midnight_ns(day("2016-08-11"));
         let output = Progress { watermark_ns: end, last_ts_ns: midnight_ns(day("2016-08-09")) };
         let got = due(&unit(), &state(output, rows_to("2016-08-10")), evening("2016-08-10")).unwrap();
-        assert_eq!(got, Due::At(evening("2016-08-11")));
+        assert_eq!(got, Due::At { session: day("2016-08-11"), at_ns: evening("2016-08-11") });
     }
 
     #[test]
@@ -297,11 +316,11 @@ mod tests {
             inputs: vec![rows_to("2016-08-10")],
             upstream: vec![Published::default()],
         };
-        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Data { session: None, .. }));
+        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Upstream { session: None, .. }));
         now.upstream = vec![published(&["2016-08-10"])];
         assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "whatever the clock says");
         now.output = rows_to("2016-08-10");
-        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Data { .. }));
+        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Upstream { .. }));
     }
 
     #[test]
@@ -311,7 +330,7 @@ mod tests {
         now.upstream = vec![published(&["2016-08-05", "2016-08-09", "2016-08-10"])];
         assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-09")), "there is no 2016-08-08");
         let waiting = named_is_ready(&after(), &now.upstream, day("2016-08-08")).unwrap();
-        assert!(matches!(waiting, Due::Data { .. }));
+        assert!(matches!(waiting, Due::Upstream { .. }));
         now.upstream.push(published(&["2016-08-10"]));
         assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "what all have");
     }
@@ -329,7 +348,7 @@ mod tests {
         let session = day("2016-08-10");
         assert_eq!(named_is_ready(&unit(), &[], session).unwrap(), Due::Run(session));
         let waiting = named_is_ready(&after(), &[published(&["2016-08-09"])], session).unwrap();
-        assert!(matches!(waiting, Due::Data { session: Some(s), .. } if s == session));
+        assert!(matches!(waiting, Due::Upstream { session: Some(s), .. } if s == session));
         assert_eq!(
             named_is_ready(&after(), &[published(&["2016-08-10"])], session).unwrap(),
             Due::Run(session)
@@ -355,7 +374,9 @@ mod tests {
                         prop_assert!(published.last().is_none_or(|last| *last < session));
                         published.push(session);
                     }
-                    Due::At(at) => prop_assert!(at > now),
+                    Due::At { session, at_ns } => {
+                        prop_assert!(at_ns > now && published.last().is_none_or(|last| *last < session));
+                    }
                     other => prop_assert!(false, "{:?}", other),
                 }
             }

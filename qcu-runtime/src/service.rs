@@ -31,6 +31,7 @@ use crate::{
     manifest::{Manifest, Schedule},
     run::{Report, Runner, new_instance, now_ns},
     schedule::{self, Due, Progress, Published, State},
+    status::{Doing, Teller, clock, first_line},
 };
 
 /// First pause between two looks at the grid; doubles while nothing changes.
@@ -83,9 +84,36 @@ struct Service<'a> {
     runner: Runner,
     lease: HeldLease,
     stop: CancellationToken,
+    teller: Teller,
     running: Option<NaiveDate>,
     /// The lease is lost, said the shard when a run was to publish.
     fenced: Option<Error>,
+}
+
+/// A session that failed after all its attempts.
+struct Failed {
+    session: NaiveDate,
+    attempts: u32,
+    error: String,
+    again: Instant,
+    again_ns: i64,
+}
+
+impl Failed {
+    fn of(report: &Report) -> Option<Self> {
+        let error = first_line(report.error.as_ref()?.message());
+        let (again, again_ns) = (Instant::now() + FAILED_PAUSE, now_ns() + FAILED_PAUSE.as_nanos() as i64);
+        Some(Self { session: report.session, attempts: report.attempts, error, again, again_ns })
+    }
+
+    fn doing(&self) -> Doing {
+        Doing::Failing {
+            session: self.session,
+            attempts: self.attempts,
+            at_ns: self.again_ns,
+            error: self.error.clone(),
+        }
+    }
 }
 
 impl<'a> Service<'a> {
@@ -97,14 +125,20 @@ impl<'a> Service<'a> {
             ..ClientOptions::default()
         };
         let client = Client::connect(&config.url, options).await?;
-        let runner = Runner::new(client.clone(), config.unit.clone())?;
+        let teller = Teller::new(|doing| {
+            let mut fields = doing.fields();
+            fields.insert("at".to_owned(), clock(now_ns()).into());
+            say(&serde_json::json!({ "status": fields }));
+        });
+        let runner = Runner::new(client.clone(), config.unit.clone(), teller.clone())?;
+        teller.tell(Doing::Starting { output: config.unit.manifest.output.dataset.to_string() });
         let lease = acquire(config, &client, &new_instance()).await?;
         // a unit's name needs no escaping; the words stand in the order of every ready line of the grid
         say(&format_args!(
             "{{\"ready\": true, \"role\": \"qcu\", \"id\": \"{}\"}}",
             config.unit.manifest.unit
         ));
-        Ok(Self { config, client, runner, lease, stop, running: None, fenced: None })
+        Ok(Self { config, client, runner, lease, stop, teller, running: None, fenced: None })
     }
 
     async fn work(&mut self) -> Result<u8> {
@@ -133,7 +167,6 @@ impl<'a> Service<'a> {
     /// Waits until the units that this one comes after have published `session`. False if it is time to end.
     async fn until_upstream(&mut self, session: NaiveDate) -> Result<bool> {
         let mut pause = POLL_MIN;
-        let mut told = false;
         loop {
             if self.stop.is_cancelled() {
                 return Ok(false);
@@ -141,14 +174,13 @@ impl<'a> Service<'a> {
             let manifest = &self.config.unit.manifest;
             match self.published(Some(session)).await {
                 Ok(upstream) => match schedule::named_is_ready(manifest, &upstream, session)? {
-                    Due::Data { missing, .. } => {
-                        if !std::mem::replace(&mut told, true) {
-                            tracing::info!(%session, missing, "waiting");
-                        }
-                    }
-                    _ => return Ok(true),
+                    Due::Run(_) => return Ok(true),
+                    due => self.teller.tell(Doing::Waiting(due)),
                 },
-                Err(error) if error.retryable() => tracing::warn!(%error, "the grid cannot be asked"),
+                Err(error) if error.retryable() => {
+                    tracing::warn!(%error, "the grid cannot be asked");
+                    self.teller.tell(Doing::Unreachable { error: first_line(error.message()) });
+                }
                 Err(error) => return Err(error),
             }
             self.pause(jittered(pause)).await;
@@ -158,7 +190,7 @@ impl<'a> Service<'a> {
 
     async fn follow_schedule(&mut self) -> Result<u8> {
         let mut pause = POLL_MIN;
-        let mut failed: Option<(NaiveDate, Instant)> = None;
+        let mut failed: Option<Failed> = None;
         let mut before = None;
         // before what is due is looked at: whoever had the lease meanwhile may have published it
         while self.hold().await? {
@@ -166,6 +198,7 @@ impl<'a> Service<'a> {
                 Ok(due) => due,
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "the grid cannot be asked what is due");
+                    self.teller.tell(Doing::Unreachable { error: first_line(error.message()) });
                     self.pause(jittered(POLL_MAX)).await;
                     continue;
                 }
@@ -176,29 +209,33 @@ impl<'a> Service<'a> {
                 pause = POLL_MIN;
                 before = Some(due.clone());
             }
+            let failed_now = failed.as_ref().filter(|failed| {
+                matches!(due, Due::Run(session) if session == failed.session) && Instant::now() < failed.again
+            });
+            if let Some(failed) = failed_now {
+                self.teller.tell(failed.doing());
+                self.pause(jittered(POLL_MAX)).await;
+                continue;
+            }
+            if let Due::Run(session) = due {
+                let report = self.run_session(session).await;
+                failed = Failed::of(&report).filter(|_| self.fenced.is_none());
+                before = None;
+                continue;
+            }
+            self.teller.tell(Doing::Waiting(due.clone()));
             match due {
-                Due::Run(session)
-                    if failed.is_some_and(|(s, at)| s == session && at.elapsed() < FAILED_PAUSE) =>
-                {
-                    self.pause(jittered(POLL_MAX)).await;
-                }
-                Due::Run(session) => {
-                    let report = self.run_session(session).await;
-                    failed =
-                        report.error.filter(|e| e.code() != Code::Fenced).map(|_| (session, Instant::now()));
-                    before = None;
-                }
-                Due::At(at_ns) => {
+                Due::At { at_ns, .. } => {
                     let wait =
                         Duration::from_nanos(u64::try_from(at_ns.saturating_sub(now_ns())).unwrap_or(0));
                     // not longer, so that a clock that is set is noticed
                     self.pause(wait.min(POLL_MAX)).await;
                 }
-                Due::Data { .. } => {
+                Due::Never => self.stop.cancelled().await,
+                _ => {
                     self.pause(jittered(pause)).await;
                     pause = (pause * 2).min(POLL_MAX);
                 }
-                Due::Never => self.stop.cancelled().await,
             }
         }
         Ok(0)
@@ -269,6 +306,7 @@ impl<'a> Service<'a> {
             _ if lost.retryable() => {}
             _ => return Err(lost),
         }
+        self.teller.tell(Doing::Starting { output: self.config.unit.manifest.output.dataset.to_string() });
         let mut pause = POLL_MIN;
         while !self.stop.is_cancelled() {
             match self.lease.again().await {
@@ -334,7 +372,7 @@ fn upstream(manifest: &Manifest) -> Vec<DatasetName> {
     }
 }
 
-/// One line of JSON on stdout, for whoever started us. A closed stdout is no reason to stop working.
+/// One line of JSON on stdout, for whoever started us; [`crate::status`] says which there are. A closed stdout is no reason to stop working.
 fn say(line: &dyn std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     _ = writeln!(out, "{line}").and_then(|()| out.flush());

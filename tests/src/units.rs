@@ -249,7 +249,8 @@ impl Unit {
     }
 
     fn report(&self, line: Line) -> Result<Option<Report>> {
-        if line.ready {
+        // the rest says what the unit is doing
+        if line.ready || line.outcome.is_empty() {
             return Ok(None);
         }
         let session = session_of(parse_time(&line.session)?);

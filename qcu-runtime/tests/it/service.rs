@@ -78,9 +78,29 @@ impl Bundle {
 }
 
 impl Qcu {
+    /// The next line that is no status.
     async fn line(&mut self) -> Value {
+        loop {
+            let line = self.any_line().await;
+            if line.get("status").is_none() {
+                return line;
+            }
+        }
+    }
+
+    async fn any_line(&mut self) -> Value {
         let line = timeout(PATIENCE, self.lines.next_line()).await.unwrap().unwrap().unwrap();
         serde_json::from_str(&line).unwrap()
+    }
+
+    /// The next status for which `is` holds.
+    async fn status(&mut self, is: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let mut line = self.any_line().await;
+            if line.get("status").is_some_and(&is) {
+                return line["status"].take();
+            }
+        }
     }
 
     async fn ready(&mut self) {
@@ -218,6 +238,62 @@ async fn a_strategy_that_raises_is_tried_again_recorded_and_told() {
 }
 
 #[tokio::test]
+async fn a_unit_says_what_it_does_from_its_start_to_the_end_of_its_attempts() {
+    let world = prices();
+    let head = FakeHead::start(&world).await;
+    let bundle = Bundle::new("raise", |unit| unit["retries"] = json!(1));
+    let mut qcu = bundle.start(&[&head], &ONCE);
+    let mut told = vec![];
+    loop {
+        let line = qcu.any_line().await;
+        if line.get("outcome").is_some() {
+            assert!(line["error_line"].as_str().unwrap().ends_with("raised KeyError: 'close'"), "{line}");
+            assert_eq!(line["exit_code"], json!(3));
+            assert!(line["finished_at"].as_str().unwrap().ends_with('Z'));
+            break;
+        }
+        if let Some(status) = line.get("status") {
+            assert!(status["at"].as_str().unwrap().ends_with('Z') && status["note"].is_string(), "{status}");
+            told.push((status["state"].as_str().unwrap().to_owned(), status["attempt"].as_u64()));
+        }
+    }
+    let expected = [("starting", None), ("running", Some(1)), ("retrying", Some(2)), ("running", Some(2))];
+    assert_eq!(told, expected.map(|(state, attempt)| (state.to_owned(), attempt)));
+}
+
+#[tokio::test]
+async fn a_strategys_progress_is_told() {
+    let world = prices();
+    let head = FakeHead::start(&world).await;
+    let bundle = Bundle::new("echo", |_| {});
+    let mut qcu = bundle.start(&[&head], &ONCE);
+    let told = qcu.status(|status| status.get("progress").is_some()).await;
+    assert_eq!(told["progress"], json!({"done": 1.0, "total": 2.0, "note": "half"}));
+    assert_eq!(told["note"], json!("runs 2016-08-10: 1 of 2: half"));
+    assert_eq!(qcu.line().await["outcome"], "succeeded");
+}
+
+#[tokio::test]
+async fn a_scheduled_unit_whose_attempts_failed_says_that_it_is_failing_and_when_it_tries_again() {
+    let day =
+        i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos())
+            .unwrap()
+            .div_euclid(DAY_NS);
+    let world = world(&[("equities.daily", "close", vec![("A".into(), (day + 1) * DAY_NS, 1.0)])]);
+    let head = FakeHead::start(&world).await;
+    let bundle = Bundle::new("raise", |unit| {
+        unit["retries"] = json!(0);
+        unit["schedule"] = json!({"kind": "at_close", "calendar": "XNYS", "delay": "20m"});
+    });
+    let mut qcu = bundle.start(&[&head], &[]);
+    qcu.ready().await;
+    assert_eq!(qcu.line().await["outcome"], "failed");
+    let told = qcu.status(|status| status["state"] == "failing").await;
+    assert!(told["error"].as_str().unwrap().ends_with("raised KeyError: 'close'"), "{told}");
+    assert!(told["next_at"].as_str() > told["at"].as_str(), "{told}");
+}
+
+#[tokio::test]
 async fn rows_that_do_not_fit_are_not_published_and_not_tried_again() {
     let world = prices();
     let head = FakeHead::start(&world).await;
@@ -286,9 +362,11 @@ async fn a_unit_after_another_waits_for_its_session() {
     });
     let mut qcu = bundle.start(&[&head], &ONCE);
     qcu.ready().await;
-    // it has looked, and waits
-    let looked = || (head.calls("Describe") > 1).then_some(());
-    until(looked).await;
+    let waits = qcu.status(|status| status["state"] == "waiting").await;
+    assert_eq!(
+        (&waits["note"], &waits["session"]),
+        (&json!("waits for up to publish 2016-08-10"), &json!("2016-08-10"))
+    );
     assert!(head.world().runs.is_empty());
     let up = crate::fake::Dataset {
         field: "v".into(),
