@@ -26,6 +26,12 @@ const GRACE_MS: Var = Var::or(
     "milliseconds that a fetch goes on after its last reader has left, in case another one comes",
 );
 
+/// Where units go.
+const STATE: Var = Var::optional(
+    "TRELLIS_STATE",
+    "state folder of the `trellis up` that runs this head; told to clients, who deploy units there",
+);
+
 /// Every variable of the binary `head-node`.
 pub const VARS: &[Var] = &[
     env::ID,
@@ -35,6 +41,7 @@ pub const VARS: &[Var] = &[
     ANSWER_BYTES,
     ANSWER_ROWS,
     GRACE_MS,
+    STATE,
     env::DRAIN_MS,
     env::LOG,
     env::LOG_FORMAT,
@@ -55,6 +62,8 @@ pub struct Config {
     pub answer_rows_max: u64,
     /// How long a fetch goes on after its last reader has left.
     pub grace: Duration,
+    /// Folder of the `trellis up` that runs this head.
+    pub state: Option<String>,
     /// How long answers in flight may take once the head was told to stop.
     pub drain: Duration,
 }
@@ -79,6 +88,7 @@ impl Config {
             answer_bytes_max: 4 << 30,
             answer_rows_max: 200_000_000,
             grace: Duration::from_millis(250),
+            state: None,
             drain: Duration::from_secs(10),
         }
     }
@@ -97,6 +107,7 @@ impl Process {
         let answer_bytes = env.with(&ANSWER_BYTES, |text| size_from(text, 1));
         let answer_rows = env.parse(&ANSWER_ROWS);
         let grace = env.millis(&GRACE_MS);
+        let state = env.optional(&STATE);
         let drain = env.millis(&env::DRAIN_MS);
         // read by telemetry
         let _log: (Option<String>, Option<String>) =
@@ -111,6 +122,7 @@ impl Process {
                     answer_bytes_max: answer_bytes?,
                     answer_rows_max: answer_rows?,
                     grace: grace?,
+                    state,
                     drain: drain?,
                 },
                 listen: listen?,

@@ -203,6 +203,7 @@ impl HeadNode {
             shed: answers.shed.get(),
             busy_us: answers.busy_us.get(),
             datasets: datasets.collect(),
+            state: self.config.state.clone().unwrap_or_default(),
         }
     }
 }

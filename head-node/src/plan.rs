@@ -141,7 +141,9 @@ pub(crate) fn fields(spec: &DatasetSpec, asked: &[FieldName]) -> Result<Vec<usiz
 fn symbols(spec: &DatasetSpec, known: &[Symbol], asked: &Symbols) -> Result<Vec<Symbol>> {
     let Symbols::List(asked) = asked else { return Ok(known.to_vec()) };
     if let Some(unknown) = asked.iter().find(|symbol| known.binary_search(symbol).is_err()) {
+        let several: Vec<&str> = unknown.as_str().split(',').map(str::trim).collect();
         let hint = match nearest(unknown.as_str(), known.iter().map(Symbol::as_str)) {
+            _ if several.len() > 1 => format!("give several symbols as a list: {several:?}"),
             Some(near) => format!("did you mean {near}?"),
             None => format!("{} has {} symbols; \"*\" reads them all", spec.dataset, known.len()),
         };

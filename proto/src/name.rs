@@ -120,8 +120,11 @@ fn check_dataset(name: &str) -> Result<()> {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
     if name.split('.').count() < 2 || !name.split('.').all(plain) {
+        // a form of what was given, where there is one, and else any example
+        let parts: Vec<String> = name.split('.').map(plain_form).filter(|part| !part.is_empty()).collect();
+        let example = if parts.len() < 2 { "equities.daily".to_owned() } else { parts.join(".") };
         return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a dataset name")).hint(
-            "use at least two parts of lower case letters, digits and _, joined by dots: equities.daily",
+            format!("use at least two parts of lower case letters, digits and _, joined by dots: {example}"),
         ));
     }
     Ok(())
@@ -131,15 +134,27 @@ fn check_field(name: &str) -> Result<()> {
     check_length("field", name)?;
     if RESERVED_FIELDS.contains(&name) {
         return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a field"))
-            .hint("symbol and ts come with every answer; known_at is asked for by an option"));
+            .hint("leave it out: symbol and ts come with every answer, and known_at by known_at=True (`--known-at`)"));
     }
     let mut bytes = name.bytes();
     let first = bytes.next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
     if !first || !bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
-        return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a field name"))
-            .hint("use lower case letters, digits and _, not starting with a digit: adj_close"));
+        return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a field name")).hint(
+            match plain_form(name) {
+                plain if plain.starts_with(|c: char| c.is_ascii_lowercase()) => {
+                    format!("fields are written in lower case: {plain}")
+                }
+                _ => "use lower case letters, digits and _, not starting with a digit: adj_close".to_owned(),
+            },
+        ));
     }
     Ok(())
+}
+
+/// `Adj Close` as a name may be: `adj_close`.
+fn plain_form(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    name.chars().map(plain).collect::<String>().trim_matches('_').to_owned()
 }
 
 fn check_symbol(name: &str) -> Result<()> {

@@ -137,7 +137,15 @@ impl Client {
     /// `InvalidRequest` for a URL of no known form.
     pub fn lazy(url: &str, options: &ClientOptions) -> Result<Self> {
         let peers = discovery::watch(url, &discovery::Options::default())
-            .map_err(|e| Error::new(Code::InvalidRequest, format!("`{url}` does not name a grid: {e}")))?;
+            .map_err(|e| {
+                let hint = if url.contains("://") || !url.contains(':') {
+                    "use grpc://HOST:PORT, static://HOST:PORT,HOST:PORT or dns://NAME, in Python also embedded:///FOLDER"
+                        .to_owned()
+                } else {
+                    format!("grpc://{url}")
+                };
+                Error::new(Code::InvalidRequest, format!("`{url}` does not name a grid: {e}")).hint(hint)
+            })?;
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
         let ClientOptions { deadline, attempt, .. } = *options;
         Ok(Self { heads: Heads::new(peers, channel, options.ended.clone()), deadline, attempt })

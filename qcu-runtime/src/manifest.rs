@@ -202,7 +202,9 @@ impl Manifest {
             .hint("deploying the strategy writes it")
         })?;
         Self::parse(&text).map_err(|e| {
-            Error::new(e.code(), format!("{}: {}", path.display(), e.message())).hint(e.hint_text())
+            let hint = Some(e.hint_text()).filter(|hint| !hint.is_empty());
+            Error::new(e.code(), format!("{}: {}", path.display(), e.message()))
+                .hint(hint.unwrap_or("deploy it again with this version of trellis"))
         })
     }
 
@@ -211,10 +213,8 @@ impl Manifest {
     /// # Errors
     /// `InvalidRequest` naming the key and what was expected.
     pub fn parse(json: &str) -> Result<Self> {
-        let manifest: Self = serde_json::from_str(json).map_err(|e| {
-            Error::new(Code::InvalidRequest, format!("not a unit: {e}"))
-                .hint("deploy it again with this version of trellis")
-        })?;
+        let manifest: Self = serde_json::from_str(json)
+            .map_err(|e| Error::new(Code::InvalidRequest, format!("not a unit: {e}")))?;
         manifest.check()?;
         Ok(manifest)
     }

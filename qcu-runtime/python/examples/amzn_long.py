@@ -1,4 +1,7 @@
-"""Ten years of one symbol: its trend, adjusted for splits."""
+"""Ten years of one symbol: its trend, adjusted for splits.
+
+trellis run examples/amzn_long.py --session 2016-08-10
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""Five years of the same symbol: its volatility. Its prices are a part of what `amzn_long.py` reads."""
+"""Five years of the same symbol: its volatility. Its prices are a part of what `amzn_long.py` reads.
+
+trellis run examples/amzn_short.py --session 2016-08-10
+"""
 
 import numpy as np
 

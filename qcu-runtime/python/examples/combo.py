@@ -1,6 +1,9 @@
 """A long-short portfolio of another strategy's signal: weights whose absolute values sum to one.
 
 Runs for a session as soon as `mom_12_1` has published it.
+
+trellis run examples/momentum.py --session 2016-08-10 --publish
+trellis run examples/combo.py --session 2016-08-10
 """
 
 from momentum import mom

@@ -38,7 +38,7 @@ pub(crate) fn head_stats<'py>(py: Python<'py>, stats: &pb::HeadStats) -> PyResul
     let head = dict!(py, stats;
         head, requests, requests_failed, rows_asked, rows_fetched, rows_union, chunks_hit, chunks_joined,
         chunks_fetched, upstream_calls, bytes_sent, bytes_fetched, resident_bytes, in_flight_bytes, pinned_bytes,
-        budget_bytes, invalidations, poisoned_flights, stale_answers, evictions, shed, busy_us);
+        budget_bytes, invalidations, poisoned_flights, stale_answers, evictions, shed, busy_us, state);
     let datasets = stats.datasets.iter().map(|d| {
         Ok(dict!(py, d;
             dataset, requests, rows_asked, rows_fetched, rows_union, chunks_hit, chunks_joined, chunks_fetched,

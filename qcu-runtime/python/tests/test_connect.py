@@ -1,7 +1,7 @@
 """Which grid `connect()` finds, and that looking leaves nothing behind."""
 
 import pytest
-from conftest import EXAMPLES, Processes, cli
+from conftest import EXAMPLES, WAIT_S, Processes, cli
 
 import trellis
 from trellis import local
@@ -58,7 +58,9 @@ def test_writing_makes_the_folder_and_whoever_looked_before_sees_it(market_files
 
 
 @pytest.mark.processes
-def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, market_files):
+def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, market_files, monkeypatch):
+    # nobody waits for the deadline of a call to a grid that has ended
+    monkeypatch.setattr(trellis.grid, "DEADLINE_S", 100 * WAIT_S)
     state = here / local.STATE
     with trellis.connect() as notebook:
         rows = bring_in(notebook, market_files)
@@ -67,10 +69,12 @@ def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, mark
         assert "g.close()" in taken.value.hint
     up = Processes(state, 1, 2)
     try:
-        with trellis.connect() as grid:
-            assert grid.url == up.info["url"] and len(grid.read("t.amzn")) == rows
+        left = trellis.connect()
+        assert left.url == up.info["url"] and len(left.read("t.amzn")) == rows
     finally:
         up.stop()
+    with left, pytest.raises(Unavailable, match="connection to the head failed"):
+        left.read("t.amzn")
 
     with pytest.raises(Unavailable, match="is not running") as refused:
         trellis.connect()

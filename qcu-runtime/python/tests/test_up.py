@@ -29,7 +29,7 @@ import numpy as np
 import trellis
 
 @trellis.strategy({name!r}, output=trellis.output("tests.{output}", x="float64!"), retries=0, timeout="20s",
-    inputs=dict(px=trellis.series("equities.daily", ["close"], symbols=["AMZN", "KO"], lookback="2 sessions")))
+    inputs=dict(px=trellis.series("equities.daily", ["close"], symbols={symbols}, lookback="2 sessions")))
 def compute(ctx, px):
     print("a line of the strategy's own")
     {body}
@@ -46,10 +46,14 @@ def until(condition, what):
     raise AssertionError(f"not within {WAIT_S} s: {what}")
 
 
-def deploy(processes, tmp_path, name, body, *options, output=None):
+def deploying(processes, tmp_path, name, body, output=None, symbols=("AMZN", "KO")):
     source = tmp_path / f"{name}.py"
-    source.write_text(STRATEGY.format(name=name, body=body, output=output or name))
-    return cli("deploy", str(source), "--session", SESSION, "--state", str(processes.state), "--json", *options)
+    source.write_text(STRATEGY.format(name=name, body=body, output=output or name, symbols=list(symbols)))
+    return ["deploy", str(source), "--session", SESSION, "--state", str(processes.state)]
+
+
+def deploy(processes, tmp_path, name, body, *options, output=None):
+    return cli(*deploying(processes, tmp_path, name, body, output), "--json", *options)
 
 
 def ended(processes, name):
@@ -215,6 +219,111 @@ def test_the_output_of_another_unit_is_published_only_by_taking_it_over(processe
     taken = json.loads(deploy(processes, tmp_path, "renamed", body, "--take-over", output="owner").stdout)[0]
     run = until(lambda: (p := ended(processes, "renamed"))["deployed_ns"] == taken["deployed_ns"] and p, "the run")
     assert run["state"] == "finished", run
+
+
+def test_a_deploy_that_waits_prints_the_result_and_exits_as_the_run_did(processes, tmp_path):
+    body = "return ctx.frame(symbol=px.symbols, x=1.0)"
+    done = cli(*deploying(processes, tmp_path, "waited", body), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.startswith("waited  sha256:") and "succeeded: 2 rows of 2016-08-10 in tests.waited" in done.stdout
+    )
+    failed = cli(*deploying(processes, tmp_path, "waited_bad", "raise ValueError('no good')"), "--wait")
+    assert failed.returncode == 3 and "waited_bad" in failed.stdout and "failed: " in failed.stdout
+    assert "raised ValueError: no good" in failed.stderr and 'waited_bad.py", line' in failed.stderr
+    assert "Traceback" not in failed.stderr and "trellis/run.py" not in failed.stderr
+    refused = cli(*deploying(processes, tmp_path, "waited_other", body, output="waited"), "--wait")
+    assert refused.returncode == 3 and "tests.waited is the output of unit waited" in refused.stderr, refused
+
+
+def test_a_deploy_never_says_that_it_runs_and_a_failure_is_told_where_the_unit_is(processes, tmp_path):
+    done = cli(*deploying(processes, tmp_path, "fails_later", "raise ValueError('no good')"))
+    assert "fails_later  sha256:" in done.stdout and "running" not in done.stdout
+    assert ended(processes, "fails_later")["state"] == "failed"
+    shown = next(li for li in cli("status", "--state", str(processes.state)).stdout.splitlines() if "fails_later" in li)
+    assert "failed" in shown and "2016-08-10 failed at 2" in shown and "raised ValueError: no good" in shown
+
+
+def test_a_unit_by_schedule_says_what_it_waits_for(processes):
+    done = cli("deploy", str(EXAMPLES / "amzn_short.py"), "--wait", "--state", str(processes.state))
+    waits = "waits for equities.daily (input px) to reach 20"
+    assert done.returncode == 0 and f"deployed: {waits}" in done.stdout, done
+    assert "it has come to 2018-02-07" in done.stdout
+    told = json.loads(cli("status", "--state", str(processes.state), "--json").stdout)
+    status = next(p for p in told["processes"] if p["name"] == "amzn_vol")["status"]
+    assert status["state"] == "waiting" and waits in status["note"] and status["session"] > "2018-02-07"
+    assert waits in cli("status", "--state", str(processes.state)).stdout
+
+
+def test_progress_of_a_strategy_is_in_the_status(processes, tmp_path):
+    body = "ctx.progress(3, 10, 'pairs'); time.sleep(100)"
+    cli(*deploying(processes, tmp_path, "slow", body))
+    status = until(lambda: (s := processes.processes()["slow"]["status"]) and s.get("progress") and s, "progress")
+    assert status["note"] == "runs 2016-08-10: 3 of 10: pairs" and status["state"] == "running"
+    (processes.state / "units" / "slow.json").unlink()
+    until(lambda: "slow" not in processes.processes(), "its end")
+
+
+def test_a_grid_deploys_to_itself_wherever_the_caller_stands(processes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = "return ctx.frame(symbol=px.symbols, x=1.0)"
+    strategy = load_strategies(deploying(processes, tmp_path, "of_grid", body)[1])[0]
+    with trellis.connect(processes.info["url"]) as grid:
+        unit = grid.deploy(strategy, session=SESSION, wait=True)[0]
+        assert unit["last_run"]["outcome"] == "succeeded" and len(grid.read("tests.of_grid")) == 2
+    assert processes.processes()["of_grid"]["deployed_ns"] == unit["deployed_ns"]
+    assert not (tmp_path / ".trellis").exists()
+    with trellis.connect("embedded://") as grid, pytest.raises(BadRequest, match="runs no units") as refused:
+        grid.deploy(strategy)
+    assert "trellis up" in refused.value.hint
+    by_url = cli("deploy", deploying(processes, tmp_path, "of_url", body)[1], "--no-wait", env=processes.environment())
+    assert by_url.returncode == 0 and (processes.state / "units" / "of_url.json").exists(), by_url.stderr
+
+
+def test_what_was_deployed_for_a_session_runs_once_unless_it_is_deployed_again(tmp_path, market_files):
+    body = "return ctx.frame(symbol=px.symbols, x=1.0)"
+    first = Processes(tmp_path / "state", 1, 1)
+    try:
+        with trellis.connect(first.info["url"]) as grid:
+            fields = "open,high,low,close,volume,split"
+            import_files(grid, "equities.daily", [market_files / "market.csv"], symbol_column="Name", ts_column="Date",
+                         fields=fields)  # fmt: skip
+        body = "return ctx.frame(symbol=['KO'], x=1.0)"
+        good = deploying(first, tmp_path, "once", body, symbols=["KO"])
+        bad = deploying(first, tmp_path, "once_bad", "raise ValueError('no good')", symbols=["KO"])
+        assert (cli(*good, "--wait").returncode, cli(*bad, "--wait").returncode) == (0, 3)
+        before = {name: ended(first, name) for name in ("once", "once_bad")}
+    finally:
+        first.stop()
+    again = Processes(tmp_path / "state", 1, 1)
+    try:
+        after = {name: ended(again, name) for name in before}
+        for name, process in after.items():
+            assert (process["state"], process["last_run"], process["pid"]) == (
+                before[name]["state"], before[name]["last_run"], None,
+            )  # fmt: skip
+        assert "once: starting" not in again.said()
+        with trellis.connect(again.info["url"]) as grid:
+            runs = len(grid.read("trellis.runs"))
+        rerun = json.loads(cli(*good, "--wait", "--json").stdout)[0]
+        assert rerun["last_run"]["outcome"] == "succeeded"
+        with trellis.connect(again.info["url"]) as grid:
+            assert len(grid.read("trellis.runs")) == runs + 1
+    finally:
+        again.stop()
+
+
+def test_a_detached_grid_is_ready_when_the_command_returns_and_ends_on_demand(tmp_path):
+    state = tmp_path / "state"
+    started = cli("up", "--detach", "--state", str(state), "--json")
+    assert started.returncode == 0, started.stderr
+    with trellis.connect(json.loads(started.stdout)["url"]) as grid:
+        assert grid.datasets() == []
+    second = cli("up", "--detach", "--state", str(state))
+    assert second.returncode == 5 and "already" in second.stderr and "trellis down" in second.stderr
+    assert cli("down", "--state", str(state)).stdout == "the grid has ended\n"
+    assert cli("down", "--state", str(state)).stdout == "no grid of `trellis up` runs here\n"
+    assert cli("status", "--state", str(state)).returncode == 4
 
 
 def test_status_shows_processes_datasets_and_counters(processes):

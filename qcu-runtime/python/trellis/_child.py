@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import sys
+import traceback
 from typing import Any
 
 CHANNEL_FD = 3
@@ -49,6 +50,8 @@ def main() -> None:
                 "message": _message(error)[: 16 * 1024],
                 "traceback": run.traceback_of(error),
             }
+            # every frame, for the log; the report has the strategy's own
+            traceback.print_exception(error)
             _send(channel, {"error": failure})
 
 

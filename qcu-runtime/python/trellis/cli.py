@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from .datasets import add_commands
 from .errors import BadRequest, StrategyError, TrellisError
 from .frame import Frame, format_table
 from .grid import Grid, connect
+from .run import frames_of
 
 # rows of a table on a terminal; a file or a pipe is asked for with another format
 TABLE_ROWS = 40
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; answers the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.traceback:
+        os.environ["TRELLIS_TRACEBACK"] = "1"
     try:
         args.run(args)
         sys.stdout.flush()
@@ -63,9 +67,9 @@ def _print_error(error: TrellisError, as_json: bool) -> None:
             told["traceback"] = error.traceback  # type: ignore[attr-defined]
         print(json.dumps(told), file=sys.stderr)
         return
-    if isinstance(error, StrategyError) and error.traceback:
-        print(error.traceback, file=sys.stderr, end="")
     print(f"trellis: {error}", file=sys.stderr)
+    if isinstance(error, StrategyError) and error.traceback:
+        print(frames_of(error.traceback), file=sys.stderr, end="")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,14 +93,21 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="JSON instead of text")
+        sub.add_argument(
+            "--traceback", action="store_true", help="of a strategy's error every frame (or TRELLIS_TRACEBACK=1)"
+        )
         return sub
 
     up = command("up", _up, "Run a grid of processes on this machine, until SIGINT or SIGTERM.")
     up.add_argument("--heads", type=int, default=1, metavar="N", help="head nodes (default 1)")
     up.add_argument("--shards", type=int, default=1, metavar="N", help="shards (default 1)")
-    _add_state(up)
+    up.add_argument("--detach", action="store_true", help="return when the grid is ready; `trellis down` ends it")
+    _add_state(up, local.STATE)
 
-    status = command("status", _status, "What runs, what it holds, and what it has done.")
+    down = command("down", _down, "End the grid that `trellis up` runs, and wait for it.")
+    _add_state(down, local.STATE)
+
+    status = command("status", _status, "What runs, what it waits for, what it holds, and what it has done.")
     _add_state(status)
 
     read = command("read", _read, "Read rows, sorted by symbol and time. The receipt goes to stderr.")
@@ -130,18 +141,29 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help=FORMAT_HELP)
     run.add_argument("--out", metavar="FILE", help="default: stdout")
 
-    deploy = command("deploy", _deploy, "Deploy strategies to the grid of `trellis up`.")
+    deploy = command(
+        "deploy",
+        _deploy,
+        "Deploy strategies to a grid of `trellis up` on this machine, and say what each begins with.",
+    )
     deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]")
-    deploy.add_argument("--session", metavar="DATE", help="run for this session and end; default: by the schedule")
+    deploy.add_argument("--session", metavar="DATE", help="run once, for this session; default: by the schedule")
     _add_take_over(deploy)
-    deploy.add_argument("--no-wait", action="store_true", help="do not wait until the units run")
+    wait = deploy.add_mutually_exclusive_group()
+    wait.add_argument(
+        "--wait", action="store_true", help="with --session: until the run has ended; the exit code says how"
+    )
+    wait.add_argument("--no-wait", action="store_true", help="only write the units; the grid need not run")
     _add_state(deploy)
     return parser
 
 
-def _add_state(parser: argparse.ArgumentParser) -> None:
+def _add_state(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     parser.add_argument(
-        "--state", default=local.STATE, metavar="DIR", help=f"folder of the grid's state (default ./{local.STATE})"
+        "--state",
+        default=default,
+        metavar="DIR",
+        help=f"folder of the grid's state (default {'' if default else 'that of TRELLIS_URL, else '}./{local.STATE})",
     )
 
 
@@ -215,7 +237,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _up(args: argparse.Namespace) -> None:
-    from .up import Up
+    from .up import Up, detached
 
     def say(text: str) -> None:
         print(f"trellis: {text}", file=sys.stderr, flush=True)
@@ -228,35 +250,70 @@ def _up(args: argparse.Namespace) -> None:
         print(f"grid ready: {len(info['heads'])} heads, {len(info['shards'])} shards, state in {info['state']}")
         print(f"  export TRELLIS_URL={info['url']}", flush=True)
 
-    Up(pathlib.Path(args.state), args.heads, args.shards, say).run(on_ready)
+    if args.detach:
+        on_ready(detached(pathlib.Path(args.state), args.heads, args.shards))
+    else:
+        Up(pathlib.Path(args.state), args.heads, args.shards, say).run(on_ready)
+
+
+def _down(args: argparse.Namespace) -> None:
+    from .up import end
+
+    ended = end(pathlib.Path(args.state))
+    if args.json:
+        print(json.dumps({"state": str(pathlib.Path(args.state).resolve()), "ended": ended}))
+    else:
+        print("the grid has ended" if ended else "no grid of `trellis up` runs here")
 
 
 def _status(args: argparse.Namespace) -> None:
-    state = pathlib.Path(args.state).resolve()
-    processes = local.read_json(state / "processes.json") or []
-    url = os.environ.get("TRELLIS_URL")
+    from .deploy import process_list
+
+    url = None if args.state else os.environ.get("TRELLIS_URL")
     if not url:
+        state = pathlib.Path(args.state or local.STATE).resolve()
         holder = local.started(state)
         if holder is None:
             raise _unavailable(f"no grid runs in {state}", "start one with `trellis up`, or set TRELLIS_URL")
         url = holder["url"]
     with connect(url) as grid:
         datasets, heads = grid.describe(), grid.stats()
+        folder = grid._folder_of_up()
+    processes = process_list(folder) if folder else []
     if args.json:
         print(json.dumps({"url": url, "processes": processes, "datasets": datasets, "heads": heads}))
         return
     print(f"grid {url}\n")
-    if processes:
-        header = ["process", "role", "state", "pid", "listen", "restarts", "note"]
-        keys = ["name", "role", "state", "pid", "listen", "restarts", "note"]
-        print(format_table(header, [[_text(p[k]) for k in keys] for p in processes]) + "\n")
+    servers = [p for p in processes if p["role"] != "qcu"]
+    if servers:
+        header = ["process", "state", "pid", "listen", "restarts", "note"]
+        keys = ["name", "state", "pid", "listen", "restarts", "note"]
+        _print_table(header, [[_plain(p[k]) for k in keys] for p in servers])
+    units = [p for p in processes if p["role"] == "qcu"]
+    if units:
+        _print_table(["unit", "state", "pid", "restarts", "now", "last run"], [_unit_cells(p) for p in units])
     header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
-    rows = [
-        [_text(d[k]) for k in header[:-1]] + [", ".join(f"{f['name']} {f['type']}" for f in d["fields"])]
-        for d in datasets
-    ]
-    print(format_table(header, rows) + "\n")
-    print(stats_table(heads))
+    _print_table(header, [_dataset_cells(d) for d in datasets])
+    print(stats_table(heads, _width()))
+
+
+def _dataset_cells(dataset: dict[str, Any]) -> list[str]:
+    counts = [f"{dataset['rows']:,}", f"{dataset['symbols']:,}"]
+    fields = ", ".join(f"{f['name']} {f['type']}" for f in dataset["fields"])
+    rest = [_plain(dataset["first"]), _plain(dataset["last"]), str(dataset["version"])]
+    return [dataset["dataset"], *counts, *rest, fields]
+
+
+def _unit_cells(process: dict[str, Any]) -> list[str]:
+    status, run = process["status"] or {}, process["last_run"]
+    last = "-"
+    if run:
+        result = run["error_line"] or f"{run['rows']:,} rows, version {run['version']}"
+        last = f"{run['session']} {run['outcome']} at {run['finished_at']}: {result}"
+    state = status.get("state", process["state"])
+    # of a failed run the last run tells
+    note = status.get("note") or ("-" if run and run["error_line"] == process["note"] else process["note"]) or "-"
+    return [process["name"], state, _plain(process["pid"]), str(process["restarts"]), note, last]
 
 
 def _read(args: argparse.Namespace) -> None:
@@ -383,16 +440,39 @@ def _published(ack: dict[str, Any]) -> str:
 
 def _deploy(args: argparse.Namespace) -> None:
     from ._time import to_session
-    from .deploy import deploy_strategies, load_strategies
+    from .deploy import Until, deploy_strategies, failure, load_strategies
 
     strategies = [s for target in args.targets for s in load_strategies(target)]
     session = to_session(args.session) if args.session else None
-    units = deploy_strategies(strategies, args.state, session=session, take_over=args.take_over, wait=not args.no_wait)
+    until = Until.ENDED if args.wait else Until.WRITTEN if args.no_wait else Until.STARTED
+    state = args.state or local.STATE
+    if not args.state and os.environ.get("TRELLIS_URL"):
+        with _grid() as grid:
+            state = grid._state()
+    with progress("deploying") as show:
+        units = deploy_strategies(strategies, state, session=session, take_over=args.take_over, until=until, show=show)
+    failed = [unit for unit in units if unit.get("state") == "failed"]
     if args.json:
         print(json.dumps(units))
-        return
-    for unit in units:
-        print(f"{unit['unit']}  {unit['digest']}  {unit.get('state', 'deployed')}")
+    else:
+        for unit in units:
+            print(f"{unit['unit']}  {unit['digest'][:19]}  {_deployed(unit)}")
+        if until is Until.STARTED and not failed:
+            print("`trellis status` shows how they go on", file=sys.stderr)
+    if failed:
+        raise failure(failed[0])
+
+
+def _deployed(unit: dict[str, Any]) -> str:
+    run = unit.get("last_run")
+    if unit.get("state") == "failed":
+        return f"failed: {unit['note']}"
+    if unit.get("state") == "finished" and run:
+        return (
+            f"{run['outcome']}: {run['rows']:,} rows of {run['session']} in {run['dataset']}, version {run['version']}"
+        )
+    note = (unit.get("status") or {}).get("note")
+    return f"deployed: {note}" if note else "deployed"
 
 
 # --- parts
@@ -422,10 +502,17 @@ def _pairs(option: str, text: str | None) -> dict[str, str]:
     return pairs
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _plain(value: Any) -> str:
+    return "-" if value in (None, "") else str(value)
+
+
+def _width() -> int | None:
+    """Of the terminal; None where nobody looks and a line may be as long as it is."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    print(format_table(header, rows, width=_width()) + "\n")
 
 
 def _format_of(args: argparse.Namespace) -> str:
@@ -444,7 +531,7 @@ def _format_of(args: argparse.Namespace) -> str:
 
 def _write(frame: Frame, form: str, out: str | None) -> None:
     if form == "table":
-        text = _table(frame) + "\n"
+        text = _table(frame, None if out else _width()) + "\n"
         if out:
             pathlib.Path(out).write_text(text)
         else:
@@ -460,15 +547,15 @@ def _write(frame: Frame, form: str, out: str | None) -> None:
     sys.stdout.buffer.flush()
 
 
-def _table(frame: Frame) -> str:
+def _table(frame: Frame, width: int | None) -> str:
     half = TABLE_ROWS // 2
     cells = [["-" if c is None else c for c in row] for row in frame._rows.cells(half, half)]
     left_out = len(frame) - len(cells)
-    text = format_table(frame.columns, cells, gap_after=half if left_out else None)
+    text = format_table(frame.columns, cells, gap_after=half if left_out else None, width=width)
     return text + (f"\n({left_out:,} rows left out of {len(frame):,})" if left_out else "")
 
 
-def stats_table(heads: list[dict[str, Any]]) -> str:
+def stats_table(heads: list[dict[str, Any]], width: int | None = None) -> str:
     """Per dataset and head: what was asked, and what it cost upstream."""
     header = [
         "dataset", "head", "requests", "rows asked", "rows fetched", "minimal union", "hits", "joins", "fetched",
@@ -485,7 +572,7 @@ def stats_table(heads: list[dict[str, Any]]) -> str:
     rows = [(d["dataset"], head["head"], d) for head in heads for d in head["datasets"]]
     lines = [line(*row) for row in sorted(rows, key=lambda row: row[:2])]
     lines += [line("(all)", head["head"], head) for head in sorted(heads, key=lambda h: h["head"])]
-    return format_table(header, lines)
+    return format_table(header, lines, width=width)
 
 
 @contextlib.contextmanager
@@ -497,7 +584,8 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
     started = time.monotonic()
 
     def show(note: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{what}: {note} ({time.monotonic() - started:.0f} s)")
+        line = f"{what}: {note} ({time.monotonic() - started:.0f} s)"
+        sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 
     try:

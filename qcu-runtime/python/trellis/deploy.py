@@ -8,6 +8,7 @@ process for each.
 
 from __future__ import annotations
 
+import enum
 import functools
 import hashlib
 import importlib.metadata
@@ -21,17 +22,19 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from . import _inside, _trellis, local
-from .errors import BadRequest, StrategyError, TrellisError, Unavailable
+from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable
 from .run import traceback_of
 from .strategy import Strategy, _inner, source_file, strategies_of
 
 LOCK_FILE = "packages.lock"
-# from writing the unit's file to its process: `up` looks every fraction of a second, Python starts in one
-RUNNING_WAIT_S = 30.0
+# From writing the unit's file to the first it says of itself: `up` looks every fraction of a second. A publisher that
+# was killed a moment ago has the lease for fifteen seconds more.
+STARTED_WAIT_S = 30.0
 _POLL_S = 0.1
 
 
@@ -226,26 +229,40 @@ def _packages(loaded: frozenset[str]) -> str:
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
 
+class Until(enum.Enum):
+    """How far a deploy is watched."""
+
+    # the units' files are there; nobody need run
+    WRITTEN = "written"
+    # each unit has said what it does
+    STARTED = "started"
+    # each unit that was deployed for a session has run for it; the others have started
+    ENDED = "ended"
+
+
 def deploy_strategies(
     strategies: list[Strategy],
     state: str | os.PathLike[str],
     *,
     session: str | None = None,
     take_over: bool = False,
-    wait: bool = True,
+    until: Until = Until.STARTED,
+    show: Callable[[str], None] = lambda _note: None,
 ) -> list[dict[str, Any]]:
-    """Deploys to the grid that runs in `state`, or will. Answers each unit's name, digest and state.
+    """Deploys to the grid that runs in `state`, or will.
+
+    Answers each unit's name and digest; where it was watched, its state (`failed`: `failure` says how), what it said of
+    itself (`status`) and of its run (`last_run`).
 
     Raises:
-        StrategyError: a unit's process failed.
-        Unavailable: no grid runs there that would start the units (only where `wait`).
+        Unavailable: no grid runs there that would start the units.
     """
     state = pathlib.Path(state).resolve()
     names = [s.name for s in strategies]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise BadRequest(f"two strategies are named {twice}")
-    found = local.holder(state)
-    if wait and (found is None or found["kind"] != "up"):
+    found = local.started(state) if until is not Until.WRITTEN else None
+    if until is not Until.WRITTEN and (found is None or found["kind"] != "up"):
         raise Unavailable(
             f"no grid runs in {state} that could run units",
             hint="start it with `trellis up`, or write the units without waiting: --no-wait",
@@ -267,30 +284,51 @@ def deploy_strategies(
         }
         local.write_json(state / "units" / f"{strategy.name}.json", unit)
         units.append(unit)
-    if wait:
+    if until is not Until.WRITTEN:
         for unit in units:
-            unit["state"] = _wait_running(state, unit)
+            unit |= _watched(state, unit, until, show)
     return units
 
 
-def _wait_running(state: pathlib.Path, unit: dict[str, Any]) -> str:
-    deadline = time.monotonic() + RUNNING_WAIT_S
+def _watched(state: pathlib.Path, unit: dict[str, Any], until: Until, show: Callable[[str], None]) -> dict[str, Any]:
+    """The process of the unit, when it is as far."""
+    deadline = time.monotonic() + STARTED_WAIT_S
     while True:
         if local.holder(state) is None:
-            raise Unavailable(
-                f"the grid in {state} has ended", hint=f"the units are in {state / 'units'}; start it again"
-            )
-        processes = local.read_json(state / "processes.json") or []
-        mine = [p for p in processes if p["role"] == "qcu" and p["name"] == unit["unit"]]
-        for process in mine:
-            if process.get("deployed_ns") != unit["deployed_ns"]:
-                continue
-            if process["state"] == "failed":
-                raise StrategyError(
-                    f"unit {unit['unit']} failed: {process['note']}", hint=f"its log is {process['log']}"
-                )
-            if process["state"] in ("running", "finished"):
-                return process["state"]
+            raise Unavailable(f"the grid in {state} has ended", hint="the units are deployed: `trellis up` starts them")
+        process = next((p for p in process_list(state) if p.get("deployed_ns") == unit["deployed_ns"]), None)
+        status = (process or {}).get("status") or {}
+        if process is not None:
+            told = {name: process[name] for name in ("state", "note", "status", "last_run", "exit_status", "log")}
+            if process["state"] in ("finished", "failed"):
+                return told
+            if status.get("state") not in (None, "starting"):
+                if until is Until.STARTED or not unit["session"]:
+                    return told
+                deadline = float("inf")
+        show(f"{unit['unit']} {status.get('note', 'starts')}")
         if time.monotonic() > deadline:
-            raise Unavailable(f"unit {unit['unit']} was deployed, but does not run", hint="see `trellis status`")
+            why = (process or {}).get("note") or status.get("note") or "`trellis up` has not noticed it"
+            raise Unavailable(f"unit {unit['unit']} was deployed, but does not run: {why}", hint="see `trellis status`")
         time.sleep(_POLL_S)
+
+
+def failure(unit: dict[str, Any]) -> TrellisError:
+    """What went wrong with a unit that `deploy_strategies` answered as failed."""
+    run = unit["last_run"] or {}
+    told = f"unit {unit['unit']} failed: {unit['note']}"
+    hint = f"its log is {unit['log']}"
+    match run.get("exit_code", unit["exit_status"]):
+        case 4:
+            return Unavailable(told, hint=hint)
+        case 5:
+            return Conflict(told, hint=hint)
+        case _:
+            # the unit puts the strategy's traceback behind the sentence
+            _, _, trace = (run.get("error") or "").partition("\n")
+            return StrategyError(told, hint=hint, traceback=trace and trace.rstrip() + "\n")
+
+
+def process_list(state: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The processes of the grid that runs in `state`, as they are now."""
+    return local.read_json(pathlib.Path(state, "processes.json")) or []

@@ -66,7 +66,7 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
                 f'trellis.connect("embedded://{folder}"), or TRELLIS_URL=embedded://{folder}',
             )
         if found is not None and found["kind"] == "up":
-            return Grid(found["url"], _Remote(found["url"], unit, timeout))
+            return Grid(found["url"], _Remote(found["url"], unit, timeout, local.lock_file(folder)))
     return Grid(f"embedded://{folder}", _Embedded(folder, unit, timeout))
 
 
@@ -77,10 +77,11 @@ def _embedded_folder(url: str) -> pathlib.Path:
 
 
 class _Remote:
-    """A grid that runs elsewhere."""
+    """A grid that runs elsewhere. A call to one of this machine, which holds `lock`, ends with it."""
 
-    def __init__(self, url: str, unit: str | None, timeout: float) -> None:
-        self.client = _trellis.Client(url, unit, timeout, DEADLINE_S)
+    def __init__(self, url: str, unit: str | None, timeout: float, lock: pathlib.Path | None = None) -> None:
+        self.url = url
+        self.client = _trellis.Client(url, unit, timeout, DEADLINE_S, lock)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self.client, *args)
@@ -419,15 +420,54 @@ class Grid:
         return self._call(_Client.stats)
 
     def deploy(
-        self, *strategies: Strategy, state: Any = None, take_over: bool = False, wait: bool = True
+        self, *strategies: Strategy, session: Any = None, take_over: bool = False, wait: bool = False
     ) -> list[dict[str, Any]]:
-        """Deploys strategies to the local grid that `trellis up` runs: as `trellis deploy`, for their files.
+        """Deploys strategies to this grid, which must be one of `trellis up` on this machine: as `trellis deploy`.
 
-        Answers, for each, its name, digest and state.
+        Args:
+            strategies: of .py files; what a notebook defines has no file that could be deployed.
+            session: run for this session and end; None: by the schedule.
+            take_over: publish even though a process of the unit runs, or the dataset was another unit's output.
+            wait: with a session, wait until each unit has run; without, until it has said what it waits for.
+
+        Answers, for each, its name, digest, `status` (what it does) and `last_run`.
+
+        Raises:
+            BadRequest: this grid runs no units.
+            StrategyError, Conflict, Unavailable: a unit failed.
         """
-        from .deploy import deploy_strategies
+        from ._time import to_session
+        from .deploy import Until, deploy_strategies, failure
 
-        return deploy_strategies(list(strategies), state or local.STATE, take_over=take_over, wait=wait)
+        units = deploy_strategies(
+            list(strategies),
+            self._state(),
+            session=None if session is None else to_session(session),
+            take_over=take_over,
+            until=Until.ENDED if wait else Until.STARTED,
+        )
+        if failed := next((unit for unit in units if unit["state"] == "failed"), None):
+            raise failure(failed)
+        return units
+
+    def _state(self) -> pathlib.Path:
+        """The folder of the `trellis up` that runs this grid, which deploys write to."""
+        state = self._folder_of_up()
+        if state is None:
+            raise BadRequest(
+                f"the grid {self.url} runs no units: it is not one of `trellis up` on this machine",
+                hint="start one with `trellis up` (after `g.close()` if it is of the same folder), connect() to it, "
+                "and deploy there",
+            )
+        return state
+
+    def _folder_of_up(self) -> pathlib.Path | None:
+        told = {head["state"] for head in self.stats()} - {""}
+        state = pathlib.Path(told.pop()) if told else None
+        found = local.holder(state) if state is not None else None
+        # a folder of that name may be there on another machine too
+        same = found is not None and not _ports(found["url"]).isdisjoint(_ports(self._link.url))
+        return state if same else None
 
     def close(self) -> None:
         """Ends the connection; an embedded grid stops when its last connection in this process is closed."""
@@ -455,6 +495,11 @@ def _who() -> str:
     except (KeyError, OSError):
         # a container's user without a name
         return f"uid {os.getuid()}"
+
+
+def _ports(url: str) -> set[str]:
+    """Of a URL's heads. The same head may be called localhost or 127.0.0.1."""
+    return {address.rpartition(":")[2] for address in url.partition("://")[2].split(",")}
 
 
 def _text(value: Any, name: str) -> str:

@@ -10,8 +10,9 @@ kinds of grid serve the same lake: what a notebook imported is there when `trell
     grid.json        of `trellis up`: what it printed when it was ready
     processes.json   of `trellis up`: its processes as they are now
     units/           deployed units, one file each; `trellis up` watches the folder
+    done/            of units deployed for one session, how it ended; those do not run again
     bundles/         their sources, by content
-    logs/            one file a process
+    logs/            one file a process; up.log is that of `trellis up --detach`
 """
 
 from __future__ import annotations

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import sysconfig
 import traceback
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _inside, _trellis
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 
 # of a traceback's end: enough for any stack that a person reads
 TRACEBACK_BYTES_MAX = 32 * 1024
+_HEADER = "Traceback (most recent call last):\n"
+_OURS = pathlib.Path(__file__).parent
+_LIBRARIES = [_OURS, *(pathlib.Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
 
 
 def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Frame:
@@ -37,10 +44,14 @@ def run_here(
     strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool, take_over: bool
 ) -> Frame:
     """`Strategy.run`."""
+    __tracebackhide__ = True  # notebooks leave the frame out
     from .grid import connect
 
     if take_over and not publish:
-        raise BadRequest("take_over is about publishing, and nothing is published", hint="publish too, or leave it out")
+        raise BadRequest(
+            "take_over is about publishing, and nothing is published",
+            hint="publish=True (`--publish`), or no take_over",
+        )
 
     if grid is None:
         with connect(unit=strategy.name) as own:
@@ -63,6 +74,7 @@ def run_here(
 
 
 def _compute(strategy: Strategy, manifest: str, session: str, prefetched: _trellis.Prefetched) -> Frame:
+    __tracebackhide__ = True
     inputs = {
         name: input_frame(strategy, name, rows, receipt, window) for name, rows, receipt, window in prefetched.inputs()
     }
@@ -71,7 +83,8 @@ def _compute(strategy: Strategy, manifest: str, session: str, prefetched: _trell
     except KeyboardInterrupt:
         raise
     except (Exception, SystemExit) as error:
-        raise _failed(strategy, session, error) from error
+        failed = _failed(strategy, session, error)
+        raise failed from error.with_traceback(_without_ours(error.__traceback__))
     return Frame(_trellis.check_result(manifest, session, frame._rows))
 
 
@@ -102,16 +115,45 @@ def exit_told(error: SystemExit) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback as text from the strategy's own frames on, and its last 32 KiB only."""
-    entries = error.__traceback__
-    while entries is not None and _is_ours(entries.tb_frame.f_globals):
-        entries = entries.tb_next
-    lines = traceback.format_exception(type(error), error, entries or error.__traceback__)
+    """The traceback as text, its last 32 KiB: the strategy's own frames, without ours and those of libraries.
+
+    TRELLIS_TRACEBACK=1 has all of them, and the exceptions behind this one.
+    """
+    if os.environ.get("TRELLIS_TRACEBACK", "0") != "0":
+        lines = traceback.format_exception(error)
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if _is_own(frame.filename)]
+        # a SyntaxError has a place, and no frame
+        lines = [_HEADER, *traceback.format_list(own), *traceback.format_exception_only(error)]
     return "".join(lines).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
 
 
-def _is_ours(names: dict[str, Any]) -> bool:
-    module = names.get("__name__", "")
-    return module.partition(".")[0] in ("trellis", "importlib", "runpy") or (
-        module == "__main__" and (names.get("__package__") == "trellis")
-    )
+def frames_of(text: str) -> str:
+    """Of a traceback its frames: what is above them is the same in all, and what is below is the message."""
+    lines = text.splitlines()
+    last = max((i for i, line in enumerate(lines) if line.startswith("  ")), default=-1)
+    return "".join(f"{line}\n" for line in lines[: last + 1] if line != _HEADER.strip())
+
+
+def _is_own(file: str) -> bool:
+    path = pathlib.Path(file)
+    elsewhere = file.startswith("<frozen ") or any(path.is_relative_to(folder) for folder in _LIBRARIES)
+    return not elsewhere and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+def _without_ours(entries: TracebackType | None) -> TracebackType | None:
+    """A traceback between the strategy's first frame and the last that is not ours."""
+    while entries is not None and _is_ours(entries):
+        entries = entries.tb_next
+    last, entry = None, entries
+    while entry is not None:
+        last = entry if not _is_ours(entry) else last
+        entry = entry.tb_next
+    if last is not None:
+        last.tb_next = None
+    return entries
+
+
+def _is_ours(entry: TracebackType) -> bool:
+    return pathlib.Path(entry.tb_frame.f_code.co_filename).is_relative_to(_OURS)

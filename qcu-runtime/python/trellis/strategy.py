@@ -116,7 +116,10 @@ def _lookback(text: str | None) -> dict[str, Any] | None:
         return {"sessions": int(match[1])}
     if match := _DURATION.fullmatch(text):
         return {"duration": match[1] + match[2][0]}
-    _trellis.parse_duration(text)
+    try:
+        _trellis.parse_duration(text)
+    except BadRequest:
+        raise BadRequest(f"lookback={text!r} is no span", hint='lookback="260 sessions", or "90 days"') from None
     return {"duration": text}
 
 
@@ -280,6 +283,7 @@ class Strategy:
             Forbidden: the dataset is another unit's output.
             Conflict: a process of this unit runs; the message names it.
         """
+        __tracebackhide__ = True  # notebooks leave the frame out
         from .run import run_here
 
         return run_here(self, to_session(session), grid, to_end(as_of, "as_of"), publish, take_over)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import local
-from .errors import BadRequest, TrellisError, Unavailable
+from .errors import BadRequest, Conflict, TrellisError, Unavailable
 
 # from starting a server to its ready line; a lake with long logs takes seconds
 READY_WAIT_S = 60.0
@@ -90,9 +90,11 @@ class Child:
         self.started = 0.0
         self.due = 0.0
         self.output = b""
-        # of a unit: the file it was deployed by, and what it said of its last run
+        # of a unit: the file it was deployed by, what it said last of itself and of its last run, and how it exited
         self.unit: dict[str, Any] | None = None
+        self.status: dict[str, Any] | None = None
         self.last_run: dict[str, Any] | None = None
+        self.exit_status: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """As people and `trellis status` see it."""
@@ -106,8 +108,17 @@ class Child:
             "restarts": self.restarts,
             "note": self.note,
             "log": str(self.log),
-            **({"deployed_ns": self.unit["deployed_ns"], "digest": self.unit["digest"]} if self.unit else {}),
-            **({"last_run": self.last_run} if self.last_run else {}),
+            **(self._of_unit(self.unit) if self.unit else {}),
+        }
+
+    def _of_unit(self, unit: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "session": unit.get("session"),
+            "deployed_ns": unit["deployed_ns"],
+            "digest": unit["digest"],
+            "status": self.status,
+            "last_run": self.last_run,
+            "exit_status": self.exit_status,
         }
 
 
@@ -173,7 +184,8 @@ class Up:
         self._await_ready(shard_children)
         peers = "static://" + ",".join(c.listen for c in shard_children)
         head_children = [
-            self._server(f"head-{i}", "head", "head-node", {"TRELLIS_SHARDS": peers}) for i in range(heads)
+            self._server(f"head-{i}", "head", "head-node", {"TRELLIS_SHARDS": peers, "TRELLIS_STATE": str(self.state)})
+            for i in range(heads)
         ]
         self._await_ready(head_children)
         addresses = [c.listen for c in head_children]
@@ -243,6 +255,7 @@ class Up:
         child.started = time.monotonic()
         child.state = State.STARTING
         child.note = ""
+        child.status = child.exit_status = None
 
     # --- running
 
@@ -287,10 +300,12 @@ class Up:
             self._said(child, line)
 
     def _said(self, child: Child, line: bytes) -> None:
-        """A line of JSON: that it is ready, or, of a unit, how a run ended."""
+        """A line of JSON: that it is ready, or, of a unit, what it does and how a run ended."""
         try:
             said = json.loads(line)
-            if "outcome" in said:
+            if "status" in said:
+                child.status = said["status"]
+            elif "outcome" in said:
                 child.last_run = said
             elif said["ready"] and child.state is State.STARTING:
                 if "listen" in said:
@@ -318,19 +333,32 @@ class Up:
             return
         how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
         child.note = f"{how} after {lived:.1f} s" + (last_words(child) if status > 0 else "")
+        child.status, child.exit_status = None, status
         if child.role == "qcu" and status == 0:
-            child.state = State.FINISHED
+            child.state, child.note = State.FINISHED, ""
+            self._remember(child)
             return
         # 2, 3 and 5 say: the same again fails the same way. A unit with a session of its own has made all its attempts.
         if child.unit is not None and (status in (2, 3, 5) or (status > 0 and child.unit.get("session"))):
             if child.last_run and child.last_run.get("error"):
-                child.note = child.last_run["error"]
+                child.note = child.last_run["error_line"]
             child.state = State.FAILED
+            self._remember(child)
             self.say(f"{child.name} {child.note}; not started again\n{log_tail(child.log)}")
             return
         if lived > HEALTHY_S:
             child.soon_deaths = 0
         self._try_again(child)
+
+    def _remember(self, child: Child) -> None:
+        """What was deployed for one session and has run for it does not run again when the grid starts again."""
+        run = child.last_run
+        if child.unit and child.unit.get("session") and run and run["outcome"] != "cancelled":
+            ended = {"state": child.state.value, "note": child.note, "last_run": run, "exit_status": child.exit_status}
+            local.write_json(self._done(child.name), {"deployed_ns": child.unit["deployed_ns"], **ended})
+
+    def _done(self, unit: str) -> pathlib.Path:
+        return self.state / "done" / f"{unit}.json"
 
     def _try_again(self, child: Child) -> None:
         delay = BACKOFF_S[min(child.soon_deaths, len(BACKOFF_S) - 1)]
@@ -370,6 +398,12 @@ class Up:
             )
             child.unit = unit
             self.children.append(child)
+            done = local.read_json(self._done(child.name))
+            # deploying it anew, whatever it is, is a wish to run it again
+            if done and unit.get("session") and done["deployed_ns"] == unit["deployed_ns"]:
+                child.state, child.note = State(done["state"]), done["note"]
+                child.last_run, child.exit_status = done["last_run"], done["exit_status"]
+                continue
             self.say(f"{child.name}: starting, code {unit['digest'][:19]}")
             self._start(child)
 
@@ -406,6 +440,49 @@ class Up:
                     kill_group(child.process)
                     child.process.wait()
                 self._close_output(child)
+
+
+def detached(state: pathlib.Path, heads: int, shards: int) -> dict[str, Any]:
+    """Starts `trellis up` as a process of its own: what it says when it is ready.
+
+    Raises:
+        Unavailable, Conflict, BadRequest: it ended instead, with these words.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    log = state / "up.log"
+    argv = [sys.executable, "-m", "trellis.cli", "up", "--heads", str(heads), "--shards", str(shards)]
+    with open(log, "wb") as stderr:
+        up = subprocess.Popen(
+            [*argv, "--state", str(state), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    assert up.stdout is not None
+    line = up.stdout.readline()
+    if line:
+        return json.loads(line)
+    kinds = {2: BadRequest, 3: BadRequest, 5: Conflict}
+    try:
+        told = json.loads(log.read_text().splitlines()[-1])
+    except (ValueError, IndexError):
+        told = {"message": f"the grid did not start\n{log_tail(log)}"}
+    raise kinds.get(up.wait(), Unavailable)(told["message"], hint=told.get("hint", ""))
+
+
+def end(state: pathlib.Path) -> bool:
+    """Ends the `trellis up` of a folder, and waits until it has. False: none runs there."""
+    found = local.holder(state)
+    if found is None or found["kind"] != "up":
+        return False
+    os.kill(found["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 2 * KILL_AFTER_S
+    while (now := local.holder(state)) is not None and now["pid"] == found["pid"]:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"`trellis up`, pid {found['pid']}, does not end", hint=f"kill -9 {found['pid']}")
+        time.sleep(TICK_S)
+    return True
 
 
 def environment(role: str, given: dict[str, str]) -> dict[str, str]:
