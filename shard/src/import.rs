@@ -274,11 +274,10 @@ pub fn read(
             let hint = advice.rows(&fields, &new, &problems);
             return Err(ImportError::Rows { problems, total: bad.total, good: rows.rows() as u64, hint });
         }
-        Some(path) if bad.total <= QUARANTINE_ROWS_MAX as u64 => {
-            if !spec.dry_run {
-                quarantine::write(path, &sources, spec, &checked, &bad)?;
-            }
+        Some(path) if bad.total <= QUARANTINE_ROWS_MAX as u64 && !spec.dry_run => {
+            quarantine::write(path, &sources, spec, &checked, &bad)?;
         }
+        Some(_) if bad.total <= QUARANTINE_ROWS_MAX as u64 => {}
         Some(_) => {
             return Err(ImportError::TooLarge {
                 message: format!(

@@ -10,7 +10,7 @@ use super::{
     number::{Forms, Marks, Signs},
     options::{Checked, mark_name},
     problem::ImportError,
-    seen::{Example, Seen, Trouble},
+    seen::{Example, Seen, Trouble, Verdict},
     stamps::{Dates, Stamps},
 };
 
@@ -28,7 +28,13 @@ type Choices = Vec<(String, String)>;
 impl Advice<'_> {
     /// Why a column is refused as a whole.
     pub(crate) fn refusal(&self, name: &FieldName, seen: &Seen, trouble: Trouble) -> ImportError {
-        let text = format!("--types {name}=string");
+        // a column that is kept as text leaves the others as they are
+        let alike = |seen: &Seen| seen.verdict() == Verdict::Refused(trouble);
+        let named: Vec<String> = (self.seen.iter())
+            .filter(|(other, seen)| other == name || (alike(seen) && !self.checked.types.contains_key(other)))
+            .map(|(name, _)| format!("{name}=string"))
+            .collect();
+        let text = format!("--types {}", named.join(","));
         let cell = |example: Option<&Example>| {
             example.map(|e| format!("{:?} on line {}", e.text, e.line)).unwrap_or_default()
         };

@@ -273,7 +273,8 @@ impl Columns<'_> {
     fn of_fields<'a>(&'a self, keys: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
         (0..self.names.len()).filter(|i| {
             let name = self.names[*i].as_str();
-            !keys.contains(i) && !is_index(name) && !(self.given && name == "_")
+            let left_out = self.given && name == "_";
+            !(keys.contains(i) || is_index(name) || left_out)
         })
     }
 

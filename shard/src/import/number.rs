@@ -347,10 +347,16 @@ pub(crate) fn forms_of(text: &str) -> Option<(Forms, Signs)> {
 
 /// As [`forms_of`] for a number in the plain form, which most cells are.
 pub(crate) fn forms_of_plain(text: &str) -> Forms {
-    if !text.contains('.') && !text.contains(['e', 'E']) {
-        return Forms::ALL;
+    let with = |decimal: char| {
+        let of = KNOWN.iter().enumerate().filter(|(_, marks)| marks.decimal == decimal);
+        Forms(of.fold(0, |forms, (i, _)| forms | 1 << i))
+    };
+    match (text.contains(['e', 'E']), text.split_once('.')) {
+        (false, None) => Forms::ALL,
+        // no group between thousands
+        (false, Some((_, fraction))) if fraction.len() != 3 => with('.'),
+        _ => forms_of(text).map_or(Forms::ALL, |(forms, _)| forms),
     }
-    forms_of(text).map_or(Forms::ALL, |(forms, _)| forms)
 }
 
 /// The significant digits of a plain number, and the power of ten of the first. No digits: zero.
@@ -373,6 +379,10 @@ pub(crate) fn whole(plain: &str) -> Option<Result<i64, &'static str>> {
     if let Ok(value) = plain.parse::<i64>() {
         return Some(Ok(value));
     }
+    let fraction = plain.split_once('.').map_or("", |(_, fraction)| fraction);
+    if fraction.bytes().any(|b| matches!(b, b'1'..=b'9')) && !plain.contains(['e', 'E']) {
+        return None;
+    }
     let (digits, first) = significant(plain);
     if digits.is_empty() {
         return Some(Ok(0));
@@ -394,6 +404,9 @@ pub(crate) fn float64(plain: &str) -> Option<(f64, bool)> {
     const DIGITS: usize = 15;
     const POWERS: std::ops::Range<i64> = -300..300;
     let value: f64 = plain.parse().ok()?;
+    if plain.len() <= DIGITS && !plain.contains(['e', 'E']) {
+        return Some((value, true));
+    }
     let (digits, first) = significant(plain);
     let sure = digits.len() <= DIGITS && POWERS.contains(&first);
     Some((value, sure || says(&digits, first, value.is_finite(), |n| format!("{:.n$e}", value.abs()))))
@@ -401,7 +414,12 @@ pub(crate) fn float64(plain: &str) -> Option<(f64, bool)> {
 
 /// As [`float64`], of 32 bits.
 pub(crate) fn float32(plain: &str) -> Option<(f32, bool)> {
+    // as of 64 bits
+    const DIGITS: usize = 6;
     let value: f32 = plain.parse().ok()?;
+    if plain.len() <= DIGITS && !plain.contains(['e', 'E']) {
+        return Some((value, true));
+    }
     let (digits, first) = significant(plain);
     Some((value, says(&digits, first, value.is_finite(), |n| format!("{:.n$e}", value.abs()))))
 }
