@@ -197,6 +197,10 @@ impl Task {
                     actions.remove(&file.file, true, now_ms);
                 }
             }
+            if matches!(change.what, What::Alter(_)) {
+                // What was published before is not what is there now: the same rows again are to be committed.
+                actions.txn(table::IMPORTED, version as i64, now_ms);
+            }
             let written = evolution.as_ref().map_or(&[][..], |evolution| evolution.adds.as_slice());
             if !change.id.is_empty() {
                 let rewritten = written.len() as u64;

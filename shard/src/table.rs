@@ -12,7 +12,7 @@
 //! | `trellis-holder [unit, instance, ttl_ms]` | the epoch it was granted; an empty unit is nobody |
 //! | `trellis-released`                 | the newest epoch that was given back |
 //! | `trellis-run [id, digest, known_at_ns, rows, session, partition]` | the table's version; the last two of sessions only |
-//! | `trellis-imported`                 | the version of the newest import |
+//! | `trellis-imported`                 | the version of the newest import, or change of the dataset by hand |
 //! | `trellis-watermark`                | nanoseconds           |
 
 use std::{
@@ -46,7 +46,7 @@ use crate::{
 pub(crate) const PUBLISHER: &str = "trellis-publisher";
 /// Application id of the epoch that was given back.
 pub(crate) const RELEASED: &str = "trellis-released";
-/// Application id of the newest import.
+/// Application id of the newest import, or change by hand.
 pub(crate) const IMPORTED: &str = "trellis-imported";
 const HOLDER: &str = "trellis-holder ";
 const RUN: &str = "trellis-run ";
@@ -97,7 +97,7 @@ pub(crate) struct Snapshot {
     pub(crate) lease: Stored,
     /// When this process learned of the lease's epoch, by [`Table::now`].
     pub(crate) lease_learned: Duration,
-    /// Version of the newest import.
+    /// Version of the newest import, or change by hand: publishes before it may not be what is there.
     pub(crate) imported: Option<u64>,
 }
 
