@@ -301,12 +301,15 @@ impl<'a> Service<'a> {
         };
         match lost.code() {
             Code::Fenced => {
-                tracing::warn!(error = lost.message(), "the unit waits until the lease is free again")
+                tracing::warn!(error = lost.message(), "the unit waits until the lease is free again");
+                self.teller.tell(Doing::Fenced { error: first_line(lost.message()) });
             }
-            _ if lost.retryable() => {}
+            _ if lost.retryable() => {
+                let output = self.config.unit.manifest.output.dataset.to_string();
+                self.teller.tell(Doing::Starting { output });
+            }
             _ => return Err(lost),
         }
-        self.teller.tell(Doing::Starting { output: self.config.unit.manifest.output.dataset.to_string() });
         let mut pause = POLL_MIN;
         while !self.stop.is_cancelled() {
             match self.lease.again().await {

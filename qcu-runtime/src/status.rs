@@ -20,6 +20,7 @@
 //! | `retrying` | an attempt failed, and another one follows |
 //! | `failing` | a session failed after all its attempts, and is tried again much later |
 //! | `unreachable` | cannot ask the grid |
+//! | `fenced` | lost its lease to somebody who took over, and waits until it is free again |
 //! | `idle` | has no schedule, and runs only what somebody asks for |
 //!
 //! The same status is not said twice, and progress alone is said at most every [`PROGRESS_EVERY`], so a unit writes some
@@ -83,6 +84,11 @@ pub enum Doing {
         /// What went wrong.
         error: String,
     },
+    /// Somebody took the lease over.
+    Fenced {
+        /// Who, and when.
+        error: String,
+    },
     /// The grid does not answer.
     Unreachable {
         /// Why.
@@ -101,6 +107,7 @@ impl Doing {
             Self::Running { .. } => "running",
             Self::Retrying { .. } => "retrying",
             Self::Failing { .. } => "failing",
+            Self::Fenced { .. } => "fenced",
             Self::Unreachable { .. } => "unreachable",
         }
     }
@@ -144,7 +151,7 @@ impl Doing {
                 put("next_at", json!(clock(*at_ns)));
                 put("error", json!(error));
             }
-            Self::Unreachable { error } => {
+            Self::Fenced { error } | Self::Unreachable { error } => {
                 put("error", json!(error));
             }
         }
@@ -201,6 +208,7 @@ impl std::fmt::Display for Doing {
                 let times = if *attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
                 write!(f, "{session} failed {times}, and is tried again at {}: {error}", clock(*at_ns))
             }
+            Self::Fenced { error } => write!(f, "waits until its lease is free again: {error}"),
             Self::Unreachable { error } => write!(f, "cannot ask the grid: {error}"),
         }
     }
@@ -334,6 +342,11 @@ mod tests {
                 },
                 "failing",
                 "2016-08-10 failed 4 times, and is tried again at 2016-08-11T20:20:00Z: it raised",
+            ),
+            (
+                Doing::Fenced { error: "fenced by epoch 2".into() },
+                "fenced",
+                "waits until its lease is free again: fenced by epoch 2",
             ),
             (Doing::Unreachable { error: "nobody".into() }, "unreachable", "cannot ask the grid: nobody"),
         ];

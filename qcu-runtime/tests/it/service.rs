@@ -471,6 +471,8 @@ async fn a_unit_that_a_person_publishes_over_goes_on_with_the_next_session_under
     let line = qcu.line().await;
     assert_eq!((&line["session"], &line["outcome"]), (&json!("2016-08-10"), &json!("refused")));
     assert!(line["error"].as_str().unwrap().contains("fenced by epoch 2"), "{line}");
+    let told = qcu.status(|status| status["state"] == "fenced").await;
+    assert_eq!(told["note"], json!("waits until its lease is free again: fenced by epoch 2"));
     let line = qcu.line().await;
     assert_eq!((&line["session"], &line["outcome"]), (&json!("2016-08-11"), &json!("succeeded")));
     assert_eq!(qcu.exit_code().await, 5);
