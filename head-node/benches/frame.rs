@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow_buffer::Buffer;
+use arrow_buffer::{BooleanBuffer, Buffer};
 use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, FieldName, FieldType, Symbol, spec::FieldSpec, time::DAY_NS,
 };
@@ -40,6 +40,9 @@ impl Source for Chunk {
     }
     fn corrected(&self) -> bool {
         false
+    }
+    fn retracted(&self) -> Option<&BooleanBuffer> {
+        None
     }
     fn column(&self, _: usize) -> Column<'_> {
         Column { nulls: None, values: Values::Fixed(&self.0.1) }

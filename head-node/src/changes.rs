@@ -9,7 +9,7 @@ use arrow_array::{Array, RecordBatch, cast::AsArray, types::TimestampNanosecondT
 use trellis_proto::{Code, Error, Result, pb};
 
 use crate::{
-    chunk::{self, Chunk, Stamp},
+    chunk::{self, ChangeRows, Chunk, Stamp},
     claims::{ColumnSet, Event, Standing},
     datasets::{Part, Table},
     series::{Cell, Fx},
@@ -19,7 +19,7 @@ use crate::{
 
 /// Rows that came with a change, and where each symbol's are.
 struct Inline {
-    batch: RecordBatch,
+    rows: ChangeRows,
     symbols: HashMap<String, Range<usize>>,
 }
 
@@ -138,14 +138,15 @@ impl Update<'_> {
         if chunks.is_empty() {
             return;
         }
-        let rows = |chunk: i64| -> Option<RecordBatch> {
+        let rows = |chunk: i64| -> Option<ChangeRows> {
             let inline = inline?;
             let all = inline.symbols.get(symbol)?;
             let (start, end) = self.table.spec.chunk.range(chunk);
-            let ts = &inline.batch.column(1).as_primitive::<TimestampNanosecondType>().values()[all.clone()];
+            let ts = inline.rows.batch.column(1).as_primitive::<TimestampNanosecondType>();
+            let ts = &ts.values()[all.clone()];
             let from = all.start + ts.partition_point(|t| *t < start);
             let to = all.start + ts.partition_point(|t| *t < end);
-            Some(inline.batch.slice(from, to - from))
+            Some(inline.rows.slice(from..to))
         };
         let stamp = |columns: ColumnSet| Stamp {
             columns,
@@ -174,7 +175,7 @@ impl Update<'_> {
                     let begins_after =
                         self.last_ts.is_some_and(|last| self.table.spec.chunk.start(chunk) > last);
                     if begins_after
-                        && let Some(rows) = rows(chunk).filter(|rows| rows.num_rows() > 0)
+                        && let Some(rows) = rows(chunk).filter(|rows| rows.batch.num_rows() > 0)
                         && let Ok(payload) = Chunk::planted(
                             &self.core.memory,
                             &rows,
@@ -217,7 +218,8 @@ fn inline(table: &Table, change: &pb::Change, same_spec: bool) -> Result<Option<
         }
         from = to;
     }
-    Ok(Some(Inline { batch, symbols }))
+    let retracted = chunk::retractions(&change.retracted, batch.num_rows())?;
+    Ok(Some(Inline { rows: ChangeRows { batch, retracted }, symbols }))
 }
 
 /// Whether (ts, known_at) ascends strictly.

@@ -118,6 +118,8 @@ pub(crate) struct Chunk {
     known_through: i64,
     rows: u32,
     corrected: bool,
+    /// Which rows are retractions; `None`: none is. Boxed, because it is rare and chunks are many.
+    retracted: Option<Box<BooleanBuffer>>,
     ts: ScalarBuffer<i64>,
     known_at: KnownAt,
     /// Ascending by field.
@@ -155,6 +157,7 @@ impl Chunk {
             known_through: stamp.known_through,
             rows: 0,
             corrected: false,
+            retracted: None,
             ts: ScalarBuffer::from(Vec::new()),
             known_at: KnownAt::Constant(i64::MIN),
             fields: Box::default(),
@@ -162,14 +165,13 @@ impl Chunk {
         })
     }
 
-    /// The same chunk with the rows of a commit put in their places. `rows` has the change schema and is one symbol's and one
-    /// chunk's part of it.
+    /// The same chunk with the rows of a commit put in their places: one symbol's and one chunk's part of it.
     ///
     /// # Errors
     /// [`Code::DataCorrupt`] if the rows are not what their schema says.
     pub(crate) fn patched(
         self: &Arc<Self>,
-        rows: &RecordBatch,
+        rows: &ChangeRows,
         layout: Layout,
         stamp: Stamp,
         spec: &DatasetSpec,
@@ -177,7 +179,7 @@ impl Chunk {
         let fields = fields_of(layout, self.columns, spec);
         let theirs = Rows::of_change(rows, &fields)?;
         if self.rows == 0 {
-            return Ok(pack(&self.memory, stamp, &fields, &[theirs], &[(0, 0..rows.num_rows())]));
+            return Ok(pack(&self.memory, stamp, &fields, &[theirs], &[(0, 0..rows.batch.num_rows())]));
         }
         let mine = Rows::of_chunk(self, &fields);
         let order = interleave(&mine, &theirs);
@@ -190,7 +192,7 @@ impl Chunk {
     /// As [`Self::patched`].
     pub(crate) fn planted(
         memory: &Arc<Memory>,
-        rows: &RecordBatch,
+        rows: &ChangeRows,
         layout: Layout,
         stamp: Stamp,
         spec: &DatasetSpec,
@@ -213,7 +215,7 @@ impl Payload for Arc<Chunk> {
         self.rows
     }
     fn same_rows(&self, other: &Self) -> bool {
-        if self.rows != other.rows || self.ts != other.ts {
+        if self.rows != other.rows || self.ts != other.ts || self.retracted != other.retracted {
             return false;
         }
         match (&self.known_at, &other.known_at) {
@@ -240,6 +242,7 @@ impl Payload for Arc<Chunk> {
         let rows = Rows {
             ts: &self.ts,
             known: self.known_at.clone(),
+            retracted: self.retracted.as_deref().cloned(),
             parts: columns.into_iter().map(Part::of_column).collect(),
         };
         pack(&self.memory, stamp, &fields, &[rows], &[(0, 0..self.rows as usize)])
@@ -272,10 +275,30 @@ fn fields_of(layout: Layout, columns: ColumnSet, spec: &DatasetSpec) -> Vec<Fiel
     layout.fields(columns).into_iter().map(|field| (field as u16, spec.fields[field].data_type)).collect()
 }
 
+/// Rows of a commit, in the change schema.
+#[derive(Debug, Clone)]
+pub(crate) struct ChangeRows {
+    pub(crate) batch: RecordBatch,
+    /// Which are retractions; `None`: none is.
+    pub(crate) retracted: Option<BooleanBuffer>,
+}
+
+impl ChangeRows {
+    /// Some of them.
+    pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
+        Self {
+            batch: self.batch.slice(rows.start, rows.len()),
+            retracted: self.retracted.as_ref().map(|bits| bits.slice(rows.start, rows.len())),
+        }
+    }
+}
+
 /// Rows to copy from: the keys, and for each field its values.
 struct Rows<'a> {
     ts: &'a [i64],
     known: KnownAt,
+    /// Which are retractions; `None`: none is.
+    retracted: Option<BooleanBuffer>,
     parts: Vec<Part<'a>>,
 }
 
@@ -339,12 +362,14 @@ impl<'a> Rows<'a> {
             .filter_map(|(field, _)| chunk.field(usize::from(*field)))
             .map(Part::of_column)
             .collect();
-        Self { ts: &chunk.ts, known: chunk.known_at.clone(), parts }
+        let retracted = chunk.retracted.as_deref().cloned();
+        Self { ts: &chunk.ts, known: chunk.known_at.clone(), retracted, parts }
     }
 
     /// Of a batch with `ts` and `known_at` at `keys` and the `i`th field at `at(i)`.
     fn of_batch(
         batch: &'a RecordBatch,
+        retracted: Option<BooleanBuffer>,
         keys: usize,
         fields: &[FieldAt],
         at: impl Fn(usize) -> usize,
@@ -356,11 +381,16 @@ impl<'a> Rows<'a> {
             .enumerate()
             .map(|(i, (_, data_type))| Part::of_array(batch.column(at(i)).as_ref(), *data_type))
             .collect::<Result<_>>()?;
-        Ok(Self { ts, known, parts })
+        Ok(Self { ts, known, retracted, parts })
     }
 
-    fn of_change(batch: &'a RecordBatch, fields: &[FieldAt]) -> Result<Self> {
-        Self::of_batch(batch, 1, fields, |i| 3 + usize::from(fields[i].0))
+    fn of_change(rows: &'a ChangeRows, fields: &[FieldAt]) -> Result<Self> {
+        Self::of_batch(&rows.batch, rows.retracted.clone(), 1, fields, |i| 3 + usize::from(fields[i].0))
+    }
+
+    /// Whether any of these rows is a retraction.
+    fn retracts(&self, rows: &Range<usize>) -> bool {
+        self.retracted.as_ref().is_some_and(|bits| bits.slice(rows.start, rows.len()).count_set_bits() > 0)
     }
 }
 
@@ -415,6 +445,7 @@ fn pack(
         return Chunk::empty(memory, stamp);
     }
     let constant = constant_of(sources, order);
+    let retracts = order.iter().any(|(s, run)| sources[*s].retracts(run));
     let nulls: Vec<usize> = (0..fields.len())
         .map(|f| {
             order
@@ -431,6 +462,9 @@ fn pack(
     let mut sizes = vec![rows * 8];
     if constant.is_none() {
         sizes.push(rows * 8);
+    }
+    if retracts {
+        sizes.push(bits);
     }
     for (f, nulls) in nulls.iter().enumerate() {
         if *nulls > 0 {
@@ -466,6 +500,18 @@ fn pack(
                 KnownAt::Constant(at) => data.extend(std::iter::repeat_n(*at, run.len())),
             }
         }
+        place(&mut data, start);
+    }
+    if retracts {
+        let mut retracted = BooleanBufferBuilder::new(rows);
+        for (s, run) in order {
+            match &sources[*s].retracted {
+                Some(bits) => retracted.append_buffer(&bits.slice(run.start, run.len())),
+                None => retracted.append_n(run.len(), false),
+            }
+        }
+        let start = data.len();
+        data.extend_from_slice(&retracted.as_slice()[..bits]);
         place(&mut data, start);
     }
     for (f, nulls) in nulls.iter().enumerate() {
@@ -538,6 +584,7 @@ fn pack(
         Some(at) => KnownAt::Constant(at),
         None => KnownAt::PerRow(ScalarBuffer::new(next(), 0, rows)),
     };
+    let retracted = retracts.then(|| Box::new(BooleanBuffer::new(next(), 0, rows)));
     let fields = fields
         .iter()
         .zip(&nulls)
@@ -557,7 +604,8 @@ fn pack(
         version: stamp.version,
         known_through: stamp.known_through,
         rows: rows as u32,
-        corrected: ts.windows(2).any(|w| w[0] == w[1]),
+        corrected: retracts || ts.windows(2).any(|w| w[0] == w[1]),
+        retracted,
         ts,
         known_at,
         fields,
@@ -609,6 +657,18 @@ pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<Re
         .map_err(|e| corrupt(format!("an Arrow record batch does not read: {e}")))
 }
 
+/// Which of so many rows are retractions, as it is told beside them.
+///
+/// # Errors
+/// [`Code::DataCorrupt`] if it is told of another number of rows.
+pub(crate) fn retractions(bits: &Bytes, rows: usize) -> Result<Option<BooleanBuffer>> {
+    match bits.len() {
+        0 => Ok(None),
+        len if len == rows.div_ceil(8) => Ok(Some(BooleanBuffer::new(Buffer::from(bits.clone()), 0, rows))),
+        len => Err(corrupt(format!("{len} bytes say which of {rows} rows are retractions"))),
+    }
+}
+
 /// What the rows of runs are to be read as.
 #[derive(Debug, Clone)]
 pub(crate) struct RunShape {
@@ -649,13 +709,19 @@ impl RunShape {
     /// Divides a record batch into the chunks of its runs, run by run.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if a column is not of its type.
-    pub(crate) fn unpack<'a>(&'a self, memory: &'a Arc<Memory>, rows: &'a RecordBatch) -> Result<Unpack<'a>> {
+    /// [`Code::DataCorrupt`] if a column is not of its type, or if `retracted` is not of these rows.
+    pub(crate) fn unpack<'a>(
+        &'a self,
+        memory: &'a Arc<Memory>,
+        rows: &'a RecordBatch,
+        retracted: &Bytes,
+    ) -> Result<Unpack<'a>> {
+        let retracted = retractions(retracted, rows.num_rows())?;
         Ok(Unpack {
             shape: self,
             memory,
             known_at: time(rows, 1)?,
-            rows: Rows::of_batch(rows, 0, &self.fields, |i| 2 + i)?,
+            rows: Rows::of_batch(rows, retracted, 0, &self.fields, |i| 2 + i)?,
             row: 0,
         })
     }
@@ -742,10 +808,15 @@ impl ChunkRef {
     pub fn field(&self, field: usize) -> Option<&Column> {
         self.chunk.field(field)
     }
-    /// Whether some event time occurs more than once.
+    /// Whether some event time occurs more than once, or some row is a retraction.
     #[must_use]
     pub fn corrected(&self) -> bool {
         self.chunk.corrected
+    }
+    /// Which rows are retractions; `None`: none is.
+    #[must_use]
+    pub fn retracted(&self) -> Option<&BooleanBuffer> {
+        self.chunk.retracted.as_deref()
     }
     /// Version of the table that was read, or whose change was applied last.
     #[must_use]
@@ -824,7 +895,9 @@ mod tests {
         let (header, body, received) = message(&shape, &seconds, Some(7.0));
         let bytes = body.len() as u64;
         let batch = shape.decode(&header, body, 1_000).unwrap();
-        let chunks = shape.unpack(&memory, &batch).unwrap().next(&run(0, 0, &[10; 100]), STAMP).unwrap();
+        let mut unpack = shape.unpack(&memory, &batch, &Bytes::new()).unwrap();
+        let chunks = unpack.next(&run(0, 0, &[10; 100]), STAMP).unwrap();
+        drop(unpack);
         drop(batch);
         assert!(received.upgrade().is_none(), "the message is gone");
         let all = memory.pinned();
@@ -845,7 +918,7 @@ mod tests {
         for value in [Some(7.0), None] {
             let (header, body, _) = message(&shape, &seconds, value);
             let batch = shape.decode(&header, body, 9).unwrap();
-            let mut unpack = shape.unpack(&memory, &batch).unwrap();
+            let mut unpack = shape.unpack(&memory, &batch, &Bytes::new()).unwrap();
             let mut next = |run: &ChunkRun| -> Result<Vec<(u32, Vec<i64>, usize)>> {
                 let chunks = unpack.next(run, STAMP)?;
                 let seen = chunks.iter().map(|chunk| {
@@ -868,6 +941,53 @@ mod tests {
             assert_eq!(next(&run(3, 7, &[0, 0])).unwrap(), [(0, vec![], 0), (0, vec![], 0)]);
             assert_eq!(next(&run(4, 4, &[1])).unwrap(), [(1, vec![40], nulls(1))]);
         }
+    }
+
+    #[test]
+    fn retractions_stay_with_their_rows_from_the_message_into_chunks_and_through_changes() {
+        let (memory, shape) = (Memory::new(1 << 20), shape());
+        let (header, body, _) = message(&shape, &[0, 1, 2, 10, 11, 20], Some(7.0));
+        let batch = shape.decode(&header, body, 6).unwrap();
+        // the rows at 1 and at 11
+        let bits = Bytes::from_static(&[0b01_0010]);
+        let chunks =
+            shape.unpack(&memory, &batch, &bits).unwrap().next(&run(0, 0, &[3, 2, 1]), STAMP).unwrap();
+        let retracted = |chunk: &Chunk| -> Vec<usize> {
+            chunk.retracted.iter().flat_map(|bits| bits.set_indices().collect::<Vec<_>>()).collect()
+        };
+        let of: Vec<_> = chunks.iter().map(|chunk| (retracted(chunk), chunk.corrected)).collect();
+        assert_eq!(of, [(vec![1], true), (vec![1], true), (vec![], false)]);
+        assert!(chunks[2].retracted.is_none(), "a chunk without retractions has no bits");
+
+        // a change takes the row at 2 back and brings the one at 1 again
+        let spec = &shape.spec;
+        let time = |at: [i64; 2]| Arc::new(TimestampNanosecondArray::from(at.to_vec()).with_timezone("UTC"));
+        let batch = RecordBatch::try_new(
+            spec.change_schema(),
+            vec![
+                Arc::new(arrow_array::StringArray::from(vec!["A", "A"])),
+                time([SECOND_NS, 2 * SECOND_NS]),
+                time([5, 5]),
+                Arc::new(Float64Array::from(vec![Some(8.0), None])),
+            ],
+        )
+        .unwrap();
+        let change = ChangeRows { batch, retracted: Some(BooleanBuffer::from(vec![false, true])) };
+        let patched = chunks[0].patched(&change, Layout::of(1), STAMP, spec).unwrap();
+        assert_eq!(patched.ts().iter().map(|ts| ts / SECOND_NS).collect::<Vec<_>>(), [0, 1, 1, 2, 2]);
+        assert_eq!(retracted(&patched), [1, 4]);
+        assert_eq!(retracted(&patched.join(&patched)), [1, 4]);
+        assert!(!patched.same_rows(&chunks[0]));
+        let planted = Chunk::planted(&memory, &change, Layout::of(1), STAMP, spec).unwrap();
+        assert_eq!(retracted(&planted), [1]);
+
+        let wrong = shape.unpack(&memory, &change_of(&shape), &Bytes::from_static(&[1, 2])).err().unwrap();
+        assert_eq!(wrong.message(), "2 bytes say which of 1 rows are retractions");
+    }
+
+    fn change_of(shape: &RunShape) -> RecordBatch {
+        let (header, body, _) = message(shape, &[0], None);
+        shape.decode(&header, body, 1).unwrap()
     }
 
     #[test]

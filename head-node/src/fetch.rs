@@ -429,11 +429,11 @@ async fn arrive(
     #[cfg(test)]
     assert!(!core.panic_on_arrival.load(Relaxed), "as the test wants");
     let count = chunks.rows();
-    let ChunkBatch { runs, version, known_through, header, body, .. } = chunks;
+    let ChunkBatch { runs, version, known_through, header, body, retracted, .. } = chunks;
     let Some(shape) = runs.first().map(|run| &asked[run.range].shape) else { return Ok(()) };
-    core.counters.bytes_fetched.fetch_add((header.len() + body.len()) as u64, Relaxed);
+    core.counters.bytes_fetched.fetch_add((header.len() + body.len() + retracted.len()) as u64, Relaxed);
     let rows = shape.decode(&header, body, count)?;
-    let mut unpack = shape.unpack(&core.memory, &rows)?;
+    let mut unpack = shape.unpack(&core.memory, &rows, &retracted)?;
     for run in &runs {
         let work = &batch.works[asked[run.range].work];
         let stamp = Stamp { columns: work.columns, version, known_through };

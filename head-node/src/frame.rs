@@ -59,8 +59,10 @@ pub(crate) trait Source: Clone + Send + Sync + 'static {
     fn ts(&self) -> &Buffer;
     /// Knowledge times, one for each row, or the one of all rows.
     fn known(&self) -> Known<'_>;
-    /// Whether some event time occurs more than once.
+    /// Whether some event time occurs more than once, or some row is a retraction.
     fn corrected(&self) -> bool;
+    /// Which rows are retractions; `None`: none is.
+    fn retracted(&self) -> Option<&BooleanBuffer>;
     /// The field at this position of the dataset's spec; one of those asked.
     fn column(&self, field: usize) -> Column<'_>;
 }
@@ -248,7 +250,9 @@ impl<S: Source> Framer<S> {
         let part = self.first_part + self.parts.len();
         let before = self.cuts.len();
         let ts = source.ts().typed_data::<i64>();
-        slice::cut(ts, source.known(), source.corrected(), window, |rows| self.cuts.push(Cut { part, rows }));
+        slice::cut(ts, source.known(), source.corrected(), source.retracted(), window, |rows| {
+            self.cuts.push(Cut { part, rows });
+        });
         if self.cuts.len() == before {
             return 0;
         }

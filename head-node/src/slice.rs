@@ -1,14 +1,17 @@
 //! The exact cut of one chunk: by event time and by knowledge time.
 //!
 //! A chunk holds every known version of its rows, sorted by `(ts, known_at)`. An answer holds, of each `ts` in
-//! `[start, end)`, the version with the greatest `known_at` that is not after `as_of`. Two facts make the common cut
-//! cheap. A chunk in which no row was ever corrected needs no grouping: each row stands for itself. And where nothing is
-//! filtered row by row, what is left is one contiguous run, which the framer copies, or shares, as a block. Only
-//! corrected rows break a run; the cut then yields the runs between them, in order.
+//! `[start, end)`, the version with the greatest `known_at` that is not after `as_of`, unless that one is a retraction:
+//! then nothing holds there. Two facts make the common cut cheap. A chunk in which no row was ever corrected or retracted
+//! needs no grouping: each row stands for itself. And where nothing is filtered row by row, what is left is one contiguous
+//! run, which the framer copies, or shares, as a block. Only corrected rows break a run; the cut then yields the runs
+//! between them, in order.
 //!
 //! The alternative, a boolean mask and the `filter` kernel, allocates new arrays for every chunk, corrected or not.
 
 use std::ops::Range;
+
+use arrow_buffer::BooleanBuffer;
 
 /// What to keep of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +44,13 @@ impl Known<'_> {
 
 /// Calls `keep` with the runs of rows that `window` leaves, ascending, none empty, no two adjacent.
 ///
-/// `ts` is sorted; `corrected` says that some `ts` occurs more than once.
+/// `ts` is sorted; `corrected` says that some `ts` occurs more than once, or that some row is a retraction; `retracted`
+/// says which are.
 pub(crate) fn cut(
     ts: &[i64],
     known: Known<'_>,
     corrected: bool,
+    retracted: Option<&BooleanBuffer>,
     window: &Window,
     mut keep: impl FnMut(Range<u32>),
 ) {
@@ -82,6 +87,9 @@ pub(crate) fn cut(
             row += 1;
         }
         let Some(pick) = pick else { continue };
+        if retracted.is_some_and(|retracted| retracted.value(pick as usize)) {
+            continue;
+        }
         match &mut run {
             Some(run) if run.end == pick => run.end += 1,
             _ => {
@@ -111,9 +119,19 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn rows(ts: &[i64], known: Known<'_>, corrected: bool, window: &Window) -> Vec<u32> {
+        rows_of(ts, known, corrected, None, window)
+    }
+
+    fn rows_of(
+        ts: &[i64],
+        known: Known<'_>,
+        corrected: bool,
+        retracted: Option<&BooleanBuffer>,
+        window: &Window,
+    ) -> Vec<u32> {
         let mut rows = Vec::new();
         let mut last_end = None;
-        cut(ts, known, corrected, window, |run| {
+        cut(ts, known, corrected, retracted, window, |run| {
             assert!(!run.is_empty());
             assert_ne!(last_end, Some(run.start), "adjacent runs are one run");
             last_end = Some(run.end);
@@ -125,7 +143,7 @@ mod tests {
     const NONE: [u32; 0] = [];
 
     /// The plain definition: of each event time the row of the greatest knowledge time that is not too late.
-    fn oracle(ts: &[i64], known: &[i64], window: &Window) -> Vec<u32> {
+    fn oracle(ts: &[i64], known: &[i64], retracted: &[bool], window: &Window) -> Vec<u32> {
         let mut best: BTreeMap<i64, (i64, u32)> = BTreeMap::new();
         for (row, (t, at)) in ts.iter().zip(known).enumerate() {
             if *t < window.start || *t >= window.end || window.as_of.is_some_and(|as_of| *at > as_of) {
@@ -136,7 +154,7 @@ mod tests {
                 *entry = (*at, row as u32);
             }
         }
-        best.into_values().map(|(_, row)| row).collect()
+        best.into_values().map(|(_, row)| row).filter(|row| !retracted[*row as usize]).collect()
     }
 
     #[test]
@@ -144,7 +162,7 @@ mod tests {
         let ts = [10, 20, 30, 40];
         let all = Window { start: i64::MIN, end: i64::MAX, as_of: None };
         let mut runs = Vec::new();
-        cut(&ts, Known::PerRow(&[1, 9, 2, 3]), false, &all, |run| runs.push((run.start, run.end)));
+        cut(&ts, Known::PerRow(&[1, 9, 2, 3]), false, None, &all, |run| runs.push((run.start, run.end)));
         assert_eq!(runs, [(0, 4)]);
     }
 
@@ -172,28 +190,47 @@ mod tests {
         assert_eq!(rows(&ts, known, true, &as_of(None)), [0, 2, 3]);
     }
 
+    #[test]
+    fn a_retraction_hides_its_row_from_its_knowledge_time_until_the_row_comes_back() {
+        let ts = [10, 10, 10, 20];
+        let known = Known::PerRow(&[1, 3, 5, 1]);
+        let retracted = BooleanBuffer::from(vec![false, true, false, false]);
+        let as_of = |as_of| {
+            let window = Window { start: 0, end: 99, as_of };
+            rows_of(&ts, known, true, Some(&retracted), &window)
+        };
+        assert_eq!(as_of(Some(2)), [0, 3]);
+        assert_eq!(as_of(Some(3)), [3]);
+        assert_eq!(as_of(Some(5)), [2, 3]);
+        assert_eq!(as_of(None), [2, 3]);
+    }
+
     proptest! {
         #[test]
         fn every_cut_is_the_oracles(
-            groups in prop::collection::vec((1i64..4, prop::collection::btree_set(0i64..12, 1..4)), 0..30),
+            groups in prop::collection::vec(
+                (1i64..4, prop::collection::btree_map(0i64..12, prop::bool::weighted(0.2), 1..4)), 0..30),
             start in -2i64..70, len in 0i64..70, as_of in prop::option::of(-1i64..13), constant in any::<bool>(),
         ) {
-            let (mut ts, mut known, mut now) = (Vec::new(), Vec::new(), 0);
+            let (mut ts, mut known, mut retractions, mut now) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for (step, versions) in groups {
                 now += step;
-                for at in versions {
+                for (at, retracted) in versions {
                     if constant && ts.last() == Some(&now) { continue; }
                     ts.push(now);
                     known.push(if constant { 6 } else { at });
+                    retractions.push(retracted && !constant);
                 }
             }
-            let corrected = ts.windows(2).any(|w| w[0] == w[1]);
+            let retracted = BooleanBuffer::from(retractions.as_slice());
+            let some = Some(&retracted).filter(|retracted| retracted.count_set_bits() > 0);
+            let corrected = ts.windows(2).any(|w| w[0] == w[1]) || some.is_some();
             let window = Window { start, end: start + len, as_of };
-            let want = oracle(&ts, &known, &window);
+            let want = oracle(&ts, &known, &retractions, &window);
             let of_rows = Known::PerRow(&known);
-            prop_assert_eq!(&rows(&ts, of_rows, corrected, &window), &want);
+            prop_assert_eq!(&rows_of(&ts, of_rows, corrected, some, &window), &want);
             // saying "corrected" of a chunk that is not costs time, never correctness
-            prop_assert_eq!(&rows(&ts, of_rows, true, &window), &want);
+            prop_assert_eq!(&rows_of(&ts, of_rows, true, Some(&retracted), &window), &want);
             if constant {
                 prop_assert_eq!(&rows(&ts, Known::Constant(6), false, &window), &want);
             }

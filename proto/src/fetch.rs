@@ -37,6 +37,8 @@ pub struct ChunkBatch {
     pub header: Bytes,
     /// Its body.
     pub body: Bytes,
+    /// One bit for each row, the least significant first: whether it is a retraction. Empty: none is.
+    pub retracted: Bytes,
 }
 
 impl ChunkBatch {
@@ -102,6 +104,7 @@ impl From<Answer> for pb::FetchReply {
                 seq: batch.seq,
                 data_header: batch.header,
                 data_body: batch.body,
+                retracted: batch.retracted,
             }),
             Answer::Failures(failures) => pb::fetch_reply::Reply::Failures(pb::ChunkFailures {
                 failures: failures
@@ -217,6 +220,7 @@ impl Awaited {
             seq: batch.seq,
             header: batch.data_header,
             body: batch.data_body,
+            retracted: batch.retracted,
         })
     }
 
@@ -303,6 +307,7 @@ mod tests {
             seq: 1,
             header: Bytes::from_static(b"header"),
             body: Bytes::from_static(b"body"),
+            retracted: Bytes::from_static(b"\x02"),
         })
         .into()
     }

@@ -407,12 +407,13 @@ impl DatasetSpec {
         Arc::new(Schema::new(columns))
     }
 
-    /// Schema of a chunk run between shard and head: `ts`, `known_at`, then the fields at `fields`.
+    /// Schema of a chunk run between shard and head: `ts`, `known_at`, then the fields at `fields`. Each may be null,
+    /// whatever the spec says: a retraction has no values.
     #[must_use]
     pub fn chunk_schema(&self, fields: &[usize]) -> SchemaRef {
         let mut columns =
             vec![Field::new("ts", time_type(), false), Field::new("known_at", time_type(), false)];
-        columns.extend(fields.iter().map(|&i| self.fields[i].arrow()));
+        columns.extend(fields.iter().map(|&i| self.fields[i].arrow().with_nullable(true)));
         Arc::new(Schema::new(columns))
     }
 
@@ -425,7 +426,7 @@ impl DatasetSpec {
         Arc::new(Schema::new(columns))
     }
 
-    /// Schema of the rows in a change event: as [`Self::rows_schema`], with `known_at` after `ts`.
+    /// Schema of the rows in a change event: as [`Self::rows_schema`], with `known_at` after `ts`, and each field nullable.
     #[must_use]
     pub fn change_schema(&self) -> SchemaRef {
         let mut columns = vec![
@@ -433,7 +434,7 @@ impl DatasetSpec {
             Field::new("ts", time_type(), false),
             Field::new("known_at", time_type(), false),
         ];
-        columns.extend(self.fields.iter().map(FieldSpec::arrow));
+        columns.extend(self.fields.iter().map(|field| field.arrow().with_nullable(true)));
         Arc::new(Schema::new(columns))
     }
 }

@@ -3,10 +3,10 @@
 //! Everything that could make a row unreadable or ambiguous later is refused here, with the number of the row as the
 //! publisher counts it (from 0, over all batches), so that what is committed needs no second look.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 use arrow_array::{
-    Array, ArrayRef, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray,
     cast::AsArray,
     types::{Float32Type, Float64Type, Int64Type, TimestampNanosecondType},
 };
@@ -18,10 +18,10 @@ use trellis_proto::{
     time::format_time,
 };
 
-use crate::{error::internal, evolve, schema, wire};
+use crate::{error::internal, evolve, live::Key, schema, wire};
 
 /// Problems listed in one refusal.
-const PROBLEMS_MAX: usize = 5;
+pub(crate) const PROBLEMS_MAX: usize = 5;
 
 /// Checked rows: `symbol` (utf8), `ts_ns`, fields in wire types; sorted by (symbol, ts), each (symbol, ts) once.
 #[derive(Debug, Clone)]
@@ -91,6 +91,15 @@ impl Rows {
         Ok(Self { batch })
     }
 
+    /// Checks `batches`, which say of which rows of a dataset they are: their columns are `symbol` and `ts`, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(crate) fn check_keys(spec: &DatasetSpec, schema: &Schema, batches: Vec<RecordBatch>) -> Result<Self> {
+        let keys = DatasetSpec { fields: Vec::new(), ..spec.clone() };
+        Self::check(&keys, schema, batches, None)
+    }
+
     /// Rows that were made here: in the shape of [`rows_schema`], in any order.
     pub(crate) fn trusted(batch: &RecordBatch) -> Result<Self> {
         Ok(Self { batch: wire::sort_by_key(batch, &[0, 1])? })
@@ -98,6 +107,23 @@ impl Rows {
 
     pub(crate) fn len(&self) -> usize {
         self.batch.num_rows()
+    }
+
+    /// Symbol and event time of each row.
+    pub(crate) fn keys(&self) -> Result<BTreeSet<Key>> {
+        let ts = self.batch.column(1).as_primitive::<Int64Type>();
+        let mut keys = BTreeSet::new();
+        for (symbol, rows) in self.symbols() {
+            let symbol = Symbol::new(symbol)?;
+            keys.extend(ts.values()[rows].iter().map(|ts| (symbol.clone(), *ts)));
+        }
+        Ok(keys)
+    }
+
+    /// Least and greatest event time; `None` without rows.
+    pub(crate) fn span(&self) -> Option<(i64, i64)> {
+        let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
+        Some((*ts.iter().min()?, *ts.iter().max()?))
     }
 
     /// The symbols, each once, with their rows.
@@ -155,16 +181,37 @@ impl Rows {
 
     /// The rows as they are stored, all known at `known_at`.
     pub(crate) fn exact(&self, spec: &DatasetSpec, known_at: i64) -> Result<RecordBatch> {
-        let mut columns: Vec<ArrayRef> = self.batch.columns().to_vec();
-        columns.insert(2, std::sync::Arc::new(Int64Array::from_value(known_at, self.batch.num_rows())));
-        RecordBatch::try_new(schema::exact_schema(spec), columns).map_err(|e| internal("stamping rows", e))
+        stamped(spec, self.batch.columns(), known_at, false)
     }
+}
+
+/// Retractions as they are stored, all known at `known_at`.
+pub(crate) fn retractions<'a>(
+    spec: &DatasetSpec,
+    keys: impl IntoIterator<Item = &'a Key> + Clone,
+    known_at: i64,
+) -> Result<RecordBatch> {
+    let symbols = StringArray::from_iter_values(keys.clone().into_iter().map(|(symbol, _)| symbol.as_str()));
+    let ts = Int64Array::from_iter_values(keys.into_iter().map(|(_, ts)| *ts));
+    stamped(spec, &[std::sync::Arc::new(symbols), std::sync::Arc::new(ts)], known_at, true)
+}
+
+/// Stored rows of `symbol`, `ts_ns` and fields, all known at `known_at`. Fields that are not given are null.
+fn stamped(spec: &DatasetSpec, given: &[ArrayRef], known_at: i64, retracted: bool) -> Result<RecordBatch> {
+    let rows = given[0].len();
+    let mut columns: Vec<ArrayRef> = given.to_vec();
+    columns.insert(2, std::sync::Arc::new(Int64Array::from_value(known_at, rows)));
+    columns.insert(3, std::sync::Arc::new(BooleanArray::from(vec![retracted; rows])));
+    let schema = schema::exact_schema(spec);
+    let missing = &schema.fields()[columns.len()..];
+    columns.extend(missing.iter().map(|field| arrow_array::new_null_array(field.data_type(), rows)));
+    RecordBatch::try_new(schema, columns).map_err(|e| internal("stamping rows", e))
 }
 
 /// `symbol`, `ts_ns`, fields.
 pub(crate) fn rows_schema(spec: &DatasetSpec) -> arrow_schema::SchemaRef {
     let exact = schema::exact_schema(spec);
-    let keep: Vec<usize> = (0..exact.fields().len()).filter(|&i| i != 2).collect();
+    let keep: Vec<usize> = (0..exact.fields().len()).filter(|&i| i != 2 && i != 3).collect();
     // Projecting by positions that exist cannot fail; the whole schema would only fail louder later.
     exact.project(&keep).map_or(exact, std::sync::Arc::new)
 }

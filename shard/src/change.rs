@@ -8,7 +8,7 @@ use trellis_proto::{Result, Symbol, pb};
 use crate::{
     error::internal,
     file::DataFile,
-    schema::{self, KNOWN_AT_NS, SYMBOL, TS_NS},
+    schema::{self, EXACT_KEYS},
     table::{Shared, Snapshot},
     watch::{INLINE_BYTES_MAX, SPANS_MAX},
     wire,
@@ -60,8 +60,15 @@ impl Touched {
     }
 }
 
-/// Header and body of an Arrow message.
-pub(crate) type Message = (bytes::Bytes, bytes::Bytes);
+/// New rows as they travel with an event.
+#[derive(Debug, Default)]
+pub(crate) struct Inline {
+    /// Header and body of an Arrow message.
+    header: bytes::Bytes,
+    body: bytes::Bytes,
+    /// Which of them are retractions.
+    retracted: bytes::Bytes,
+}
 
 /// The event for a commit, with its rows if they are given; its number is given when it is pushed.
 pub(crate) fn event(
@@ -69,10 +76,10 @@ pub(crate) fn event(
     next: &Snapshot,
     touched: &Touched,
     added: &[Arc<DataFile>],
-    rows: Option<Message>,
+    rows: Option<Inline>,
 ) -> pb::Change {
     let filled = || added.iter().filter(|f| f.index.rows > 0);
-    let (data_header, data_body) = rows.unwrap_or_default();
+    let rows = rows.unwrap_or_default();
     let everything = *touched == Touched::Everything;
     let known_at_max_ns = filled().map(|f| f.index.known_max).max().unwrap_or(next.known_through);
     let known_at_min_ns = match filled().map(|f| f.index.known_min).min() {
@@ -101,8 +108,9 @@ pub(crate) fn event(
         spans,
         everything,
         description: Some(next.describe(shared)),
-        data_header,
-        data_body,
+        data_header: rows.header,
+        data_body: rows.body,
+        retracted: rows.retracted,
     }
 }
 
@@ -112,7 +120,7 @@ pub(crate) async fn inline_rows(
     next: &Snapshot,
     touched: &Touched,
     added: &[Arc<DataFile>],
-) -> Result<Option<Message>> {
+) -> Result<Option<Inline>> {
     if !matches!(touched, Touched::Spans(_)) {
         return Ok(None);
     }
@@ -122,41 +130,33 @@ pub(crate) async fn inline_rows(
     if (rows as usize).saturating_mul(width) > INLINE_BYTES_MAX {
         return Ok(None);
     }
-    let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
-    columns.extend(spec.fields.iter().map(schema::exact_column));
-    let wire_schema = spec.change_schema();
     let mut parts = Vec::new();
     for file in added {
-        for batch in file.read(&columns, None).await? {
-            let symbols = arrow_cast::cast(batch.column(0), &arrow_schema::DataType::Utf8)
-                .map_err(|e| internal("reading symbols", e))?;
-            let owned: BooleanArray = symbols
+        for rows in file.read_exact(spec).await? {
+            let owned: BooleanArray = rows
+                .column(0)
                 .as_string::<i32>()
                 .iter()
                 .map(|s| s.map(|s| shared.owns.owns(spec.dataset.as_str(), s)))
                 .collect();
-            let mut wire: Vec<ArrayRef> = vec![
-                symbols.clone(),
-                schema::wire_time(batch.column(1).as_primitive::<Int64Type>()),
-                schema::wire_time(batch.column(2).as_primitive::<Int64Type>()),
-            ];
-            for (field, column) in spec.fields.iter().zip(&batch.columns()[3..]) {
-                wire.push(schema::wire_field(field, column)?);
-            }
-            let all = RecordBatch::try_new(wire_schema.clone(), wire)
-                .map_err(|e| internal("building a change's rows", e))?;
-            let kept = arrow_select::filter::filter_record_batch(&all, &owned)
+            let kept = arrow_select::filter::filter_record_batch(&rows, &owned)
                 .map_err(|e| internal("filtering a change's rows", e))?;
             parts.push(kept);
         }
     }
-    let rows = arrow_select::concat::concat_batches(&wire_schema, &parts)
+    let exact = arrow_select::concat::concat_batches(&schema::exact_schema(spec), &parts)
         .map_err(|e| internal("joining a change's rows", e))?;
-    let rows = if added.len() > 1 { wire::sort_by_key(&rows, &[0, 1, 2])? } else { rows };
-    if rows.num_rows() == 0 || rows.get_array_memory_size() > 2 * INLINE_BYTES_MAX {
+    let exact = if added.len() > 1 { wire::sort_by_key(&exact, &[0, 1, 2])? } else { exact };
+    if exact.num_rows() == 0 || exact.get_array_memory_size() > 2 * INLINE_BYTES_MAX {
         return Ok(None);
     }
-    wire::encode(&rows).map(Some)
+    let time = |column: usize| schema::wire_time(exact.column(column).as_primitive::<Int64Type>());
+    let mut columns: Vec<ArrayRef> = vec![exact.column(0).clone(), time(1), time(2)];
+    columns.extend_from_slice(&exact.columns()[EXACT_KEYS..]);
+    let rows = RecordBatch::try_new(spec.change_schema(), columns)
+        .map_err(|e| internal("building a change's rows", e))?;
+    let (header, body) = wire::encode(&rows)?;
+    Ok(Some(Inline { header, body, retracted: wire::bits(exact.column(3).as_boolean()) }))
 }
 
 #[cfg(test)]

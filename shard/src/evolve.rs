@@ -123,7 +123,7 @@ impl Task {
         let rows = tokio::task::spawn_blocking(move || rows_as(&old, &new, &rows))
             .await
             .map_err(|e| lost_task("converting rows", e))??;
-        write_file(&self.table.log, &Arc::new(evolved.spec.clone()), rows).await
+        write_file(&self.table.log, &Arc::new(evolved.spec.clone()), rows, true).await
     }
 
     /// What the dataset must become to hold what is `given` as well; `None`: it holds it as it is.
@@ -205,7 +205,7 @@ impl Task {
             if !change.id.is_empty() {
                 let rewritten = written.len() as u64;
                 actions.txn(
-                    &table::run_txn(&change.id, "", i64::MIN, rewritten, None),
+                    &table::run_txn(&change.id, "", i64::MIN, rewritten, None, 0),
                     version as i64,
                     now_ms,
                 );

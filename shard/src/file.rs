@@ -6,7 +6,9 @@
 
 use std::{ops::Range, sync::Arc};
 
-use arrow_array::{Array, ArrayRef, NullArray, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, NullArray, RecordBatch, StringArray, cast::AsArray, types::Int64Type,
+};
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryFutureExt, future::BoxFuture};
@@ -34,7 +36,7 @@ use crate::{
     delta::{Log, LogFile},
     error::{corrupt, internal, lost_task, parquet_error, store_error},
     index::{Builder, FOOTER_KEY, FOOTER_RUN_ROWS_MIN, FileIndex},
-    schema::{KNOWN_AT_NS, SYMBOL, TS_NS, to_lake},
+    schema::{KNOWN_AT_NS, RETRACTED, SYMBOL, TS_NS, exact_column, exact_schema, to_lake, wire_field},
 };
 
 /// Rows of a row group.
@@ -55,7 +57,7 @@ pub(crate) struct DataFile {
     pub(crate) index: Arc<FileIndex>,
     path: Path,
     /// What error messages call it.
-    name: String,
+    pub(crate) name: String,
     store: Arc<dyn ObjectStore>,
     footer: OnceCell<Footer>,
 }
@@ -83,9 +85,15 @@ pub(crate) struct WrittenFile {
     pub(crate) stats: Value,
 }
 
-/// Writes exact rows, sorted by (symbol, ts, known_at), as a new file. On the disk when it returns; invisible to
-/// readers until a commit names it. Not cancel safe in one respect: a file may stay behind, to be swept later.
-pub(crate) async fn write_file(log: &Log, spec: &Arc<DatasetSpec>, rows: RecordBatch) -> Result<WrittenFile> {
+/// Writes exact rows, sorted by (symbol, ts, known_at), as a new file of a table that has the column `retracted` or not. On
+/// the disk when it returns; invisible to readers until a commit names it. Not cancel safe in one respect: a file may stay
+/// behind, to be swept later.
+pub(crate) async fn write_file(
+    log: &Log,
+    spec: &Arc<DatasetSpec>,
+    rows: RecordBatch,
+    retractable: bool,
+) -> Result<WrittenFile> {
     let path = format!("part-{}.parquet", uuid::Uuid::new_v4().simple());
     let spec = spec.clone();
     let encode = move || -> Result<(Vec<u8>, FileIndex, Value)> {
@@ -94,10 +102,12 @@ pub(crate) async fn write_file(log: &Log, spec: &Arc<DatasetSpec>, rows: RecordB
             rows.column(0).as_string(),
             rows.column(1).as_primitive(),
             rows.column(2).as_primitive(),
+            Some(rows.column(3).as_boolean()),
         )?;
         let index = builder.finish();
         debug_assert!(index.sorted, "rows are sorted before they are written");
-        let lake = to_lake(&spec, &rows)?;
+        debug_assert!(retractable || !index.retracts(), "the column is added with the first retraction");
+        let lake = to_lake(&spec, &rows, retractable)?;
         let stats = stats(&lake, &index);
         Ok((encode(&lake, &index)?, index, stats))
     };
@@ -237,7 +247,7 @@ impl DataFile {
         }
     }
 
-    /// Opens a file that another process wrote, and indexes it: from its footer, or by reading three columns.
+    /// Opens a file that another process wrote, and indexes it: from its footer, or by reading its key columns.
     ///
     /// # Errors
     /// [`trellis_proto::Code::DataCorrupt`] naming the file.
@@ -260,7 +270,8 @@ impl DataFile {
     }
 
     async fn build_index(&self) -> Result<FileIndex> {
-        let columns = [SYMBOL, TS_NS, KNOWN_AT_NS].map(str::to_owned);
+        let mut columns = [SYMBOL, TS_NS, KNOWN_AT_NS].map(str::to_owned).to_vec();
+        columns.extend(self.may_retract().await?.then(|| RETRACTED.to_owned()));
         let batches = self.read(&columns, None).await?;
         let name = self.name.clone();
         let build = move || -> Result<FileIndex> {
@@ -276,11 +287,35 @@ impl DataFile {
                 if symbols.null_count() + ts.null_count() + known_at.null_count() > 0 {
                     return Err(corrupt(&name, "symbol, ts_ns or known_at_ns has nulls"));
                 }
-                builder.push(&symbols, ts, known_at).map_err(|e| corrupt(&name, e))?;
+                let retracted =
+                    batch.columns().get(3).map(|column| retractions(&name, column)).transpose()?;
+                builder.push(&symbols, ts, known_at, retracted.as_ref()).map_err(|e| corrupt(&name, e))?;
             }
             Ok(builder.finish())
         };
         tokio::task::spawn_blocking(build).await.map_err(|e| lost_task("indexing a file", e))?
+    }
+
+    /// Whether the file has the column `retracted`, and its statistics do not say that no row is a retraction.
+    async fn may_retract(&self) -> Result<bool> {
+        use parquet::file::statistics::Statistics;
+        let metadata = &self.footer().await?.metadata;
+        if !metadata
+            .schema()
+            .column_with_name(RETRACTED)
+            .is_some_and(|(_, f)| *f.data_type() == DataType::Boolean)
+        {
+            return Ok(false);
+        }
+        let columns = metadata.metadata().file_metadata().schema_descr();
+        let Some(column) = columns.columns().iter().position(|c| c.path().string() == RETRACTED) else {
+            return Ok(false);
+        };
+        let none = |statistics: Option<&Statistics>| match statistics {
+            Some(Statistics::Boolean(bounds)) => bounds.max_opt() == Some(&false),
+            _ => false,
+        };
+        Ok(!metadata.metadata().row_groups().iter().all(|group| none(group.column(column).statistics())))
     }
 
     /// The rows `[start, end)` within a run that may fall on `[from, to)`; exact to the page, wider if the file has no
@@ -361,6 +396,30 @@ impl DataFile {
             .map_err(|e| parquet_error(&self.name, &e))
     }
 
+    /// All rows, exact, in the file's order.
+    pub(crate) async fn read_exact(&self, spec: &DatasetSpec) -> Result<Vec<RecordBatch>> {
+        let retracts = self.index.retracts();
+        let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
+        columns.extend(retracts.then(|| RETRACTED.to_owned()));
+        columns.extend(spec.fields.iter().map(exact_column));
+        let schema = exact_schema(spec);
+        let exact = |batch: RecordBatch| -> Result<RecordBatch> {
+            let symbols = text_column(&self.name, batch.column(0))?;
+            let mut exact: Vec<ArrayRef> =
+                vec![Arc::new(symbols), batch.column(1).clone(), batch.column(2).clone()];
+            exact.push(Arc::new(match retracts {
+                true => retractions(&self.name, batch.column(3))?,
+                false => BooleanArray::from(vec![false; batch.num_rows()]),
+            }));
+            let fields = &batch.columns()[3 + usize::from(retracts)..];
+            for (field, column) in spec.fields.iter().zip(fields) {
+                exact.push(wire_field(field, column)?);
+            }
+            RecordBatch::try_new(schema.clone(), exact).map_err(|e| corrupt(&self.name, e))
+        };
+        self.read(&columns, None).await?.into_iter().map(exact).collect()
+    }
+
     fn reader(&self) -> FileReader {
         FileReader { store: self.store.clone(), path: self.path.clone(), size: self.file.size }
     }
@@ -397,6 +456,17 @@ fn with_nulls(rows: &RecordBatch, lacking: &[(usize, Field)]) -> Result<RecordBa
 fn text_column(name: &str, column: &ArrayRef) -> Result<StringArray> {
     let text = arrow_cast::cast(column, &DataType::Utf8).map_err(|e| corrupt(name, e))?;
     Ok(text.as_string::<i32>().clone())
+}
+
+/// The column `retracted`; a row that does not say is no retraction.
+pub(crate) fn retractions(name: &str, column: &ArrayRef) -> Result<BooleanArray> {
+    let retracted = column
+        .as_boolean_opt()
+        .ok_or_else(|| corrupt(name, format!("{RETRACTED} is {}", column.data_type())))?;
+    Ok(match retracted.nulls() {
+        Some(told) => BooleanArray::new(retracted.values() & told.inner(), None),
+        None => retracted.clone(),
+    })
 }
 
 /// The pages of `ts_ns`; empty if the file has no page index.

@@ -5,7 +5,7 @@
 //! files without it (small ones, other writers') are indexed by reading three columns. A file that another tool wrote in
 //! another order has several runs of a symbol and `sorted` unset: correct, only slower.
 
-use arrow_array::{Array, Int64Array, StringArray};
+use arrow_array::{Array, BooleanArray, Int64Array, StringArray};
 use serde::{Deserialize, Serialize};
 use trellis_proto::{Symbol, time::DAY_NS};
 
@@ -34,6 +34,12 @@ pub(crate) struct FileIndex {
     pub(crate) sorted: bool,
     /// Days since 1970 that any row falls on, ascending.
     pub(crate) days: Vec<i64>,
+    /// Those that any retraction falls on; none in most files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) retracted_days: Vec<i64>,
+    /// Of those the ones on which no row holds, as far as this file knows; only told of a sorted file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) gone_days: Vec<i64>,
     pub(crate) rows: u64,
     /// Bounds of event time; meaningless without rows.
     pub(crate) first_ts: i64,
@@ -44,6 +50,16 @@ pub(crate) struct FileIndex {
 }
 
 impl FileIndex {
+    /// Whether any row is a retraction.
+    pub(crate) fn retracts(&self) -> bool {
+        !self.retracted_days.is_empty()
+    }
+
+    /// Whether every row became known at one time: then it is [`Self::known_min`].
+    pub(crate) fn known_at(&self) -> Option<i64> {
+        (self.known_min == self.known_max).then_some(self.known_min)
+    }
+
     /// The runs of `symbol`.
     pub(crate) fn runs_of(&self, symbol: &str) -> &[Run] {
         let start = self.runs.partition_point(|r| r.symbol.as_str() < symbol);
@@ -57,6 +73,11 @@ impl FileIndex {
 pub(crate) struct Builder {
     runs: Vec<Run>,
     days: Vec<i64>,
+    retracted_days: Vec<i64>,
+    /// Days on which the last version of a key is a row.
+    held_days: Vec<i64>,
+    /// Whether the last row is a retraction.
+    retracted: bool,
     rows: u64,
     sorted: bool,
     last: Option<(i64, i64)>,
@@ -68,6 +89,9 @@ impl Default for Builder {
         Self {
             runs: Vec::new(),
             days: Vec::new(),
+            retracted_days: Vec::new(),
+            held_days: Vec::new(),
+            retracted: false,
             rows: 0,
             sorted: true,
             last: None,
@@ -83,7 +107,14 @@ impl Builder {
         symbols: &StringArray,
         ts: &Int64Array,
         known_at: &Int64Array,
+        retracted: Option<&BooleanArray>,
     ) -> trellis_proto::Result<()> {
+        for i in retracted.iter().flat_map(|retracted| retracted.values().set_indices()) {
+            let day = ts.value(i).div_euclid(DAY_NS);
+            if self.retracted_days.last() != Some(&day) {
+                self.retracted_days.push(day);
+            }
+        }
         for i in 0..symbols.len() {
             let (symbol, ts, known_at) = (symbols.value(i), ts.value(i), known_at.value(i));
             let row = self.rows as u32;
@@ -93,6 +124,12 @@ impl Builder {
             if self.days.last() != Some(&day) {
                 self.days.push(day);
             }
+            let same =
+                |run: &Run| run.symbol.as_str() == symbol && self.last.is_some_and(|last| last.0 == ts);
+            if !self.runs.last().is_some_and(same) {
+                self.settle();
+            }
+            self.retracted = retracted.is_some_and(|retracted| retracted.value(i));
             match self.runs.last_mut() {
                 Some(run) if run.symbol.as_str() == symbol => {
                     self.sorted &= self.last.is_none_or(|last| last <= (ts, known_at));
@@ -109,18 +146,34 @@ impl Builder {
             self.last = Some((ts, known_at));
         }
         // A sorted file visits its days once per symbol.
-        if self.days.len() > 1 << 16 {
-            self.days.sort_unstable();
-            self.days.dedup();
+        for days in [&mut self.days, &mut self.retracted_days, &mut self.held_days] {
+            if days.len() > 1 << 16 {
+                days.sort_unstable();
+                days.dedup();
+            }
         }
         Ok(())
     }
 
+    /// The last row is the last version of its key.
+    fn settle(&mut self) {
+        let Some((ts, _)) = self.last.filter(|_| !self.retracted) else { return };
+        let day = ts.div_euclid(DAY_NS);
+        if self.held_days.last() != Some(&day) {
+            self.held_days.push(day);
+        }
+    }
+
     /// The index.
     pub(crate) fn finish(mut self) -> FileIndex {
+        self.settle();
         self.runs.sort_by(|a, b| (&a.symbol, a.start).cmp(&(&b.symbol, b.start)));
-        self.days.sort_unstable();
-        self.days.dedup();
+        for days in [&mut self.days, &mut self.retracted_days, &mut self.held_days] {
+            days.sort_unstable();
+            days.dedup();
+        }
+        let held = |day: &i64| self.held_days.binary_search(day).is_ok();
+        let gone_days = self.retracted_days.iter().copied().filter(|day| self.sorted && !held(day)).collect();
         FileIndex {
             sorted: self.sorted,
             rows: self.rows,
@@ -130,6 +183,8 @@ impl Builder {
             known_max: self.known.1,
             runs: self.runs,
             days: self.days,
+            retracted_days: self.retracted_days,
+            gone_days,
         }
     }
 }
@@ -146,6 +201,7 @@ mod tests {
                     &StringArray::from_iter_values(part.iter().map(|r| r.0)),
                     &Int64Array::from_iter_values(part.iter().map(|r| r.1)),
                     &Int64Array::from_iter_values(part.iter().map(|r| r.2)),
+                    None,
                 )
                 .unwrap();
         }
@@ -162,6 +218,37 @@ mod tests {
         assert!(index.runs_of("AA").is_empty());
         assert_eq!(index.days, [-1, 0, 1]);
         assert_eq!((index.first_ts, index.last_ts, index.known_min, index.known_max), (-1, DAY_NS, 1, 9));
+    }
+
+    #[test]
+    fn a_day_on_which_every_rows_last_version_is_a_retraction_is_gone() {
+        // symbol, day, knowledge time, whether it is a retraction
+        let index = |rows: &[(&str, i64, i64, bool)]| {
+            let mut builder = Builder::default();
+            for part in rows.chunks(2) {
+                builder
+                    .push(
+                        &StringArray::from_iter_values(part.iter().map(|r| r.0)),
+                        &Int64Array::from_iter_values(part.iter().map(|r| r.1 * DAY_NS)),
+                        &Int64Array::from_iter_values(part.iter().map(|r| r.2)),
+                        Some(&part.iter().map(|r| Some(r.3)).collect()),
+                    )
+                    .unwrap();
+            }
+            builder.finish()
+        };
+        let days = |rows: &[(&str, i64, i64, bool)]| {
+            let index = index(rows);
+            (index.days, index.retracted_days, index.gone_days)
+        };
+        let none: Vec<i64> = Vec::new();
+        assert_eq!(days(&[("A", 0, 1, false), ("A", 1, 1, false)]), (vec![0, 1], none.clone(), none.clone()));
+        assert_eq!(days(&[("A", 0, 1, false), ("A", 0, 2, true)]), (vec![0], vec![0], vec![0]));
+        assert_eq!(days(&[("A", 0, 1, true), ("A", 0, 2, false)]), (vec![0], vec![0], none.clone()));
+        let two = [("A", 0, 2, true), ("A", 1, 2, true), ("B", 0, 1, false), ("B", 1, 2, true)];
+        assert_eq!(days(&two), (vec![0, 1], vec![0, 1], vec![1]));
+        let unsorted = [("B", 0, 2, true), ("A", 0, 2, true)];
+        assert_eq!(days(&unsorted), (vec![0], vec![0], none));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | `shard` | what a shard does, call by call |
 //! | `catalog`, `table`, `change`, `history` | the datasets; one dataset, version by version; what a version changed; what all of them did |
 //! | `watch` | the log of changes and who follows it |
-//! | `scan` | from ranges to chunk runs |
+//! | `scan`, `live` | from ranges to chunk runs; which rows hold, and which of them a publish takes back |
 //! | `committer`, `publish`, `append`, `lease`, `ledger` | commits, in order; of groups of publishes; checked rows; who may publish; the run ledger |
 //! | `evolve`, `rename` | a dataset becomes another one: wider, altered, dropped; it gets another name |
 //! | `upkeep` | polling, compaction, checkpoints, removal of what nobody needs |
@@ -36,6 +36,7 @@ mod history;
 mod index;
 mod lease;
 mod ledger;
+mod live;
 mod metrics;
 mod ownership;
 mod pending;

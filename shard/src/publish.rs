@@ -3,21 +3,30 @@
 //! Every publish of a group is judged against one version of the table, and against those before it in the group. Those
 //! that may be committed get their knowledge times and go as one file and one log entry; see [`crate::committer`] for when
 //! a commit is lost.
+//!
+//! A publish of a session is the truth whole: what it lacks of the session is retracted in the same commit, with its knowledge
+//! time. Which rows these are is decided when it is judged; see [`crate::live`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
 use serde_json::{Map, Value, json};
 use tokio::{sync::oneshot, time::Instant};
-use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved, time::format_time};
+use trellis_proto::{Code, DatasetSpec, Error, Result, Symbol, pb, spec::Evolved, time::format_time};
 
 use crate::{
-    append::Rows,
+    append::{self, Rows},
     committer::{CONFLICTS_MAX, Task, create, grant_actions},
     delta::Actions,
     error::internal,
     file::{FILE_ROWS_MAX, WrittenFile, write_file},
     lease::{Acquire, Grant, Holder},
+    live::{self, Key, Newest, Whose},
     schema::{self, KNOWN_AT_NS},
     table::{self, CommittedRun, IMPORTED, RELEASED, SessionKey, Snapshot, WATERMARK},
     wire,
@@ -36,6 +45,17 @@ pub(crate) enum Right {
     Ledger,
 }
 
+/// What a publish means to rows that are there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Its rows stand for themselves: a row of the same key is corrected, others stay.
+    Adds,
+    /// Its rows are all that holds of these event times. With a partition: all that holds of what the partition has published.
+    Replaces(Range<i64>),
+    /// Its rows are keys: what the dataset has there no longer holds.
+    Retracts,
+}
+
 /// Checked rows on their way into the table.
 #[derive(Debug)]
 pub(crate) struct Publish {
@@ -49,15 +69,23 @@ pub(crate) struct Publish {
     /// Which session and partition it publishes; `None` of imports and the ledger.
     pub(crate) session: Option<SessionKey>,
     pub(crate) watermark: Option<i64>,
+    pub(crate) effect: Effect,
     /// For people: goes into the commit's metadata.
     pub(crate) note: Value,
 }
 
 impl Publish {
-    /// Whether it goes into a commit of its own. An import with its own knowledge time is checked against all that is known of
-    /// its symbols, and what it would be grouped with is not known yet. A publish with its own lease fences the others.
+    /// Whether it goes into a commit of its own. An import with its own knowledge time, or one that retracts, is checked against
+    /// what is known of its symbols, and what it would be grouped with is not known yet. A publish with its own lease fences the
+    /// others.
     pub(crate) fn goes_alone(&self) -> bool {
         matches!(self.right, Right::Import { known_at: Some(_) } | Right::Once { .. })
+            || self.effect == Effect::Retracts
+    }
+
+    /// What a partition's publish stands for; `None` for all others.
+    fn partition(&self) -> Option<&SessionKey> {
+        self.session.as_ref().filter(|key| !key.partition.is_empty())
     }
 }
 
@@ -72,9 +100,51 @@ struct Accepted {
     known_at: i64,
     /// The epoch that is granted and given back with it.
     once: Option<Grant>,
+    /// The rows that it takes back, if it replaces any.
+    retracted: Vec<Key>,
+    /// Least and greatest event time of its rows.
+    span: Option<(i64, i64)>,
     /// Who waits for it: its publisher, and any that sent the same run id meanwhile.
     replies: Vec<Reply>,
 }
+
+impl Accepted {
+    /// What is stored: its rows, and what it retracts.
+    fn exact(&self, spec: &DatasetSpec) -> Result<Vec<RecordBatch>> {
+        if self.publish.effect == Effect::Retracts {
+            return Ok(vec![append::retractions(spec, &self.publish.rows.keys()?, self.known_at)?]);
+        }
+        let mut parts = vec![self.publish.rows.exact(spec, self.known_at)?];
+        if !self.retracted.is_empty() {
+            parts.push(append::retractions(spec, &self.retracted, self.known_at)?);
+        }
+        Ok(parts)
+    }
+
+    /// Rows that it takes back.
+    fn retracts(&self) -> usize {
+        if self.publish.effect == Effect::Retracts { self.publish.rows.len() } else { self.retracted.len() }
+    }
+
+    /// Whether it has rows on event times of `range`.
+    fn touches(&self, range: &Range<i64>) -> bool {
+        self.span.is_some_and(|(first, last)| first < range.end && range.start <= last)
+    }
+
+    /// Tells what will hold when it is committed.
+    fn tell(&self, range: &Range<i64>, newest: &mut Newest) -> Result<()> {
+        for key in self.publish.rows.keys()?.into_iter().filter(|key| range.contains(&key.1)) {
+            newest.learn(key, self.known_at, false);
+        }
+        for key in self.retracted.iter().filter(|key| range.contains(&key.1)) {
+            newest.learn(key.clone(), self.known_at, true);
+        }
+        Ok(())
+    }
+}
+
+/// What holds of the ranges that publishes of a group replace, as it will be after those that were accepted.
+type Ranges = Vec<(Range<i64>, Newest)>;
 
 /// Whether a publish goes into the next commit.
 enum Verdict {
@@ -161,6 +231,7 @@ impl Task {
         let mut next_known_at = now_ns.max(snapshot.map_or(i64::MIN, |s| s.known_through.saturating_add(1)));
         let mut accepted: Vec<Accepted> = Vec::new();
         let mut by_run: HashMap<String, usize> = HashMap::new();
+        let mut ranges = Ranges::new();
         let snapshot = snapshot.filter(|s| !s.life.dropped);
         let mut spec: Option<Arc<DatasetSpec>> = snapshot.map(|s| s.spec.clone());
         let mut waiting = waiting.into_iter();
@@ -175,6 +246,11 @@ impl Task {
                 continue;
             }
             let fitted = match &spec {
+                // keys have no fields
+                Some(have) if publish.effect == Effect::Retracts => {
+                    publish.spec = have.clone();
+                    Ok(false)
+                }
                 Some(have) if **have != *publish.spec => fit(have, &mut publish).await,
                 _ => Ok(false),
             };
@@ -184,8 +260,16 @@ impl Task {
                 break;
             }
             let verdict = match fitted {
-                Ok(_) => self.verdict(snapshot, &publish, now_ns).await,
+                Ok(_) => self.verdict(snapshot, &accepted, &publish, now_ns).await,
                 Err(error) => Verdict::Refuse(error),
+            };
+            let retracted = match verdict {
+                Verdict::Accept(_) => self.replaced(snapshot, &accepted, &mut ranges, &publish).await,
+                Verdict::Duplicate(_) | Verdict::Refuse(_) => Ok(Vec::new()),
+            };
+            let (verdict, retracted) = match retracted {
+                Ok(retracted) => (verdict, retracted),
+                Err(error) => (Verdict::Refuse(error), Vec::new()),
             };
             match verdict {
                 Verdict::Accept(once) => {
@@ -204,7 +288,13 @@ impl Task {
                         by_run.insert(publish.run_id.clone(), accepted.len());
                     }
                     spec.get_or_insert_with(|| publish.spec.clone());
-                    accepted.push(Accepted { publish, known_at, once, replies: vec![reply] });
+                    let span = publish.rows.span();
+                    let new = Accepted { publish, known_at, once, retracted, span, replies: vec![reply] };
+                    for (range, newest) in ranges.iter_mut().filter(|(range, _)| new.touches(range)) {
+                        // The rows' symbols have been looked at when they came.
+                        let _ = new.tell(range, newest);
+                    }
+                    accepted.push(new);
                     if widens {
                         break;
                     }
@@ -219,7 +309,111 @@ impl Task {
         (accepted, later)
     }
 
-    async fn verdict(&self, snapshot: Option<&Snapshot>, publish: &Publish, now_ns: i64) -> Verdict {
+    /// The rows that a publish takes back because it replaces them, after those that were accepted before it. Nothing is read
+    /// unless there may be any.
+    async fn replaced(
+        &self,
+        snapshot: Option<&Snapshot>,
+        accepted: &[Accepted],
+        ranges: &mut Ranges,
+        publish: &Publish,
+    ) -> Result<Vec<Key>> {
+        let range = match &publish.effect {
+            Effect::Adds => return Ok(Vec::new()),
+            Effect::Retracts => return self.check_held(snapshot, &publish.rows).await.map(|()| Vec::new()),
+            Effect::Replaces(range) => range,
+        };
+        let own = publish.partition().map(|key| {
+            let mut own = self.table.published(key);
+            own.extend(accepted.iter().filter(|a| a.publish.partition() == Some(key)).map(|a| a.known_at));
+            own
+        });
+        let stored = snapshot.is_some_and(|s| s.files.iter().any(|file| live::touches(&file.index, range)));
+        let there = stored || accepted.iter().any(|a| a.touches(range));
+        if !there || own.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Ok(Vec::new());
+        }
+        let at = match ranges.iter().position(|(known, _)| known == range) {
+            Some(at) => at,
+            None => {
+                let mut newest = match snapshot {
+                    Some(snapshot) if stored => Newest::read(snapshot, range, |_| true).await?,
+                    _ => Newest::default(),
+                };
+                for a in accepted {
+                    a.tell(range, &mut newest)?;
+                }
+                ranges.push((range.clone(), newest));
+                ranges.len() - 1
+            }
+        };
+        let whose = own.as_ref().map_or(Whose::Everybodys, Whose::Of);
+        let gone = ranges[at].1.lacking(&publish.rows.keys()?, whose);
+        if !gone.is_empty() {
+            self.check_retractable(&publish.spec)?;
+        }
+        Ok(gone)
+    }
+
+    /// Refuses to retract what does not hold: whoever asks means another row.
+    async fn check_held(&self, snapshot: Option<&Snapshot>, rows: &Rows) -> Result<()> {
+        let spec = match snapshot {
+            Some(snapshot) => &snapshot.spec,
+            None => {
+                return Err(Error::new(
+                    Code::UnknownDataset,
+                    format!("there is no dataset {}", self.table.name),
+                ));
+            }
+        };
+        self.check_retractable(spec)?;
+        let keys = rows.keys()?;
+        let symbols: BTreeSet<&Symbol> = keys.iter().map(|(symbol, _)| symbol).collect();
+        let newest = match (snapshot, rows.span()) {
+            (Some(snapshot), Some((first, last))) => {
+                let range = first..last.saturating_add(1);
+                Newest::read(snapshot, &range, |symbol| symbols.contains(symbol)).await?
+            }
+            _ => Newest::default(),
+        };
+        let missing: Vec<&Key> = keys.iter().filter(|key| !newest.holds(key)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let named = missing.iter().take(append::PROBLEMS_MAX);
+        let named: Vec<String> =
+            named.map(|(symbol, ts)| format!("{symbol} at {}", format_time(*ts))).collect();
+        let more = match missing.len() - named.len() {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        let what = format!("{} has no row of {}{more}", self.table.name, named.join("; "));
+        Err(Error::new(Code::BadRows, what)
+            .hint("a retraction names the symbol and the exact time of a row that is read now; nothing was retracted"))
+    }
+
+    /// A dataset of before there were retractions may have a field of that name.
+    fn check_retractable(&self, spec: &DatasetSpec) -> Result<()> {
+        schema::check_spec(spec).map_err(|_| {
+            Error::new(
+                Code::Conflict,
+                format!(
+                    "{} has a field {}, so no row of it can be retracted",
+                    self.table.name,
+                    schema::RETRACTED
+                ),
+            )
+            .hint("rename the field")
+        })
+    }
+
+    async fn verdict(
+        &self,
+        snapshot: Option<&Snapshot>,
+        accepted: &[Accepted],
+        publish: &Publish,
+        now_ns: i64,
+    ) -> Verdict {
         // Before the epoch: a publish that was acknowledged once is acknowledged again, even after a take-over.
         // Not so after the dataset was dropped: the runs of that one are not this one's.
         let may_be_known = snapshot.is_some() && !publish.run_id.is_empty();
@@ -250,7 +444,7 @@ impl Task {
             Right::Ledger => Ok(None),
         };
         match allowed {
-            Ok(once) => match self.unchanged(snapshot, publish) {
+            Ok(once) => match self.unchanged(snapshot, accepted, publish) {
                 Some(run) => Verdict::Duplicate(self.ack_again(&run)),
                 None => Verdict::Accept(once),
             },
@@ -275,8 +469,16 @@ impl Task {
 
     /// The last publish of the same session, if it had the same rows and they are still what the session is. Another attempt
     /// that computes them again adds nothing. Compared with the last one only: going back to rows of before is a correction.
-    fn unchanged(&self, snapshot: Option<&Snapshot>, publish: &Publish) -> Option<CommittedRun> {
+    fn unchanged(
+        &self,
+        snapshot: Option<&Snapshot>,
+        accepted: &[Accepted],
+        publish: &Publish,
+    ) -> Option<CommittedRun> {
         let (snapshot, session) = (snapshot?, publish.session.as_ref()?);
+        if accepted.iter().any(|a| a.publish.session.as_ref().is_some_and(|s| s.session == session.session)) {
+            return None;
+        }
         let unit = match &publish.right {
             Right::Session { unit, .. } | Right::Once { holder: Holder { unit, .. }, .. } => unit,
             Right::Import { .. } | Right::Ledger => return None,
@@ -295,6 +497,7 @@ impl Task {
             rows: run.rows,
             duplicate: true,
             shard: self.table.shared.shard.clone(),
+            retracted: run.retracted,
         }
     }
 
@@ -310,7 +513,10 @@ impl Task {
             }
             None => None,
         };
-        let mut files = match self.write(spec, accepted).await {
+        // Whatever defines the table gives it the column.
+        let defined = evolution.is_some() || live.is_none_or(|s| s.retractable);
+        let redefined = live.filter(|_| !defined && accepted.iter().any(|a| a.retracts() > 0));
+        let mut files = match self.write(spec, accepted, defined || redefined.is_some()).await {
             Ok(files) => files,
             Err(error) => {
                 if let Some((_, evolution)) = &evolution {
@@ -332,13 +538,16 @@ impl Task {
             let first_known = accepted.iter().map(|a| a.known_at).min().unwrap_or(0);
             create(&mut actions, snapshot, spec, now_ms.min(first_known.div_euclid(1_000_000) - 1));
         }
+        if let Some(before) = redefined {
+            actions.redefine(&before.definition, spec, &before.life);
+        }
         for file in &files {
             actions.add(&file.file, &file.stats, true, now_ms);
         }
         for a in accepted.iter().filter(|a| !a.publish.run_id.is_empty()) {
             let rows = a.publish.rows.len() as u64;
             let (run, session) = (&a.publish.run_id, a.publish.session.as_ref());
-            let app = table::run_txn(run, &a.publish.digest, a.known_at, rows, session);
+            let app = table::run_txn(run, &a.publish.digest, a.known_at, rows, session, a.retracts() as u64);
             actions.txn(&app, version as i64, now_ms);
         }
         if accepted.iter().any(|a| matches!(a.publish.right, Right::Import { .. })) {
@@ -358,10 +567,15 @@ impl Task {
         self.commit(version, &actions, &files).await
     }
 
-    async fn write(&self, spec: &Arc<DatasetSpec>, accepted: &[Accepted]) -> Result<Vec<WrittenFile>> {
+    async fn write(
+        &self,
+        spec: &Arc<DatasetSpec>,
+        accepted: &[Accepted],
+        retractable: bool,
+    ) -> Result<Vec<WrittenFile>> {
         let started = Instant::now();
-        let parts =
-            accepted.iter().map(|a| a.publish.rows.exact(spec, a.known_at)).collect::<Result<Vec<_>>>()?;
+        let parts = accepted.iter().map(|a| a.exact(spec)).collect::<Result<Vec<_>>>()?;
+        let parts: Vec<RecordBatch> = parts.into_iter().flatten().collect();
         let rows = tokio::task::spawn_blocking({
             let spec = spec.clone();
             move || merge(&spec, parts)
@@ -371,7 +585,7 @@ impl Task {
         let mut files = Vec::new();
         for start in (0..rows.num_rows()).step_by(FILE_ROWS_MAX) {
             let part = rows.slice(start, FILE_ROWS_MAX.min(rows.num_rows() - start));
-            match write_file(&self.table.log, spec, part).await {
+            match write_file(&self.table.log, spec, part, retractable).await {
                 Ok(file) => files.push(file),
                 Err(error) => {
                     self.discard(&files).await;
@@ -403,6 +617,7 @@ impl Task {
                 rows: a.publish.rows.len() as u64,
                 duplicate: false,
                 shard: self.table.shared.shard.clone(),
+                retracted: a.retracts() as u64,
             };
             let duplicates = std::iter::once(false).chain(std::iter::repeat(true));
             acks.extend(

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Instant};
 
-use arrow_schema::Schema;
 use chrono::NaiveDate;
 use serde_json::json;
 use tonic::Streaming;
@@ -13,7 +12,7 @@ use crate::{
     error::lost_task,
     lease::Holder,
     ledger::OWN_PREFIX,
-    publish::{Publish, Right},
+    publish::{Effect, Publish, Right},
     schema,
     shard::Shard,
     table::SessionKey,
@@ -71,7 +70,11 @@ async fn checked(
         }
     };
     let given = header.spec.clone().map(DatasetSpec::try_from).transpose()?;
-    let spec = spec_for(shard, name, &right, given).await?;
+    let spec = match header.retract {
+        // what is not there has nothing to retract, whatever it would be
+        true => shard.catalog.find(name.as_str()).await?.1.spec.clone(),
+        false => spec_for(shard, name, &right, given).await?,
+    };
     if spec.fields.len() > limits.columns_max {
         let text = format!("{} fields; a publish has at most {}", spec.fields.len(), limits.columns_max);
         return Err(Error::new(Code::TooLarge, text));
@@ -121,10 +124,18 @@ async fn checked(
         return Err(Error::new(Code::BadRows, "the publish has no schema, and so no rows"));
     };
     let scope = format!("{}\0{}\0{}\0{}", header.dataset, header.kind, header.session, header.partition);
+    let effect = match within.clone() {
+        Some(range) => Effect::Replaces(range),
+        None if header.retract => Effect::Retracts,
+        None => Effect::Adds,
+    };
     let (rows, digest) = {
-        let spec = spec.clone();
+        let (spec, keys) = (spec.clone(), effect == Effect::Retracts);
         let check = move || -> Result<(Rows, String)> {
-            let rows = check_rows(&spec, &arrived, batches, within)?;
+            let rows = match keys {
+                true => Rows::check_keys(&spec, &arrived, batches)?,
+                false => Rows::check(&spec, &arrived, batches, within)?,
+            };
             let digest = rows.digest(&scope)?;
             Ok((rows, digest))
         };
@@ -145,7 +156,8 @@ async fn checked(
         }
         Right::Import { .. } | Right::Ledger => None,
     };
-    let publish = Publish { right, spec, rows, run_id: header.run_id, digest, session, watermark, note };
+    let run_id = header.run_id;
+    let publish = Publish { right, spec, rows, run_id, digest, session, watermark, effect, note };
     let dataset = shard.catalog.entry(name);
     shard.catalog.committer(&dataset).publish(publish).await
 }
@@ -158,15 +170,6 @@ async fn next(messages: &mut Streaming<pb::PublishMessage>) -> Result<pb::publis
         Some(None) => Err(Error::new(Code::InvalidRequest, "a message of the publish is empty")),
         None => Err(Error::new(Code::Unavailable, "the publish broke off before its end")),
     }
-}
-
-fn check_rows(
-    spec: &DatasetSpec,
-    arrived: &Schema,
-    batches: Vec<arrow_array::RecordBatch>,
-    within: Option<std::ops::Range<i64>>,
-) -> Result<Rows> {
-    Rows::check(spec, arrived, batches, within)
 }
 
 fn too_large(what: &str, most: usize, right: &Right) -> Error {
@@ -201,6 +204,11 @@ fn check_header(header: &pb::PublishHeader) -> Result<()> {
         }
     }
     if header.kind() == pb::PublishKind::Session {
+        if header.retract {
+            return refuse(
+                "only an import retracts by itself; a session is published again whole".to_owned(),
+            );
+        }
         for (what, text) in [("run id", &header.run_id), ("unit", &header.unit)] {
             if text.is_empty() {
                 return refuse(format!("a publish of a session needs a {what}"));

@@ -137,7 +137,14 @@ impl Shard {
                 actions.add(&file.file, &file::stats_of(&file.index), true, now_ms);
             }
             for (id, run) in dataset.table.all_runs() {
-                let app = table::run_txn(&id, &run.digest, run.known_at, run.rows, run.session.as_ref());
+                let app = table::run_txn(
+                    &id,
+                    &run.digest,
+                    run.known_at,
+                    run.rows,
+                    run.session.as_ref(),
+                    run.retracted,
+                );
                 actions.txn(&app, version as i64, now_ms);
             }
             if let Some(watermark) = from.watermark {

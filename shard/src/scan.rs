@@ -10,6 +10,9 @@
 //! [`BATCH_BYTES`]: five hundred short series are a few messages, encoded and decoded as that many batches, and a lone
 //! series goes at once. No timer decides, and nothing waits for the next wave.
 //!
+//! Which rows are retractions is read only of files that have any. On the way such rows have one column more, the last; it
+//! leaves the record batch as bits beside it.
+//!
 //! Rejected: one stream per file that merges on the fly. It bounds memory better, but a range's rows come from all files,
 //! so every range would wait for the slowest stream, and decoding would be tied to the client's pace.
 
@@ -21,6 +24,7 @@ use arrow_array::{
     types::{Int64Type, TimestampNanosecondType},
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use trellis_proto::{
@@ -31,8 +35,8 @@ use trellis_proto::{
 
 use crate::{
     error::{internal, lost_task},
-    file::DataFile,
-    schema::{self, KNOWN_AT_NS, TS_NS},
+    file::{self, DataFile},
+    schema::{self, KNOWN_AT_NS, RETRACTED, TS_NS},
     table::Snapshot,
     wire,
 };
@@ -48,6 +52,8 @@ const FAILURES_MAX: usize = 1_024;
 const CHUNK_BYTES_MAX: usize = 56 << 20;
 /// Files read at once by one call.
 const FILES_PARALLEL: usize = 4;
+/// Columns of a chunk schema before the fields.
+const CHUNK_KEYS: usize = 2;
 /// Chunks of one range: a run's row counts are listed one by one.
 pub(crate) const CHUNKS_MAX: i64 = 1 << 20;
 
@@ -190,7 +196,8 @@ fn row_width(spec: &DatasetSpec, fields: &[usize]) -> usize {
 /// Rows found for the pieces of a wave: for each piece the parts in file order, or why not.
 type Decoded = Vec<Result<Vec<Part>>>;
 
-/// Rows of one piece out of one file, in the dataset's chunk schema of the piece's fields.
+/// Rows of one piece out of one file, in the dataset's chunk schema of the piece's fields; with `retracted` after them if the
+/// file has retractions.
 #[derive(Debug)]
 struct Part {
     rows: RecordBatch,
@@ -279,9 +286,11 @@ async fn read_file(
     fields.sort_unstable();
     fields.dedup();
     // most files are one commit's: what its index says of every row is not decoded
-    let learnt = (file.index.known_min == file.index.known_max).then_some(file.index.known_min);
+    let learnt = file.index.known_at();
+    let retracts = file.index.retracts();
     let mut columns = vec![TS_NS.to_owned()];
     columns.extend(learnt.is_none().then(|| KNOWN_AT_NS.to_owned()));
+    columns.extend(retracts.then(|| RETRACTED.to_owned()));
     columns.extend(fields.iter().map(|&f| schema::exact_column(&spec.fields[f])));
     let ranges = union(narrowed.iter().map(|(_, rows)| rows.start as usize..rows.end as usize).collect());
     let mut batches = file.read(&columns, Some(ranges.clone())).await?;
@@ -297,6 +306,7 @@ async fn read_file(
             Some((_, schema)) => Arc::clone(schema),
             None => {
                 let schema = spec.chunk_schema(wanted);
+                let schema = if retracts { with_column(&schema) } else { schema };
                 shapes.push((wanted, Arc::clone(&schema)));
                 schema
             }
@@ -304,12 +314,43 @@ async fn read_file(
         for slice in slices(&batches, &ranges, rows.start as usize..rows.end as usize) {
             let slice = in_times(&slice, times[i], file.index.sorted)?;
             if slice.num_rows() > 0 {
-                let rows = wire_rows(spec, &fields, wanted, &schema, &slice)?;
+                let rows = wire_rows(spec, file, &fields, wanted, &schema, &slice)?;
                 parts.push((i, Part { rows, sorted: file.index.sorted }));
             }
         }
     }
     Ok(parts)
+}
+
+/// A chunk schema with `retracted` after its columns.
+fn with_column(schema: &Schema) -> SchemaRef {
+    let retracted = Arc::new(Field::new(RETRACTED, DataType::Boolean, false));
+    Arc::new(Schema::new(schema.fields().iter().cloned().chain([retracted]).collect::<Vec<_>>()))
+}
+
+/// Rows with so many columns without `retracted`, with it: what comes from a file without retractions is none.
+fn with_retracted(rows: &RecordBatch, columns: usize) -> Result<RecordBatch> {
+    if rows.num_columns() > columns {
+        return Ok(rows.clone());
+    }
+    let none = Arc::new(BooleanArray::from(vec![false; rows.num_rows()]));
+    let all = rows.columns().iter().cloned().chain([none as _]).collect();
+    RecordBatch::try_new(with_column(&rows.schema()), all).map_err(|e| internal("telling retractions", e))
+}
+
+/// Joins rows with so many columns without `retracted`; with it, if any of them has it.
+fn concat<'a>(parts: impl Iterator<Item = &'a RecordBatch> + Clone, columns: usize) -> Result<RecordBatch> {
+    let joined = |schema: &SchemaRef, parts: &mut dyn Iterator<Item = &RecordBatch>| {
+        arrow_select::concat::concat_batches(schema, parts).map_err(|e| internal("joining chunks", e))
+    };
+    if parts.clone().all(|rows| rows.num_columns() == columns) {
+        let Some(first) = parts.clone().next() else {
+            return Err(internal("joining chunks", "there are none"));
+        };
+        return joined(&first.schema(), &mut parts.into_iter());
+    }
+    let parts = parts.map(|rows| with_retracted(rows, columns)).collect::<Result<Vec<_>>>()?;
+    joined(&parts[0].schema(), &mut parts.iter())
 }
 
 /// Rows of a file with their knowledge time put in as the second column.
@@ -384,6 +425,7 @@ fn times_of(rows: &RecordBatch) -> Result<&Int64Array> {
 /// Picks a piece's fields out of what was read for several pieces. Columns stay slices: the copy comes once, at the end.
 fn wire_rows(
     spec: &DatasetSpec,
+    file: &DataFile,
     read: &[usize],
     wanted: &[usize],
     schema: &SchemaRef,
@@ -396,10 +438,14 @@ fn wire_rows(
         )
     })?;
     let mut columns = vec![schema::wire_time(times_of(rows)?), schema::wire_time(known_at)];
+    let keys = if file.index.retracts() { 3 } else { 2 };
     for &wanted in wanted {
         let position =
             read.binary_search(&wanted).map_err(|_| internal("picking columns", "one was not read"))?;
-        columns.push(schema::wire_field(&spec.fields[wanted], rows.column(2 + position))?);
+        columns.push(schema::wire_field(&spec.fields[wanted], rows.column(keys + position))?);
+    }
+    if file.index.retracts() {
+        columns.push(Arc::new(file::retractions(&file.name, rows.column(2))?));
     }
     RecordBatch::try_new(Arc::clone(schema), columns)
         .map_err(|e| Error::new(Code::DataCorrupt, format!("rows do not fit the dataset: {e}")))
@@ -466,8 +512,9 @@ pub(crate) fn failed(failures: Vec<ChunkFailure>) -> impl Iterator<Item = pb::Fe
 
 /// All rows of a piece, sorted by (ts, known_at).
 fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<Part>) -> Result<RecordBatch> {
-    let Some(first) = parts.first() else { return Ok(RecordBatch::new_empty(spec.chunk_schema(fields))) };
-    let schema = first.rows.schema();
+    if parts.is_empty() {
+        return Ok(RecordBatch::new_empty(spec.chunk_schema(fields)));
+    }
     let key = |rows: &RecordBatch, row: usize| -> (i64, i64) {
         let value = |column: usize| rows.column(column).as_primitive::<TimestampNanosecondType>().value(row);
         (value(0), value(1))
@@ -478,9 +525,7 @@ fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<Part>) -> Result<Re
         && parts
             .windows(2)
             .all(|pair| key(&pair[0].rows, pair[0].rows.num_rows() - 1) <= key(&pair[1].rows, 0));
-    let rows: Vec<&RecordBatch> = parts.iter().map(|part| &part.rows).collect();
-    let joined =
-        arrow_select::concat::concat_batches(&schema, rows).map_err(|e| internal("joining chunks", e))?;
+    let joined = concat(parts.iter().map(|part| &part.rows), CHUNK_KEYS + fields.len())?;
     if ordered { Ok(joined) } else { wire::sort_by_key(&joined, &[0, 1]) }
 }
 
@@ -580,9 +625,13 @@ fn frame(snapshot: &Snapshot, asks: &[Ask], runs: &[CutRun], seq: u64) -> Result
         let what = format!("a chunk of {dataset} {symbol} is {} bytes", first.bytes);
         return Err(Error::new(Code::TooLarge, what).hint("import the dataset with a smaller chunk"));
     }
-    let rows = runs.iter().map(|run| &run.rows);
-    let rows = arrow_select::concat::concat_batches(&first.rows.schema(), rows)
-        .map_err(|e| internal("putting runs together", e))?;
+    let columns = CHUNK_KEYS + asks[first.ask].fields.len();
+    let mut rows = concat(runs.iter().map(|run| &run.rows), columns)?;
+    let retracted = if rows.num_columns() > columns {
+        wire::bits(rows.remove_column(columns).as_boolean())
+    } else {
+        Bytes::new()
+    };
     let (header, body) = wire::encode(&rows)?;
     let runs = runs.iter().map(|run| ChunkRun {
         range: asks[run.ask].range as usize,
@@ -597,6 +646,7 @@ fn frame(snapshot: &Snapshot, asks: &[Ask], runs: &[CutRun], seq: u64) -> Result
         seq,
         header,
         body,
+        retracted,
     })
 }
 

@@ -4,8 +4,13 @@
 //! name, for people and for pruning by other tools, and exactly, as int64 nanoseconds, under `<name>_ns`. Only the
 //! exact column is ever read here. What a dataset is (its fields, nullability, chunk) stands in the table's properties.
 //!
+//! A row that says that an earlier one no longer holds is a *retraction*: the same `symbol` and `ts`, a later `known_at`, no
+//! values, and `retracted` true. Tables that were made before there were retractions lack the column until their first one,
+//! and some of their files for ever: rows without it are no retractions.
+//!
 //! Three shapes of rows occur: *wire* (`symbol`, `ts`, fields: what clients send and get), *exact* (`symbol`, `ts_ns`,
-//! `known_at_ns`, fields in wire types: what is sorted, merged and cut here) and *lake* (what Parquet files hold).
+//! `known_at_ns`, `retracted`, fields in wire types: what is sorted, merged and cut here) and *lake* (what Parquet files
+//! hold).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -36,6 +41,10 @@ const FOREIGN_CHUNK_NS: i64 = 64 * DAY_NS;
 pub(crate) const SYMBOL: &str = "symbol";
 pub(crate) const TS_NS: &str = "ts_ns";
 pub(crate) const KNOWN_AT_NS: &str = "known_at_ns";
+/// The column that tells retractions from rows.
+pub(crate) const RETRACTED: &str = "retracted";
+/// Columns of exact rows before the fields.
+pub(crate) const EXACT_KEYS: usize = 4;
 
 /// Name of the column that holds a field exactly.
 pub(crate) fn exact_column(field: &FieldSpec) -> String {
@@ -45,8 +54,19 @@ pub(crate) fn exact_column(field: &FieldSpec) -> String {
     }
 }
 
-/// Refuses specs whose exact columns would collide: a timestamp field `x` beside a field `x_ns`.
+/// Refuses specs whose columns would collide: a field `retracted`, or a timestamp field `x` beside a field `x_ns`.
 pub(crate) fn check_spec(spec: &DatasetSpec) -> Result<()> {
+    if spec.field(RETRACTED).is_some() {
+        return Err(Error::new(
+            Code::InvalidRequest,
+            format!(
+                "a field of {} is named {RETRACTED}, which is how the lake marks retractions",
+                spec.dataset
+            ),
+        )
+        .dataset(&spec.dataset)
+        .hint("give the field another name"));
+    }
     for field in spec.fields.iter().filter(|f| f.data_type == FieldType::Timestamp) {
         let exact = exact_column(field);
         if spec.field(&exact).is_some() {
@@ -61,20 +81,21 @@ pub(crate) fn check_spec(spec: &DatasetSpec) -> Result<()> {
     Ok(())
 }
 
-/// Exact rows: `symbol` (utf8), `ts_ns`, `known_at_ns`, then every field in its wire type.
+/// Exact rows: `symbol` (utf8), `ts_ns`, `known_at_ns`, `retracted`, then every field in its wire type. What a field
+/// requires was checked when its rows came; here each may be null, because a retraction has no values.
 pub(crate) fn exact_schema(spec: &DatasetSpec) -> SchemaRef {
     let mut columns = vec![
         Field::new(SYMBOL, DataType::Utf8, false),
         Field::new(TS_NS, DataType::Int64, false),
         Field::new(KNOWN_AT_NS, DataType::Int64, false),
+        Field::new(RETRACTED, DataType::Boolean, false),
     ];
-    columns
-        .extend(spec.fields.iter().map(|f| Field::new(f.name.as_str(), f.data_type.to_arrow(), f.nullable)));
+    columns.extend(spec.fields.iter().map(|f| Field::new(f.name.as_str(), f.data_type.to_arrow(), true)));
     Arc::new(Schema::new(columns))
 }
 
-/// Rows as Parquet files hold them.
-pub(crate) fn lake_schema(spec: &DatasetSpec) -> SchemaRef {
+/// Rows as Parquet files hold them, in a table that has the column `retracted` or not.
+pub(crate) fn lake_schema(spec: &DatasetSpec, retractable: bool) -> SchemaRef {
     let micros = || DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let mut columns = vec![
         Field::new(SYMBOL, DataType::Utf8, false),
@@ -83,19 +104,24 @@ pub(crate) fn lake_schema(spec: &DatasetSpec) -> SchemaRef {
         Field::new("known_at", micros(), false),
         Field::new(KNOWN_AT_NS, DataType::Int64, false),
     ];
+    if retractable {
+        columns.push(Field::new(RETRACTED, DataType::Boolean, true));
+    }
     for field in &spec.fields {
+        // in a table without retractions the column says what the dataset requires
+        let nullable = retractable || field.nullable;
         if field.data_type == FieldType::Timestamp {
-            columns.push(Field::new(field.name.as_str(), micros(), field.nullable));
-            columns.push(Field::new(exact_column(field), DataType::Int64, field.nullable));
+            columns.push(Field::new(field.name.as_str(), micros(), nullable));
+            columns.push(Field::new(exact_column(field), DataType::Int64, nullable));
         } else {
-            columns.push(Field::new(field.name.as_str(), field.data_type.to_arrow(), field.nullable));
+            columns.push(Field::new(field.name.as_str(), field.data_type.to_arrow(), nullable));
         }
     }
     Arc::new(Schema::new(columns))
 }
 
-/// Exact rows to lake rows.
-pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch) -> Result<RecordBatch> {
+/// Exact rows to lake rows, for a table that has the column `retracted` or not.
+pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch, retractable: bool) -> Result<RecordBatch> {
     let ts = exact.column(1).as_primitive::<Int64Type>();
     let known_at = exact.column(2).as_primitive::<Int64Type>();
     let mut columns: Vec<ArrayRef> = vec![
@@ -105,7 +131,10 @@ pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch) -> Result<RecordB
         micros(known_at),
         exact.column(2).clone(),
     ];
-    for (field, column) in spec.fields.iter().zip(&exact.columns()[3..]) {
+    if retractable {
+        columns.push(exact.column(3).clone());
+    }
+    for (field, column) in spec.fields.iter().zip(&exact.columns()[EXACT_KEYS..]) {
         if field.data_type == FieldType::Timestamp {
             let ns = column.as_primitive::<TimestampNanosecondType>().reinterpret_cast::<Int64Type>();
             columns.push(micros(&ns));
@@ -114,7 +143,8 @@ pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch) -> Result<RecordB
             columns.push(column.clone());
         }
     }
-    RecordBatch::try_new(lake_schema(spec), columns).map_err(|e| internal("building lake rows", e))
+    RecordBatch::try_new(lake_schema(spec, retractable), columns)
+        .map_err(|e| internal("building lake rows", e))
 }
 
 /// Floors, so that times before 1970 stay in order.
@@ -164,9 +194,9 @@ fn delta_type(data_type: &DataType) -> &'static str {
     }
 }
 
-/// The `schemaString` of a Delta table for a dataset.
+/// The `schemaString` of a Delta table for a dataset, with the column `retracted`.
 pub(crate) fn delta_schema(spec: &DatasetSpec) -> String {
-    let fields: Vec<Value> = lake_schema(spec)
+    let fields: Vec<Value> = lake_schema(spec, true)
         .fields()
         .iter()
         .map(|f| {
@@ -270,7 +300,9 @@ pub(crate) fn spec_of(
     let mut fields = Vec::new();
     for column in &columns {
         let name = name_of(column);
-        if [SYMBOL, "ts", TS_NS, "known_at", KNOWN_AT_NS].contains(&name.as_str()) {
+        if [SYMBOL, "ts", TS_NS, "known_at", KNOWN_AT_NS].contains(&name.as_str())
+            || name == RETRACTED && column["type"] == "boolean"
+        {
             continue;
         }
         let data_type = match column["type"].as_str() {
@@ -286,6 +318,13 @@ pub(crate) fn spec_of(
         fields.push(FieldSpec { name: FieldName::new(&name)?, data_type, nullable });
     }
     Ok((DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(FOREIGN_CHUNK_NS)?)?, Life::default()))
+}
+
+/// Whether a table with this schema has the column `retracted`, and not a field of that name.
+pub(crate) fn retractable(spec: &DatasetSpec, schema_json: &str) -> bool {
+    let schema: Value = serde_json::from_str(schema_json).unwrap_or_default();
+    let has = |c: &Value| c["name"] == RETRACTED && c["type"] == "boolean";
+    spec.field(RETRACTED).is_none() && schema["fields"].as_array().is_some_and(|all| all.iter().any(has))
 }
 
 /// Says how two specs of one dataset differ; `None` if they do not. Settings that `given` leaves out do not differ.

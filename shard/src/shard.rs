@@ -1,16 +1,10 @@
 //! What a shard does, call by call, in the grid's own types.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 use tonic::Status;
-use trellis_proto::{
-    Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, spec::Alteration, time::DAY_NS,
-};
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, spec::Alteration};
 
 use crate::{
     Config,
@@ -19,11 +13,11 @@ use crate::{
     committer::{Acquisition, Committer},
     evolve::{Change, What},
     lease::{self, Grant, Holder},
-    ledger,
+    ledger, live,
     metrics::Metrics,
     ownership::Ownership,
     pending::Pending,
-    publish::{Publish, Right},
+    publish::{Effect, Publish, Right},
     receive,
     scan::{self, Ask},
     schema, service,
@@ -128,8 +122,7 @@ impl Shard {
     pub(crate) async fn sessions(&self, request: &pb::SessionsRequest) -> Result<pb::SessionsReply> {
         let range = trellis_proto::TimeRange::new(request.start_ns, request.end_ns)?;
         let (_, snapshot) = self.catalog.find(&request.dataset).await?;
-        let days: BTreeSet<i64> =
-            snapshot.files.iter().flat_map(|f| f.index.days.iter().map(|day| day * DAY_NS)).collect();
+        let days = live::sessions(&snapshot).await?;
         Ok(pb::SessionsReply { sessions_ns: days.into_iter().filter(|day| range.contains(*day)).collect() })
     }
 
@@ -463,6 +456,7 @@ impl Shard {
             digest: String::new(),
             session: None,
             watermark: None,
+            effect: Effect::Adds,
             note: serde_json::json!({"runs": records.len()}),
             spec: spec.clone(),
         };

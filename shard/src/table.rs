@@ -11,7 +11,7 @@
 //! | `trellis-publisher`                | the newest epoch      |
 //! | `trellis-holder [unit, instance, ttl_ms]` | the epoch it was granted; an empty unit is nobody |
 //! | `trellis-released`                 | the newest epoch that was given back |
-//! | `trellis-run [id, digest, known_at_ns, rows, session, partition]` | the table's version; the last two of sessions only |
+//! | `trellis-run [id, digest, known_at_ns, rows, session, partition, retracted]` | the table's version; no session of imports |
 //! | `trellis-imported`                 | the version of the newest import, or change of the dataset by hand |
 //! | `trellis-watermark`                | nanoseconds           |
 
@@ -88,8 +88,11 @@ pub(crate) struct Snapshot {
     pub(crate) schema: u64,
     /// As the log has it.
     pub(crate) definition: Arc<Definition>,
+    /// Whether the table has the column `retracted`: those that were made before there were retractions get it with their
+    /// first.
+    pub(crate) retractable: bool,
     pub(crate) files: Vec<Arc<DataFile>>,
-    /// The symbols that have rows and that this shard owns.
+    /// The symbols that have rows, if only retracted ones, and that this shard owns.
     pub(crate) symbols: Arc<BTreeSet<Symbol>>,
     /// Every later ordinary commit has a greater knowledge time.
     pub(crate) known_through: i64,
@@ -146,15 +149,33 @@ pub(crate) struct CommittedRun {
     pub(crate) version: u64,
     pub(crate) known_at: i64,
     pub(crate) rows: u64,
+    pub(crate) retracted: u64,
     /// Of a publish of a session.
     pub(crate) session: Option<SessionKey>,
 }
+
+/// A run as it is kept with the table: id, digest, knowledge time, rows, session, partition, retracted rows. Those of earlier
+/// releases end sooner.
+#[derive(serde::Deserialize)]
+struct StoredRun(
+    String,
+    String,
+    i64,
+    u64,
+    #[serde(default)] Option<String>,
+    #[serde(default)] Option<String>,
+    #[serde(default)] u64,
+);
 
 /// Committed runs by their ids, and of each session the newest.
 #[derive(Debug, Default)]
 struct CommittedRuns {
     by_id: HashMap<String, CommittedRun>,
     newest: HashMap<SessionKey, String>,
+    /// When the publishes of each partition became known. Of a publish without a partition nothing needs to be kept.
+    partitions: HashMap<SessionKey, BTreeSet<i64>>,
+    /// When the newest publish of any partition of a session became known.
+    partitioned: HashMap<String, i64>,
 }
 
 impl CommittedRuns {
@@ -165,8 +186,22 @@ impl CommittedRuns {
             if newest.is_none_or(|newest| newest.known_at < run.known_at) {
                 self.newest.insert(key.clone(), id.clone());
             }
+            if !key.partition.is_empty() {
+                self.partitions.entry(key.clone()).or_default().insert(run.known_at);
+                let newest = self.partitioned.entry(key.session.clone()).or_insert(run.known_at);
+                *newest = run.known_at.max(*newest);
+            }
         }
         self.by_id.insert(id, run);
+    }
+
+    /// The newest publish of a session and partition, if nobody has published any other part of the session since.
+    fn newest(&self, key: &SessionKey) -> Option<CommittedRun> {
+        let of = |key: &SessionKey| self.by_id.get(self.newest.get(key)?);
+        let newest = of(key)?;
+        let whole = of(&SessionKey { session: key.session.clone(), partition: String::new() });
+        let since = whole.map(|run| run.known_at).max(self.partitioned.get(&key.session).copied());
+        since.is_none_or(|since| since <= newest.known_at).then(|| newest.clone())
     }
 }
 
@@ -290,10 +325,14 @@ impl Table {
         self.runs.lock().by_id.get(id).cloned()
     }
 
-    /// The newest publish of a session.
+    /// The newest publish of a session and partition, if nobody has published any other part of the session since.
     pub(crate) fn newest_run(&self, key: &SessionKey) -> Option<CommittedRun> {
-        let runs = self.runs.lock();
-        runs.by_id.get(runs.newest.get(key)?).cloned()
+        self.runs.lock().newest(key)
+    }
+
+    /// When the publishes of a session and partition became known.
+    pub(crate) fn published(&self, key: &SessionKey) -> BTreeSet<i64> {
+        self.runs.lock().partitions.get(key).cloned().unwrap_or_default()
     }
 
     /// Every commit of a run id.
@@ -364,6 +403,7 @@ impl Table {
             life: current.life,
             schema: current.schema,
             definition: current.definition.clone(),
+            retractable: current.retractable,
             files,
             symbols,
             known_through,
@@ -387,7 +427,7 @@ impl Table {
     }
 
     /// Builds a snapshot from a whole state; files that `before` has are taken from it.
-    async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<(Arc<Snapshot>, Runs)> {
+    async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<(Arc<Snapshot>, Vec<FoundRun>)> {
         let definition = state.definition;
         let (spec, life) = schema::spec_of(&self.name, &definition.properties, &definition.schema)?;
         let files = self.open_files(state.files, before).await?;
@@ -403,6 +443,7 @@ impl Table {
             lease,
             imported: imported(&state.txns).filter(|version| *version >= life.since),
             schema: spec.fingerprint(life.revision),
+            retractable: schema::retractable(&spec, &definition.schema),
             spec: Arc::new(spec),
             life,
             definition: Arc::new(definition),
@@ -460,7 +501,7 @@ impl Table {
     /// on the way, or a file that does not read, leaves both undone, and the next refresh does both. A version that was
     /// visible untold would never be told. The watchers come last: a read that has seen the watch log at this change's
     /// number has its rows.
-    fn install(&self, next: Arc<Snapshot>, runs: Runs, event: Option<pb::Change>) {
+    fn install(&self, next: Arc<Snapshot>, runs: Vec<FoundRun>, event: Option<pb::Change>) {
         {
             let mut known = self.runs.lock();
             if self.current.read().as_ref().is_some_and(|before| before.life.since != next.life.since) {
@@ -482,11 +523,11 @@ impl Table {
     }
 }
 
-/// Runs that were committed, by their ids.
-type Runs = Vec<(String, CommittedRun)>;
+/// A run that was committed, with its id.
+type FoundRun = (String, CommittedRun);
 
 /// The runs of the dataset, and not those of one that was dropped before it was made.
-fn runs_of(txns: &HashMap<String, Txn>, life: &Life) -> Runs {
+fn runs_of(txns: &HashMap<String, Txn>, life: &Life) -> Vec<FoundRun> {
     let runs = txns.iter().filter_map(|(app, txn)| parse_run(app, txn));
     runs.filter(|(_, run)| run.version >= life.since).collect()
 }
@@ -497,7 +538,7 @@ fn watermark_of(txns: &HashMap<String, Txn>) -> Option<i64> {
 }
 
 /// A publish without rows has a knowledge time as well, which its publisher was told: nothing may become known before it.
-fn known_through(before: i64, files: &[Arc<DataFile>], runs: &Runs) -> i64 {
+fn known_through(before: i64, files: &[Arc<DataFile>], runs: &[FoundRun]) -> i64 {
     let rows = files.iter().filter(|f| f.index.rows > 0).map(|f| f.index.known_max);
     rows.chain(runs.iter().map(|(_, run)| run.known_at)).fold(before, i64::max)
 }
@@ -515,12 +556,10 @@ pub(crate) fn run_txn(
     known_at: i64,
     rows: u64,
     session: Option<&SessionKey>,
+    retracted: u64,
 ) -> String {
-    let run = match session {
-        Some(key) => serde_json::json!((id, digest, known_at, rows, &key.session, &key.partition)),
-        None => serde_json::json!((id, digest, known_at, rows)),
-    };
-    format!("{RUN}{run}")
+    let (session, partition) = session.map(|key| (&key.session, &key.partition)).unzip();
+    format!("{RUN}{}", serde_json::json!((id, digest, known_at, rows, session, partition, retracted)))
 }
 
 /// What a publish of a session replaces: the last one with the same key.
@@ -531,19 +570,12 @@ pub(crate) struct SessionKey {
     pub(crate) partition: String,
 }
 
-fn parse_run(app: &str, txn: &Txn) -> Option<(String, CommittedRun)> {
-    let json = app.strip_prefix(RUN)?;
-    let of_session = serde_json::from_str::<(String, String, i64, u64, String, String)>(json);
-    let (id, digest, known_at, rows, session) = match of_session {
-        Ok((id, digest, known_at, rows, session, partition)) => {
-            (id, digest, known_at, rows, Some(SessionKey { session, partition }))
-        }
-        Err(_) => {
-            let (id, digest, known_at, rows) = serde_json::from_str(json).ok()?;
-            (id, digest, known_at, rows, None)
-        }
-    };
-    Some((id, CommittedRun { digest, version: txn.version.unsigned_abs(), known_at, rows, session }))
+fn parse_run(app: &str, txn: &Txn) -> Option<FoundRun> {
+    let StoredRun(id, digest, known_at, rows, session, partition, retracted) =
+        serde_json::from_str(app.strip_prefix(RUN)?).ok()?;
+    let session = session.zip(partition).map(|(session, partition)| SessionKey { session, partition });
+    let version = txn.version.unsigned_abs();
+    Some((id, CommittedRun { digest, version, known_at, rows, retracted, session }))
 }
 
 fn imported(txns: &HashMap<String, Txn>) -> Option<u64> {
@@ -658,15 +690,23 @@ mod tests {
         all.extend(given_back);
         assert_eq!(lease_of(&all, &Stored::Never), Stored::Released(grant));
 
-        for session in
-            [None, Some(SessionKey { session: "2016-08-10".to_owned(), partition: "\"p".to_owned() })]
-        {
-            let (id, run) = parse_run(&run_txn("r \"1\"", "ab", -3, 9, session.as_ref()), &txn(12)).unwrap();
-            assert_eq!(id, "r \"1\"");
-            assert_eq!(
-                run,
-                CommittedRun { digest: "ab".to_owned(), version: 12, known_at: -3, rows: 9, session }
-            );
+        let of_run = |retracted, session| CommittedRun {
+            digest: "ab".to_owned(),
+            version: 12,
+            known_at: -3,
+            rows: 9,
+            retracted,
+            session,
+        };
+        let id = "r \"1\"".to_owned();
+        let key = SessionKey { session: "2016-08-10".to_owned(), partition: "\"p".to_owned() };
+        for session in [None, Some(key.clone())] {
+            let app = run_txn(&id, "ab", -3, 9, session.as_ref(), 2);
+            assert_eq!(parse_run(&app, &txn(12)), Some((id.clone(), of_run(2, session))));
         }
+        let before = format!("{RUN}{}", serde_json::json!((&id, "ab", -3, 9)));
+        assert_eq!(parse_run(&before, &txn(12)), Some((id.clone(), of_run(0, None))), "as it was once");
+        let before = format!("{RUN}{}", serde_json::json!((&id, "ab", -3, 9, &key.session, &key.partition)));
+        assert_eq!(parse_run(&before, &txn(12)), Some((id, of_run(0, Some(key)))), "as it was once");
     }
 }

@@ -3,7 +3,7 @@
 use std::{io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use arrow_array::types::{Float64Type, TimestampNanosecondType};
-use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, cast::AsArray};
+use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, cast::AsArray};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use object_store::{
@@ -28,11 +28,11 @@ use crate::{
     clock::WallClock,
     committer::Acquisition,
     lease::Holder,
-    publish::{Publish, Right},
+    publish::{Effect, Publish, Right},
     scan,
     shard::Shard,
     store::{DurableLocal, Lake},
-    table::Snapshot,
+    table::{SessionKey, Snapshot},
 };
 
 /// The one dataset of these tests: a float field `value`, chunks of 64 days.
@@ -208,9 +208,16 @@ impl Grid {
     }
 
     pub(crate) async fn import(&self, rows: &[(&str, i64, f64)]) -> Result<pb::PublishAck> {
-        self.commit(Right::Import { known_at: None }, "", rows, None).await
+        self.commit(Right::Import { known_at: None }, "", rows, None, Effect::Adds, None).await
     }
 
+    /// Retracts rows.
+    pub(crate) async fn retract(&self, rows: &[(&str, i64)]) -> Result<pb::PublishAck> {
+        let rows: Vec<_> = rows.iter().map(|(symbol, ts)| (*symbol, *ts, 0.0)).collect();
+        self.commit(Right::Import { known_at: None }, "", &rows, None, Effect::Retracts, None).await
+    }
+
+    /// Publishes rows; a session is the event times that they have.
     pub(crate) async fn publish(
         &self,
         unit: &str,
@@ -218,8 +225,26 @@ impl Grid {
         run_id: &str,
         rows: &[(&str, i64, f64)],
     ) -> Result<pb::PublishAck> {
+        let (first, last) = (rows.iter().map(|r| r.1).min(), rows.iter().map(|r| r.1).max());
+        let range = first.unwrap_or(0)..last.map_or(0, |last| last + 1);
+        let right = Right::Session { unit: unit.to_owned(), epoch };
+        self.commit(right, run_id, rows, last.map(|last| last + 1), Effect::Replaces(range), None).await
+    }
+
+    /// Publishes the rows of a session, of one partition of it if that has a name.
+    pub(crate) async fn publish_session(
+        &self,
+        unit: &str,
+        epoch: u64,
+        run_id: &str,
+        rows: &[(&str, i64, f64)],
+        session: Range<i64>,
+        partition: &str,
+    ) -> Result<pb::PublishAck> {
         let watermark = rows.iter().map(|r| r.1 + 1).max();
-        self.commit(Right::Session { unit: unit.to_owned(), epoch }, run_id, rows, watermark).await
+        let right = Right::Session { unit: unit.to_owned(), epoch };
+        let key = SessionKey { session: session.start.to_string(), partition: partition.to_owned() };
+        self.commit(right, run_id, rows, watermark, Effect::Replaces(session), Some(key)).await
     }
 
     async fn commit(
@@ -228,6 +253,8 @@ impl Grid {
         run_id: &str,
         rows: &[(&str, i64, f64)],
         watermark: Option<i64>,
+        effect: Effect,
+        session: Option<SessionKey>,
     ) -> Result<pb::PublishAck> {
         let spec = Arc::new(spec());
         let columns: Vec<ArrayRef> = vec![
@@ -238,9 +265,8 @@ impl Grid {
         let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap()).unwrap();
         let digest = rows.digest(run_id).unwrap();
         let note = serde_json::Value::Null;
-        let session = None;
-        let publish =
-            Publish { right, spec, rows, run_id: run_id.to_owned(), digest, session, watermark, note };
+        let run_id = run_id.to_owned();
+        let publish = Publish { right, spec, rows, run_id, digest, session, watermark, effect, note };
         self.shard.catalog.committer(&self.dataset()).publish(publish).await
     }
 
@@ -309,8 +335,11 @@ pub(crate) fn spec() -> DatasetSpec {
         .unwrap()
 }
 
-/// The rows of a batch about [`spec`]'s field: range, ts, known_at, value.
-pub(crate) fn rows_of(batch: &ChunkBatch) -> Vec<(usize, i64, i64, f64)> {
+/// A row of a range: range, ts, known_at, value. A retraction has no value.
+pub(crate) type RangeRow = (usize, i64, i64, Option<f64>);
+
+/// The rows of a batch about [`spec`]'s field.
+pub(crate) fn rows_of(batch: &ChunkBatch) -> Vec<RangeRow> {
     let message = arrow_ipc::root_as_message(&batch.header).unwrap();
     let rows = arrow_ipc::reader::read_record_batch(
         &arrow_buffer::Buffer::from(batch.body.clone()),
@@ -325,10 +354,15 @@ pub(crate) fn rows_of(batch: &ChunkBatch) -> Vec<(usize, i64, i64, f64)> {
     let time = |i: usize| rows.column(i).as_primitive::<TimestampNanosecondType>();
     let (ts, known_at, values) = (time(0), time(1), rows.column(2).as_primitive::<Float64Type>());
     let ranges = batch.runs.iter().flat_map(|run| std::iter::repeat_n(run.range, run.rows() as usize));
-    ranges.enumerate().map(|(i, range)| (range, ts.value(i), known_at.value(i), values.value(i))).collect()
+    let retracted = |row: usize| batch.retracted.get(row / 8).is_some_and(|bits| bits >> (row % 8) & 1 == 1);
+    let value = |row: usize| {
+        assert_eq!(values.is_null(row), retracted(row), "a retraction has no value, and a row has one");
+        (!retracted(row)).then(|| values.value(row))
+    };
+    ranges.enumerate().map(|(i, range)| (range, ts.value(i), known_at.value(i), value(i))).collect()
 }
 
-/// Rows (ts, value) of the answer to `request`, in the order they come.
+/// Rows (ts, value) of the answer to `request`, in the order they come, retractions as NaN.
 async fn collect(
     request: &pb::FetchRequest,
     mut replies: mpsc::Receiver<Result<pb::FetchReply, tonic::Status>>,
@@ -338,7 +372,9 @@ async fn collect(
     while let Some(reply) = replies.recv().await {
         match awaited.accept(reply.unwrap()).unwrap() {
             Answer::Batch(batch) => {
-                rows.extend(rows_of(&batch).into_iter().map(|(_, ts, _, value)| (ts, value)));
+                rows.extend(
+                    rows_of(&batch).into_iter().map(|(_, ts, _, value)| (ts, value.unwrap_or(f64::NAN))),
+                );
             }
             Answer::Failures(failures) => panic!("{failures:?}"),
         }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow_array::{ArrayRef, RecordBatch};
+use arrow_array::RecordBatch;
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
 use trellis_proto::{DatasetName, DatasetSpec, Result};
@@ -21,7 +21,7 @@ use crate::{
     committer::Rewrite,
     error::{internal, lost_task, store_error},
     file::{DataFile, write_file},
-    schema::{self, KNOWN_AT_NS, SYMBOL, TS_NS},
+    schema,
     shard::Shard,
     store::sweep_staged,
     table::Snapshot,
@@ -214,7 +214,7 @@ pub(crate) async fn compact(shard: &Shard, dataset: &Dataset, snapshot: &Snapsho
         return Ok(false);
     }
     let rows = read_all(&snapshot.spec, &small).await?;
-    let file = write_file(&dataset.table.log, &snapshot.spec, rows).await?;
+    let file = write_file(&dataset.table.log, &snapshot.spec, rows, snapshot.retractable).await?;
     let removes: Vec<_> = small.iter().map(|f| f.file.clone()).collect();
     let count = removes.len() as u64;
     let done = shard.catalog.committer(dataset).rewrite(Rewrite { removes, adds: vec![file] }).await?;
@@ -226,27 +226,12 @@ pub(crate) async fn compact(shard: &Shard, dataset: &Dataset, snapshot: &Snapsho
 
 /// All rows of some files, exact, sorted by (symbol, ts, known_at).
 pub(crate) async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<RecordBatch> {
-    let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
-    columns.extend(spec.fields.iter().map(schema::exact_column));
-    let mut batches = Vec::new();
+    let mut parts = Vec::new();
     for file in files {
-        batches.extend(file.read(&columns, None).await?);
+        parts.extend(file.read_exact(spec).await?);
     }
-    let spec = spec.clone();
+    let schema = schema::exact_schema(spec);
     let join = move || -> Result<RecordBatch> {
-        let schema = schema::exact_schema(&spec);
-        let mut parts = Vec::with_capacity(batches.len());
-        for batch in &batches {
-            let symbols = arrow_cast::cast(batch.column(0), &arrow_schema::DataType::Utf8)
-                .map_err(|e| internal("reading symbols", e))?;
-            let mut exact: Vec<ArrayRef> = vec![symbols, batch.column(1).clone(), batch.column(2).clone()];
-            for (field, column) in spec.fields.iter().zip(&batch.columns()[3..]) {
-                exact.push(schema::wire_field(field, column)?);
-            }
-            let part =
-                RecordBatch::try_new(schema.clone(), exact).map_err(|e| internal("merging files", e))?;
-            parts.push(part);
-        }
         let joined = arrow_select::concat::concat_batches(&schema, &parts)
             .map_err(|e| internal("merging files", e))?;
         wire::sort_by_key(&joined, &[0, 1, 2])

@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use arrow_array::{ArrayRef, RecordBatch, UInt32Array};
-use arrow_buffer::Buffer;
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array};
+use arrow_buffer::{BooleanBuffer, Buffer};
 use arrow_ipc::{
     MessageHeader,
     writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
@@ -22,6 +22,16 @@ pub(crate) fn encode(batch: &RecordBatch) -> Result<(Bytes, Bytes)> {
         .encode(batch, &mut tracker, &IpcWriteOptions::default(), &mut IpcWriteContext::default())
         .map_err(|e| internal("framing rows", e))?;
     Ok((data.ipc_message.into(), data.arrow_data.into()))
+}
+
+/// Which rows are retractions, as it is told beside them: a bit for each, or nothing if none is.
+pub(crate) fn bits(retracted: &BooleanArray) -> Bytes {
+    if retracted.true_count() == 0 {
+        return Bytes::new();
+    }
+    // from the first bit on, whatever these are a slice of
+    let bits = BooleanBuffer::collect_bool(retracted.len(), |row| retracted.value(row));
+    Bytes::copy_from_slice(&bits.values()[..retracted.len().div_ceil(8)])
 }
 
 /// Reads a publish's messages: a schema, then dictionaries and record batches.

@@ -239,3 +239,34 @@ pub async fn import(
     };
     Ok(client.publish(header, vec![batch(spec, rows)?]).await?)
 }
+
+/// Retracts the rows at `keys` (symbol and event time) with the knowledge time `known_at`.
+///
+/// # Errors
+/// What the grid says.
+pub async fn retract(
+    client: &Client,
+    spec: &DatasetSpec,
+    keys: &[(String, i64)],
+    known_at: Option<i64>,
+    run_id: &str,
+) -> Result<pb::PublishAck> {
+    let header = pb::PublishHeader {
+        dataset: spec.dataset.to_string(),
+        kind: pb::PublishKind::Import.into(),
+        run_id: run_id.to_owned(),
+        known_at_ns: known_at,
+        retract: true,
+        ..Default::default()
+    };
+    let rows: Vec<Row> = keys
+        .iter()
+        .map(|(symbol, ts)| Row {
+            symbol: symbol.clone(),
+            ts: *ts,
+            known_at: 0,
+            values: vec![None; spec.fields.len()],
+        })
+        .collect();
+    Ok(client.publish(header, vec![batch(spec, &rows)?.project(&[0, 1])?]).await?)
+}

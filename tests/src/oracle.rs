@@ -18,14 +18,15 @@ pub struct Row {
 }
 
 /// Knowledge time and values of a row.
-type Known<'a> = (i64, &'a Vec<Option<f64>>);
+type Known<'a> = (i64, Option<&'a Vec<Option<f64>>>);
 
 /// Every known version of every row of a dataset.
 #[derive(Debug, Clone, Default)]
 pub struct Oracle {
     /// Field names, in the order of [`Row::values`].
     pub fields: Vec<String>,
-    rows: BTreeMap<(String, i64, i64), Vec<Option<f64>>>,
+    /// A retraction has no values.
+    rows: BTreeMap<(String, i64, i64), Option<Vec<Option<f64>>>>,
 }
 
 impl Oracle {
@@ -37,7 +38,12 @@ impl Oracle {
 
     /// Learns a row.
     pub fn learn(&mut self, row: Row) {
-        self.rows.insert((row.symbol, row.ts, row.known_at), row.values);
+        self.rows.insert((row.symbol, row.ts, row.known_at), Some(row.values));
+    }
+
+    /// Learns that a row no longer holds.
+    pub fn retract(&mut self, symbol: &str, ts: i64, known_at: i64) {
+        self.rows.insert((symbol.to_owned(), ts, known_at), None);
     }
 
     /// Symbols that any row has, sorted.
@@ -48,7 +54,8 @@ impl Oracle {
         symbols
     }
 
-    /// What a read must answer: of each (symbol, ts) the row with the greatest `known_at <= as_of`, sorted, cut to `fields`.
+    /// What a read must answer: of each (symbol, ts) the row with the greatest `known_at <= as_of`, unless that is a
+    /// retraction; sorted, cut to `fields`.
     #[must_use]
     pub fn read(
         &self,
@@ -64,16 +71,15 @@ impl Oracle {
             let wanted = symbols.iter().any(|s| s == symbol) && range.contains(*ts);
             if wanted && as_of.is_none_or(|as_of| *known_at <= as_of) {
                 // Keys ascend by known_at within a (symbol, ts): the last one stays.
-                latest.insert((symbol, *ts), (*known_at, values));
+                latest.insert((symbol, *ts), (*known_at, values.as_ref()));
             }
         }
         latest
             .into_iter()
-            .map(|((symbol, ts), (known_at, values))| Row {
-                symbol: symbol.to_owned(),
-                ts,
-                known_at,
-                values: columns.iter().map(|&c| values[c]).collect(),
+            .filter_map(|((symbol, ts), (known_at, values))| {
+                let values = values?;
+                let values = columns.iter().map(|&c| values[c]).collect();
+                Some(Row { symbol: symbol.to_owned(), ts, known_at, values })
             })
             .collect()
     }

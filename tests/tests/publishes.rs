@@ -8,13 +8,14 @@ use arrow_array::{
     types::{Float64Type, TimestampNanosecondType},
 };
 use trellis_proto::{
-    Code, DatasetSpec, SeriesQuery, Symbols, pb,
+    Code, DatasetSpec, SeriesQuery, Symbols, TimeRange, pb,
     time::{DAY_NS, parse_time},
 };
 use trellis_qcu::client::{Answer, Client};
 use trellis_tests::{
-    grid::{Grid, batch, spec},
+    grid::{Grid, batch, import, retract, spec},
     oracle::Row,
+    rng::Rng,
 };
 
 const SESSION: &str = "2016-08-10";
@@ -108,6 +109,102 @@ async fn an_acknowledged_publish_and_its_correction_are_on_every_head_at_once() 
             assert!(read(client, &spec, Some(first.known_at_ns - 1)).await.is_empty(), "before it was known");
         }
     }
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_published_again_is_the_new_truth_whole_on_every_head_and_the_past_stays() {
+    let grid = Grid::start(2, 3).await.unwrap();
+    let (one, two) = (client_of(&grid, 0).await, client_of(&grid, 1).await);
+    // a retraction has no values, whatever the fields require
+    let mut spec = spec("signals.mom", &["score"]);
+    spec.fields[0].nullable = false;
+    let lease = lease(&one, &spec, "a", false).await.unwrap();
+    let mut rng = Rng::seeded(11);
+    let symbols = ["A", "B", "C", "D", "E", "F"];
+    // What each publish has, and when it became known.
+    let mut published: Vec<(i64, Vec<f64>)> = Vec::new();
+    let mut retracted = 0;
+    for round in 0..30 {
+        let mut rows: Vec<(&str, f64)> = Vec::new();
+        for symbol in symbols {
+            if !rng.once_in(3) {
+                rows.push((symbol, rng.below(1_000) as f64));
+            }
+        }
+        if rng.once_in(8) {
+            rows.clear();
+        }
+        let ack = publish(&one, &spec, &lease, &format!("run-{round}"), &rows).await.unwrap();
+        assert_eq!(ack.rows, rows.len() as u64);
+        retracted += ack.retracted;
+        published.push((ack.known_at_ns, rows.iter().map(|row| row.1).collect()));
+        for client in [&two, &one] {
+            assert_eq!(read(client, &spec, None).await, published[round].1, "round {round}");
+            let (known_at, then) = rng.pick(&published);
+            assert_eq!(read(client, &spec, Some(*known_at)).await, *then, "round {round}, the past stays");
+        }
+        let sessions = two.sessions(&spec.dataset, TimeRange::default()).await.unwrap();
+        let there = if rows.is_empty() { vec![] } else { vec![parse_time(SESSION).unwrap()] };
+        assert_eq!(sessions, there, "round {round}");
+    }
+    assert!(retracted > 20, "{retracted}");
+    // sent once more, the newest run takes nothing back
+    let (known_at, rows) = published.last().unwrap();
+    let again = [("A", 1.0)];
+    publish(&one, &spec, &lease, "last", &again).await.unwrap();
+    let first = publish(&one, &spec, &lease, "last", &again).await.unwrap();
+    assert!(first.duplicate);
+    assert_eq!(read(&two, &spec, None).await, [1.0]);
+    assert_eq!(read(&two, &spec, Some(*known_at)).await, *rows);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_published_again_takes_back_its_own_rows_only() {
+    let grid = Grid::start(1, 2).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("signals.mom", &["score"]);
+    let lease = lease(&client, &spec, "a", false).await.unwrap();
+    let publish = async |run: &str, partition: &str, values: &[(&str, f64)]| {
+        let header = pb::PublishHeader { partition: partition.into(), ..header(&spec, &lease, run) };
+        client.publish(header, vec![batch(&spec, &scores(values)).unwrap()]).await.unwrap().retracted
+    };
+    assert_eq!(publish("1", "eu", &[("A", 1.0), ("B", 2.0)]).await, 0);
+    assert_eq!(publish("2", "us", &[("C", 3.0), ("D", 4.0)]).await, 0);
+    assert_eq!(publish("3", "eu", &[("B", 5.0)]).await, 1);
+    assert_eq!(read(&client, &spec, None).await, [5.0, 3.0, 4.0]);
+    assert_eq!(publish("4", "", &[("D", 6.0)]).await, 2);
+    assert_eq!(read(&client, &spec, None).await, [6.0]);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retraction_of_what_is_not_there_is_refused_by_name() {
+    let grid = Grid::start(1, 2).await.unwrap();
+    let client = grid.client().await.unwrap();
+    let spec = spec("prices.daily", &["close"]);
+    import(&client, &spec, &scores(&[("A", 1.0), ("B", 2.0)]), None, "i").await.unwrap();
+    let ts = parse_time(SESSION).unwrap();
+    let retract = async |run: &str, keys: &[(&str, i64)]| {
+        let keys: Vec<_> = keys.iter().map(|(symbol, ts)| ((*symbol).to_owned(), *ts)).collect();
+        let done = retract(&client, &spec, &keys, None, run).await;
+        done.map_err(|error| error.downcast::<trellis_proto::Error>().unwrap())
+    };
+    let error = retract("r1", &[("A", ts), ("A", ts + 1), ("C", ts)]).await.unwrap_err();
+    assert_eq!(error.code(), Code::BadRows);
+    assert!(
+        error.message().starts_with("prices.daily has no row of A at 2016-08-10T00:00:00.000000001Z; C at")
+    );
+    assert_eq!(read(&client, &spec, None).await, [1.0, 2.0]);
+    assert_eq!(retract("r2", &[("A", ts)]).await.unwrap().retracted, 1);
+    assert!(retract("r2", &[("A", ts)]).await.unwrap().duplicate);
+    assert_eq!(retract("r3", &[("A", ts)]).await.unwrap_err().code(), Code::BadRows, "it is gone already");
+    assert_eq!(read(&client, &spec, None).await, [2.0]);
+    // a symbol without rows is known, and has none
+    let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::new(["A"]).unwrap());
+    query.known_at = true;
+    assert_eq!(client.read(&query).await.unwrap().rows(), 0);
     grid.stop().await.unwrap();
 }
 

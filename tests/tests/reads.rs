@@ -15,7 +15,7 @@ use trellis_proto::{
 };
 use trellis_qcu::client::{Answer, Client};
 use trellis_tests::{
-    grid::{Grid, import, spec},
+    grid::{Grid, import, retract, spec},
     oracle::{Oracle, Row},
     rng::Rng,
 };
@@ -194,12 +194,20 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
             .await
             .unwrap();
         assert_eq!(ack.rows, batch.len() as u64);
+        // Some of it is retracted half a day later; of that some comes back in a later round.
+        let known_at = learned + round * DAY_NS + DAY_NS / 2;
+        let gone: Vec<(String, i64)> =
+            batch.iter().filter(|_| rng.once_in(12)).map(|row| (row.symbol.clone(), row.ts)).collect();
         batch.into_iter().for_each(|row| oracle.learn(row));
+        let ack =
+            retract(&client, &spec, &gone, Some(known_at), &format!("retraction {round}")).await.unwrap();
+        assert_eq!(ack.retracted, gone.len() as u64);
+        gone.iter().for_each(|(symbol, ts)| oracle.retract(symbol, *ts, known_at));
 
         for _ in 0..READS / 6 {
             let mut query = question(&mut rng, &spec, &symbols, first, days);
             if rng.once_in(2) {
-                let offset = rng.below(8) as i64 * DAY_NS - DAY_NS + rng.below(3) as i64 - 1;
+                let offset = rng.below(16) as i64 * DAY_NS / 2 - DAY_NS + rng.below(3) as i64 - 1;
                 query.as_of = Some(learned + offset);
             }
             let answer = client.read(&query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"));
@@ -318,8 +326,17 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
             _ => tokio::join!(correction, check(&reader, &oracle, &past, &mut told)).0,
         };
         let known_at = ack.unwrap().known_at_ns;
+        let gone: Vec<(String, i64)> =
+            batch.iter().filter(|_| rng.once_in(20)).map(|row| (row.symbol.clone(), row.ts)).collect();
         batch.into_iter().for_each(|row| oracle.learn(Row { known_at, ..row }));
         known.push(known_at);
+        // Its events may be lost with the next line that is cut.
+        if !gone.is_empty() {
+            let run = format!("retraction {round}");
+            let known_at = retract(&client, &spec, &gone, None, &run).await.unwrap().known_at_ns;
+            gone.iter().for_each(|(symbol, ts)| oracle.retract(symbol, *ts, known_at));
+            known.push(known_at);
+        }
 
         // Events may be on their way to heads that have their line again, or may never come.
         let line_is_cut = rng.once_in(3);

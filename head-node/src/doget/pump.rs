@@ -8,7 +8,7 @@ use std::{
     vec,
 };
 
-use arrow_buffer::Buffer;
+use arrow_buffer::{BooleanBuffer, Buffer};
 use bytes::Bytes;
 use http::HeaderMap;
 use prost::Message;
@@ -430,6 +430,9 @@ impl Source for ChunkRef {
     }
     fn corrected(&self) -> bool {
         ChunkRef::corrected(self)
+    }
+    fn retracted(&self) -> Option<&BooleanBuffer> {
+        ChunkRef::retracted(self)
     }
     fn column(&self, field: usize) -> Column<'_> {
         let Some(column) = self.field(field) else {

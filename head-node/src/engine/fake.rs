@@ -280,6 +280,7 @@ impl Fake {
             description: Some(state.description()),
             data_header,
             data_body,
+            retracted: Bytes::new(),
         };
         let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
         state.tell(event);
@@ -439,6 +440,7 @@ impl State {
             seq: self.seq,
             header,
             body,
+            retracted: Bytes::new(),
         }
     }
 }

@@ -37,6 +37,9 @@ impl Source for Chunk {
     fn corrected(&self) -> bool {
         self.0.corrected
     }
+    fn retracted(&self) -> Option<&BooleanBuffer> {
+        None
+    }
     fn column(&self, field: usize) -> Column<'_> {
         let array = &self.0.columns[field];
         let nulls = array.nulls();

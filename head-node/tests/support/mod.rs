@@ -205,6 +205,7 @@ impl FakeShard {
                 seq: state.seq,
                 header: data.data_header,
                 body: data.data_body,
+                retracted: bytes::Bytes::new(),
             })
         };
         answer.into()

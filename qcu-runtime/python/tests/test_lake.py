@@ -1,11 +1,15 @@
 """Published tables are open to others: the lake folder, read by libraries that have nothing of ours."""
 
+import itertools
+import random
+
 import deltalake
 import duckdb
 import polars as pl
 import pytest
 
 import trellis
+from trellis.importing import import_files
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_the_deltalake_package_opens_it(grid, table):
     opened = deltalake.DeltaTable(table)
     rows = pl.from_arrow(opened.to_pyarrow_table()).sort("symbol", "ts").select("symbol", "score", "rank").rows()
     assert rows == known(grid)
-    assert {"symbol", "ts", "ts_ns", "known_at", "known_at_ns"} <= {f.name for f in opened.schema().fields}
+    assert {"symbol", "ts", "ts_ns", "known_at", "known_at_ns", "retracted"} <= {f.name for f in opened.schema().fields}
 
 
 def test_polars_opens_it(grid, table):
@@ -52,3 +56,73 @@ def test_old_versions_stay_readable(table):
     newest = opened.version()
     opened.load_as_version(newest - 1)
     assert opened.to_pyarrow_table().num_rows == 2
+
+
+@pytest.fixture
+def republished(empty, tmp_path):
+    """A session that was published many times, each time with other symbols, and the sets that were published."""
+
+    @trellis.strategy(
+        "republished",
+        inputs={"px": trellis.series("r.px", ["close"], lookback="1 session")},
+        output=trellis.output("r.out", score="float64!"),
+    )
+    def compute(ctx, px):
+        rows = px.pandas()
+        rows = rows[rows["close"] > 0]
+        return ctx.frame(symbol=[str(symbol) for symbol in rows["symbol"]], score=rows["close"].to_numpy())
+
+    rng, published = random.Random(5), []
+    for number in range(12):
+        # a symbol with a price of 0 is not in the output
+        rows = {symbol: rng.choice([0, 0, number + 1]) for symbol in "ABCDEF"}
+        path = tmp_path / f"{number}.csv"
+        path.write_text(
+            "symbol,date,close\n" + "".join(f"{symbol},2025-01-10,{close}.0\n" for symbol, close in rows.items())
+        )
+        # the same prices again are another import
+        import_files(empty, "r.px", [path], run_id=f"prices {number}")
+        compute.run(session="2025-01-10", grid=empty, publish=True)
+        published.append(sorted((symbol, float(close)) for symbol, close in rows.items() if close > 0))
+    return empty, str(tmp_path / "grid" / "lake" / "r.out"), published
+
+
+def scores(frame):
+    return sorted(frame.polars().select(pl.col("symbol").cast(pl.String), "score").rows())
+
+
+def test_a_session_published_again_is_the_new_truth_whole_and_the_past_stays(republished):
+    grid, table, published = republished
+    assert scores(grid.read("r.out")) == published[-1]
+    times = sorted(pl.read_delta(table)["known_at_ns"].unique().to_list())
+    # a set without rows that takes none back leaves no row that tells its time
+    told = [rows for number, rows in enumerate(published) if rows or (number and published[number - 1])]
+    assert [scores(grid.read("r.out", as_of=known_at)) for known_at in times] == told
+    assert any(set(s for s, _ in before) - set(s for s, _ in after) for before, after in itertools.pairwise(told))
+
+
+def test_other_readers_see_what_the_grid_reads_as_of_any_time_by_the_documented_rule(republished):
+    grid, table, _ = republished
+    frame = pl.read_delta(table)
+    files = deltalake.DeltaTable(table).file_uris()
+    assert frame["retracted"].any() and not frame["retracted"].all()
+    assert frame.filter("retracted")["score"].null_count() == frame["retracted"].sum()
+    times = frame["known_at_ns"].unique().to_list()
+    rng = random.Random(9)
+    for _ in range(25):
+        as_of = rng.choice(times) + rng.choice([-1, 0, 1, 10**6])
+        expected = scores(grid.read("r.out", as_of=as_of))
+        newest = frame.filter(pl.col("known_at_ns") <= as_of).sort("known_at_ns").group_by("symbol", "ts_ns").last()
+        holds = newest.filter(~pl.col("retracted").fill_null(False))
+        assert sorted(holds.select(pl.col("symbol").cast(pl.String), "score").rows()) == expected
+        found = duckdb.sql(
+            f"""select symbol, score from read_parquet({files!r}, union_by_name=true) where known_at_ns <= {as_of}
+            qualify row_number() over (partition by symbol, ts_ns order by known_at_ns desc) = 1
+                and retracted is not true"""
+        )
+        assert sorted(found.fetchall()) == expected
+        table_rows = deltalake.DeltaTable(table).to_pyarrow_table().to_pandas()
+        table_rows = table_rows[table_rows["known_at_ns"] <= as_of].sort_values("known_at_ns")
+        table_rows = table_rows.groupby(["symbol", "ts_ns"]).tail(1)
+        table_rows = table_rows[~table_rows["retracted"].fillna(False).astype(bool)]
+        assert sorted(zip(table_rows["symbol"], table_rows["score"], strict=True)) == expected

@@ -11,7 +11,7 @@ use trellis_proto::{
 };
 
 use super::{
-    model::{Known, Look, Row},
+    model::{Known, Look, Sent},
     world::TTL,
 };
 use crate::{
@@ -48,7 +48,7 @@ pub(super) enum Ask {
         unit: String,
         epoch: u64,
         run: String,
-        rows: Vec<Row>,
+        sent: Sent,
     },
     /// With a lease of its own.
     Once {
@@ -56,7 +56,7 @@ pub(super) enum Ask {
         instance: String,
         take_over: bool,
         run: String,
-        rows: Vec<Row>,
+        sent: Sent,
     },
     /// It shall be no unit's output.
     EndOwnership {
@@ -64,7 +64,7 @@ pub(super) enum Ask {
     },
     Import {
         run: String,
-        rows: Vec<Row>,
+        sent: Sent,
     },
     Look,
     /// Symbols, and the versions they were read at.
@@ -145,12 +145,12 @@ pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
             let request = pb::ReleaseLeaseRequest { dataset: DATASET.to_owned(), unit, instance, epoch };
             shard.release_lease(request).await.map(|()| Reply::Done(true))
         }
-        Ask::Publish { unit, epoch, run, rows } => {
-            publish(&shard, Right::Session { unit, epoch }, run, &rows).await.map(Reply::Published)
+        Ask::Publish { unit, epoch, run, sent } => {
+            publish(&shard, Right::Session { unit, epoch }, run, &sent).await.map(Reply::Published)
         }
-        Ask::Once { unit, instance, take_over, run, rows } => {
+        Ask::Once { unit, instance, take_over, run, sent } => {
             let right = Right::Once { holder: Holder { unit, instance }, take_over };
-            publish(&shard, right, run, &rows).await.map(Reply::Published)
+            publish(&shard, right, run, &sent).await.map(Reply::Published)
         }
         Ask::EndOwnership { take_over } => {
             let request = pb::AcquireLeaseRequest {
@@ -161,8 +161,8 @@ pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
             };
             shard.acquire_lease(request).await.map(Reply::Granted)
         }
-        Ask::Import { run, rows } => {
-            publish(&shard, Right::Import { known_at: None }, run, &rows).await.map(Reply::Published)
+        Ask::Import { run, sent } => {
+            publish(&shard, Right::Import { known_at: None }, run, &sent).await.map(Reply::Published)
         }
         Ask::Look => look(&shard).await,
         Ask::Confirm { held } => {
@@ -202,8 +202,8 @@ fn known(shard: &Shard) -> Option<Arc<Dataset>> {
     shard.catalog.all().into_iter().next()
 }
 
-async fn publish(shard: &Shard, right: Right, run_id: String, rows: &[Row]) -> Result<pb::PublishAck> {
-    let spec = Arc::new(spec());
+async fn publish(shard: &Shard, right: Right, run_id: String, sent: &Sent) -> Result<pb::PublishAck> {
+    let (spec, rows) = (Arc::new(spec()), &sent.rows);
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.0.as_str()))),
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.1))),
@@ -215,8 +215,10 @@ async fn publish(shard: &Shard, right: Right, run_id: String, rows: &[Row]) -> R
         Right::Once { .. } | Right::Import { .. } | Right::Ledger => None,
     };
     let note = serde_json::json!({"run_id": run_id, "epoch": epoch});
-    let digest = rows.digest("")?;
-    let publish = Publish { right, spec, rows, run_id, digest, session: None, watermark: None, note };
+    // No two runs are taken for the same: their rows differ, unless there are none.
+    let digest = rows.digest(&run_id)?;
+    let (session, effect) = (sent.session(), sent.effect.clone());
+    let publish = Publish { right, spec, rows, run_id, digest, session, watermark: None, effect, note };
     let dataset = shard.catalog.entry(&DatasetName::new(DATASET)?);
     shard.catalog.committer(&dataset).publish(publish).await
 }

@@ -7,21 +7,40 @@ use serde_json::Value;
 use trellis_proto::pb;
 
 use super::disk::Disk;
+use crate::{publish::Effect, table::SessionKey};
 
 /// Where the one dataset of a simulation lies.
 pub(super) const FOLDER: &str = "lake/d.a";
 
 /// Symbol, event time, value.
 pub(super) type Row = (String, i64, f64);
-/// Event time, knowledge time, value.
-pub(super) type Known = (i64, i64, f64);
+/// Event time, knowledge time, value; a retraction has none.
+pub(super) type Known = (i64, i64, Option<f64>);
+
+/// A publish as it is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sent {
+    pub(super) rows: Vec<Row>,
+    pub(super) effect: Effect,
+    pub(super) partition: String,
+}
+
+impl Sent {
+    /// Which session and partition it is of; `None` of imports.
+    pub(super) fn session(&self) -> Option<SessionKey> {
+        let Effect::Replaces(range) = &self.effect else { return None };
+        Some(SessionKey { session: range.start.to_string(), partition: self.partition.clone() })
+    }
+}
 
 /// A publish that the table has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Accepted {
     pub(super) run: String,
     pub(super) version: usize,
     pub(super) known_at: i64,
+    /// What it wrote: rows, and retractions, by the rule and from what held when it was accepted.
+    wrote: Vec<(String, Known)>,
 }
 
 /// What a read saw.
@@ -42,14 +61,16 @@ impl Look {
                 view.insert((symbol.as_str(), *ts), *value);
             }
         }
-        view
+        view.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 }
 
 /// The list.
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    sent: BTreeMap<String, Vec<Row>>,
+    sent: BTreeMap<String, Sent>,
+    /// What holds, and the partition that wrote it.
+    holds: BTreeMap<(String, i64), String>,
     accepted: Vec<Accepted>,
     acknowledged: BTreeSet<String>,
     /// Entries of the log that have been seen.
@@ -71,12 +92,50 @@ impl Model {
     }
 
     /// A publish is on its way.
-    pub(super) fn sends(&mut self, run: &str, rows: Vec<Row>) {
-        self.sent.insert(run.to_owned(), rows);
+    pub(super) fn sends(&mut self, run: &str, sent: Sent) {
+        self.sent.insert(run.to_owned(), sent);
     }
 
-    pub(super) fn rows_of(&self, run: &str) -> &[Row] {
-        &self.sent[run]
+    pub(super) fn sent(&self, run: &str) -> Sent {
+        self.sent[run].clone()
+    }
+
+    /// Accepts a publish: of each key it brings a row, or takes it back.
+    fn accept(&mut self, run: String, version: usize, known_at: i64) {
+        let sent = &self.sent[&run];
+        let keys = || sent.rows.iter().map(|(symbol, ts, _)| (symbol.clone(), *ts));
+        let mut wrote = Vec::new();
+        match &sent.effect {
+            Effect::Retracts => {
+                for key in keys() {
+                    let held = self.holds.remove(&key);
+                    assert!(held.is_some(), "version {version}: {run} retracts {key:?}, which does not hold");
+                    wrote.push((key.0, (key.1, known_at, None)));
+                }
+            }
+            Effect::Adds | Effect::Replaces(_) => {
+                let mut by = String::new();
+                if let Effect::Replaces(range) = &sent.effect {
+                    let partition = &sent.partition;
+                    by.clone_from(partition);
+                    let gone = self.holds.iter().filter(|((symbol, ts), writer)| {
+                        range.contains(ts)
+                            && (partition.is_empty() || *writer == partition)
+                            && keys().all(|key| key != (symbol.clone(), *ts))
+                    });
+                    let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
+                    for key in gone {
+                        self.holds.remove(&key);
+                        wrote.push((key.0, (key.1, known_at, None)));
+                    }
+                }
+                for (symbol, ts, value) in &sent.rows {
+                    self.holds.insert((symbol.clone(), *ts), by.clone());
+                    wrote.push((symbol.clone(), (*ts, known_at, Some(*value))));
+                }
+            }
+        }
+        self.accepted.push(Accepted { run, version, known_at, wrote });
     }
 
     /// The newest version of the table; `None`: there is no table.
@@ -115,21 +174,21 @@ impl Model {
                 assert!(epoch > self.epoch, "version {version}: epoch {epoch} after {}", self.epoch);
                 self.epoch = epoch;
             } else if let Some(run) = app.strip_prefix("trellis-run ") {
-                let (run, _, known_at, rows): (String, String, i64, usize) =
-                    serde_json::from_str(run).unwrap();
+                let stored: Value = serde_json::from_str(run).unwrap();
+                let run = stored[0].as_str().unwrap().to_owned();
+                let (known_at, rows) = (stored[2].as_i64().unwrap(), stored[3].as_u64().unwrap() as usize);
                 assert_eq!(txn["version"].as_u64(), Some(version as u64));
-                assert_eq!(rows, self.sent[&run].len(), "version {version}: {run}");
+                assert_eq!(rows, self.sent[&run].rows.len(), "version {version}: {run}");
                 assert!(self.accepted.iter().all(|a| a.run != run), "version {version}: {run} is doubled");
-                runs.push(Accepted { run, version, known_at });
+                runs.push((run, known_at));
             }
         }
-        runs.sort_by_key(|run| run.known_at);
-        for run in runs {
-            let at = run.known_at;
+        runs.sort_by_key(|run| run.1);
+        for (run, at) in runs {
             assert!(at > self.known_max, "version {version}: known at {at}, after {}", self.known_max);
             assert!(at > self.claimed, "version {version}: known at {at}, claimed through {}", self.claimed);
             self.known_max = at;
-            self.accepted.push(run);
+            self.accept(run, version, at);
         }
         for note in of("commitInfo").iter().filter_map(|info| info["trellis"].as_array()).flatten() {
             if let Some(epoch) = note["epoch"].as_u64() {
@@ -154,8 +213,8 @@ impl Model {
     fn rows_at(&self, version: usize) -> BTreeMap<String, Vec<Known>> {
         let mut rows: BTreeMap<String, Vec<Known>> = BTreeMap::new();
         for run in self.accepted.iter().filter(|run| run.version <= version) {
-            for (symbol, ts, value) in &self.sent[&run.run] {
-                rows.entry(symbol.clone()).or_default().push((*ts, run.known_at, *value));
+            for (symbol, row) in &run.wrote {
+                rows.entry(symbol.clone()).or_default().push(*row);
             }
         }
         for rows in rows.values_mut() {
@@ -170,7 +229,9 @@ impl Model {
             panic!("{run} was acknowledged with version {}, and the table does not have it", ack.version)
         };
         assert_eq!((found.version as u64, found.known_at), (ack.version, ack.known_at_ns), "{run}");
-        assert_eq!(ack.rows as usize, self.sent[run].len(), "{run}");
+        assert_eq!(ack.rows as usize, self.sent[run].rows.len(), "{run}");
+        let retracted = found.wrote.iter().filter(|(_, row)| row.2.is_none()).count();
+        assert_eq!(ack.retracted as usize, retracted, "{run}");
         self.acknowledged.insert(run.to_owned());
     }
 
@@ -196,7 +257,7 @@ impl Model {
     /// A read found no dataset, or no symbol.
     pub(super) fn found_nothing(&self, floor: Option<usize>, symbol: Option<&str>) {
         let there = self.accepted.iter().filter(|a| Some(a.version) <= floor);
-        let rows: Vec<_> = there.flat_map(|a| &self.sent[&a.run]).collect();
+        let rows: Vec<_> = there.flat_map(|a| &a.wrote).collect();
         match symbol {
             Some(symbol) => assert!(rows.iter().all(|row| row.0 != symbol), "{symbol} has rows"),
             None => assert_eq!(floor, None, "there is a table"),
@@ -206,7 +267,7 @@ impl Model {
     /// A shard said that a symbol is as it was at a version, when at least `floor` had been committed.
     pub(super) fn unchanged(&self, symbol: &str, since: usize, floor: Option<usize>) {
         for run in self.accepted.iter().filter(|a| a.version > since && Some(a.version) <= floor) {
-            let touches = self.sent[&run.run].iter().any(|row| row.0 == symbol);
+            let touches = run.wrote.iter().any(|row| row.0 == symbol);
             assert!(!touches, "{symbol} has changed at version {}, since {since}", run.version);
         }
     }
@@ -214,7 +275,7 @@ impl Model {
     /// A watcher was told of a version.
     pub(super) fn told(&self, change: &pb::Change) {
         let runs = self.accepted.iter().filter(|a| a.version as u64 == change.version);
-        for (symbol, ts, _) in runs.flat_map(|run| &self.sent[&run.run]) {
+        for (symbol, (ts, ..)) in runs.flat_map(|run| &run.wrote) {
             let spanned = |s: &pb::SymbolSpan| s.symbol == *symbol && (s.start_ns..s.end_ns).contains(ts);
             assert!(
                 change.everything || change.spans.iter().any(spanned),
@@ -227,10 +288,10 @@ impl Model {
     /// Whether every row that was ever acknowledged is in `look`.
     pub(super) fn all_acknowledged_in(&self, look: &Look) {
         for run in &self.acknowledged {
-            let at = self.accepted.iter().find(|a| a.run == *run).map(|a| a.known_at).unwrap();
-            for (symbol, ts, value) in &self.sent[run] {
-                let times = look.rows[symbol].iter().filter(|row| **row == (*ts, at, *value)).count();
-                assert_eq!(times, 1, "{run}: {symbol} at {ts}");
+            let found = self.accepted.iter().find(|a| a.run == *run).unwrap();
+            for (symbol, row) in &found.wrote {
+                let times = look.rows[symbol].iter().filter(|there| *there == row).count();
+                assert_eq!(times, 1, "{run}: {symbol} {row:?}");
             }
         }
     }

@@ -19,10 +19,12 @@ use url::Url;
 use super::{
     calls::{Ask, Reply, perform},
     disk::{Disk, Op},
-    model::{Model, Row, entry_path},
+    model::{Model, Row, Sent, entry_path},
     seed::Seed,
 };
-use crate::{Config, clock::WallClock, config, shard::Shard, store::Lake, watch::Subscription};
+use crate::{
+    Config, clock::WallClock, config, publish::Effect, shard::Shard, store::Lake, watch::Subscription,
+};
 
 /// Life of a lease.
 pub(super) const TTL: Duration = Duration::from_secs(10);
@@ -37,6 +39,13 @@ const BEGIN_NS: i64 = 1_000_000_000_000_000_000;
 const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
 /// Lines of the trace that a failure shows.
 const TRACE_SHOWN: usize = 60;
+
+/// How rows come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    Session,
+    Import,
+}
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,6 +345,9 @@ impl World {
                     Code::Conflict => {
                         matches!(ask, Ask::Acquire { .. } | Ask::Once { .. } | Ask::EndOwnership { .. })
                     }
+                    Code::BadRows => {
+                        matches!(ask, Ask::Import { sent, .. } if sent.effect == Effect::Retracts)
+                    }
                     Code::PermissionDenied => !matches!(
                         ask,
                         Ask::Acquire { take_over: true, .. } | Ask::Once { take_over: true, .. }
@@ -429,6 +441,8 @@ impl World {
             Err(error) if matches!(error.code(), Code::Fenced | Code::PermissionDenied) => {
                 belief.epoch = None
             }
+            // what it would retract does not hold: it thinks of something else
+            Err(error) if error.code() == Code::BadRows => belief.open = None,
             Ok(_) | Err(_) => {}
         }
         if matches!(ask, Ask::Release { .. }) {
@@ -488,13 +502,13 @@ impl World {
             _ => {
                 let run = match self.publishers[i].open.clone() {
                     Some(run) => run,
-                    None => self.new_run(),
+                    None => self.new_run(Door::Session),
                 };
                 self.publishers[i].open = Some(run.clone());
-                let rows = self.model.rows_of(&run).to_vec();
+                let sent = self.model.sent(&run);
                 match held {
-                    Some(epoch) => Ask::Publish { unit, epoch, run, rows },
-                    None => Ask::Once { unit, instance, take_over, run, rows },
+                    Some(epoch) => Ask::Publish { unit, epoch, run, sent },
+                    None => Ask::Once { unit, instance, take_over, run, sent },
                 }
             }
         }
@@ -506,10 +520,10 @@ impl World {
         }
         let run = match self.importer.open.clone() {
             Some(run) => run,
-            None => self.new_run(),
+            None => self.new_run(Door::Import),
         };
         self.importer.open = Some(run.clone());
-        Ask::Import { rows: self.model.rows_of(&run).to_vec(), run }
+        Ask::Import { sent: self.model.sent(&run), run }
     }
 
     fn readers_ask(&mut self) -> Ask {
@@ -519,20 +533,33 @@ impl World {
         Ask::Look
     }
 
-    /// Rows that no other run has: a value is given once.
-    fn new_run(&mut self) -> String {
+    /// Rows that no other run has: a value is given once. A session has two event times, and now and then two partitions.
+    fn new_run(&mut self, door: Door) -> String {
         let n = self.runs;
         self.runs += 1;
+        let mut partition = "";
+        let effect = match door {
+            Door::Session => {
+                let first = 2 * self.seed.below(2) as i64;
+                partition = *self.seed.pick(&["", "", "p", "q"]);
+                Effect::Replaces(first..first + 2)
+            }
+            Door::Import if self.seed.once_in(3) => Effect::Retracts,
+            Door::Import => Effect::Adds,
+        };
         let mut rows: Vec<Row> = Vec::new();
         for k in 0..self.seed.below(4) {
             let symbol = if self.seed.once_in(2) { "A" } else { "B" };
-            let ts = self.seed.below(4) as i64;
+            let ts = match &effect {
+                Effect::Replaces(range) => range.start + self.seed.below(2) as i64,
+                Effect::Adds | Effect::Retracts => self.seed.below(4) as i64,
+            };
             if rows.iter().all(|row| (row.0.as_str(), row.1) != (symbol, ts)) {
                 rows.push((symbol.to_owned(), ts, (n * 4 + k) as f64));
             }
         }
         let run = format!("run-{n}");
-        self.model.sends(&run, rows);
+        self.model.sends(&run, Sent { rows, effect, partition: partition.to_owned() });
         run
     }
 

@@ -308,6 +308,7 @@ async fn publishes_that_wait_for_each_other_are_committed_together() {
         let mut client = served.client.clone();
         async move {
             let header = session_header("signals.mom", "mom", 1, &format!("r{i}"), "1970-01-02");
+            let header = pb::PublishHeader { partition: format!("p{}", i % 10), ..header };
             send(&mut client, header, &[batch(&[(format!("S{}", i % 10), day(1), f64::from(i))])])
                 .await
                 .unwrap()

@@ -21,8 +21,10 @@ async fn acknowledged_publishes_survive_kill_9() {
             tasks.push(tokio::spawn(async move {
                 for i in 0..1_000 {
                     let n = first + i * 4 + publisher;
-                    let header =
-                        session_header("signals.mom", "mom", lease.epoch, &format!("r{n}"), "1970-01-02");
+                    let run = format!("r{n}");
+                    let header = session_header("signals.mom", "mom", lease.epoch, &run, "1970-01-02");
+                    // each is a part of the session, so none replaces another
+                    let header = pb::PublishHeader { partition: run, ..header };
                     let rows: Vec<(String, i64, f64)> =
                         (0..3).map(|s| (format!("S{s}"), day(1) + n, n as f64)).collect();
                     match send(&mut client, header, &[batch(&rows)]).await {

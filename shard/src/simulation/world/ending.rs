@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use trellis_proto::Result;
 
-use super::{Ask, PUBLISHERS, RETENTION, Reply, State, World, entry_path, perform};
+use super::{Ask, Door, PUBLISHERS, RETENTION, Reply, State, World, entry_path, perform};
 
 /// Rounds in which whatever is under way must have ended.
 const ROUNDS_MAX: usize = 20_000;
@@ -36,10 +36,10 @@ impl World {
             };
             let run = match self.publishers[i].open.clone() {
                 Some(run) => run,
-                None => self.new_run(),
+                None => self.new_run(Door::Session),
             };
-            let rows = self.model.rows_of(&run).to_vec();
-            let publish = Ask::Publish { unit, epoch: lease.epoch, run, rows };
+            let sent = self.model.sent(&run);
+            let publish = Ask::Publish { unit, epoch: lease.epoch, run, sent };
             let published = self.call(node, publish).await;
             assert!(matches!(published, Ok(Reply::Published(_))), "{published:?}");
         }
