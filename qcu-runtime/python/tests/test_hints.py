@@ -48,7 +48,7 @@ READ = "g.read('equities.daily', 'close', 'KO', start='2016-08-08', end='2016-08
         ("g.read('equities.daily', start='x')", "2016-08-10T13:30:00Z", "g.read('equities.daily', start='%s')"),
         (f"{READ}.write('xls')", "arrow", f"{READ}.write('%s')"),
         (f"{READ}.wide('clsoe')", "close", f"{READ}.wide('%s')"),
-        ("strategy(lambda ctx: None)", "def body(ctx, px): ...", "strategy(lambda ctx, px: None)"),
+        ("strategy(lambda ctx: None)", "it takes (ctx, px)", "strategy(lambda ctx, px: None)"),
         ("strategy().run(session='2016-08-13', grid=g)", "2016-08-12", "strategy().run(session='%s', grid=g)"),
         ("strategy().run(session=None, grid=g)", 'session="2016-08-10"', "strategy().run(%s, grid=g)"),
         (

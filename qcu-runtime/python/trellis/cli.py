@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; answers the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.traceback:
+    if getattr(args, "traceback", False):
         os.environ["TRELLIS_TRACEBACK"] = "1"
     try:
         args.run(args)
@@ -93,9 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="JSON instead of text")
-        sub.add_argument(
-            "--traceback", action="store_true", help="of a strategy's error every frame (or TRELLIS_TRACEBACK=1)"
-        )
         return sub
 
     up = command("up", _up, "Run a grid of processes on this machine, until SIGINT or SIGTERM.")
@@ -131,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "Run a strategy for one session, in this process, and print its output.")
     run.add_argument("target", metavar="FILE[:unit]")
     run.add_argument("--session", required=True, metavar="DATE")
+    _add_traceback(run)
     run.add_argument("--as-of", metavar="T", help="read the inputs as known at that time; default: now")
     run.add_argument(
         "--publish",
@@ -148,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]")
     deploy.add_argument("--session", metavar="DATE", help="run once, for this session; default: by the schedule")
+    _add_traceback(deploy)
     _add_take_over(deploy)
     wait = deploy.add_mutually_exclusive_group()
     wait.add_argument(
@@ -164,6 +163,12 @@ def _add_state(parser: argparse.ArgumentParser, default: str | None = None) -> N
         default=default,
         metavar="DIR",
         help=f"folder of the grid's state (default {'' if default else 'that of TRELLIS_URL, else '}./{local.STATE})",
+    )
+
+
+def _add_traceback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--traceback", action="store_true", help="of a strategy's error every frame (or TRELLIS_TRACEBACK=1)"
     )
 
 
