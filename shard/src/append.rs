@@ -126,6 +126,13 @@ impl Rows {
         Some((*ts.iter().min()?, *ts.iter().max()?))
     }
 
+    /// The symbols, each once, with the least and the greatest event time of their rows.
+    pub(crate) fn spans(&self) -> Vec<(String, i64, i64)> {
+        let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
+        let symbols = self.symbols().into_iter();
+        symbols.map(|(symbol, rows)| (symbol, ts[rows.start], ts[rows.end - 1])).collect()
+    }
+
     /// The symbols, each once, with their rows.
     pub(crate) fn symbols(&self) -> Vec<(String, Range<usize>)> {
         let symbols = self.batch.column(0).as_string::<i32>();

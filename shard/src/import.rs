@@ -114,7 +114,7 @@ impl Import {
 pub struct Part {
     /// When the rows became known, nanoseconds UTC. Absent: at the commit.
     pub known_at_ns: Option<i64>,
-    /// The rows, in the schema of [`DatasetSpec::rows_schema`], sorted by (symbol, ts), each key once.
+    /// The rows, in the schema of [`DatasetSpec::rows_schema`] (of a retraction `symbol` and `ts` alone), sorted by (symbol, ts), each key once.
     pub batches: Vec<RecordBatch>,
     /// How many.
     pub rows: u64,
@@ -239,8 +239,11 @@ pub fn read(
     }
     let found = Found::of(&surveyed)?;
     let advice = Advice { spec, checked: &checked, seen: &found.seen, stamps: &found.stamps };
-    let fields = plan::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?;
-    if fields.is_empty() {
+    let fields = match spec.retract {
+        true => Vec::new(),
+        false => plan::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?,
+    };
+    if fields.is_empty() && !spec.retract {
         return Err(ImportError::options(
             "no column is left to be a field",
             "a row is a symbol, a time and fields",
@@ -310,10 +313,15 @@ pub fn read(
         || Settings { calendar: spec.calendar.clone(), date_zone: spec.date_zone.clone() },
         |existing| existing.settings.clone(),
     );
-    let fields: Vec<FieldSpec> = fields.into_iter().map(|field| field.spec).collect();
-    let dataset_spec = DatasetSpec::new(dataset.clone(), fields, chunk)
-        .and_then(|spec| spec.with_settings(settings))
-        .map_err(|e| ImportError::options(e.message(), e.hint_text()))?;
+    let dataset_spec = match existing.filter(|_| spec.retract) {
+        Some(existing) => existing.clone(),
+        None => {
+            let fields: Vec<FieldSpec> = fields.into_iter().map(|field| field.spec).collect();
+            DatasetSpec::new(dataset.clone(), fields, chunk)
+                .and_then(|spec| spec.with_settings(settings))
+                .map_err(|e| ImportError::options(e.message(), e.hint_text()))?
+        }
+    };
     let (good, symbols) = (rows.rows() as u64, rows.symbols());
     let parts = rows.parts(&dataset_spec, spec.known_at_ns)?;
     Ok(Import {
@@ -324,7 +332,7 @@ pub fn read(
         last_ts,
         symbols,
         notes,
-        sample: sample::of(&dataset_spec, &parts, &surveyed),
+        sample: if spec.retract { Vec::new() } else { sample::of(&dataset_spec, &parts, &surveyed) },
         content_digest: digest_of(&parts),
         spec: dataset_spec,
         parts,

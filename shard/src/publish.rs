@@ -236,7 +236,7 @@ impl Task {
         let mut spec: Option<Arc<DatasetSpec>> = snapshot.map(|s| s.spec.clone());
         let mut waiting = waiting.into_iter();
         let mut later = Vec::new();
-        while let Some((mut publish, reply)) = waiting.next() {
+        for (mut publish, reply) in waiting.by_ref() {
             if let Some(&twin) = by_run.get(&publish.run_id) {
                 if accepted[twin].publish.digest == publish.digest {
                     accepted[twin].replies.push(reply);
@@ -444,7 +444,10 @@ impl Task {
             Right::Ledger => Ok(None),
         };
         match allowed {
-            Ok(once) => match self.unchanged(snapshot, accepted, publish) {
+            Ok(once) => match self
+                .unchanged(snapshot, accepted, publish)
+                .or_else(|| self.imported_before(snapshot, accepted, publish))
+            {
                 Some(run) => Verdict::Duplicate(self.ack_again(&run)),
                 None => Verdict::Accept(once),
             },
@@ -465,6 +468,29 @@ impl Task {
                 ttl: Duration::ZERO,
             }),
         }
+    }
+
+    /// The newest import of the same rows, if nothing of their symbols and times was written since: another attempt that brings
+    /// them adds nothing. If something was, it goes back to rows of before, and is a correction. Decided from the indexes of
+    /// the files alone: a file that also has newer rows counts as newer.
+    fn imported_before(
+        &self,
+        snapshot: Option<&Snapshot>,
+        accepted: &[Accepted],
+        publish: &Publish,
+    ) -> Option<CommittedRun> {
+        let snapshot = snapshot?;
+        if !accepted.is_empty() || publish.right != (Right::Import { known_at: None }) {
+            return None;
+        }
+        let last = self.table.newest_import(&publish.digest)?;
+        let newer: Vec<_> =
+            snapshot.files.iter().filter(|f| f.index.rows > 0 && f.index.known_max > last.known_at).collect();
+        let written_since = publish.rows.spans().into_iter().any(|(symbol, first, end)| {
+            let runs = newer.iter().flat_map(|file| file.index.runs_of(&symbol));
+            runs.into_iter().any(|run| run.first_ts <= end && first <= run.last_ts)
+        });
+        (!written_since).then_some(last)
     }
 
     /// The last publish of the same session, if it had the same rows and they are still what the session is. Another attempt

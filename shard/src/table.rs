@@ -176,6 +176,8 @@ struct CommittedRuns {
     partitions: HashMap<SessionKey, BTreeSet<i64>>,
     /// When the newest publish of any partition of a session became known.
     partitioned: HashMap<String, i64>,
+    /// The newest import of each content.
+    imports: HashMap<String, String>,
 }
 
 impl CommittedRuns {
@@ -190,6 +192,11 @@ impl CommittedRuns {
                 self.partitions.entry(key.clone()).or_default().insert(run.known_at);
                 let newest = self.partitioned.entry(key.session.clone()).or_insert(run.known_at);
                 *newest = run.known_at.max(*newest);
+            }
+        } else {
+            let newest = self.imports.get(&run.digest).and_then(|id| self.by_id.get(id));
+            if newest.is_none_or(|newest| newest.known_at < run.known_at) {
+                self.imports.insert(run.digest.clone(), id.clone());
             }
         }
         self.by_id.insert(id, run);
@@ -328,6 +335,12 @@ impl Table {
     /// The newest publish of a session and partition, if nobody has published any other part of the session since.
     pub(crate) fn newest_run(&self, key: &SessionKey) -> Option<CommittedRun> {
         self.runs.lock().newest(key)
+    }
+
+    /// The newest import of the content with this digest.
+    pub(crate) fn newest_import(&self, digest: &str) -> Option<CommittedRun> {
+        let runs = self.runs.lock();
+        runs.imports.get(digest).and_then(|id| runs.by_id.get(id)).cloned()
     }
 
     /// When the publishes of a session and partition became known.

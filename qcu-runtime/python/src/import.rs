@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, pb};
 use trellis_qcu::{
     calendar::{Calendar, date_of},
-    run::new_instance,
+    run::{attempt_id, new_instance},
 };
 use trellis_shard::import::{self, FieldChoice, Import, ImportSpec, Phase};
 
@@ -162,7 +162,7 @@ async fn bring_in(
         Err(error) => return Err(error),
     };
     let tell = Arc::new(tell);
-    let dry_run = options.dry_run;
+    let (dry_run, retract) = (options.dry_run, options.retract);
     let reading = Arc::clone(&tell);
     let read = move || {
         let mut report = |p: import::Progress<'_>| {
@@ -183,6 +183,8 @@ async fn bring_in(
             // parts are publishes of their own: one id each
             Some(id) if import.parts.len() > 1 => format!("{id}-{}", acks.len()),
             Some(id) => id.clone(),
+            // The shard knows rows that it has, and whether they still hold: each attempt has an id of its own.
+            None if part.known_at_ns.is_none() => format!("{}-{}", part.run_id(), attempt_id()),
             None => part.run_id(),
         };
         let header = pb::PublishHeader {
@@ -192,6 +194,7 @@ async fn bring_in(
             instance: format!("import-{}", std::process::id()),
             spec: Some((&import.spec).into()),
             known_at_ns: part.known_at_ns,
+            retract,
             ..Default::default()
         };
         acks.push(client.publish(header, part.batches.clone()).await?);

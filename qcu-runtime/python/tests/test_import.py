@@ -287,3 +287,45 @@ def test_pandas_reads_the_same_numbers(grid, tmp_path):
     import_files(grid, "t.pandas", [path], symbol="A", delimiter="tab", null="NULL")
     read = grid.read("t.pandas").pandas()
     assert numpy.array_equal(read["x"], prices["x"], equal_nan=True) and numpy.array_equal(read["n"], prices["n"])
+
+
+def daily(tmp_path, name, *rows):
+    """A file of daily closes."""
+    path = tmp_path / name
+    path.write_text("\n".join(["date,symbol,close", *rows]) + "\n")
+    return path
+
+
+def test_the_same_rows_again_add_nothing_while_they_hold_and_are_a_correction_after_others(empty, tmp_path):
+    first = daily(tmp_path, "first.csv", "2020-01-02,A,1", "2020-01-02,B,2")
+    other = daily(tmp_path, "other.csv", "2020-01-02,C,3")
+    second = daily(tmp_path, "second.csv", "2020-01-02,A,10")
+    versions = [import_files(empty, "f.again", [path])["version"] for path in (first, other)]
+    again = import_files(empty, "f.again", [first])
+    assert (again["duplicate"], again["version"]) == (True, versions[0]), (
+        "another symbol was written, and no row of these"
+    )
+    import_files(empty, "f.again", [second])
+    back = import_files(empty, "f.again", [first])
+    assert not back["duplicate"]
+    assert empty.read("f.again").pandas()["close"].tolist() == [1, 2, 3]
+
+
+def test_rows_that_a_file_retracts_are_gone_from_the_latest_and_readable_as_of_before(empty, tmp_path):
+    both = daily(tmp_path, "both.csv", "2020-01-02,A,1", "2020-01-03,A,2", "2020-01-02,B,3")
+    known = import_files(empty, "f.retract", [both])["known_at"]
+    # other columns are not read, whatever they hold
+    wrong = daily(tmp_path, "wrong.csv", "2020-01-03,A,not a number", "2020-01-02,B,")
+    taken = import_files(empty, "f.retract", [wrong], retract=True)
+    assert taken["rows"] == 2
+    assert empty.read("f.retract").pandas()[["symbol", "close"]].values.tolist() == [["A", 1]]
+    assert len(empty.read("f.retract", as_of=known)) == 3
+    assert import_files(empty, "f.retract", [wrong], retract=True)["duplicate"]
+
+    typo = daily(tmp_path, "typo.csv", "2020-01-02,A,1", "2020-01-04,A,1")
+    with pytest.raises(BadRows, match="A at 2020-01-04"):
+        import_files(empty, "f.retract", [typo], retract=True)
+    with pytest.raises(BadRequest, match="--retract: there is no such dataset"):
+        import_files(empty, "f.retract_none", [typo], retract=True)
+    import_files(empty, "f.retract", [both])
+    assert len(empty.read("f.retract")) == 3, "a file of before brings them back"

@@ -401,7 +401,9 @@ def test_a_grid_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
 
 def test_a_person_publishes_over_a_unit_that_runs_and_the_unit_goes_on(processes, tmp_path):
     source = tmp_path / "taken.py"
-    text = STRATEGY.format(name="taken", output="taken", body='return ctx.frame(symbol=["A"], x=[1.0])')
+    text = STRATEGY.format(
+        name="taken", output="taken", symbols=["AMZN", "KO"], body='return ctx.frame(symbol=["A"], x=[1.0])'
+    )
     source.write_text(text.replace("retries=0,", 'retries=0, schedule=trellis.at_close("XNYS"),'))
     assert cli("deploy", str(source), "--state", str(processes.state)).returncode == 0
     (taken,) = load_strategies(str(source))

@@ -234,7 +234,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     )
     add("--chunk", metavar="SPAN", help="chunk of a new dataset: 64d, 4d, 1h; default by how dense its rows are")
     add("--quarantine", metavar="FILE", help="keep the good rows, write the bad ones there")
-    add("--run-id", metavar="ID", help="identity of the import; default: a digest of its rows, so that twice is once")
+    add("--run-id", metavar="ID", help="identity of the import; without one, the same rows add nothing while they hold")
+    add("--retract", action="store_true", help="the files name symbol and time of rows that no longer hold")
     add("--dry-run", action="store_true", help="only say what was understood; nothing is written")
 
 
@@ -350,13 +351,15 @@ def _import(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result))
         return
-    print(_sample(result))
+    if not args.retract:
+        print(_sample(result))
     if result["dry_run"]:
         told = "nothing was written"
     else:
         told = f"version {result['version']}" + (" (had been imported before)" if result["duplicate"] else "")
+    what = "rows retracted of" if args.retract else "rows of"
     print(
-        f"{result['dataset']}: {result['rows']:,} rows of {result['symbols']:,} symbols, "
+        f"{result['dataset']}: {result['rows']:,} {what} {result['symbols']:,} symbols, "
         f"{result['first']} … {result['last']}, {told}"
     )
     if result["quarantined"]:
@@ -368,7 +371,7 @@ def _import_options(args: argparse.Namespace) -> dict[str, Any]:
     plain = (
         "symbol", "symbol_column", "symbol_from_name", "wide", "ts_column", "ts_unit", "ts_format", "tz", "date",
         "date_zone", "calendar", "known_at", "known_at_column", "fields", "null", "decimal", "thousands", "delimiter",
-        "skip_rows", "member", "repeats", "chunk", "quarantine", "run_id", "dry_run",
+        "skip_rows", "member", "repeats", "chunk", "quarantine", "run_id", "dry_run", "retract",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in plain if getattr(args, name) is not None}
     for name in ("columns", "required", "notation"):

@@ -51,6 +51,7 @@ def import_files(
     quarantine: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     dry_run: bool = False,
+    retract: bool = False,
     show: Callable[[str], None] = lambda _note: None,
 ) -> dict[str, Any]:
     """Brings CSV (.csv, .tsv, .txt, these as .gz, .zip) and Parquet files into a dataset; makes it if it is not there.
@@ -91,8 +92,11 @@ def import_files(
         repeats: rows of one symbol and time: "refuse" (default), "spread" (a nanosecond apart), "last" (it wins).
         chunk: span of a new dataset's chunks, "64d".
         quarantine: keep the good rows, and write the bad ones to this file.
-        run_id: identity of the import; default a digest of its rows, so that the same import twice is one.
+        run_id: identity of the import. Without one, the same rows again add nothing while they still hold, and are a
+            correction once something else was written over them.
         dry_run: only look: nothing is written, and no dataset is made.
+        retract: the files name symbol and time of rows that no longer hold; other columns are not read. These rows are
+            gone from the latest, and stay readable by `as_of`. A row that the dataset does not have refuses all.
         show: told in words how far it is.
 
     Returns:
@@ -136,6 +140,7 @@ def import_files(
         "chunk_ns": None if chunk is None else _trellis.parse_duration(chunk),
         "quarantine": None if quarantine is None else os.fspath(quarantine),
         "dry_run": dry_run or None,
+        "retract": retract or None,
     }
     given = json.dumps({name: value for name, value in options.items() if value is not None})
 

@@ -112,6 +112,7 @@ pub(crate) fn resolve(file: &str, names: &[String], spec: &ImportSpec) -> Result
     let tickers = if spec.wide.is_some() { header.tickers(&keys)? } else { Vec::new() };
     let fields = match (&spec.wide, tickers.first()) {
         (Some(field), Some(first)) => vec![(field.clone(), *first)],
+        _ if spec.retract => Vec::new(),
         _ if spec.fields.is_empty() => header.all_fields(&keys)?,
         _ => header.chosen_fields(&spec.fields)?,
     };

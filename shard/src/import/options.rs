@@ -87,6 +87,8 @@ pub struct ImportSpec {
     pub problems_shown: usize,
     /// Nothing is written, the quarantine neither.
     pub dry_run: bool,
+    /// The files name symbol and time of rows that no longer hold; their other columns are not read.
+    pub retract: bool,
 }
 
 impl Default for ImportSpec {
@@ -121,6 +123,7 @@ impl Default for ImportSpec {
             quarantine: None,
             problems_shown: PROBLEMS_SHOWN,
             dry_run: false,
+            retract: false,
         }
     }
 }
@@ -413,6 +416,33 @@ fn check_time_options(spec: &ImportSpec) -> Result<(), ImportError> {
 }
 
 /// What a dataset that is there has said already.
+/// A retraction says which rows no longer hold, and nothing of their values.
+fn check_retraction(spec: &ImportSpec, existing: Option<&DatasetSpec>) -> Result<(), ImportError> {
+    if !spec.retract {
+        return Ok(());
+    }
+    if existing.is_none() {
+        return Err(ImportError::options(
+            "--retract: there is no such dataset, so no row of it to retract",
+            "name the dataset that has the rows; `trellis dataset list` shows all",
+        ));
+    }
+    let of_values = [
+        ("--fields", !spec.fields.is_empty()),
+        ("--types", !spec.types.is_empty()),
+        ("--wide", spec.wide.is_some()),
+        ("--repeats", spec.repeats != Repeats::Refuse),
+        ("--quarantine", spec.quarantine.is_some()),
+    ];
+    match of_values.into_iter().find(|(_, said)| *said) {
+        Some((option, _)) => Err(ImportError::options(
+            format!("{option} says nothing of rows that are retracted"),
+            format!("leave {option} out: of each row the symbol and the time are read"),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn check_against(spec: &ImportSpec, existing: &DatasetSpec) -> Result<(), ImportError> {
     if !spec.required.is_empty() || spec.chunk_ns.is_some() {
         return Err(ImportError::options(
@@ -452,6 +482,7 @@ pub(crate) fn check_options(
 ) -> Result<Checked, ImportError> {
     check_symbol_options(spec)?;
     check_time_options(spec)?;
+    check_retraction(spec, existing)?;
     if let Some(existing) = existing {
         check_against(spec, existing)?;
     }

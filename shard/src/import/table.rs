@@ -12,7 +12,7 @@ use arrow_array::{
     cast::AsArray,
     types::{Float32Type, Float64Type, Int32Type, Int64Type, TimestampNanosecondType},
 };
-use arrow_schema::SchemaRef;
+use arrow_schema::{Schema, SchemaRef};
 use arrow_select::take::take;
 use sha2::{Digest, Sha256};
 use trellis_proto::{DatasetSpec, FieldType, Symbol, spec::FieldSpec, time::DAY_NS, time::SECOND_NS};
@@ -324,7 +324,10 @@ impl Checked {
         spec: &DatasetSpec,
         default: Option<i64>,
     ) -> Result<Vec<Part>, ImportError> {
+        // rows that are retracted are their keys
         let schema = spec.rows_schema();
+        let read = schema.fields().iter().take(2 + self.table.columns.len()).cloned();
+        let schema: SchemaRef = Arc::new(Schema::new(read.collect::<Vec<_>>()));
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.table.columns.len());
         for column in &mut self.table.columns {
             columns.push(column.finish());
