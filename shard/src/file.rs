@@ -300,11 +300,8 @@ impl DataFile {
     async fn may_retract(&self) -> Result<bool> {
         use parquet::file::statistics::Statistics;
         let metadata = &self.footer().await?.metadata;
-        if !metadata
-            .schema()
-            .column_with_name(RETRACTED)
-            .is_some_and(|(_, f)| *f.data_type() == DataType::Boolean)
-        {
+        let column = metadata.schema().column_with_name(RETRACTED);
+        if column.is_none_or(|(_, field)| *field.data_type() != DataType::Boolean) {
             return Ok(false);
         }
         let columns = metadata.metadata().file_metadata().schema_descr();

@@ -22,7 +22,7 @@ use trellis_tests::{
 /// Bytes of the disk that fills up.
 const DISK_BYTES: usize = 16 << 20;
 /// How long a publish to a broken disk is tried for.
-const SHORT: Duration = Duration::from_millis(400);
+const SHORT: Duration = Duration::from_millis(1_000);
 /// Free pages that are tried, each number from 0 on: a publish needs less.
 const PAGES: usize = 12;
 
