@@ -17,6 +17,10 @@ pub struct Row {
     pub values: Vec<Option<f64>>,
 }
 
+/// Symbol, event time and knowledge time.
+type Key = (String, i64, i64);
+/// One value for each field; a retraction has none.
+type Values = Option<Vec<Option<f64>>>;
 /// Knowledge time and values of a row.
 type Known<'a> = (i64, Option<&'a Vec<Option<f64>>>);
 
@@ -25,8 +29,7 @@ type Known<'a> = (i64, Option<&'a Vec<Option<f64>>>);
 pub struct Oracle {
     /// Field names, in the order of [`Row::values`].
     pub fields: Vec<String>,
-    /// A retraction has no values.
-    rows: BTreeMap<(String, i64, i64), Option<Vec<Option<f64>>>>,
+    rows: BTreeMap<Key, Values>,
 }
 
 impl Oracle {
