@@ -180,7 +180,7 @@ def command(folder, *args, code=0, stdin=""):
 
 def test_the_commands_say_what_they_did(tmp_path):
     (tmp_path / "a.csv").write_text("symbol,ts,n\nA,2020-01-02,10\n")
-    with trellis.connect(f"embedded://{tmp_path / '.trellis' / 'embedded'}") as grid:
+    with trellis.connect(f"embedded://{tmp_path / '.trellis'}") as grid:
         import_files(grid, DAILY, [tmp_path / "a.csv"], types={"n": "int64"})
         told = command(tmp_path, "alter", DAILY, "--widen", "n=float64", "--add", "note=string", "--calendar", "XNYS")
         assert told == f"{DAILY}: n float64, note string, version 1\n"

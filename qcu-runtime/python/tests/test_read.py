@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from conftest import import_market
 
 import trellis
 from trellis.errors import BadRequest, Closed, TooLarge, UnknownDataset, UnknownField, UnknownSymbol
@@ -132,7 +133,10 @@ def test_missing_values_are_what_each_library_calls_missing(grid):
     assert wide.symbols == ("LEH", "TSLA") and np.isnan(wide["LEH"][-1]) and not np.isnan(wide["TSLA"]).any()
 
 
-def test_the_receipt_says_what_was_read_and_what_it_cost(grid):
+def test_the_receipt_says_what_was_read_and_what_it_cost(empty, market_files):
+    # a grid of its own: what was read before costs nothing
+    import_market(empty, market_files)
+    grid = empty
     first = grid.read(PRICES, ["high"], "DIS", **TEN_YEARS).receipt
     again = grid.read(PRICES, ["high"], "DIS", **TEN_YEARS).receipt
     assert first.dataset == PRICES and first.rows == again.rows > 2000 and first.rows_fetched >= first.rows

@@ -15,7 +15,7 @@ from conftest import EXAMPLES, WAIT_S, cli
 
 import trellis
 from trellis._time import to_ns
-from trellis.deploy import load_strategies
+from trellis.deploy import Until, deploy_strategies, load_strategies
 from trellis.errors import BadRequest, BadRows, Forbidden, StrategyError, UnknownDataset
 from trellis.importing import import_files
 
@@ -230,16 +230,16 @@ def test_a_run_publishes_in_its_own_name_whatever_name_reads_go_by(grid, folder)
         assert mine.run(session=SESSION, grid=other, publish=True).published["rows"] == 1
 
 
-def test_a_file_is_deployed_by_its_strategy_and_a_cell_is_not(grid, tmp_path):
+def test_a_file_is_deployed_by_its_strategy_and_a_cell_is_not(tmp_path):
     mom = load_strategies(str(EXAMPLES / "momentum.py"))[0]
-    units = grid.deploy(mom, state=tmp_path, wait=False)
+    units = deploy_strategies([mom], tmp_path, until=Until.WRITTEN)
     assert units[0]["unit"] == "mom_12_1" and (tmp_path / units[0]["manifest"]).is_file()
     exec(compile("def f(ctx, px): ...", "<cell>", "exec"), cell := {"__name__": "no_such_module"})
     typed = trellis.strategy("typed", inputs={"px": PRICES}, output=trellis.output("tests.typed", x="float64"))(
         cell["f"]
     )
     with pytest.raises(BadRequest, match="notebook"):
-        grid.deploy(typed, state=tmp_path, wait=False)
+        deploy_strategies([typed], tmp_path, until=Until.WRITTEN)
 
 
 def test_twenty_edits_of_one_session_are_twenty_versions_and_the_same_rows_one(grid):

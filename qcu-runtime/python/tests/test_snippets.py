@@ -63,8 +63,8 @@ def played(folder, parts):
 
 def test_the_readmes_blocks_run_as_they_are_from_an_empty_folder(folder):
     parts = blocks((REPOSITORY / "README.md").read_text())
-    assert [kind for kind, _ in parts] == ["sh", "sh", *["python"] * 3, "sh", "python", "sh"]
-    assert parts[-1] == ("sh", "trellis down\n")
+    assert [kind for kind, _ in parts] == ["sh", "sh", *["python"] * 3, "sh", "python", "sh", "python"]
+    assert parts[-2] == ("sh", "trellis down\n")
     said = played(folder, parts)
     assert re.search(r"succeeded: \d\d rows of 2016-08-10 in signals.mom_12_1, version \d", said)
     assert "waits for equities.daily (input px) to reach" in said
