@@ -37,7 +37,7 @@ use super::{
     header::resolve,
     number,
     options::Checked,
-    plan::{Surveyed, common},
+    plan::Surveyed,
     problem::{BadRows, ImportError},
     rows::{Record, Role, Target, rows},
     seen::Seen,
@@ -122,7 +122,7 @@ pub(crate) fn survey(
             }
             text |= found == Some(FieldType::String);
             both = match (both, found) {
-                (Some(a), Some(b)) => Some(common(a, b).ok_or_else(|| {
+                (Some(a), Some(b)) => Some(a.common(b).ok_or_else(|| {
                     ImportError::file(
                         &source.name,
                         format!("the columns of {name} are {a} and {b}"),

@@ -52,7 +52,7 @@ impl Found {
             for (name, of_file) in &each.typed {
                 let Some(of_file) = *of_file else { continue };
                 let before = found.typed.get(name).copied().unwrap_or(of_file);
-                let both = common(before, of_file).ok_or_else(|| conflict(name, before, of_file))?;
+                let both = before.common(of_file).ok_or_else(|| conflict(name, before, of_file))?;
                 found.typed.insert(name.clone(), both);
             }
             found.stamps.add(&each.stamps);
@@ -132,7 +132,7 @@ fn known_field(
     let (name, have) = (&field.name, field.data_type);
     let seen = found.seen.iter().find(|(known, _)| known == name).map(|(_, seen)| seen);
     let data_type = match (checked.types.get(name), seen) {
-        (Some(said), _) if common(have, *said) == Some(*said) => *said,
+        (Some(said), _) if have.common(*said) == Some(*said) => *said,
         (Some(said), _) => {
             return Err(ImportError::options(
                 format!("--types {name}={said}: the field is {have}, and values would change"),
@@ -165,7 +165,7 @@ fn new_type(
         Verdict::Nothing => None,
     };
     let found = match (text, found.typed.get(name).copied()) {
-        (Some(a), Some(b)) => Some(common(a, b).ok_or_else(|| conflict(name, a, b))?),
+        (Some(a), Some(b)) => Some(a.common(b).ok_or_else(|| conflict(name, a, b))?),
         (a, b) => a.or(b),
     };
     let Some(data_type) = found else {
@@ -221,17 +221,6 @@ fn note_missing(
         }
     }
     Ok(())
-}
-
-/// The narrowest type that holds values of both; `None` if there is none.
-pub(crate) fn common(a: FieldType, b: FieldType) -> Option<FieldType> {
-    use FieldType::{Float32, Float64, Int32, Int64};
-    match (a, b) {
-        _ if a == b => Some(a),
-        (Int32, Int64) | (Int64, Int32) => Some(Int64),
-        (Float32 | Float64 | Int32 | Int64, Float32 | Float64 | Int32 | Int64) => Some(Float64),
-        _ => None,
-    }
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a FieldName>) -> String {
