@@ -409,7 +409,16 @@ pub(crate) fn float64(plain: &str) -> Option<(f64, bool)> {
     }
     let (digits, first) = significant(plain);
     let sure = digits.len() <= DIGITS && POWERS.contains(&first);
-    Some((value, sure || says(&digits, first, value.is_finite(), |n| format!("{:.n$e}", value.abs()))))
+    Some((
+        value,
+        sure || says(
+            &digits,
+            first,
+            value.is_finite(),
+            |n| format!("{:.n$e}", value.abs()),
+            || format!("{:e}", value.abs()),
+        ),
+    ))
 }
 
 /// As [`float64`], of 32 bits.
@@ -421,10 +430,28 @@ pub(crate) fn float32(plain: &str) -> Option<(f32, bool)> {
         return Some((value, true));
     }
     let (digits, first) = significant(plain);
-    Some((value, says(&digits, first, value.is_finite(), |n| format!("{:.n$e}", value.abs()))))
+    Some((
+        value,
+        says(
+            &digits,
+            first,
+            value.is_finite(),
+            |n| format!("{:.n$e}", value.abs()),
+            || format!("{:e}", value.abs()),
+        ),
+    ))
 }
 
-fn says(digits: &str, first: i64, finite: bool, write: impl Fn(usize) -> String) -> bool {
+/// Whether a float is the number of these significant digits: rounded to as many, or in its shortest form.
+/// Both are asked: where the float lies exactly between two such numbers, rounding takes the even one and the shortest form
+/// may take the other.
+fn says(
+    digits: &str,
+    first: i64,
+    finite: bool,
+    rounded: impl Fn(usize) -> String,
+    shortest: impl Fn() -> String,
+) -> bool {
     // no float has more significant digits than this
     const DIGITS_MAX: usize = 770;
     if digits.is_empty() {
@@ -433,9 +460,8 @@ fn says(digits: &str, first: i64, finite: bool, write: impl Fn(usize) -> String)
     if !finite || digits.len() > DIGITS_MAX {
         return false;
     }
-    let written = write(digits.len() - 1);
-    let (back, power) = significant(&written);
-    back == digits && power == first
+    let same = |written: &str| significant(written) == (digits.to_owned(), first);
+    same(&rounded(digits.len() - 1)) || same(&shortest())
 }
 
 /// A plain number as a person would write it, for hints.
@@ -529,6 +555,11 @@ mod tests {
         {
             assert!(!float64(text).unwrap().1, "{text}");
         }
+        // exactly between ..3.2 and ..3.3: Python writes the first, Rust the second
+        for text in ["1486493739716873.2", "1486493739716873.3"] {
+            assert!(float64(text).unwrap().1, "{text}");
+        }
+        assert!(!float64("1486493739716873.26").unwrap().1);
         assert!(float32("0.1").unwrap().1 && !float32("0.123456789").unwrap().1);
     }
 
