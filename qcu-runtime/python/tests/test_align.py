@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,13 +245,68 @@ def test_an_array_without_labels_beside_different_labels_is_refused():
         lambda row: pd.Series({"B": 1.0, "A": 2.0}).where([True, False], row),
         lambda row: pl.Series(row),
         lambda row: pl.DataFrame({"x": [1.0, 2.0]}).with_columns(y=row),
+        lambda row: pd.DataFrame([row, row[::-1]], columns=["A", "B"]),
+        lambda row: pd.DataFrame.from_records([row, row[::-1]]),
+        lambda row: pd.DataFrame(WIDE),
+        lambda row: pl.DataFrame([row, row[::-1]]),
+        lambda row: pa.array(row),
+        lambda row: pa.table({"symbol": ["B", "A"], "score": row}),
+        lambda row: pa.table([row], names=["score"]),
     ],
-    ids=range(6),
+    ids=range(13),
 )
 def test_libraries_that_would_take_a_row_by_position_get_none(take):
     with pytest.raises((BadRequest, TypeError, ValueError)):
         take(ROW)
     assert pd.Series(ROW.values, index=ROW.symbols)["B"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: bool(x),
+        lambda x: (x > 0) and x,
+        lambda x: not (x > 0),
+        lambda x: 0 < x < 3,
+        lambda x: max(x, x * 2),
+        lambda x: 1.0 if x > 0 else 0.0,
+    ],
+    ids=range(6),
+)
+@pytest.mark.parametrize("ours", [ROW, ROW[:1], WIDE], ids=["row", "row_of_one", "wide"])
+def test_many_values_are_neither_true_nor_false(ours, ask):
+    with pytest.raises(BadRequest, match="neither true nor false"):
+        ask(ours)
+
+
+def test_in_asks_for_a_label():
+    assert "A" in ROW and "C" not in ROW and "A" in WIDE and "C" not in WIDE
+    assert DAYS[1] in WIDE and dt.date(2020, 1, 1) in WIDE and DAYS[2] not in WIDE
+    for ours in (ROW, WIDE):
+        with pytest.raises(BadRequest):
+            1.0 in ours  # noqa: B015
+
+
+def test_a_label_names_one_value():
+    for twice in (
+        lambda: Row(("A", "A"), np.zeros(2)),
+        lambda: ROW[["A", "A"]],
+        lambda: WIDE[["A", "A"]],
+        lambda: WIDE.loc[[DAYS[0], DAYS[0]]],
+    ):
+        with pytest.raises(BadRequest):
+            twice()
+
+
+def test_an_array_of_the_sessions_is_not_taken_as_one_of_the_symbols():
+    for mean in (WIDE.mean(axis=1), list(WIDE.mean(axis=1))):
+        for mistaken in (lambda x: WIDE - x, lambda x: x / WIDE, lambda x: np.where(WIDE > 1, WIDE, x)):
+            with pytest.raises(BadRequest, match="2 values without labels stands beside 2 sessions"):
+                mistaken(mean)
+    np.testing.assert_array_equal((WIDE - WIDE.mean(axis=1)[:, None]).values, [[-0.5, 0.5], [-0.5, 0.5]])
+    np.testing.assert_array_equal((WIDE * Row(WIDE.symbols, np.array([1.0, 2.0]))).values, [[1, 4], [3, 8]])
+    longer = Wide(np.array(DAYS[:3], "M8[ns]"), ("A", "B"), np.ones((3, 2)))
+    np.testing.assert_array_equal((longer * np.array([1.0, 2.0])).values, [[1, 2]] * 3)
 
 
 def test_integers_that_a_float_would_change_are_refused():
@@ -306,6 +362,8 @@ def test_columns_that_have_symbols_are_put_into_the_order_of_the_rows(order, oth
         (dict(symbol=["A", "B"], x=pd.Series([1.0, 2.0], index=[1, 0])), "int64"),
         (dict(symbol=["A", "B"], x=pd.Series([1.0, 2.0])[::-1]), "int64"),
         (dict(symbol=pd.Series(["A", "B"], index=[7, 9]), x=pd.Series([1.0, 2.0])), "int64"),
+        (dict(symbol=pd.Series(["A", "B", "C"])[1:], x=pd.Series([1.0, 2.0, 3.0])[:-1]), "int64"),
+        (dict(symbol=pd.Series(["A", "B", "C"]), x=pd.Series([1.0, 2.0])), "int64"),
         (
             dict(symbol=["A", "B"], x=pd.Series([1.0, 2.0], index=pd.MultiIndex.from_product([["A"], [1, 2]]))),
             "MultiIndex",
@@ -316,7 +374,7 @@ def test_columns_that_have_symbols_are_put_into_the_order_of_the_rows(order, oth
         (dict(symbol=["A", "B"], x=pd.DataFrame({"x": [1.0, 2.0]})), "whole table"),
         (dict(symbol=["A", "B"], x=pl.DataFrame({"x": [1.0, 2.0]})), "whole table"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_a_column_with_other_labels_is_refused_by_name(columns, told):
     with pytest.raises(BadRows, match=told) as refused:
@@ -329,6 +387,20 @@ def test_a_series_that_only_counts_its_rows_is_taken_by_position():
     assert frame.arrow()["x"].to_pylist() == [1.0, 2.0]
     some = pd.DataFrame({"symbol": ["A", "B", "C"], "x": [1.0, 2.0, 3.0]}).iloc[1:]
     assert make_frame({"symbol": some.symbol, "x": some.x}).arrow()["x"].to_pylist() == [2.0, 3.0]
+
+
+def test_a_filter_that_leaves_nothing_leaves_no_rows():
+    scores = pd.Series([1.0, 2.0], index=["A", "B"])
+    none, rows, table = scores[scores > 9], ROW[ROW > 9], WITHOUT[WITHOUT.x > 9]
+    for frame in (
+        make_frame({"symbol": none.index, "score": none}),
+        make_frame({"symbol": list(none.index), "score": none.sort_values()}),
+        make_frame({"symbol": rows.symbols, "score": rows}),
+        frame_of(table),
+        frame_of(table.rename_axis("symbol")),
+        frame_of(table.reset_index(names="symbol")),
+    ):
+        assert len(frame) == 0 and frame.columns[0] == "symbol"
 
 
 WITHOUT = pd.DataFrame({"x": [1.0, 2.0]}, index=["A", "B"])
@@ -381,6 +453,34 @@ def test_dates_pick_sessions_inclusive_as_in_pandas():
         assert dict(wide[key].items()) == dict(wide.loc[key].items()) == {"A": 4.0, "B": 5.0}
     assert wide.loc[DAYS[1] : DAYS[3]].sessions == wide[DAYS[1] : DAYS[3]].sessions == DAYS[1:4]
     assert wide.loc[: DAYS[1]].sessions == DAYS[:2] and wide.loc["2019-01-01":].sessions == DAYS
-    assert wide.loc[DAYS[1], "B"] == 3.0 and wide.loc[[DAYS[4], DAYS[0]]].sessions == [DAYS[4], DAYS[0]]
+    assert wide.loc[DAYS[1], "B"] == 3.0 and wide.loc[[DAYS[0], DAYS[4]]].sessions == [DAYS[0], DAYS[4]]
     named = Wide(wide.index, ("2020-01-01", "B"), wide.values)
     np.testing.assert_array_equal(named["2020-01-01"], wide.values[:, 0])
+
+
+def test_a_position_is_no_date():
+    wide = Wide(np.array(DAYS, "M8[ns]"), ("A", "B"), np.arange(12.0).reshape(6, 2))
+    for mistaken in (
+        lambda: wide.loc[-2:],
+        lambda: wide.loc[:3],
+        lambda: wide[DAYS[1] : -1],
+        lambda: wide.loc[DAYS[1] : np.int64(4)],
+        lambda: wide.loc[[0, 1]],
+        lambda: wide.loc[-1],
+    ):
+        with pytest.raises(BadRequest) as refused:
+            mistaken()
+        assert "w[-252:]" in refused.value.hint
+
+
+def test_the_sessions_of_a_matrix_ascend():
+    wide = Wide(np.array(DAYS, "M8[ns]"), ("A", "B"), np.arange(12.0).reshape(6, 2))
+    for mistaken in (
+        lambda: wide[::-1],
+        lambda: wide[np.array([3, 1])],
+        lambda: wide.loc[[DAYS[4], DAYS[0]]],
+        lambda: Wide(wide.index[::-1], wide.symbols, wide.values),
+    ):
+        with pytest.raises(BadRequest, match="ascend"):
+            mistaken()
+    assert wide[::2].sessions == DAYS[::2] and wide[np.array([1, 3])].sessions == [DAYS[1], DAYS[3]]

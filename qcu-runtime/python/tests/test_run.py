@@ -382,7 +382,13 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
             raise told[0]
 
     url = f"embedded://{folder}"
-    for work in (lambda: trellis.connect(url), lambda: grid.datasets()):
+    # what is kept of a read before is of a grid too
+    grid.read("equities.daily", ["close"], as_of="2016-08-01")
+    for work in (
+        lambda: trellis.connect(url),
+        lambda: grid.datasets(),
+        lambda: grid.read("equities.daily", ["close"], as_of="2016-08-01"),
+    ):
         for through in (lambda work: work(), in_a_thread):
             inside = declare("reaches_out", lambda ctx, px, work=work, through=through: through(work))
             with pytest.raises(StrategyError, match=r"strategy reaches_out calls .* while it runs") as refused:

@@ -79,7 +79,7 @@ def _columns_of_pandas(table: Any) -> dict[str, Any]:
                 hint="levels may be symbol and ts, where no column is; .reset_index(drop=True) leaves the index out",
             )
         table = table.reset_index()
-    elif len(index) and all(isinstance(label, str) for label in index):
+    elif index.dtype.kind == "O" and all(isinstance(label, str) for label in index):
         if "symbol" not in table.columns:
             table = table.rename_axis(index="symbol").reset_index()
         elif list(index) != list(table["symbol"]):
@@ -144,7 +144,7 @@ def _align_row(name: str, row: Row, symbols: list[Any]) -> Row:
 def _align_series(name: str, series: Any, given: Any, symbols: list[Any]) -> Any:
     index = series.index
     keyed = is_pandas(given, "Series")
-    if keyed and index.equals(given.index):
+    if (keyed and index.equals(given.index)) or len(series) == len(symbols) == 0:
         return series
     if _of_text(index):
         if list(index) != symbols:
@@ -153,8 +153,7 @@ def _align_series(name: str, series: Any, given: Any, symbols: list[Any]) -> Any
         return series
     if keyed and index.is_unique and given.index.is_unique and set(index) == set(given.index):
         return series.reindex(given.index)
-    counted = is_pandas(index, "RangeIndex") and index.start == 0 and index.step == 1
-    if counted and (not keyed or is_pandas(given.index, "RangeIndex")):
+    if not keyed and is_pandas(index, "RangeIndex") and index.start == 0 and index.step == 1:
         return series
     if index.nlevels > 1:
         by = "a MultiIndex"

@@ -224,13 +224,13 @@ class Grid:
         self._pinned = _Pinned()
         self._finalizer = weakref.finalize(self, link.close)
 
-    def _check_open(self) -> None:
+    def _check_usable(self) -> None:
         if not self._finalizer.alive:
             raise Closed(f"the grid {self.url} was closed", hint="trellis.connect() again")
+        _inside.refuse_grid("a grid")
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        self._check_open()
-        _inside.refuse_grid("a grid")
+        self._check_usable()
         return self._link.call(function, *args)
 
     def read(
@@ -281,7 +281,8 @@ class Grid:
             allow_stale,
             rows_max,
         )
-        self._check_open()
+        # an answer that is kept is one of a grid too
+        self._check_usable()
         _, _, asked, start_ns, end_ns, as_of_ns, *_ = question
         # as of a time after all time is the latest
         pinned = as_of_ns is not None

@@ -77,15 +77,32 @@ class _Operand(NDArrayOperatorsMixin):
     def _labelled(self) -> Labelled:
         raise NotImplementedError
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        # pandas takes what it makes an array of by position, beside an index of its own
-        caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+    def __bool__(self) -> bool:
+        kind = type(self).__name__
+        raise BadRequest(
+            f"a {kind} of many values is neither true nor false: `and`, `or`, `not`, `a < x < b`, `if` and `max(a, b)` "
+            f"ask it which",
+            hint="value by value: (a > 0) & (b > 0), |, ~, np.maximum(a, b); of all: .values.all(), .values.any()",
+        )
+
+    def _refuse_libraries(self) -> None:
+        """Refuses to give bare values to a library that would put them beside labels of its own, by position."""
+        caller = sys._getframe(2).f_globals.get("__name__", "").partition(".")[0]
         if caller in ("pandas", "polars"):
-            # no ValueError: pandas takes those for "try another way", which is by position too
-            raise TypeError(
-                f"{caller} would take a {type(self).__name__} by position: give .pandas(), which keeps its labels, or "
-                f".values, which has none"
-            )
+            self._refuse(caller)
+
+    def _refuse(self, library: str) -> None:
+        # no ValueError: pandas takes those for "try another way", which is by position too
+        raise TypeError(
+            f"{library} would take a {type(self).__name__} by position: give .pandas(), which keeps its labels, or "
+            f".values, which has none"
+        )
+
+    def __arrow_array__(self, type: Any = None) -> Any:
+        self._refuse("pyarrow")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        self._refuse_libraries()
         return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -138,7 +155,7 @@ class Row(_Operand):
     def __init__(self, symbols: tuple[str, ...], values: np.ndarray) -> None:
         if labelled(values) is not None:
             raise BadRequest("the values of a Row have labels of their own", hint="give .to_numpy(), or .values")
-        self.symbols = tuple(symbols)
+        self.symbols = _each_once(symbols, "the Row")
         self.values = np.asarray(values)
         if self.values.shape != (len(self.symbols),):
             raise BadRequest(f"a Row of {len(self.symbols)} symbols has values of shape {self.values.shape}")
@@ -155,12 +172,20 @@ class Row(_Operand):
         return len(self.symbols)
 
     def __iter__(self) -> Iterator[Any]:
+        self._refuse_libraries()
         return iter(self.values)
+
+    def __contains__(self, symbol: object) -> bool:
+        """Whether it has the symbol."""
+        if not isinstance(symbol, str):
+            raise BadRequest(f"`in` asks for a symbol, and {symbol!r} is none", hint="of values: in row.values")
+        return symbol in self.symbols
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             return self.values[_position(self.symbols, key)]
         if isinstance(key, int | np.integer):
+            self._refuse_libraries()
             return self.values[key]
         picked = np.arange(len(self.symbols))[_picked(self.symbols, key)]
         return Row(tuple(self.symbols[i] for i in picked), self.values[picked])
@@ -243,12 +268,18 @@ class Wide(_Operand):
     ) -> None:
         if labelled(values) is not None:
             raise BadRequest("the values of a Wide have labels of their own", hint="give .to_numpy(), or .values")
-        self.index = index
-        self.symbols = tuple(symbols)
+        self.index = np.asarray(index)
+        self.symbols = _each_once(symbols, "the Wide")
         self.values = np.asarray(values)
         self.calendar = calendar
         if self.values.shape != self.shape:
             raise BadRequest(f"a Wide of {self.shape} sessions and symbols has values of shape {self.values.shape}")
+        if not (self.index[1:] > self.index[:-1]).all():
+            # dates, shift() and alignment all go by the order
+            raise BadRequest(
+                "the sessions of a Wide ascend, each once, and these do not",
+                hint="w.values[::-1] turns the values alone, w.pandas()[::-1] with their sessions",
+            )
 
     def _labelled(self) -> Labelled:
         return Labelled(self.values, self.symbols, self.index)
@@ -271,7 +302,18 @@ class Wide(_Operand):
     def __len__(self) -> int:
         return len(self.index)
 
+    def __contains__(self, label: object) -> bool:
+        """Whether it has the symbol, or the session of that date."""
+        if isinstance(label, str) and (label in self.symbols or not _is_time(label)):
+            return label in self.symbols
+        try:
+            self._session(label)
+        except UnknownSession:
+            return False
+        return True
+
     def __iter__(self) -> Iterator[Row]:
+        self._refuse_libraries()
         return (Row(self.symbols, values) for values in self.values)
 
     def __getitem__(self, key: Any) -> Any:
@@ -282,6 +324,7 @@ class Wide(_Operand):
         if isinstance(key, dt.date | np.datetime64):
             return self._row(self._session(key))
         if isinstance(key, int | np.integer) and not isinstance(key, bool):
+            self._refuse_libraries()
             sessions = len(self.index)
             if not -sessions <= key < sessions:
                 raise IndexError(
@@ -327,7 +370,7 @@ class Wide(_Operand):
 
     def _session(self, key: Any) -> int:
         """The position of a session, by its date."""
-        ns = to_ns(key, "session")
+        ns = _date(key, "session")
         times = self.index.astype("datetime64[ns]").view(np.int64)
         at = int(np.searchsorted(times, ns))
         if at < len(times) and times[at] == ns:
@@ -440,7 +483,7 @@ class _Loc:
             if key.step is not None:
                 raise BadRequest("a slice of dates has no step")
             times = wide.index.astype("datetime64[ns]").view(np.int64)
-            start, stop = to_ns(key.start, "start"), to_ns(key.stop, "stop")
+            start, stop = _date(key.start, "start"), _date(key.stop, "stop")
             first = 0 if start is None else int(np.searchsorted(times, start))
             # the last one is inside, with all of its day
             last = len(times) if stop is None else int(np.searchsorted(times, stop + _span(stop), side="left"))
@@ -451,6 +494,23 @@ class _Loc:
             at = np.array([wide._session(one) for one in key], dtype=np.intp)
             return Wide(wide.index[at], wide.symbols, wide.values[at])
         raise BadRequest(f"w.loc takes dates, not {key!r}", hint='w.loc["2016-08-10"]; positions are w[-1], w[-252:]')
+
+
+def _date(key: Any, name: str) -> Any:
+    """A label that is a date, in nanoseconds. An integer would be nanoseconds too, but is meant as a position."""
+    if isinstance(key, int | np.integer):
+        raise BadRequest(
+            f"dates are the labels here, and {key} is none",
+            hint="positions go alone, without loc: w[-1], w[-252:]; after dates: w.loc[a:b][:-1]",
+        )
+    return to_ns(key, name)
+
+
+def _each_once(symbols: Any, what: str) -> tuple[str, ...]:
+    symbols = tuple(symbols)
+    if len(set(symbols)) < len(symbols):
+        places(symbols, what)
+    return symbols
 
 
 def _span(stop: int) -> int:
@@ -529,6 +589,13 @@ def _unwrapped(value: Any, found: list[Labelled]) -> Any:
 
 def _apply(function: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, absent: Any = np.nan) -> Any:
     arrays, symbols, index = align(inputs, absent=absent)
+    sessions = 0 if index is None else len(index)
+    if sessions > 1 and any(np.shape(x) == (sessions,) for x in inputs if not _may_have_labels(x)):
+        # w.mean(axis=1): numpy would take it as a value a symbol, where there are as many
+        raise BadRequest(
+            f"an array of {sessions} values without labels stands beside {sessions} sessions x {len(symbols)} symbols",
+            hint="say what it has a value for: x[:, None] for each session, trellis.Row(w.symbols, x) for each symbol",
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         result = function(*arrays, **kwargs)
     # the union of two parts of a calendar may have a hole
