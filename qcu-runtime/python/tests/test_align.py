@@ -2,6 +2,7 @@
 
 import datetime as dt
 import pickle
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,21 @@ def test_a_mask_with_labels_is_aligned_in_a_matrix():
         np.testing.assert_array_equal(wide[mask].values, [[np.nan, np.nan], [3, 4]])
 
 
+def test_a_mask_leaves_the_matrix_its_labels():
+    wide = Wide(np.array(DAYS[:2], "M8[ns]"), ("A", "B"), np.array([[1.0, 2], [3, 4]]))
+    last = wide[-1:][wide > 3]
+    assert last.sessions == DAYS[1:2] and last.symbols == ("A", "B")
+    np.testing.assert_array_equal(last.values, [[np.nan, 4]])
+
+
+def test_where_leaves_missing_what_the_chosen_side_lacks():
+    both = Row(("A", "B"), np.array([True, True]))
+    chosen = np.where(both, Row(("A",), np.array([True])), both)
+    assert chosen["A"] == 1.0 and np.isnan(chosen["B"])
+    with pytest.raises(BadRequest, match="no number"):
+        np.where(both, ROW, None)
+
+
 def test_products_sum_over_symbols():
     a, b = Row(("A", "B"), np.array([1.0, 2])), Row(("B", "A"), np.array([10.0, 20]))
     wide = Wide(np.array(DAYS[:2], "M8[ns]"), ("A", "B"), np.array([[1.0, 2], [3, 4]]))
@@ -166,6 +182,12 @@ def test_nothing_is_changed_in_place():
     values = np.ones(2)
     with pytest.raises(TypeError):
         values *= row
+    gaps = Row(("A", "B"), np.array([np.nan, 2]))
+    assert np.nan_to_num(gaps, copy=False)["A"] == 0.0
+    for write in (lambda: np.copyto(gaps, row), lambda: np.clip(gaps, 0, 1, gaps), lambda: np.put(gaps, 0, 1.0)):
+        with pytest.raises(ValueError, match="read-only"):
+            write()
+    np.testing.assert_array_equal(gaps.values, [np.nan, 2])
 
 
 ROW = Row(("A", "B"), np.array([1.0, 2.0]))
@@ -183,21 +205,26 @@ WIDE = Wide(np.array(DAYS[:2], "M8[ns]"), ("A", "B"), np.array([[1.0, 2], [3, 4]
         (pd.Series([1.0, 2.0], index=["A", "A"]), "the symbol 'A' twice"),
         (pd.Series([1.0, 2.0], index=pd.MultiIndex.from_tuples([("A", 1), ("B", 1)])), "MultiIndex"),
         (pd.Series(["x", "y"], index=["A", "B"]), "no number"),
+        (pd.Series(["1_0", "nan"], index=["A", "B"]), "no number"),
+        (pd.Series([Decimal("0.1234567890123456789"), 1], index=["A", "B"]), "0.1234567890123456789"),
         (pd.DataFrame({"A": [1.0], "B": [2.0]}), "sessions down"),
         (pd.DataFrame([[1.0]], index=["A"], columns=pd.to_datetime(DAYS[:1])), "other way round|sessions down"),
         (pd.DataFrame([[1.0], [2.0]], index=pd.to_datetime([DAYS[0]] * 2), columns=["A"]), "2020-01-01 twice"),
         (pd.DataFrame([[1.0, 2.0]], index=pd.to_datetime(DAYS[:1]), columns=["A", "A"]), "'A' twice"),
         (pd.DataFrame([[1.0]], index=pd.DatetimeIndex(DAYS[:1], tz="America/New_York"), columns=["A"]), "midnights of"),
         ({"A": 1.0}, "dict"),
+        ("A", "'A' is no number"),
+        (np.array(["1", "2"]), "no number"),
     ],
-    ids=range(14),
+    ids=range(18),
 )
 @pytest.mark.parametrize("ours", [ROW, WIDE], ids=["row", "wide"])
 def test_what_cannot_be_aligned_is_refused_in_one_sentence_whichever_comes_first(ours, other, told):
     with pytest.raises(BadRequest, match=told) as refused:
         ours * other
     assert "\n" not in refused.value.message and refused.value.hint
-    if not isinstance(other, pd.Index):  # which has no labels: pandas gives its values on as an array
+    # pandas gives an Index on as an array of its values
+    if not isinstance(other, pd.Index):
         with pytest.raises((BadRequest, TypeError, ValueError)):
             other * ours
     with pytest.raises(BadRequest):
@@ -233,7 +260,8 @@ def test_an_array_without_labels_beside_different_labels_is_refused():
     with pytest.raises(BadRequest, match="without labels"):
         np.where(ROW > 0, ROW[::-1], np.array([1.0, 2.0]))
     np.testing.assert_array_equal((ROW * np.array([2.0, 3.0])).values, [2.0, 6.0])
-    assert np.isnan((ROW * np.ma.array([1.0, 2.0], mask=[True, False]))["A"])
+    for masked in (np.ma.array([1.0, 2.0], mask=[True, False]), np.ma.array([1, 2], mask=[True, False])):
+        assert np.isnan((ROW * masked)["A"]) and (ROW * masked)["B"] == 4.0
 
 
 @pytest.mark.parametrize(
@@ -249,11 +277,13 @@ def test_an_array_without_labels_beside_different_labels_is_refused():
         lambda row: pd.DataFrame.from_records([row, row[::-1]]),
         lambda row: pd.DataFrame(WIDE),
         lambda row: pl.DataFrame([row, row[::-1]]),
+        lambda row: np.mean([row, row[::-1]], axis=0),
+        lambda row: np.mean([pd.Series({"B": 1.0, "A": 2.0}), row], axis=0),
         lambda row: pa.array(row),
         lambda row: pa.table({"symbol": ["B", "A"], "score": row}),
         lambda row: pa.table([row], names=["score"]),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_libraries_that_would_take_a_row_by_position_get_none(take):
     with pytest.raises((BadRequest, TypeError, ValueError)):
@@ -452,6 +482,7 @@ def test_dates_pick_sessions_inclusive_as_in_pandas():
     for key in (DAYS[2], dt.date(2020, 1, 3), np.datetime64(DAYS[2]), pd.Timestamp(DAYS[2])):
         assert dict(wide[key].items()) == dict(wide.loc[key].items()) == {"A": 4.0, "B": 5.0}
     assert wide.loc[DAYS[1] : DAYS[3]].sessions == wide[DAYS[1] : DAYS[3]].sessions == DAYS[1:4]
+    assert wide.loc["1500-01-01":"9999-12-31"].sessions == wide.loc[:"2262-04-11"].sessions == DAYS
     assert wide.loc[: DAYS[1]].sessions == DAYS[:2] and wide.loc["2019-01-01":].sessions == DAYS
     assert wide.loc[DAYS[1], "B"] == 3.0 and wide.loc[[DAYS[0], DAYS[4]]].sessions == [DAYS[0], DAYS[4]]
     named = Wide(wide.index, ("2020-01-01", "B"), wide.values)
@@ -483,4 +514,10 @@ def test_the_sessions_of_a_matrix_ascend():
     ):
         with pytest.raises(BadRequest, match="ascend"):
             mistaken()
+    for index in (DAYS, pd.DatetimeIndex(DAYS, tz="UTC"), np.array(DAYS, "M8[D]")):
+        np.testing.assert_array_equal(Wide(index, wide.symbols, wide.values).index, wide.index)
+    with pytest.raises(BadRequest, match="3000-01-01"):
+        Wide(np.array(["3000-01-01"], "M8[D]"), ("A",), np.ones((1, 1)))
+    with pytest.raises(BadRequest, match="20160810"):
+        wide[20160810]
     assert wide[::2].sessions == DAYS[::2] and wide[np.array([1, 3])].sessions == [DAYS[1], DAYS[3]]

@@ -92,6 +92,13 @@ def test_ranks_are_pandas_ranks():
     row = Row(tuple("ABCDE"), values)
     np.testing.assert_array_equal(row.rank().values, pd.Series(values).rank().to_numpy())
     np.testing.assert_array_equal(row.rank(descending=True).values, pd.Series(values).rank(ascending=False).to_numpy())
+    for plain in (
+        np.array([0, 1, 2], np.uint8),
+        np.array([2**53, 2**53 + 1, 2**53 + 2]),
+        np.array([False, True, True]),
+    ):
+        ranks = Row(tuple("ABC"), plain).rank(descending=True)
+        np.testing.assert_array_equal(ranks.values, pd.Series(plain).rank(ascending=False).to_numpy())
 
 
 def test_a_history_that_is_too_short_is_an_error_that_says_so():

@@ -8,6 +8,7 @@ expected of them: they are taken by position, as numpy takes them.
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -115,18 +116,23 @@ def numbers(values: Any, what: str) -> np.ndarray:
     if not missing.any() and all(isinstance(v, bool | np.bool_) for v in plain.ravel()):
         return plain.astype(bool)
     try:
-        floats = np.where(missing, np.nan, plain).astype(np.float64)
+        # numpy would read text, too
+        if any(isinstance(v, str | bytes) for v in plain[~missing]):
+            raise TypeError
+        found = np.where(missing, np.nan, plain).astype(np.float64)
     except (TypeError, ValueError):
         raise BadRequest(f"{what} holds {values.dtype}, which is no number", hint="make it one first") from None
     for at in np.flatnonzero(~missing.ravel()):
-        changed(plain.ravel()[at], floats.ravel()[at], what)
-    return floats
+        changed(plain.ravel()[at], found.ravel()[at], what)
+    return found
 
 
 def changed(before: Any, after: float, what: str) -> None:
-    """Refuses an integer that a float64 changed."""
+    """Refuses an integer that a float64 changed, and a decimal that no float64 is shown as."""
     if isinstance(before, int | np.integer) and int(before) != after:
         raise BadRequest(f"{what} holds {before}, which float64 would make {int(after)}")
+    if isinstance(before, decimal.Decimal) and before.is_finite() and decimal.Decimal(repr(float(after))) != before:
+        raise BadRequest(f"{what} holds the decimal {before}, which no float64 is", hint="round it")
 
 
 def floats(values: np.ndarray, what: str) -> np.ndarray:
@@ -190,7 +196,7 @@ def sessions(labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
                 hint="give it with .tz_localize(None) on its index: df.tz_localize(None)",
             )
         labels = utc.tz_localize(None)
-    if getattr(labels.dtype, "kind", "") == "M":
+    if getattr(getattr(labels, "dtype", None), "kind", "") == "M":
         times = np.asarray(labels)
         if np.isnat(times).any():
             raise BadRequest(f"{what} has no time in its index at row {int(np.flatnonzero(np.isnat(times))[0])}")
@@ -215,13 +221,17 @@ class Aligned(NamedTuple):
 
 
 def align(operands: Iterable[Any], *, absent: Any = np.nan) -> Aligned:
-    """Brings operands to the union of their labels; `absent` is where one has no value.
+    """Brings operands to the union of their labels; `absent` is where one has no value, of all or of each.
 
     Raises:
-        BadRequest: labels that cannot be aligned, or an array without labels beside labels that differ.
+        BadRequest: labels that cannot be aligned, an array without labels beside labels that differ, or no numbers.
     """
-    operands = [x.filled(np.nan) if isinstance(x, np.ma.MaskedArray) else x for x in operands]
+    operands = [x.astype(np.float64).filled(np.nan) if isinstance(x, np.ma.MaskedArray) else x for x in operands]
     found = [labelled(x) for x in operands]
+    for x, of in zip(operands, found, strict=True):
+        # np.clip takes None for no bound
+        if of is None and x is not None and np.asarray(x).dtype.kind not in _NUMBERS:
+            raise BadRequest(f"{type(x).__name__} {str(x)[:40]!r} is no number", hint="a missing number is np.nan")
     there = [x for x in found if x is not None]
     symbols = _union([x.symbols for x in there if x.symbols is not None])
     matrices = [x.index for x in there if x.index is not None]
@@ -237,11 +247,19 @@ def align(operands: Iterable[Any], *, absent: Any = np.nan) -> Aligned:
             f"an array of {np.size(unnamed)} values without labels stands beside operands of different labels",
             hint="align those first: a.reindex(b.symbols)",
         )
+    absents = absent if isinstance(absent, tuple) else (absent,) * len(operands)
     arrays = [
-        x if of is None else _spread(of, symbols, index, absent) if move else of.values
-        for x, of, move in zip(operands, found, moved, strict=True)
+        x if of is None else spread(of, symbols, index, none) if move else read_only(of.values)
+        for x, of, move, none in zip(operands, found, moved, absents, strict=True)
     ]
     return Aligned(arrays, symbols, index)
+
+
+def read_only(values: np.ndarray) -> np.ndarray:
+    """The same values; who would write to them gets an error."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _in_place(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None) -> bool:
@@ -257,7 +275,8 @@ def _union(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(sorted({s for a in axes for s in a}, key=lambda s: s.encode()))
 
 
-def _spread(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None, absent: Any) -> np.ndarray:
+def spread(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None, absent: Any) -> np.ndarray:
+    """The values in the place of `symbols` and `index`, which has all of its own; `absent` where it has none."""
     values = x.values
     if x.symbols is not None and x.symbols != symbols:
         values = pick(values, places(x.symbols, "an operand"), symbols, absent)

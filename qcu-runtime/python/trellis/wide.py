@@ -22,13 +22,27 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from . import _trellis
-from ._align import Labelled, align, floats, is_pandas, labelled, library, names, pick, places
-from ._time import format_ns, to_ns
+from ._align import (
+    Labelled,
+    align,
+    floats,
+    is_pandas,
+    labelled,
+    library,
+    names,
+    pick,
+    places,
+    read_only,
+    sessions,
+    spread,
+)
+from ._time import format_ns, to_end, to_ns, to_start
 from .errors import BadRequest, UnknownSession, UnknownSymbol, _missing
 
 __all__ = ["Row", "Wide"]
 
 _DAY_NS = 86_400_000_000_000
+_LAST_NS = 2**63 - 1
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "mean": np.nanmean,
@@ -88,14 +102,14 @@ class _Operand(NDArrayOperatorsMixin):
     def _refuse_libraries(self) -> None:
         """Refuses to give bare values to a library that would put them beside labels of its own, by position."""
         caller = sys._getframe(2).f_globals.get("__name__", "").partition(".")[0]
-        if caller in ("pandas", "polars"):
+        if caller in ("numpy", "pandas", "polars"):
             self._refuse(caller)
 
     def _refuse(self, library: str) -> None:
         # no ValueError: pandas takes those for "try another way", which is by position too
         raise TypeError(
-            f"{library} would take a {type(self).__name__} by position: give .pandas(), which keeps its labels, or "
-            f".values, which has none"
+            f"{library} would take a {type(self).__name__} by position: give .pandas(), which keeps its labels, "
+            f".values, which has none, or of several np.stack([a, b]), which compares them"
         )
 
     def __arrow_array__(self, type: Any = None) -> Any:
@@ -119,8 +133,10 @@ class _Operand(NDArrayOperatorsMixin):
             named = next((k for k, v in kwargs.items() if _may_have_labels(v)), None)
             if named is not None:
                 raise BadRequest(f"np.{function.__name__}({named}=...) is not aligned", hint="give it by its position")
-            # a symbol that the condition lacks is not where it holds
-            return _apply(function, args, kwargs, absent=False if function is np.where else np.nan)
+            if function is np.where:
+                # a symbol that the condition lacks is not where it holds
+                return _apply(function, args, kwargs, absent=(False, np.nan, np.nan))
+            return _apply(function, args, {k: v for k, v in kwargs.items() if k != "copy"})
         whole: list[Labelled] = []
         args, kwargs = _unwrapped(args, whole), _unwrapped(kwargs, whole)
         rows = {x.symbols for x in whole}
@@ -202,9 +218,8 @@ class Row(_Operand):
         """1 for the least value, the average rank for ties, NaN for NaN."""
         ranks = np.full(len(self.values), np.nan)
         there = np.flatnonzero(~np.isnan(self.values))
-        values = -self.values[there] if descending else self.values[there]
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
+        _, inverse, counts = np.unique(self.values[there], return_inverse=True, return_counts=True)
+        last = np.cumsum(counts[::-1])[::-1] if descending else np.cumsum(counts)
         ranks[there] = (last - (counts - 1) / 2)[inverse]
         return Row(self.symbols, ranks)
 
@@ -252,7 +267,7 @@ class Wide(_Operand):
 
     Attributes:
         index: midnights of the sessions, ascending, `datetime64[ns]` (UTC). Of rows with a time of day: their times.
-        symbols: sorted.
+        symbols: sorted, as they come from a read; each once.
         values: `len(index) x len(symbols)`, float64, C order, NaN where there is no row or no value. Read-only where
             it comes from a read: `.values.copy()` gives one to write to.
         calendar: the calendar whose sessions these are, each of them whatever rows exist; None if the index is just the
@@ -268,18 +283,12 @@ class Wide(_Operand):
     ) -> None:
         if labelled(values) is not None:
             raise BadRequest("the values of a Wide have labels of their own", hint="give .to_numpy(), or .values")
-        self.index = np.asarray(index)
+        self.index = _ascending(index)
         self.symbols = _each_once(symbols, "the Wide")
         self.values = np.asarray(values)
         self.calendar = calendar
         if self.values.shape != self.shape:
             raise BadRequest(f"a Wide of {self.shape} sessions and symbols has values of shape {self.values.shape}")
-        if not (self.index[1:] > self.index[:-1]).all():
-            # dates, shift() and alignment all go by the order
-            raise BadRequest(
-                "the sessions of a Wide ascend, each once, and these do not",
-                hint="w.values[::-1] turns the values alone, w.pandas()[::-1] with their sessions",
-            )
 
     def _labelled(self) -> Labelled:
         return Labelled(self.values, self.symbols, self.index)
@@ -292,7 +301,7 @@ class Wide(_Operand):
     @property
     def sessions(self) -> list[str]:
         """The sessions as text, `2016-08-10`."""
-        return [str(format_ns(ns)) for ns in self.index.astype("datetime64[ns]").view(np.int64).tolist()]
+        return [str(format_ns(ns)) for ns in self.index.view(np.int64).tolist()]
 
     @property
     def loc(self) -> _Loc:
@@ -327,6 +336,7 @@ class Wide(_Operand):
             self._refuse_libraries()
             sessions = len(self.index)
             if not -sessions <= key < sessions:
+                _trellis.check_integer_time(max(int(key), 0), "session")
                 raise IndexError(
                     f"session {key} is out of reach: there are {sessions}. Ask for a longer lookback, or handle a "
                     f"short history with len()"
@@ -364,14 +374,16 @@ class Wide(_Operand):
             if not there.all():
                 raise BadRequest(f"the mask has no session {_day(self.index[np.flatnonzero(~there)[0]])}")
             return self[mask.values[place, 0]]
-        assert mask.symbols is not None
-        here = Wide(mask.index, mask.symbols, mask.values)
-        return _apply(np.where, (here, self, np.nan), {}, absent=False)
+        known = np.isin(mask.index, self.index)
+        mask = Labelled(mask.values[known], mask.symbols, mask.index[known])
+        kept = spread(mask, self.symbols, self.index, False)
+        return Wide(self.index, self.symbols, np.where(kept, self.values, np.nan), self.calendar)
 
     def _session(self, key: Any) -> int:
         """The position of a session, by its date."""
-        ns = _date(key, "session")
-        times = self.index.astype("datetime64[ns]").view(np.int64)
+        ns = to_ns(_no_position(key), "session")
+        assert ns is not None
+        times = self.index.view(np.int64)
         at = int(np.searchsorted(times, ns))
         if at < len(times) and times[at] == ns:
             return at
@@ -482,11 +494,11 @@ class _Loc:
         if isinstance(key, slice):
             if key.step is not None:
                 raise BadRequest("a slice of dates has no step")
-            times = wide.index.astype("datetime64[ns]").view(np.int64)
-            start, stop = _date(key.start, "start"), _date(key.stop, "stop")
+            times = wide.index.view(np.int64)
+            start, stop = to_start(_no_position(key.start)), to_end(_no_position(key.stop), "stop")
             first = 0 if start is None else int(np.searchsorted(times, start))
             # the last one is inside, with all of its day
-            last = len(times) if stop is None else int(np.searchsorted(times, stop + _span(stop), side="left"))
+            last = len(times) if stop is None else int(np.searchsorted(times, min(stop + _span(stop), _LAST_NS)))
             return wide[first : max(first, last)]
         if isinstance(key, str | dt.date | np.datetime64):
             return wide._row(wide._session(key))
@@ -496,14 +508,27 @@ class _Loc:
         raise BadRequest(f"w.loc takes dates, not {key!r}", hint='w.loc["2016-08-10"]; positions are w[-1], w[-252:]')
 
 
-def _date(key: Any, name: str) -> Any:
-    """A label that is a date, in nanoseconds. An integer would be nanoseconds too, but is meant as a position."""
+def _no_position(key: Any) -> Any:
+    """A label that is a date. An integer would be a time too, in nanoseconds, but is meant as a position."""
     if isinstance(key, int | np.integer):
         raise BadRequest(
             f"dates are the labels here, and {key} is none",
             hint="positions go alone, without loc: w[-1], w[-252:]; after dates: w.loc[a:b][:-1]",
         )
-    return to_ns(key, name)
+    return key
+
+
+def _ascending(index: Any) -> np.ndarray:
+    """The index of a matrix: dates, shift(), ffill() and alignment all go by its order."""
+    if not (isinstance(index, np.ndarray) and index.dtype == "datetime64[ns]"):
+        times, order = sessions(index, "the Wide")
+        index = times[np.argsort(order)]
+    if not (index[1:] > index[:-1]).all():
+        raise BadRequest(
+            "the sessions of a Wide ascend, each once, and these do not",
+            hint="w.values[::-1] turns the values alone, w.pandas()[::-1] with their sessions",
+        )
+    return index
 
 
 def _each_once(symbols: Any, what: str) -> tuple[str, ...]:
@@ -583,17 +608,17 @@ def _unwrapped(value: Any, found: list[Labelled]) -> Any:
         of = labelled(value)
         assert of is not None
         found.append(of)
-        return of.values
+        return read_only(of.values)
     return value
 
 
 def _apply(function: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, absent: Any = np.nan) -> Any:
     arrays, symbols, index = align(inputs, absent=absent)
-    sessions = 0 if index is None else len(index)
-    if sessions > 1 and any(np.shape(x) == (sessions,) for x in inputs if not _may_have_labels(x)):
+    down = 0 if index is None else len(index)
+    if down > 1 and any(np.shape(x) == (down,) for x in inputs if not _may_have_labels(x)):
         # w.mean(axis=1): numpy would take it as a value a symbol, where there are as many
         raise BadRequest(
-            f"an array of {sessions} values without labels stands beside {sessions} sessions x {len(symbols)} symbols",
+            f"an array of {down} values without labels stands beside {down} sessions x {len(symbols)} symbols",
             hint="say what it has a value for: x[:, None] for each session, trellis.Row(w.symbols, x) for each symbol",
         )
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -604,6 +629,8 @@ def _apply(function: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, ab
 
     def labels(values: Any) -> Any:
         values = np.asarray(values)
+        if values.dtype.kind not in "biuf":
+            raise BadRequest(f"np.{function.__name__} gives {values.dtype}, which is no number")
         if values.shape == (len(symbols),) and index is None:
             return Row(symbols, values)
         if index is not None and values.shape == (len(index), len(symbols)):
