@@ -323,18 +323,14 @@ def test_the_ledger_says_which_code_a_run_was(grid, tmp_path, monkeypatch):
     assert digest(module.coded) == deployed and deployed.startswith("sha256:")
     # edited, and not imported again: what runs is not what the file says
     file.write_text(text.replace("1.0", "2.0"))
-    os.utime(file, (module.coded.declared_at + 5,) * 2)
-    assert digest(module.coded) == "unknown:coded_in_a_file.py was edited after it was imported"
+    ran = digest(module.coded)
+    assert ran.startswith("live:sha256:") and ran == digest(module.coded)
 
     cell = {"__name__": "__main__", "trellis": trellis}
     source = text[text.index("@trellis") : text.index("if __name__")].replace("coded", "celled")
     exec(compile(source, "<cell 1>", "exec"), cell)
-    assert digest(cell["celled"]) == "unknown:its source cannot be read"
-    import linecache
-
-    linecache.cache["<cell 1>"] = (len(source), None, source.splitlines(True), "<cell 1>")
     cells = digest(cell["celled"])
-    assert cells.startswith("cell:sha256:") and cells == digest(cell["celled"])
+    assert cells.startswith("live:sha256:") and cells == digest(cell["celled"]) != ran
 
 
 def grid_free_digest(strategy):

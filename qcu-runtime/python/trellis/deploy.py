@@ -1,7 +1,7 @@
 """From a strategy's file to a unit of the local grid.
 
-A *bundle* is the file, the local modules it imports, and a list of the installed packages it was evaluated with, in a
-folder named by the SHA-256 of all that: what runs is what was deployed, however the sources change afterwards. The
+A *bundle* is the file, the local modules it imports, and a list of the installed packages that they name, in a folder
+named by the SHA-256 of all that: what runs is what was deployed, however the sources change afterwards. The
 *unit* is a small file in the state folder that points into a bundle; `trellis up` watches for those, and runs a `qcu`
 process for each.
 """
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import os
 import pathlib
@@ -22,14 +21,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from . import _inside, _trellis, local
+from ._imports import reached_by
+from ._live import live_digest
 from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable
 from .run import traceback_of
-from .strategy import Strategy, _inner, source_file, strategies_of
+from .strategy import PROCESS_STARTED, Strategy, source_file, strategies_of
 
 LOCK_FILE = "packages.lock"
 # From writing the unit's file to the first it says of itself: `up` looks every fraction of a second. A publisher that
@@ -102,48 +103,62 @@ def load_strategies(target: str) -> list[Strategy]:
 
 def bundle_of(file: pathlib.Path) -> tuple[dict[str, bytes], str]:
     """What a strategy's file needs, by name, and the digest of it all."""
-    sources = {path.relative_to(file.parent).as_posix(): path.read_bytes() for path in _local_files(file)}
-    sources[LOCK_FILE] = _packages(frozenset(name.partition(".")[0] for name in list(sys.modules))).encode()
+    reached = reached_by(file)
+    sources = {LOCK_FILE: _packages(reached.installed).encode()}
+    elsewhere = {}
+    for path, folder in reached.files.items():
+        # A library of the researcher's that lies elsewhere is not copied: it is found there, and is a part of the code.
+        place = sources if folder == file.parent else elsewhere
+        place[path.relative_to(folder).as_posix()] = path.read_bytes()
     digest = hashlib.sha256()
-    for name in sorted(sources):
-        digest.update(f"{name}\0{len(sources[name])}\0".encode())
-        digest.update(sources[name])
+    for kind, files in (("", sources), ("elsewhere/", elsewhere)):
+        for name in sorted(files):
+            digest.update(f"{kind}{name}\0{len(files[name])}\0".encode())
+            digest.update(files[name])
     return sources, digest.hexdigest()
 
 
 def code_digest(strategy: Strategy) -> str:
     """What code a run in this process is of, for the ledger.
 
-    * `sha256:...`: of a file; what deploying it would say.
-    * `cell:sha256:...`: of a notebook's cell or a prompt: the function's source and its declaration.
-    * `unknown:...`: why it cannot be told. A file that was edited after it was imported is not the code that runs.
+    * `sha256:...`: of a file, the local modules that it imports and the versions of the packages that these name; what
+      deploying it says.
+    * `live:sha256:...`: of what is in memory, for what no file tells: a notebook's cell or a prompt, a strategy that a
+      function made, a file (or a module that it imports) that was written to when it might have been imported already.
+      `_live` says what that covers.
+    * `unknown:...`: why it cannot be told.
     """
-    function = inspect.unwrap(_inner(strategy.function))
-    code = getattr(function, "__code__", None)
     try:
         file = pathlib.Path(source_file(strategy)).resolve()
-    except BadRequest:
-        file = None
-    if file is not None and code is not None and pathlib.Path(code.co_filename).resolve() == file:
-        try:
-            edited = [path for path in _local_files(file) if path.stat().st_mtime > strategy.declared_at]
-            if edited:
-                return f"unknown:{edited[0].name[:100]} was edited after it was imported"
+        if not _edited(strategy, file, reached_by(file).files):
             return f"sha256:{bundle_of(file)[1]}"
-        except (OSError, SyntaxError, ValueError):
-            return "unknown:its files cannot be read"
+    except (BadRequest, OSError, SyntaxError, ValueError):
+        pass
     try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        return "unknown:its source cannot be read"
-    declared = {name: value for name, value in strategy.manifest().items() if name not in ("module", "code_digest")}
-    digest = hashlib.sha256(f"{source}\0{json.dumps(declared, sort_keys=True)}".encode())
-    return f"cell:sha256:{digest.hexdigest()}"
+        return f"live:sha256:{live_digest(strategy)}"
+    except Exception as error:
+        # of objects of anybody's make: the run goes on
+        return f"unknown:what is in memory cannot be told ({type(error).__name__})"
+
+
+def _edited(strategy: Strategy, file: pathlib.Path, files: Iterable[pathlib.Path]) -> bool:
+    """Whether one of the files may be another than the one that was imported.
+
+    Its own had been when the strategy was declared. When another was, nobody knows: not before this process began.
+    """
+    # not st_mtime: a file that is moved to the place of another keeps that
+    return any(path.stat().st_ctime > (strategy.declared_at if path == file else PROCESS_STARTED) for path in files)
 
 
 def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
     """Writes the bundle of a strategy's file: its folder, the file in it, and the digest."""
     file = pathlib.Path(source_file(strategy)).resolve()
+    if _edited(strategy, file, [file]):
+        raise BadRequest(
+            f"{file.name} was edited after it was imported: its new code would be deployed with what strategy "
+            f"{strategy.name} declared before",
+            hint="import it again, importlib.reload(module), then deploy; or `trellis deploy FILE`",
+        )
     sources, digest = bundle_of(file)
     folder = state / "bundles" / digest
     if not folder.is_dir():
@@ -163,70 +178,23 @@ def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, 
     return folder, file.name, f"sha256:{digest}"
 
 
-def _local_files(file: pathlib.Path) -> set[pathlib.Path]:
-    """The file, and the modules in its folder or below that importing it brought in."""
-    root = file.parent
-    files = {file}
-    for module in list(sys.modules.values()):
-        origin = getattr(module, "__file__", None)
-        if not origin or not origin.endswith(".py"):
-            continue
-        path = pathlib.Path(origin)
-        inside = path.is_relative_to(root) and not any(
-            part in ("site-packages", "dist-packages") for part in path.parts
-        )
-        # a module of ours is nobody's source, even where a strategy lies in our checkout
-        if inside and not path.is_relative_to(pathlib.Path(__file__).parent):
-            files.add(path)
-    return files & _imported_by(file, files)
-
-
-def _imported_by(file: pathlib.Path, candidates: set[pathlib.Path]) -> set[pathlib.Path]:
-    """Those of `candidates` that `file` reaches by imports: another strategy's modules stay out of its bundle."""
-    import ast
-
-    by_name: dict[str, pathlib.Path] = {}
-    for path in candidates:
-        parts = list(path.relative_to(file.parent).with_suffix("").parts)
-        if parts[-1] == "__init__":
-            parts.pop()
-        by_name[".".join(parts)] = path
-    reached: set[pathlib.Path] = set()
-    todo = [file]
-    while todo:
-        path = todo.pop()
-        if path in reached:
-            continue
-        reached.add(path)
-        package = list(path.relative_to(file.parent).parent.parts)
-        for node in ast.walk(ast.parse(path.read_text(), str(path))):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = package[: len(package) - node.level + 1] if node.level else []
-                module = ".".join([*base, *([node.module] if node.module else [])])
-                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                parts = name.split(".")
-                # importing a.b.c runs a and a.b as well
-                todo += [by_name[n] for i in range(len(parts)) if (n := ".".join(parts[: i + 1])) in by_name]
-    return reached
-
-
-# reading what is installed takes a while, and changes when something else is imported
-@functools.lru_cache(maxsize=1)
-def _packages(loaded: frozenset[str]) -> str:
-    """What was installed when the strategy was evaluated, of the packages that have these modules."""
-    owners = importlib.metadata.packages_distributions()
-    used = sorted({owner for name in loaded for owner in owners.get(name, ())} | {"trellis"})
+def _packages(imported: set[str]) -> str:
+    """The installed packages that a bundle's files import by name, and ours, with their versions."""
+    owners = _owners()
+    used = {owner for name in imported | {"numpy"} for owner in owners.get(name, ())} | {"trellis"}
     lines = [f"python=={platform.python_version()}"]
-    for owner in used:
+    for owner in sorted(used):
         try:
             lines.append(f"{owner}=={importlib.metadata.version(owner)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "\n".join(dict.fromkeys(lines)) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+# reading what is installed takes a while
+@functools.cache
+def _owners() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 class Until(enum.Enum):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import sysconfig
 import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _inside, _trellis
 from ._columns import frame_of
+from ._imports import OURS, is_own
 from .errors import BadRequest, StrategyError, TrellisError
 from .frame import Frame
 from .strategy import Context, Strategy
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 # of a traceback's end: enough for any stack that a person reads
 TRACEBACK_BYTES_MAX = 32 * 1024
 _HEADER = "Traceback (most recent call last):\n"
-_OURS = pathlib.Path(__file__).parent
-_LIBRARIES = [_OURS, *(pathlib.Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
 
 
 def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Frame:
@@ -123,7 +121,7 @@ def traceback_of(error: BaseException) -> str:
         lines = traceback.format_exception(error)
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if _is_own(frame.filename)]
+        own = [frame for frame in frames if is_own(frame.filename)]
         # a SyntaxError has a place, and no frame
         lines = [_HEADER, *traceback.format_list(own), *traceback.format_exception_only(error)]
     return "".join(lines).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
@@ -134,12 +132,6 @@ def frames_of(text: str) -> str:
     lines = text.splitlines()
     last = max((i for i, line in enumerate(lines) if line.startswith("  ")), default=-1)
     return "".join(f"{line}\n" for line in lines[: last + 1] if line != _HEADER.strip())
-
-
-def _is_own(file: str) -> bool:
-    path = pathlib.Path(file)
-    elsewhere = file.startswith("<frozen ") or any(path.is_relative_to(folder) for folder in _LIBRARIES)
-    return not elsewhere and not {"site-packages", "dist-packages"} & set(path.parts)
 
 
 def _without_ours(entries: TracebackType | None) -> TracebackType | None:
@@ -156,4 +148,4 @@ def _without_ours(entries: TracebackType | None) -> TracebackType | None:
 
 
 def _is_ours(entry: TracebackType) -> bool:
-    return pathlib.Path(entry.tb_frame.f_code.co_filename).is_relative_to(_OURS)
+    return pathlib.Path(entry.tb_frame.f_code.co_filename).is_relative_to(OURS)

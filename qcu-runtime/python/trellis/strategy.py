@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
+import pathlib
 import re
 import sys
 import time
@@ -29,6 +31,17 @@ __all__ = ["Context", "Output", "Schedule", "Series", "Strategy", "after", "at_c
 
 _SESSIONS = re.compile(r"\s*(\d+)\s*sessions?\s*")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(hour|day|week)s?\s*")
+
+
+def _process_started() -> float:
+    """When this process began: whatever it has imported, it did after that."""
+    # of a name with spaces and parentheses only the last one ends it
+    ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+# a process that is forked off later has the modules of this one
+PROCESS_STARTED = _process_started()
 # until a strategy is deployed, its manifest has no file and no digest; the check needs some
 _UNDEPLOYED = {"module": "undeployed.py", "code_digest": "undeployed"}
 
@@ -235,6 +248,7 @@ class Strategy:
         timeout: str,
         cpu: float,
         memory: str,
+        declared_in: tuple[str, str],
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -246,6 +260,7 @@ class Strategy:
         self.timeout = timeout
         self.cpu = cpu
         self.memory = memory
+        self._declared_in = declared_in
         # an edit of its file after this is not the code that runs
         self.declared_at = time.time()
 
@@ -273,7 +288,11 @@ class Strategy:
             grid: default `trellis.connect()`.
             as_of: read the inputs as they were known then; default now.
             publish: publish the output too, as the unit would. It replaces what was published for the session; the same
-                rows as the last publish change nothing. Each such run is in the ledger, `trellis.runs`, failed or not.
+                rows as the last publish change nothing. Each such run is in the ledger, `trellis.runs`, failed or not,
+                with the digest of its code: `sha256:` of a file that is as it was imported, and of the local modules
+                that it imports, as a deploy says it; else, a notebook's cells for one, `live:sha256:` of what is in
+                memory, which is the function and all that it refers to: closures, helpers, globals, arguments of a
+                partial. Files that a strategy opens and variables of the environment are in neither.
             take_over: publish even though a deployed process of this unit runs, or though the dataset has been another
                 unit's output, which it ceases to be. A process of this unit is fenced by it, says so in
                 `trellis status`, and goes on with the sessions that become due after that.
@@ -295,8 +314,7 @@ class Strategy:
 
     def _attribute(self) -> str:
         """The name under which its module has it; before it has, or in a notebook, its function's."""
-        names = list(getattr(sys.modules.get(_module_of(self)), "__dict__", {}).items())
-        named = next((name for name, value in names if value is self), _name_of(self.function))
+        named = next((name for name, value in _top_level(self) if value is self), _name_of(self.function))
         return named if named.isidentifier() else "strategy"  # a lambda has no name
 
     def manifest(self, module: str | None = None, code_digest: str | None = None) -> dict[str, Any]:
@@ -369,6 +387,7 @@ def strategy(
             timeout=timeout,
             cpu=cpu,
             memory=memory,
+            declared_in=_declaring(),
         )
         _trellis.check_manifest(json.dumps(declared.manifest()))
         return declared
@@ -399,26 +418,45 @@ def _name_of(function: Any) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _module_of(strategy: Strategy) -> str:
-    """The module that a strategy's function was written in."""
-    inner = _inner(strategy.function)
-    return getattr(inner, "__module__", None) or type(inner).__module__
+def _declaring() -> tuple[str, str]:
+    """The module whose top level runs now, and the file of its code: that of a strategy that is declared meanwhile.
+
+    Not the module of its function, which may be a partial of another's, or a wrapper that another module made.
+    """
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_locals is frame.f_globals:
+            return frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+        frame = frame.f_back
+    return "", ""
+
+
+def _top_level(strategy: Strategy) -> list[tuple[str, Any]]:
+    """The names and values of the module that declares a strategy."""
+    return list(getattr(sys.modules.get(strategy._declared_in[0]), "__dict__", {}).items())
 
 
 def strategies_of(module: Any) -> list[Strategy]:
     """The strategies that a module defines itself, in order; not the ones it imports from others."""
     found = [v for v in vars(module).values() if isinstance(v, Strategy)]
-    own = [s for s in found if _module_of(s) == module.__name__]
+    own = [s for s in found if s._declared_in[0] == module.__name__]
     return list(dict.fromkeys(own or found))
 
 
 def source_file(strategy: Strategy) -> str:
-    """The file that a strategy was written in."""
-    module = sys.modules.get(_module_of(strategy))
-    path = getattr(module, "__file__", None)
-    if not path:
+    """The file that a strategy was written in, where importing the file makes it.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    module, file = strategy._declared_in
+    path = getattr(sys.modules.get(module), "__file__", None)
+    named = any(value is strategy for _, value in _top_level(strategy))
+    # code that was typed after `python -i file.py` is of its module, and not of the file
+    if not named or not path or os.path.realpath(path) != os.path.realpath(file):
         raise BadRequest(
-            f"strategy {strategy.name} was defined in a notebook cell or a prompt; only files can be deployed",
-            hint="move it to a .py file and import it from there",
+            f"strategy {strategy.name} has no name at the top of a file: it was defined in a notebook cell, a prompt "
+            "or a function; only files can be deployed",
+            hint="move it to the top of a .py file and import it from there",
         )
     return path

@@ -1,0 +1,109 @@
+"""Which files a strategy's file needs, by the imports that are written in it and in those files.
+
+It goes by what is written and what lies on the disk, not by what a process has loaded so far: the same files have the
+same answer in a notebook, at a deploy, and in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import pathlib
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+OURS = pathlib.Path(__file__).parent
+_LIBRARIES = [OURS, *(pathlib.Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+
+
+def is_own(file: str) -> bool:
+    """Is it the researcher's code: neither ours nor Python's nor that of an installed package?"""
+    path = pathlib.Path(file)
+    elsewhere = file.startswith("<frozen ") or any(path.is_relative_to(folder) for folder in _LIBRARIES)
+    return not elsewhere and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+@dataclass
+class Reached:
+    """What a file needs.
+
+    Attributes:
+        files: itself and the researcher's modules that it imports, each with the folder in which its name is found.
+        installed: names of the other modules, at the top: `numpy`.
+    """
+
+    files: dict[pathlib.Path, pathlib.Path] = field(default_factory=dict)
+    installed: set[str] = field(default_factory=set)
+
+
+def reached_by(file: pathlib.Path) -> Reached:
+    """What `file` needs.
+
+    Raises:
+        OSError, SyntaxError, ValueError: a file that cannot be read.
+    """
+    return _reached([(file, file.parent)], file.parent)
+
+
+def reached_by_name(module: str) -> Reached:
+    """What a module of the researcher needs, itself included; nothing for another."""
+    folder = _folder_of(module.partition(".")[0])
+    return Reached() if folder is None else _reached([(path, folder) for path in _modules(folder, module)], folder)
+
+
+def _reached(todo: list[tuple[pathlib.Path, pathlib.Path]], root: pathlib.Path) -> Reached:
+    reached = Reached()
+    while todo:
+        path, folder = todo.pop()
+        if path in reached.files:
+            continue
+        reached.files[path] = folder
+        for name, relative in _imports(path, folder):
+            top = name.partition(".")[0]
+            found = folder if relative else _folder_of(top, root, folder)
+            if found is None:
+                reached.installed.add(top)
+            else:
+                todo += [(module, found) for module in _modules(found, name)]
+    return reached
+
+
+def _imports(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple[str, bool]]:
+    """The modules that a file imports, by name from `folder`; whether it says so by dots."""
+    package = path.relative_to(folder).parent.parts
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for name in (module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)):
+                if name:
+                    yield name, node.level > 0
+
+
+def _folder_of(top: str, *folders: pathlib.Path) -> pathlib.Path | None:
+    """The folder in which a module of the researcher is found by name; None for the others."""
+    here = (folder for folder in folders if any(_modules(folder, top)))
+    if (found := next(here, None)) is not None:
+        return found
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    if spec is not None and spec.has_location and spec.origin and not places:
+        places = [spec.origin]
+    return next((pathlib.Path(place).parent.resolve() for place in places if is_own(place)), None)
+
+
+def _modules(folder: pathlib.Path, module: str) -> Iterator[pathlib.Path]:
+    """The files of a module and of the packages it is in: importing a.b.c runs a and a.b as well."""
+    parts = module.split(".")
+    for i in range(len(parts)):
+        stem = folder.joinpath(*parts[: i + 1])
+        for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
+            if path.is_file():
+                yield path
+                break

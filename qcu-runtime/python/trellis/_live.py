@@ -1,0 +1,200 @@
+"""What code a strategy is, by what is in memory: of a notebook's cells, and of files that have changed since.
+
+The digest is over the bytecode of the function and all that it refers to: its closure, its defaults, the arguments of a
+partial, and by name the globals, functions, classes and modules that it uses, and what those use. Values count by their
+content, a DataFrame too. What is installed counts by its name and version. Comments and names of files do not count.
+
+It does not cover what no reference leads to: files that a strategy opens, variables of the environment, attributes that
+it finds by a computed name. An object that cannot be taken apart (a lock, a connection) counts by its type alone.
+"""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+import json
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ._imports import is_own, reached_by_name
+from .frame import Frame
+from .strategy import Strategy
+
+# of these the text form is the value
+_PLAIN = (bool, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range)
+_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+# of a class: what is not code, or differs from one definition of the same to the next
+_CLASS_NOISE = ("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__")
+# where a wrapper keeps what it wraps
+_WRAPPED = ("__wrapped__", "__func__", "fget", "fset")
+
+
+def live_digest(strategy: Strategy) -> str:
+    """The digest, in hexadecimal."""
+    walk = _Walk({})
+    walk.add(strategy)
+    return walk.hash.hexdigest()
+
+
+class _Walk:
+    def __init__(self, seen: dict[int, tuple[int, Any]]) -> None:
+        self.hash = hashlib.sha256()
+        # by identity; the object too, or another one could have its identity later
+        self.seen = seen
+
+    def say(self, *parts: Any) -> None:
+        for part in parts:
+            data = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
+            self.hash.update(len(data).to_bytes(8, "big"))
+            self.hash.update(data)
+
+    def add(self, value: Any) -> None:
+        kind = type(value)
+        self.say(kind.__module__, kind.__qualname__)
+        if kind in _PLAIN:
+            self.say(repr(value))
+        elif kind in (str, bytes):
+            self.say(value)
+        elif kind is tuple:
+            self.all(value)
+        elif id(value) in self.seen:
+            self.say(self.seen[id(value)][0])
+        else:
+            self.seen[id(value)] = len(self.seen), value
+            self.open(value)
+
+    def all(self, values: Any) -> None:
+        self.say(len(values))
+        for value in values:
+            self.add(value)
+
+    def named(self, values: dict[str, Any]) -> None:
+        for name in sorted(values):
+            self.say(name)
+            self.add(values[name])
+
+    def open(self, value: Any) -> None:
+        match value:
+            case list():
+                self.all(value)
+            case dict():
+                self.all(list(value.items()))
+            case set() | frozenset():
+                self.say(*sorted(self.apart(element) for element in value))
+            case types.CodeType():
+                self.code(value)
+            case types.FunctionType():
+                self.function(value)
+            case types.ModuleType():
+                self.module(value)
+            case type():
+                self.type(value)
+            case Strategy():
+                declared = value.manifest()
+                self.say(json.dumps({k: v for k, v in declared.items() if k not in ("module", "code_digest")}))
+                self.add(value.function)
+            case Frame():
+                self.say(value.write("arrow"))
+            case np.ndarray() if not value.dtype.hasobject:
+                self.say(value.dtype, value.shape, value.tobytes())
+            case _:
+                self.object(value)
+
+    def apart(self, value: Any) -> str:
+        """Of an element of a set, whose order says nothing."""
+        walk = _Walk(dict(self.seen))
+        walk.add(value)
+        return walk.hash.hexdigest()
+
+    def code(self, code: types.CodeType) -> None:
+        self.say(code.co_code, code.co_exceptiontable, code.co_flags)
+        self.say(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount)
+        self.say(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self.all(code.co_consts)
+
+    def function(self, function: types.FunctionType) -> None:
+        code = function.__code__
+        if is_own(code.co_filename):
+            self.add(code)
+            used, imported = _names_of(code)
+            self.named({n: function.__globals__[n] for n in used if n in function.__globals__})
+            for name in sorted(imported):
+                self.imported(name)
+        else:
+            self.installed(function.__module__, function.__qualname__)
+        # a library's wrapper has ours in its closure
+        self.add((function.__defaults__, function.__kwdefaults__, vars(function)))
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            self.say(name)
+            try:
+                self.add(cell.cell_contents)
+            except ValueError:
+                self.say("not assigned yet")
+
+    def module(self, module: types.ModuleType) -> None:
+        if _is_own_module(module):
+            self.named({n: v for n, v in list(vars(module).items()) if not n.startswith("__")})
+        else:
+            self.installed(module.__name__)
+
+    def imported(self, name: str) -> None:
+        """What a function imports when it runs: by its text, for it may not be loaded yet."""
+        self.say(*(path.read_bytes() for path in sorted(reached_by_name(name).files)))
+
+    def type(self, kind: type) -> None:
+        if _is_own_module(sys.modules.get(kind.__module__)):
+            self.say(kind.__qualname__)
+            self.all(kind.__bases__)
+            self.named({n: v for n, v in vars(kind).items() if n not in _CLASS_NOISE})
+        else:
+            self.installed(kind.__module__, kind.__qualname__)
+
+    def installed(self, module: str | None, name: str = "") -> None:
+        package = sys.modules.get((module or "").partition(".")[0])
+        self.say(module, name, getattr(package, "__version__", ""))
+
+    def object(self, value: Any) -> None:
+        """Taken apart as for a pickle, which has all that makes the object what it is."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                reduced = value.__reduce_ex__(4)
+        except Exception:
+            reduced = type(value).__qualname__
+        if isinstance(reduced, tuple):
+            self.all([list(part) if isinstance(part, Iterator) else part for part in reduced])
+            return
+        self.say(reduced)
+        self.add(type(value))
+        self.all([getattr(value, name, None) for name in _WRAPPED])
+
+
+def _is_own_module(module: types.ModuleType | None) -> bool:
+    """Is it the researcher's: a notebook's, a script's, or of a file that is neither installed nor Python's?"""
+    if module is None or module.__name__ == "__main__":
+        return True
+    file = getattr(module, "__file__", None)
+    return file is not None and is_own(file)
+
+
+def _names_of(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """The globals that code and the functions in it read, and the modules that they import."""
+    used, imported, module = set(), set(), ""
+    for step in dis.get_instructions(code):
+        if step.opname in _GLOBALS:
+            used.add(step.argval)
+        elif step.opname == "IMPORT_NAME":
+            module = step.argval
+            imported.add(module)
+        elif step.opname == "IMPORT_FROM":
+            imported.add(f"{module}.{step.argval}")
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            names = _names_of(inner)
+            used, imported = used | names[0], imported | names[1]
+    return used, imported
