@@ -160,7 +160,7 @@ mod tests {
 
         #[test]
         fn a_request_round_trips_as_json(query in query()) {
-            let integer = |ns: Option<i64>| ns.filter(|ns| time::check_integer(*ns).is_ok());
+            let integer = |ns: Option<i64>| ns.filter(|ns| time::check_integer((*ns).into()).is_ok());
             let query = SeriesQuery {
                 range: TimeRange { start: integer(query.range.start), ..query.range },
                 as_of: integer(query.as_of),

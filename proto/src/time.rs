@@ -133,6 +133,9 @@ impl ChunkSpan {
     }
 }
 
+/// What 64 bit nanoseconds hold, for messages.
+pub const REACH: &str = "64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11";
+
 /// Least positive integer that is taken as nanoseconds, 1973-03-03. Everything below that people write as a number is
 /// something else: a date in digits (20160810), a year, or seconds, milliseconds or microseconds since 1970.
 pub const INTEGER_NS_MIN: i64 = 100_000_000_000_000_000;
@@ -141,42 +144,61 @@ const FORMS: &str =
     "use ISO 8601 (2016-08-10 or 2016-08-10T13:30:00Z; UTC unless it says otherwise) or integer nanoseconds";
 
 /// The rule for integers as times, at every door: 0, negative ones and those from [`INTEGER_NS_MIN`] on are nanoseconds
-/// since 1970; the ones between are refused.
+/// since 1970; the ones between are refused, and those beyond 64 bits that are a date in digits (`20160810143059123456`).
 ///
 /// # Errors
 /// [`Code::InvalidRequest`], with the time that was probably meant.
-pub fn check_integer(number: i64) -> Result<()> {
-    if number <= 0 || number >= INTEGER_NS_MIN {
+pub fn check_integer(number: i128) -> Result<()> {
+    let Ok(ns) = i64::try_from(number) else {
+        return match date_in_digits(&number.to_string()) {
+            Some(date) => Err(Error::new(
+                Code::InvalidRequest,
+                format!("{number} is not a time: an integer is nanoseconds since 1970, and 64 bits do not hold this one"),
+            )
+            .hint(for_date(&date))),
+            None => Ok(()),
+        };
+    };
+    if ns <= 0 || ns >= INTEGER_NS_MIN {
         return Ok(());
     }
-    let as_ns = Utc.timestamp_nanos(number).to_rfc3339_opts(SecondsFormat::AutoSi, true);
-    let message = format!(
-        "{number} is not a time: an integer is nanoseconds since 1970, and this one would be {as_ns}"
-    );
-    Err(Error::new(Code::InvalidRequest, message).hint(meant_by(number)))
+    let as_ns = Utc.timestamp_nanos(ns).to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    let message =
+        format!("{ns} is not a time: an integer is nanoseconds since 1970, and this one would be {as_ns}");
+    Err(Error::new(Code::InvalidRequest, message).hint(meant_by(ns)))
 }
 
-/// What somebody who writes `number` as a time means.
-fn meant_by(number: i64) -> String {
-    let digits = number.to_string();
+fn for_date(date: &str) -> String {
+    format!("for that date write \"{date}\"")
+}
+
+/// The date, or date and time, that somebody has written without separators.
+fn date_in_digits(digits: &str) -> Option<String> {
     // chrono takes digits greedily where nothing separates them: put the separators in
     let part = |range: Range<usize>| digits.get(range).unwrap_or("");
     let date = match digits.len() {
         4 => format!("{digits}-01-01"),
         6 => format!("{}-{}-01", part(0..4), part(4..6)),
-        8 | 12 | 14 | 17 => format!("{}-{}-{}", part(0..4), part(4..6), part(6..8)),
-        _ => String::new(),
+        8 | 12 | 14 | 17 | 20 | 23 => format!("{}-{}-{}", part(0..4), part(4..6), part(6..8)),
+        _ => return None,
     };
     let of_day = match digits.len() {
         12 => format!("T{}:{}:00", part(8..10), part(10..12)),
         14 => format!("T{}:{}:{}", part(8..10), part(10..12), part(12..14)),
-        17 => format!("T{}:{}:{}.{}", part(8..10), part(10..12), part(12..14), part(14..17)),
+        17 | 20 | 23 => {
+            format!("T{}:{}:{}.{}", part(8..10), part(10..12), part(12..14), part(14..digits.len()))
+        }
         _ => String::new(),
     };
     let text = format!("{date}{of_day}");
     let years = "1000".."3000";
-    if years.contains(&part(0..4)) && parse_ns(&text).is_ok() {
-        return format!("for that date write \"{text}\"");
+    (years.contains(&part(0..4)) && parse_ns(&text).is_ok()).then_some(text)
+}
+
+/// What somebody who writes `number` as a time means.
+fn meant_by(number: i64) -> String {
+    if let Some(date) = date_in_digits(&number.to_string()) {
+        return for_date(&date);
     }
     let units = [("seconds", SECOND_NS), ("milliseconds", 1_000_000), ("microseconds", 1_000)];
     let plausible = units.iter().find_map(|(unit, ns)| {
@@ -195,12 +217,8 @@ fn meant_by(number: i64) -> String {
 /// # Errors
 /// [`Code::InvalidRequest`] for anything else, and for times that 64 bit nanoseconds do not hold.
 pub fn parse_time(text: &str) -> Result<i64> {
-    i64::try_from(parse_ns(text)?).map_err(|_| {
-        Error::new(
-            Code::InvalidRequest,
-            format!("{text:?} is outside of 64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11"),
-        )
-    })
+    i64::try_from(parse_ns(text)?)
+        .map_err(|_| Error::new(Code::InvalidRequest, format!("{text:?} is outside of {REACH}")))
 }
 
 /// As [`parse_time`], for times however far away: what a bound is made of.
@@ -214,9 +232,7 @@ pub fn parse_ns(text: &str) -> Result<i128> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
         let number: i128 = text.parse().map_err(|_| bad("no number of nanoseconds has so many digits"))?;
-        if let Ok(number) = i64::try_from(number) {
-            check_integer(number)?;
-        }
+        check_integer(number)?;
         return Ok(number);
     }
     let ns = |time: DateTime<Utc>| {
@@ -341,6 +357,7 @@ mod tests {
             (201_608_101_430, "write \"2016-08-10T14:30:00\""),
             (20_160_810_143_059, "write \"2016-08-10T14:30:59\""),
             (20_160_810_143_059_123, "write \"2016-08-10T14:30:59.123\""),
+            (20_160_810_143_059_123_456, "write \"2016-08-10T14:30:59.123456\""),
             (1_470_787_200, "as seconds it is 2016-08-10T00:00:00Z"),
             (1_470_787_200_000, "as milliseconds it is 2016-08-10T00:00:00Z"),
             (1_470_787_200_000_000, "as microseconds it is 2016-08-10T00:00:00Z"),
@@ -353,7 +370,7 @@ mod tests {
             assert_eq!(parse_time(&number.to_string()).unwrap_err().to_string(), error.to_string());
         }
         for nanoseconds in [0, -1, -20_160_810, INTEGER_NS_MIN, 1_470_787_200 * SECOND_NS, i64::MAX] {
-            check_integer(nanoseconds).unwrap();
+            check_integer(nanoseconds.into()).unwrap();
         }
     }
 

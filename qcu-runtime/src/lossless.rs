@@ -16,7 +16,7 @@ use arrow_array::{
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{DataType, TimeUnit};
 use chrono::DateTime;
-use trellis_proto::time::{DAY_NS, SECOND_NS};
+use trellis_proto::time::{DAY_NS, REACH, SECOND_NS};
 
 /// Beyond it a float64 does not say which integer was meant.
 const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0; // 2^53
@@ -118,8 +118,6 @@ pub fn times(column: &ArrayRef) -> Result<ArrayRef, String> {
     let times = TimestampNanosecondArray::new(ns.into(), values.nulls().cloned());
     Ok(Arc::new(times.with_timezone("UTC")))
 }
-
-const REACH: &str = "64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11";
 
 fn far_time(value: i64, unit_ns: i64) -> String {
     let seconds = i128::from(value) * i128::from(unit_ns) / i128::from(SECOND_NS);

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use trellis_proto::{
     Code, DatasetSpec, Error, FieldType, Result, Symbol,
     spec::{Evolved, FieldSpec},
-    time::format_time,
+    time::{REACH, format_time},
 };
 
 use crate::{error::internal, evolve, live::Key, schema, wire};
@@ -405,7 +405,7 @@ fn time(
         .map_err(|e| internal("reading times", e))?;
     for i in (0..column.len()).filter(|&i| cast.is_null(i)) {
         if column.is_valid(i) {
-            problems.add(|| format!("row {}: {name} is beyond the years 1677 to 2262", base + i));
+            problems.add(|| format!("row {}: {name} is outside of {REACH}", base + i));
         } else if !nullable && name == "ts" {
             problems.add(|| format!("row {}: ts is null", base + i));
         }
@@ -475,7 +475,7 @@ mod tests {
                 batch(vec![Some("A"), Some("B"), Some("A")], vec![Some(1); 3], vec![None; 3]),
                 "rows 0 and 2: both are A at 1970-01-01T00:00:01Z",
             ),
-            (batch(vec![Some("A")], vec![Some(i64::MAX / 2)], vec![None]), "row 0: ts is beyond"),
+            (batch(vec![Some("A")], vec![Some(i64::MAX / 2)], vec![None]), "row 0: ts is outside"),
         ];
         for (rows, expected) in cases {
             let error = check(&spec(true), vec![rows]).unwrap_err();

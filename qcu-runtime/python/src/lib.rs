@@ -46,7 +46,7 @@ fn parse_time(py: Python<'_>, text: &str, name: &str) -> PyResult<i128> {
 
 /// Refuses an integer that is meant as another time than so many nanoseconds.
 #[pyfunction]
-fn check_integer_time(py: Python<'_>, number: i64, name: &str) -> PyResult<()> {
+fn check_integer_time(py: Python<'_>, number: i128, name: &str) -> PyResult<()> {
     trellis_proto::time::check_integer(number).map_err(|e| named(&e, name)).or_raise(py)
 }
 

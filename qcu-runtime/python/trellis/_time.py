@@ -74,7 +74,7 @@ def _to_ns(value: Any, name: str) -> int:
         return _datetime64(value, name)
     # numpy counts a timedelta64 among its integers
     if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
-        if 0 < value <= _MAX:
+        if 0 < value < 1 << 100:
             _trellis.check_integer_time(int(value), name)
         return int(value)
     if type(value).__name__ in ("NaTType", "NAType") or value != value:
