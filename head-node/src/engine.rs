@@ -169,12 +169,18 @@ impl Engine {
         Ok((self.table(name).await?.described(), behind))
     }
 
-    /// Every dataset, sorted by name.
+    /// Every dataset, sorted by name. Waits for shards that have not told yet what they have.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] while the shards do not own everything exactly once.
+    /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if one of them is away: what it has may
+    /// not be known.
     pub async fn datasets(&self) -> Result<Vec<Arc<Dataset>>> {
         self.core.ownership().map.as_ref().map_err(Clone::clone)?;
+        let shards = self.core.shards();
+        join_all(shards.iter().map(|shard| shard.live(LIVE_WAIT)))
+            .await
+            .into_iter()
+            .collect::<Result<()>>()?;
         let mut datasets: Vec<_> = self.core.tables().iter().map(|table| table.described()).collect();
         datasets.sort_by(|a, b| a.spec.dataset.cmp(&b.spec.dataset));
         Ok(datasets)

@@ -86,7 +86,9 @@ impl Memory {
 
     /// What the claim maps hold, bookkeeping included.
     pub(crate) fn resident(&self) -> u64 {
-        self.resident.load(Relaxed) + self.slots.load(Relaxed) * SLOT_BYTES
+        // A slot may be taken out, and counted so, before who put it in has counted it: for a moment there are fewer than none.
+        let slots = self.slots.load(Relaxed).wrapping_mul(SLOT_BYTES);
+        (self.resident.load(Relaxed).wrapping_add(slots) as i64).max(0).unsigned_abs()
     }
 
     /// Reserved for what shards have been asked for.
@@ -315,6 +317,15 @@ mod tests {
         assert!(refused.retryable());
         drop(first);
         assert!(memory.reserve(200).await.unwrap().store);
+    }
+
+    #[test]
+    fn a_slot_that_is_counted_out_before_it_is_counted_in_is_no_slot() {
+        let memory = Memory::new(1_000);
+        memory.dropped(400);
+        assert_eq!((memory.resident(), memory.is_over()), (0, false));
+        memory.stored(400);
+        assert_eq!(memory.resident(), 0);
     }
 
     #[test]

@@ -1013,20 +1013,12 @@ async fn what_is_held_of_old_fields_is_never_given_for_the_new_ones() {
     assert_eq!(stats.datasets.len(), 1);
     assert_eq!(stats.datasets[0].chunks_fetched, 4, "the counters go on");
     // what was held of the fields before is not there any more
-    let one = {
-        let mut one = engine.stats().resident_bytes;
-        while one == 0 {
-            tokio::task::yield_now().await;
-            one = engine.stats().resident_bytes;
-        }
-        one
-    };
+    until("it is counted", || engine.stats().resident_bytes > 0).await;
+    let one = engine.stats().resident_bytes;
     fake.applied(fake.swap_fields()).await;
     first_field(&engine, &q).await.unwrap();
     // readers are woken before what they waited for is counted
-    while engine.stats().resident_bytes != one {
-        tokio::task::yield_now().await;
-    }
+    until("the same is held again", || engine.stats().resident_bytes == one).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
