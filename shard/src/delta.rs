@@ -11,7 +11,10 @@
 //!
 //! `txn` actions carry what must survive log clean-up, because checkpoints keep them: see [`crate::table`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::Future,
+};
 
 use deltalake_core::{DeltaTable, checkpoints, logstore::LogStoreRef};
 use futures::{StreamExt, TryStreamExt};
@@ -250,6 +253,18 @@ impl Log {
         // Before the library reads them: an empty entry is one without actions to it, so one that is restored between its look and
         // ours would be whole here and missing there.
         let txns = self.transactions(&listing, newest).await?;
+        let log = self.clone();
+        let (definition, files) = self.calling(async move { log.load(&listing, newest).await }).await??;
+        Ok(Some(State { version: newest, definition, files, txns }))
+    }
+
+    /// Runs a call of the library as a task of its own, whose end a shard that stops waits for: the library blocks a thread on the
+    /// runtime that it was called from, and panics if that ends first.
+    async fn calling<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        self.folder.calls.spawn(call).await.map_err(|e| lost_task("reading the log", e))
+    }
+
+    async fn load(&self, listing: &Listing, newest: u64) -> Result<(Definition, Vec<LogFile>)> {
         let mut table = DeltaTable::new(self.store.clone());
         if let Err(error) = table.load_version(newest).await {
             // The library does not say which entry it stumbled over; the usual one is the newest.
@@ -288,7 +303,7 @@ impl Log {
                 size: view.size().unsigned_abs(),
             });
         }
-        Ok(Some(State { version: newest, definition, files, txns }))
+        Ok((definition, files))
     }
 
     /// Reads the entry of `version`; `None`: it has not been committed.
@@ -331,11 +346,11 @@ impl Log {
     /// Writes a checkpoint of `version`, so that the next start need not read every entry.
     pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
         let mut table = DeltaTable::new(self.store.clone());
-        let failed = |e: deltalake_core::DeltaTableError| {
-            store_error("writing a checkpoint of", &self.file_name("_delta_log"), &e)
-        };
-        table.load_version(version).await.map_err(failed)?;
-        checkpoints::create_checkpoint(&table, None).await.map_err(failed)
+        let written = self.calling(async move {
+            table.load_version(version).await?;
+            checkpoints::create_checkpoint(&table, None).await
+        });
+        written.await?.map_err(|e| store_error("writing a checkpoint of", &self.file_name("_delta_log"), &e))
     }
 
     /// Version of the newest checkpoint; 0 without one.
@@ -345,9 +360,11 @@ impl Log {
 
     /// Removes log entries from before `before_ms` that a checkpoint before then has made superfluous.
     pub(crate) async fn forget_entries(&self, version: u64, before_ms: i64) -> Result<usize> {
-        checkpoints::cleanup_expired_logs_for(version, self.store.as_ref(), before_ms, None)
-            .await
-            .map_err(|e| store_error("cleaning", &self.file_name("_delta_log"), &e))
+        let store = self.store.clone();
+        let cleaned = self.calling(async move {
+            checkpoints::cleanup_expired_logs_for(version, store.as_ref(), before_ms, None).await
+        });
+        cleaned.await?.map_err(|e| store_error("cleaning", &self.file_name("_delta_log"), &e))
     }
 
     /// The files whose removal was committed at or after `since_ms`: whoever began to read before may still need them.

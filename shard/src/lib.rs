@@ -57,7 +57,7 @@ mod upkeep;
 mod watch;
 mod wire;
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use tokio::net::TcpListener;
 use trellis_fabric::{channel::MESSAGE_BYTES_MAX, serve};
@@ -67,6 +67,9 @@ pub use config::Config;
 
 /// Full name of the service, as health and reflection list it.
 const SERVICE: &str = "trellis.v1.Shard";
+/// At the end, how long calls of the library are waited for that reads and writes the logs of tables: a checkpoint takes some
+/// milliseconds, and one that is not written is written after the next start.
+const SETTLE_WAIT: Duration = Duration::from_secs(3);
 
 /// Opens the lake, then serves until `shutdown` resolves, then finishes the calls in flight, for at most `config.drain`.
 ///
@@ -112,6 +115,9 @@ pub async fn run_and(
         .await
         .map_err(|e| Error::new(Code::Unavailable, e.to_string()));
     upkeep.stop().await;
+    if tokio::time::timeout(SETTLE_WAIT, shard.catalog.lake.settle()).await.is_err() {
+        tracing::warn!("a table's log is still being read or written at the end");
+    }
     let drained = drained?;
     if !drained.late.is_empty() {
         tracing::warn!(late = ?drained.late, "calls were cut at the end of the drain");

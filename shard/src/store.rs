@@ -18,6 +18,7 @@ use object_store::{
     path::Path,
     prefix::PrefixStore,
 };
+use tokio_util::task::TaskTracker;
 use trellis_proto::{Code, DatasetName};
 use url::Url;
 
@@ -32,6 +33,8 @@ pub(crate) struct Lake {
     root: Arc<dyn ObjectStore>,
     url: Url,
     prefix: Path,
+    /// Calls of the library that reads and writes logs.
+    calls: TaskTracker,
 }
 
 /// One dataset's folder: its own view of the store, and what it takes to name its files in full.
@@ -42,6 +45,8 @@ pub(crate) struct Folder {
     /// Paths from the root of the disk or bucket.
     pub(crate) root: Arc<dyn ObjectStore>,
     pub(crate) url: Url,
+    /// As of the lake.
+    pub(crate) calls: TaskTracker,
 }
 
 impl Lake {
@@ -73,7 +78,7 @@ impl Lake {
         let prefix = Path::from_url_path(url.path()).map_err(|e| {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {e}"))
         })?;
-        Ok(Self { root, url, prefix })
+        Ok(Self { root, url, prefix, calls: TaskTracker::new() })
     }
 
     /// The folder of one dataset, whether or not it is there.
@@ -81,7 +86,18 @@ impl Lake {
         let prefix = self.prefix.clone().join(dataset.as_str());
         let mut url = self.url.clone();
         url.set_path(&format!("{}{}/", url.path(), dataset));
-        Folder { files: Arc::new(PrefixStore::new(self.root.clone(), prefix)), root: self.root.clone(), url }
+        Folder {
+            files: Arc::new(PrefixStore::new(self.root.clone(), prefix)),
+            root: self.root.clone(),
+            url,
+            calls: self.calls.clone(),
+        }
+    }
+
+    /// Waits for the calls of the library that are under way.
+    pub(crate) async fn settle(&self) {
+        self.calls.close();
+        self.calls.wait().await;
     }
 
     /// Copies a file of one dataset into the folder of another, where the store can without moving its bytes.
