@@ -19,9 +19,6 @@ pub const FIELDS_MAX: usize = 1_024;
 /// Longest value of a setting: zones and calendars have names of some tens of bytes.
 pub const SETTING_BYTES_MAX: usize = 64;
 
-/// Whole numbers up to this one, and down to its opposite, are each a float64 of their own.
-pub const EXACT_FLOAT64: i64 = 1 << 53;
-
 /// Type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FieldType {
@@ -99,7 +96,7 @@ impl FieldType {
     }
 
     /// Whether values of this type may become values of `wider` that say the same. All do, except for an [`Self::Int64`] as
-    /// [`Self::Float64`], which is the same up to [`EXACT_FLOAT64`]: those are looked at one by one.
+    /// [`Self::Float64`], of which some beyond 2^53 are not the same: those are looked at one by one.
     #[must_use]
     pub fn widens_to(self, wider: Self) -> bool {
         self == wider

@@ -126,9 +126,10 @@ impl Accepted {
         if self.publish.effect == Effect::Retracts { self.publish.rows.len() } else { self.retracted.len() }
     }
 
-    /// Whether it has rows on event times of `range`.
+    /// Whether it has or retracts rows on event times of `range`.
     fn touches(&self, range: &Range<i64>) -> bool {
         self.span.is_some_and(|(first, last)| first < range.end && range.start <= last)
+            || self.retracted.iter().any(|key| range.contains(&key.1))
     }
 
     /// Tells what will hold when it is committed.
@@ -417,7 +418,11 @@ impl Task {
         // Before the epoch: a publish that was acknowledged once is acknowledged again, even after a take-over.
         // Not so after the dataset was dropped: the runs of that one are not this one's.
         let may_be_known = snapshot.is_some() && !publish.run_id.is_empty();
-        if let Some(run) = self.table.run(&publish.run_id).filter(|_| may_be_known) {
+        // Nor what an import brought before a change by hand, which may have taken it away.
+        let altered =
+            snapshot.and_then(|s| s.altered).filter(|_| matches!(publish.right, Right::Import { .. }));
+        let known = self.table.run(&publish.run_id).filter(|_| may_be_known);
+        if let Some(run) = known.filter(|run| altered.is_none_or(|altered| altered < run.version)) {
             if run.digest != publish.digest {
                 return Verdict::Refuse(self.other_content(&publish.run_id));
             }
@@ -471,7 +476,8 @@ impl Task {
     }
 
     /// The newest import of the same rows, if nothing of their symbols and times was written since: another attempt that brings
-    /// them adds nothing. If something was, it goes back to rows of before, and is a correction. Decided from the indexes of
+    /// them adds nothing. If something was, it goes back to rows of before, and is a correction; if the dataset was changed by
+    /// hand since, its rows may lack what the file has. Decided from the indexes of
     /// the files alone: a file that also has newer rows counts as newer.
     fn imported_before(
         &self,
@@ -484,6 +490,9 @@ impl Task {
             return None;
         }
         let last = self.table.newest_import(&publish.digest)?;
+        if snapshot.altered.is_some_and(|altered| last.version <= altered) {
+            return None;
+        }
         let newer: Vec<_> =
             snapshot.files.iter().filter(|f| f.index.rows > 0 && f.index.known_max > last.known_at).collect();
         let written_since = publish.rows.spans().into_iter().any(|(symbol, first, end)| {
@@ -510,7 +519,7 @@ impl Task {
             Right::Import { .. } | Right::Ledger => return None,
         };
         let last = self.table.newest_run(session)?;
-        let still = snapshot.imported.is_none_or(|imported| imported < last.version);
+        let still = [snapshot.imported, snapshot.altered].iter().flatten().all(|other| *other < last.version);
         // who takes an output over commits that, whatever the rows
         (last.digest == publish.digest && still && snapshot.lease.owner() == Some(unit)).then_some(last)
     }

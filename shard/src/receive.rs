@@ -123,7 +123,8 @@ async fn checked(
     let Some(arrived) = decoder.schema().cloned() else {
         return Err(Error::new(Code::BadRows, "the publish has no schema, and so no rows"));
     };
-    let scope = format!("{}\0{}\0{}\0{}", header.dataset, header.kind, header.session, header.partition);
+    // not of the dataset's name: it may get another one
+    let scope = format!("{}\0{}\0{}", header.kind, header.session, header.partition);
     let effect = match within.clone() {
         Some(range) => Effect::Replaces(range),
         None if header.retract => Effect::Retracts,

@@ -25,7 +25,7 @@ use crate::{
     file,
     schema::{self, Life},
     shard::Shard,
-    table::{self, Snapshot, WATERMARK},
+    table::{self, ALTERED, IMPORTED, Snapshot, WATERMARK},
 };
 
 /// Table property: the name that the dataset is about to get; empty: none.
@@ -38,6 +38,25 @@ impl Snapshot {
     pub(crate) fn moving(&self) -> Option<&str> {
         let to = self.definition.properties.get(MOVING_PROPERTY).map(String::as_str);
         to.filter(|to| !to.is_empty() && !self.life.dropped)
+    }
+
+    /// Refuses to end a dataset that is not about to get the name `to`: another one was made under the old name.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`]: asked again, the rename begins anew.
+    pub(crate) fn check_moves(&self, to: &DatasetName) -> Result<()> {
+        if self.moving() == Some(to.as_str()) {
+            return Ok(());
+        }
+        let name = &self.spec.dataset;
+        let what = format!("{name} is not the dataset any more that was to be renamed to {to}");
+        Err(Error::new(Code::Unavailable, what).dataset(name))
+    }
+
+    /// Whether this dataset is no more because it got the name `to`.
+    pub(crate) fn moved_to(&self, to: &DatasetName) -> bool {
+        self.life.dropped
+            && self.definition.properties.get(MOVING_PROPERTY).is_some_and(|name| name == to.as_str())
     }
 
     /// Refuses to write to a dataset that is about to get another name.
@@ -79,7 +98,10 @@ impl Shard {
         let committer = self.catalog.committer(dataset);
         // of one that is dropped already the last step is only asked whether it was this rename
         if let Some(snapshot) = table::live(&dataset.table.refresh().await?)
-            && let Err(error) = self.copy_to(dataset, snapshot, to).await
+            && let Err(error) = match snapshot.check_moves(to) {
+                Ok(()) => self.copy_to(dataset, snapshot, to).await,
+                Err(error) => Err(error),
+            }
         {
             if error.code() == Code::Conflict {
                 let stay = Change { id: String::new(), by, what: What::Stay };
@@ -87,7 +109,7 @@ impl Shard {
             }
             return Err(error);
         }
-        committer.change(Change { id, by, what: What::Moved }).await?;
+        committer.change(Change { id, by, what: What::Moved(to.clone()) }).await?;
         let (_, made) = self.catalog.find(to.as_str()).await?;
         Ok(pb::DatasetChange { dataset: to.to_string(), version: made.version, files_rewritten: 0 })
     }
@@ -146,6 +168,12 @@ impl Shard {
                     run.retracted,
                 );
                 actions.txn(&app, version as i64, now_ms);
+            }
+            // All runs have this version now: none of them is later than the last import or change.
+            for (app, known) in [(IMPORTED, from.imported), (ALTERED, from.altered)] {
+                if known.is_some() {
+                    actions.txn(app, version as i64, now_ms);
+                }
             }
             if let Some(watermark) = from.watermark {
                 actions.txn(WATERMARK, watermark, now_ms);

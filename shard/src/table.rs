@@ -12,7 +12,8 @@
 //! | `trellis-holder [unit, instance, ttl_ms]` | the epoch it was granted; an empty unit is nobody |
 //! | `trellis-released`                 | the newest epoch that was given back |
 //! | `trellis-run [id, digest, known_at_ns, rows, session, partition, retracted]` | the table's version; no session of imports |
-//! | `trellis-imported`                 | the version of the newest import, or change of the dataset by hand |
+//! | `trellis-imported`                 | the version of the newest import |
+//! | `trellis-altered`                  | the version of the newest change of the dataset by hand |
 //! | `trellis-watermark`                | nanoseconds           |
 
 use std::{
@@ -46,8 +47,10 @@ use crate::{
 pub(crate) const PUBLISHER: &str = "trellis-publisher";
 /// Application id of the epoch that was given back.
 pub(crate) const RELEASED: &str = "trellis-released";
-/// Application id of the newest import, or change by hand.
+/// Application id of the newest import.
 pub(crate) const IMPORTED: &str = "trellis-imported";
+/// Application id of the newest change by hand.
+pub(crate) const ALTERED: &str = "trellis-altered";
 const HOLDER: &str = "trellis-holder ";
 const RUN: &str = "trellis-run ";
 /// Application id of the watermark.
@@ -100,8 +103,10 @@ pub(crate) struct Snapshot {
     pub(crate) lease: Stored,
     /// When this process learned of the lease's epoch, by [`Table::now`].
     pub(crate) lease_learned: Duration,
-    /// Version of the newest import, or change by hand: publishes before it may not be what is there.
+    /// Version of the newest import: publishes before it may not be what is there.
     pub(crate) imported: Option<u64>,
+    /// Version of the newest change by hand: neither publishes nor imports before it need be what is there.
+    pub(crate) altered: Option<u64>,
 }
 
 impl Snapshot {
@@ -154,6 +159,16 @@ pub(crate) struct CommittedRun {
     pub(crate) session: Option<SessionKey>,
 }
 
+impl CommittedRun {
+    /// Knowledge time of a change by hand, which brings no rows.
+    pub(crate) const OF_CHANGE: i64 = i64::MIN;
+
+    /// Whether it is no run, but a change of the dataset by hand.
+    fn is_change(&self) -> bool {
+        self.known_at == Self::OF_CHANGE
+    }
+}
+
 /// A run as it is kept with the table: id, digest, knowledge time, rows, session, partition, retracted rows. Those of earlier
 /// releases end sooner.
 #[derive(serde::Deserialize)]
@@ -181,6 +196,13 @@ struct CommittedRuns {
 }
 
 impl CommittedRuns {
+    /// Forgets the runs of a dataset that was dropped.
+    fn forget_dropped(&mut self) {
+        let mut before = std::mem::take(self);
+        before.by_id.retain(|_, run| run.is_change());
+        self.by_id = before.by_id;
+    }
+
     /// Runs come in no order where a table is loaded whole.
     fn add(&mut self, id: String, run: CommittedRun) {
         if let Some(key) = &run.session {
@@ -193,7 +215,7 @@ impl CommittedRuns {
                 let newest = self.partitioned.entry(key.session.clone()).or_insert(run.known_at);
                 *newest = run.known_at.max(*newest);
             }
-        } else {
+        } else if !run.is_change() {
             let newest = self.imports.get(&run.digest).and_then(|id| self.by_id.get(id));
             if newest.is_none_or(|newest| newest.known_at < run.known_at) {
                 self.imports.insert(run.digest.clone(), id.clone());
@@ -423,7 +445,8 @@ impl Table {
             watermark: watermark_of(&txns).or(current.watermark),
             lease_learned: self.learned(&lease, Some(current)),
             lease,
-            imported: imported(&txns).or(current.imported),
+            imported: version_of(&txns, IMPORTED).or(current.imported),
+            altered: version_of(&txns, ALTERED).or(current.altered),
         });
         let touched = if !entry.data_change {
             change::Touched::Nothing
@@ -454,7 +477,8 @@ impl Table {
             watermark: watermark_of(&state.txns),
             lease_learned: self.learned(&lease, before),
             lease,
-            imported: imported(&state.txns).filter(|version| *version >= life.since),
+            imported: version_of(&state.txns, IMPORTED).filter(|version| *version >= life.since),
+            altered: version_of(&state.txns, ALTERED).filter(|version| *version >= life.since),
             schema: spec.fingerprint(life.revision),
             retractable: schema::retractable(&spec, &definition.schema),
             spec: Arc::new(spec),
@@ -518,8 +542,7 @@ impl Table {
         {
             let mut known = self.runs.lock();
             if self.current.read().as_ref().is_some_and(|before| before.life.since != next.life.since) {
-                // those of a dataset that was dropped
-                *known = CommittedRuns::default();
+                known.forget_dropped();
             }
             runs.into_iter().for_each(|(id, run)| known.add(id, run));
         }
@@ -539,10 +562,11 @@ impl Table {
 /// A run that was committed, with its id.
 type FoundRun = (String, CommittedRun);
 
-/// The runs of the dataset, and not those of one that was dropped before it was made.
+/// The runs of the dataset, and not those of one that was dropped before it was made. Changes by hand stay known: the drop that is
+/// asked for again must not drop the dataset that has the name now.
 fn runs_of(txns: &HashMap<String, Txn>, life: &Life) -> Vec<FoundRun> {
     let runs = txns.iter().filter_map(|(app, txn)| parse_run(app, txn));
-    runs.filter(|(_, run)| run.version >= life.since).collect()
+    runs.filter(|(_, run)| run.version >= life.since || run.is_change()).collect()
 }
 
 /// The watermark, if there is one: a dataset that is made under the name of a dropped one begins with none.
@@ -591,8 +615,8 @@ fn parse_run(app: &str, txn: &Txn) -> Option<FoundRun> {
     Some((id, CommittedRun { digest, version, known_at, rows, retracted, session }))
 }
 
-fn imported(txns: &HashMap<String, Txn>) -> Option<u64> {
-    txns.get(IMPORTED).map(|txn| txn.version.unsigned_abs())
+fn version_of(txns: &HashMap<String, Txn>, app: &str) -> Option<u64> {
+    txns.get(app).map(|txn| txn.version.unsigned_abs())
 }
 
 /// The lease after these transactions; `before` them it was another.

@@ -132,11 +132,14 @@ pub(super) struct World {
 
 /// Runs one simulation to its end; panics where something that must be true is not.
 pub(super) fn simulate(seed: u64, steps: usize) -> Outcome {
-    // One blocking thread, so that what is decoded off the main thread comes back in the order in which it was asked for.
+    // One blocking thread, so that what is decoded off the main thread comes back in the order in which it was asked for. What
+    // comes back waits until nothing else is ready: at every 31st step, which is the default, it would go first, if it is back
+    // by then.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .max_blocking_threads(1)
+        .global_queue_interval(u32::MAX)
         .build()
         .unwrap();
     runtime.block_on(async {
