@@ -199,9 +199,11 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
         let gone: Vec<(String, i64)> =
             batch.iter().filter(|_| rng.once_in(12)).map(|row| (row.symbol.clone(), row.ts)).collect();
         batch.into_iter().for_each(|row| oracle.learn(row));
-        let ack =
-            retract(&client, &spec, &gone, Some(known_at), &format!("retraction {round}")).await.unwrap();
-        assert_eq!(ack.retracted, gone.len() as u64);
+        if !gone.is_empty() {
+            let run = format!("retraction {round}");
+            let ack = retract(&client, &spec, &gone, Some(known_at), &run).await.unwrap();
+            assert_eq!(ack.retracted, gone.len() as u64);
+        }
         gone.iter().for_each(|(symbol, ts)| oracle.retract(symbol, *ts, known_at));
 
         for _ in 0..READS / 6 {

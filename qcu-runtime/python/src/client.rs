@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    io::ErrorKind,
     mem::ManuallyDrop,
     path::{Path, PathBuf},
     time::Duration,
@@ -52,7 +53,10 @@ impl Client {
 /// Whether the process that wrote `url` into the lock file of its state folder has ended: the kernel has taken the lock from
 /// it, or another process has the lock now.
 fn has_ended(lock: &Path, url: &str) -> bool {
-    let Ok(file) = File::open(lock) else { return true };
+    let file = match File::open(lock) {
+        Ok(file) => file,
+        Err(error) => return error.kind() == ErrorKind::NotFound,
+    };
     match file.try_lock_shared() {
         Ok(()) => true,
         Err(TryLockError::WouldBlock) => std::fs::read_to_string(lock)

@@ -443,7 +443,8 @@ def _run(args: argparse.Namespace) -> None:
 
 def _published(ack: dict[str, Any]) -> str:
     again = ", which had these rows already" if ack["duplicate"] else ""
-    return f"published {ack['rows']:,} rows to {ack['dataset']}, version {ack['version']}{again}"
+    gone = f"; {ack['retracted']:,} that it had before are retracted" if ack["retracted"] else ""
+    return f"published {ack['rows']:,} rows to {ack['dataset']}, version {ack['version']}{again}{gone}"
 
 
 def _deploy(args: argparse.Namespace) -> None:
