@@ -467,10 +467,11 @@ def test_a_data_frames_index_of_times_is_its_times():
         (WITHOUT.assign(symbol=["B", "A"]), "others as its column symbol"),
         (WITHOUT.rename_axis("symbol").assign(symbol=["A", "B"]), "levels symbol"),
         (WITHOUT.assign(symbol=["A", "B"]).set_index(pd.to_datetime(DAYS[:2])), "has no name"),
+        (WITHOUT.assign(symbol=["A", "B"]).set_index(pd.DatetimeIndex(DAYS[:2], name="Date")), "is named 'Date'"),
         (pd.DataFrame([[1.0]], index=pd.MultiIndex.from_tuples([("A", 1)], names=["symbol", "n"])), "levels symbol, n"),
         (pd.DataFrame([[1.0]], columns=pd.MultiIndex.from_tuples([("x", 1)])), "MultiIndex"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_a_data_frame_that_can_be_read_two_ways_is_refused(table, told):
     with pytest.raises(BadRows, match=told):

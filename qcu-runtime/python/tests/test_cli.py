@@ -58,6 +58,7 @@ def test_a_table_shows_the_ends_of_a_long_answer(at):
         (["read", "no.such"], 3, "no.such"),
         (["read", "equities.daily", "--fields", "clsoe"], 3, "clsoe"),
         (["read", "equities.daily", "--symbols", "NOSUCH"], 3, "NOSUCH"),
+        (["read", "equities.daily", "--symbols", ""], 3, "the list of symbols is empty"),
         (["read", "equities.daily", "--start", "2016-01-01", "--end", "2015-01-01"], 3, "2015-01-01"),
         (["read", "equities.daily", "--start", "whenever"], 3, "whenever"),
         (["read", *AMZN, "--out", "/nowhere/px.csv"], 3, "/nowhere/px.csv"),

@@ -122,6 +122,7 @@ def test_times_of_any_library_are_the_same_times(column):
         ([1, float("nan"), 3], "int64", [1, None, 3]),
         (pd.Series([1, None, 3], dtype="int64[pyarrow]"), "int64", [1, None, 3]),
         (pa.scalar(7), "int64", [7, 7, 7]),
+        ([Decimal("sNaN"), Decimal("1.5"), Decimal("NaN")], "float64", [None, 1.5, None]),
         (pl.Series([None] * 3), "Null", [None] * 3),
         (pl.Series([1, None, 3], dtype=pl.Int128), "int64", [1, None, 3]),
     ],
@@ -138,6 +139,7 @@ def test_values_keep_their_types_and_one_value_serves_all_rows(column, kind, val
     [
         ({"symbol": SYMBOLS, "x": [1.0, 2.0]}, "symbol has 3 values, x has 2"),
         ({"symbol": SYMBOLS, "x": np.zeros((3, 2))}, "2 dimensions"),
+        ({"symbol": SYMBOLS, "x": pd.Timestamp("2020-01-01")}, "one time for all rows"),
         ({"symbol": SYMBOLS, "x": [1.0, "two", 3.0]}, "x"),
         ({"symbol": SYMBOLS, "x": [{}, {}, {}]}, "dict"),
         ({"symbol": SYMBOLS, "x": {"A": 1.0}}, "dict"),

@@ -31,6 +31,9 @@ def test_reading_where_nothing_is_says_so_and_makes_no_folder(here, url):
         assert (grid.datasets(), grid.describe(), grid.stats()) == ([], [], [])
         with pytest.raises(UnknownDataset, match=r"equities\.daily"):
             load_strategies(str(EXAMPLES / "momentum.py"))[0].run(session="2016-08-10", grid=grid)
+        for change in (grid.drop, grid.alter, lambda name: grid.rename(name, "t.other"), grid.release):
+            with pytest.raises(UnknownDataset):
+                change("t.amzn")
     assert list(here.iterdir()) == []
 
 
@@ -86,3 +89,13 @@ def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, mark
         assert bring_in(grid, market_files) == rows
     with pytest.raises(Unavailable, match="is not running"):
         trellis.connect()
+
+
+def test_who_finds_a_grid_that_ends_at_that_moment_runs_it_itself(market_files, monkeypatch):
+    with trellis.connect() as writer:
+        rows = bring_in(writer, market_files)
+    ended = [("grpc://127.0.0.1:9", False)]
+    found = local.open_embedded
+    monkeypatch.setattr(local, "open_embedded", lambda folder: ended.pop() if ended else found(folder))
+    with trellis.connect("embedded://.trellis", timeout=1.0) as grid:
+        assert len(grid.read("t.amzn")) == rows

@@ -1,5 +1,6 @@
 """Strategies in this process: the inputs they get, what they may answer, what is published."""
 
+import contextlib
 import functools
 import importlib
 import json
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import numpy as np
@@ -238,8 +240,10 @@ def test_a_file_is_deployed_by_its_strategy_and_a_cell_is_not(tmp_path):
     typed = trellis.strategy("typed", inputs={"px": PRICES}, output=trellis.output("tests.typed", x="float64"))(
         cell["f"]
     )
+    (tmp_path / "units" / "mom_12_1.json").unlink()
     with pytest.raises(BadRequest, match="notebook"):
-        deploy_strategies([typed], tmp_path, until=Until.WRITTEN)
+        deploy_strategies([mom, typed], tmp_path, until=Until.WRITTEN)
+    assert not list((tmp_path / "units").iterdir()), "all or none"
 
 
 def test_twenty_edits_of_one_session_are_twenty_versions_and_the_same_rows_one(grid):
@@ -352,6 +356,37 @@ def test_a_run_that_was_to_publish_and_failed_is_in_the_ledger(grid):
     assert run["outcome"] == "failed" and "KeyError" in run["error"] and run["run_id"]
 
 
+def test_a_message_that_is_no_text_is_told_all_the_same(grid):
+    def compute(ctx, px):
+        raise ValueError("caf\udce9")
+
+    with pytest.raises(StrategyError, match=r"caf\\udce9"):
+        declare("surrogate", compute).run(session=SESSION, grid=grid, publish=True)
+    assert "udce9" in ledger(grid, "surrogate")[0]["error"]
+
+
+def test_a_process_that_a_strategy_forks_off_publishes_nothing(grid):
+    def compute(ctx, px):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        return ctx.frame(symbol=["A"], score=[1.0 if child else 2.0])
+
+    assert declare("forks", compute).run(session=SESSION, grid=grid, publish=True).published["version"] == 0
+    assert len(ledger(grid, "forks")) == 1
+
+
+def test_an_answer_that_is_kept_has_the_fields_of_a_dataset_that_grew_here(empty, tmp_path):
+    for name, text in (("one", "x"), ("two", "x,y")):
+        values = ",".join("1.5" for _ in text.split(","))
+        (tmp_path / f"{name}.csv").write_text(f"symbol,ts,{text}\nA,2016-08-0{len(text)},{values}\n")
+    import_files(empty, "tests.grows", [tmp_path / "one.csv"])
+    now = empty.read("tests.grows").receipt.known_through
+    assert empty.read("tests.grows", as_of=now).columns == ["symbol", "ts", "x"]
+    import_files(empty, "tests.grows", [tmp_path / "two.csv"])
+    assert empty.read("tests.grows", as_of=now).columns == ["symbol", "ts", "x", "y"]
+
+
 def test_a_strategy_that_exits_has_failed_with_its_own_frames(grid):
     def compute(ctx, px):
         sys.exit(7)
@@ -377,6 +412,13 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
         if told:
             raise told[0]
 
+    def swallowed(work):
+        with contextlib.suppress(BadRequest):
+            work()
+
+    pool = ThreadPoolExecutor(1)
+    pool.submit(int).result()  # its thread is there before
+
     url = f"embedded://{folder}"
     # what is kept of a read before is of a grid too
     grid.read("equities.daily", ["close"], as_of="2016-08-01")
@@ -385,7 +427,7 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
         lambda: grid.datasets(),
         lambda: grid.read("equities.daily", ["close"], as_of="2016-08-01"),
     ):
-        for through in (lambda work: work(), in_a_thread):
+        for through in (lambda work: work(), in_a_thread, lambda work: pool.submit(work).result(), swallowed):
             inside = declare("reaches_out", lambda ctx, px, work=work, through=through: through(work))
             with pytest.raises(StrategyError, match=r"strategy reaches_out calls .* while it runs") as refused:
                 inside.run(session=SESSION, grid=grid)
@@ -406,6 +448,8 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
         assert "equities.daily" in other.datasets()
     leave.set()
     running.join()
+    assert "equities.daily" in pool.submit(grid.datasets).result()
+    pool.shutdown()
 
 
 def ledger_has(grid, symbol):

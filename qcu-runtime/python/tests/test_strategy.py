@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,12 @@ def test_anything_that_can_be_called_with_its_inputs_is_a_strategy():
     assert "(ctx, px)" in refused.value.hint
 
 
+def test_a_strategy_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(partial)) is partial
+    with pytest.raises(TypeError, match="strategy x has no name at the top of a module"):
+        pickle.dumps(declare())
+
+
 @pytest.mark.parametrize(
     "make", [list, tuple, np.array, pd.Index, pd.Series, lambda names: np.array(names, dtype=object)]
 )
@@ -130,6 +137,9 @@ def test_lookbacks_are_written_as_people_say_them(lookback, written):
         lambda: declare(inputs={"px": trellis.series("a.b", lookback="0 sessions")}),
         lambda: trellis.series("a.b", symbols=[], lookback="1 sessions"),
         lambda: trellis.series("a.b", symbols=[1], lookback="1 sessions"),
+        lambda: trellis.series("a.b", symbols=np.array("A"), lookback="1 sessions"),
+        lambda: trellis.series("a.b", symbols=pd.DataFrame({"A": [1.0]}), lookback="1 sessions"),
+        lambda: trellis.series("a.b", np.array("close"), lookback="1 sessions"),
         lambda: declare(inputs={"px": trellis.series("a.b", symbols=["*", "A"], lookback="1 sessions")}),
     ],
 )

@@ -99,7 +99,7 @@ def _run(channel: socket.socket, strategy: Any, request: dict[str, Any], fds: li
 
 
 def _send(channel: socket.socket, packet: dict[str, Any], fds: list[int] | None = None) -> None:
-    data = json.dumps(packet, ensure_ascii=False).encode()
+    data = json.dumps(packet, ensure_ascii=False).encode(errors="replace")
     # lines of the strategy's own that are still in a buffer belong to this run, not to the next
     with contextlib.suppress(Exception):
         sys.stdout.flush()

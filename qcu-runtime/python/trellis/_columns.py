@@ -89,7 +89,9 @@ def _columns_of_pandas(table: Any) -> dict[str, Any]:
             )
     elif len(index) and index.dtype.kind not in "iu":
         raise BadRows(
-            f"the index of the DataFrame holds {index.dtype}, and has no name",
+            f"the index of the DataFrame holds {index.dtype}, and is named {index.name!r}"
+            if index.name
+            else f"the index of the DataFrame holds {index.dtype}, and has no name",
             hint=".rename_axis('ts') makes it the rows' times, .reset_index(drop=True) leaves it out",
         )
     # rows of one table belong together: from here on by position
@@ -194,7 +196,7 @@ def _plain(name: str, value: Any) -> _Plain:
         return _numpy(name, value.values, None)
     if hasattr(value, "columns"):
         raise BadRows(f"column {name} is a whole table", hint='take one column of it: table["score"]')
-    if library(value) == "pandas" and hasattr(value, "to_numpy"):
+    if library(value) == "pandas" and hasattr(value, "to_numpy") and hasattr(value, "dtype"):
         return _pandas(name, value)
     if library(value) == "xarray":
         raise BadRows(f"column {name} has labels of xarray", hint=f"{name}.to_series(), a pandas Series")
@@ -279,7 +281,8 @@ def _value(name: str, value: Any) -> Any:
 def _of_decimal(name: str, value: decimal.Decimal) -> int | float:
     """A decimal as the integer that it is, else as the float whose shortest text it is."""
     if not value.is_finite():
-        return float(value)
+        # not every kind of NaN is a float
+        return float("nan") if value.is_nan() else float(value)
     if value == value.to_integral_value():
         return int(value)
     if decimal.Decimal(repr(float(value))) == value:

@@ -2,22 +2,27 @@
 
 A strategy reads what it declares, and nothing else: a grid that it connects to by itself is another one where it is
 deployed, or an empty one, and its answer would be wrong without a word. So while its function or its file runs, in that
-thread and in the threads that these start, `connect()` and the calls of a `Grid` are refused.
+thread, in the threads that these start and in what they give to thread pools, `connect()` and the calls of a `Grid` are
+refused; and a run that was refused one has failed, even if it went on without.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from .errors import BadRequest
 
 _MARK = "_trellis_inside"
 _start = threading.Thread.start
+_submit = ThreadPoolExecutor.submit
 _guard = threading.Lock()
 
 
@@ -26,49 +31,85 @@ class _Running:
 
     def __init__(self, what: str) -> None:
         self.what, self.ended = what, False
+        self.refused: BadRequest | None = None
 
 
 @contextlib.contextmanager
 def running(what: str) -> Iterator[None]:
     """`what` is running in this thread: "strategy mom_12_1", or a file."""
-    _mark_started_threads()
-    thread, mine = threading.current_thread(), _Running(what)
+    _mark_threads()
+    mine = _Running(what)
+    failed = None
+    try:
+        with _marked(mine):
+            yield
+    except BaseException as error:
+        failed = error
+        raise
+    finally:
+        mine.ended = True
+        # the strategy went on without what it wanted to read, as far as it came
+        if mine.refused is not None and failed is not mine.refused:
+            raise mine.refused
+
+
+@contextlib.contextmanager
+def _marked(mark: _Running) -> Iterator[None]:
+    thread = threading.current_thread()
     before = getattr(thread, _MARK, None)
-    setattr(thread, _MARK, mine)
+    setattr(thread, _MARK, mark)
     try:
         yield
     finally:
-        mine.ended = True
         setattr(thread, _MARK, before)
 
 
+def _mark() -> _Running | None:
+    mark = getattr(threading.current_thread(), _MARK, None)
+    return None if mark is None or mark.ended else mark
+
+
 def refuse_grid(call: str) -> None:
-    """Refuses to speak to a grid inside a strategy.
+    """Refuses to speak to a grid inside a strategy. Its run has failed by that, whatever the strategy does about it.
 
     Raises:
         BadRequest: why, and what to do instead.
     """
-    mark = getattr(threading.current_thread(), _MARK, None)
-    if mark is not None and not mark.ended:
-        raise BadRequest(
+    mark = _mark()
+    if mark is not None:
+        mark.refused = BadRequest(
             f"{mark.what} calls {call} while it runs: it would read what it does not declare, of another grid where "
             "it is deployed",
             hint="declare what it reads, inputs=dict(px=trellis.series(...)), and use that argument; what opens a grid "
             'outside of it goes under `if __name__ == "__main__":`',
         )
+        raise mark.refused
 
 
-def _mark_started_threads() -> None:
+def _mark_threads() -> None:
     with _guard:
         if threading.Thread.start is _start:
             threading.Thread.start = _start_marked  # type: ignore[method-assign]
+            ThreadPoolExecutor.submit = _submit_marked  # type: ignore[method-assign]
 
 
 def _start_marked(thread: threading.Thread) -> None:
-    mark = getattr(threading.current_thread(), _MARK, None)
-    if mark is not None and not mark.ended:
+    mark = _mark()
+    if mark is not None:
         setattr(thread, _MARK, mark)
     _start(thread)
+
+
+def _submit_marked(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    # its threads may have been started before
+    mark = _mark()
+    work = function if mark is None else functools.partial(_call_marked, mark, function)
+    return _submit(pool, work, *args, **kwargs)
+
+
+def _call_marked(mark: _Running, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _marked(mark):
+        return function(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -328,7 +328,8 @@ def _read(args: argparse.Namespace) -> None:
         frame = grid.read(
             args.dataset,
             _names(args.fields),
-            symbols=_names(args.symbols) or "*",
+            # a list that came out empty by mistake must not read the world
+            symbols="*" if args.symbols is None else _names(args.symbols),
             start=args.start,
             end=args.end,
             as_of=args.as_of,
@@ -448,10 +449,12 @@ def _published(ack: dict[str, Any]) -> str:
 
 
 def _deploy(args: argparse.Namespace) -> None:
+    from ._inside import stdout_to_stderr
     from ._time import to_session
     from .deploy import Until, deploy_strategies, failure, load_strategies
 
-    strategies = [s for target in args.targets for s in load_strategies(target)]
+    with stdout_to_stderr():
+        strategies = [s for target in args.targets for s in load_strategies(target)]
     session = to_session(args.session) if args.session else None
     until = Until.ENDED if args.wait else Until.WRITTEN if args.no_wait else Until.STARTED
     state = args.state or local.STATE

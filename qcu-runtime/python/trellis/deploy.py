@@ -235,7 +235,7 @@ def deploy_strategies(
             f"no grid runs in {state} that could run units",
             hint="start it with `trellis up`, or write the units without waiting: --no-wait",
         )
-    units = []
+    units, files = [], []
     for strategy in strategies:
         folder, module, digest = make_bundle(strategy, state)
         manifest = folder / f"{strategy.name}.json"
@@ -250,8 +250,11 @@ def deploy_strategies(
             # deploying the same again is a wish to run it again
             "deployed_ns": time.time_ns(),
         }
-        local.write_json(state / "units" / f"{strategy.name}.json", unit)
+        files.append((state / "units" / f"{strategy.name}.json", dict(unit)))
         units.append(unit)
+    # all or none: the one that is refused has been by now
+    for path, unit in files:
+        local.write_json(path, unit)
     if until is not Until.WRITTEN:
         for unit in units:
             unit |= _watched(state, unit, until, show)

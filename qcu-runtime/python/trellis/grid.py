@@ -90,8 +90,17 @@ class _Remote:
         pass
 
 
-# what asks and changes nothing: it needs no folder where there is none
-_READS = (_Client.read, _Client.describe, _Client.symbols, _Client.sessions)
+# what is about a dataset that is there: it needs no folder where there is none
+_OF_A_DATASET = (
+    _Client.read,
+    _Client.describe,
+    _Client.symbols,
+    _Client.sessions,
+    _Client.alter,
+    _Client.drop,
+    _Client.rename,
+    _trellis.end_ownership,
+)
 
 
 class _Embedded:
@@ -107,15 +116,26 @@ class _Embedded:
             self.open()
 
     def open(self) -> None:
-        url, self.ours = local.open_embedded(self.folder)
-        # of another process: a call ends when that process does
-        lock = None if self.ours else local.lock_file(self.folder)
-        try:
-            self.client = _Client(url, self.unit, self.timeout, DEADLINE_S, lock)
-            self.url = url
-        except BaseException:
-            self.close()
-            raise
+        while True:
+            url, self.ours = local.open_embedded(self.folder)
+            # of another process: a call ends when that process does
+            lock = None if self.ours else local.lock_file(self.folder)
+            try:
+                self.client = _Client(url, self.unit, self.timeout, DEADLINE_S, lock)
+            except BaseException as error:
+                # it may have ended since it was found: then somebody else is to be found, or we are
+                again = isinstance(error, Unavailable) and not self.ours and not self.runs(url)
+                self.close()
+                if not again:
+                    raise
+            else:
+                self.url = url
+                return
+
+    def runs(self, url: str) -> bool:
+        """Whether the grid that listens there is the folder's."""
+        found = local.holder(self.folder)
+        return found is not None and found["url"] == url
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.ours:
@@ -127,18 +147,17 @@ class _Embedded:
             if function in (_Client.describe, _Client.stats):
                 return []
         self.follow()
-        try:
-            return function(self.client, *args)
-        except Unavailable:
-            if not self.follow():
-                raise
-            return function(self.client, *args)
+        while True:
+            try:
+                return function(self.client, *args)
+            except Unavailable:
+                if not self.follow():
+                    raise
 
     def follow(self) -> bool:
         """If the process that ran the grid has ended, somebody else runs it now, perhaps we. Whether it is so."""
         with self.lock:
-            found = local.holder(self.folder) if self.client is not None and not self.ours else None
-            if self.ours or (found is not None and found["url"] == self.url):
+            if self.ours or (self.client is not None and self.runs(self.url)):
                 return False
             self.open()
             return True
@@ -158,10 +177,10 @@ class _Embedded:
 
 
 def _dataset_asked(function: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
-    """The dataset that a question is about; None for what is about none, or changes something."""
+    """The dataset that must be there for a call; None for what is about none, or makes it."""
     if function is _trellis.prefetch:
         return next((i["dataset"] for i in json.loads(args[0])["inputs"]), None)
-    return args[0] if args and function in _READS else None
+    return args[0] if args and function in _OF_A_DATASET else None
 
 
 class _Pinned:
@@ -414,6 +433,7 @@ class Grid:
         """
         done = self._call(_Client.rename, _text(dataset, "dataset"), _text(to, "to"), uuid.uuid4().hex, _who())
         self._pinned.forget(dataset)
+        self._pinned.forget(to)
         return done
 
     def stats(self) -> list[dict[str, Any]]:

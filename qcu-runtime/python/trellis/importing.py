@@ -150,6 +150,7 @@ def import_files(
 
     paths = [os.fspath(f) for f in files]
     result = grid._call(_trellis.import_files, dataset, paths, given, fields, run_id, told)
+    grid._pinned.forget(dataset)
     last = result["publishes"][-1] if result["publishes"] else None
     return {
         "dataset": result["dataset"],

@@ -26,8 +26,14 @@ _HEADER = "Traceback (most recent call last):\n"
 
 def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Frame:
     """Calls the strategy's function and makes a Frame of its answer. What it raises passes through."""
-    with _inside.running(f"strategy {strategy.name}"):
-        return frame_of(strategy.function(context, **inputs))
+    process = os.getpid()
+    try:
+        with _inside.running(f"strategy {strategy.name}"):
+            return frame_of(strategy.function(context, **inputs))
+    finally:
+        # one that the strategy forked off would answer, and publish, too
+        if os.getpid() != process:
+            os._exit(1)
 
 
 def input_frame(
@@ -68,6 +74,7 @@ def run_here(
         raise
     if publish:
         frame.published = grid._call(_trellis.publish_run, manifest, session, prefetched, frame._rows, take_over)
+        grid._pinned.forget(strategy.output.dataset)
     return frame
 
 
@@ -101,7 +108,7 @@ def _failed(strategy: Strategy, session: str, error: BaseException) -> StrategyE
     if isinstance(error, SystemExit):
         told = exit_told(error)
     return StrategyError(
-        f"strategy {strategy.name}, session {session}: {told}",
+        _text(f"strategy {strategy.name}, session {session}: {told}"),
         hint=error.hint if isinstance(error, TrellisError) else "",
         traceback=traceback_of(error),
     )
@@ -124,13 +131,19 @@ def traceback_of(error: BaseException) -> str:
         own = [frame for frame in frames if is_own(frame.filename)]
         # a SyntaxError has a place, and no frame
         lines = [_HEADER, *traceback.format_list(own), *traceback.format_exception_only(error)]
-    return "".join(lines).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
+    return _text("".join(lines)).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
+
+
+def _text(told: str) -> str:
+    """Text that can be written: a name of a file that is no UTF-8 has halves of characters in Python."""
+    return told.encode(errors="backslashreplace").decode()
 
 
 def frames_of(text: str) -> str:
     """Of a traceback its frames: what is above them is the same in all, and what is below is the message."""
     lines = text.splitlines()
-    last = max((i for i, line in enumerate(lines) if line.startswith("  ")), default=-1)
+    # a message may have an indented line, too: its hint
+    last = max((i for i, line in enumerate(lines) if line.startswith(("  File ", "    "))), default=-1)
     return "".join(f"{line}\n" for line in lines[: last + 1] if line != _HEADER.strip())
 
 

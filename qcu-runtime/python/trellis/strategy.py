@@ -8,6 +8,7 @@ run's `as_of`, and declared inputs can be fetched while Python is still importin
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -142,9 +143,14 @@ def field_list(fields: Any) -> tuple[Any, ...]:
         return ()
     if isinstance(fields, str):
         return (fields,)
-    if isinstance(fields, Mapping) or not hasattr(fields, "__iter__"):
+    if not _is_list(fields):
         raise BadRequest(f"fields must be the name of a field or a list of names, not {fields!r}")
     return tuple(str(f) if isinstance(f, str) else f for f in fields)
+
+
+def _is_list(names: Any) -> bool:
+    # a DataFrame would give its columns' names, an array of no dimension nothing
+    return hasattr(names, "__iter__") and not isinstance(names, Mapping) and getattr(names, "ndim", 1) == 1
 
 
 def symbol_list(symbols: Any) -> tuple[str, ...]:
@@ -153,7 +159,7 @@ def symbol_list(symbols: Any) -> tuple[str, ...]:
         return ("*",)
     if isinstance(symbols, str):
         return (symbols,)
-    if isinstance(symbols, Mapping) or not hasattr(symbols, "__iter__"):
+    if not _is_list(symbols):
         raise BadRequest(f'symbols must be a symbol, a list of them, or "*", not {symbols!r}')
     listed = tuple(str(s) if isinstance(s, str) else s for s in symbols)
     wrong = [s for s in listed if not isinstance(s, str)]
@@ -339,6 +345,14 @@ class Strategy:
             **code,
         }
 
+    def __reduce__(self) -> Any:
+        if not any(value is self for _, value in _top_level(self)):
+            raise TypeError(
+                f"strategy {self.name} has no name at the top of a module and cannot be pickled: give it one, so that "
+                "another process finds it there"
+            )
+        return _by_name, (self._declared_in[0], self._attribute())
+
     def __repr__(self) -> str:
         reads = ", ".join(f"{name}={s.dataset}" for name, s in self.inputs.items())
         return f"<strategy {self.name}: {reads} -> {self.output.dataset}>"
@@ -429,6 +443,10 @@ def _declaring() -> tuple[str, str]:
             return frame.f_globals.get("__name__", ""), frame.f_code.co_filename
         frame = frame.f_back
     return "", ""
+
+
+def _by_name(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def _top_level(strategy: Strategy) -> list[tuple[str, Any]]:

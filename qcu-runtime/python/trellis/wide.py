@@ -142,9 +142,10 @@ class _Operand(NDArrayOperatorsMixin):
         rows = {x.symbols for x in whole}
         times = [x.index for x in whole if x.index is not None]
         if len(rows) > 1 or any(not np.array_equal(times[0], other) for other in times[1:]):
+            fix = "align them first: a.reindex(b.symbols); or give" if len(rows) > 1 else "their sessions differ: give"
             raise BadRequest(
                 f"np.{function.__name__} takes arrays by position, and these have different labels",
-                hint="align them first: a.reindex(b.symbols); or give .values if positions are meant",
+                hint=f"{fix} .values if positions are meant",
             )
         return function(*args, **kwargs)
 
