@@ -261,6 +261,45 @@ def test_an_edited_file_is_not_deployed_with_what_it_declared_before(folder):
     make_bundle(importlib.reload(module).x, folder / "state")
 
 
+SETS = (
+    HEAD
+    + """
+import helping
+
+N, EMPTY = 1, {}
+SYMBOLS = ["A", "B"]
+CACHE = {}
+
+def helper():
+    return N
+
+@declare
+def x(ctx):
+    CACHE[ctx] = 1
+    return helper(), helping.N, SYMBOLS
+"""
+)
+
+
+def test_what_is_set_from_outside_is_no_code_of_the_file(folder):
+    module = imported(folder, sets=SETS, helping="N: int = 1\nM = N * 2\n")
+    clean = code_digest(module.x)
+    module.x("ctx")
+    assert clean.startswith("sha256:") and code_digest(module.x) == clean
+    told = {clean}
+    for owner, name, value in [
+        (module, "SYMBOLS", ["A", "C"]),
+        (module, "helper", lambda: 2),
+        (module.helping, "N", 2),
+        (module.helping, "N", 1.0),
+    ]:
+        before = vars(owner)[name]
+        setattr(owner, name, value)
+        told.add(code_digest(module.x))
+        setattr(owner, name, before)
+    assert len(told) == 5 and code_digest(module.x) == clean
+
+
 def until_later(file, moment):
     """Until the clock of files is past a moment."""
     while file.stat().st_ctime <= moment:

@@ -7,11 +7,16 @@ same answer in a notebook, at a deploy, and in the middle of a run.
 from __future__ import annotations
 
 import ast
+import collections
 import importlib.util
+import os
 import pathlib
+import sys
 import sysconfig
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 OURS = pathlib.Path(__file__).parent
 _LIBRARIES = [OURS, *(pathlib.Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
@@ -107,3 +112,47 @@ def _modules(folder: pathlib.Path, module: str) -> Iterator[pathlib.Path]:
             if path.is_file():
                 yield path
                 break
+
+
+def set_since(path: pathlib.Path) -> bool:
+    """Whether a constant or a function at the top of a file is another in memory: somebody has set it from outside.
+
+    What is written there once is looked at, and no empty list or dict: a run may have filled that.
+    """
+    modules = [
+        m for m in list(sys.modules.values()) if os.path.realpath(getattr(m, "__file__", None) or "") == str(path)
+    ]
+    if not modules:
+        return False
+    tree = ast.parse(path.read_bytes(), str(path))
+    written: collections.Counter[str] = collections.Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            written[node.id] += 1
+        elif isinstance(node, ast.FunctionDef):
+            written[node.name] += 1
+    return any(
+        name in vars(module) and not _is_written(node, vars(module)[name], path)
+        for node in tree.body
+        if (name := _named(node)) is not None and written[name] == 1
+        for module in modules
+    )
+
+
+def _named(node: ast.stmt) -> str | None:
+    """The name that a statement gives a value to."""
+    if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+        return node.name
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else None
+
+
+def _is_written(node: ast.stmt, value: Any, path: pathlib.Path) -> bool:
+    """Whether a value may be the one that a statement gives."""
+    if isinstance(node, ast.FunctionDef):
+        return isinstance(value, types.FunctionType) and os.path.realpath(value.__code__.co_filename) == str(path)
+    try:
+        literal = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+    except (ValueError, TypeError, AttributeError):
+        return True
+    return literal in ((), [], {}) or (type(value) is type(literal) and value == literal)

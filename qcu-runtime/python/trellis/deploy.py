@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from . import _inside, _trellis, local
-from ._imports import reached_by
+from ._imports import reached_by, set_since
 from ._live import live_digest
 from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable
 from .run import traceback_of
@@ -124,13 +124,14 @@ def code_digest(strategy: Strategy) -> str:
     * `sha256:...`: of a file, the local modules that it imports and the versions of the packages that these name; what
       deploying it says.
     * `live:sha256:...`: of what is in memory, for what no file tells: a notebook's cell or a prompt, a strategy that a
-      function made, a file (or a module that it imports) that was written to when it might have been imported already.
-      `_live` says what that covers.
+      function made, a file (or a module that it imports) that was written to when it might have been imported already,
+      or whose constants or functions were set to others since. `_live` says what that covers.
     * `unknown:...`: why it cannot be told.
     """
     try:
         file = pathlib.Path(source_file(strategy)).resolve()
-        if not _edited(strategy, file, reached_by(file).files):
+        files = reached_by(file).files
+        if not _edited(strategy, file, files) and not any(set_since(path) for path in files):
             return f"sha256:{bundle_of(file)[1]}"
     except (BadRequest, OSError, SyntaxError, ValueError):
         pass
