@@ -134,12 +134,12 @@ pub fn due(manifest: &Manifest, state: &State, now_ns: i64) -> Result<Due> {
             let Some(closed) = calendar.newest_closed(now_ns, delay).map(|s| s.date) else {
                 return Ok(Due::Never);
             };
+            // A person may publish a session that is yet to come: that is no reason to wait for the one after it.
+            let published = published.map(|published| published.min(closed));
             if let Some(&session) = candidates(calendar, published, closed).first() {
                 return Ok(ready_or_waiting(manifest, calendar, state, session));
             }
-            let at = calendar
-                .next(published.unwrap_or(closed).max(closed))
-                .and_then(|date| calendar.session(date));
+            let at = calendar.next(closed).and_then(|date| calendar.session(date));
             Ok(at.map_or(Due::Never, |session| Due::At {
                 session: session.date,
                 at_ns: session.close_ns.saturating_add(delay),
@@ -299,6 +299,15 @@ mod tests {
             reached: Some(day("2016-08-09")),
         };
         assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_session_that_somebody_published_before_its_time_is_no_reason_to_wait_for_the_one_after_it() {
+        let state = state(rows_to("2016-08-15"), rows_to("2016-08-10"));
+        let waits = Due::At { session: day("2016-08-11"), at_ns: evening("2016-08-11") };
+        assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), waits);
+        let state = State { inputs: vec![rows_to("2016-08-16")], ..state };
+        assert_eq!(due(&unit(), &state, evening("2016-08-16")).unwrap(), Due::Run(day("2016-08-16")));
     }
 
     #[test]

@@ -88,6 +88,8 @@ struct Service<'a> {
     running: Option<NaiveDate>,
     /// The lease is lost, said the shard when a run was to publish.
     fenced: Option<Error>,
+    /// Who took the output over since the last run.
+    taken_over: Option<String>,
 }
 
 /// A session that failed after all its attempts.
@@ -138,7 +140,17 @@ impl<'a> Service<'a> {
             "{{\"ready\": true, \"role\": \"qcu\", \"id\": \"{}\"}}",
             config.unit.manifest.unit
         ));
-        Ok(Self { config, client, runner, lease, stop, teller, running: None, fenced: None })
+        Ok(Self {
+            config,
+            client,
+            runner,
+            lease,
+            stop,
+            teller,
+            running: None,
+            fenced: None,
+            taken_over: None,
+        })
     }
 
     async fn work(&mut self) -> Result<u8> {
@@ -175,7 +187,7 @@ impl<'a> Service<'a> {
             match self.published(Some(session)).await {
                 Ok(upstream) => match schedule::named_is_ready(manifest, &upstream, session)? {
                     Due::Run(_) => return Ok(true),
-                    due => self.teller.tell(Doing::Waiting(due)),
+                    due => self.teller.tell(self.waiting(due)),
                 },
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "the grid cannot be asked");
@@ -223,7 +235,7 @@ impl<'a> Service<'a> {
                 before = None;
                 continue;
             }
-            self.teller.tell(Doing::Waiting(due.clone()));
+            self.teller.tell(self.waiting(due.clone()));
             match due {
                 Due::At { at_ns, .. } => {
                     let wait =
@@ -239,6 +251,10 @@ impl<'a> Service<'a> {
             }
         }
         Ok(0)
+    }
+
+    fn waiting(&self, due: Due) -> Doing {
+        Doing::Waiting { due, taken_over: self.taken_over.clone() }
     }
 
     async fn due(&self) -> Result<Due> {
@@ -302,6 +318,7 @@ impl<'a> Service<'a> {
         match lost.code() {
             Code::Fenced => {
                 tracing::warn!(error = lost.message(), "the unit waits until the lease is free again");
+                self.taken_over = Some(first_line(lost.message()));
                 self.teller.tell(Doing::Fenced { error: first_line(lost.message()) });
             }
             _ if lost.retryable() => {
@@ -331,6 +348,7 @@ impl<'a> Service<'a> {
     /// One run.
     async fn run_session(&mut self, session: NaiveDate) -> Report {
         self.running = Some(session);
+        self.taken_over = None;
         let report = self.runner.run(session, "", &self.lease).await;
         self.running = None;
         self.fenced = report.error.clone().filter(|error| error.code() == Code::Fenced);

@@ -10,7 +10,8 @@
 //!
 //! A status has the fields `state`, `note` (one line for people), `at` (when it was said), and, where they apply, `session`
 //! (the one that runs or comes next), `attempt` and `attempts` (which of how many), `next_at` (when it acts by itself),
-//! `progress` (`done`, `total`, `note`, as the strategy says them) and `error` (one line). The states:
+//! `progress` (`done`, `total`, `note`, as the strategy says them), `taken_over` (who published over it since its last run) and
+//! `error` (one line). The states:
 //!
 //! | state | the unit |
 //! | --- | --- |
@@ -47,8 +48,13 @@ pub enum Doing {
         /// Of which dataset.
         output: String,
     },
-    /// What is due is not due yet; never [`Due::Run`].
-    Waiting(Due),
+    /// What is due is not due yet.
+    Waiting {
+        /// Never [`Due::Run`].
+        due: Due,
+        /// Who took the output over since the last run, and when: the unit has it again.
+        taken_over: Option<String>,
+    },
     /// A session runs.
     Running {
         /// Which.
@@ -102,8 +108,8 @@ impl Doing {
     pub fn state(&self) -> &'static str {
         match self {
             Self::Starting { .. } => "starting",
-            Self::Waiting(Due::Never) => "idle",
-            Self::Waiting(_) => "waiting",
+            Self::Waiting { due: Due::Never, .. } => "idle",
+            Self::Waiting { .. } => "waiting",
             Self::Running { .. } => "running",
             Self::Retrying { .. } => "retrying",
             Self::Failing { .. } => "failing",
@@ -121,7 +127,10 @@ impl Doing {
         put("note", json!(self.to_string()));
         match self {
             Self::Starting { .. } => {}
-            Self::Waiting(due) => {
+            Self::Waiting { due, taken_over } => {
+                if let Some(by) = taken_over {
+                    put("taken_over", json!(by));
+                }
                 if let Some(session) = next_session(due) {
                     put("session", json!(session.to_string()));
                 }
@@ -163,7 +172,11 @@ impl std::fmt::Display for Doing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Starting { output } => write!(f, "takes the lease of {output}"),
-            Self::Waiting(due) => match due {
+            Self::Waiting { due, taken_over: Some(by) } => {
+                let waiting = Self::Waiting { due: due.clone(), taken_over: None };
+                write!(f, "{waiting}; its output was taken over meanwhile: {by}")
+            }
+            Self::Waiting { due, taken_over: None } => match due {
                 // said while it runs by `Running`
                 Due::Run(session) => write!(f, "{session} is due"),
                 Due::At { session, at_ns } => {
@@ -292,7 +305,7 @@ mod tests {
 
     #[test]
     fn every_state_says_in_one_line_what_the_unit_waits_for() {
-        let due = |due| Doing::Waiting(due);
+        let due = |due| Doing::Waiting { due, taken_over: None };
         let cases = [
             (Doing::Starting { output: "signals.mom".into() }, "starting", "takes the lease of signals.mom"),
             (
@@ -314,6 +327,15 @@ mod tests {
                 due(Due::Upstream { session: Some(day("2016-08-10")), units: vec!["mom_12_1".into()] }),
                 "waiting",
                 "waits for mom_12_1 to publish 2016-08-10",
+            ),
+            (
+                Doing::Waiting {
+                    due: Due::At { session: day("2016-08-11"), at_ns: EVENING },
+                    taken_over: Some("fenced by epoch 2: unit mom (ada) took over at 2016-08-10".into()),
+                },
+                "waiting",
+                "waits for 2016-08-11, which is due at 2016-08-11T20:20:00Z; its output was taken over meanwhile: fenced by epoch 2: \
+                 unit mom (ada) took over at 2016-08-10",
             ),
             (due(Due::Never), "idle", "has no schedule: runs what is deployed with --session"),
             (running(1, None), "running", "runs 2016-08-10"),

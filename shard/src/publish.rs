@@ -17,7 +17,11 @@ use std::{
 use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
 use serde_json::{Map, Value, json};
 use tokio::{sync::oneshot, time::Instant};
-use trellis_proto::{Code, DatasetSpec, Error, Result, Symbol, pb, spec::Evolved, time::format_time};
+use trellis_proto::{
+    Code, DatasetSpec, Error, Result, Symbol, pb,
+    spec::Evolved,
+    time::{DAY_NS, format_time},
+};
 
 use crate::{
     append::{self, Rows},
@@ -107,6 +111,10 @@ struct Accepted {
     /// Who waits for it: its publisher, and any that sent the same run id meanwhile.
     replies: Vec<Reply>,
 }
+
+/// How long before the midnight of its date a session may be published. Who publishes further ahead has mistaken the year, and the
+/// unit of the output would take all sessions up to that one as published.
+const SESSION_AHEAD_NS: i64 = DAY_NS;
 
 impl Accepted {
     /// What is stored: its rows, and what it retracts.
@@ -428,6 +436,14 @@ impl Task {
             }
             return Verdict::Duplicate(self.ack_again(&run));
         }
+        if let Effect::Replaces(range) = &publish.effect
+            && range.start > now_ns.saturating_add(SESSION_AHEAD_NS)
+        {
+            let what = format!("the session {} lies in the future", format_time(range.start));
+            return Verdict::Refuse(Error::new(Code::InvalidRequest, what).hint(
+                "is the year right? A session can be published from a day before its date on: it begins earlier in the east",
+            ));
+        }
         let unowned = || match snapshot {
             Some(snapshot) => snapshot.lease.check_unowned(self.table.name.as_str()),
             None => Ok(()),
@@ -685,10 +701,21 @@ impl Task {
 /// # Errors
 /// [`Code::Conflict`] if there is no such dataset, or nobody may make it for this publish.
 async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
+    let dataset = &have.dataset;
+    let way = match publish.right {
+        Right::Session { .. } | Right::Once { .. } => format!(
+            "a unit may add fields to its output and widen them. To rename a field or leave one out: `trellis dataset release \
+             {dataset}`, then `trellis dataset alter {dataset} --rename-field OLD=NEW` or `--drop-field F`, and publish again; or \
+             publish to another dataset"
+        ),
+        Right::Import { .. } | Right::Ledger => format!(
+            "give it the schema that it has, use another dataset, or change it: `trellis dataset alter {dataset}`"
+        ),
+    };
     let refuse = |why: String| {
-        Error::new(Code::Conflict, format!("{} exists with another schema: {why}", have.dataset))
-            .dataset(&have.dataset)
-            .hint("publish with the schema that the dataset has, or under another name")
+        Error::new(Code::Conflict, format!("{dataset} exists with another schema: {why}"))
+            .dataset(dataset)
+            .hint(&*way)
     };
     let may_lack = match publish.right {
         Right::Session { .. } | Right::Once { .. } | Right::Import { .. } => false,
@@ -703,7 +730,7 @@ async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
             lacks.name, lacks.data_type
         )));
     }
-    let wider = Task::wider(have, &publish.spec)?;
+    let wider = Task::wider(have, &publish.spec).map_err(|error| error.hint(&*way))?;
     if wider.is_some() && matches!(publish.right, Right::Session { .. }) {
         let why = schema::difference(have, &publish.spec).unwrap_or_else(|| "it is another one".to_owned());
         return Err(refuse(why));

@@ -170,6 +170,28 @@ async fn an_import_into_a_units_output_is_refused_until_somebody_ends_its_owners
     served.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_far_in_the_future_is_refused() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    let client = &mut served.client;
+    let today = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86_400;
+    for (ahead, taken) in [(1, true), (2, false), (1_000, false)] {
+        let (n, run) = (i64::try_from(today + ahead).unwrap(), format!("r{ahead}"));
+        let session = trellis_proto::time::format_time(day(n));
+        let header = pb::PublishHeader { session, ..once("mom", &run, false) };
+        match send(client, header, &[batch(&[("A", day(n), 1.0)])]).await {
+            Ok(_) => assert!(taken, "{ahead}"),
+            Err(refused) => {
+                assert!(!taken, "{refused}");
+                assert_eq!(refused.code(), Code::InvalidRequest);
+                assert!(refused.hint_text().contains("is the year right?"), "{refused}");
+            }
+        }
+    }
+    served.stop().await;
+}
+
 /// A publish that takes its own lease.
 fn once(unit: &str, run: &str, take_over: bool) -> pb::PublishHeader {
     pb::PublishHeader {
