@@ -46,7 +46,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-pub use context::{TRACEPARENT, inject, inject_headers, parent_of, set_parent, traceparent};
+pub use context::{TRACEPARENT, inject, inject_headers, parent_of, set_parent, trace_id, traceparent};
 pub(crate) use context::{adopt, write_context};
 pub use export::Dropped;
 pub use settings::Settings;

@@ -17,6 +17,7 @@ use crate::{
     engine::{Dataset, DatasetCounts, Engine},
     fair::{self, Fair},
     frame::Shape,
+    ledger::Kept,
     metrics::Metrics,
     plan::{self, Facts, Limits, Plan},
     stats::Stats,
@@ -55,6 +56,7 @@ pub(crate) struct HeadNode {
     admission: Fair,
     egress: Fair,
     shapes: RwLock<HashMap<DatasetName, Vec<CachedShape>>>,
+    kept: Kept,
     draining: AtomicBool,
 }
 
@@ -88,6 +90,7 @@ impl HeadNode {
             admission: Fair::new(admission),
             egress: Fair::new(egress),
             shapes: RwLock::default(),
+            kept: Kept::default(),
             draining: AtomicBool::new(false),
             config,
             engine,
@@ -116,6 +119,11 @@ impl HeadNode {
     /// Messages on their way out.
     pub(crate) fn egress(&self) -> &Fair {
         &self.egress
+    }
+
+    /// Records that the ledger did not take yet.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// From here on new requests are refused.

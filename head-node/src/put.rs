@@ -7,8 +7,8 @@
 //! [`PublishEnd`](pb::PublishEnd), which a broken one never gets. The call is made by a task of its own, because the
 //! handler is dropped with its client, and the shard's word is needed to tell the other shards.
 //!
-//! The shard's word is passed on unchanged, both ways. Its acknowledgement means durable; the other shards are told before
-//! it is passed on, so that whoever asks any of them after the acknowledgement sees the rows.
+//! The shard's word is passed on, both ways. Its acknowledgement means durable; before it is passed on the other shards are
+//! told, so that whoever asks any of them after the acknowledgement sees the rows, and the publish is recorded in the ledger.
 
 use std::{
     pin::Pin,
@@ -31,9 +31,14 @@ use trellis_fabric::channel::{MESSAGE_BYTES_MAX, PeerChannel, UNIT};
 use trellis_proto::{
     Code, DatasetName, Error, Result,
     pb::{self, publish_message, shard_client::ShardClient},
+    runs,
 };
 
-use crate::{error, head::HeadNode};
+use crate::{
+    error,
+    head::HeadNode,
+    ledger::{self, Asked},
+};
 
 /// Path of the method.
 pub(crate) const PATH: &str = "/arrow.flight.protocol.FlightService/DoPut";
@@ -46,6 +51,7 @@ pub(crate) async fn relay(
     if head.is_draining() {
         return Err(error::draining(head.id()));
     }
+    let asked = Asked::of(&request);
     let (metadata, extensions, mut messages) = request.into_parts();
     let ending =
         extensions.get::<Ending>().cloned().ok_or_else(|| Error::new(Code::Internal, "unwatched publish"))?;
@@ -54,15 +60,18 @@ pub(crate) async fn relay(
         Ok(None) => return Err(invalid("the publish is empty")),
         Err(status) => return Err(Error::from_status(&status)),
     };
-    let header = header(&first)?;
+    let mut header = header(&first)?;
     if let Some(unit) = metadata.get(UNIT.as_str()) {
         check_unit(&header, unit.to_str().unwrap_or_default())?;
     }
     let dataset = DatasetName::new(&header.dataset)?;
     let (_, channel) = head.engine().home_channel(&dataset).await?;
     let (broken, broke) = oneshot::channel();
+    // the shard does not need its publisher's record, and the record not the dataset's spec
+    let record = header.record.take();
+    let said = pb::PublishHeader { record, spec: None, ..header.clone() };
     let messages = outgoing(header, first, messages, ending, broken);
-    let relayed = publish(head.clone(), dataset, channel, messages, broke).in_current_span();
+    let relayed = publish(head.clone(), dataset, (said, asked), channel, messages, broke).in_current_span();
     let ack = tokio::spawn(relayed)
         .await
         .map_err(|_| Error::new(Code::Internal, "the relay of a publish failed"))??;
@@ -72,6 +81,7 @@ pub(crate) async fn relay(
 async fn publish(
     head: Arc<HeadNode>,
     dataset: DatasetName,
+    (header, asked): (pb::PublishHeader, Asked),
     channel: PeerChannel,
     messages: impl Stream<Item = pb::PublishMessage> + Send + 'static,
     mut broke: oneshot::Receiver<Status>,
@@ -82,8 +92,10 @@ async fn publish(
     match shard.publish(messages).await {
         Ok(ack) => {
             let ack = ack.into_inner();
-            head.engine().sync_others(&dataset, ack.version).await;
-            Ok(ack)
+            let record = runs::published(&header, &ack, &asked.done());
+            let synced = head.engine().sync_others(&dataset, ack.version);
+            let (_, recorded) = tokio::join!(synced, ledger::record(&head, record));
+            Ok(pb::PublishAck { recorded, ..ack })
         }
         // what broke the publish, rather than what the shard says of the break
         Err(status) => Err(Error::from_status(&broke.try_recv().unwrap_or(status))),

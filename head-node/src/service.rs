@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 use trellis_fabric::channel::PeerChannel;
 use trellis_proto::{
-    DatasetName, Error, Result, Symbol, TimeRange,
+    Code, DatasetName, Error, Result, Symbol, TimeRange,
     pb::{self, head_server, shard_client::ShardClient},
+    runs,
 };
 
-use crate::{error, head::HeadNode};
-
-/// The dataset that holds the run ledger.
-const LEDGER: &str = "trellis.runs";
+use crate::{
+    error,
+    head::HeadNode,
+    ledger::{self, Asked},
+};
 
 /// The service.
 pub(crate) struct Service {
@@ -42,6 +45,14 @@ fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
         Ok(answer) => Ok(Response::new(answer.into_inner())),
         Err(status) => Err(Error::from_status(&status).into()),
     }
+}
+
+/// A write goes on when its client leaves: what the shard has done is to be told and recorded all the same.
+async fn to_its_end<T: Send + 'static>(
+    write: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let ended = tokio::spawn(write.in_current_span()).await;
+    ended.map_err(|_| Error::new(Code::Internal, "the relay of a write failed"))?
 }
 
 #[tonic::async_trait]
@@ -93,8 +104,18 @@ impl head_server::Head for Service {
         &self,
         request: Request<pb::AcquireLeaseRequest>,
     ) -> Result<Response<pb::Lease>, Status> {
+        let asked = Asked::of(&request);
         let request = request.into_inner();
-        pass(self.home(&request.dataset).await?.acquire_lease(request).await)
+        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
+        to_its_end(async move {
+            let granted = pass(home.acquire_lease(request.clone()).await)?;
+            // a lease writes nothing yet; that a dataset is nobody's output any more stands in it
+            if request.unit.is_empty() {
+                ledger::record(&head, runs::released(&request, granted.get_ref(), &asked.done())).await;
+            }
+            Ok(granted)
+        })
+        .await
     }
 
     async fn renew_lease(
@@ -117,46 +138,66 @@ impl head_server::Head for Service {
         &self,
         request: Request<pb::AlterDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
+        let asked = Asked::of(&request);
         let request = request.into_inner();
-        let dataset = request.dataset.clone();
-        let change = pass(self.home(&dataset).await?.alter_dataset(request).await)?;
-        self.head.engine().sync_others(&DatasetName::new(&dataset)?, change.get_ref().version).await;
-        Ok(change)
+        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
+        to_its_end(async move {
+            let change = pass(home.alter_dataset(request.clone()).await)?;
+            let record = runs::altered(&request, change.get_ref(), &asked.done());
+            let dataset = DatasetName::new(&request.dataset)?;
+            let synced = head.engine().sync_others(&dataset, change.get_ref().version);
+            tokio::join!(synced, ledger::record(&head, record));
+            Ok(change)
+        })
+        .await
     }
 
     async fn drop_dataset(
         &self,
         request: Request<pb::DropDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
+        let asked = Asked::of(&request);
         let request = request.into_inner();
-        let dataset = request.dataset.clone();
-        let change = pass(self.home(&dataset).await?.drop_dataset(request).await)?;
-        self.head.engine().sync_others(&DatasetName::new(&dataset)?, change.get_ref().version).await;
-        Ok(change)
+        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
+        to_its_end(async move {
+            let change = pass(home.drop_dataset(request.clone()).await)?;
+            let record = runs::dropped(&request, change.get_ref(), &asked.done());
+            let dataset = DatasetName::new(&request.dataset)?;
+            let synced = head.engine().sync_others(&dataset, change.get_ref().version);
+            tokio::join!(synced, ledger::record(&head, record));
+            Ok(change)
+        })
+        .await
     }
 
     async fn rename_dataset(
         &self,
         request: Request<pb::RenameDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
+        let asked = Asked::of(&request);
         let request = request.into_inner();
-        let dataset = request.dataset.clone();
-        let change = pass(self.home(&dataset).await?.rename_dataset(request).await)?;
-        // of the old name: that it is gone; of the new one, also to its home: that it is there
-        self.head.engine().sync_others(&DatasetName::new(&dataset)?, 0).await;
-        self.head
-            .engine()
-            .sync_all(&DatasetName::new(&change.get_ref().dataset)?, change.get_ref().version)
-            .await;
-        Ok(change)
+        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
+        to_its_end(async move {
+            let change = pass(home.rename_dataset(request.clone()).await)?;
+            let record = runs::renamed(&request, change.get_ref(), &asked.done());
+            let (old, new) =
+                (DatasetName::new(&request.dataset)?, DatasetName::new(&change.get_ref().dataset)?);
+            let synced = async {
+                // of the old name: that it is gone; of the new one, also to its home: that it is there
+                head.engine().sync_others(&old, 0).await;
+                head.engine().sync_all(&new, change.get_ref().version).await;
+            };
+            tokio::join!(synced, ledger::record(&head, record));
+            Ok(change)
+        })
+        .await
     }
 
     async fn record_runs(
         &self,
         request: Request<pb::RecordRunsRequest>,
     ) -> Result<Response<pb::RecordRunsReply>, Status> {
-        let reply = pass(self.home(LEDGER).await?.record_runs(request.into_inner()).await)?;
-        self.head.engine().sync_others(&DatasetName::new(LEDGER)?, reply.get_ref().version).await;
-        Ok(reply)
+        self.admit()?;
+        Ok(Response::new(ledger::append(&self.head, request.into_inner().runs).await?))
     }
 }

@@ -498,6 +498,106 @@ async fn a_publisher_that_breaks_off_publishes_nothing() {
     drop(sent);
 }
 
+async fn put(grid: &Grid, messages: Vec<FlightData>) -> Result<pb::PublishAck, Error> {
+    let mut flight = grid.flight().await;
+    let reply = flight.do_put(stream::iter(messages)).await.map_err(|status| Error::from_status(&status))?;
+    let results: Vec<_> = reply.into_inner().try_collect().await.unwrap();
+    Ok(pb::PublishAck::decode(results[0].app_metadata.clone()).unwrap())
+}
+
+#[tokio::test]
+async fn a_publish_is_in_the_ledger_before_it_is_acknowledged_and_a_refused_one_is_not() {
+    let grid = Grid::start(one_symbol()).await;
+    assert!(put(&grid, publish("mom", 3, 1)).await.unwrap().recorded);
+    let [run]: [pb::RunRecord; 1] = grid.shard.recorded().try_into().unwrap();
+    assert_eq!((run.unit.as_str(), run.output_dataset.as_str(), run.epoch), ("mom", "signals.mom", 3));
+    assert_eq!((run.outcome(), run.output_version, run.rows), (pb::RunOutcome::Succeeded, Some(8), 5));
+    assert!(run.started_ns > 0 && run.finished_ns >= run.started_ns && !run.run_id.is_empty());
+    assert!(run.code_digest.contains("127.0.0.1:"), "who it was: {}", run.code_digest);
+    assert_eq!(put(&grid, publish("mom", 1, 1)).await.unwrap_err().code(), Code::Fenced);
+    assert_eq!(grid.shard.recorded().len(), 1);
+}
+
+#[tokio::test]
+async fn a_publish_whose_record_the_ledger_refuses_is_acknowledged_all_the_same() {
+    let grid = Grid::start(one_symbol()).await;
+    grid.shard.refuse_records([Error::new(Code::InvalidRequest, "not such a record")]);
+    let ack = put(&grid, publish("mom", 3, 1)).await.unwrap();
+    assert_eq!((ack.version, ack.recorded), (8, false));
+    assert!(grid.shard.recorded().is_empty());
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_away_holds_up_no_publish_and_has_it_when_it_is_back() {
+    let grid = Grid::start(one_symbol()).await;
+    grid.shard.hold_writes(true);
+    let ack = put(&grid, publish("mom", 3, 1)).await.unwrap();
+    assert_eq!((ack.version, ack.recorded), (8, false));
+    // it is back, and not quite
+    grid.shard.refuse_records([Error::new(Code::Unavailable, "the disk is away")]);
+    grid.shard.hold_writes(false);
+    let recorded = grid.shard.recorded_in_the_end(1).await;
+    assert_eq!((recorded.len(), recorded[0].unit.as_str()), (1, "mom"));
+}
+
+#[tokio::test]
+async fn a_publish_is_recorded_though_its_publisher_dies_after_the_commit() {
+    let grid = Grid::start(one_symbol()).await;
+    grid.shard.hold_writes(true);
+    let mut flight = grid.flight().await;
+    let put =
+        tokio::spawn(async move { flight.do_put(stream::iter(publish("mom", 3, 1))).await.map(|_| ()) });
+    while grid.shard.publishes().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    put.abort();
+    assert!(put.await.unwrap_err().is_cancelled());
+    grid.shard.hold_writes(false);
+    assert_eq!(grid.shard.recorded_in_the_end(1).await[0].unit, "mom");
+}
+
+#[tokio::test]
+async fn changes_of_a_dataset_and_the_end_of_an_ownership_are_in_the_ledger() {
+    let grid = Grid::start(one_symbol()).await;
+    let mut head = grid.head().await;
+    let dataset = "signals.mom".to_owned();
+    let alter = pb::AlterDatasetRequest {
+        dataset: dataset.clone(),
+        id: "a1".into(),
+        by: "me".into(),
+        drop: vec!["x".into()],
+        ..Default::default()
+    };
+    assert_eq!(head.alter_dataset(alter.clone()).await.unwrap().into_inner().version, 9);
+    let rename =
+        pb::RenameDatasetRequest { dataset: dataset.clone(), to: "signals.mum".into(), ..Default::default() };
+    head.rename_dataset(rename).await.unwrap();
+    head.drop_dataset(pb::DropDatasetRequest { dataset: dataset.clone(), ..Default::default() })
+        .await
+        .unwrap();
+    let lease = |unit: &str| pb::AcquireLeaseRequest {
+        dataset: dataset.clone(),
+        unit: unit.into(),
+        ..Default::default()
+    };
+    head.acquire_lease(lease("mom")).await.unwrap();
+    head.acquire_lease(lease("")).await.unwrap();
+    let recorded = grid.shard.recorded();
+    let units: Vec<&str> = recorded.iter().map(|run| run.unit.as_str()).collect();
+    assert_eq!(units, ["alter:signals.mom", "rename:signals.mom", "drop:signals.mom", "release:signals.mom"]);
+    assert_eq!((recorded[0].run_id.as_str(), recorded[0].output_version), ("a1", Some(9)));
+    assert_eq!(recorded[1].output_dataset, "signals.mum");
+
+    // who asks leaves before the shard has answered
+    grid.shard.hold_writes(true);
+    let asked = tokio::spawn(async move { head.alter_dataset(alter).await.map(|_| ()) });
+    grid.shard.changed(4).await;
+    asked.abort();
+    assert!(asked.await.unwrap_err().is_cancelled());
+    grid.shard.hold_writes(false);
+    assert_eq!(grid.shard.recorded_in_the_end(5).await[4].unit, "alter:signals.mom");
+}
+
 #[tokio::test]
 async fn questions_about_datasets_and_leases_are_answered() {
     let grid = Grid::start(one_symbol()).await;

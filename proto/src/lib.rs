@@ -7,6 +7,7 @@
 //! * [`fetch`]: what shards answer, checked against what they were asked.
 //! * [`ticket`]: `SeriesRequest` as a Flight ticket, protobuf or JSON.
 //! * [`error`]: the one error, and the one table between our codes and gRPC's.
+//! * [`runs`]: the record that the run ledger has of each kind of write: pure.
 //! * [`placement`]: which head serves a series and which shard owns it: pure, with golden vectors.
 
 pub mod error;
@@ -14,6 +15,7 @@ pub mod fetch;
 pub mod name;
 pub mod placement;
 pub mod query;
+pub mod runs;
 pub mod spec;
 pub mod ticket;
 pub mod time;

@@ -29,12 +29,14 @@ use tonic::{Request, metadata::MetadataMap};
 use trellis_fabric::{channel::ChannelOptions, channel::PeerChannel, discovery, limited};
 use trellis_proto::{
     Code, DatasetName, Error, Result, SeriesQuery, Symbol, Symbols, TimeRange, pb,
-    pb::head_client::HeadClient, placement,
+    pb::head_client::HeadClient, placement, runs::LEDGER,
 };
 
 pub use answer::Answer;
 pub(crate) use heads::jittered;
 use heads::{Heads, of_status};
+
+use crate::run::now_ns;
 
 /// How long [`Client::stats`] waits for each head: a head that is away must not hold up a table of the others.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -346,12 +348,14 @@ impl Client {
     /// committed, so the rows are there once however often they travelled. `batches` may be empty only if the schema is
     /// that of one batch without rows; all must share one schema.
     ///
+    /// The head records it in the ledger, with what the header's `record` says; see [`pb::PublishAck::recorded`].
+    ///
     /// # Errors
     /// `Fenced`, `Conflict`, `BadRows` and others for good; the last retryable error at the deadline, after which the
     /// publish may or may not have happened.
     pub async fn publish(
         &self,
-        header: pb::PublishHeader,
+        mut header: pb::PublishHeader,
         batches: Vec<RecordBatch>,
     ) -> Result<pb::PublishAck> {
         let schema: SchemaRef = match batches.first() {
@@ -362,6 +366,11 @@ impl Client {
         };
         if header.run_id.is_empty() {
             return Err(Error::new(Code::InvalidRequest, "a publish needs a run id").dataset(&header.dataset));
+        }
+        // however often it is sent, and by which head it is recorded: one row of the ledger
+        let record = header.record.get_or_insert_default();
+        if record.started_ns == 0 {
+            record.started_ns = now_ns();
         }
         let (heads, key, deadline) = (&self.heads, header.dataset.clone(), self.end());
         let messages = tokio::task::spawn_blocking(move || put::messages(&header, &schema, &batches))
@@ -451,7 +460,7 @@ impl Client {
     pub async fn record_runs(&self, runs: Vec<pb::RunRecord>) -> Result<pb::RecordRunsReply> {
         let call =
             |mut head: HeadClient<PeerChannel>, request| async move { head.record_runs(request).await };
-        self.ask("trellis.runs", self.end(), pb::RecordRunsRequest { runs }, call).await
+        self.ask(LEDGER, self.end(), pb::RecordRunsRequest { runs }, call).await
     }
 
     /// Counters of every head that answers, in the order of [`Client::heads`]. A head that is away is left out.

@@ -1,4 +1,5 @@
-//! The run ledger, as its writer sees it: attempts are recorded soon, and kept while they cannot be.
+//! The run ledger, as a unit sees it: the head records what is published; attempts that it did not are recorded here, soon,
+//! and kept while they cannot be.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -33,6 +34,14 @@ impl Ledger {
             );
         }
         self.pending.push_back(record);
+        self.catch_up().await;
+    }
+
+    /// Records what could not be recorded before, if there is any.
+    pub(crate) async fn catch_up(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
         if let Err(error) = self.send(APPEND_TIMEOUT).await {
             tracing::warn!(%error, pending = self.pending.len(), "runs could not be recorded yet");
         }

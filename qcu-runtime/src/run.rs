@@ -1,8 +1,8 @@
 //! One run of a unit for one session: read, compute, check, publish, record.
 //!
 //! The steps of an attempt: inputs are read while the child still imports; they are handed over in sealed memfds; what
-//! comes back is checked; the lease is looked at; the rows are published under the run's id; the attempt goes to the
-//! ledger. The id stands for unit, session, code and input rows ([`crate::inputs::run_id`]) and for the deployment, so a
+//! comes back is checked; the lease is looked at; the rows are published under the run's id, and the head records that in
+//! the ledger; an attempt that published nothing is recorded here. The id stands for unit, session, code and input rows ([`crate::inputs::run_id`]) and for the deployment, so a
 //! process that is killed anywhere in between and started again publishes once: either it finds its publish acknowledged, or
 //! makes it. Deploying again, be it code of before, is another deployment: what it computes is a correction, or the same rows.
 //!
@@ -163,6 +163,8 @@ impl Failure {
 /// What is known of an attempt, for the ledger, however it ends.
 #[derive(Debug, Clone, Default)]
 struct Attempt {
+    number: u32,
+    started_ns: i64,
     run_id: String,
     inputs: Vec<pb::InputReceipt>,
     epoch: u64,
@@ -214,8 +216,7 @@ impl Runner {
                 run_id = field::Empty,
                 outcome = field::Empty
             );
-            let started_ns = now_ns();
-            let mut attempt = Attempt::default();
+            let mut attempt = Attempt { number: attempts, started_ns: now_ns(), ..Attempt::default() };
             let (tell, told) = watch::channel(None);
             let result = {
                 let work =
@@ -230,15 +231,17 @@ impl Runner {
                 Err(failure) => (failure.outcome, Some(failure.error.clone())),
             };
             span.record("outcome", outcome_name(outcome));
-            let record = pb::RunRecord {
-                attempt: attempts,
-                started_ns,
-                outcome: outcome.into(),
-                error: error.as_ref().map(ToString::to_string).unwrap_or_default(),
-                trace_id: span.in_scope(trace_id),
-                ..self.record(session, partition, &attempt)
-            };
-            self.ledger.append(record).instrument(span.clone()).await;
+            if attempt.ack.as_ref().is_some_and(|ack| ack.recorded) {
+                self.ledger.catch_up().instrument(span.clone()).await;
+            } else {
+                let record = pb::RunRecord {
+                    outcome: outcome.into(),
+                    error: error.as_ref().map(ToString::to_string).unwrap_or_default(),
+                    trace_id: span.in_scope(telemetry::trace_id),
+                    ..self.record(session, partition, &attempt)
+                };
+                self.ledger.append(record).instrument(span.clone()).await;
+            }
 
             let again = matches!(&result, Err(failure) if failure.retryable) && attempts <= manifest.retries;
             span.in_scope(|| match (&error, again) {
@@ -280,12 +283,11 @@ impl Runner {
     /// Records that the run of `session` was cut short by our own end.
     pub async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
         let error = Error::new(Code::Cancelled, format!("the run of {session} was cut short by a shutdown"));
+        let attempt = Attempt { number: 1, started_ns: now_ns(), ..Attempt::default() };
         let record = pb::RunRecord {
-            attempt: 1,
-            started_ns: now_ns(),
             outcome: pb::RunOutcome::Cancelled.into(),
             error: error.to_string(),
-            ..self.record(session, partition, &Attempt::default())
+            ..self.record(session, partition, &attempt)
         };
         self.ledger.append(record).await;
         Report {
@@ -307,6 +309,8 @@ impl Runner {
             unit: self.unit.manifest.unit.clone(),
             session: session.to_string(),
             partition: partition.to_owned(),
+            attempt: attempt.number,
+            started_ns: attempt.started_ns,
             finished_ns: now_ns(),
             epoch: attempt.epoch,
             code_digest: self.unit.manifest.code_digest.clone(),
@@ -369,9 +373,14 @@ impl Runner {
         let rows = validated(&manifest, &self.spec, session, returned).await.map_err(Failure::of)?;
 
         attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
-        let ack =
-            publish(&self.client, &manifest, session, partition, &read, attempt.epoch, lease.claim(), rows);
-        attempt.ack = Some(ack.await.map_err(Failure::publishing)?);
+        let ack = publish(&self.client, &manifest, session, partition, &read, attempt, lease.claim(), rows);
+        match ack.await {
+            Ok(ack) => attempt.ack = Some(ack),
+            Err(error) => {
+                attempt.started_ns = beside(attempt.started_ns);
+                return Err(Failure::publishing(error));
+            }
+        }
         Ok(())
     }
 
@@ -510,10 +519,19 @@ async fn publish(
     session: NaiveDate,
     partition: &str,
     read: &Prefetched,
-    epoch: u64,
+    attempt: &Attempt,
     claim: &Claim,
     rows: RecordBatch,
 ) -> Result<pb::PublishAck> {
+    let record = pb::RunRecord {
+        attempt: attempt.number,
+        started_ns: attempt.started_ns,
+        user_us: attempt.usage.user_us,
+        system_us: attempt.usage.system_us,
+        rss_max_bytes: attempt.usage.rss_max_bytes,
+        trace_id: telemetry::trace_id(),
+        ..Default::default()
+    };
     let header = pb::PublishHeader {
         dataset: manifest.output.dataset.to_string(),
         kind: pb::PublishKind::Session.into(),
@@ -522,9 +540,10 @@ async fn publish(
         run_id: read.run_id.clone(),
         unit: claim.unit.clone(),
         instance: claim.instance.clone(),
-        epoch,
+        epoch: attempt.epoch,
         code_digest: manifest.code_digest.clone(),
         inputs: read.receipts(),
+        record: Some(record),
         ..Default::default()
     };
     client.publish(header, vec![rows]).await.map_err(|error| {
@@ -555,13 +574,16 @@ pub fn attempt_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()[..8].to_owned()
 }
 
-pub(crate) fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+/// Under which start an attempt is recorded whose publish failed here. The publish may have been done all the same, and its head
+/// has recorded that under the attempt's start: one must not replace the other.
+#[must_use]
+pub fn beside(started_ns: i64) -> i64 {
+    started_ns + 1
 }
 
-/// 32 hex digits, or nothing while traces are not exported.
-fn trace_id() -> String {
-    let parent = telemetry::traceparent().unwrap_or_default();
-    parent.split('-').nth(1).unwrap_or_default().to_owned()
+/// The time, nanoseconds UTC.
+#[must_use]
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

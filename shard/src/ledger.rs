@@ -12,15 +12,11 @@ use arrow_array::{
 use serde_json::json;
 use trellis_proto::{
     ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result, Symbol, name::FieldName, pb,
-    spec::FieldSpec, time::DAY_NS,
+    runs::LEDGER, spec::FieldSpec, time::DAY_NS,
 };
 
 use crate::{append, error::internal, schema};
 
-/// The ledger's name.
-pub(crate) const LEDGER: &str = "trellis.runs";
-/// Names with this beginning are the grid's own: nobody publishes to them.
-pub(crate) const OWN_PREFIX: &str = "trellis.";
 /// Records of one call.
 pub(crate) const RECORDS_MAX: usize = 10_000;
 

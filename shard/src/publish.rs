@@ -549,6 +549,7 @@ impl Task {
             duplicate: true,
             shard: self.table.shared.shard.clone(),
             retracted: run.retracted,
+            ..pb::PublishAck::default()
         }
     }
 
@@ -669,6 +670,8 @@ impl Task {
                 duplicate: false,
                 shard: self.table.shared.shard.clone(),
                 retracted: a.retracts() as u64,
+                epoch: a.once.as_ref().map_or(0, |grant| grant.epoch),
+                ..pb::PublishAck::default()
             };
             let duplicates = std::iter::once(false).chain(std::iter::repeat(true));
             acks.extend(

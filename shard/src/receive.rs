@@ -5,13 +5,12 @@ use std::{sync::Arc, time::Instant};
 use chrono::NaiveDate;
 use serde_json::json;
 use tonic::Streaming;
-use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, pb, time::DAY_NS};
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, pb, runs::OWN_PREFIX, time::DAY_NS};
 
 use crate::{
     append::Rows,
     error::lost_task,
     lease::Holder,
-    ledger::OWN_PREFIX,
     publish::{Effect, Publish, Right},
     schema,
     shard::Shard,

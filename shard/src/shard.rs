@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 use tonic::Status;
-use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, spec::Alteration};
+use trellis_proto::{
+    Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, runs::OWN_PREFIX, spec::Alteration,
+};
 
 use crate::{
     Config,
@@ -387,10 +389,10 @@ impl Shard {
 
     fn leasable(&self, dataset: &str) -> Result<DatasetName> {
         let name = DatasetName::new(dataset)?;
-        if dataset.starts_with(ledger::OWN_PREFIX) {
+        if dataset.starts_with(OWN_PREFIX) {
             return Err(Error::new(
                 Code::PermissionDenied,
-                format!("datasets named {}* are written by the grid itself", ledger::OWN_PREFIX),
+                format!("datasets named {OWN_PREFIX}* are written by the grid itself"),
             )
             .dataset(&name));
         }
@@ -425,8 +427,8 @@ impl Shard {
         if to == name {
             return Err(Error::new(Code::InvalidRequest, format!("{name} has that name already")));
         }
-        if to.as_str().starts_with(ledger::OWN_PREFIX) {
-            let own = format!("datasets named {}* are the grid's own", ledger::OWN_PREFIX);
+        if to.as_str().starts_with(OWN_PREFIX) {
+            let own = format!("datasets named {OWN_PREFIX}* are the grid's own");
             return Err(Error::new(Code::PermissionDenied, own).dataset(&to));
         }
         self.rename(&name, &to, request.id, request.by).await

@@ -24,6 +24,7 @@ use arrow_schema::DataType;
 use tokio::sync::{Mutex, RwLock, watch};
 use trellis_proto::{
     Code, DatasetName, DatasetSpec, FieldName, SeriesQuery, Symbols, TimeRange, pb,
+    runs::LEDGER,
     time::{DAY_NS, format_time},
 };
 use trellis_qcu::client::Client;
@@ -77,7 +78,6 @@ pub struct Output {
     door: Door,
     unit: String,
     runs: Mutex<Vec<Run>>,
-    records: Mutex<Vec<pb::RunRecord>>,
     /// Held by the publisher while it works; taken by who needs it to hold still.
     still: RwLock<()>,
 }
@@ -178,14 +178,7 @@ impl Output {
     #[must_use]
     pub fn new(dataset: &str, door: Door) -> Self {
         let unit = dataset.replace('.', "-");
-        Self {
-            spec: spec(dataset, &FIELDS),
-            door,
-            unit,
-            runs: Mutex::default(),
-            records: Mutex::default(),
-            still: RwLock::default(),
-        }
+        Self { spec: spec(dataset, &FIELDS), door, unit, runs: Mutex::default(), still: RwLock::default() }
     }
 
     /// The dataset's name.
@@ -208,11 +201,6 @@ impl Output {
     /// What is known of each publish, by its number.
     pub async fn runs(&self) -> Vec<Run> {
         self.runs.lock().await.clone()
-    }
-
-    /// Run records that were acknowledged.
-    pub async fn records(&self) -> Vec<pb::RunRecord> {
-        self.records.lock().await.clone()
     }
 
     /// Id of publish `n`.
@@ -339,9 +327,6 @@ impl Output {
             known_at = ack.known_at_ns;
             self.acknowledged(n, ack.clone()).await?;
             pulse.acknowledged.send_modify(|acknowledged| *acknowledged += 1);
-            if self.door == Door::Session && rng.once_in(6) {
-                self.record(&client, n, session, &ack).await?;
-            }
         }
         Ok(())
     }
@@ -362,24 +347,6 @@ impl Output {
     pub async fn acknowledged(&self, n: usize, ack: pb::PublishAck) -> Result<()> {
         ensure!(ack.rows == ROWS as u64, "publish {n} was acknowledged with {} rows", ack.rows);
         self.runs.lock().await[n].ack = Some(ack);
-        Ok(())
-    }
-
-    async fn record(&self, client: &Client, n: usize, session: usize, ack: &pb::PublishAck) -> Result<()> {
-        let record = pb::RunRecord {
-            run_id: self.run_id(n),
-            unit: self.unit.clone(),
-            session: format_time(midnight(session)),
-            started_ns: FIRST_SESSION + n as i64,
-            finished_ns: FIRST_SESSION + n as i64 + 1,
-            outcome: pb::RunOutcome::Succeeded.into(),
-            output_dataset: self.name().to_owned(),
-            output_version: Some(ack.version),
-            rows: ack.rows,
-            ..Default::default()
-        };
-        client.record_runs(vec![record.clone()]).await.context("recording a run")?;
-        self.records.lock().await.push(record);
         Ok(())
     }
 
@@ -486,7 +453,7 @@ pub struct Recorded {
 /// # Errors
 /// What the grid says.
 pub async fn ledger(client: &Client) -> Result<Vec<Recorded>> {
-    let mut query = SeriesQuery::new(DatasetName::new("trellis.runs")?, Symbols::All);
+    let mut query = SeriesQuery::new(DatasetName::new(LEDGER)?, Symbols::All);
     for field in ["run_id", "outcome", "output_version"] {
         query.fields.push(FieldName::new(field)?);
     }

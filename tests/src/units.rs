@@ -26,6 +26,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use trellis_proto::{
     DatasetName,
+    runs::LEDGER,
     time::{format_time, parse_time},
 };
 use trellis_qcu::client::Client;
@@ -48,7 +49,6 @@ const RETRIES: u32 = 20;
 const SILENCE_MAX: Duration = Duration::from_secs(150);
 /// The name under which the child tells that the strategy has been called.
 const CALLED: &str = "called";
-const LEDGER: &str = "trellis.runs";
 /// Exit codes: nothing to complain of; the grid was away; another process of the unit had taken the lease meanwhile.
 const EXITS: [i32; 3] = [0, 4, 5];
 

@@ -10,7 +10,7 @@
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     sync::Arc,
     time::{Duration, Instant},
@@ -333,7 +333,8 @@ impl Mix {
         }
     }
 
-    /// The ledger has every run that was reported, and what units published is read as it is stored.
+    /// The ledger has every publish of which its writer was told so, and every run that was reported; what units published is read
+    /// as it is stored.
     async fn check_units(
         &mut self,
         logs: &BTreeMap<String, Vec<Commit>>,
@@ -342,9 +343,16 @@ impl Mix {
         let client = client(&self.cluster.head_addrs(), "checker", PATIENCE).await.unwrap();
         let ledger = traffic::ledger(&client).await.unwrap();
         for output in &self.outputs {
-            for record in output.records().await {
-                let times = ledger.iter().filter(|listed| listed.run_id == record.run_id).count();
-                assert_eq!(times, 1, "{} in the ledger", record.run_id);
+            let recorded: BTreeSet<_> = ledger
+                .iter()
+                .filter(|listed| listed.unit == output.unit() && listed.outcome == "succeeded")
+                .map(|listed| (listed.run_id.clone(), listed.version))
+                .collect();
+            for (n, run) in output.runs().await.iter().enumerate() {
+                if let Some(ack) = run.ack.as_ref().filter(|ack| ack.recorded) {
+                    let id = output.run_id(n);
+                    assert!(recorded.contains(&(id.clone(), Some(ack.version))), "{id} is not in the ledger");
+                }
             }
         }
         for unit in &self.units {

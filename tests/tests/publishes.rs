@@ -16,6 +16,7 @@ use trellis_tests::{
     grid::{Grid, batch, import, retract, spec},
     oracle::Row,
     rng::Rng,
+    traffic::ledger,
 };
 
 const SESSION: &str = "2016-08-10";
@@ -298,5 +299,64 @@ async fn a_publish_that_does_not_fit_leaves_the_dataset_as_it_was() {
     assert_eq!(error.code(), Code::BadRows, "a row of another session: {error:?}");
 
     assert_eq!(read(&client, &spec, None).await, [1.0]);
+    grid.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_write_to_a_dataset_is_in_the_ledger_once_and_no_refused_one_is() {
+    let grid = Grid::start(2, 3).await.unwrap();
+    let (one, two) = (client_of(&grid, 0).await, client_of(&grid, 1).await);
+    let signals = spec("signals.mom", &["score"]);
+    let lease = lease(&one, &signals, "a", false).await.unwrap();
+    publish(&one, &signals, &lease, "run-1", &[("A", 1.0)]).await.unwrap();
+    publish(&one, &signals, &lease, "run-1", &[("A", 2.0)]).await.unwrap_err();
+    let once = pb::PublishHeader {
+        epoch: 0,
+        instance: "b".into(),
+        run_id: "run-2".into(),
+        spec: Some((&signals).into()),
+        once: Some(pb::PublishOnce { take_over: true }),
+        ..header(&signals, &lease, "")
+    };
+    let rows = vec![batch(&signals, &scores(&[("A", 3.0)])).unwrap()];
+    let ack = one.publish(once, rows).await.unwrap();
+    assert!(ack.recorded && ack.epoch > lease.epoch, "{ack:?}");
+    let release = pb::AcquireLeaseRequest {
+        dataset: "signals.mom".into(),
+        instance: "me".into(),
+        ..Default::default()
+    };
+    one.acquire_lease(release).await.unwrap();
+
+    let prices = spec("prices.old", &["close"]);
+    import(&two, &prices, &scores(&[("A", 1.0)]), None, "import-1").await.unwrap();
+    let (dataset, id) = ("prices.old".to_owned(), "by-hand".to_owned());
+    let alter = pb::AlterDatasetRequest {
+        dataset: dataset.clone(),
+        id: id.clone(),
+        calendar: Some("XNYS".into()),
+        ..Default::default()
+    };
+    two.alter_dataset(alter).await.unwrap();
+    let to = "prices.new".to_owned();
+    let rename = pb::RenameDatasetRequest { dataset, id: id.clone(), to: to.clone(), ..Default::default() };
+    two.rename_dataset(rename).await.unwrap();
+    two.drop_dataset(pb::DropDatasetRequest { dataset: to, id, ..Default::default() }).await.unwrap();
+
+    let mut recorded: Vec<_> =
+        ledger(&one).await.unwrap().into_iter().map(|run| (run.unit, run.run_id, run.outcome)).collect();
+    recorded.sort();
+    let of = |unit: &str, run_id: &str| (unit.to_owned(), run_id.to_owned(), "succeeded".to_owned());
+    let released = format!("release-{}", ack.epoch + 1);
+    let expected = [
+        of("alter:prices.old", "by-hand"),
+        of("drop:prices.new", "by-hand"),
+        of("import:prices.old", "import-1"),
+        of("release:signals.mom", &released),
+        of("rename:prices.old", "by-hand"),
+        of("test", "run-1"),
+        of("test", "run-2"),
+    ];
+    assert_eq!(recorded, expected);
     grid.stop().await.unwrap();
 }

@@ -51,6 +51,11 @@ pub fn traceparent() -> Option<String> {
     headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
+/// The current span's trace: 32 hex digits, or nothing while nothing is exported.
+pub fn trace_id() -> String {
+    traceparent().unwrap_or_default().split('-').nth(1).unwrap_or_default().to_owned()
+}
+
 /// The counterpart of [`traceparent`]: makes `span` a child of the given one. Does nothing if it is
 /// malformed.
 pub fn set_parent(span: &tracing::Span, traceparent: &str) {

@@ -1,7 +1,7 @@
 //! A head before a shard that is told what to say: rows set by the test, faults on request, calls written down.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -71,6 +71,9 @@ struct State {
     fetched_from: Vec<SocketAddr>,
     rows_fetched: u64,
     publishes: Vec<Published>,
+    /// The ledger's answers: what it says instead of taking the next records, and what it has taken.
+    ledger_refusals: VecDeque<Error>,
+    recorded: Vec<pb::RunRecord>,
     syncs: u64,
     /// Known to whoever asks; not among the series.
     version: u64,
@@ -106,12 +109,21 @@ pub struct FakeShard {
     state: Arc<Mutex<State>>,
     /// Fetches wait while this is `true`.
     hold: watch::Sender<bool>,
+    /// Changes of datasets and records wait while this is `true`.
+    hold_writes: watch::Sender<bool>,
+    /// Changes of datasets that have come.
+    changes: watch::Sender<u64>,
 }
 
 impl FakeShard {
     pub fn new(series: BTreeMap<String, Vec<Row>>) -> Self {
         let state = State { series, version: 7, known_through: KNOWN_THROUGH, seq: 1, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), hold: watch::Sender::new(false) }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            hold: watch::Sender::new(false),
+            hold_writes: watch::Sender::new(false),
+            changes: watch::Sender::new(0),
+        }
     }
     pub fn break_symbol(&self, symbol: &str) {
         self.state.lock().unwrap().broken.insert(symbol.to_owned());
@@ -146,6 +158,42 @@ impl FakeShard {
     }
     pub fn hold(&self, hold: bool) {
         self.hold.send_replace(hold);
+    }
+    /// Changes of datasets, and records, wait.
+    pub fn hold_writes(&self, hold: bool) {
+        self.hold_writes.send_replace(hold);
+    }
+    /// Waits until so many changes of datasets have come.
+    pub async fn changed(&self, changes: u64) {
+        let mut come = self.changes.subscribe();
+        come.wait_for(|come| *come >= changes).await.unwrap();
+    }
+    /// The ledger says this to the next who record, one after the other.
+    pub fn refuse_records(&self, refusals: impl IntoIterator<Item = Error>) {
+        self.state.lock().unwrap().ledger_refusals.extend(refusals);
+    }
+    /// What is in the ledger.
+    pub fn recorded(&self) -> Vec<pb::RunRecord> {
+        self.state.lock().unwrap().recorded.clone()
+    }
+    /// What is in the ledger, once it is so much.
+    pub async fn recorded_in_the_end(&self, records: usize) -> Vec<pb::RunRecord> {
+        let all = async {
+            while self.recorded().len() < records {
+                tokio::task::yield_now().await;
+            }
+            self.recorded()
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("it is recorded")
+    }
+    async fn writes_may(&self) {
+        let mut hold = self.hold_writes.subscribe();
+        let _gone = hold.wait_for(|hold| !hold).await;
+    }
+    async fn change(&self, dataset: String) -> Result<Response<pb::DatasetChange>, Status> {
+        self.changes.send_modify(|come| *come += 1);
+        self.writes_may().await;
+        Ok(Response::new(pb::DatasetChange { dataset, version: 9, files_rewritten: 0 }))
     }
     pub fn fetches(&self) -> Vec<pb::FetchRequest> {
         self.state.lock().unwrap().fetches.clone()
@@ -393,27 +441,33 @@ impl shard_server::Shard for FakeShard {
 
     async fn alter_dataset(
         &self,
-        _: Request<pb::AlterDatasetRequest>,
+        request: Request<pb::AlterDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
-        Err(Status::unimplemented("not of this fake"))
+        self.change(request.into_inner().dataset).await
     }
     async fn drop_dataset(
         &self,
-        _: Request<pb::DropDatasetRequest>,
+        request: Request<pb::DropDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
-        Err(Status::unimplemented("not of this fake"))
+        self.change(request.into_inner().dataset).await
     }
     async fn rename_dataset(
         &self,
-        _: Request<pb::RenameDatasetRequest>,
+        request: Request<pb::RenameDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
-        Err(Status::unimplemented("not of this fake"))
+        self.change(request.into_inner().to).await
     }
     async fn record_runs(
         &self,
         request: Request<pb::RecordRunsRequest>,
     ) -> Result<Response<pb::RecordRunsReply>, Status> {
-        Ok(Response::new(pb::RecordRunsReply { version: request.into_inner().runs.len() as u64 }))
+        self.writes_may().await;
+        let mut state = self.state.lock().unwrap();
+        if let Some(refusal) = state.ledger_refusals.pop_front() {
+            return Err(refusal.into());
+        }
+        state.recorded.extend(request.into_inner().runs);
+        Ok(Response::new(pb::RecordRunsReply { version: state.recorded.len() as u64 }))
     }
 }
 

@@ -53,5 +53,5 @@ pub(crate) fn change<'py>(py: Python<'py>, change: &pb::DatasetChange) -> PyResu
 }
 
 pub(crate) fn ack<'py>(py: Python<'py>, ack: &pb::PublishAck) -> PyResult<Bound<'py, PyDict>> {
-    Ok(dict!(py, ack; dataset, version, known_at_ns, rows, duplicate, shard, retracted))
+    Ok(dict!(py, ack; dataset, version, known_at_ns, rows, duplicate, shard, retracted, recorded))
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, pb};
 use trellis_qcu::{
     calendar::{Calendar, date_of},
-    run::{attempt_id, new_instance},
+    run::{attempt_id, new_instance, now_ns},
 };
 use trellis_shard::import::{self, FieldChoice, Import, ImportSpec, Phase};
 
@@ -23,7 +23,7 @@ use crate::{
     client::Client,
     dict,
     error::{OrRaise, Result},
-    run::{append, ledger_symbol, now_ns},
+    run::publish_recorded,
     runtime::{bug, wait_telling},
 };
 
@@ -72,11 +72,7 @@ pub(crate) fn import_files<'py>(
     };
     let client = client.inner(py)?;
     let made = Made::of(&files, options, fields);
-    let brought = async {
-        let brought = bring_in(client, dataset, files, spec, run_id, tell).await?;
-        made.record(client, &brought.0, &brought.1).await?;
-        Ok(brought)
-    };
+    let brought = bring_in(client, dataset, files, spec, run_id, made, tell);
     let (import, acks) = wait_telling(py, tick, brought)?;
     let result = PyDict::new(py);
     result.set_item("dataset", import.spec.dataset.as_str())?;
@@ -154,6 +150,7 @@ async fn bring_in(
     files: Vec<PathBuf>,
     options: ImportSpec,
     run_id: Option<String>,
+    made: Made,
     tell: watch::Sender<Told>,
 ) -> Result<(Import, Vec<pb::PublishAck>)> {
     let existing = match client.describe(Some(&dataset)).await {
@@ -177,6 +174,7 @@ async fn bring_in(
     };
     let import = tokio::task::spawn_blocking(read).await.map_err(bug)??;
     let mut acks = Vec::new();
+    let record = if dry_run { pb::RunRecord::default() } else { made.record().await? };
     for part in import.parts.iter().filter(|_| !dry_run) {
         tell.send_replace(("publishing", String::new(), part.rows, 0, 0));
         let run_id = match &run_id {
@@ -195,9 +193,14 @@ async fn bring_in(
             spec: Some((&import.spec).into()),
             known_at_ns: part.known_at_ns,
             retract,
+            // parts are rows of their own in the ledger, too
+            record: Some(match acks.is_empty() {
+                true => record.clone(),
+                false => pb::RunRecord { started_ns: now_ns(), ..record.clone() },
+            }),
             ..Default::default()
         };
-        acks.push(client.publish(header, part.batches.clone()).await?);
+        acks.push(publish_recorded(client, header, part.batches.clone()).await?);
     }
     Ok((import, acks))
 }
@@ -220,31 +223,10 @@ impl Made {
         Self { files: files.to_vec(), started_ns: now_ns(), how: how.to_string() }
     }
 
-    async fn record(
-        self,
-        client: &trellis_qcu::client::Client,
-        import: &Import,
-        acks: &[pb::PublishAck],
-    ) -> Result<()> {
-        let Some(last) = acks.last() else { return Ok(()) };
+    async fn record(self) -> Result<pb::RunRecord> {
         let files = self.files;
         let inputs = tokio::task::spawn_blocking(move || receipts(&files)).await.map_err(bug)?;
-        let dataset = &import.spec.dataset;
-        let run = pb::RunRecord {
-            run_id: format!("import-{}", import.content_digest),
-            unit: ledger_symbol("import", dataset),
-            attempt: 1,
-            started_ns: self.started_ns,
-            finished_ns: now_ns(),
-            outcome: pb::RunOutcome::Succeeded.into(),
-            code_digest: self.how,
-            inputs,
-            output_dataset: dataset.to_string(),
-            output_version: Some(last.version),
-            rows: import.rows,
-            ..Default::default()
-        };
-        append(client, run, &format!("the rows are imported (version {})", last.version)).await
+        Ok(pb::RunRecord { started_ns: self.started_ns, code_digest: self.how, inputs, ..Default::default() })
     }
 }
 

@@ -1,17 +1,18 @@
 //! A run in this process, by the pieces that `qcu` uses: plan and read the inputs, check the output, publish it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use arrow_array::RecordBatch;
 use pyo3::{prelude::*, types::PyDict};
 use tracing::{Instrument, Span, info_span};
 use trellis_fabric::telemetry;
-use trellis_proto::{DatasetName, name::NAME_BYTES_MAX, pb};
+use trellis_proto::{DatasetName, pb, runs};
 use trellis_qcu::{
     calendar::parse_session,
     inputs::{self, Prefetched as Inner},
     manifest::Manifest,
     output,
-    run::{attempt_id, new_instance},
+    run::{attempt_id, beside, new_instance, now_ns},
 };
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     client::Client,
     dict,
     error::{OrRaise, Result},
-    runtime::{bug, detached, wait},
+    runtime::{detached, wait},
 };
 
 /// The inputs of one run, read at one knowledge time.
@@ -70,11 +71,6 @@ pub(crate) fn check_result(py: Python<'_>, manifest: &str, session: &str, rows: 
         output::validate(&manifest.unit, &spec, parse_session(session)?, rows.schema(), rows.batches())
     })?;
     Ok(Rows::new(batch.schema(), vec![batch]))
-}
-
-pub(crate) fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Reads the inputs of a unit for a session, all at once and at one knowledge time.
@@ -153,13 +149,9 @@ fn record(manifest: &Manifest, session: &str, prefetched: Option<&Prefetched>) -
         code_digest: manifest.code_digest.clone(),
         inputs: prefetched.map(|p| p.inner.receipts()).unwrap_or_default(),
         output_dataset: manifest.output.dataset.to_string(),
-        trace_id: trace_id(),
+        trace_id: telemetry::trace_id(),
         ..Default::default()
     }
-}
-
-fn trace_id() -> String {
-    telemetry::traceparent().unwrap_or_default().split('-').nth(1).unwrap_or_default().to_owned()
 }
 
 async fn publish(
@@ -181,25 +173,24 @@ async fn publish(
         inputs: prefetched.inner.receipts(),
         spec: Some((&manifest.output_spec()?).into()),
         once: Some(pb::PublishOnce { take_over }),
+        record: Some(pb::RunRecord {
+            started_ns: prefetched.started_ns,
+            trace_id: telemetry::trace_id(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
-    let published = client.publish(header, rows.batches().to_vec()).await;
-    let run = record(manifest, session, Some(prefetched));
-    match published {
-        Ok(ack) => {
-            let run = pb::RunRecord {
-                outcome: pb::RunOutcome::Succeeded.into(),
-                output_version: Some(ack.version),
-                rows: ack.rows,
-                ..run
-            };
-            append(client, run, &format!("the output is published (version {})", ack.version)).await?;
-            Ok(ack)
-        }
+    match publish_recorded(client, header, rows.batches().to_vec()).await {
+        Ok(ack) => Ok(ack),
         Err(error) => {
             let outcome = if error.retryable() { pb::RunOutcome::Failed } else { pb::RunOutcome::Refused };
-            let run = pb::RunRecord { outcome: outcome.into(), error: error.to_string(), ..run };
-            if let Err(unrecorded) = append(client, run, "the publish failed").await {
+            let run = pb::RunRecord {
+                outcome: outcome.into(),
+                error: error.to_string(),
+                started_ns: beside(prefetched.started_ns),
+                ..record(manifest, session, Some(prefetched))
+            };
+            if let Err(unrecorded) = client.record_runs(vec![run]).await {
                 tracing::warn!(error = %unrecorded, "a run is missing from the ledger");
             }
             Err(error)
@@ -207,17 +198,28 @@ async fn publish(
     }
 }
 
-/// Records what has been done.
+/// How long a publish that is done waits for a ledger that its head could not reach: the head goes on trying.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Publishes, and records it where the head could not. `recorded` says whether it is in the ledger.
 ///
 /// # Errors
-/// A bug's, saying what is done all the same.
-pub(crate) async fn append(
+/// The publish's: one that is done never fails for the ledger.
+pub(crate) async fn publish_recorded(
     client: &trellis_qcu::client::Client,
-    record: pb::RunRecord,
-    done: &str,
-) -> Result<()> {
-    let recorded = client.record_runs(vec![record]).await;
-    recorded.map(|_| ()).map_err(|e| bug(format!("{done}, but that is not in the ledger: {e}")))
+    header: pb::PublishHeader,
+    batches: Vec<RecordBatch>,
+) -> Result<pb::PublishAck> {
+    let mut ack = client.publish(header.clone(), batches).await?;
+    if !ack.recorded {
+        let seen = runs::Seen { answered_ns: now_ns(), ..Default::default() };
+        let record = runs::published(&header, &ack, &seen);
+        match client.with_deadline(RECORD_TIMEOUT).record_runs(vec![record]).await {
+            Ok(_) => ack.recorded = true,
+            Err(error) => tracing::warn!(%error, "a publish is not in the ledger yet"),
+        }
+    }
+    Ok(ack)
 }
 
 /// Ends the ownership of a dataset's unit: the dataset is nobody's output from then on.
@@ -225,35 +227,13 @@ pub(crate) async fn append(
 pub(crate) fn end_ownership(py: Python<'_>, client: &Client, dataset: &str, take_over: bool) -> PyResult<()> {
     let dataset = DatasetName::new(dataset).or_raise(py)?;
     let client = client.inner(py)?;
-    let started_ns = now_ns();
     wait(py, async {
-        let instance = new_instance();
         let request = pb::AcquireLeaseRequest {
             dataset: dataset.to_string(),
-            instance: instance.clone(),
+            instance: new_instance(),
             take_over,
             ..Default::default()
         };
-        let granted = client.acquire_lease(request).await?;
-        let run = pb::RunRecord {
-            run_id: format!("release-{}", granted.epoch),
-            unit: ledger_symbol("release", &dataset),
-            attempt: 1,
-            started_ns,
-            finished_ns: now_ns(),
-            outcome: pb::RunOutcome::Succeeded.into(),
-            epoch: granted.epoch,
-            code_digest: format!("by {instance}"),
-            output_dataset: dataset.to_string(),
-            ..Default::default()
-        };
-        append(client, run, "the dataset is no unit's output now").await
+        client.acquire_lease(request).await.map(|_| ())
     })
-}
-
-/// Under which symbol the ledger has what no unit has done: `import:equities.daily`. No unit's name has a colon.
-pub(crate) fn ledger_symbol(what: &str, dataset: &DatasetName) -> String {
-    let mut symbol = format!("{what}:{dataset}");
-    symbol.truncate(NAME_BYTES_MAX);
-    symbol
 }

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 
+import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
@@ -95,6 +96,34 @@ def test_a_flight_client_with_nothing_of_ours_reads_by_json(processes, shared_da
         got = list(zip(table["ts"].cast("int64").to_pylist(), table["close"].to_pylist(), strict=True))
         assert got == expected
         assert set(table["symbol"].to_pylist()) == {"AMZN"}
+
+
+def test_a_publish_of_a_flight_client_with_nothing_of_ours_is_in_the_ledger(processes, tmp_path):
+    file = tmp_path / "prices.csv"
+    file.write_text("symbol,ts,close\nA,2016-08-09,1.5\n")
+    name = "tests.by_flight"
+    with trellis.connect(processes.info["url"]) as grid:
+        import_files(grid, name, [file], symbol_column="symbol", fields="close=close")
+        # a PublishHeader: the dataset is its field 1, the kind, an import, its field 2
+        command = b"\x0a" + bytes([len(name)]) + name.encode() + b"\x10\x02"
+        rows = pa.record_batch(
+            {
+                "symbol": pa.array(["A"]),
+                "ts": pa.array([to_ns("2016-08-10", "ts")], pa.timestamp("ns", "UTC")),
+                "close": pa.array([2.5]),
+            }
+        )
+        with flight.connect(f"grpc://{processes.info['heads'][1]}") as client:
+            writer, reader = client.do_put(flight.FlightDescriptor.for_command(command), rows.schema)
+            with writer:
+                writer.write_batch(rows)
+                writer.done_writing()
+                assert reader.read() is not None
+        assert grid.read(name, ["close"]).arrow()["close"].to_pylist() == [1.5, 2.5]
+        ours, raw = grid.read("trellis.runs", symbols=[f"import:{name}"]).arrow().to_pylist()
+    assert json.loads(ours["code_digest"])["options"] == {"symbol_column": "symbol"}
+    assert (raw["outcome"], raw["output_version"], raw["rows"]) == ("succeeded", ours["output_version"] + 1, 1)
+    assert json.loads(raw["code_digest"])["by"].startswith("127.0.0.1:")
 
 
 def test_garbage_from_a_flight_client_is_refused_and_the_grid_goes_on(processes):

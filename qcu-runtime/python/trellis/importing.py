@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import _trellis
 from ._time import format_ns, to_ns
 from .errors import BadRequest
+from .run import UNRECORDED
 
 if TYPE_CHECKING:
     from .grid import Grid
@@ -152,6 +153,8 @@ def import_files(
     result = grid._call(_trellis.import_files, dataset, paths, given, fields, run_id, told)
     grid._pinned.forget(dataset)
     last = result["publishes"][-1] if result["publishes"] else None
+    if not all(ack["recorded"] for ack in result["publishes"]):
+        result["notes"].append(UNRECORDED)
     return {
         "dataset": result["dataset"],
         "dry_run": dry_run,

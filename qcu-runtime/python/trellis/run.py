@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import traceback
+import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # of a traceback's end: enough for any stack that a person reads
 TRACEBACK_BYTES_MAX = 32 * 1024
+# of a write that is done
+UNRECORDED = "It is not in the ledger yet, which is away: the grid goes on trying to record it."
 _HEADER = "Traceback (most recent call last):\n"
 
 
@@ -75,6 +78,8 @@ def run_here(
     if publish:
         frame.published = grid._call(_trellis.publish_run, manifest, session, prefetched, frame._rows, take_over)
         grid._pinned.forget(strategy.output.dataset)
+        if not frame.published["recorded"]:
+            warnings.warn(f"{strategy.name} is published. {UNRECORDED}", stacklevel=3)
     return frame
 
 

@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use trellis_proto::{
     Code, Error, SeriesQuery, Symbols, pb,
     pb::head_server::{Head, HeadServer},
+    runs,
     spec::{symbol_type, time_type},
     ticket,
     time::DAY_NS,
@@ -40,9 +41,22 @@ pub(crate) type Row = (String, i64, f64);
 pub(crate) struct World {
     pub(crate) datasets: BTreeMap<String, Dataset>,
     pub(crate) published: Vec<(pb::PublishHeader, Vec<Row>, pb::PublishAck)>,
+    /// The ledger, a row for each unit and start.
     pub(crate) runs: Vec<pb::RunRecord>,
+    /// Heads cannot record what they publish.
+    pub(crate) ledger_away: bool,
     /// Holder and epoch by dataset.
     pub(crate) leases: BTreeMap<String, (Option<String>, u64)>,
+}
+
+impl World {
+    fn record(&mut self, record: pb::RunRecord) {
+        let key = |run: &pb::RunRecord| (run.unit.clone(), run.started_ns);
+        match self.runs.iter_mut().find(|run| key(run) == key(&record)) {
+            Some(run) => *run = record,
+            None => self.runs.push(record),
+        }
+    }
 }
 
 #[derive(Default, Clone)]
@@ -67,6 +81,8 @@ pub(crate) enum Fault {
     Hang,
     /// The publish is committed, and the acknowledgement lost.
     LoseAck,
+    /// The publish is committed, and this said instead.
+    Misreport(Error),
 }
 
 #[derive(Default)]
@@ -400,12 +416,21 @@ impl FlightService for Service {
                     rows: rows.len() as u64,
                     ..Default::default()
                 };
-                world.published.push((header, rows, ack.clone()));
+                world.published.push((header.clone(), rows, ack.clone()));
                 ack
             }
         };
+        let recorded = !world.ledger_away;
+        if recorded {
+            let seen = runs::Seen { answered_ns: i64::MAX, ..Default::default() };
+            world.record(runs::published(&header, &ack, &seen));
+        }
+        let ack = pb::PublishAck { recorded, ..ack };
         if let Some(Fault::LoseAck) = fault {
             return Err(Error::new(Code::Unavailable, "the head is going away").into());
+        }
+        if let Some(Fault::Misreport(error)) = fault {
+            return Err(error.into());
         }
         let reply = PutResult { app_metadata: ack.encode_to_vec().into() };
         Ok(Response::new(stream::iter([Ok(reply)]).boxed()))
@@ -568,7 +593,8 @@ impl Head for Service {
         request: Request<pb::RecordRunsRequest>,
     ) -> Result<Response<pb::RecordRunsReply>, Status> {
         self.maybe_fail("RecordRuns", &request).await?;
-        self.world.lock().unwrap().runs.extend(request.into_inner().runs);
+        let mut world = self.world.lock().unwrap();
+        request.into_inner().runs.into_iter().for_each(|run| world.record(run));
         Ok(Response::new(pb::RecordRunsReply { version: 1 }))
     }
 }

@@ -153,6 +153,7 @@ async fn child_pid(bundle: &Bundle) -> u32 {
 #[tokio::test]
 async fn a_run_that_could_not_be_recorded_is_recorded_before_the_process_ends() {
     let head = FakeHead::start(&prices()).await;
+    head.world().ledger_away = true;
     head.fail_on("RecordRuns", [Fault::Hang]);
     let bundle = Bundle::new("echo", |_| {});
     let mut qcu = bundle.start(&[&head], &ONCE);
@@ -177,6 +178,7 @@ async fn named_sessions_are_run_published_and_recorded() {
     }
     assert_eq!(qcu.exit_code().await, 0);
 
+    assert_eq!(a.calls("RecordRuns") + b.calls("RecordRuns"), 0, "the head records what it publishes");
     let world = world.lock().unwrap();
     let (header, rows, _) = &world.published[0];
     assert_eq!((header.session.as_str(), header.unit.as_str(), header.epoch), ("2016-08-10", "mom", 1));
@@ -187,7 +189,8 @@ async fn named_sessions_are_run_published_and_recorded() {
     assert_eq!(world.runs.len(), 2);
     let run = &world.runs[0];
     assert_eq!((run.outcome(), run.rows, run.output_version), (pb::RunOutcome::Succeeded, 2, Some(1)));
-    assert_eq!(run.run_id, header.run_id);
+    assert_eq!((&run.run_id, run.attempt, run.epoch), (&header.run_id, 1, 1));
+    assert_eq!((run.inputs.len(), run.code_digest.as_str()), (1, "sha256:1"));
     assert!(run.rss_max_bytes > 0 && run.finished_ns >= run.started_ns);
     assert_eq!(world.leases["signals.mom"], (None, 1), "the lease was given back");
 }
@@ -502,6 +505,7 @@ async fn a_lease_is_renewed_while_a_run_takes_longer_than_it_lasts() {
 async fn a_record_that_the_ledger_refuses_does_not_keep_others_away() {
     let world = prices();
     let head = FakeHead::start(&world).await;
+    head.world().ledger_away = true;
     // as part of all that is pending, and by itself
     let refused = || Fault::Refuse(Error::new(Code::InvalidRequest, "no"));
     head.fail_on("RecordRuns", [refused(), refused()]);
@@ -551,7 +555,25 @@ async fn a_head_that_loses_acknowledgements_does_not_double_a_publish() {
     let line = qcu.line().await;
     assert_eq!((&line["outcome"], &line["duplicate"]), (&json!("succeeded"), &json!(true)));
     assert_eq!(qcu.exit_code().await, 0);
-    assert_eq!(world.lock().unwrap().published.len(), 1);
+    let world = world.lock().unwrap();
+    assert_eq!((world.published.len(), world.runs.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_publish_that_is_done_and_said_to_have_failed_is_recorded_as_both() {
+    let world = prices();
+    let head = FakeHead::start(&world).await;
+    let refusal = Error::new(Code::DataCorrupt, "the answer was garbled");
+    head.fail_on("DoPut", [Fault::Misreport(refusal)]);
+    let bundle = Bundle::new("echo", |_| {});
+    let mut qcu = bundle.start(&[&head], &ONCE);
+    qcu.ready().await;
+    assert_eq!(qcu.line().await["outcome"], json!("refused"));
+    qcu.exit_code().await;
+    let world = world.lock().unwrap();
+    let outcomes: Vec<_> = world.runs.iter().map(pb::RunRecord::outcome).collect();
+    assert_eq!(outcomes, [pb::RunOutcome::Succeeded, pb::RunOutcome::Refused]);
+    assert_eq!(world.runs[0].run_id, world.runs[1].run_id);
 }
 
 #[tokio::test]

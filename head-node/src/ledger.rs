@@ -1,0 +1,125 @@
+//! The run ledger: a write that this head has passed on is recorded after the home shard's word and before its writer is
+//! answered.
+//!
+//! So whoever was told that a write is done finds it in the ledger, whatever becomes of the writer. The ledger never undoes or
+//! holds up a write: where it does not take the record in time, the writer is answered without, and the head goes on trying.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time,
+};
+use tonic::Request;
+use tracing::Instrument;
+use trellis_fabric::{
+    channel::{MESSAGE_BYTES_MAX, UNIT},
+    telemetry,
+};
+use trellis_proto::{
+    Code, DatasetName, Error, Result,
+    pb::{self, shard_client::ShardClient},
+    runs::{LEDGER, Seen},
+};
+
+use crate::{head::HeadNode, shards::jitter};
+
+/// A writer waits for its record at most so long, as for a shard that is late to serve its rows. The proto says so to clients.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// One attempt: a shard that has not answered for so long has lost it.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after the first failed attempt, with jitter; doubles.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How long a record is tried: a shard is placed anew and has opened its tables within that.
+const KEPT: Duration = Duration::from_secs(10 * 60);
+/// Records that are tried again at a time: bounds what a ledger that stays away costs a head. A fleet's whole evening fits.
+const KEPT_MAX: usize = 50_000;
+
+/// The records that the ledger did not take yet.
+#[derive(Debug)]
+pub(crate) struct Kept(Semaphore);
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self(Semaphore::new(KEPT_MAX))
+    }
+}
+
+/// Who asked for a write, and when.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    by: String,
+    at_ns: i64,
+    trace_id: String,
+}
+
+impl Asked {
+    pub(crate) fn of<T>(request: &Request<T>) -> Self {
+        let unit = request.metadata().get(UNIT.as_str()).and_then(|unit| unit.to_str().ok());
+        let from = request.remote_addr().map(|addr| addr.to_string());
+        let by = [unit.map(str::to_owned), from].into_iter().flatten().collect::<Vec<_>>().join(" at ");
+        Self { by, at_ns: now_ns(), trace_id: telemetry::trace_id() }
+    }
+
+    /// What is known once the write is done, which is now.
+    pub(crate) fn done(&self) -> Seen<'_> {
+        Seen { by: &self.by, asked_ns: self.at_ns, answered_ns: now_ns(), trace_id: &self.trace_id }
+    }
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Appends records, durable and visible when it returns.
+///
+/// # Errors
+/// What the ledger's home shard says.
+pub(crate) async fn append(head: &HeadNode, runs: Vec<pb::RunRecord>) -> Result<pb::RecordRunsReply> {
+    let ledger = DatasetName::new(LEDGER)?;
+    let (_, channel) = head.engine().home_channel(&ledger).await?;
+    let mut shard = ShardClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reply = shard.record_runs(pb::RecordRunsRequest { runs }).await;
+    let reply = reply.map_err(|status| Error::from_status(&status))?.into_inner();
+    head.engine().sync_others(&ledger, reply.version).await;
+    Ok(reply)
+}
+
+/// Records a write that is done. `false`: the ledger did not take it at once, or has not answered within [`ANSWER_WAIT`]; it is
+/// tried further.
+pub(crate) async fn record(head: &Arc<HeadNode>, record: pb::RunRecord) -> bool {
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(keep_appending(head.clone(), record, tell).in_current_span());
+    matches!(time::timeout(ANSWER_WAIT, told).await, Ok(Ok(true)))
+}
+
+/// Tells whether the first attempt went well: what a shard refuses now it will hardly take a moment later.
+async fn keep_appending(head: Arc<HeadNode>, record: pb::RunRecord, tell: oneshot::Sender<bool>) {
+    let begun = Instant::now();
+    let (mut tell, mut kept, mut pause) = (Some(tell), None, RETRY_MIN);
+    loop {
+        let appending = time::timeout(APPEND_TIMEOUT, append(&head, vec![record.clone()]));
+        let late = |_| Err(Error::new(Code::Unavailable, "the ledger's shard did not answer in time"));
+        let appended = appending.await.unwrap_or_else(late);
+        if let Some(tell) = tell.take() {
+            // whoever waited may have been answered meanwhile
+            let _ = tell.send(appended.is_ok());
+        }
+        let Err(error) = appended else { return };
+        if kept.is_none() {
+            kept = head.kept().0.try_acquire().ok();
+        }
+        if !error.retryable() || kept.is_none() || begun.elapsed() > KEPT {
+            tracing::error!(%error, unit = record.unit, run_id = record.run_id, "a write cannot be recorded in the ledger");
+            return;
+        }
+        tracing::warn!(%error, unit = record.unit, run_id = record.run_id, "a write is not in the ledger yet");
+        time::sleep(pause.mul_f64(0.75 + jitter() / 2.0)).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
