@@ -205,6 +205,10 @@ impl CommittedRuns {
 
     /// Runs come in no order where a table is loaded whole.
     fn add(&mut self, id: String, run: CommittedRun) {
+        // An import that was made again after a change by hand.
+        if self.by_id.get(&id).is_some_and(|known| known.version > run.version) {
+            return;
+        }
         if let Some(key) = &run.session {
             let newest = self.newest.get(key).and_then(|id| self.by_id.get(id));
             if newest.is_none_or(|newest| newest.known_at < run.known_at) {
