@@ -16,7 +16,9 @@ import pytest
 from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
 
 import trellis
+from trellis import local
 from trellis._time import to_ns
+from trellis.cli import _unit_cells
 from trellis.deploy import load_strategies
 from trellis.errors import BadRequest, Conflict
 from trellis.importing import import_files
@@ -282,6 +284,23 @@ def test_a_unit_by_schedule_says_what_it_waits_for(processes):
     status = next(p for p in told["processes"] if p["name"] == "amzn_vol")["status"]
     assert status["state"] == "waiting" and waits in status["note"] and status["session"] > "2018-02-07"
     assert waits in cli("status", "--state", str(processes.state)).stdout
+
+
+def test_the_last_run_of_a_unit_is_told_though_its_process_is_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("trellis.up.find_program", str)
+    monkeypatch.setattr(Up, "_start", lambda up, child: None)
+    unit = {"unit": "daily", "digest": "sha256:00", "manifest": "daily.json", "session": None, "deployed_ns": 1}
+    local.write_json(tmp_path / "units" / "daily.json", unit)
+    run = {"outcome": "succeeded", "session": SESSION, "finished_at": "2016-08-10T20:20:05Z", "rows": 2, "version": 7}
+    up = Up(tmp_path, 1, 1, print)
+    up._watch_units()
+    up._said(up.children[0], json.dumps({**run, "error_line": ""}).encode())
+
+    again = Up(tmp_path, 1, 1, print)
+    again._watch_units()
+    told = again.children[0].describe()
+    assert told["last_run"] is None and told["previous_run"]["version"] == 7
+    assert _unit_cells(told)[-1] == "2016-08-10 succeeded at 2016-08-10T20:20:05Z: 2 rows, version 7"
 
 
 def test_progress_of_a_strategy_is_in_the_status(processes, tmp_path):

@@ -311,7 +311,7 @@ def _dataset_cells(dataset: dict[str, Any]) -> list[str]:
 
 
 def _unit_cells(process: dict[str, Any]) -> list[str]:
-    status, run = process["status"] or {}, process["last_run"]
+    status, run = process["status"] or {}, process["last_run"] or process.get("previous_run")
     last = "-"
     if run:
         result = run["error_line"] or f"{run['rows']:,} rows, version {run['version']}"

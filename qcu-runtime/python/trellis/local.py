@@ -11,6 +11,7 @@ kinds of grid serve the same lake: what a notebook imported is there when `trell
     processes.json   of `trellis up`: its processes as they are now
     units/           deployed units, one file each; `trellis up` watches the folder
     done/            of units deployed for one session, how it ended; those do not run again
+    ran/             how each unit's last run ended, one file each
     bundles/         their sources, by content
     logs/            one file a process; up.log is that of `trellis up --detach`
 """

@@ -94,6 +94,8 @@ class Child:
         self.unit: dict[str, Any] | None = None
         self.status: dict[str, Any] | None = None
         self.last_run: dict[str, Any] | None = None
+        # of the unit's processes before this one
+        self.previous_run: dict[str, Any] | None = None
         self.exit_status: int | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class Child:
             "digest": unit["digest"],
             "status": self.status,
             "last_run": self.last_run,
+            "previous_run": self.previous_run,
             "exit_status": self.exit_status,
         }
 
@@ -307,6 +310,7 @@ class Up:
                 child.status = said["status"]
             elif "outcome" in said:
                 child.last_run = said
+                local.write_json(self._ran(child.name), said)
             elif said["ready"] and child.state is State.STARTING:
                 if "listen" in said:
                     child.listen = said["listen"]
@@ -360,6 +364,9 @@ class Up:
     def _done(self, unit: str) -> pathlib.Path:
         return self.state / "done" / f"{unit}.json"
 
+    def _ran(self, unit: str) -> pathlib.Path:
+        return self.state / "ran" / f"{unit}.json"
+
     def _try_again(self, child: Child) -> None:
         delay = BACKOFF_S[min(child.soon_deaths, len(BACKOFF_S) - 1)]
         child.soon_deaths += 1
@@ -397,6 +404,7 @@ class Up:
                 unit["unit"], "qcu", [find_program("qcu")], self._unit_env(unit), self._log(f"qcu-{unit['unit']}")
             )
             child.unit = unit
+            child.previous_run = local.read_json(self._ran(child.name))
             self.children.append(child)
             done = local.read_json(self._done(child.name))
             # deploying it anew, whatever it is, is a wish to run it again
