@@ -63,6 +63,7 @@ def test_a_table_shows_the_ends_of_a_long_answer(at):
         (["read", "equities.daily", "--start", "whenever"], 3, "whenever"),
         (["read", *AMZN, "--out", "/nowhere/px.csv"], 3, "/nowhere/px.csv"),
         (["read", *AMZN, "--out", "px.xyz"], 3, "format"),
+        (["import", "a.b", __file__, "--types", "x=string,x=float64"], 3, "--types names x twice"),
         (["read"], 2, "DATASET"),
         (["read", *AMZN, "--format", "xml"], 2, "xml"),
         (["fly"], 2, "fly"),

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import __version__, local
-from .datasets import add_commands
-from .errors import BadRequest, StrategyError, TrellisError
+from .datasets import add_commands, pairs, table_of
+from .errors import BadRequest, StrategyError, TrellisError, Unavailable
 from .frame import Frame, format_table
-from .grid import Grid, connect
+from .grid import connect
 from .run import frames_of
 
 # rows of a table on a terminal; a file or a pipe is asked for with another format
@@ -280,7 +280,7 @@ def _status(args: argparse.Namespace) -> None:
         state = pathlib.Path(args.state or local.STATE).resolve()
         holder = local.started(state)
         if holder is None:
-            raise _unavailable(f"no grid runs in {state}", "start one with `trellis up`, or set TRELLIS_URL")
+            raise Unavailable(f"no grid runs in {state}", hint="start one with `trellis up`, or set TRELLIS_URL")
         url = holder["url"]
     with connect(url) as grid:
         datasets, heads = grid.describe(), grid.stats()
@@ -298,16 +298,8 @@ def _status(args: argparse.Namespace) -> None:
     units = [p for p in processes if p["role"] == "qcu"]
     if units:
         _print_table(["unit", "state", "pid", "restarts", "now", "last run"], [_unit_cells(p) for p in units])
-    header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
-    _print_table(header, [_dataset_cells(d) for d in datasets])
+    _print_table(*table_of(datasets))
     print(stats_table(heads, _width()))
-
-
-def _dataset_cells(dataset: dict[str, Any]) -> list[str]:
-    counts = [f"{dataset['rows']:,}", f"{dataset['symbols']:,}"]
-    fields = ", ".join(f"{f['name']} {f['type']}" for f in dataset["fields"])
-    rest = [_plain(dataset["first"]), _plain(dataset["last"]), str(dataset["version"])]
-    return [dataset["dataset"], *counts, *rest, fields]
 
 
 def _unit_cells(process: dict[str, Any]) -> list[str]:
@@ -324,7 +316,7 @@ def _unit_cells(process: dict[str, Any]) -> list[str]:
 
 def _read(args: argparse.Namespace) -> None:
     form = _format_of(args)
-    with _grid() as grid:
+    with connect() as grid:
         frame = grid.read(
             args.dataset,
             _names(args.fields),
@@ -345,7 +337,7 @@ def _read(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     from .importing import import_files
 
-    with _grid() as grid, progress("importing") as show:
+    with connect() as grid, progress("importing") as show:
         result = import_files(grid, args.dataset, args.files, show=show, **_import_options(args))
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
@@ -379,7 +371,7 @@ def _import_options(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             options[name] = _names(getattr(args, name))
     if args.types is not None:
-        options["types"] = _pairs("--types", args.types)
+        options["types"] = pairs("--types", [args.types])
     return options
 
 
@@ -432,7 +424,7 @@ def _run(args: argparse.Namespace) -> None:
         if len(found) > 1:
             names = ", ".join(f"{args.target}:{s.name}" for s in found)
             raise BadRequest(f"{args.target} has several strategies", hint=f"say which: {names}")
-        with _grid() as grid:
+        with connect() as grid:
             frame = found[0].run(
                 session=args.session, grid=grid, as_of=args.as_of, publish=args.publish, take_over=args.take_over
             )
@@ -459,7 +451,7 @@ def _deploy(args: argparse.Namespace) -> None:
     until = Until.ENDED if args.wait else Until.WRITTEN if args.no_wait else Until.STARTED
     state = args.state or local.STATE
     if not args.state and os.environ.get("TRELLIS_URL"):
-        with _grid() as grid:
+        with connect() as grid:
             state = grid._state()
     with progress("deploying") as show:
         units = deploy_strategies(strategies, state, session=session, take_over=args.take_over, until=until, show=show)
@@ -490,28 +482,8 @@ def _deployed(unit: dict[str, Any]) -> str:
 # --- parts
 
 
-def _grid() -> Grid:
-    return connect()
-
-
-def _unavailable(message: str, hint: str) -> TrellisError:
-    from .errors import Unavailable
-
-    return Unavailable(message, hint=hint)
-
-
 def _names(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()] if text else []
-
-
-def _pairs(option: str, text: str | None) -> dict[str, str]:
-    pairs = {}
-    for item in _names(text):
-        name, given, value = item.partition("=")
-        if not given:
-            raise BadRequest(f"{option} {item}: write it as name=value")
-        pairs[name.strip()] = value.strip()
-    return pairs
 
 
 def _plain(value: Any) -> str:

@@ -72,9 +72,7 @@ def _list(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(datasets))
         return
-    header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
-    rows = [[_cell(d[k]) for k in header[:-1]] + [_fields(d)] for d in datasets]
-    print(format_table(header, rows))
+    print(format_table(*table_of(datasets)))
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -91,9 +89,9 @@ def _show(args: argparse.Namespace) -> None:
 
 def _alter(args: argparse.Namespace) -> None:
     change: dict[str, Any] = {
-        "widen": _pairs("--widen", args.widen),
-        "add": _pairs("--add", args.add),
-        "rename": _pairs("--rename-field", args.rename_field),
+        "widen": pairs("--widen", args.widen),
+        "add": pairs("--add", args.add),
+        "rename": pairs("--rename-field", args.rename_field),
         "drop": [name for text in args.drop_field or [] for name in text.split(",")],
         "calendar": args.calendar,
         "date_zone": args.date_zone,
@@ -141,6 +139,12 @@ def _release(args: argparse.Namespace) -> None:
     print(json.dumps({"dataset": args.dataset}) if args.json else f"{args.dataset}: no unit's output now")
 
 
+def table_of(datasets: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """What datasets there are: the header and the rows of a table."""
+    header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
+    return header, [[*(_cell(d[k]) for k in header[:-1]), _fields(d)] for d in datasets]
+
+
 def _fields(dataset: dict[str, Any]) -> str:
     return ", ".join(f"{f['name']} {f['type']}" for f in dataset["fields"])
 
@@ -151,7 +155,12 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _pairs(option: str, items: list[str] | None) -> dict[str, str]:
+def pairs(option: str, items: list[str] | None) -> dict[str, str]:
+    """`name=value` of an option that is given as often as one likes, or with commas between them.
+
+    Raises:
+        BadRequest: it is written otherwise, or names one twice.
+    """
     pairs: dict[str, str] = {}
     for item in (part for text in items or [] for part in text.split(",")):
         name, given, value = item.partition("=")
