@@ -30,7 +30,7 @@ from ._imports import reached_by, set_since
 from ._live import live_digest
 from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable
 from .run import traceback_of
-from .strategy import PROCESS_STARTED, Strategy, source_file, strategies_of
+from .strategy import PROCESS_STARTED, Strategy, file_version, source_file, strategies_of
 
 LOCK_FILE = "packages.lock"
 # From writing the unit's file to the first it says of itself: `up` looks every fraction of a second. A publisher that
@@ -147,8 +147,8 @@ def _edited(strategy: Strategy, file: pathlib.Path, files: Iterable[pathlib.Path
 
     Its own had been when the strategy was declared. When another was, nobody knows: not before this process began.
     """
-    # not st_mtime: a file that is moved to the place of another keeps that
-    return any(path.stat().st_ctime > (strategy.declared_at if path == file else PROCESS_STARTED) for path in files)
+    own = file_version(file) != strategy._declared_in.version
+    return own or any(path.stat().st_ctime > PROCESS_STARTED for path in files if path != file)
 
 
 def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:

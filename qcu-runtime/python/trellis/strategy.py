@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _trellis
 from ._time import format_ns, to_end, to_session, to_start
@@ -239,6 +239,24 @@ class Context:
         return f"Context({self.name!r}, session={self.session!r})"
 
 
+class Place(NamedTuple):
+    """Where a strategy was declared: the module whose top level ran, the file of its code, and which file that was."""
+
+    module: str
+    file: str
+    version: Any
+
+
+def file_version(path: str | os.PathLike[str]) -> Any:
+    """What tells a file from what lies there after an edit; None where there is no file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    # not st_mtime: a file that is moved to the place of another keeps that
+    return stat.st_ino, stat.st_ctime_ns, stat.st_size
+
+
 class Strategy:
     """A function and its declarations. Calling it calls the function; `run` runs it as the grid does."""
 
@@ -254,7 +272,7 @@ class Strategy:
         timeout: str,
         cpu: float,
         memory: str,
-        declared_in: tuple[str, str],
+        declared_in: Place,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -267,8 +285,6 @@ class Strategy:
         self.cpu = cpu
         self.memory = memory
         self._declared_in = declared_in
-        # an edit of its file after this is not the code that runs
-        self.declared_at = time.time()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -351,7 +367,7 @@ class Strategy:
                 f"strategy {self.name} has no name at the top of a module and cannot be pickled: give it one, so that "
                 "another process finds it there"
             )
-        return _by_name, (self._declared_in[0], self._attribute())
+        return _by_name, (self._declared_in.module, self._attribute())
 
     def __repr__(self) -> str:
         reads = ", ".join(f"{name}={s.dataset}" for name, s in self.inputs.items())
@@ -432,17 +448,18 @@ def _name_of(function: Any) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _declaring() -> tuple[str, str]:
-    """The module whose top level runs now, and the file of its code: that of a strategy that is declared meanwhile.
+def _declaring() -> Place:
+    """The place whose top level runs now: that of a strategy that is declared meanwhile.
 
     Not the module of its function, which may be a partial of another's, or a wrapper that another module made.
     """
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_locals is frame.f_globals:
-            return frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+            file = frame.f_code.co_filename
+            return Place(frame.f_globals.get("__name__", ""), file, file_version(file))
         frame = frame.f_back
-    return "", ""
+    return Place("", "", None)
 
 
 def _by_name(module: str, name: str) -> Any:
@@ -451,13 +468,13 @@ def _by_name(module: str, name: str) -> Any:
 
 def _top_level(strategy: Strategy) -> list[tuple[str, Any]]:
     """The names and values of the module that declares a strategy."""
-    return list(getattr(sys.modules.get(strategy._declared_in[0]), "__dict__", {}).items())
+    return list(getattr(sys.modules.get(strategy._declared_in.module), "__dict__", {}).items())
 
 
 def strategies_of(module: Any) -> list[Strategy]:
     """The strategies that a module defines itself, in order; not the ones it imports from others."""
     found = [v for v in vars(module).values() if isinstance(v, Strategy)]
-    own = [s for s in found if s._declared_in[0] == module.__name__]
+    own = [s for s in found if s._declared_in.module == module.__name__]
     return list(dict.fromkeys(own or found))
 
 
@@ -467,7 +484,7 @@ def source_file(strategy: Strategy) -> str:
     Raises:
         BadRequest: there is none.
     """
-    module, file = strategy._declared_in
+    module, file, _ = strategy._declared_in
     path = getattr(sys.modules.get(module), "__file__", None)
     named = any(value is strategy for _, value in _top_level(strategy))
     # code that was typed after `python -i file.py` is of its module, and not of the file
