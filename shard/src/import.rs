@@ -217,6 +217,9 @@ pub fn read(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Import, ImportError> {
     let checked = options::check_options(spec, existing)?;
+    if let Some(path) = &spec.quarantine {
+        quarantine::check(path, files)?;
+    }
     let mut notes = Vec::new();
     let sources = open_all(files, spec, &mut notes)?;
     let mut ticker = Ticker {

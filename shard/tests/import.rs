@@ -233,7 +233,7 @@ fn bad_rows_refuse_the_import_with_file_line_column_and_reason() {
 #[test]
 fn a_quarantine_keeps_the_good_rows_and_takes_the_bad_ones_as_they_stand() {
     let folder = Folder::new();
-    let quarantine = folder.put("bad.csv", "left from an earlier import");
+    let quarantine = folder.put("bad.csv", "file,line,column,reason,row\nleft from an earlier import");
     let first =
         folder.put("a.csv", "date,close,Name\n2016-08-10,1,A\n2016-08-11,\"x,\"\"y\",A\n2016-08-10,2,A\n");
     let second =
@@ -270,6 +270,43 @@ fn a_quarantine_keeps_the_good_rows_and_takes_the_bad_ones_as_they_stand() {
     let nowhere = ImportSpec { quarantine: Some(folder.path("no/such/bad.csv")), ..named() };
     let error = import(&[second], &nowhere).unwrap_err();
     assert!(matches!(error, ImportError::Quarantine { .. }), "{error}");
+}
+
+#[test]
+fn a_quarantine_is_written_over_no_other_file() {
+    let folder = Folder::new();
+    let text = "date,x\n2016-08-10,1\nbad,2\n";
+    let (file, other) = (folder.put("a.csv", text), folder.put("other.csv", "of somebody"));
+    for path in [folder.0.path().join("./a.csv"), other.clone()] {
+        let spec = ImportSpec { quarantine: Some(path), ..amzn() };
+        let error = import(std::slice::from_ref(&file), &spec).unwrap_err();
+        assert!(error.to_string().contains("would be written over"), "{error}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert_eq!(fs::read_to_string(&other).unwrap(), "of somebody");
+    let spec = ImportSpec { quarantine: Some(folder.put("empty.csv", "")), ..amzn() };
+    assert_eq!(import(&[file], &spec).unwrap().problems_total, 1);
+}
+
+#[test]
+fn a_stray_quote_takes_no_other_row_into_its_cell() {
+    for (rows, bad) in [
+        // each opens a quote twice
+        ("2020-01-02,A,\"Foo,1\n2020-01-03,A,\"Bar,2\n2020-01-06,A,Baz,3\n", &[2][..]),
+        // a quote at the end of a later cell closes it
+        ("2020-01-02,A,\"Foo,1\n2020-01-03,A,5\",2\n", &[2]),
+        ("2020-01-02,A,\"Foo,1\n2020-01-03,A,Mid,2\n2020-01-06,A,5\",2\n", &[2]),
+        ("2020-01-02,A,\"1\"5,1\n2020-01-03,A,x,2\n", &[2]),
+        ("2020-01-02,A,x,1\n2020-01-03,A,\"say \\\"hi\\\"\",2\n", &[3]),
+    ] {
+        let found = problems(import_text(&format!("date,symbol,name,close\n{rows}"), &ImportSpec::default()));
+        let lines: Vec<u64> = found.iter().map(|p| p.line).collect();
+        assert_eq!(lines, bad, "{rows}");
+    }
+    let text = "date,symbol,name,close\n2020-01-02,A,\"of 2020-01-01,\nor later, as told, twice\",1\n2020-01-03,A,6\" pipe,2";
+    assert_eq!(import_text(text, &ImportSpec::default()).unwrap().rows, 2);
+    let error = import_text("date,symbol,\"x\"y\n2020-01-02,A,1\n", &ImportSpec::default()).unwrap_err();
+    assert!(error.to_string().contains("line 1: text stands after the quote"), "{error}");
 }
 
 #[test]
@@ -471,6 +508,55 @@ fn an_import_into_a_dataset_obeys_its_fields() {
     assert!(error.to_string().contains("close") && error.to_string().contains("may not be null"), "{error}");
     let typed = ImportSpec { types: BTreeMap::from([(field("close"), "int64".into())]), ..amzn() };
     assert!(into("date,close\n2016-08-10,1\n", &typed, &there).is_err());
+}
+
+#[test]
+fn codes_become_no_numbers_of_a_field_that_is_there_either() {
+    let there = |data_type| {
+        let fields = vec![FieldSpec { name: field("x"), data_type, nullable: true }];
+        DatasetSpec::new(dataset(), fields, ChunkSpan::new(5 * DAY_NS).unwrap()).unwrap()
+    };
+    let folder = Folder::new();
+    let into = |cell: &str, spec: &ImportSpec, data_type| {
+        let file = folder.put("p.csv", format!("date,x\n2016-08-10,{cell}\n"));
+        read(&dataset(), &[file], spec, Some(&there(data_type)), &mut |_| {})
+    };
+    for (cell, data_type, value) in [
+        ("007", FieldType::Int64, "7"),
+        ("007", FieldType::Float64, "7.0"),
+        ("01.10", FieldType::Float64, "1.1"),
+        ("12E5", FieldType::Int64, "1200000"),
+        ("+491234567", FieldType::Int64, "491234567"),
+    ] {
+        let error = into(cell, &amzn(), data_type).unwrap_err();
+        let said = format!("--types x={}", data_type.name());
+        assert!(
+            error.hint().contains(&said) && error.to_string().contains(cell),
+            "{error}; {}",
+            error.hint()
+        );
+        let typed = ImportSpec { types: BTreeMap::from([(field("x"), data_type.name().into())]), ..amzn() };
+        assert_eq!(rows(&into(cell, &typed, data_type).unwrap()), [format!("AMZN 2016-08-10 {value}")]);
+    }
+    for (cell, data_type) in [
+        ("7", FieldType::Int64),
+        ("12E5", FieldType::Float64),
+        ("+5", FieldType::Float64),
+        ("007", FieldType::String),
+    ] {
+        assert_eq!(into(cell, &amzn(), data_type).unwrap().rows, 1, "{cell}");
+    }
+    let error = into("1", &amzn(), FieldType::Bool).unwrap_err();
+    assert!(error.hint().contains("--types x=bool"), "{}", error.hint());
+    let packed = folder.parquet(
+        "p.parquet",
+        vec![
+            ("date", Arc::new(Date32Array::from(vec![17_023])) as ArrayRef),
+            ("x", Arc::new(Float64Array::from(vec![1e16]))),
+        ],
+    );
+    let found = read(&dataset(), &[packed], &amzn(), Some(&there(FieldType::Int64)), &mut |_| {}).unwrap();
+    assert_eq!(rows(&found), ["AMZN 2016-08-10 10000000000000000"], "the file says that it is a number");
 }
 
 #[test]

@@ -150,6 +150,17 @@ B = "2020-01-03,A,"
         (f"{HEAD}{A}#N/A\n{B}N/A\n", "", ["--null '#N/A' --null N/A", "--types x=string"]),
         (f"{HEAD}{A}007\n{B}1.5\n", "", ["--types x=float64", "--types x=string"]),
         (f"{HEAD}{A}12E5\n", "", ["--types x=float64", "--types x=string"]),
+        (f"{HEAD}{A}01.10\n{B}10.10\n", "", ["--types x=float64", "--types x=string"]),
+        ("date;symbol;x;y\n2020-01-02;A;037833E10;10,5\n", "--delimiter ';' --decimal ,",
+         ["--types x=float64", "--types x=string"]),
+        (f"{HEAD}{A}+491234567\n", "", ["--types x=int64", "--types x=string"]),
+        (f"{HEAD}{A}#N/A N/A\n{B}#N/A N/A\n2020-01-06,A,1.5\n", "", ["--null '#N/A N/A'", "--types x=string"]),
+        (f"{HEAD}{A}no data\n{B}no data\n2020-01-06,A,1.5\n", "", ["--null 'no data'"]),
+        (f"{HEAD}{A}(null)\n{B}—\n2020-01-06,A,15\n", "", ["--null '(null)' --null '—'"]),
+        (f"{HEAD}{A}TRUE\n{B}0\n", "", ["--types x=bool"]),
+        (f"{HEAD}{A}2016-08-10\n{B}20160811\n", "", ["--types x=timestamp", "--types x=string"]),
+        ("date,timestamp,symbol,x\n2020-01-02,2024-05-05 10:00:00,A,1\n", "",
+         ["--ts-column date", "--ts-column timestamp"]),
         (f"{HEAD}{A}0x10\n", "", ["--types x=string"]),
         (f"{HEAD}{A}1\n{B}abc\n", "", ["--types x=string"]),
         (f"{HEAD}{A}12345678901234567890.12\n", "", ["--types x=float64", "--types x=string"]),
@@ -195,6 +206,15 @@ def test_every_hint_does_what_it_says_when_it_is_typed(grid, tmp_path, text, opt
     for suggestion in found:
         result = typed(grid, path, f"{options} {suggestion} --dry-run")
         assert 0 < result["rows"] <= rows, suggestion
+
+
+def test_two_currencies_are_kept_as_text_when_somebody_says_so(grid, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(f"{HEAD}{A}$10\n{B}€11\n")
+    with pytest.raises(BadRequest, match=r"\$ and in €") as refused:
+        typed(grid, path, "--notation currency --dry-run")
+    kept = typed(grid, path, f"--notation currency {suggestions(refused.value.hint)[0]} --dry-run")
+    assert kept["sample"][0]["first"] == ["$10", "€11"]
 
 
 def test_the_unit_of_dates_is_left_out(grid, tmp_path):

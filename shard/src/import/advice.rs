@@ -56,28 +56,70 @@ impl Advice<'_> {
             Trouble::Words => {
                 let number =
                     if seen.is_numeric() { format!(" --types {name}=float64") } else { String::new() };
+                let words = seen.missing_words();
                 (
                     format!(
                         "the field {name} has words that usually stand for a missing value: {}",
-                        quoted(&seen.words)
+                        quoted(&words)
                     ),
-                    format!("if they do, say {}{number}; or keep it as text: {text}", nulls(&seen.words)),
+                    format!("if they do, say {}{number}; or keep it as text: {text}", nulls(&words)),
                 )
             }
-            Trouble::Padded => (
-                format!("the field {name} has leading zeros, as codes have, and fractions, as numbers have"),
-                format!("say --types {name}=float64, or {text}"),
-            ),
-            Trouble::Coded => (
-                format!("the field {name} has cells such as 12E5, which may be a number or a code"),
-                format!("say --types {name}=float64, or {text}"),
-            ),
+            Trouble::Padded | Trouble::Coded | Trouble::Signed => {
+                return self.refusal_of_codes(name, seen, trouble, None);
+            }
             Trouble::Hex => (
                 format!("the field {name} has integers in base 16: {}", cell(seen.odd_text.as_ref())),
                 format!("no option reads them; keep it as text: {text}"),
             ),
         };
         ImportError::options(message, hint)
+    }
+
+    /// Why a column whose numbers may be codes is refused. `have` is the type of a field that is there: it stays a number.
+    pub(crate) fn refusal_of_codes(
+        &self,
+        name: &FieldName,
+        seen: &Seen,
+        trouble: Trouble,
+        have: Option<FieldType>,
+    ) -> ImportError {
+        let refused = |seen: &Seen| seen.verdict() == Verdict::Refused(trouble);
+        let alike: Vec<(&FieldName, &Seen)> = (self.seen.iter())
+            .map(|(other, seen)| (other, seen))
+            .filter(|(other, seen)| {
+                let open = have.is_none() && refused(seen) && !self.checked.types.contains_key(*other);
+                *other == name || open
+            })
+            .collect();
+        let typed = |kind: &dyn Fn(&Seen) -> FieldType| {
+            let each: Vec<String> =
+                alike.iter().map(|(name, seen)| format!("{name}={}", kind(seen).name())).collect();
+            format!("--types {}", each.join(","))
+        };
+        let why = match trouble {
+            Trouble::Padded => "leading zeros",
+            Trouble::Signed => "a plus sign before every number",
+            _ => "cells that are digits and an E",
+        };
+        let cell = seen.code(trouble).map(|e| format!("{:?} on line {}", e.text, e.line)).unwrap_or_default();
+        let hint = match have {
+            Some(have) => format!(
+                "if they are numbers, say {}; if they are codes, import into a new dataset, where they are text",
+                typed(&|_| seen.widen(have))
+            ),
+            None => format!(
+                "if they are numbers, say {}; if they are codes, say {}",
+                typed(&Seen::number_type),
+                typed(&|_| FieldType::String)
+            ),
+        };
+        ImportError::options(
+            format!(
+                "the field {name} has {why}, as codes have: {cell}; as numbers they would not be the same"
+            ),
+            hint,
+        )
     }
 
     /// The options that read a column's numbers; of all columns together, as the marks are the same for all.
@@ -87,9 +129,9 @@ impl Advice<'_> {
         let signs = numeric().fold(self.checked.reading.notation.signs, |all, seen| all.and(seen.signs));
         let (forms, apart) = if forms.is_empty() { (seen.forms, true) } else { (forms, false) };
         let mut words: Vec<String> = Vec::new();
-        for word in numeric().flat_map(|seen| &seen.words) {
-            if !words.contains(word) {
-                words.push(word.clone());
+        for word in numeric().flat_map(Seen::missing_words) {
+            if !words.contains(&word) {
+                words.push(word);
             }
         }
         let example = seen.other_example.as_ref().map_or("", |e| e.text.as_str());
@@ -170,13 +212,19 @@ impl Advice<'_> {
             let number =
                 matches!(kind, FieldType::Float64 | FieldType::Float32 | FieldType::Int64 | FieldType::Int32);
             if kind != FieldType::String {
-                words.extend(seen.words.iter().cloned());
+                words.extend(seen.missing_words());
             }
             if number && seen.other > 0 && notation.is_none() {
                 notation = Some(self.notation(seen, &format!("--types {name}=string")));
             }
-            if number && seen.texts > 0 {
+            if number && (seen.texts > 0 || seen.has_times()) {
                 text(&mut say);
+            }
+            if number && seen.has_times() && new(name) {
+                say.push(format!("if {name} is a time, say --types {name}=timestamp"));
+            }
+            if seen.has_numbers() && (kind == FieldType::Bool || (number && seen.has_bools() && new(name))) {
+                say.push(format!("if 1 is true and 0 is false, say --types {name}=bool"));
             }
             if let (FieldType::Float64, Some(example), false) = (kind, &seen.beyond_float64, field.nearest) {
                 say.push(format!(

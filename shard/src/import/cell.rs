@@ -30,7 +30,7 @@ pub(crate) enum Cell<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) spec: FieldSpec,
-    /// The caller named the type: numbers that it does not hold become the nearest that it does.
+    /// The caller named the type: numbers that it does not hold become the nearest that it does, and 1 and 0 are bools.
     pub(crate) nearest: bool,
 }
 
@@ -69,7 +69,7 @@ impl Reading {
             },
             FieldType::Int64 => Cell::Int(self.whole(trimmed)?),
             FieldType::Int32 => Cell::Int32(i32::try_from(self.whole(trimmed)?).map_err(|_| BEYOND_32)?),
-            FieldType::Bool => Cell::Bool(boolean(trimmed).ok_or("neither true nor false")?),
+            FieldType::Bool => Cell::Bool(boolean(trimmed, field.nearest).ok_or("neither true nor false")?),
             FieldType::String => Cell::Text(text),
             FieldType::Timestamp => Cell::Time(self.time(trimmed)?),
         };
@@ -178,10 +178,11 @@ fn not_a_number(text: &str) -> Reason {
     Cow::Borrowed("not a number")
 }
 
-fn boolean(text: &str) -> Option<bool> {
+/// 1 and 0 are numbers, unless the caller named the type.
+fn boolean(text: &str, named: bool) -> Option<bool> {
     match text {
-        "1" => Some(true),
-        "0" => Some(false),
+        "1" if named => Some(true),
+        "0" if named => Some(false),
         _ => boolean_word(text),
     }
 }
@@ -248,6 +249,7 @@ mod tests {
             ("0x10", FieldType::Int64),
             ("12%", FieldType::Float64),
             ("yes", FieldType::Bool),
+            ("0", FieldType::Bool),
             ("12", FieldType::Timestamp),
             ("9999-12-31", FieldType::Timestamp),
         ] {
@@ -256,6 +258,7 @@ mod tests {
         let nearest = |text, data_type| reading.cell(text, &wanted(data_type, true, true));
         assert_eq!(nearest("9007199254740993", FieldType::Float64), Ok(Cell::Float(9_007_199_254_740_992.0)));
         assert!(nearest("1e400", FieldType::Float64).is_err());
+        assert_eq!(nearest("0", FieldType::Bool), Ok(Cell::Bool(false)));
     }
 
     #[test]

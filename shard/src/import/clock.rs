@@ -307,13 +307,50 @@ pub(crate) struct Form {
     timed: bool,
     month: bool,
     day: bool,
+    /// For each run of digits from the left, how many they are where numbers stand side by side: `%Y%m%d` does not say where
+    /// the month of `2016111` ends.
+    runs: Vec<Option<usize>>,
+}
+
+/// The runs of digits of a pattern, up to a fraction or an offset, which have any length.
+fn runs(pattern: &str) -> Vec<Option<usize>> {
+    let long = ["%T", "%R", "%F", "%D"].into_iter().zip(["%H:%M:%S", "%H:%M", "%Y-%m-%d", "%m/%d/%y"]);
+    let pattern = long.fold(pattern.replace("%%", " "), |text, (short, long)| text.replace(short, long));
+    let mut runs = Vec::new();
+    // numbers and digits of the run, and digits in all
+    let mut run = (0, 0);
+    let mut end = |run: &mut (usize, usize)| {
+        if run.0 > 0 {
+            runs.push((run.0 > 1).then_some(run.1));
+        }
+        *run = (0, 0);
+    };
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        let width = match c {
+            '%' => match chars.next() {
+                Some('Y') => 4,
+                Some('j') => 3,
+                Some('y' | 'm' | 'd' | 'e' | 'H' | 'I' | 'M' | 'S') => 2,
+                Some('.' | 'z') | None => break,
+                Some(_) => 0,
+            },
+            c => usize::from(c.is_ascii_digit()),
+        };
+        match width {
+            0 => end(&mut run),
+            width => run = (run.0 + 1, run.1 + width),
+        }
+    }
+    end(&mut run);
+    runs
 }
 
 impl Form {
     /// `iso`, or a pattern such as `%d/%m/%Y %H:%M`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == ISO {
-            return Ok(Self { items: None, timed: true, month: true, day: true });
+            return Ok(Self { items: None, timed: true, month: true, day: true, runs: Vec::new() });
         }
         let mut pattern = String::new();
         let mut letters = String::new();
@@ -360,7 +397,7 @@ impl Form {
             return Err("it does not say the hour: %H, or %I with %p".to_owned());
         }
         let items = StrftimeItems::new(&pattern).parse_to_owned().map_err(|_| "it is no form".to_owned())?;
-        Ok(Self { items: Some(items), timed: hour, month, day })
+        Ok(Self { items: Some(items), timed: hour, month, day, runs: runs(&pattern) })
     }
 
     pub(crate) fn read(&self, text: &str) -> Option<Result<When, Reason>> {
@@ -368,6 +405,10 @@ impl Form {
         // chrono would cut what is finer than a nanosecond
         let fine = |part: &str| part.bytes().take_while(u8::is_ascii_digit).count() > 9;
         if text.split('.').skip(1).any(fine) {
+            return None;
+        }
+        let digits = text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
+        if self.runs.iter().zip(digits).any(|(full, run)| full.is_some_and(|full| run.len() != full)) {
             return None;
         }
         let mut parsed = Parsed::new();
@@ -656,6 +697,25 @@ mod tests {
             assert!(formed(&["%d/%m/%Y"]).text(text).is_err(), "{text}");
         }
         assert!(formed(&["%d/%m/%Y %H:%M:%S.%f"]).text("10/08/2016 09:30:00.1234567890").is_err());
+        for (form, text) in [
+            ("%Y%m%d", "2016111"),
+            ("%Y%m%d", "2016 1 1"),
+            ("%Y%m%d %H%M%S", "20160810 10000"),
+            ("%Y%m%d%H%M%S", "2016081093000"),
+            ("%d/%m/%Y %H%M", "1/2/2016 930"),
+            ("20%y%m%d", "2016111"),
+            ("%Y%j", "201611"),
+        ] {
+            assert!(formed(&[form]).text(text).is_err(), "{form} {text}");
+        }
+        for (form, text) in [
+            ("%d/%m/%Y %H%M", "1/2/2016 0930"),
+            ("%Y%m%d %T", "20160201 9:30:00"),
+            ("20%y%m%d %R", "20160201 09:30"),
+            ("%d%b%Y %H%M%S.%f", "1Feb2016 093000.0"),
+        ] {
+            assert_eq!(formed(&[form]).text(text), utc("2016-02-01T09:30:00Z"), "{form}");
+        }
         for form in
             ["", "%d/%m", "%H:%M", "%Q", "%Y-%d", "%Y%m%d %I:%M", "%Y %S,%f", "%Y-%m-%d %H:%M %Z", "%"]
         {

@@ -134,7 +134,7 @@ pub(crate) fn survey(
         }
         // of text the cells decide
         typed.push((name.clone(), both.filter(|_| !text)));
-        seen.push((name.clone(), if text { Seen::of_text_column() } else { Seen::default() }));
+        seen.push((name.clone(), if text { Seen::of_text_column() } else { Seen::of_number_column() }));
     }
     let mut surveyed = Surveyed { header, seen, typed, stamps: Stamps::default(), zone: None };
     let known = |name: &FieldName| existing.is_some_and(|e| e.field(name.as_str()).is_some());

@@ -138,7 +138,11 @@ pub(crate) fn resolve(file: &str, names: &[String], spec: &ImportSpec) -> Result
 
 /// Whether one of `names` is a usual name of a time column: a line that has one is likely a header.
 pub(crate) fn has_time(names: &[String]) -> bool {
-    names.iter().any(|name| TS_NAMES.contains(&snake_case(name).as_str()))
+    names.iter().any(|name| is_time(name))
+}
+
+fn is_time(name: &str) -> bool {
+    TS_NAMES.contains(&snake_case(name).as_str())
 }
 
 struct Columns<'a> {
@@ -173,6 +177,15 @@ impl Columns<'_> {
                         shell(&format!("{date},{time}")),
                         shell(date)
                     ),
+                ));
+            }
+            let times: Vec<&String> = self.names.iter().filter(|name| is_time(name)).collect();
+            if let [first, second, ..] = times.as_slice() {
+                let each: Vec<String> =
+                    times.iter().map(|name| format!("--ts-column {}", shell(name))).collect();
+                return Err(ImportError::options(
+                    format!("{} has a column {first:?} and a column {second:?}", self.file),
+                    format!("say which is the time of a row: {}", each.join(" or ")),
                 ));
             }
             return Ok((ts, None));
@@ -404,6 +417,16 @@ mod tests {
         assert_eq!((header.ts, header.time, fields_of(&header)), (0, Some(1), vec!["close"]));
         let date = ImportSpec { ts_column: Some("Date".into()), ..spec };
         assert_eq!(fields_of(&resolve("f", &columns, &date).unwrap()), ["time", "close"]);
+    }
+
+    #[test]
+    fn two_columns_of_times_are_asked_about() {
+        let spec = ImportSpec { symbol: Some("A".into()), ..ImportSpec::default() };
+        let columns = names(&["Date", "timestamp", "close"]);
+        let error = resolve("f", &columns, &spec).unwrap_err();
+        assert!(error.hint().contains("--ts-column Date or --ts-column timestamp"), "{}", error.hint());
+        let date = ImportSpec { ts_column: Some("Date".into()), ..spec };
+        assert_eq!(fields_of(&resolve("f", &columns, &date).unwrap()), ["timestamp", "close"]);
     }
 
     #[test]

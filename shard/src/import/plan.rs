@@ -10,7 +10,6 @@ use super::{
     cell::Wanted,
     columnar::Types,
     header::Header,
-    options::Checked,
     problem::ImportError,
     seen::{Seen, Verdict},
     source::Source,
@@ -92,7 +91,9 @@ pub(crate) fn fields(
         ));
     }
     for (name, seen) in &found.seen {
-        if let Some((one, other)) = &seen.currencies {
+        if let Some((one, other)) = &seen.currencies
+            && checked.types.get(name) != Some(&FieldType::String)
+        {
             return Err(ImportError::options(
                 format!(
                     "the field {name} has amounts in {one} and in {other}; without their currencies they say less"
@@ -103,7 +104,7 @@ pub(crate) fn fields(
     }
     let mut fields = Vec::new();
     for field in existing.map(|e| e.fields.as_slice()).unwrap_or_default() {
-        fields.push(known_field(field, found, checked, notes)?);
+        fields.push(known_field(field, found, advice, notes)?);
     }
     for (name, seen) in &found.seen {
         if existing.is_some_and(|e| e.field(name.as_str()).is_some()) {
@@ -126,10 +127,10 @@ pub(crate) fn fields(
 fn known_field(
     field: &FieldSpec,
     found: &Found,
-    checked: &Checked,
+    advice: &Advice<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Wanted, ImportError> {
-    let (name, have) = (&field.name, field.data_type);
+    let (name, have, checked) = (&field.name, field.data_type, advice.checked);
     let seen = found.seen.iter().find(|(known, _)| known == name).map(|(_, seen)| seen);
     let data_type = match (checked.types.get(name), seen) {
         (Some(said), _) if have.common(*said) == Some(*said) => *said,
@@ -139,7 +140,14 @@ fn known_field(
                 "leave it out, import into a new dataset, or choose other columns with --fields",
             ));
         }
-        (None, Some(seen)) => seen.widen(have),
+        (None, Some(seen)) => {
+            let float = matches!(have, FieldType::Float64 | FieldType::Float32);
+            let number = float || matches!(have, FieldType::Int64 | FieldType::Int32);
+            if let Some(trouble) = seen.codes(float).filter(|_| number) {
+                return Err(advice.refusal_of_codes(name, seen, trouble, Some(have)));
+            }
+            seen.widen(have)
+        }
         (None, None) => have,
     };
     if data_type != have {
@@ -179,8 +187,10 @@ fn new_type(
             notes.push(format!(
                 "the field {name} is text in its file, and its cells are {of}: --types {name}={of} reads them so"
             ));
-        } else if !seen.words.is_empty() {
-            let words = seen.words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+        } else if let words = seen.missing_words()
+            && !words.is_empty()
+        {
+            let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
             notes.push(format!("the field {name} keeps {words} as text; --null says that it means missing"));
         }
     }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,29 @@ use super::{
     source::Source,
     text,
 };
+
+const HEADER: &str = "file,line,column,reason,row";
+
+/// Refuses to write over a file that is no quarantine of before.
+pub(crate) fn check(path: &Path, files: &[PathBuf]) -> Result<(), ImportError> {
+    let Ok(mut there) = File::open(path) else { return Ok(()) };
+    let mut start = Vec::new();
+    let header = format!("{HEADER}\n");
+    let read = Read::by_ref(&mut there).take(header.len() as u64).read_to_end(&mut start);
+    let same =
+        |file: &PathBuf| path.canonicalize().is_ok_and(|path| file.canonicalize().is_ok_and(|f| f == path));
+    let why = if files.iter().any(same) {
+        "it is a file to import"
+    } else if read.is_ok() && (start.is_empty() || start == header.as_bytes()) {
+        return Ok(());
+    } else {
+        "a file is there that is no quarantine"
+    };
+    Err(ImportError::options(
+        format!("--quarantine {}: {why}, and would be written over", path.display()),
+        "name a new file",
+    ))
+}
 
 /// A CSV cell; quoted only where it must be.
 pub(crate) fn quoted(text: &str) -> String {
@@ -39,7 +62,7 @@ pub(crate) fn write(
     let beside = temporary(path);
     let result = (|| {
         let mut out = BufWriter::new(File::create(&beside).map_err(failed)?);
-        writeln!(out, "file,line,column,reason,row").map_err(failed)?;
+        writeln!(out, "{HEADER}").map_err(failed)?;
         for (number, source) in (0..).zip(sources) {
             write_source(&mut out, source, number, (spec, checked), bad, &failed)?;
         }

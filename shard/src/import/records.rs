@@ -49,7 +49,39 @@ pub(crate) struct Records<R> {
     text: Vec<u8>,
     ends: Vec<usize>,
     cells: usize,
-    open_quote: bool,
+    delimiter: u8,
+    quotes: Option<&'static str>,
+}
+
+/// What is wrong with the quotes of a record. The state machine takes such text into a cell, and closes an open quote at the
+/// end of the text, without a word.
+fn check_quotes(raw: &[u8], delimiter: u8) -> Option<&'static str> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum At {
+        Start,
+        Plain,
+        Quoted,
+        /// After a quote that closes the cell, or is the first of two.
+        Quote,
+        Closed,
+    }
+    let mut at = At::Start;
+    for &byte in raw {
+        at = match (at, byte) {
+            (At::Start | At::Quote, b'"') => At::Quoted,
+            (At::Quoted, b'"') => At::Quote,
+            (At::Quoted, _) => At::Quoted,
+            (_, byte) if byte == delimiter => At::Start,
+            (At::Start | At::Plain, _) => At::Plain,
+            (At::Quote | At::Closed, b' ' | b'\t' | b'\r' | b'\n') => At::Closed,
+            (At::Quote | At::Closed, _) => {
+                return Some(
+                    "text stands after the quote that closes a cell (a quote within one is written twice)",
+                );
+            }
+        };
+    }
+    (at == At::Quoted).then_some("a quote is opened and never closed")
 }
 
 impl<R: Read> Records<R> {
@@ -67,7 +99,8 @@ impl<R: Read> Records<R> {
             text: vec![0; 4096],
             ends: vec![0; 64],
             cells: 0,
-            open_quote: false,
+            delimiter,
+            quotes: None,
         }
     }
 
@@ -112,6 +145,7 @@ impl<R: Read> Records<R> {
 
     pub(crate) fn set_delimiter(&mut self, delimiter: u8) {
         self.core = ReaderBuilder::new().delimiter(delimiter).build();
+        self.delimiter = delimiter;
     }
 
     /// Reads the next record; false at the end. Blank lines are skipped, a byte order mark at the start too.
@@ -146,8 +180,8 @@ impl<R: Read> Records<R> {
             }
         }
         self.cells = cells;
-        // the state machine closes an open quote silently at the end of the text
-        self.open_quote = self.ended && self.raw.iter().filter(|&&b| b == b'"').count() % 2 == 1;
+        let quoted = self.raw.contains(&b'"');
+        self.quotes = quoted.then(|| check_quotes(&self.raw, self.delimiter)).flatten();
         Ok(true)
     }
 
@@ -173,9 +207,15 @@ impl<R: Read> Records<R> {
         &self.raw[..end]
     }
 
-    /// The text ended inside quotes that this record opened.
-    pub(crate) fn open_quote(&self) -> bool {
-        self.open_quote
+    /// Why its quotes do not say which text is in which cell.
+    pub(crate) fn wrong_quotes(&self) -> Option<&'static str> {
+        self.quotes
+    }
+
+    /// Its lines after the first, which quotes hold together, each as the cells that it would have by itself.
+    pub(crate) fn lines_within(&self) -> impl Iterator<Item = Vec<&[u8]>> {
+        let lines = self.raw().split(|b| matches!(b, b'\r' | b'\n')).skip(1);
+        lines.map(|line| line.split(|b| *b == self.delimiter).collect())
     }
 
     fn begin(&mut self) -> Result<(), RecordError> {
@@ -283,10 +323,40 @@ mod tests {
     }
 
     #[test]
+    fn text_after_a_closing_quote_is_noticed() {
+        let wrong = |text: &str| {
+            let mut records = Records::new(text.as_bytes(), b',');
+            records.next().unwrap() && records.wrong_quotes().is_some()
+        };
+        for text in [
+            "A,\"1\"5\n",
+            "\"Foo\"bar,1",
+            "\"say \\\"hi\\\"\",1",
+            "A,\"Foo,1\nB,\"Bar,2\n",
+            "A,\"Foo,1\n\"B\",\"Bar\",2\n",
+            "\"a\" \"b\",1",
+        ] {
+            assert!(wrong(text), "{text}");
+        }
+        for text in [
+            "\"a\"\"b\",\"\"\n",
+            "\"\"\"\"\r\n",
+            "6\" pipe,5\"",
+            "\"a\" ,\"b\"\t\n",
+            "\"a\nb\",\"c\r\n\"",
+            "a, \"b\"",
+        ] {
+            assert!(!wrong(text), "{text}");
+        }
+    }
+
+    #[test]
     fn a_quote_that_is_never_closed_is_noticed() {
         let mut records = Records::new("a,b\n1,\"2\n3,4".as_bytes(), b',');
-        assert!(records.next().unwrap() && !records.open_quote());
-        assert!(records.next().unwrap() && records.open_quote());
+        assert!(records.next().unwrap() && records.wrong_quotes().is_none());
+        assert!(
+            records.next().unwrap() && records.wrong_quotes().is_some_and(|why| why.contains("never closed"))
+        );
         let long = format!("a,b\n1,\"{}", "3,4\n".repeat(RECORD_BYTES_MAX / 4 + 1));
         let mut records = Records::new(long.as_bytes(), b',');
         assert!(records.next().unwrap());

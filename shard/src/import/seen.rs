@@ -20,6 +20,9 @@ use super::{
 const WORDS: [&str; 14] =
     ["null", "none", "na", "n/a", "#n/a", "#na", "<na>", "nil", "missing", "-", "--", "?", ".", "n.a."];
 
+/// Most different texts that may stand for missing numbers in one column; of more it is text.
+const STAND_INS_MAX: usize = 3;
+
 /// Most different words that are remembered for the hint.
 const WORDS_SHOWN: usize = 4;
 
@@ -30,11 +33,36 @@ pub(crate) struct Example {
     pub(crate) line: u64,
 }
 
+/// Cells of one kind.
+#[derive(Debug, Clone, Default)]
+struct Cells {
+    count: u64,
+    first: Option<Example>,
+}
+
+impl Cells {
+    fn take(&mut self, text: &str, line: u64) {
+        self.count += 1;
+        if self.first.is_none() {
+            self.first = Some(Example { text: text.to_owned(), line });
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        if self.first.is_none() {
+            self.first.clone_from(&other.first);
+        }
+    }
+}
+
 /// How many cells of a column look like what.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     /// The column's type in the file is text: only what is plainly no text becomes something else.
     text_column: bool,
+    /// The column's type in the file is a number: how its cells are written says nothing.
+    number_column: bool,
     pub(crate) missing: u64,
     ints: u64,
     floats: u64,
@@ -42,10 +70,16 @@ pub(crate) struct Seen {
     times: u64,
     bools: u64,
     pub(crate) texts: u64,
-    /// Of the integers, those like `007`: codes, not numbers.
-    padded: u64,
+    /// Of the numbers, those like `007` and `01.10`: codes, not numbers.
+    padded: Cells,
     /// Of the floats, those like `12E5`, which may be a code.
-    coded: u64,
+    coded: Cells,
+    /// Of the integers, those like `+491234567`.
+    signed: Cells,
+    /// The first different texts, each with its cells.
+    first_texts: Vec<(String, u64)>,
+    /// There are more of them.
+    many_texts: bool,
     /// Of the texts, those like `0x10`.
     hex: u64,
     /// Numbers that are read only by the notation that the caller gave.
@@ -74,6 +108,7 @@ impl Default for Seen {
     fn default() -> Self {
         Self {
             text_column: false,
+            number_column: false,
             missing: 0,
             ints: 0,
             floats: 0,
@@ -81,8 +116,11 @@ impl Default for Seen {
             times: 0,
             bools: 0,
             texts: 0,
-            padded: 0,
-            coded: 0,
+            padded: Cells::default(),
+            coded: Cells::default(),
+            signed: Cells::default(),
+            first_texts: Vec::new(),
+            many_texts: false,
             hex: 0,
             noted: 0,
             other: 0,
@@ -122,10 +160,12 @@ pub(crate) enum Trouble {
     Dates,
     /// Nothing but words for missing values.
     Words,
-    /// `007` beside `1.5`.
+    /// `007` beside `1.5`, or `01.10`.
     Padded,
     /// `12E5` alone.
     Coded,
+    /// Nothing but `+49`.
+    Signed,
     /// `0x10`.
     Hex,
 }
@@ -133,6 +173,10 @@ pub(crate) enum Trouble {
 impl Seen {
     pub(crate) fn of_text_column() -> Self {
         Self { text_column: true, ..Self::default() }
+    }
+
+    pub(crate) fn of_number_column() -> Self {
+        Self { number_column: true, ..Self::default() }
     }
 
     pub(crate) fn look(&mut self, text: &str, line: u64, reading: &Reading) {
@@ -174,6 +218,7 @@ impl Seen {
             }
         } else if !self.dates.look(text, line) {
             self.texts += 1;
+            self.text(text, 1);
             self.hex += u64::from(is_hex(text));
             if self.odd_text.is_none() {
                 self.odd_text = example();
@@ -181,15 +226,33 @@ impl Seen {
         }
     }
 
+    fn text(&mut self, text: &str, cells: u64) {
+        if let Some((_, count)) = self.first_texts.iter_mut().find(|(known, _)| known == text) {
+            *count += cells;
+        } else if self.first_texts.len() < STAND_INS_MAX {
+            self.first_texts.push((text.to_owned(), cells));
+        } else {
+            self.many_texts = true;
+        }
+    }
+
     fn number(&mut self, text: &str, plain: &str, line: u64) {
         let digits = plain.trim_start_matches(['-', '+']);
-        if digits.bytes().all(|b| b.is_ascii_digit()) && plain.parse::<i64>().is_ok() {
-            self.ints += 1;
-            self.padded += u64::from(digits.len() > 1 && digits.starts_with('0'));
-        } else {
-            self.floats += 1;
+        let is_int = digits.bytes().all(|b| b.is_ascii_digit()) && plain.parse::<i64>().is_ok();
+        self.ints += u64::from(is_int);
+        self.floats += u64::from(!is_int);
+        if !self.number_column {
+            let whole = digits.split(['.', 'e', 'E']).next().unwrap_or_default();
+            if whole.len() > 1 && whole.starts_with('0') {
+                self.padded.take(text, line);
+            }
             let code = |b: u8| b.is_ascii_digit() || b == b'e' || b == b'E';
-            self.coded += u64::from(plain == text && text.bytes().all(code) && text.contains(['e', 'E']));
+            if !is_int && text.bytes().all(code) && text.contains(['e', 'E']) {
+                self.coded.take(text, line);
+            }
+            if is_int && text.starts_with('+') {
+                self.signed.take(text, line);
+            }
         }
         match number::whole(plain) {
             Some(Ok(value)) => self.beyond_int32 += u64::from(i32::try_from(value).is_err()),
@@ -221,8 +284,13 @@ impl Seen {
         self.times += other.times;
         self.bools += other.bools;
         self.texts += other.texts;
-        self.padded += other.padded;
-        self.coded += other.coded;
+        self.padded.add(&other.padded);
+        self.coded.add(&other.coded);
+        self.signed.add(&other.signed);
+        for (text, cells) in &other.first_texts {
+            self.text(text, *cells);
+        }
+        self.many_texts |= other.many_texts;
         self.hex += other.hex;
         self.noted += other.noted;
         self.other += other.other;
@@ -267,7 +335,53 @@ impl Seen {
         numbers > 0
             && numbers >= self.times + self.dates.cells
             && numbers >= self.bools
-            && numbers >= self.texts
+            && (numbers >= self.texts || self.has_stand_ins())
+    }
+
+    /// Whether its texts stand for missing numbers, as far as one can see: there are numbers, and few different texts, each
+    /// again and again or beginning with a sign: `#N/A N/A`, `(null)`, `no data`.
+    fn has_stand_ins(&self) -> bool {
+        let word = |(text, count): &(String, u64)| *count > 1 || !text.starts_with(char::is_alphanumeric);
+        self.numbers() > 0 && !self.many_texts && self.texts > 0 && self.first_texts.iter().all(word)
+    }
+
+    /// The words that may stand for a missing value.
+    pub(crate) fn missing_words(&self) -> Vec<String> {
+        let texts = self.first_texts.iter().filter(|_| self.has_stand_ins()).map(|(text, _)| text);
+        self.words.iter().chain(texts).cloned().collect()
+    }
+
+    /// Whether some cells are true or false.
+    pub(crate) fn has_bools(&self) -> bool {
+        self.bools > 0
+    }
+
+    /// Whether some cells are numbers.
+    pub(crate) fn has_numbers(&self) -> bool {
+        self.numbers() > 0
+    }
+
+    /// The cell that is a code and no number, if there is one.
+    pub(crate) fn code(&self, trouble: Trouble) -> Option<&Example> {
+        match trouble {
+            Trouble::Padded => self.padded.first.as_ref(),
+            Trouble::Coded => self.coded.first.as_ref(),
+            Trouble::Signed => self.signed.first.as_ref(),
+            Trouble::Notation | Trouble::Dates | Trouble::Words | Trouble::Hex => None,
+        }
+    }
+
+    /// Why its numbers, written back, would not be its cells: they may be codes. A float may be written `1e5`.
+    pub(crate) fn codes(&self, float: bool) -> Option<Trouble> {
+        if self.padded.count > 0 {
+            Some(Trouble::Padded)
+        } else if !float && self.coded.count > 0 && self.coded.count == self.floats {
+            Some(Trouble::Coded)
+        } else if !float && self.signed.count > 0 && self.signed.count == self.ints && self.floats == 0 {
+            Some(Trouble::Signed)
+        } else {
+            None
+        }
     }
 
     /// Whether it is text whose cells are plain numbers or times, which its file says is text.
@@ -278,8 +392,8 @@ impl Seen {
         }
         match (self.numbers(), self.times) {
             (0, 0) => None,
-            (_, 0) if self.floats + self.infinite > 0 => Some(FieldType::Float64),
-            (_, 0) if self.padded == 0 => Some(FieldType::Int64),
+            (_, 0) if self.padded.count == 0 && self.floats + self.infinite > 0 => Some(FieldType::Float64),
+            (_, 0) if self.padded.count == 0 => Some(FieldType::Int64),
             (0, _) => Some(FieldType::Timestamp),
             _ => None,
         }
@@ -287,14 +401,18 @@ impl Seen {
 
     /// Whether the column is text because its integers have leading zeros.
     pub(crate) fn is_codes(&self) -> bool {
-        self.padded > 0 && self.is_numeric()
+        self.padded.count > 0 && self.is_numeric()
     }
 
     /// The type that most cells have, if it keeps what they say.
     pub(crate) fn verdict(&self) -> Verdict {
         let numbers = self.numbers();
         let times = self.times + self.dates.cells;
-        let texts = self.texts + if numbers == 0 { self.infinite } else { 0 };
+        let texts = match numbers {
+            0 => self.texts + self.infinite,
+            _ if self.has_stand_ins() && !self.text_column => 0,
+            _ => self.texts,
+        };
         let most = numbers.max(times).max(self.bools).max(texts);
         if most == 0 {
             return match (self.word_cells, self.text_column) {
@@ -331,28 +449,30 @@ impl Seen {
         if self.other > 0 && (self.other >= plain || self.text_column) {
             return Verdict::Refused(Trouble::Notation);
         }
-        if self.text_column {
-            return if self.word_cells > 0 {
-                Verdict::Refused(Trouble::Words)
-            } else if self.noted == 0 {
-                Verdict::Type(FieldType::String)
-            } else if self.floats > 0 {
-                Verdict::Type(FieldType::Float64)
-            } else {
-                Verdict::Type(FieldType::Int64)
-            };
+        if self.text_column && self.word_cells > 0 {
+            return Verdict::Refused(Trouble::Words);
         }
-        if self.padded > 0 {
-            return if self.floats > 0 {
-                Verdict::Refused(Trouble::Padded)
-            } else {
-                Verdict::Type(FieldType::String)
-            };
+        if self.text_column && self.noted == 0 {
+            return Verdict::Type(FieldType::String);
         }
-        if self.coded > 0 && self.coded == self.floats {
-            return Verdict::Refused(Trouble::Coded);
+        match self.codes(false) {
+            Some(Trouble::Padded) if self.floats + self.noted == 0 => {
+                return Verdict::Type(FieldType::String);
+            }
+            Some(trouble) => return Verdict::Refused(trouble),
+            None => {}
         }
-        Verdict::Type(if self.floats + self.infinite > 0 { FieldType::Float64 } else { FieldType::Int64 })
+        Verdict::Type(self.number_type())
+    }
+
+    /// The type of its numbers.
+    pub(crate) fn number_type(&self) -> FieldType {
+        if self.floats + self.infinite > 0 { FieldType::Float64 } else { FieldType::Int64 }
+    }
+
+    /// Whether some cells are times.
+    pub(crate) fn has_times(&self) -> bool {
+        self.times > 0
     }
 
     /// The type that `have` becomes so that it holds the cells too; `have` where it does already, or where nothing helps.
@@ -421,7 +541,14 @@ mod tests {
             (&["T", "F"], FieldType::String),
             (&["1", "0"], FieldType::Int64),
             (&["3M", "Apple", "Ford"], FieldType::String),
-            (&["0", "0.5", "00.5"], FieldType::Float64),
+            (&["0", "0.5", ".5", "-0.5", "0e5"], FieldType::Float64),
+            (&["+1", "-2", "0"], FieldType::Int64),
+            (&["+1.5", "+2"], FieldType::Float64),
+            (&["1.5", "#N/A N/A", "#N/A N/A", "(null)"], FieldType::Float64),
+            (&["1", "no data", "no data"], FieldType::Int64),
+            (&["1", "A", "A", "B"], FieldType::String),
+            (&["1", "A", "A", "B", "B", "C", "C", "D", "D"], FieldType::String),
+            (&["TRUE", "FALSE", "0"], FieldType::Bool),
             (&["True", "false"], FieldType::Bool),
             (&["2016-08-10", "2016-08-10T10:00:00Z"], FieldType::Timestamp),
             (&["20160810", "20160811"], FieldType::Int64),
@@ -455,8 +582,11 @@ mod tests {
         }
         assert_eq!(verdict(&["null", "N/A"]), Verdict::Refused(Trouble::Words));
         assert_eq!(verdict(&["01/02/2016", "n/a"]), Verdict::Refused(Trouble::Dates));
-        assert_eq!(verdict(&["007", "1.5"]), Verdict::Refused(Trouble::Padded));
+        for cells in [&["007", "1.5"][..], &["01.10", "10.10"], &["00123.5"], &["037833E10", "594918104"]] {
+            assert_eq!(verdict(cells), Verdict::Refused(Trouble::Padded), "{cells:?}");
+        }
         assert_eq!(verdict(&["12E5", "77"]), Verdict::Refused(Trouble::Coded));
+        assert_eq!(verdict(&["+491234567", "+491234568"]), Verdict::Refused(Trouble::Signed));
         assert_eq!(verdict(&["0x10", "0xff"]), Verdict::Refused(Trouble::Hex));
     }
 

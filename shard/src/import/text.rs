@@ -43,6 +43,8 @@ struct Started<'a> {
     delimiter: u8,
     /// The line of the header; 0 where the caller named the columns.
     line: u64,
+    /// What is wrong with the header's quotes.
+    quotes: Option<&'static str>,
 }
 
 /// Opens the text and reads its header, or takes the names that were given.
@@ -69,7 +71,7 @@ fn start<'a>(
         check_comments(source, &mut records)?;
     }
     if !spec.columns.is_empty() {
-        return Ok(Started { records, names: spec.columns.clone(), delimiter, line: 0 });
+        return Ok(Started { records, names: spec.columns.clone(), delimiter, line: 0, quotes: None });
     }
     if !records.next().map_err(failed)? {
         return Err(ImportError::file(
@@ -81,8 +83,8 @@ fn start<'a>(
     let names = cells(&records).ok_or_else(|| {
         ImportError::file(&source.name, format!("line {} is not UTF-8", records.line()), "save it as UTF-8")
     })?;
-    let line = records.line();
-    Ok(Started { records, names, delimiter, line })
+    let (line, quotes) = (records.line(), records.wrong_quotes());
+    Ok(Started { records, names, delimiter, line, quotes })
 }
 
 fn cells<R: Read>(records: &Records<R>) -> Option<Vec<String>> {
@@ -156,7 +158,14 @@ fn header_of(source: &Source, spec: &ImportSpec, started: &mut Started<'_>) -> R
     }
     let found = check_names(source, started).and_then(|()| resolve(&source.name, &started.names, spec));
     if found.is_ok() || has_time(&started.names) {
-        return found;
+        return match started.quotes {
+            None => found,
+            Some(why) => Err(ImportError::file(
+                &source.name,
+                format!("line {}: {why}", started.line),
+                "mend the header",
+            )),
+        };
     }
     if let Some((line, separator)) = find_header(source, started)? {
         let delimiter = match separator {
@@ -270,7 +279,7 @@ pub(crate) fn survey(
         let mut stamps = Stamps::default();
         while records.next().map_err(|e| failed(source, e))? {
             ticker.tick();
-            if records.cells() != width || records.open_quote() {
+            if records.cells() != width || records.wrong_quotes().is_some() {
                 continue;
             }
             let (line, cell) = (records.line(), |column: usize| str::from_utf8(records.cell(column)));
@@ -329,13 +338,27 @@ fn row<'a, R: Read>(
     target: &Target<'_>,
     table: &mut Table,
 ) -> Result<super::rows::Rows<'a>, Bad> {
-    if records.open_quote() {
-        return Err(Bad::row("a quote is opened and never closed"));
+    if let Some(why) = records.wrong_quotes() {
+        return Err(Bad::row(why));
     }
     if records.cells() != target.roles.len() {
         return Err(Bad::row(format!("{} cells instead of {}", records.cells(), target.roles.len())));
     }
+    if holds_a_row(records, target) {
+        return Err(Bad::row("a whole row stands within its quotes: one of them opens or closes by mistake"));
+    }
     rows(&TextRecord(records), target, table)
+}
+
+/// Whether a line within quotes would be a row by itself, with as many cells and a time where the time is, and no quote before
+/// that: a cell of several lines may end there.
+fn holds_a_row<R: Read>(records: &Records<R>, target: &Target<'_>) -> bool {
+    records.lines_within().any(|cells| {
+        let time = cells.get(target.header.ts).and_then(|cell| str::from_utf8(cell).ok());
+        cells.len() == target.roles.len()
+            && cells.iter().take(target.header.ts + 1).all(|cell| !cell.contains(&b'"'))
+            && time.is_some_and(|time| target.ts.text(time.trim_ascii()).is_ok())
+    })
 }
 
 struct TextRecord<'a, R>(&'a Records<R>);

@@ -199,7 +199,8 @@ proptest! {
             // text is no way to read numbers
             let others = cells.iter().filter(|c| !c.is_empty() && said(c, &spec).is_none());
             let numeric = others.clone().filter(|c| looks_numeric(c)).count();
-            let padded = cells.iter().any(|c| c.len() > 1 && c.starts_with('0'));
+            let digits = |c: &String| c.trim_start_matches(['+', '-']).to_owned();
+            let padded = cells.iter().map(digits).any(|c| c.len() > 1 && c.starts_with('0'));
             let texts = others.filter(|c| !looks_numeric(c) && !["n/a", "null", "-"].contains(&c.as_str())).count();
             prop_assert!(numeric <= texts || padded, "{:?} became text", cells);
         }
