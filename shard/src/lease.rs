@@ -175,7 +175,7 @@ impl Lease {
                 Err(output_of_other(dataset, grant))
             }
             Self::Held { grant, expires, heard } if now < *expires && !take_over => {
-                Err(held_by_other(dataset, grant, *expires - now, *heard))
+                Err(held_by_other(dataset, grant, *expires - now, *heard, holder.is_nobody()))
             }
             Self::Held { .. } | Self::Released { .. } | Self::Never => Ok(Acquire::Commit(Grant {
                 epoch: self.epoch() + 1,
@@ -274,16 +274,23 @@ fn fenced(grant: &Grant, epoch: u64) -> Error {
     }
 }
 
-fn held_by_other(dataset: &str, grant: &Grant, left: Duration, heard: bool) -> Error {
+fn held_by_other(dataset: &str, grant: &Grant, left: Duration, heard: bool, by_nobody: bool) -> Error {
     let (unit, instance, left) = (&grant.holder.unit, &grant.holder.instance, left.as_millis());
     if heard {
         return Error::new(
             Code::Conflict,
             format!("{dataset} is published by a running process of unit {unit} ({instance}, {})", since(grant)),
         )
-        .hint(
-            "stop that process, or publish over it: `take_over=True`, `--take-over`; it goes on with the sessions after that",
-        );
+        .hint(if by_nobody {
+            format!(
+                "take the unit out of service first: `trellis undeploy {unit}`; or `--take-over`, and its process ends"
+            )
+        } else {
+            format!(
+                "publish over it: `take_over=True`, `--take-over`; it goes on with the sessions after that. Or end it: `trellis \
+                 undeploy {unit}`, if it was deployed"
+            )
+        });
     }
     Error::new(
         Code::Unavailable,

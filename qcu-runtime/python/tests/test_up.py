@@ -308,8 +308,15 @@ def test_progress_of_a_strategy_is_in_the_status(processes, tmp_path):
     cli(*deploying(processes, tmp_path, "slow", body))
     status = until(lambda: (s := processes.processes()["slow"]["status"]) and s.get("progress") and s, "progress")
     assert status["note"] == "runs 2016-08-10: 3 of 10: pairs" and status["state"] == "running"
-    (processes.state / "units" / "slow.json").unlink()
-    until(lambda: "slow" not in processes.processes(), "its end")
+    # a notebook is refused while it runs, with what ends it
+    with trellis.connect(processes.info["url"]) as grid, pytest.raises(trellis.Conflict) as refused:
+        grid.release("tests.slow")
+    assert "`trellis undeploy slow`" in refused.value.hint
+    done = cli("undeploy", "slow", "--state", str(processes.state))
+    assert (done.returncode, done.stdout) == (0, "undeployed slow\n"), done
+    assert "slow" not in processes.processes()
+    again = cli("undeploy", "slow", "--state", str(processes.state))
+    assert again.returncode == 3 and "no unit slow is deployed" in again.stderr
 
 
 def test_a_grid_deploys_to_itself_wherever_the_caller_stands(processes, tmp_path, monkeypatch):

@@ -154,6 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     wait.add_argument("--no-wait", action="store_true", help="only write the units; the grid need not run")
     _add_state(deploy)
+
+    undeploy = command(
+        "undeploy", _undeploy, "Take units out of service: their processes end, and what they published stays."
+    )
+    undeploy.add_argument("units", nargs="+", metavar="UNIT")
+    _add_state(undeploy)
     return parser
 
 
@@ -449,11 +455,8 @@ def _deploy(args: argparse.Namespace) -> None:
         strategies = [s for target in args.targets for s in load_strategies(target)]
     session = to_session(args.session) if args.session else None
     until = Until.ENDED if args.wait else Until.WRITTEN if args.no_wait else Until.STARTED
-    state = args.state or local.STATE
-    if not args.state and os.environ.get("TRELLIS_URL"):
-        with connect() as grid:
-            state = grid._state()
     with progress("deploying") as show:
+        state = _state_of_units(args)
         units = deploy_strategies(strategies, state, session=session, take_over=args.take_over, until=until, show=show)
     failed = [unit for unit in units if unit.get("state") == "failed"]
     if args.json:
@@ -465,6 +468,24 @@ def _deploy(args: argparse.Namespace) -> None:
             print("`trellis status` shows how they go on", file=sys.stderr)
     if failed:
         raise failure(failed[0])
+
+
+def _undeploy(args: argparse.Namespace) -> None:
+    from .deploy import undeploy_units
+
+    with progress("undeploying") as show:
+        undeploy_units(args.units, _state_of_units(args), show=show)
+    if args.json:
+        print(json.dumps({"undeployed": args.units}))
+    else:
+        print(f"undeployed {', '.join(args.units)}")
+
+
+def _state_of_units(args: argparse.Namespace) -> str | os.PathLike[str]:
+    if args.state or not os.environ.get("TRELLIS_URL"):
+        return args.state or local.STATE
+    with connect() as grid:
+        return grid._state()
 
 
 def _deployed(unit: dict[str, Any]) -> str:

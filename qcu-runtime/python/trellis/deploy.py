@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +36,8 @@ LOCK_FILE = "packages.lock"
 # From writing the unit's file to the first it says of itself: `up` looks every fraction of a second. A publisher that
 # was killed a moment ago has the lease for fifteen seconds more.
 STARTED_WAIT_S = 30.0
+# A run that is under way is drained for ten seconds, then killed.
+STOPPED_WAIT_S = 20.0
 _POLL_S = 0.1
 
 
@@ -282,6 +284,38 @@ def _watched(state: pathlib.Path, unit: dict[str, Any], until: Until, show: Call
         if time.monotonic() > deadline:
             why = (process or {}).get("note") or status.get("note") or "`trellis up` has not noticed it"
             raise Unavailable(f"unit {unit['unit']} was deployed, but does not run: {why}", hint="see `trellis status`")
+        time.sleep(_POLL_S)
+
+
+def undeploy_units(
+    units: Sequence[str], state: str | os.PathLike[str], *, show: Callable[[str], None] = lambda _note: None
+) -> None:
+    """Takes units out of the grid that runs in `state`, or will, and waits until their processes have ended.
+
+    A run that is under way has the time of a drain; what is published stays, and the output stays the unit's.
+
+    Raises:
+        BadRequest: one of them is not deployed; all stay.
+        Unavailable: a process does not end.
+    """
+    state = pathlib.Path(state).resolve()
+    files = {unit: state / "units" / f"{unit}.json" for unit in units}
+    if missing := [unit for unit, file in files.items() if not file.exists()]:
+        there = sorted(file.stem for file in (state / "units").glob("*.json"))
+        raise BadRequest(
+            f"no unit {missing[0]} is deployed in {state}",
+            hint=f"deployed are {', '.join(there)}" if there else "none is",
+        )
+    for file in files.values():
+        file.unlink(missing_ok=True)
+    deadline = time.monotonic() + STOPPED_WAIT_S
+    while local.holder(state) is not None:
+        running = [p["name"] for p in process_list(state) if p["role"] == "qcu" and p["name"] in files]
+        if not running:
+            return
+        show(f"{running[0]} ends")
+        if time.monotonic() > deadline:
+            raise Unavailable(f"unit {running[0]} is undeployed, but does not end", hint="see `trellis status`")
         time.sleep(_POLL_S)
 
 

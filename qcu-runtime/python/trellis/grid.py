@@ -471,6 +471,18 @@ class Grid:
             raise failure(failed)
         return units
 
+    def undeploy(self, *units: str) -> None:
+        """Takes units, by name, out of service, and waits until their processes have ended: as `trellis undeploy`.
+
+        What they published stays, and their outputs stay theirs (`release` ends that).
+
+        Raises:
+            BadRequest: one of them is not deployed, or this grid runs no units.
+        """
+        from .deploy import undeploy_units
+
+        undeploy_units(units, self._state())
+
     def _state(self) -> pathlib.Path:
         """The folder of the `trellis up` that runs this grid, which deploys write to."""
         state = self._folder_of_up()
