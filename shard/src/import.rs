@@ -48,12 +48,13 @@ use sha2::{Digest, Sha256};
 use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, FieldName, Symbol,
     spec::{FieldSpec, Settings},
+    time::DAY_NS,
 };
 
 use self::{
     advice::Advice,
     cell::Wanted,
-    clock::{Clock, Form, ISO},
+    clock::{Clock, Count, Form, ISO},
     header::Header,
     options::Checked,
     plan::{Found, Surveyed},
@@ -72,6 +73,9 @@ pub use self::{
 
 /// Rows between two reports of progress: some tens of milliseconds.
 const PROGRESS_ROWS: u64 = 16_384;
+
+/// The year 1970.
+const YEAR_NS: i64 = 365 * DAY_NS;
 
 /// What an import is made of.
 #[derive(Debug)]
@@ -216,7 +220,7 @@ pub fn read(
     existing: Option<&DatasetSpec>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Import, ImportError> {
-    let checked = options::check_options(spec, existing)?;
+    let mut checked = options::check_options(spec, existing)?;
     if let Some(path) = &spec.quarantine {
         quarantine::check(path, files)?;
     }
@@ -241,6 +245,9 @@ pub fn read(
         });
     }
     let found = Found::of(&surveyed)?;
+    checked.clock.moments = found.stamps.has_local_times();
+    check_unit(spec, &found)?;
+    notes.extend(notes_of_times(spec, &found, existing));
     let advice = Advice { spec, checked: &checked, seen: &found.seen, stamps: &found.stamps };
     let fields = match spec.retract {
         true => Vec::new(),
@@ -304,6 +311,12 @@ pub fn read(
             (None, _) => ImportError::Empty { message: "no row is left".to_owned() },
         });
     };
+    if let Some(unit) = spec.ts_unit.filter(|unit| !unit.of_day() && *unit != TsUnit::Excel)
+        && (0..YEAR_NS).contains(&last_ts)
+    {
+        let name = TsUnit::ALL.iter().find(|(known, _)| *known == unit).map_or("", |(_, name)| name);
+        notes.push(format!("no time is later than 1970: is --ts-unit {name} the unit of the numbers?"));
+    }
     let chunk = match existing {
         Some(existing) => existing.chunk,
         None => ChunkSpan::new(spec.chunk_ns.unwrap_or_else(|| rows.chunk_ns()))
@@ -342,6 +355,45 @@ pub fn read(
     })
 }
 
+/// Refuses to count dates as units since 1970.
+fn check_unit(spec: &ImportSpec, found: &Found) -> Result<(), ImportError> {
+    let unit = spec.ts_unit.filter(|unit| !unit.of_day());
+    match unit.and_then(|_| found.stamps.calendar()) {
+        Some(form) => Err(ImportError::options(
+            "every time is a calendar date written as a number, and --ts-unit says numbers of units",
+            format!("leave out --ts-unit, and say --ts-format {form}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What of the times was read in a way that its reader may not expect.
+fn notes_of_times(spec: &ImportSpec, found: &Found, existing: Option<&DatasetSpec>) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(tz) = spec.tz.as_ref().filter(|_| found.stamps.has_dates_alone()) {
+        notes.push(format!("every time is a date and stays it: --tz {tz} moves times, and no dates"));
+    }
+    if let Some(zone) = &spec.date_zone
+        && let Some(existing) = existing.filter(|existing| existing.settings.date_zone.is_none())
+    {
+        let name = &existing.dataset;
+        notes.push(format!(
+            "--date-zone {zone} is of this import alone, as {name} has no such setting; it has with: trellis dataset \
+             alter {name} --date-zone {zone}"
+        ));
+    }
+    let units: Vec<String> =
+        found.stamps.counts().filter(|c| matches!(c, Count::Units(_))).filter_map(Count::option).collect();
+    if spec.ts_unit.is_some() && units.len() > 1 {
+        notes.push(format!(
+            "the numbers of the times are as long as those of several units ({}): if they are of several, import \
+             them apart",
+            units.join(", ")
+        ));
+    }
+    notes
+}
+
 /// Daily rows of many sources are local midnights written as instants; read as instants, each zone and each change of
 /// clocks makes them other rows than the same days of another source.
 fn note_of_midnights(checked: &Checked, found: &Found, surveyed: &[Surveyed]) -> Option<String> {
@@ -361,7 +413,7 @@ fn note_of_midnights(checked: &Checked, found: &Found, surveyed: &[Surveyed]) ->
     Some(format!(
         "every time is a midnight at {}: if they name dates, say --date-zone {}",
         shown.join(" or "),
-        labelled.unwrap_or(likely)
+        labelled.or(likely).unwrap_or("and the zone of their exchange")
     ))
 }
 
@@ -516,7 +568,7 @@ fn target<'a>(
         fields,
         symbol,
         ts: Clock { day, ..checked.clock.clone() },
-        known_at: Clock { unit, forms: forms.into(), dates: None, ..checked.clock.clone() },
+        known_at: Clock { unit, forms: forms.into(), dates: None, moments: true, ..checked.clock.clone() },
         reading: &checked.reading,
     })
 }

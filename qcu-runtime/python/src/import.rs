@@ -200,9 +200,31 @@ async fn bring_in(
             }),
             ..Default::default()
         };
-        acks.push(publish_recorded(client, header, part.batches.clone()).await?);
+        let ack = publish_recorded(client, header, part.batches.clone()).await;
+        acks.push(ack.map_err(|error| partly(error, &acks, import.parts.len()))?);
     }
     Ok((import, acks))
+}
+
+/// What is in and what is not, where a part of several fails.
+fn partly(error: Error, acks: &[pb::PublishAck], parts: usize) -> Error {
+    let Some(last) = acks.last() else { return error };
+    let message = format!(
+        "{}; of {parts} knowledge times the first {} are in (version {}), and the others are not",
+        error.message(),
+        acks.len(),
+        last.version
+    );
+    let then = "import the same files again: what is in is not written twice, and the others follow";
+    let hint =
+        [error.hint_text(), then].into_iter().filter(|hint| !hint.is_empty()).collect::<Vec<_>>().join("; ");
+    let (dataset, symbol, shard) = error.place();
+    Error::new(error.code(), message)
+        .hint(hint)
+        .dataset(dataset)
+        .symbol(symbol)
+        .shard(shard)
+        .side(error.whose())
 }
 
 /// Files of an import that the ledger lists one by one; of more it has one digest.

@@ -150,6 +150,24 @@ B = "2020-01-03,A,"
         (f"{HEAD}{A}#N/A\n{B}N/A\n", "", ["--null '#N/A' --null N/A", "--types x=string"]),
         (f"{HEAD}{A}007\n{B}1.5\n", "", ["--types x=float64", "--types x=string"]),
         (f"{HEAD}{A}12E5\n", "", ["--types x=float64", "--types x=string"]),
+        (f"{HEAD}{A}12.5x\n", "", ["--types x=string"]),
+        (f"{HEAD}{A}10 HK$\n{B}11 HK$\n", "", ["--notation currency"]),
+        ("date,x\n201608100930,1\n", "--symbol A", ["--ts-format %Y%m%d%H%M"]),
+        ("date,x\n2016081009,1\n", "--symbol A", ["--ts-format %Y%m%d%H"]),
+        ("date,x\n10-Aug-16,1\n", "--symbol A", ["--ts-format %d-%b-%y"]),
+        ("date,x\n01/02/16,1\n", "--symbol A", ["--ts-format %d/%m/%y", "--ts-format %m/%d/%y"]),
+        ("date,x\n25/12/16,1\n", "--symbol A --ts-format %d/%m/%Y", ["--ts-format %d/%m/%Y --ts-format %d/%m/%y"]),
+        ("date,x\n1470787200.5,1\n", "--symbol A", ["--ts-unit s"]),
+        ("date,x\n42592.395833,1\n", "--symbol A", ["--ts-unit excel"]),
+        ("date,x\n2016-08,1\n", "--symbol A", ["--ts-format %Y-%m"]),
+        ("Date,Time,x\n2016-08-10,0930,1\n", "--symbol A --ts-column Date,Time", ["--ts-format '%Y-%m-%d %H%M'"]),
+        ("date x\n2016-08-10 1\n", "--symbol A", ["--delimiter space"]),
+        ("date,symbol,x,\n2020-01-02,A,1,77\n", "",
+         ["--skip-rows 1 --columns date,symbol,x,column_4", "--skip-rows 1 --columns date,symbol,x,_"]),
+        ("Price,Close,High\nTicker,A,A\nDate,,\n2020-01-02,1,2\n", "--symbol A",
+         ["--skip-rows 3 --columns Date,Close,High"]),
+        ('date,symbol,"Price, USD",P=E,Größe\n2020-01-02,A,1,2,3\n', "",
+         ["--fields 'price_usd,p_e,x_gre=Größe'"]),
         (f"{HEAD}{A}01.10\n{B}10.10\n", "", ["--types x=float64", "--types x=string"]),
         ("date;symbol;x;y\n2020-01-02;A;037833E10;10,5\n", "--delimiter ';' --decimal ,",
          ["--types x=float64", "--types x=string"]),
@@ -215,6 +233,20 @@ def test_two_currencies_are_kept_as_text_when_somebody_says_so(grid, tmp_path):
         typed(grid, path, "--notation currency --dry-run")
     kept = typed(grid, path, f"--notation currency {suggestions(refused.value.hint)[0]} --dry-run")
     assert kept["sample"][0]["first"] == ["$10", "€11"]
+
+
+def test_an_import_that_fails_between_knowledge_times_says_what_is_in_and_goes_on(empty, tmp_path):
+    path = tmp_path / "p.csv"
+    text = "date,symbol,x,learned\n2020-01-02,A,1,2020-01-03\n2020-01-02,A,2,2250-01-01\n"
+    path.write_text(text)
+    with pytest.raises(BadRequest, match=r"future; of 2 knowledge times the first 1 are in \(version \d+\)") as failed:
+        typed(empty, path, "--known-at-column learned")
+    assert "import the same files again" in failed.value.hint
+    assert empty.read("t.x").pandas()["x"].tolist() == [1]
+    path.write_text(text.replace("2250", "2021"))
+    assert not typed(empty, path, "--known-at-column learned")["duplicate"]
+    assert empty.read("t.x").pandas()["x"].tolist() == [2]
+    assert empty.read("t.x", as_of="2020-06-01").pandas()["x"].tolist() == [1]
 
 
 def test_the_unit_of_dates_is_left_out(grid, tmp_path):

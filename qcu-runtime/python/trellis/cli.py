@@ -207,7 +207,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FORM",
         help="of times that are text: %%d/%%m/%%Y, '%%Y%%m%%d %%H:%%M:%%S.%%f', iso; may be repeated; default iso",
     )
-    add("--tz", metavar="ZONE", help="zone of times that name none: America/New_York; default UTC")
+    add("--tz", metavar="ZONE", help="zone of times (not of dates) that name none: America/New_York; default UTC")
     add("--date", metavar="DATE", help="the day of times within a day; default: the one in the file's name")
     add("--date-zone", metavar="ZONE", help="zone whose local midnights name dates; a new dataset keeps it")
     add("--calendar", metavar="NAME", help="exchange calendar of a new dataset: XNYS")

@@ -70,7 +70,7 @@ def import_files(
         ts_column: column with the event time; default `ts`, `timestamp`, `date` or `datetime`; "Date,Time" are two.
         ts_unit: of times that are numbers: "s", "ms", "us", "ns" since 1970, "excel" days, "s-of-day", "ms-of-day", ...
         ts_format: form of times that are text, as of `strptime`: "%d/%m/%Y"; several may be given, "iso" among them.
-        tz: zone of times that name none; default UTC.
+        tz: zone of times that name none; default UTC. A column of nothing but dates stays so.
         date: the day of times within a day; default the one in the file's name.
         date_zone: zone whose local midnights name dates: such a time becomes the midnight UTC of its date, and any
             other is a bad row. A new dataset keeps it.

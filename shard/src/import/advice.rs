@@ -3,7 +3,7 @@
 use trellis_proto::{FieldName, FieldType};
 
 use super::{
-    ImportSpec, Problem,
+    ImportSpec, Problem, Repeats,
     cell::Wanted,
     clock::{Count, ISO, OUTSIDE},
     header::shell,
@@ -12,6 +12,7 @@ use super::{
     problem::ImportError,
     seen::{Example, Seen, Trouble, Verdict},
     stamps::{Dates, Stamps},
+    table::REPEATED,
 };
 
 /// What the survey found of all files, and what the caller said.
@@ -68,6 +69,13 @@ impl Advice<'_> {
             Trouble::Padded | Trouble::Coded | Trouble::Signed => {
                 return self.refusal_of_codes(name, seen, trouble, None);
             }
+            Trouble::Measures => (
+                format!(
+                    "the field {name} has numbers with something beside them: {}",
+                    cell(seen.odd_text.as_ref())
+                ),
+                format!("no option reads them; keep it as text: {text}"),
+            ),
             Trouble::Hex => (
                 format!("the field {name} has integers in base 16: {}", cell(seen.odd_text.as_ref())),
                 format!("no option reads them; keep it as text: {text}"),
@@ -157,7 +165,7 @@ impl Advice<'_> {
     }
 
     /// The options that read dates in other forms than ISO 8601, and still the event times.
-    fn forms(&self, dates: &Dates) -> String {
+    pub(crate) fn forms(&self, dates: &Dates) -> String {
         if self.spec.ts_unit.is_some() {
             return "--ts-unit reads numbers: import the column as text".to_owned();
         }
@@ -179,6 +187,12 @@ impl Advice<'_> {
             base.push("%Y%m%d".to_owned());
         }
         let typed = |form: &str| format!("--ts-format {}", shell(form));
+        let other = |form: &String| form.replace("%d", "%_").replace("%m", "%d").replace("%_", "%m");
+        if base.iter().any(|form| base.contains(&other(form)) && other(form) != *form) {
+            return "some dates have the day first and some the month, and others may be either: mend them, or import \
+                    the kinds apart"
+                .to_owned();
+        }
         let fixed = base.iter().map(|form| typed(form)).collect::<Vec<_>>().join(" ");
         if ambiguous.is_empty() {
             return format!("say {fixed}");
@@ -244,6 +258,12 @@ impl Advice<'_> {
             say.push(format!("if {} means a missing value, say {}", quoted(&words), nulls(&words)));
         }
         say.extend(notation);
+        if self.spec.repeats == Repeats::Refuse && problems.iter().any(|p| p.reason.contains(REPEATED)) {
+            say.push(
+                "of rows of one time the last wins with --repeats last; with --repeats spread each is a row of its own"
+                    .to_owned(),
+            );
+        }
         let mut beyond: Vec<String> = problems
             .iter()
             .filter(|p| p.reason == OUTSIDE && p.column.as_deref().is_some_and(|c| self.is_field(c)))
@@ -268,9 +288,9 @@ impl Advice<'_> {
             }
             return;
         }
-        let options: Vec<&str> = {
+        let options: Vec<String> = {
             let counts: Vec<Count> = self.stamps.counts().collect();
-            let mut options: Vec<&str> = counts.iter().filter_map(|count| count.option()).collect();
+            let mut options: Vec<String> = counts.iter().filter_map(|count| count.option()).collect();
             options.dedup();
             options
         };

@@ -206,7 +206,8 @@ mod tests {
     use super::*;
 
     fn reading() -> Reading {
-        let clock = Clock { zone: None, unit: None, day: None, forms: Arc::default(), dates: None };
+        let clock =
+            Clock { zone: None, unit: None, day: None, forms: Arc::default(), dates: None, moments: false };
         Reading { clock, null: BTreeSet::from(["NA".to_owned()]), notation: Notation::default() }
     }
 

@@ -118,7 +118,7 @@ impl DateZone {
 /// How the values of a time column become instants.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
-    /// Of times that carry none. `None`: not said; UTC.
+    /// Of times that carry none. `None`: not said; UTC. A date without a time is that date in every zone.
     pub(crate) zone: Option<Zone>,
     pub(crate) unit: Option<TsUnit>,
     /// For units that count within a day.
@@ -127,50 +127,51 @@ pub(crate) struct Clock {
     pub(crate) forms: Arc<[Form]>,
     /// Times are dates of this zone.
     pub(crate) dates: Option<DateZone>,
+    /// A date without a time is the midnight of the zone, as where times stand beside it.
+    pub(crate) moments: bool,
 }
 
 impl Clock {
     pub(crate) fn resolve(&self, when: When) -> Result<i64, Reason> {
-        match self.dates {
-            Some(dates) => dates.date(when, self.zone),
-            None => self.zone.unwrap_or(Zone(Tz::UTC)).resolve(when),
-        }
+        let zone = self.zone.filter(|_| self.moments || !matches!(when, When::Day(_)));
+        let ns = match self.dates {
+            Some(dates) => dates.date(when, self.zone)?,
+            None => zone.unwrap_or(Zone(Tz::UTC)).resolve(when)?,
+        };
+        // the least is no time in NumPy, and no range of times has the greatest in it
+        if ns == i64::MIN || ns == i64::MAX { Err(OUTSIDE.into()) } else { Ok(ns) }
     }
 
     pub(crate) fn text(&self, text: &str) -> Result<i64, Reason> {
-        if self.unit.is_some() {
-            return self.counted(text);
-        }
-        if self.forms.is_empty() {
-            if let Some(value) = integer(text) {
-                return self.integer(value);
-            }
-            return self.resolve(iso(text).ok_or(NOT_ISO)?.when()?);
-        }
-        self.resolve(by_forms(&self.forms, text)?)
+        self.resolve(self.written(text)?)
     }
 
     pub(crate) fn integer(&self, value: i64) -> Result<i64, Reason> {
+        self.text(&value.to_string())
+    }
+
+    /// What is written, in no zone yet.
+    pub(crate) fn written(&self, text: &str) -> Result<When, Reason> {
         if self.unit.is_some() {
-            return self.counted(&value.to_string());
+            return self.counted(text);
         }
         if !self.forms.is_empty() {
-            return self.resolve(by_forms(&self.forms, &value.to_string())?);
+            return by_forms(&self.forms, text);
         }
-        match compact_day(value) {
-            Some(day) => self.resolve(When::Day(day)),
-            None => Err(Count::of(value).reason()),
+        match integer(text) {
+            None => iso(text).ok_or(NOT_ISO)?.when(),
+            Some(value) => compact_day(value).map(When::Day).ok_or_else(|| Count::of(value).reason()),
         }
     }
 
     /// A number of units, whole or not; more digits than a nanosecond are none.
-    fn counted(&self, text: &str) -> Result<i64, Reason> {
+    fn counted(&self, text: &str) -> Result<When, Reason> {
         let unit = self.unit.ok_or("no unit is given")?;
         if !number::is_plain(text) || text.contains(['e', 'E']) {
             return Err("not a number of units, though --ts-unit is given".into());
         }
         if unit == TsUnit::Excel {
-            return self.resolve(excel(text)?);
+            return excel(text);
         }
         if !unit.of_day() && looks_like_a_date(text) {
             return Err(
@@ -184,36 +185,34 @@ impl Clock {
             .ok_or("a fraction of a nanosecond")?
             .map_err(|_| OUTSIDE)?;
         if !unit.of_day() {
-            return self.resolve(When::At(ns));
+            return Ok(When::At(ns));
         }
         let day = self.day.ok_or("the day is not known")?;
         if !(0..NANOS_OF_DAY).contains(&ns) {
             return Err("not within a day".into());
         }
-        self.resolve(When::Local(day.and_time(NaiveTime::MIN) + TimeDelta::nanoseconds(ns)))
+        Ok(When::Local(day.and_time(NaiveTime::MIN) + TimeDelta::nanoseconds(ns)))
     }
 }
 
 /// What an integer that is no time may have been meant as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Count {
-    Year,
-    Month,
+    /// A date, and perhaps a time, that this form reads.
+    Calendar(&'static str),
     Excel,
-    DateAndTime,
     Units(TsUnit),
     Unclear,
 }
 
 impl Count {
     pub(crate) fn of(value: i64) -> Self {
-        let month = |v: i64| (190_001..=210_012).contains(&v) && (1..=12).contains(&(v % 100));
+        if let Some(form) = calendar(&value.to_string()) {
+            return Self::Calendar(form);
+        }
         match value {
-            1_900..=2_100 => Self::Year,
             // 1954 to 2091
             20_000..=70_000 => Self::Excel,
-            v if month(v) => Self::Month,
-            v if compact_time(&v.to_string()) => Self::DateAndTime,
             v => match v.unsigned_abs().to_string().len() {
                 9 | 10 => Self::Units(TsUnit::S),
                 12 | 13 => Self::Units(TsUnit::Ms),
@@ -225,32 +224,46 @@ impl Count {
     }
 
     /// The options that read it.
-    pub(crate) fn option(self) -> Option<&'static str> {
-        Some(match self {
-            Self::Year => "--ts-format %Y",
-            Self::Month => "--ts-format %Y%m",
+    pub(crate) fn option(self) -> Option<String> {
+        let option = match self {
+            Self::Calendar(form) => return Some(format!("--ts-format {form}")),
             Self::Excel => "--ts-unit excel",
-            Self::DateAndTime => "--ts-format %Y%m%d%H%M%S",
             Self::Units(TsUnit::S) => "--ts-unit s",
             Self::Units(TsUnit::Ms) => "--ts-unit ms",
             Self::Units(TsUnit::Us) => "--ts-unit us",
             Self::Units(_) => "--ts-unit ns",
             Self::Unclear => return None,
-        })
+        };
+        Some(option.to_owned())
     }
 
     fn reason(self) -> Reason {
         match self {
-            Self::Year => "a year is a time only by its form, as its first day (--ts-format %Y)",
-            Self::Month => "a month is a time only by its form, as its first day (--ts-format %Y%m)",
+            Self::Calendar(form) => {
+                return format!("a calendar date written as a number is read by its form (--ts-format {form})").into();
+            }
             Self::Excel => "an integer is a time only with its unit; days of Excel are --ts-unit excel",
-            Self::DateAndTime => "an integer of a date and a time is read by its form (--ts-format %Y%m%d%H%M%S)",
             Self::Units(_) | Self::Unclear => {
                 "an integer is a time only with its unit (--ts-unit s, ms, us, ns or ms-of-day) or as yyyymmdd"
             }
         }
         .into()
     }
+}
+
+/// The form by which digits are a calendar date of our time: `2016`, `201608` to `20160810093000`.
+pub(crate) fn calendar(digits: &str) -> Option<&'static str> {
+    const YEARS: std::ops::RangeInclusive<u32> = 1_900..=2_100;
+    const FORMS: [(usize, &str); 6] =
+        [(4, "%Y"), (6, "%Y%m"), (8, "%Y%m%d"), (10, "%Y%m%d%H"), (12, "%Y%m%d%H%M"), (14, "%Y%m%d%H%M%S")];
+    let (_, form) = FORMS.iter().find(|(length, _)| *length == digits.len())?;
+    let part = |at: usize, length: usize, absent: u32| match digits.get(at..at + length) {
+        Some(part) => number(part),
+        None => Some(absent),
+    };
+    let year = part(0, 4, 0).filter(|year| YEARS.contains(year))?;
+    let day = NaiveDate::from_ymd_opt(i32::try_from(year).ok()?, part(4, 2, 1)?, part(6, 2, 1)?)?;
+    day.and_hms_opt(part(8, 2, 0)?, part(10, 2, 0)?, part(12, 2, 0)?).map(|_| *form)
 }
 
 /// `20160810093000`
@@ -329,7 +342,11 @@ fn runs(pattern: &str) -> Vec<Option<usize>> {
     while let Some(c) = chars.next() {
         let width = match c {
             '%' => match chars.next() {
-                Some('Y') => 4,
+                // a year of two digits is no year of four
+                Some('Y') => {
+                    run.0 += 1;
+                    4
+                }
                 Some('j') => 3,
                 Some('y' | 'm' | 'd' | 'e' | 'H' | 'I' | 'M' | 'S') => 2,
                 Some('.' | 'z') | None => break,
@@ -569,6 +586,7 @@ mod tests {
             day: NaiveDate::from_ymd_opt(2014, 5, 1),
             forms: Arc::default(),
             dates: None,
+            moments: false,
         }
     }
 
@@ -664,7 +682,10 @@ mod tests {
             ("201608", "--ts-format %Y%m"),
             ("42592", "--ts-unit excel"),
             ("20160810093000", "%Y%m%d%H%M%S"),
+            ("201608100930", "--ts-format %Y%m%d%H%M)"),
+            ("2016081009", "--ts-format %Y%m%d%H)"),
             ("1470787200", "--ts-unit"),
+            ("146707200000", "--ts-unit"),
         ] {
             let reason = read(None, text).unwrap_err();
             assert!(reason.contains(option), "{reason}");
@@ -761,6 +782,24 @@ mod tests {
             Clock { zone: Some(Zone(Tz::UTC)), dates: Some(DateZone(Tz::America__New_York)), ..clock(None) };
         assert_eq!(said.text("2023-03-13 04:00:00"), utc("2023-03-13"));
         assert!(said.text("2023-03-13 00:00:00").is_err());
+    }
+
+    #[test]
+    fn a_zone_moves_times_and_no_dates() {
+        let there = Clock { zone: Some(Zone(Tz::America__New_York)), ..clock(None) };
+        assert_eq!(there.text("2016-08-10 09:30"), utc("2016-08-10T13:30:00Z"));
+        assert_eq!(there.text("2016-08-10"), utc("2016-08-10"));
+        assert_eq!(there.text("20160810"), utc("2016-08-10"));
+        let beside = Clock { moments: true, ..there };
+        assert_eq!(beside.text("2016-08-10"), utc("2016-08-10T04:00:00Z"));
+    }
+
+    #[test]
+    fn no_time_is_one_that_numpy_or_a_range_does_not_have() {
+        for text in ["2262-04-11T23:47:16.854775807Z", "1677-09-21T00:12:43.145224192Z"] {
+            assert!(utc(text).is_ok() && clock(None).text(text).is_err(), "{text}");
+        }
+        assert!(clock(None).text("2262-04-11T23:47:16.854775806Z").is_ok());
     }
 
     proptest! {

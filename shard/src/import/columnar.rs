@@ -34,7 +34,7 @@ use super::{
     ImportSpec, Ticker,
     cell::{BEYOND_32, Cell, Reading, Wanted, float32, float64, missing},
     clock::{Clock, OUTSIDE, Reason, Stamp, When},
-    header::resolve,
+    header::{resolve, shell},
     number,
     options::Checked,
     plan::Surveyed,
@@ -102,6 +102,33 @@ pub(crate) fn survey(
     let schema = builder(source)?.schema().clone();
     let names: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
     let header = resolve(&source.name, &names, spec)?;
+    for &column in header.symbol.iter().chain([&header.ts]) {
+        let data_type = schema.field(column).data_type();
+        if field_type(data_type).is_none() && *data_type != DataType::Null {
+            return Err(ImportError::file(
+                &source.name,
+                format!(
+                    "the column {:?} has the type {data_type}, which is no symbol and no time",
+                    names[column]
+                ),
+                "choose another column, or write the file again",
+            ));
+        }
+    }
+    for &column in &header.left_out {
+        let data_type = schema.field(column).data_type();
+        if !data_type.is_integer() && *data_type != DataType::Null {
+            let name = shell(&names[column]);
+            return Err(ImportError::file(
+                &source.name,
+                format!(
+                    "the column {:?} is named as an index, and is no count of rows: it is {data_type}",
+                    names[column]
+                ),
+                format!("choose the columns with --fields: index={name} to have it, or without it"),
+            ));
+        }
+    }
     let mut typed: Types = Vec::with_capacity(header.fields.len());
     let mut seen = Vec::with_capacity(header.fields.len());
     for (place, (name, _)) in header.fields.iter().enumerate() {
@@ -136,7 +163,8 @@ pub(crate) fn survey(
         typed.push((name.clone(), both.filter(|_| !text)));
         seen.push((name.clone(), if text { Seen::of_text_column() } else { Seen::of_number_column() }));
     }
-    let mut surveyed = Surveyed { header, seen, typed, stamps: Stamps::default(), zone: None };
+    let mut surveyed =
+        Surveyed { header, seen, typed, stamps: Stamps::default(), zone: None, semicolon: false };
     let known = |name: &FieldName| existing.is_some_and(|e| e.field(name.as_str()).is_some());
     look(source, checked, &schema, &known, &mut surveyed, ticker)?;
     Ok(surveyed)
@@ -203,7 +231,7 @@ fn look(
                 let cells = texts(header.ts)?;
                 for (row, cell) in cells.iter().flatten().enumerate() {
                     let line = line + 1 + row as u64;
-                    surveyed.stamps.look(cell.unwrap_or_default(), line, &checked.clock.forms);
+                    surveyed.stamps.look(cell.unwrap_or_default(), line, &checked.clock);
                 }
             }
             _ => {}
@@ -313,6 +341,10 @@ impl Column {
         Ok(Self { nulls: array.logical_nulls(), values })
     }
 
+    fn is_time(&self) -> bool {
+        matches!(self.values, Values::Day(_) | Values::Local(_) | Values::Instant(_))
+    }
+
     fn is_null(&self, row: usize) -> bool {
         matches!(self.values, Values::Nothing) || self.nulls.as_ref().is_some_and(|n| n.is_null(row))
     }
@@ -324,7 +356,11 @@ impl Column {
         }
         let to = field.spec.data_type;
         let cell = match &self.values {
-            Values::Text(v) if to == FieldType::String => Cell::Text(v.value(row)),
+            Values::Text(v) if to == FieldType::String => {
+                let text = v.value(row);
+                let null = !text.is_empty() && reading.is_null(text.trim_ascii());
+                return if null { missing(nullable) } else { Ok(Cell::Text(text)) };
+            }
             Values::Text(v) => return reading.cell(v.value(row), field),
             Values::Decimal(v) => number_cell(v.value(row), field)?,
             Values::Int(v) => {
@@ -550,7 +586,12 @@ impl<'a> Record<'a> for BatchRecord<'a> {
     }
 
     fn cell(&self, column: usize, field: &Wanted, reading: &Reading) -> Result<Cell<'a>, Reason> {
-        self.column(column)?.cell(self.row, field, reading)
+        let values = self.column(column)?;
+        // of a typed time the word is what is shown of it
+        if values.is_time() && reading.null.contains(&self.shown(column)) {
+            return missing(field.spec.nullable);
+        }
+        values.cell(self.row, field, reading)
     }
 
     fn shown(&self, column: usize) -> String {

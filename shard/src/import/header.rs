@@ -296,6 +296,8 @@ impl Columns<'_> {
     fn list_of_fields(&self, keys: &[usize]) -> String {
         let mut taken: Vec<String> = Vec::new();
         let mut items = Vec::new();
+        // a name that the list would cut has another
+        let typed = |name: &str| if name.contains([',', '=']) { snake_case(name) } else { name.to_owned() };
         for i in self.of_fields(keys) {
             let name = &self.names[i];
             let mut field = snake_case(name);
@@ -306,9 +308,9 @@ impl Columns<'_> {
                 while taken.contains(&field) {
                     field.push('_');
                 }
-                items.push(format!("{field}={name}"));
+                items.push(format!("{field}={}", typed(name)));
             } else {
-                items.push(name.clone());
+                items.push(typed(name));
             }
             taken.push(field);
         }

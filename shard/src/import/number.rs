@@ -101,6 +101,11 @@ impl Forms {
         Self(self.0 & other.0)
     }
 
+    pub(crate) fn has_points_between_thousands(self) -> bool {
+        let is = |marks: &Marks| marks.thousands == Some('.');
+        KNOWN.iter().position(is).is_some_and(|i| self.0 & (1 << i) != 0)
+    }
+
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -144,9 +149,12 @@ pub(crate) struct Written<'a> {
     pub(crate) currency: Option<&'a str>,
 }
 
-const CODES: [&str; 24] = [
-    "US$", "R$", "USD", "EUR", "GBP", "JPY", "CHF", "CAD", "AUD", "NZD", "CNY", "INR", "SEK", "NOK", "DKK",
-    "PLN", "CZK", "HUF", "BRL", "MXN", "ZAR", "HKD", "SGD", "KRW",
+/// The longer first: `A$` ends `CA$` too.
+const CODES: &[&str] = &[
+    "US$", "CA$", "AU$", "HK$", "NZ$", "NT$", "MX$", "C$", "A$", "S$", "R$", "Rs.", "Rs", "kr", "zł", "Kč",
+    "Ft", "RUB", "TRY", "GBX", "THB", "ILS", "TWD", "IDR", "MYR", "PHP", "AED", "SAR", "CLP", "COP", "ARS",
+    "EGP", "VND", "KWD", "QAR", "RON", "ISK", "NGN", "USD", "EUR", "GBP", "JPY", "CHF", "CAD", "AUD", "NZD",
+    "CNY", "INR", "SEK", "NOK", "DKK", "PLN", "CZK", "HUF", "BRL", "MXN", "ZAR", "HKD", "SGD", "KRW",
 ];
 
 /// Not `¢`, which would be a hundredth.
@@ -171,8 +179,11 @@ fn currency_at(text: &str, start: bool) -> Option<(&str, &str)> {
     })
 }
 
+/// The hyphen, and the signs that stand for it in print.
+const MINUS: [char; 5] = ['-', '\u{2212}', '\u{2012}', '\u{2013}', '\u{ff0d}'];
+
 fn space(c: char) -> bool {
-    matches!(c, ' ' | '\t' | '\u{a0}' | '\u{2009}' | '\u{202f}')
+    matches!(c, ' ' | '\t' | '\u{a0}' | '\u{2007}' | '\u{2009}' | '\u{202f}')
 }
 
 fn trim(text: &str) -> &str {
@@ -182,7 +193,7 @@ fn trim(text: &str) -> &str {
 /// A mark as it is compared: all spaces are one, all apostrophes are one.
 pub(crate) fn mark(c: char) -> char {
     match c {
-        '\u{a0}' | '\u{2009}' | '\u{202f}' => ' ',
+        '\u{a0}' | '\u{2007}' | '\u{2009}' | '\u{202f}' => ' ',
         '\u{2019}' => '\'',
         other => other,
     }
@@ -225,7 +236,7 @@ impl Notation {
             if signed {
                 return;
             }
-            if let Some(after) = rest.strip_prefix(['-', '\u{2212}']) {
+            if let Some(after) = rest.strip_prefix(MINUS) {
                 (*rest, *minus, signed) = (trim(after), true, true);
             } else if let Some(after) = rest.strip_prefix('+') {
                 (*rest, signed) = (trim(after), true);

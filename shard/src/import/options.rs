@@ -40,7 +40,7 @@ pub struct ImportSpec {
     pub ts_unit: Option<TsUnit>,
     /// Forms of times in text, as of `strptime`: `%d/%m/%Y`; `iso` is ISO 8601. Empty: ISO 8601 and `yyyymmdd`.
     pub ts_format: Vec<String>,
-    /// IANA zone of times that carry no offset. Absent: UTC.
+    /// IANA zone of times that carry no offset; a column of nothing but dates stays so. Absent: UTC.
     pub tz: Option<String>,
     /// IANA zone whose local midnights name dates: such a time becomes the midnight UTC of its date, and any other is bad. A
     /// new dataset keeps it; of one that is there, its own setting rules.
@@ -415,7 +415,6 @@ fn check_time_options(spec: &ImportSpec) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// What a dataset that is there has said already.
 /// A retraction says which rows no longer hold, and nothing of their values.
 fn check_retraction(spec: &ImportSpec, existing: Option<&DatasetSpec>) -> Result<(), ImportError> {
     if !spec.retract {
@@ -443,6 +442,7 @@ fn check_retraction(spec: &ImportSpec, existing: Option<&DatasetSpec>) -> Result
     }
 }
 
+/// What a dataset that is there has said already.
 fn check_against(spec: &ImportSpec, existing: &DatasetSpec) -> Result<(), ImportError> {
     if !spec.required.is_empty() || spec.chunk_ns.is_some() {
         return Err(ImportError::options(
@@ -528,7 +528,7 @@ pub(crate) fn check_options(
         ));
     }
     let notation = Notation { marks: Marks { decimal, thousands }, signs: Signs::of(&spec.notation) };
-    let clock = Clock { zone: tz, unit: None, day: None, forms: forms.into(), dates: None };
+    let clock = Clock { zone: tz, unit: None, day: None, forms: forms.into(), dates: None, moments: false };
     Ok(Checked {
         clock: Clock { unit: spec.ts_unit, dates, ..clock.clone() },
         reading: Reading { clock, null: spec.null.iter().cloned().collect::<BTreeSet<_>>(), notation },

@@ -26,6 +26,8 @@ pub(crate) struct Surveyed {
     pub(crate) stamps: Stamps,
     /// The zone that a typed file names for its times.
     pub(crate) zone: Option<String>,
+    /// Its cells are separated by semicolons, as where a comma stands before fractions.
+    pub(crate) semicolon: bool,
 }
 
 /// What was found of all sources together.
@@ -34,13 +36,15 @@ pub(crate) struct Found {
     pub(crate) seen: Vec<(FieldName, Seen)>,
     typed: BTreeMap<FieldName, FieldType>,
     pub(crate) stamps: Stamps,
+    semicolon: bool,
 }
 
 impl Found {
     /// # Errors
     /// A field that is of one type in one typed file and of another in the next.
     pub(crate) fn of(surveyed: &[Surveyed]) -> Result<Self, ImportError> {
-        let mut found = Self { seen: Vec::new(), typed: BTreeMap::new(), stamps: Stamps::default() };
+        let mut found =
+            Self { seen: Vec::new(), typed: BTreeMap::new(), stamps: Stamps::default(), semicolon: false };
         for each in surveyed {
             for (name, seen) in &each.seen {
                 match found.seen.iter_mut().find(|(known, _)| known == name) {
@@ -55,6 +59,7 @@ impl Found {
                 found.typed.insert(name.clone(), both);
             }
             found.stamps.add(&each.stamps);
+            found.semicolon |= each.semicolon;
         }
         Ok(found)
     }
@@ -67,7 +72,7 @@ impl Found {
 fn conflict(field: &FieldName, a: FieldType, b: FieldType) -> ImportError {
     ImportError::options(
         format!("the field {field} is {a} in one file and {b} in another"),
-        format!("say --types {field}=string (or another type), or import the files into two datasets"),
+        format!("import the files into two datasets, or leave {field} out with --fields"),
     )
 }
 
@@ -172,11 +177,11 @@ fn new_type(
         Verdict::Type(data_type) => Some(data_type),
         Verdict::Nothing => None,
     };
-    let found = match (text, found.typed.get(name).copied()) {
+    let of_all = match (text, found.typed.get(name).copied()) {
         (Some(a), Some(b)) => Some(a.common(b).ok_or_else(|| conflict(name, a, b))?),
         (a, b) => a.or(b),
     };
-    let Some(data_type) = found else {
+    let Some(data_type) = of_all else {
         notes.push(format!("the field {name} has no value in any row; it is taken as float64"));
         return Ok((FieldType::Float64, false));
     };
@@ -187,12 +192,39 @@ fn new_type(
             notes.push(format!(
                 "the field {name} is text in its file, and its cells are {of}: --types {name}={of} reads them so"
             ));
+        } else if seen.is_text_of_dates() {
+            notes.push(format!(
+                "the field {name} is text in its file, and its cells are dates: to read them, {}, and --types \
+                 {name}=timestamp",
+                advice.forms(&seen.dates)
+            ));
+        } else if let Some(example) = seen.is_digits() {
+            notes.push(format!(
+                "the field {name} is text, and its cells are digits for the most part: {:?}",
+                example.text
+            ));
         } else if let words = seen.missing_words()
             && !words.is_empty()
         {
             let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
             notes.push(format!("the field {name} keeps {words} as text; --null says that it means missing"));
         }
+    }
+    if let Some((example, value)) = seen.signed_by.as_ref().filter(|_| data_type != FieldType::String) {
+        notes.push(format!(
+            "the field {name} is read by --notation, {:?} as {value}; to keep it as text: --types {name}=string",
+            example.text
+        ));
+    }
+    if data_type == FieldType::Float64
+        && advice.spec.decimal.is_none()
+        && found.semicolon
+        && seen.may_have_points_between_thousands()
+    {
+        notes.push(format!(
+            "the field {name} is read with its points before fractions; if they stand between thousands, say \
+             --decimal , --thousands ."
+        ));
     }
     Ok((data_type, false))
 }

@@ -82,8 +82,15 @@ pub(crate) struct Seen {
     many_texts: bool,
     /// Of the texts, those like `0x10`.
     hex: u64,
+    /// Of the texts, those that are one number with something beside it, and of these those with a fraction.
+    measures: u64,
+    fractional_measures: u64,
+    /// Of the texts, those that begin with a digit and have more digits than letters.
+    digital: u64,
     /// Numbers that are read only by the notation that the caller gave.
     noted: u64,
+    /// Of these, those with signs, and what the first is.
+    pub(crate) signed_by: Option<(Example, String)>,
     /// Numbers in another notation than the caller gave.
     pub(crate) other: u64,
     pub(crate) other_example: Option<Example>,
@@ -122,7 +129,11 @@ impl Default for Seen {
             first_texts: Vec::new(),
             many_texts: false,
             hex: 0,
+            measures: 0,
+            fractional_measures: 0,
+            digital: 0,
             noted: 0,
+            signed_by: None,
             other: 0,
             other_example: None,
             forms: Forms::ALL,
@@ -168,6 +179,8 @@ pub(crate) enum Trouble {
     Signed,
     /// `0x10`.
     Hex,
+    /// `12.5x`.
+    Measures,
 }
 
 impl Seen {
@@ -195,6 +208,9 @@ impl Seen {
                 }
             }
             self.number(text, plain, line);
+            if written.signs.any() && self.signed_by.is_none() {
+                self.signed_by = example().map(|example| (example, number::simplest(plain)));
+            }
             if let Some(found) = written.currency {
                 self.currency(found);
             }
@@ -220,6 +236,10 @@ impl Seen {
             self.texts += 1;
             self.text(text, 1);
             self.hex += u64::from(is_hex(text));
+            let fraction = measure(text);
+            self.measures += u64::from(fraction.is_some());
+            self.fractional_measures += u64::from(fraction == Some(true));
+            self.digital += u64::from(is_digital(text));
             if self.odd_text.is_none() {
                 self.odd_text = example();
             }
@@ -292,6 +312,9 @@ impl Seen {
         }
         self.many_texts |= other.many_texts;
         self.hex += other.hex;
+        self.measures += other.measures;
+        self.fractional_measures += other.fractional_measures;
+        self.digital += other.digital;
         self.noted += other.noted;
         self.other += other.other;
         self.forms = self.forms.both(other.forms);
@@ -316,6 +339,9 @@ impl Seen {
             if mine.is_none() {
                 mine.clone_from(theirs);
             }
+        }
+        if self.signed_by.is_none() {
+            self.signed_by.clone_from(&other.signed_by);
         }
         if self.currencies.is_none() {
             self.currencies.clone_from(&other.currencies);
@@ -367,7 +393,7 @@ impl Seen {
             Trouble::Padded => self.padded.first.as_ref(),
             Trouble::Coded => self.coded.first.as_ref(),
             Trouble::Signed => self.signed.first.as_ref(),
-            Trouble::Notation | Trouble::Dates | Trouble::Words | Trouble::Hex => None,
+            Trouble::Notation | Trouble::Dates | Trouble::Words | Trouble::Hex | Trouble::Measures => None,
         }
     }
 
@@ -392,11 +418,24 @@ impl Seen {
         }
         match (self.numbers(), self.times) {
             (0, 0) => None,
-            (_, 0) if self.padded.count == 0 && self.floats + self.infinite > 0 => Some(FieldType::Float64),
-            (_, 0) if self.padded.count == 0 => Some(FieldType::Int64),
+            (_, 0) if self.codes(false).is_some() => None,
+            (_, 0) if self.floats + self.infinite > 0 => Some(FieldType::Float64),
+            (_, 0) => Some(FieldType::Int64),
             (0, _) => Some(FieldType::Timestamp),
             _ => None,
         }
+    }
+
+    /// Whether it is text whose cells are dates in other forms than ISO 8601.
+    pub(crate) fn is_text_of_dates(&self) -> bool {
+        self.text_column
+            && self.dates.cells > 0
+            && self.dates.cells >= self.texts + self.numbers() + self.bools
+    }
+
+    /// Whether all its numbers may be read with points between thousands, and some have one: `1.234`.
+    pub(crate) fn may_have_points_between_thousands(&self) -> bool {
+        self.floats > 0 && self.forms.has_points_between_thousands()
     }
 
     /// Whether the column is text because its integers have leading zeros.
@@ -441,7 +480,15 @@ impl Seen {
         if self.hex > 0 && self.hex == self.texts {
             return Verdict::Refused(Trouble::Hex);
         }
+        if self.fractional_measures > 0 && self.measures == self.texts {
+            return Verdict::Refused(Trouble::Measures);
+        }
         Verdict::Type(FieldType::String)
+    }
+
+    /// A text, if all begin with digits: numbers that nothing reads, or codes.
+    pub(crate) fn is_digits(&self) -> Option<&Example> {
+        self.odd_text.as_ref().filter(|_| self.texts > 0 && self.digital == self.texts)
     }
 
     fn number_verdict(&self) -> Verdict {
@@ -494,6 +541,29 @@ impl Seen {
     }
 }
 
+/// Whether a text is one number with a sign or a word beside it (`12.5x`, `<5`, `1.2 million`), and whether that has a fraction.
+fn measure(text: &str) -> Option<bool> {
+    const BESIDE_MAX: usize = 8;
+    let start = text.find(|c: char| c.is_ascii_digit())?;
+    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let (before, digits, after) = (&text[..start], &text[start..end], &text[end..]);
+    let short = before.chars().count() + after.chars().count() <= BESIDE_MAX;
+    let plain = digits.bytes().all(|b| b.is_ascii_digit() || b"., '".contains(&b))
+        && !before.ends_with(char::is_alphabetic);
+    let mut parts = digits.split(['.', ',']);
+    let fraction = (parts.next(), parts.next(), parts.next());
+    (short && plain && digits.matches(['.', ',', ' ', '\'']).count() < 4)
+        .then_some(matches!(fraction, (Some(_), Some(_), None)))
+}
+
+/// Whether a text begins with a digit, a sign aside, and has more digits than letters.
+fn is_digital(text: &str) -> bool {
+    let digits = text.bytes().filter(u8::is_ascii_digit).count();
+    let letters = text.chars().filter(|c| c.is_alphabetic()).count();
+    text.trim_start_matches(|c: char| !c.is_alphanumeric()).starts_with(|c: char| c.is_ascii_digit())
+        && digits > letters
+}
+
 /// `0x1f`: as long as an integer, so no address or hash.
 fn is_hex(text: &str) -> bool {
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
@@ -508,8 +578,14 @@ mod tests {
     use crate::import::{clock::Clock, number::Notation};
 
     fn seen(cells: &[&str], mut seen: Seen) -> Seen {
-        let clock =
-            Clock { zone: None, unit: None, day: None, forms: std::sync::Arc::default(), dates: None };
+        let clock = Clock {
+            zone: None,
+            unit: None,
+            day: None,
+            forms: std::sync::Arc::default(),
+            dates: None,
+            moments: false,
+        };
         let null = BTreeSet::from(["NA".to_owned()]);
         let reading = Reading { clock, null, notation: Notation::default() };
         cells.iter().zip(2..).for_each(|(cell, line)| seen.look(cell, line, &reading));
@@ -588,6 +664,24 @@ mod tests {
         assert_eq!(verdict(&["12E5", "77"]), Verdict::Refused(Trouble::Coded));
         assert_eq!(verdict(&["+491234567", "+491234568"]), Verdict::Refused(Trouble::Signed));
         assert_eq!(verdict(&["0x10", "0xff"]), Verdict::Refused(Trouble::Hex));
+        for cells in
+            [&["12.5x", "3x"][..], &["1.2 million"], &["~10", "<0.5"], &["10.5*"], &["USX 1.5"], &["1,2 Mio"]]
+        {
+            assert_eq!(verdict(cells), Verdict::Refused(Trouble::Measures), "{cells:?}");
+        }
+        for cells in [
+            &["10Y", "2Y"][..],
+            &["v1.2"],
+            &["A1", "B2"],
+            &["12.5x", "other"],
+            &["1.2.3"],
+            &["2016Q1"],
+            &["101-16"],
+        ] {
+            assert_eq!(verdict(cells), Verdict::Type(FieldType::String), "{cells:?}");
+        }
+        assert!(seen(&["101-16", "99-08+"], Seen::default()).is_digits().is_some());
+        assert!(seen(&["A1", "2"], Seen::default()).is_digits().is_none());
     }
 
     #[test]

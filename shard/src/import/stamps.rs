@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use chrono::{Offset, TimeZone};
+
 use super::{
-    clock::{Count, Form, ISO, Stamp, When, compact_day, iso},
+    clock::{Clock, Count, Form, ISO, Stamp, When, compact_day, iso},
+    number,
     seen::Example,
 };
 
 /// Forms of dates that hints know. The day before the month and after it stand side by side: which of them is meant only
 /// the data can say, and otherwise only its author.
-const DATES: [&str; 27] = [
+const DATES: [&str; 28] = [
     "%d/%m/%Y",
     "%m/%d/%Y",
     "%d.%m.%Y",
@@ -37,11 +40,21 @@ const DATES: [&str; 27] = [
     "%B %d, %Y",
     "%B %d %Y",
     "%Y%m%d",
+    "%Y-%m",
 ];
 
 /// What may follow the date.
-const TIMES: [&str; 8] =
-    ["", " %H:%M", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S.%f", " %H%M%S", " %H:%M:%S %z"];
+const TIMES: [&str; 9] = [
+    "",
+    " %H:%M",
+    " %H%M",
+    " %H:%M:%S.%f",
+    " %I:%M %p",
+    " %I:%M:%S %p",
+    "T%H:%M:%S.%f",
+    " %H%M%S",
+    " %H:%M:%S %z",
+];
 
 /// Different groups of cells, each with a form of its own, that a hint tells.
 const GROUPS_MAX: usize = 3;
@@ -168,22 +181,32 @@ pub(crate) struct Stamps {
     days: u64,
     counts: BTreeSet<Count>,
     pub(crate) dates: Dates,
-    /// Cells that are a date and nothing beside it.
-    plain_days: u64,
+    /// Cells that are a date and no time, as the caller said that they are read.
+    bare: u64,
+    /// Cells that are a time by the clock on the wall.
+    local: u64,
     /// Written offsets of cells that are midnights by them, in seconds.
     midnights: BTreeSet<i32>,
     /// Cells that are no midnight by their own offset.
     others: u64,
-    texts: u64,
 }
 
 impl Stamps {
-    pub(crate) fn look(&mut self, text: &str, line: u64, given: &[Form]) {
+    pub(crate) fn look(&mut self, text: &str, line: u64, clock: &Clock) {
         let text = text.trim_ascii();
-        if text.is_empty() || given.iter().any(|form| form.read(text).is_some()) {
+        if clock.zone.is_some() {
+            match clock.written(text) {
+                Ok(When::Day(_)) => self.bare += 1,
+                Ok(When::Local(_)) => self.local += 1,
+                Ok(When::At(_)) | Err(_) => {}
+            }
+        }
+        if text.is_empty() || clock.forms.iter().any(|form| form.read(text).is_some()) {
             return;
         }
-        if let Ok(value) = text.strip_suffix(".0").unwrap_or(text).parse::<i64>() {
+        // a fraction of a unit, or of a day of Excel
+        let whole = text.split_once('.').filter(|_| number::is_plain(text)).map_or(text, |(whole, _)| whole);
+        if let Ok(value) = whole.parse::<i64>() {
             match compact_day(value) {
                 Some(_) => self.days += 1,
                 None => {
@@ -193,8 +216,8 @@ impl Stamps {
         } else if let Some(stamp) = iso(text) {
             self.iso += 1;
             self.midnight(stamp);
-        } else if !self.dates.look(text, line) {
-            self.texts += 1;
+        } else {
+            self.dates.look(text, line);
         }
     }
 
@@ -206,8 +229,8 @@ impl Stamps {
 
     fn midnight(&mut self, stamp: Stamp) {
         match stamp.offset_s {
-            None if !stamp.timed => self.plain_days += 1,
-            Some(offset) if stamp.at.time() == chrono::NaiveTime::MIN && offset != 0 => {
+            None if !stamp.timed => {}
+            Some(offset) if stamp.at.time() == chrono::NaiveTime::MIN => {
                 self.midnights.insert(offset);
             }
             Some(_) | None => self.others += 1,
@@ -218,10 +241,10 @@ impl Stamps {
         self.iso += other.iso;
         self.days += other.days;
         self.counts.extend(&other.counts);
-        self.plain_days += other.plain_days;
+        self.bare += other.bare;
+        self.local += other.local;
         self.midnights.extend(&other.midnights);
         self.others += other.others;
-        self.texts += other.texts;
         self.dates.add(&other.dates);
     }
 
@@ -238,14 +261,32 @@ impl Stamps {
         self.counts.iter().copied()
     }
 
-    /// The offsets of midnights, if every time with an offset is one, and a zone that has them.
-    pub(crate) fn local_midnights(&self) -> Option<(Vec<i32>, &'static str)> {
+    /// Whether there are times by the clock on the wall. A date beside them is a midnight.
+    pub(crate) fn has_local_times(&self) -> bool {
+        self.local > 0
+    }
+
+    /// Whether every time is a date.
+    pub(crate) fn has_dates_alone(&self) -> bool {
+        self.bare > 0 && self.local == 0
+    }
+
+    /// The form of calendar dates, if every cell is one that is written as a number.
+    pub(crate) fn calendar(&self) -> Option<&'static str> {
+        match (self.days, self.counts.iter().collect::<Vec<_>>().as_slice()) {
+            (0, [Count::Calendar(form)]) if self.iso + self.dates.cells == 0 => Some(form),
+            _ => None,
+        }
+    }
+
+    /// The offsets of midnights, if every time with an offset is one and not all are of UTC, and a zone that has them.
+    pub(crate) fn local_midnights(&self) -> Option<(Vec<i32>, Option<&'static str>)> {
         const ZONES: [(&[i32], &str); 12] = [
             (&[-5, -4], "America/New_York"),
             (&[-6, -5], "America/Chicago"),
             (&[-8, -7], "America/Los_Angeles"),
             (&[-3, -2], "America/Sao_Paulo"),
-            (&[1], "Europe/London"),
+            (&[0, 1], "Europe/London"),
             (&[1, 2], "Europe/Berlin"),
             (&[2, 3], "Europe/Athens"),
             (&[3], "Europe/Moscow"),
@@ -254,7 +295,7 @@ impl Stamps {
             (&[10, 11], "Australia/Sydney"),
             (&[12, 13], "Pacific/Auckland"),
         ];
-        if self.midnights.is_empty() || self.others > 0 {
+        if self.midnights.iter().all(|offset| *offset == 0) || self.others > 0 {
             return None;
         }
         let offsets: Vec<i32> = self.midnights.iter().copied().collect();
@@ -262,10 +303,28 @@ impl Stamps {
             self.midnights.iter().all(|offset| hours.iter().any(|hour| hour * 3_600 == *offset))
         };
         let zone = match offsets.as_slice() {
-            [19_800] => "Asia/Kolkata",
-            _ => ZONES.iter().find(named).map_or("ZONE", |(_, zone)| zone),
+            [19_800] => Some("Asia/Kolkata"),
+            _ => ZONES.iter().find(named).map(|(_, zone)| *zone).or_else(|| self.some_zone()),
         };
         Some((offsets, zone))
+    }
+}
+
+impl Stamps {
+    /// Any zone that has had these offsets of late.
+    fn some_zone(&self) -> Option<&'static str> {
+        let has = |zone: &&chrono_tz::Tz| {
+            let at = |month| chrono::NaiveDate::from_ymd_opt(2023, month, 1)?.and_hms_opt(0, 0, 0);
+            let offsets: BTreeSet<i32> = [1, 7]
+                .into_iter()
+                .filter_map(at)
+                .map(|at| zone.offset_from_utc_datetime(&at).fix().local_minus_utc())
+                .collect();
+            zone.name().contains('/')
+                && !zone.name().starts_with("Etc/")
+                && self.midnights.is_subset(&offsets)
+        };
+        chrono_tz::TZ_VARIANTS.iter().find(has).map(|zone| zone.name())
     }
 }
 

@@ -32,6 +32,9 @@ pub(crate) const ROWS_MAX: usize = 20_000_000;
 /// Rows of a batch: with a handful of fields 0.5 to 1 MiB, the best size of a message.
 const BATCH_ROWS: usize = 16_384;
 
+/// What is told of a row whose symbol and time an earlier one has.
+pub(crate) const REPEATED: &str = "has this time already";
+
 /// Most knowledge times of one import: each is a publish, and a version of the dataset.
 const PARTS_MAX: usize = 10_000;
 
@@ -245,7 +248,7 @@ impl Table {
                 Bad::cell(
                     &ts_column(source),
                     &trellis_proto::time::format_time(key.ts),
-                    format!("{symbol} has this time already, in {}:{first_line}", file_of(first_source)),
+                    format!("{symbol} {REPEATED}, in {}:{first_line}", file_of(first_source)),
                 )
             });
             false

@@ -14,7 +14,7 @@ use super::{
     problem::{Bad, BadRows, ImportError},
     records::{RECORD_BYTES_MAX, RecordError, Records},
     rows::{Record, Target, rows},
-    seen::Seen,
+    seen::{Example, Seen},
     source::Source,
     stamps::Stamps,
     table::Table,
@@ -138,9 +138,9 @@ fn header_of(source: &Source, spec: &ImportSpec, started: &mut Started<'_>) -> R
         return resolve(&source.name, &started.names, spec);
     }
     let other = match started.names.as_slice() {
-        [only] => [';', '\t', '|', ',']
+        [only] => [';', '\t', '|', ',', ' ']
             .into_iter()
-            .find(|&c| u32::from(c) != u32::from(started.delimiter) && only.contains(c)),
+            .find(|&c| u32::from(c) != u32::from(started.delimiter) && only.trim().contains(c)),
         _ => None,
     };
     let first = started.names.first().cloned().unwrap_or_default();
@@ -167,7 +167,25 @@ fn header_of(source: &Source, spec: &ImportSpec, started: &mut Started<'_>) -> R
             )),
         };
     }
-    if let Some((line, separator)) = find_header(source, started)? {
+    let above = started.names.clone();
+    if let Some((line, separator, names)) = find_header(source, started)? {
+        // yfinance: the names of the fields stand above the tickers, and these above the name of the time
+        let time = names.iter().position(|name| !name.is_empty());
+        if let Some(time) = time
+            && names.iter().enumerate().all(|(i, name)| i == time || name.is_empty())
+            && names.len() == above.len()
+            && names.len() > 1
+        {
+            let mut columns = above;
+            columns[time].clone_from(&names[time]);
+            return Err(ImportError::file(
+                &source.name,
+                format!(
+                    "its first line is no header: the time is named on line {line}, and nothing beside it"
+                ),
+                format!("say --skip-rows {line} --columns {}", shell(&distinct(&columns).join(","))),
+            ));
+        }
         let delimiter = match separator {
             Some(c) => format!(" --delimiter {}", delimiter_name(c)),
             None => String::new(),
@@ -179,8 +197,8 @@ fn header_of(source: &Source, spec: &ImportSpec, started: &mut Started<'_>) -> R
         ));
     }
     match other {
-        Some(other) => Err(separated(other)),
-        None => found,
+        Some(other) if other != ' ' => Err(separated(other)),
+        _ => found,
     }
 }
 
@@ -220,6 +238,7 @@ fn word(delimiter: char) -> &'static str {
         ';' => "semicolon",
         '\t' => "tab",
         '|' => "bar",
+        ' ' => "space",
         _ => "comma",
     }
 }
@@ -240,16 +259,17 @@ fn distinct(names: &[String]) -> Vec<String> {
     found
 }
 
-/// The first of the following lines that names a time column, and its separator if that is not the one in use.
+/// The first of the following lines that names a time column, its separator if that is not the one in use, and its cells.
 fn find_header(
     source: &Source,
     started: &mut Started<'_>,
-) -> Result<Option<(u64, Option<char>)>, ImportError> {
+) -> Result<Option<(u64, Option<char>, Vec<String>)>, ImportError> {
     for line in started.line + 1..started.line + PREAMBLE_LINES_MAX {
         let text = started.records.peek_line().map_err(|e| failed(source, e))?;
         if has_time(&split(&text)) {
             let found = [',', ';', '\t', '|'].into_iter().find(|&c| has_time(&by(&text, c)));
-            return Ok(Some((line, found.filter(|&c| u32::from(c) != u32::from(started.delimiter)))));
+            let names = by(&text, found.unwrap_or(','));
+            return Ok(Some((line, found.filter(|&c| u32::from(c) != u32::from(started.delimiter)), names)));
         }
         if !started.records.skip_line().map_err(|e| failed(source, e))? {
             break;
@@ -274,15 +294,27 @@ pub(crate) fn survey(
         let mut started = start(source, text, spec, checked)?;
         let header = header_of(source, spec, &mut started)?;
         let width = started.names.len();
-        let mut records = started.records;
+        let records = &mut started.records;
         let mut seen = vec![Seen::default(); header.fields.len()];
         let mut stamps = Stamps::default();
+        let mut unnamed: Vec<Option<Example>> = vec![None; header.left_out.len()];
         while records.next().map_err(|e| failed(source, e))? {
             ticker.tick();
             if records.cells() != width || records.wrong_quotes().is_some() {
                 continue;
             }
+            if is_header(records, &header) {
+                continue;
+            }
             let (line, cell) = (records.line(), |column: usize| str::from_utf8(records.cell(column)));
+            for (found, &column) in unnamed.iter_mut().zip(&header.left_out) {
+                let text = cell(column).map_or("?", str::trim_ascii);
+                let index = column == 0 || started.names[column].trim() == "Unnamed: 0";
+                let counts = text.bytes().all(|b| b.is_ascii_digit());
+                if found.is_none() && !spec.retract && !text.is_empty() && !(index && counts) {
+                    *found = Some(Example { text: text.to_owned(), line });
+                }
+            }
             for (place, seen) in seen.iter_mut().enumerate() {
                 for &column in header.columns_of(place) {
                     if let Ok(cell) = cell(column) {
@@ -291,17 +323,58 @@ pub(crate) fn survey(
                 }
             }
             match (cell(header.ts), header.time.map(cell)) {
-                (Ok(date), None) => stamps.look(date, line, &checked.clock.forms),
+                (Ok(date), None) => stamps.look(date, line, &checked.clock),
                 (Ok(date), Some(Ok(time))) => {
-                    stamps.look(&joined(date, time), line, &checked.clock.forms);
+                    stamps.look(&joined(date, time), line, &checked.clock);
                 }
                 _ => {}
             }
         }
+        if let Some((column, example)) = header.left_out.iter().zip(unnamed).find_map(|(c, e)| Some((*c, e?)))
+        {
+            return Err(nameless(source, &header, (&started.names, started.line), column, &example));
+        }
         let seen: Vec<(FieldName, Seen)> =
             header.fields.iter().map(|(name, _)| name.clone()).zip(seen).collect();
-        Ok(Surveyed { header, seen, typed: Vec::new(), stamps, zone: None })
+        let semicolon = started.delimiter == b';';
+        Ok(Surveyed { header, seen, typed: Vec::new(), stamps, zone: None, semicolon })
     })
+}
+
+/// A column without a name that is no index: what is in it would be lost.
+fn nameless(
+    source: &Source,
+    header: &Header,
+    (names, line): (&[String], u64),
+    column: usize,
+    example: &Example,
+) -> ImportError {
+    let named = |name: &str| {
+        let mut names = names.to_vec();
+        for &place in &header.left_out {
+            "_".clone_into(&mut names[place]);
+        }
+        name.clone_into(&mut names[column]);
+        format!("--skip-rows {line} --columns {}", shell(&distinct(&names).join(",")))
+    };
+    ImportError::file(
+        &source.name,
+        format!("column {} has no name, and values: {:?} on line {}", column + 1, example.text, example.line),
+        format!(
+            "to have it, say {}; to leave it out, {}",
+            named(&format!("column_{}", column + 1)),
+            named("_")
+        ),
+    )
+}
+
+/// Whether a record is the header again, as where files are one after the other.
+fn is_header<R: Read>(records: &Records<R>, header: &Header) -> bool {
+    let same = |(column, name): (usize, &String)| {
+        let cell = records.cell(column).trim_ascii();
+        cell == name.as_bytes() || (cell.is_empty() && header.left_out.contains(&column))
+    };
+    records.cells() == header.names.len() && header.names.iter().enumerate().all(same)
 }
 
 fn joined(date: &str, time: &str) -> String {
@@ -343,6 +416,9 @@ fn row<'a, R: Read>(
     }
     if records.cells() != target.roles.len() {
         return Err(Bad::row(format!("{} cells instead of {}", records.cells(), target.roles.len())));
+    }
+    if is_header(records, target.header) {
+        return Err(Bad::row("the header stands here again"));
     }
     if holds_a_row(records, target) {
         return Err(Bad::row("a whole row stands within its quotes: one of them opens or closes by mistake"));

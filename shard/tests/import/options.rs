@@ -139,6 +139,145 @@ fn a_date_and_a_time_may_have_columns_of_their_own() {
 }
 
 #[test]
+fn a_zone_moves_no_dates_and_says_so() {
+    let there = ImportSpec { tz: Some("America/New_York".into()), ..amzn() };
+    let found = import_text("date,x,ipo\n2020-01-02 09:30,1,2019-05-01\n2020-01-03,2,\n", &there).unwrap();
+    assert_eq!(
+        rows(&found),
+        ["AMZN 2020-01-02T14:30:00Z 1 2019-05-01T00:00:00Z", "AMZN 2020-01-03T05:00:00Z 2 -"],
+        "a date beside times is a midnight, and a field of dates has dates"
+    );
+    let found = import_text("date,x\n2020-01-02,1\n", &there).unwrap();
+    assert_eq!(rows(&found), ["AMZN 2020-01-02 1"]);
+    assert!(found.notes.iter().any(|n| n.contains("--tz America/New_York")), "{:?}", found.notes);
+    let known = ImportSpec { known_at_column: Some("learned".into()), ..there };
+    let found = import_text("date,x,learned\n2020-01-02,1,2020-01-03\n", &known).unwrap();
+    assert_eq!(found.parts[0].known_at_ns, Some(parse_time("2020-01-03T05:00:00Z").unwrap()), "a moment");
+}
+
+#[test]
+fn a_unit_that_does_not_fit_its_numbers_is_refused_or_told() {
+    let unit = |unit: TsUnit| ImportSpec { ts_unit: Some(unit), ..amzn() };
+    for (cell, of, form) in [
+        ("201608100930", TsUnit::Ms, "%Y%m%d%H%M"),
+        ("2016081009", TsUnit::S, "%Y%m%d%H"),
+        ("2018", TsUnit::S, "%Y"),
+        ("201608", TsUnit::Ms, "%Y%m"),
+    ] {
+        let text = format!("ts,x\n{cell},1\n");
+        let (message, told) = refused(&text, &unit(of));
+        assert!(
+            message.contains("a calendar date") && told.ends_with(&format!("--ts-format {form}")),
+            "{told}"
+        );
+        let formed = ImportSpec { ts_format: vec![form.into()], ..amzn() };
+        assert!(rows(&import_text(&text, &formed).unwrap())[0].starts_with("AMZN 201"), "{cell}");
+    }
+    // a history in milliseconds has some numbers that look so
+    let mixed = import_text("ts,x\n200707200000,1\n200793600000,2\n", &unit(TsUnit::Ms)).unwrap();
+    assert!(mixed.notes.is_empty(), "{:?}", mixed.notes);
+    let early = import_text("ts,x\n160810,1\n", &unit(TsUnit::S)).unwrap();
+    assert!(early.notes[0].contains("--ts-unit s"), "{:?}", early.notes);
+    let two = import_text("ts,x\n1577836800000,1\n1735689600000000,2\n", &unit(TsUnit::Us)).unwrap();
+    assert!(two.notes[0].contains("--ts-unit ms, --ts-unit us"), "{:?}", two.notes);
+    for far in ["2262-04-11T23:47:16.854775807Z", "1677-09-21T00:12:43.145224192Z"] {
+        assert_eq!(places(&problems(import_text(&format!("ts,x\n{far},1\n"), &amzn()))), [(2, "ts")]);
+    }
+}
+
+#[test]
+fn what_a_column_without_a_name_holds_is_not_lost() {
+    for text in
+        ["date,x,\n2016-08-10,1,77\n", "date,x,Unnamed: 2\n2016-08-10,1,77\n", ",date,x\nABC,2016-08-10,1\n"]
+    {
+        let (message, told) = refused(text, &amzn());
+        assert!(
+            message.contains("has no name, and values") && told.contains("--skip-rows 1 --columns"),
+            "{told}"
+        );
+    }
+    let wide = ImportSpec { wide: Some(field("x")), ..ImportSpec::default() };
+    assert!(refused("Date,AAPL,\n2020-01-02,1.5,2\n", &wide).0.contains("column 3 has no name"));
+    for text in [",date,x,\n5,2016-08-10,1,\n", "Unnamed: 0.1,Unnamed: 0,date,x\n5,5,2016-08-10,1\n"] {
+        let kept = ImportSpec { fields: FieldChoice::parse_list("x").unwrap(), ..amzn() };
+        assert_eq!(rows(&import_text(text, &kept).unwrap()), ["AMZN 2016-08-10 1"], "{text:?}");
+        assert_eq!(import_text(text, &amzn()).unwrap().rows, 1, "{text:?}");
+    }
+    let folder = Folder::new();
+    let file = folder.parquet(
+        "p.parquet",
+        vec![
+            ("__index_level_0__", Arc::new(StringArray::from(vec!["x"])) as ArrayRef),
+            ("date", Arc::new(Date32Array::from(vec![17_023]))),
+            ("x", Arc::new(Int64Array::from(vec![1]))),
+        ],
+    );
+    let error = import(std::slice::from_ref(&file), &amzn()).unwrap_err();
+    assert!(error.hint().contains("index=__index_level_0__"), "{}", error.hint());
+    let both = ImportSpec { fields: FieldChoice::parse_list("x,index=__index_level_0__").unwrap(), ..amzn() };
+    assert_eq!(rows(&import(&[file], &both).unwrap()), ["AMZN 2016-08-10 1 x"]);
+}
+
+#[test]
+fn a_header_that_stands_again_is_a_bad_row_and_no_text_of_its_columns() {
+    let text = "date,symbol,close\n2020-01-02,A,1.5\ndate,symbol,close\n2020-01-03,A,2\n";
+    let error = import_text(text, &ImportSpec::default()).unwrap_err();
+    assert!(error.to_string().contains("p.csv:3: the header stands here again"), "{error}");
+    assert!(!error.hint().contains("--types"), "{}", error.hint());
+}
+
+#[test]
+fn words_for_missing_values_count_in_typed_files_too() {
+    let folder = Folder::new();
+    let file = folder.parquet(
+        "p.parquet",
+        vec![
+            ("date", Arc::new(Date32Array::from(vec![17_023, 17_024])) as ArrayRef),
+            ("text", Arc::new(StringArray::from(vec!["abc", "N/A"]))),
+            ("day", Arc::new(Date32Array::from(vec![17_023, 2_932_896]))),
+            ("at", Arc::new(TimestampMicrosecondArray::from(vec![0, 253_402_214_400_000_000]))),
+        ],
+    );
+    let error = import(std::slice::from_ref(&file), &amzn()).unwrap_err();
+    assert!(error.hint().contains("--null 9999-12-31"), "{}", error.hint());
+    let null = ["N/A", "9999-12-31", "9999-12-31T00:00:00"].map(str::to_owned).to_vec();
+    let found = import(&[file], &ImportSpec { null, ..amzn() }).unwrap();
+    assert_eq!(rows(&found)[1], "AMZN 2016-08-11 - - -");
+}
+
+#[test]
+fn text_of_a_typed_file_whose_cells_are_dates_is_told_with_the_options_that_read_it() {
+    let folder = Folder::new();
+    let file = folder.parquet(
+        "p.parquet",
+        vec![
+            ("date", Arc::new(Date32Array::from(vec![17_023])) as ArrayRef),
+            ("listed", Arc::new(StringArray::from(vec!["01/02/2016"]))),
+        ],
+    );
+    let found = import(std::slice::from_ref(&file), &amzn()).unwrap();
+    let told = &found.notes[0];
+    assert!(told.contains("--ts-format %d/%m/%Y (") && told.contains("--types listed=timestamp"), "{told}");
+    let typed = ImportSpec {
+        ts_format: vec!["%d/%m/%Y".into()],
+        types: BTreeMap::from([(field("listed"), "timestamp".into())]),
+        ..amzn()
+    };
+    assert_eq!(rows(&import(&[file], &typed).unwrap()), ["AMZN 2016-08-10 2016-02-01T00:00:00Z"]);
+}
+
+#[test]
+fn points_that_may_stand_between_thousands_are_told_beside_semicolons() {
+    let told = |text: &str, delimiter: &str| {
+        let spec = ImportSpec { delimiter: Some(delimiter.into()), ..amzn() };
+        import_text(text, &spec).unwrap().notes.iter().any(|n| n.contains("--decimal , --thousands ."))
+    };
+    assert!(told("date;x\n2016-08-10;1.234\n2016-08-11;5\n", ";"));
+    assert!(!told("date;x\n2016-08-10;1.234\n2016-08-11;5.1\n", ";"));
+    assert!(!told("date,x\n2016-08-10,1.234\n", ","));
+}
+
+#[test]
 fn what_stands_above_the_header_is_said_or_asked_about() {
     let skip = |n| ImportSpec { skip_rows: Some(n), ..amzn() };
     for (text, hint, spec) in [
@@ -254,6 +393,22 @@ fn local_midnights_are_dates_where_the_dataset_or_the_option_says_so() {
     assert!(bad[0].reason.contains("not a midnight of America/New_York"), "{}", bad[0]);
     let other = ImportSpec { date_zone: Some("Europe/London".into()), ..amzn() };
     assert!(into(text, &other).unwrap_err().to_string().contains("America/New_York"));
+    let mut without = found.spec.clone();
+    without.settings = Default::default();
+    let once = read(&dataset(), &[folder.put("p.csv", text)], &zoned, Some(&without), &mut |_| {}).unwrap();
+    let told = "trellis dataset alter equities.daily --date-zone America/New_York";
+    assert!(once.notes.iter().any(|n| n.ends_with(told)), "{:?}", once.notes);
+    for (text, zone) in [
+        ("date,x\n2023-01-09 00:00:00+00:00,1\n2023-07-10 00:00:00+01:00,2\n", "Europe/London"),
+        ("date,x\n2023-01-09 00:00:00+04:00,1\n", "Asia/Dubai"),
+    ] {
+        let note = import_text(text, &amzn()).unwrap().notes.join("\n");
+        let typed = note.split("--date-zone ").nth(1).unwrap().to_owned();
+        let dates = |zone: &str| {
+            rows(&import_text(text, &ImportSpec { date_zone: Some(zone.into()), ..amzn() }).unwrap())
+        };
+        assert_eq!(dates(&typed), dates(zone), "{note}");
+    }
     let calendar = ImportSpec { calendar: Some("XNYS".into()), ..amzn() };
     assert_eq!(import_text(text, &calendar).unwrap().spec.settings.calendar.as_deref(), Some("XNYS"));
 }
