@@ -1,10 +1,10 @@
 //! The Delta log of one table: open, read one entry, commit at a known version, checkpoint, remove what is no longer
-//! needed. The only file that knows the `deltalake-core` library.
+//! needed. The only file that knows the Delta kernel (`buoyant_kernel` is the name that its releases have).
 //!
-//! Opening and checkpointing go through the library, which knows every form that other tools write. Commits do not: its
-//! commit loop retries at whatever version is free, while a fenced writer must commit at exactly the version it has
-//! checked, or not at all. So an entry is put-if-absent at `version + 1` here, and who loses looks again before anything
-//! else. Entries are followed one by one for the same reason: what changed between two versions is known exactly.
+//! Opening and checkpointing go through the kernel, which knows every form that other tools write. Commits do not: a
+//! fenced writer must commit at exactly the version it has checked, or not at all. So an entry is put-if-absent at
+//! `version + 1` here, and who loses looks again before anything else. Entries are followed one by one for the same
+//! reason: what changed between two versions is known exactly.
 //!
 //! "It is there already" need not mean that somebody else has won: a client of an object store asks again by itself when
 //! the server answered with an error, and then finds its own entry. So every commit has an id, which its entry carries.
@@ -12,18 +12,24 @@
 //! `txn` actions carry what must survive log clean-up, because checkpoints keep them: see [`crate::table`].
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    future::Future,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
 };
 
-use deltalake_core::{DeltaTable, checkpoints, logstore::LogStoreRef};
-use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
+use delta_kernel::{
+    DeltaResult, Engine,
+    scan::{StatsOptions, state::ScanFile},
+    snapshot::{Snapshot, SnapshotRef},
+};
+use delta_kernel_default_engine::{DefaultEngineBuilder, executor::tokio::TokioMultiThreadExecutor};
+use futures::{StreamExt, stream};
+use object_store::{DynObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
 use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
 };
 use serde_json::{Map, Value, json};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result};
 
 use crate::{
@@ -37,7 +43,6 @@ use crate::{
 pub(crate) struct Log {
     pub(crate) folder: Folder,
     dataset: DatasetName,
-    store: LogStoreRef,
 }
 
 /// A data file as the log knows it.
@@ -221,13 +226,7 @@ fn entry_path(version: u64) -> Path {
 
 impl Log {
     pub(crate) fn new(dataset: &DatasetName, folder: Folder) -> Self {
-        let store = deltalake_core::logstore::default_logstore(
-            folder.files.clone(),
-            folder.root.clone(),
-            &folder.url,
-            &Default::default(),
-        );
-        Self { folder, dataset: dataset.clone(), store }
+        Self { folder, dataset: dataset.clone() }
     }
 
     /// What an error message calls a file of this table.
@@ -250,58 +249,55 @@ impl Log {
     pub(crate) async fn open(&self) -> Result<Option<State>> {
         let listing = self.listing().await?;
         let Some(newest) = listing.newest() else { return Ok(None) };
-        // Before the library reads them: an empty entry is one without actions to it, so one that is restored between its look and
+        // Before the kernel reads them: an empty entry is one without actions to it, so one that is restored between its look and
         // ours would be whole here and missing there.
         let txns = self.transactions(&listing, newest).await?;
-        let log = self.clone();
-        let (definition, files) = self.calling(async move { log.load(&listing, newest).await }).await??;
+        let (definition, files) = self.load(&listing, newest).await?;
         Ok(Some(State { version: newest, definition, files, txns }))
     }
 
-    /// Runs a call of the library as a task of its own, whose end a shard that stops waits for: the library blocks a thread on the
-    /// runtime that it was called from, and panics if that ends first.
-    async fn calling<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> Result<T> {
-        self.folder.calls.spawn(call).await.map_err(|e| lost_task("reading the log", e))
+    /// Calls the kernel with the table as of `version`, on a thread that may wait. A shard that stops waits for the end of the
+    /// call: the kernel waits for the runtime that it was called from, and panics if that ends first.
+    async fn calling<T: Send + 'static>(
+        &self,
+        version: u64,
+        call: impl FnOnce(&SnapshotRef, &dyn Engine) -> DeltaResult<T> + Send + 'static,
+    ) -> Result<DeltaResult<T>> {
+        let (root, url) = (self.folder.root.clone(), self.folder.url.clone());
+        let called = self.folder.calls.spawn_blocking(move || {
+            let engine = engine(root);
+            let snapshot = Snapshot::builder_for(url).at_version(version).build(engine.as_ref())?;
+            call(&snapshot, engine.as_ref())
+        });
+        called.await.map_err(|e| lost_task("reading or writing the log", e))
     }
 
     async fn load(&self, listing: &Listing, newest: u64) -> Result<(Definition, Vec<LogFile>)> {
-        let mut table = DeltaTable::new(self.store.clone());
-        if let Err(error) = table.load_version(newest).await {
-            // The library does not say which entry it stumbled over; the usual one is the newest.
-            for &version in listing.entries.iter().rev() {
-                self.read(version).await?;
-            }
-            return Err(corrupt(&self.file_name("_delta_log"), error).dataset(&self.dataset));
-        }
-        let load = |error: deltalake_core::DeltaTableError| {
-            corrupt(&self.file_name("_delta_log"), error).dataset(&self.dataset)
-        };
-        let snapshot = table.snapshot().map_err(load)?.snapshot();
-        let metadata = snapshot.metadata();
-        let definition = Definition {
-            id: metadata.id().to_owned(),
-            name: metadata.name().map(str::to_owned),
-            properties: metadata.configuration().clone(),
-            schema: serde_json::to_string(snapshot.schema().as_ref())
-                .map_err(|e| corrupt(&self.file_name("_delta_log"), e).dataset(&self.dataset))?,
-            created_ms: metadata.created_time().unwrap_or(0),
-        };
-        let views: Vec<_> =
-            snapshot.file_views(self.store.as_ref(), None).try_collect().await.map_err(load)?;
-        let mut files = Vec::with_capacity(views.len());
-        for view in &views {
-            if view.deletion_vector_descriptor().is_some() {
+        let refuse =
+            |why: &dyn std::fmt::Display| corrupt(&self.file_name("_delta_log"), why).dataset(&self.dataset);
+        let (definition, found) =
+            match self.calling(newest, |snapshot, engine| whole(snapshot, engine)).await? {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    // The kernel does not say which entry it stumbled over; the usual one is the newest.
+                    for version in listing.entries().rev() {
+                        self.read(version).await?;
+                    }
+                    return Err(refuse(&error));
+                }
+            };
+        let mut files = Vec::with_capacity(found.len());
+        for file in found {
+            let path = decoded(&file.path).map_err(|e| refuse(&e))?;
+            if file.deletions {
                 return Err(Error::new(
                     Code::DataCorrupt,
-                    format!("{} has a deletion vector, which is not supported", self.file_name(&view.path())),
+                    format!("{} has a deletion vector, which is not supported", self.file_name(&path)),
                 )
                 .dataset(&self.dataset)
                 .hint("rewrite the table without deletion vectors (OPTIMIZE or PURGE in the tool that made them)"));
             }
-            files.push(LogFile {
-                path: view.object_store_path().to_string(),
-                size: view.size().unsigned_abs(),
-            });
+            files.push(LogFile { path, size: file.size });
         }
         Ok((definition, files))
     }
@@ -345,26 +341,30 @@ impl Log {
 
     /// Writes a checkpoint of `version`, so that the next start need not read every entry.
     pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
-        let mut table = DeltaTable::new(self.store.clone());
-        let written = self.calling(async move {
-            table.load_version(version).await?;
-            checkpoints::create_checkpoint(&table, None).await
-        });
+        let written = self.calling(version, |snapshot, engine| snapshot.checkpoint(engine, None).map(|_| ()));
         written.await?.map_err(|e| store_error("writing a checkpoint of", &self.file_name("_delta_log"), &e))
     }
 
     /// Version of the newest checkpoint; 0 without one.
     pub(crate) async fn last_checkpoint(&self) -> Result<u64> {
-        Ok(self.listing().await?.checkpoint.map_or(0, |c| c.0))
+        Ok(self.listing().await?.checkpoint().map_or(0, |c| c.0))
     }
 
-    /// Removes log entries from before `before_ms` that a checkpoint before then has made superfluous.
-    pub(crate) async fn forget_entries(&self, version: u64, before_ms: i64) -> Result<usize> {
-        let store = self.store.clone();
-        let cleaned = self.calling(async move {
-            checkpoints::cleanup_expired_logs_for(version, store.as_ref(), before_ms, None).await
-        });
-        cleaned.await?.map_err(|e| store_error("cleaning", &self.file_name("_delta_log"), &e))
+    /// Removes entries and checkpoints from before `before_ms` that a later checkpoint has made superfluous; `newest` is the
+    /// version that is served. Returns how many.
+    pub(crate) async fn forget_entries(&self, newest: u64, before_ms: i64) -> Result<usize> {
+        let listing = self.listing().await?;
+        let gone: Vec<Path> = listing.superfluous(newest, before_ms).map(|part| part.path.clone()).collect();
+        let count = gone.len();
+        let mut removed = self.folder.files.delete_stream(stream::iter(gone).map(Ok).boxed());
+        while let Some(one) = removed.next().await {
+            match one {
+                // Another shard has removed it.
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(store_error("cleaning", &self.file_name("_delta_log"), &e)),
+            }
+        }
+        Ok(count)
     }
 
     /// The files whose removal was committed at or after `since_ms`: whoever began to read before may still need them.
@@ -372,7 +372,7 @@ impl Log {
     /// Entries are kept for longer than files are, so what no entry mentions was removed long ago.
     pub(crate) async fn recently_removed(&self, since_ms: i64) -> Result<BTreeSet<String>> {
         let mut removed = BTreeSet::new();
-        for version in self.listing().await?.entries.into_iter().rev() {
+        for version in self.listing().await?.entries().rev() {
             let Some(entry) = self.read(version).await? else { break };
             if entry.committed_ms.is_some_and(|at| at < since_ms) {
                 break;
@@ -386,7 +386,7 @@ impl Log {
     async fn transactions(&self, listing: &Listing, newest: u64) -> Result<HashMap<String, Txn>> {
         let mut txns = HashMap::new();
         let mut next = 0;
-        if let Some((version, parts)) = &listing.checkpoint {
+        if let Some((version, parts)) = listing.checkpoint() {
             for part in parts {
                 txns.extend(self.checkpoint_transactions(part).await?);
             }
@@ -448,41 +448,143 @@ impl Log {
     async fn listing(&self) -> Result<Listing> {
         let prefix = Path::from("_delta_log");
         let mut listed = self.folder.files.list(Some(&prefix));
-        let mut listing = Listing::default();
-        let mut checkpoints: Vec<(u64, Path)> = Vec::new();
+        let mut parts = Vec::new();
         while let Some(meta) = listed.next().await {
             let meta = meta.map_err(|e| store_error("listing", &self.file_name("_delta_log"), &e))?;
-            let Some(name) = meta.location.filename() else { continue };
-            let Some(version) = name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) else {
-                continue;
-            };
-            match &name[20..] {
-                ".json" => listing.entries.push(version),
-                rest if rest.starts_with(".checkpoint") && rest.ends_with(".parquet") => {
-                    checkpoints.push((version, meta.location));
-                }
-                _ => {}
+            // Other tools have folders of their own in there.
+            let name = meta
+                .location
+                .prefix_match(&prefix)
+                .and_then(|mut rest| rest.next().filter(|_| rest.next().is_none()));
+            if let Some((version, kind)) = name.and_then(|name| part_of(name.as_ref())) {
+                let modified_ms = meta.last_modified.timestamp_millis();
+                parts.push(Part { version, kind, path: meta.location, modified_ms });
             }
         }
-        listing.entries.sort_unstable();
-        if let Some(version) = checkpoints.iter().map(|c| c.0).max() {
-            let parts = checkpoints.into_iter().filter(|c| c.0 == version).map(|c| c.1).collect();
-            listing.checkpoint = Some((version, parts));
-        }
-        Ok(listing)
+        parts.sort_unstable_by(|a, b| (a.version, &a.path).cmp(&(b.version, &b.path)));
+        Ok(Listing { parts })
     }
 }
 
-/// What lies in `_delta_log`.
-#[derive(Debug, Default)]
+/// How the kernel reads and writes: on the runtime that it is called from, if that has a thread for it while this one waits.
+/// Else (tests that control the order of everything) on a thread of its own.
+fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
+    let builder = DefaultEngineBuilder::new(store);
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::MultiThread => {
+            Box::new(builder.with_task_executor(Arc::new(TokioMultiThreadExecutor::new(runtime))).build())
+        }
+        _ => Box::new(builder.build()),
+    }
+}
+
+/// A data file as the kernel finds it.
+struct Found {
+    /// Encoded as a URL.
+    path: String,
+    size: u64,
+    /// Some of its rows are deleted.
+    deletions: bool,
+}
+
+/// All that a snapshot says. Refuses tables that need what the kernel cannot read.
+fn whole(snapshot: &SnapshotRef, engine: &dyn Engine) -> DeltaResult<(Definition, Vec<Found>)> {
+    let metadata = snapshot.table_configuration().metadata();
+    let definition = Definition {
+        id: metadata.id().to_owned(),
+        name: metadata.name().map(str::to_owned),
+        properties: metadata.configuration().clone(),
+        schema: serde_json::to_string(snapshot.schema().as_ref())?,
+        created_ms: metadata.created_time().unwrap_or(0),
+    };
+    let scan =
+        snapshot.clone().scan_builder().with_stats(StatsOptions::none()).without_row_transforms().build()?;
+    let mut files = Vec::new();
+    for batch in scan.scan_metadata(engine)? {
+        files = batch?.visit_scan_files(files, |files: &mut Vec<Found>, file: ScanFile| {
+            files.push(Found {
+                path: file.path,
+                size: file.size.unsigned_abs(),
+                deletions: file.dv_info.has_vector(),
+            });
+        })?;
+    }
+    Ok((definition, files))
+}
+
+/// A file of the log that states are read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    version: u64,
+    kind: Kind,
+    path: Path,
+    modified_ms: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Entry,
+    /// One of so many files that together are a checkpoint.
+    Checkpoint {
+        of: usize,
+    },
+}
+
+/// What a file in `_delta_log` is, by its name.
+fn part_of(name: &str) -> Option<(u64, Kind)> {
+    let (digits, rest) = name.split_at_checked(20)?;
+    let version = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
+    let kind = match rest.split('.').collect::<Vec<_>>()[..] {
+        ["", "json"] => Kind::Entry,
+        // Of Delta's second kind if it has an id.
+        ["", "checkpoint", "parquet"] | ["", "checkpoint", _, "parquet"] => Kind::Checkpoint { of: 1 },
+        ["", "checkpoint", _, of, "parquet"] => Kind::Checkpoint { of: of.parse().ok()? },
+        _ => return None,
+    };
+    Some((version, kind))
+}
+
+/// What lies in `_delta_log`, by version.
+#[derive(Debug)]
 struct Listing {
-    entries: Vec<u64>,
-    checkpoint: Option<(u64, Vec<Path>)>,
+    parts: Vec<Part>,
 }
 
 impl Listing {
+    /// The versions of the entries, in order.
+    fn entries(&self) -> impl DoubleEndedIterator<Item = u64> + '_ {
+        self.parts.iter().filter(|part| part.kind == Kind::Entry).map(|part| part.version)
+    }
+
+    /// The files of each checkpoint. One that is not all there is none: whoever writes it has not ended.
+    fn checkpoints(&self) -> BTreeMap<u64, Vec<&Path>> {
+        let mut found: BTreeMap<(u64, usize), Vec<&Path>> = BTreeMap::new();
+        for part in &self.parts {
+            if let Kind::Checkpoint { of } = part.kind {
+                found.entry((part.version, of)).or_default().push(&part.path);
+            }
+        }
+        let all_there = found.into_iter().filter(|((_, of), files)| files.len() >= *of);
+        all_there.map(|((version, _), files)| (version, files)).collect()
+    }
+
+    /// The newest checkpoint.
+    fn checkpoint(&self) -> Option<(u64, Vec<&Path>)> {
+        self.checkpoints().pop_last()
+    }
+
     fn newest(&self) -> Option<u64> {
-        self.entries.last().copied().max(self.checkpoint.as_ref().map(|c| c.0))
+        self.entries().next_back().max(self.checkpoint().map(|c| c.0))
+    }
+
+    /// What nobody needs who reads `newest`, or a version with a file from `before_ms` or later, or any version after one of
+    /// them: all before the last checkpoint that each of these can be read from.
+    fn superfluous(&self, newest: u64, before_ms: i64) -> impl Iterator<Item = &Part> {
+        let recent = self.parts.iter().filter(|part| part.modified_ms >= before_ms).map(|part| part.version);
+        let first = recent.fold(newest, u64::min);
+        let from = self.checkpoints().range(..=first).next_back().map_or(0, |(version, _)| *version);
+        self.parts.iter().filter(move |part| part.version < from)
     }
 }
 
@@ -547,12 +649,173 @@ fn region(add: &Value) -> Option<Region> {
 fn file_path(action: &Value, line: usize) -> Result<String, String> {
     let encoded =
         action["path"].as_str().ok_or_else(|| format!("line {}: a file without a path", line + 1))?;
-    Path::from_url_path(encoded).map(|p| p.to_string()).map_err(|e| format!("line {}: {e}", line + 1))
+    decoded(encoded).map_err(|e| format!("line {}: {e}", line + 1))
+}
+
+/// A data file's path, which the log has encoded as a URL.
+fn decoded(path: &str) -> Result<String, object_store::path::Error> {
+    Path::from_url_path(path).map(|p| p.to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::Grid;
+
+    fn is_checkpoint(parts: &[Part], version: u64) -> bool {
+        let here: Vec<_> = parts.iter().filter(|part| part.version == version).collect();
+        here.iter().any(|part| part.kind == Kind::Checkpoint { of: 1 })
+            || here.iter().filter(|part| part.kind == Kind::Checkpoint { of: 2 }).count() == 2
+    }
+
+    /// Whether there is a way to `version`: a checkpoint, or the empty table, and every entry after it.
+    fn readable(parts: &[Part], version: u64) -> bool {
+        let entry = |of: u64| parts.iter().any(|part| part.kind == Kind::Entry && part.version == of);
+        (0..=version).all(entry)
+            || (0..=version).any(|from| is_checkpoint(parts, from) && (from + 1..=version).all(entry))
+    }
+
+    proptest! {
+        /// A file goes only if every version that may still be read has a checkpoint to begin with that comes after it. So
+        /// all these versions can be read that could before, whichever of those files are gone already.
+        #[test]
+        fn what_goes_from_the_log_is_what_no_version_needs_that_may_be_read(
+            files in prop::collection::btree_map((0u64..8, 0usize..4), 0i64..6, 0..24),
+            newest in 0u64..9,
+            before_ms in 0i64..7,
+            left in prop::collection::vec(any::<bool>(), 24),
+        ) {
+            let named = |((version, what), modified_ms): ((u64, usize), i64)| {
+                let end = match what {
+                    0 => ".json",
+                    1 => ".checkpoint.parquet",
+                    2 => ".checkpoint.0000000001.0000000002.parquet",
+                    _ => ".checkpoint.0000000002.0000000002.parquet",
+                };
+                let name = format!("{version:020}{end}");
+                let (version, kind) = part_of(&name).unwrap();
+                Part { version, kind, path: Path::from(name), modified_ms }
+            };
+            let parts: Vec<Part> = files.into_iter().map(named).collect();
+            let recent = |of: u64| parts.iter().any(|part| part.version <= of && part.modified_ms >= before_ms);
+            let read: Vec<u64> = (0..=newest).filter(|version| *version == newest || recent(*version)).collect();
+            let needless = |part: &&Part| {
+                read.iter().all(|version| (part.version + 1..=*version).any(|from| is_checkpoint(&parts, from)))
+            };
+            let expected: Vec<&Part> = parts.iter().filter(needless).collect();
+            let listing = Listing { parts: parts.clone() };
+            let gone: Vec<&Part> = listing.superfluous(newest, before_ms).collect();
+            prop_assert_eq!(&gone, &expected);
+            let mut left = left.into_iter();
+            let rest: Vec<Part> = parts.iter()
+                .filter(|part| !gone.contains(part) || left.next().unwrap_or(false)).cloned().collect();
+            for version in read {
+                prop_assert!(!readable(&parts, version) || readable(&rest, version), "version {}", version);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_log_is_what_its_name_says() {
+        let of = |rest: &str| part_of(&format!("00000000000000000012{rest}"));
+        assert_eq!(of(".json"), Some((12, Kind::Entry)));
+        assert_eq!(of(".checkpoint.parquet"), Some((12, Kind::Checkpoint { of: 1 })));
+        let id = ".checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.parquet";
+        assert_eq!(of(id), Some((12, Kind::Checkpoint { of: 1 })));
+        assert_eq!(of(".checkpoint.0000000003.0000000010.parquet"), Some((12, Kind::Checkpoint { of: 10 })));
+        for other in [".crc", ".00000000000000000014.compacted.json", ".checkpoint", "0.json", ""] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(part_of("+0000000000000000012.json"), None);
+        assert_eq!(part_of("_last_checkpoint"), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn old_entries_and_checkpoints_go_when_a_later_checkpoint_covers_them() {
+        let grid = Grid::new().await;
+        for ts in 0..4 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        let log = grid.dataset().table.log.clone();
+        let folder = grid.path().join("_delta_log");
+        let names = || {
+            let files = std::fs::read_dir(&folder).unwrap();
+            let mut names: Vec<_> =
+                files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+            names.retain(|name| part_of(name).is_some());
+            names.sort();
+            names.iter().map(|name| name.trim_start_matches('0').to_owned()).collect::<Vec<_>>()
+        };
+        let before = log.open().await.unwrap().unwrap();
+        log.checkpoint(2).await.unwrap();
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 0, "all of them are recent");
+        let age = || {
+            for file in std::fs::read_dir(&folder).unwrap() {
+                let file = std::fs::File::options().write(true).open(file.unwrap().path()).unwrap();
+                file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            }
+        };
+        age();
+        assert_eq!(log.forget_entries(1, 1).await.unwrap(), 0, "version 1 has no checkpoint");
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 2);
+        assert_eq!(names(), ["2.checkpoint.parquet", "2.json", "3.json"]);
+        log.checkpoint(3).await.unwrap();
+        age();
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 2);
+        assert_eq!(names(), ["3.checkpoint.parquet", "3.json"]);
+        let after = log.open().await.unwrap().unwrap();
+        assert_eq!((after.version, &after.definition, &after.txns), (3, &before.definition, &before.txns));
+        let paths = |state: &State| state.files.iter().map(|file| file.path.clone()).collect::<BTreeSet<_>>();
+        assert_eq!(paths(&after), paths(&before));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_other_tools_have_made_is_read_or_refused_by_name() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let log = grid.dataset().table.log.clone();
+        let open = async |actions: &[Value]| {
+            let lines: Vec<String> = actions.iter().map(Value::to_string).collect();
+            let entry = grid.path().join("_delta_log/00000000000000000001.json");
+            std::fs::write(entry, lines.join("\n")).unwrap();
+            log.open().await.map(|state| state.unwrap().files)
+        };
+        let needs = |feature: &str| {
+            json!({"protocol": {
+                "minReaderVersion": 3,
+                "minWriterVersion": 7,
+                "readerFeatures": [feature],
+                "writerFeatures": [feature],
+            }})
+        };
+        let mut add = json!({"add": {
+            "path": "a%20file.parquet",
+            "partitionValues": {},
+            "size": 7,
+            "modificationTime": 7,
+            "dataChange": true,
+        }});
+        let files = open(&[add.clone()]).await.unwrap();
+        assert!(files.contains(&LogFile { path: "a file.parquet".to_owned(), size: 7 }), "{files:?}");
+        let error = open(&[needs("aFeatureOfTomorrow")]).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+        assert!(error.message().contains("aFeatureOfTomorrow"), "{error}");
+        assert!(open(&[needs("deletionVectors"), add.clone()]).await.is_ok());
+        add["add"]["deletionVector"] = json!({
+            "storageType": "u",
+            "pathOrInlineDv": "vBn[lx{q8@P<9BNH/isA",
+            "offset": 1,
+            "sizeInBytes": 36,
+            "cardinality": 2,
+        });
+        let error = open(&[needs("deletionVectors"), add]).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+        assert!(error.message().contains("a file.parquet has a deletion vector"), "{error}");
+    }
 
     #[test]
     fn an_entry_reads_back_as_it_was_committed() {

@@ -12,7 +12,7 @@
 //! is complete, no file that the table needs is gone; every answer is compared with the list when it is given. In the end
 //! everything is read back, on both shards, after a restart, and after compaction and removal.
 //!
-//! What is not simulated: operations within one read or write of the Delta library, and within the decoding of data
+//! What is not simulated: operations within one read or write of the Delta kernel, and within the decoding of data
 //! files, which run on threads of their own; each is one instant here (see [`disk`]). The transport and the heads are not
 //! part of it; whole processes are put through the same in the workspace's tests.
 //!

@@ -10,7 +10,7 @@ from grid import ROOT
 # Between a question and its answer, on either side of the wire.
 WIRE = ("tonic", "h2", "hyper", "tokio", "prost", "arrow-flight", "arrow-ipc")
 # What a head keeps chunks with, and what its shards read them with.
-STORE = ("moka", "deltalake-core", "parquet")
+STORE = ("moka", "buoyant_kernel", "parquet")
 
 
 def ours(crates: tuple[str, ...] = ()) -> dict[str, str]:

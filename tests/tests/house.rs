@@ -17,7 +17,7 @@ const EDGES: [(&str, &[&str]); 7] = [
 ];
 
 /// Outside crates that one of ours alone may name, so that a change of library is a change of one crate.
-const DOORS: [(&str, &str); 15] = [
+const DOORS: [(&str, &str); 16] = [
     ("protox", "trellis-proto"),
     ("tonic-prost-build", "trellis-proto"),
     ("twox-hash", "trellis-proto"),
@@ -30,7 +30,8 @@ const DOORS: [(&str, &str); 15] = [
     ("lru", "trellis-head"),
     ("parquet", "trellis-shard"),
     ("object_store", "trellis-shard"),
-    ("deltalake-core", "trellis-shard"),
+    ("buoyant_kernel", "trellis-shard"),
+    ("buoyant_kernel_engine", "trellis-shard"),
     ("pyo3", "trellis-python"),
     ("pyo3-arrow", "trellis-python"),
 ];

@@ -2,7 +2,7 @@
 //!
 //! Every operation that a shard's own tasks ask for waits until it is released. Whoever releases it decides what becomes
 //! of it: done; done, but the answer is lost; not done; not done yet, though the asker was told that it failed. What the
-//! Delta library reads and writes on threads of its own, and the decoding of data files, which runs on a blocking thread,
+//! Delta kernel reads and writes on threads of its own, and the decoding of data files, which runs on a blocking thread,
 //! is done at once: those threads cannot be held without holding the whole runtime, so they are one instant each.
 
 use std::{
