@@ -123,8 +123,8 @@ impl Heads {
     /// is left, which it is told. Dropping the future drops the attempt.
     ///
     /// # Errors
-    /// The attempt's own error if it is final; the last retryable one, with the number of attempts, at the deadline or the
-    /// grid's end.
+    /// The attempt's own error if it is final; the last retryable one that says more than that there was no time, with the number
+    /// of attempts, at the deadline or the grid's end.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         key: &str,
@@ -159,13 +159,18 @@ impl Heads {
                         if error.code() == Code::Unavailable {
                             self.mark_away(head);
                         }
-                        last = error;
+                        // one that ran out of time says less than what an earlier one was answered
+                        if attempts == 1 || error.code() != Code::DeadlineExceeded {
+                            last = error;
+                        }
                     }
                     Ok(Err(error)) => return Err(error),
                     Err(_) => {
                         self.mark_away(head);
-                        last =
-                            Error::new(Code::DeadlineExceeded, format!("head {head} did not answer in time"));
+                        if attempts == 1 {
+                            let late = format!("head {head} did not answer in time");
+                            last = Error::new(Code::DeadlineExceeded, late);
+                        }
                     }
                 }
             }
@@ -183,7 +188,7 @@ fn gave_up(last: Error, attempts: u32) -> Error {
     if attempts <= 1 {
         return last;
     }
-    let message = format!("{} (the last of {attempts} attempts)", last.message());
+    let message = format!("{} ({attempts} attempts)", last.message());
     let hint = last.hint_text().to_owned();
     let (dataset, symbol, shard) = last.place();
     let mut error = Error::new(last.code(), message).hint(hint).side(last.whose());
@@ -262,8 +267,28 @@ mod tests {
         let attempt = |_, _| async { Err::<(), _>(Error::new(Code::Unavailable, "refused")) };
         let deadline = Instant::now() + Duration::from_secs(100_000);
         let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
-        assert_eq!(error.message(), "refused (the last of 2 attempts)");
+        assert_eq!(error.message(), "refused (2 attempts)");
         assert_eq!(rounds.load(Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_runs_out_of_time_does_not_hide_what_an_earlier_one_was_answered() {
+        let (_sender, peers) = watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
+        let heads = Heads::new(peers, ChannelOptions::default(), None);
+        let mut attempts = 0;
+        let attempt = |_, _| {
+            attempts += 1;
+            let first = attempts == 1;
+            async move {
+                if !first {
+                    std::future::pending::<()>().await;
+                }
+                Err::<(), _>(Error::new(Code::StorageFull, "the disk is full"))
+            }
+        };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), (Code::StorageFull, "the disk is full (2 attempts)"));
     }
 
     #[test]
@@ -271,7 +296,7 @@ mod tests {
         let last = Error::new(Code::Overloaded, "too much").hint("later").dataset("a.b").shard("s-1");
         let error = gave_up(last, 3);
         assert_eq!(error.code(), Code::Overloaded);
-        assert_eq!(error.message(), "too much (the last of 3 attempts)");
+        assert_eq!(error.message(), "too much (3 attempts)");
         assert_eq!(error.place(), ("a.b", "", "s-1"));
         assert_eq!(error.hint_text(), "later");
     }
