@@ -61,6 +61,9 @@ const EXPORT_MAX: Duration = Duration::from_secs(2);
 /// What is logged to stderr when nothing else is said.
 const LOG_FILTER: &str = "info";
 
+/// Libraries that tell some lines of each of their calls, hundreds an hour: only what goes wrong is told, unless it is asked for.
+const TALKATIVE: [&str; 2] = ["buoyant_kernel", "buoyant_kernel_engine"];
+
 /// Crates that carry the exports themselves: to export what they say would feed itself.
 const OWN_TRANSPORT: [&str; 6] = ["h2", "hyper", "hyper_util", "tonic", "tower", "opentelemetry"];
 
@@ -298,9 +301,11 @@ fn layers(
 ) -> Vec<BoxLayer> {
     let filter = |complaints: &mut Vec<String>| {
         let asked = settings.log_filter.as_deref().unwrap_or(LOG_FILTER);
-        EnvFilter::try_new(asked).unwrap_or_else(|error| {
+        // what is asked for comes last, and wins
+        let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat();
+        EnvFilter::try_new(format!("{quiet}{asked}")).unwrap_or_else(|error| {
             complaints.push(format!("TRELLIS_LOG={asked:?}: {error}; using {LOG_FILTER}"));
-            EnvFilter::new(LOG_FILTER)
+            EnvFilter::new(format!("{quiet}{LOG_FILTER}"))
         })
     };
     let stderr = tracing_subscriber::fmt::layer()
@@ -313,6 +318,9 @@ fn layers(
     let mut exported = Targets::new().with_default(LevelFilter::INFO);
     for target in OWN_TRANSPORT {
         exported = exported.with_target(target, LevelFilter::OFF);
+    }
+    for target in TALKATIVE {
+        exported = exported.with_target(target, LevelFilter::WARN);
     }
     if let Some(provider) = &providers.traces {
         let tracer = provider.tracer(service_name.to_owned());
