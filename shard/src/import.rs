@@ -48,8 +48,10 @@ use sha2::{Digest, Sha256};
 use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, FieldName, Symbol,
     spec::{FieldSpec, Settings},
-    time::DAY_NS,
+    time::{DAY_NS, format_time},
 };
+
+use crate::scan::CHUNKS_MAX;
 
 use self::{
     advice::Advice,
@@ -73,6 +75,9 @@ pub use self::{
 
 /// Rows between two reports of progress: some tens of milliseconds.
 const PROGRESS_ROWS: u64 = 16_384;
+
+/// A chunk with which all the times that there are fit into one read: 853,000 chunks of 6 hours.
+const FAR_CHUNK_NS: i64 = DAY_NS / 4;
 
 /// The year 1970.
 const YEAR_NS: i64 = 365 * DAY_NS;
@@ -104,12 +109,41 @@ pub struct Import {
     pub notes: Vec<String>,
     /// What was understood of each field.
     pub sample: Vec<FieldSample>,
+    /// The columns that the event times are from, as the files call them: one, unless files differ.
+    pub ts_columns: Vec<String>,
+    /// The same of the symbols; none where an option says them.
+    pub symbol_columns: Vec<String>,
 }
 
 impl Import {
     /// The batches of all parts.
     pub fn batches(&self) -> impl Iterator<Item = &RecordBatch> {
         self.parts.iter().flat_map(|part| &part.batches)
+    }
+
+    /// Refuses rows that would make the dataset so long that no read takes all of it. `stored` is the least and the
+    /// greatest time that it has.
+    ///
+    /// # Errors
+    /// [`ImportError::Options`].
+    pub fn check_span(&self, stored: Option<(i64, i64)>) -> Result<(), ImportError> {
+        let (first, last) = stored
+            .map_or((self.first_ts, self.last_ts), |(a, b)| (self.first_ts.min(a), self.last_ts.max(b)));
+        let chunks = chunks_of(self.spec.chunk, first, last);
+        if chunks <= CHUNKS_MAX {
+            return Ok(());
+        }
+        let then = if stored.is_some() { "import into a new dataset" } else { "say --chunk 6h" };
+        Err(ImportError::options(
+            format!(
+                "from {} to {} are {chunks} chunks of {}, and a read takes {CHUNKS_MAX}: such a far time is mostly a \
+                 wrong one",
+                format_time(first),
+                format_time(last),
+                self.spec.dataset
+            ),
+            format!("mend the time; or, if it is right, {then}"),
+        ))
     }
 }
 
@@ -248,15 +282,21 @@ pub fn read(
     checked.clock.moments = found.stamps.has_local_times();
     check_unit(spec, &found)?;
     notes.extend(notes_of_times(spec, &found, existing));
-    let advice = Advice { spec, checked: &checked, seen: &found.seen, stamps: &found.stamps };
+    let advice =
+        Advice { spec, checked: &checked, seen: &found.seen, stamps: &found.stamps, known: &found.known };
     let fields = match spec.retract {
         true => Vec::new(),
         false => plan::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?,
     };
-    if fields.is_empty() && !spec.retract {
+    // a file of nothing but a header is told as empty
+    let empty = found.seen.first().filter(|(_, seen)| seen.verdict() == seen::Verdict::Nothing);
+    if fields.is_empty() && !spec.retract && empty.is_none_or(|(_, seen)| seen.missing > 0) {
         return Err(ImportError::options(
             "no column is left to be a field",
-            "a row is a symbol, a time and fields",
+            match empty {
+                Some((name, _)) => format!("{name} has no values: to have it, say --types {name}=float64"),
+                None => "a row is a symbol, a time and fields".to_owned(),
+            },
         ));
     }
     notes.extend(note_of_midnights(&checked, &found, &surveyed));
@@ -319,8 +359,23 @@ pub fn read(
     }
     let chunk = match existing {
         Some(existing) => existing.chunk,
-        None => ChunkSpan::new(spec.chunk_ns.unwrap_or_else(|| rows.chunk_ns()))
-            .map_err(|e| ImportError::options(format!("--chunk: {}", e.message()), e.hint_text()))?,
+        None => {
+            let chunk = |ns| {
+                ChunkSpan::new(ns)
+                    .map_err(|e| ImportError::options(format!("--chunk: {}", e.message()), e.hint_text()))
+            };
+            let fitting = chunk(spec.chunk_ns.unwrap_or_else(|| rows.chunk_ns()))?;
+            if spec.chunk_ns.is_none() && chunks_of(fitting, first_ts, last_ts) > CHUNKS_MAX {
+                notes.push(format!(
+                    "the times reach from {} to {}: is the farthest meant?",
+                    format_time(first_ts),
+                    format_time(last_ts)
+                ));
+                chunk(FAR_CHUNK_NS)?
+            } else {
+                fitting
+            }
+        }
     };
     if rows.replaced > 0 {
         notes.push(format!("{} rows gave way to later ones of the same symbol and time", rows.replaced));
@@ -349,10 +404,29 @@ pub fn read(
         symbols,
         notes,
         sample: if spec.retract { Vec::new() } else { sample::of(&dataset_spec, &parts, &surveyed) },
+        ts_columns: columns_of(&surveyed, |header| Some(header.ts_name())),
+        symbol_columns: columns_of(&surveyed, |header| header.symbol.map(|at| header.names[at].clone())),
         content_digest: digest_of(&parts),
         spec: dataset_spec,
         parts,
     })
+}
+
+/// From the first time to the last.
+fn chunks_of(chunk: ChunkSpan, first: i64, last: i64) -> i64 {
+    let cover = chunk.cover(first, last.saturating_add(1));
+    cover.end - cover.start
+}
+
+/// What the files call a column, each name once.
+fn columns_of(surveyed: &[Surveyed], name: impl Fn(&Header) -> Option<String>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for found in surveyed.iter().filter_map(|each| name(&each.header)) {
+        if !names.contains(&found) {
+            names.push(found);
+        }
+    }
+    names
 }
 
 /// Refuses to count dates as units since 1970.

@@ -7,12 +7,19 @@ use std::{
     sync::Arc,
 };
 
-use arrow_array::{cast::AsArray, types::TimestampNanosecondType};
+use arrow_array::{
+    cast::AsArray,
+    types::{Int32Type, TimestampNanosecondType},
+};
 use chrono::NaiveDate;
 use pyo3::{prelude::*, types::PyDict};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use trellis_proto::{Code, DatasetName, DatasetSpec, Error, pb};
+use trellis_proto::{
+    Code, DatasetName, DatasetSpec, Error, Symbol, TimeRange, pb,
+    query::{SYMBOLS_MAX, SeriesQuery, Symbols},
+    time::format_time,
+};
 use trellis_qcu::{
     calendar::{Calendar, date_of},
     run::{attempt_id, new_instance, now_ns},
@@ -91,6 +98,8 @@ pub(crate) fn import_files<'py>(
         item.set_item("first", &field.first)?;
         Ok(item)
     });
+    result.set_item("ts_columns", &import.ts_columns)?;
+    result.set_item("symbol_columns", &import.symbol_columns)?;
     result.set_item("sample", sample.collect::<PyResult<Vec<_>>>()?)?;
     let calendar = import.spec.settings.calendar.as_deref().map(Calendar::named).transpose().or_raise(py)?;
     if let Some(calendar) = calendar {
@@ -153,8 +162,13 @@ async fn bring_in(
     made: Made,
     tell: watch::Sender<Told>,
 ) -> Result<(Import, Vec<pb::PublishAck>)> {
+    let mut stored = None;
     let existing = match client.describe(Some(&dataset)).await {
-        Ok(found) => found.into_iter().next().and_then(|d| d.spec).map(DatasetSpec::try_from).transpose()?,
+        Ok(found) => {
+            let found = found.into_iter().next();
+            stored = found.as_ref().and_then(|d| d.first_ts_ns.zip(d.last_ts_ns));
+            found.and_then(|d| d.spec).map(DatasetSpec::try_from).transpose()?
+        }
         Err(error) if error.code() == Code::UnknownDataset => None,
         Err(error) => return Err(error),
     };
@@ -173,6 +187,12 @@ async fn bring_in(
         import::read(&dataset, &files, &options, existing.as_ref(), &mut report).map_err(Error::from)
     };
     let import = tokio::task::spawn_blocking(read).await.map_err(bug)??;
+    if retract && dry_run {
+        check_held(client, &import).await?;
+    }
+    if !retract {
+        import.check_span(stored).map_err(Error::from)?;
+    }
     let mut acks = Vec::new();
     let record = if dry_run { pb::RunRecord::default() } else { made.record().await? };
     for part in import.parts.iter().filter(|_| !dry_run) {
@@ -204,6 +224,47 @@ async fn bring_in(
         acks.push(ack.map_err(|error| partly(error, &acks, import.parts.len()))?);
     }
     Ok((import, acks))
+}
+
+/// Refuses to retract what does not hold, as a shard does where it is not only looked.
+async fn check_held(client: &trellis_qcu::client::Client, import: &Import) -> Result<()> {
+    let spec = &import.spec;
+    let mut missing = BTreeSet::new();
+    for batch in import.batches() {
+        let (symbols, times) = (batch.column(0).as_string::<i32>(), batch.column(1));
+        let times = times.as_primitive::<TimestampNanosecondType>();
+        missing.extend((0..batch.num_rows()).map(|row| (symbols.value(row).to_owned(), times.value(row))));
+    }
+    let there: BTreeSet<Symbol> = client.symbols(&spec.dataset).await?.into_iter().collect();
+    let symbols: Vec<Symbol> = import.symbols.iter().filter(|s| there.contains(*s)).cloned().collect();
+    for symbols in symbols.chunks(SYMBOLS_MAX) {
+        let query = SeriesQuery {
+            fields: spec.fields.iter().take(1).map(|field| field.name.clone()).collect(),
+            range: TimeRange { start: Some(import.first_ts), end: import.last_ts.checked_add(1) },
+            ..SeriesQuery::new(spec.dataset.clone(), Symbols::List(symbols.to_vec()))
+        };
+        for batch in client.read(&query).await?.batches {
+            let (symbols, times) = (batch.column(0).as_dictionary::<Int32Type>(), batch.column(1));
+            let names = symbols.values().as_string::<i32>();
+            let times = times.as_primitive::<TimestampNanosecondType>();
+            for row in 0..batch.num_rows() {
+                let name = symbols.key(row).map_or("", |key| names.value(key));
+                missing.remove(&(name.to_owned(), times.value(row)));
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let named = missing.iter().take(NAMED_MAX);
+    let named: Vec<String> = named.map(|(symbol, ts)| format!("{symbol} at {}", format_time(*ts))).collect();
+    let more = match missing.len() - named.len() {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    Err(Error::new(Code::BadRows, format!("{} has no row of {}{more}", spec.dataset, named.join("; "))).hint(
+        "a retraction names the symbol and the exact time of a row that is read now; what was retracted before is not",
+    ))
 }
 
 /// What is in and what is not, where a part of several fails.

@@ -1,6 +1,7 @@
 """`trellis import`: all or nothing, with file, line, column and reason."""
 
 import datetime
+import decimal
 import json
 import re
 import shlex
@@ -147,7 +148,8 @@ B = "2020-01-03,A,"
         (f'{HEAD}{A}"1,000.5"\n{B}N/A\n', "", ["--thousands , --null N/A"]),
         (f"{HEAD}{A}1\n{B}null\n", "", ["--null null"]),
         (f"{HEAD}{A}1\n{B}-\n", "", ["--null=-"]),
-        (f"{HEAD}{A}#N/A\n{B}N/A\n", "", ["--null '#N/A' --null N/A", "--types x=string"]),
+        ("date,symbol,x,y\n2020-01-02,A,#N/A,1\n2020-01-03,A,N/A,2\n", "",
+         ["--null '#N/A' --null N/A", "--types x=string"]),
         (f"{HEAD}{A}007\n{B}1.5\n", "", ["--types x=float64", "--types x=string"]),
         (f"{HEAD}{A}12E5\n", "", ["--types x=float64", "--types x=string"]),
         (f"{HEAD}{A}12.5x\n", "", ["--types x=string"]),
@@ -211,6 +213,11 @@ B = "2020-01-03,A,"
          ["--known-at-column known_at", "--fields x,x_known_at=known_at"]),
         ("date,x,ts\n2016-08-10,1,5\n", "--symbol A --ts-column date", ["--fields x,x_ts=ts"]),
         ("date,x,symbol\n2016-08-10,1,5\n", "--symbol A", ["--fields x,x_symbol=symbol"]),
+        ("date,x,retracted\n2016-08-10,1,5\n", "--symbol A", ["--fields x,x_retracted=retracted"]),
+        ("date,x\n01/02/2020,1\n01/14/2020,2\n", "--symbol A", ["--ts-format %m/%d/%Y"]),
+        ("date,symbol,x,learned\n2020-01-02,A,1,13/01/2020\n", "--known-at-column learned",
+         ["--ts-format %d/%m/%Y --ts-format iso"]),
+        ("date,symbol,x\n2020-01-02,A,\n", "", ["--types x=float64"]),
     ],
 )  # fmt: skip
 def test_every_hint_does_what_it_says_when_it_is_typed(grid, tmp_path, text, options, least):
@@ -224,6 +231,101 @@ def test_every_hint_does_what_it_says_when_it_is_typed(grid, tmp_path, text, opt
     for suggestion in found:
         result = typed(grid, path, f"{options} {suggestion} --dry-run")
         assert 0 < result["rows"] <= rows, suggestion
+
+
+def test_a_column_without_values_becomes_a_field_with_the_first_file_that_has_some(empty, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("date,symbol,x,y\n2020-01-02,A,1,\n")
+    first = typed(empty, path, "")
+    assert [field["field"] for field in first["sample"]] == ["x"]
+    (note,) = first["notes"]
+    assert "has no values yet" in note and suggestions(note) == ["--types y=float64"]
+    as_said = import_files(empty, "t.said", [path], types={"y": "float64"})
+    assert [field["type"] for field in as_said["sample"]] == ["int64", "float64"]
+    path.write_text("date,symbol,x,y\n2020-01-03,A,2,abc\n")
+    typed(empty, path, "")
+    path.write_text("date,symbol,x,y\n2020-01-06,A,3,\n")
+    assert typed(empty, path, "")["notes"] == []
+    assert empty.read("t.x").pandas()["y"].fillna("-").tolist() == ["-", "abc", "-"]
+
+
+def test_a_dry_run_of_a_retraction_refuses_what_the_retraction_would(empty, tmp_path):
+    rows = daily(tmp_path, "rows.csv", "2020-01-02,A,1", "2020-01-03,A,2")
+    import_files(empty, "t.x", [rows])
+    wrong = daily(tmp_path, "wrong.csv", "2020-01-02,A,", "2020-01-03,B,", "2020-01-06,A,")
+    for dry_run in (True, False):
+        with pytest.raises(BadRows, match="no row of A at 2020-01-06; B at 2020-01-03"):
+            import_files(empty, "t.x", [wrong], retract=True, dry_run=dry_run)
+    assert import_files(empty, "t.x", [rows], retract=True, dry_run=True)["version"] is None
+    assert len(empty.read("t.x")) == 2
+
+
+def test_whatever_is_imported_can_be_read(empty, tmp_path):
+    path = tmp_path / "p.csv"
+    ticks = [f"2024-01-02T10:00:00.{i:09},A,{i}\n" for i in range(9)]
+    path.write_text("ts,symbol,x\n" + "".join(ticks))
+    import_files(empty, "t.ticks", [path])
+    far = tmp_path / "far.csv"
+    far.write_text("ts,symbol,x\n1899-12-30,A,1\n")
+    with pytest.raises(BadRequest, match="1899-12-30 to 2024-01-02"):
+        import_files(empty, "t.ticks", [far])
+    assert len(empty.read("t.ticks")) == 9
+    path.write_text("ts,symbol,x\n1899-12-30,A,1\n2262-01-01,A,2\n" + "".join(ticks))
+    assert "the farthest" in typed(empty, path, "")["notes"][0]
+    assert len(empty.read("t.x")) == 11
+    with pytest.raises(BadRequest, match="a read takes") as refused:
+        import_files(empty, "t.new", [path], chunk="1h", dry_run=True)
+    assert suggestions(refused.value.hint) == ["--chunk 6h"]
+    import_files(empty, "t.new", [path], chunk="6h", dry_run=True)
+
+
+def test_a_field_that_is_there_says_its_type_to_values_of_another(empty, tmp_path):
+    path = daily(tmp_path, "p.csv", "2020-01-02,A,1")
+    typed(empty, path, "")
+    daily(tmp_path, "p.csv", "2020-01-03,A,abc", "2020-01-06,A,def")
+    with pytest.raises(BadRows, match="not a number") as refused:
+        typed(empty, path, "")
+    assert "close is int64 in the dataset" in refused.value.hint
+    assert "--fields close_2=close" in suggestions(refused.value.hint)
+    typed(empty, path, "--fields close_2=close")
+    assert empty.read("t.x").pandas()["close_2"].fillna("-").tolist() == ["-", "abc", "def"]
+
+
+def test_the_result_names_the_columns_of_the_keys(grid, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("Day,Name,x\n2020-01-02,A,1\n")
+    result = typed(grid, path, "--ts-column day --symbol-column name --dry-run")
+    assert (result["ts_columns"], result["symbol_columns"]) == (["Day"], ["Name"])
+    path.write_text("Date,Time,x\n2020-01-02,09:30,1\n")
+    result = typed(grid, path, "--ts-column Date,Time --symbol A --dry-run")
+    assert (result["ts_columns"], result["symbol_columns"]) == (["Date,Time"], [])
+
+
+def test_decimals_and_columns_of_parquet_that_no_field_holds_say_what_to_do(grid, tmp_path):
+    path = tmp_path / "p.parquet"
+    keys = {"date": [datetime.date(2016, 8, 10)], "symbol": ["A"]}
+    exact = decimal.Decimal("1.123456789012345678")
+    parquet.write_table(pyarrow.table({**keys, "x": pyarrow.array([exact], pyarrow.decimal128(38, 18))}), path)
+    with pytest.raises(BadRows, match="does not hold it") as refused:
+        typed(grid, path, "--dry-run")
+    near = typed(grid, path, f"{suggestions(refused.value.hint)[0]} --dry-run")
+    assert near["sample"][0]["first"] == ["1.1234567890123457"]
+    parquet.write_table(pyarrow.table({**keys, "Close": [1.5], "n": [[1, 2]]}), path)
+    with pytest.raises(TrellisError, match="no field can have") as refused:
+        typed(grid, path, "--dry-run")
+    assert suggestions(refused.value.hint) == ["--fields close"]
+    typed(grid, path, "--fields close --dry-run")
+    small = pyarrow.array([decimal.Decimal("1.25")], pyarrow.decimal32(5, 2))
+    parquet.write_table(pyarrow.table({**keys, "x": small}), path)
+    assert typed(grid, path, "--dry-run")["sample"][0]["first"] == ["1.25"]
+
+
+def test_a_text_beside_a_number_is_text_with_a_note(grid, tmp_path):
+    path = tmp_path / "p.csv"
+    for cells in (["A", "A", "3"], ["A", "B", "3"], ["ok", "late", "ok", "late", "7"]):
+        path.write_text("symbol,date,x\n" + "".join(f"A,2020-01-{i + 1:02},{cell}\n" for i, cell in enumerate(cells)))
+        result = typed(grid, path, "--dry-run")
+        assert result["sample"][0]["type"] == "string" and "1 of its cells are numbers" in result["notes"][0]
 
 
 def test_two_currencies_are_kept_as_text_when_somebody_says_so(grid, tmp_path):

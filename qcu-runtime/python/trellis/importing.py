@@ -60,7 +60,7 @@ def import_files(
     No value is changed on the way. A type is inferred only if every cell of the column, written back, is the same
     value; what is written in a way that was not said is refused, with the option that reads it. In a dataset that is
     there, a field widens (int64 to float64) if a cell asks for it and every value stays exact, and a new column is a
-    new field.
+    new field. A column without a single value is no field yet.
 
     Args:
         symbol: the symbol of all rows, where no column holds it.
@@ -101,8 +101,10 @@ def import_files(
         show: told in words how far it is.
 
     Returns:
-        What was imported. `sample` says of each field its type, its column, how many rows lack it and its first values;
-        `calendar` (where the dataset has one) compares the days with its sessions; `notes` is what else to know.
+        What was imported. `ts_columns` and `symbol_columns` are the columns that the keys are from, as the files call
+        them (none: an option says the symbol). `sample` says of each field its type, its column, how many rows lack it
+        and its first values; `calendar` (where the dataset has one) compares the days with its sessions; `notes` is
+        what else to know.
 
     Raises:
         BadRows: with file, line, column and reason of the first bad rows; nothing was imported.
@@ -166,6 +168,8 @@ def import_files(
         "known_at": last and format_ns(last["known_at_ns"]),
         "duplicate": bool(last) and all(ack["duplicate"] for ack in result["publishes"]),
         "quarantined": result["quarantined"],
+        "ts_columns": result["ts_columns"],
+        "symbol_columns": result["symbol_columns"],
         "sample": result["sample"],
         "calendar": result.get("calendar"),
         "notes": result["notes"],

@@ -4,14 +4,14 @@ use trellis_proto::{FieldName, FieldType};
 
 use super::{
     ImportSpec, Problem, Repeats,
-    cell::Wanted,
-    clock::{Count, ISO, OUTSIDE},
+    cell::{NOT_HELD, Wanted},
+    clock::{Count, Form, ISO, OUTSIDE},
     header::shell,
-    number::{Forms, Marks, Signs},
+    number::{BEYOND, Forms, Marks, Signs},
     options::{Checked, mark_name},
     problem::ImportError,
     seen::{Example, Seen, Trouble, Verdict},
-    stamps::{Dates, Stamps},
+    stamps::{Dates, Stamps, told as told_when},
     table::REPEATED,
 };
 
@@ -21,6 +21,8 @@ pub(crate) struct Advice<'a> {
     pub(crate) checked: &'a Checked,
     pub(crate) seen: &'a [(FieldName, Seen)],
     pub(crate) stamps: &'a Stamps,
+    /// Knowledge times that are not ISO 8601.
+    pub(crate) known: &'a Dates,
 }
 
 /// Alternatives, each an option or several, with what it makes of an example.
@@ -194,10 +196,16 @@ impl Advice<'_> {
                 .to_owned();
         }
         let fixed = base.iter().map(|form| typed(form)).collect::<Vec<_>>().join(" ");
-        if ambiguous.is_empty() {
-            return format!("say {fixed}");
-        }
         let example = self.stamps.dates.example().or(dates.example()).map_or("", |e| e.text.as_str());
+        if ambiguous.is_empty() {
+            // other cells decide how this one is read
+            let decided = base.iter().find_map(|form| {
+                let either = other(form) != *form && reading(&other(form), example).is_some();
+                reading(form, example).filter(|_| either)
+            });
+            let decided = decided.map(|when| format!(" ({example} is {when})")).unwrap_or_default();
+            return format!("say {fixed}{decided}");
+        }
         let with = |form: &str| [typed(form), fixed.clone()].join(" ").trim_end().to_owned();
         let choices: Choices =
             ambiguous.iter().map(|(form, told)| (with(form), format!("{example} is {told}"))).collect();
@@ -213,6 +221,9 @@ impl Advice<'_> {
     ) -> String {
         let mut say: Vec<String> = Vec::new();
         self.stamps_hint(&mut say);
+        if self.known.cells > 0 && self.spec.ts_unit.is_none() {
+            say.push(self.forms(self.known));
+        }
         let mut words: Vec<String> = Vec::new();
         let mut notation = None;
         for (name, seen) in self.seen {
@@ -251,6 +262,26 @@ impl Advice<'_> {
             if kind == FieldType::Timestamp && seen.dates.cells > 0 {
                 say.push(self.forms(&seen.dates));
             }
+            let misfit = kind != FieldType::String && seen.texts > 0 && seen.missing_words().is_empty();
+            if !new(name) && (misfit || (number && seen.has_times())) {
+                say.push(format!(
+                    "{name} is {} in the dataset: import other values into a new dataset{}",
+                    kind.name(),
+                    self.as_another_field(name)
+                ));
+            }
+            let beyond = |p: &&Problem| {
+                p.column.as_deref().is_some_and(|column| super::header::snake_case(column) == name.as_str())
+                    && (p.reason.contains(NOT_HELD) || p.reason.contains(BEYOND))
+            };
+            if let Some(p) =
+                problems.iter().find(beyond).filter(|_| seen.beyond_float64.is_none() && new(name))
+            {
+                say.push(format!(
+                    "to take the nearest float of {} and the others, say --types {name}=float64",
+                    p.value
+                ));
+            }
         }
         words.sort_unstable();
         words.dedup();
@@ -275,6 +306,17 @@ impl Advice<'_> {
         }
         say.push("mend the rows, or keep the good ones with --quarantine FILE".to_owned());
         say.join("; ")
+    }
+
+    /// `, or into another field: --fields ...`, where the fields are named by their columns.
+    fn as_another_field(&self, name: &FieldName) -> String {
+        if !self.spec.fields.is_empty() || self.spec.wide.is_some() {
+            return String::new();
+        }
+        let each: Vec<String> = (self.seen.iter())
+            .map(|(other, _)| if other == name { format!("{name}_2={name}") } else { other.to_string() })
+            .collect();
+        format!(", or into another field: --fields {}", each.join(","))
     }
 
     fn is_field(&self, column: &str) -> bool {
@@ -306,6 +348,11 @@ impl Advice<'_> {
             say.push(self.forms(&Dates::default()));
         }
     }
+}
+
+/// What a form of `--ts-format` makes of a date.
+fn reading(form: &str, text: &str) -> Option<String> {
+    Form::parse(form).ok()?.read(text)?.ok().map(told_when)
 }
 
 /// `--decimal , --thousands . --notation currency`, without what is so anyway.

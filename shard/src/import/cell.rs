@@ -44,6 +44,8 @@ pub(crate) struct Reading {
     pub(crate) notation: Notation,
 }
 
+/// What is told of a number with more digits than its type has.
+pub(crate) const NOT_HELD: &str = "does not hold it";
 pub(crate) const BEYOND_32: &str = "beyond the integers of 32 bits";
 
 impl Reading {
@@ -136,7 +138,7 @@ pub(crate) fn float64(plain: &str, nearest: bool) -> Result<Cell<'static>, Reaso
     match (same, value.is_finite()) {
         (true, _) => Ok(Cell::Float(value)),
         (false, true) if nearest => Ok(Cell::Float(value)),
-        (false, true) => Err(format!("float64 does not hold it: it would become {value}").into()),
+        (false, true) => Err(format!("float64 {NOT_HELD}: it would become {value}").into()),
         (false, false) => Err("beyond the floats of 64 bits".into()),
     }
 }
@@ -147,7 +149,7 @@ pub(crate) fn float32(plain: &str, nearest: bool) -> Result<Cell<'static>, Reaso
     match (same, value.is_finite()) {
         (true, _) => Ok(Cell::Float32(value)),
         (false, true) if nearest => Ok(Cell::Float32(value)),
-        (false, true) => Err(format!("float32 does not hold it: it would become {value}").into()),
+        (false, true) => Err(format!("float32 {NOT_HELD}: it would become {value}").into()),
         (false, false) => Err("beyond the floats of 32 bits".into()),
     }
 }

@@ -34,7 +34,7 @@ use super::{
     ImportSpec, Ticker,
     cell::{BEYOND_32, Cell, Reading, Wanted, float32, float64, missing},
     clock::{Clock, OUTSIDE, Reason, Stamp, When},
-    header::{resolve, shell},
+    header::{Header, resolve, shell},
     number,
     options::Checked,
     plan::Surveyed,
@@ -42,7 +42,7 @@ use super::{
     rows::{Record, Role, Target, rows},
     seen::Seen,
     source::Source,
-    stamps::Stamps,
+    stamps::{Dates, Stamps},
     table::Table,
     text::present,
 };
@@ -65,8 +65,19 @@ fn builder(source: &Source) -> Result<ParquetRecordBatchReaderBuilder<std::fs::F
 fn field_type(data_type: &DataType) -> Option<FieldType> {
     Some(match data_type {
         // NUMBER(38, 0) is how databases write integers
-        DataType::Decimal128(_, scale) | DataType::Decimal256(_, scale) if *scale <= 0 => FieldType::Int64,
-        DataType::Float64 | DataType::Decimal128(..) | DataType::Decimal256(..) => FieldType::Float64,
+        DataType::Decimal32(_, scale)
+        | DataType::Decimal64(_, scale)
+        | DataType::Decimal128(_, scale)
+        | DataType::Decimal256(_, scale)
+            if *scale <= 0 =>
+        {
+            FieldType::Int64
+        }
+        DataType::Float64
+        | DataType::Decimal32(..)
+        | DataType::Decimal64(..)
+        | DataType::Decimal128(..)
+        | DataType::Decimal256(..) => FieldType::Float64,
         DataType::Float16 | DataType::Float32 => FieldType::Float32,
         DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 => {
             FieldType::Int32
@@ -144,7 +155,7 @@ pub(crate) fn survey(
                         "the column {:?} has the type {data_type}, which no field can have",
                         names[column]
                     ),
-                    "leave it out: choose columns with --fields",
+                    format!("leave it out: {}", others(&header, &schema, spec)),
                 ));
             }
             text |= found == Some(FieldType::String);
@@ -163,11 +174,31 @@ pub(crate) fn survey(
         typed.push((name.clone(), both.filter(|_| !text)));
         seen.push((name.clone(), if text { Seen::of_text_column() } else { Seen::of_number_column() }));
     }
-    let mut surveyed =
-        Surveyed { header, seen, typed, stamps: Stamps::default(), zone: None, semicolon: false };
+    let mut surveyed = Surveyed {
+        header,
+        seen,
+        typed,
+        stamps: Stamps::default(),
+        known: Dates::default(),
+        zone: None,
+        semicolon: false,
+    };
     let known = |name: &FieldName| existing.is_some_and(|e| e.field(name.as_str()).is_some());
     look(source, checked, &schema, &known, &mut surveyed, ticker)?;
     Ok(surveyed)
+}
+
+/// How to choose the columns that can be fields.
+fn others(header: &Header, schema: &Schema, spec: &ImportSpec) -> String {
+    let fit = |(_, column): &&(FieldName, usize)| {
+        let data_type = schema.field(*column).data_type();
+        field_type(data_type).is_some() || *data_type == DataType::Null
+    };
+    let names: Vec<&str> = header.fields.iter().filter(fit).map(|(name, _)| name.as_str()).collect();
+    if names.is_empty() || !spec.fields.is_empty() || spec.wide.is_some() {
+        return "choose other columns with --fields".to_owned();
+    }
+    format!("say --fields {}", names.join(","))
 }
 
 /// Looks at the cells that the types of the columns leave open.
@@ -322,9 +353,13 @@ impl Column {
         };
         let values = match (flat, field_type(flat)) {
             (_, None) => Values::Nothing,
-            (DataType::Decimal128(..) | DataType::Decimal256(..), _) => {
-                Values::Decimal(cast(&DataType::Utf8)?.as_string::<i32>().clone())
-            }
+            (
+                DataType::Decimal32(..)
+                | DataType::Decimal64(..)
+                | DataType::Decimal128(..)
+                | DataType::Decimal256(..),
+                _,
+            ) => Values::Decimal(cast(&DataType::Utf8)?.as_string::<i32>().clone()),
             (_, Some(FieldType::Float64 | FieldType::Float32)) => {
                 Values::Float(cast(&DataType::Float64)?.as_primitive::<Float64Type>().clone())
             }

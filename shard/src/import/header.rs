@@ -3,6 +3,7 @@
 use trellis_proto::{FieldName, Symbol};
 
 use super::{FieldChoice, ImportSpec, problem::ImportError};
+use crate::schema::RETRACTED;
 
 /// Names that a time column commonly has, tried in this order where the caller names none.
 const TS_NAMES: [&str; 4] = ["ts", "timestamp", "date", "datetime"];
@@ -70,6 +71,15 @@ pub(crate) fn snake_case(name: &str) -> String {
         snake.pop();
     }
     snake
+}
+
+/// The field that a column called `name` becomes.
+fn field_of(name: &str) -> Result<FieldName, String> {
+    match FieldName::new(snake_case(name)) {
+        Ok(field) if field.as_str() == RETRACTED => Err("the lake marks retractions so".to_owned()),
+        Ok(field) => Ok(field),
+        Err(e) => Err(e.message().to_owned()),
+    }
 }
 
 /// An index that some tool wrote beside the data.
@@ -251,9 +261,9 @@ impl Columns<'_> {
         let mut fields: Vec<(FieldName, usize)> = Vec::new();
         for i in self.of_fields(keys) {
             let name = &self.names[i];
-            let field = match FieldName::new(snake_case(name)) {
+            let field = match field_of(name) {
                 Ok(field) => field,
-                Err(e) => {
+                Err(why) => {
                     let known = snake_case(name) == "known_at";
                     let or = if known {
                         format!(
@@ -264,7 +274,7 @@ impl Columns<'_> {
                         String::new()
                     };
                     return Err(ImportError::options(
-                        format!("the column {name:?} of {} gives no field: {}", self.file, e.message()),
+                        format!("the column {name:?} of {} gives no field: {why}", self.file),
                         format!("{or}choose and rename columns: --fields {}", self.list_of_fields(keys)),
                     ));
                 }
@@ -301,7 +311,7 @@ impl Columns<'_> {
         for i in self.of_fields(keys) {
             let name = &self.names[i];
             let mut field = snake_case(name);
-            if FieldName::new(&field).is_err() || taken.contains(&field) {
+            if field_of(name).is_err() || taken.contains(&field) {
                 let plain: String =
                     field.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
                 field = format!("x_{plain}");

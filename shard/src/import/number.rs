@@ -370,6 +370,9 @@ pub(crate) fn forms_of_plain(text: &str) -> Forms {
     }
 }
 
+/// What is told of an integer that no type holds.
+pub(crate) const BEYOND: &str = "beyond the integers of 64 bits";
+
 /// The significant digits of a plain number, and the power of ten of the first. No digits: zero.
 fn significant(plain: &str) -> (String, i64) {
     let unsigned = plain.trim_start_matches(['+', '-']);
@@ -386,7 +389,6 @@ fn significant(plain: &str) -> (String, i64) {
 
 /// The whole number that a plain number is, however it is written: `1234.0`, `1.2e3`. `None`: it has a fraction.
 pub(crate) fn whole(plain: &str) -> Option<Result<i64, &'static str>> {
-    const BEYOND: &str = "beyond the integers of 64 bits";
     if let Ok(value) = plain.parse::<i64>() {
         return Some(Ok(value));
     }

@@ -13,7 +13,7 @@ use super::{
     problem::ImportError,
     seen::{Seen, Verdict},
     source::Source,
-    stamps::Stamps,
+    stamps::{Dates, Stamps},
 };
 
 /// One source after the survey.
@@ -24,6 +24,8 @@ pub(crate) struct Surveyed {
     /// Types of typed columns; empty for text.
     pub(crate) typed: Types,
     pub(crate) stamps: Stamps,
+    /// Knowledge times of text that are not ISO 8601.
+    pub(crate) known: Dates,
     /// The zone that a typed file names for its times.
     pub(crate) zone: Option<String>,
     /// Its cells are separated by semicolons, as where a comma stands before fractions.
@@ -36,6 +38,7 @@ pub(crate) struct Found {
     pub(crate) seen: Vec<(FieldName, Seen)>,
     typed: BTreeMap<FieldName, FieldType>,
     pub(crate) stamps: Stamps,
+    pub(crate) known: Dates,
     semicolon: bool,
 }
 
@@ -43,8 +46,13 @@ impl Found {
     /// # Errors
     /// A field that is of one type in one typed file and of another in the next.
     pub(crate) fn of(surveyed: &[Surveyed]) -> Result<Self, ImportError> {
-        let mut found =
-            Self { seen: Vec::new(), typed: BTreeMap::new(), stamps: Stamps::default(), semicolon: false };
+        let mut found = Self {
+            seen: Vec::new(),
+            typed: BTreeMap::new(),
+            stamps: Stamps::default(),
+            known: Dates::default(),
+            semicolon: false,
+        };
         for each in surveyed {
             for (name, seen) in &each.seen {
                 match found.seen.iter_mut().find(|(known, _)| known == name) {
@@ -59,6 +67,7 @@ impl Found {
                 found.typed.insert(name.clone(), both);
             }
             found.stamps.add(&each.stamps);
+            found.known.add(&each.known);
             found.semicolon |= each.semicolon;
         }
         Ok(found)
@@ -116,7 +125,7 @@ pub(crate) fn fields(
             continue;
         }
         let nullable = !spec.required.contains(name);
-        let (data_type, nearest) = new_type(name, seen, found, advice, notes)?;
+        let Some((data_type, nearest)) = new_type(name, seen, found, advice, notes)? else { continue };
         if let Some(existing) = existing {
             notes.push(format!(
                 "new field {name} ({data_type}): missing in the rows that {} has",
@@ -168,9 +177,9 @@ fn new_type(
     found: &Found,
     advice: &Advice<'_>,
     notes: &mut Vec<String>,
-) -> Result<(FieldType, bool), ImportError> {
+) -> Result<Option<(FieldType, bool)>, ImportError> {
     if let Some(said) = advice.checked.types.get(name) {
-        return Ok((*said, true));
+        return Ok(Some((*said, true)));
     }
     let text = match seen.verdict() {
         Verdict::Refused(trouble) => return Err(advice.refusal(name, seen, trouble)),
@@ -182,8 +191,16 @@ fn new_type(
         (a, b) => a.or(b),
     };
     let Some(data_type) = of_all else {
-        notes.push(format!("the field {name} has no value in any row; it is taken as float64"));
-        return Ok((FieldType::Float64, false));
+        if advice.spec.required.contains(name) {
+            // each of its rows is bad
+            return Ok(Some((FieldType::Float64, false)));
+        }
+        // a type that no value has asked for would refuse the values that come
+        notes.push(format!(
+            "the column of {name} has no values yet: it becomes a field with the first file that has some; --types \
+             {name}=float64 makes it one now"
+        ));
+        return Ok(None);
     };
     if data_type == FieldType::String {
         if seen.is_codes() {
@@ -208,6 +225,11 @@ fn new_type(
         {
             let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
             notes.push(format!("the field {name} keeps {words} as text; --null says that it means missing"));
+        } else if let Some(numbers) = seen.numbers_among_texts() {
+            notes.push(format!(
+                "the field {name} is text, and {numbers} of its cells are numbers; if the texts mean missing values, say \
+                 --null for each"
+            ));
         }
     }
     if let Some((example, value)) = seen.signed_by.as_ref().filter(|_| data_type != FieldType::String) {
@@ -226,7 +248,7 @@ fn new_type(
              --decimal , --thousands ."
         ));
     }
-    Ok((data_type, false))
+    Ok(Some((data_type, false)))
 }
 
 /// A field that a file lacks is null in its rows, or refuses the import.

@@ -20,6 +20,11 @@ use super::{
 const WORDS: [&str; 14] =
     ["null", "none", "na", "n/a", "#n/a", "#na", "<na>", "nil", "missing", "-", "--", "?", ".", "n.a."];
 
+/// Letters of texts that stand for a missing number where they stand beside one: `N/D`, `n.m.`, `no data`. Elsewhere they are
+/// states and tickers.
+const STAND_INS: [&str; 8] =
+    ["na", "nd", "nm", "null", "nodata", "notavailable", "notapplicable", "notmeaningful"];
+
 /// Most different texts that may stand for missing numbers in one column; of more it is text.
 const STAND_INS_MAX: usize = 3;
 
@@ -365,10 +370,23 @@ impl Seen {
     }
 
     /// Whether its texts stand for missing numbers, as far as one can see: there are numbers, and few different texts, each
-    /// again and again or beginning with a sign: `#N/A N/A`, `(null)`, `no data`.
+    /// beginning with a sign (`#N/A N/A`, `(null)`), one of [`STAND_INS`], or repeated among as many numbers. `A`, `A`, `3` are
+    /// ratings.
     fn has_stand_ins(&self) -> bool {
-        let word = |(text, count): &(String, u64)| *count > 1 || !text.starts_with(char::is_alphanumeric);
+        let many = self.numbers() >= self.texts;
+        let word = |(text, count): &(String, u64)| {
+            let letters: String =
+                text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+            (many && *count > 1)
+                || !text.starts_with(char::is_alphanumeric)
+                || STAND_INS.contains(&letters.as_str())
+        };
         self.numbers() > 0 && !self.many_texts && self.texts > 0 && self.first_texts.iter().all(word)
+    }
+
+    /// How many cells of a text of CSV are numbers, if some are.
+    pub(crate) fn numbers_among_texts(&self) -> Option<u64> {
+        Some(self.numbers()).filter(|&numbers| numbers > 0 && self.texts > 0 && !self.text_column)
     }
 
     /// The words that may stand for a missing value.
@@ -622,7 +640,11 @@ mod tests {
             (&["+1.5", "+2"], FieldType::Float64),
             (&["1.5", "#N/A N/A", "#N/A N/A", "(null)"], FieldType::Float64),
             (&["1", "no data", "no data"], FieldType::Int64),
+            (&["1", "2", "late", "late"], FieldType::Int64),
             (&["1", "A", "A", "B"], FieldType::String),
+            (&["3", "A", "A"], FieldType::String),
+            (&["2", "ok", "ok", "late", "late"], FieldType::String),
+            (&["3", "A", "B"], FieldType::String),
             (&["1", "A", "A", "B", "B", "C", "C", "D", "D"], FieldType::String),
             (&["TRUE", "FALSE", "0"], FieldType::Bool),
             (&["True", "false"], FieldType::Bool),

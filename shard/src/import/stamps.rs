@@ -166,7 +166,8 @@ impl Dates {
     }
 }
 
-fn told(when: When) -> String {
+/// A time in words.
+pub(crate) fn told(when: When) -> String {
     match when {
         When::Day(day) => day.format("%-d %B %Y").to_string(),
         When::Local(at) => at.format("%-d %B %Y %H:%M:%S").to_string(),

@@ -83,6 +83,13 @@ fn start<'a>(
     let names = cells(&records).ok_or_else(|| {
         ImportError::file(&source.name, format!("line {} is not UTF-8", records.line()), "save it as UTF-8")
     })?;
+    if names.iter().any(|name| name.contains('\0')) {
+        return Err(ImportError::file(
+            &source.name,
+            "has zero bytes between its letters, as UTF-16 has",
+            "save it as UTF-8",
+        ));
+    }
     let (line, quotes) = (records.line(), records.wrong_quotes());
     Ok(Started { records, names, delimiter, line, quotes })
 }
@@ -296,7 +303,7 @@ pub(crate) fn survey(
         let width = started.names.len();
         let records = &mut started.records;
         let mut seen = vec![Seen::default(); header.fields.len()];
-        let mut stamps = Stamps::default();
+        let (mut stamps, mut known) = (Stamps::default(), Stamps::default());
         let mut unnamed: Vec<Option<Example>> = vec![None; header.left_out.len()];
         while records.next().map_err(|e| failed(source, e))? {
             ticker.tick();
@@ -322,6 +329,9 @@ pub(crate) fn survey(
                     }
                 }
             }
+            if let Some(Ok(text)) = header.known_at.map(cell) {
+                known.look(text, line, &checked.clock);
+            }
             match (cell(header.ts), header.time.map(cell)) {
                 (Ok(date), None) => stamps.look(date, line, &checked.clock),
                 (Ok(date), Some(Ok(time))) => {
@@ -337,7 +347,7 @@ pub(crate) fn survey(
         let seen: Vec<(FieldName, Seen)> =
             header.fields.iter().map(|(name, _)| name.clone()).zip(seen).collect();
         let semicolon = started.delimiter == b';';
-        Ok(Surveyed { header, seen, typed: Vec::new(), stamps, zone: None, semicolon })
+        Ok(Surveyed { header, seen, typed: Vec::new(), stamps, known: known.dates, zone: None, semicolon })
     })
 }
 

@@ -539,3 +539,38 @@ fn typed_numbers_are_exact_or_refused() {
     let whole = into(Arc::new(Float64Array::from(vec![1.0, f64::NAN])), FieldType::Int64).unwrap();
     assert_eq!(ints(&whole, "x"), [Some(1), None]);
 }
+
+#[test]
+fn a_column_without_values_is_no_field_unless_its_type_is_said() {
+    let text = "date,x,y,z\n2016-08-10,1,,NaN\n2016-08-11,2,,\n";
+    let found = import_text(text, &amzn()).unwrap();
+    assert_eq!(types(&found), [("x", FieldType::Int64)]);
+    assert!(found.notes.iter().any(|n| n.contains("column of y has no values yet")), "{:?}", found.notes);
+    let said = ImportSpec { types: [(field("y"), "string".to_owned())].into(), ..amzn() };
+    assert_eq!(
+        types(&import_text(text, &said).unwrap()),
+        [("x", FieldType::Int64), ("y", FieldType::String)]
+    );
+    let required = ImportSpec { required: vec![field("y")], ..amzn() };
+    assert_eq!(places(&problems(import_text(text, &required))), [(2, "y"), (3, "y")]);
+
+    // a field that is there is missing
+    let folder = Folder::new();
+    let file = folder.put("b.csv", "date,x,y\n2016-08-12,,\n");
+    let there = import_text(text, &said).unwrap().spec;
+    let again = read(&dataset(), &[file], &amzn(), Some(&there), &mut |_| {}).unwrap();
+    assert_eq!(rows(&again), ["AMZN 2016-08-12 - -"]);
+}
+
+#[test]
+fn a_new_dataset_has_chunks_with_which_a_read_takes_all_of_it() {
+    let ticks: String = (0..9).map(|i| format!("2024-01-02T10:00:00.{i:09},{i}\n")).collect();
+    let near = import_text(&format!("date,x\n{ticks}"), &amzn()).unwrap();
+    assert_eq!(near.spec.chunk.ns(), 3_600_000_000_000);
+    near.check_span(Some((parse_time("2000-01-01").unwrap(), near.last_ts))).unwrap();
+    near.check_span(Some((parse_time("1700-01-01").unwrap(), near.last_ts))).unwrap_err();
+    let far = "1677-09-22,1\n2262-04-11,2\n";
+    let wide = import_text(&format!("date,x\n{far}{ticks}"), &amzn()).unwrap();
+    wide.check_span(None).unwrap();
+    assert!(wide.notes[0].contains("1677-09-22 to 2262-04-11"), "{:?}", wide.notes);
+}
