@@ -29,6 +29,8 @@ use crate::{head::HeadNode, shards::jitter};
 
 /// A writer waits for its record at most so long, as for a shard that is late to serve its rows. The proto says so to clients.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// Other shards are told of a record within a few milliseconds; one that is not looks by itself soon.
+const SEEN_WAIT: Duration = Duration::from_millis(500);
 /// One attempt: a shard that has not answered for so long has lost it.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the first failed attempt, with jitter; doubles.
@@ -76,7 +78,7 @@ fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Appends records, durable and visible when it returns.
+/// Appends records: durable when it returns, and visible unless a shard hangs.
 ///
 /// # Errors
 /// What the ledger's home shard says.
@@ -86,7 +88,8 @@ pub(crate) async fn append(head: &HeadNode, runs: Vec<pb::RunRecord>) -> Result<
     let mut shard = ShardClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let reply = shard.record_runs(pb::RecordRunsRequest { runs }).await;
     let reply = reply.map_err(|status| Error::from_status(&status))?.into_inner();
-    head.engine().sync_others(&ledger, reply.version).await;
+    // It is recorded, whoever sees it when: a shard that hangs has held the write itself up already.
+    let _ = time::timeout(SEEN_WAIT, head.engine().sync_others(&ledger, reply.version)).await;
     Ok(reply)
 }
 

@@ -144,10 +144,20 @@ impl Client {
         Ok((Rows::new(answer.schema, answer.batches), receipt))
     }
 
-    /// What the datasets are and how far they have come.
-    fn describe<'py>(&self, py: Python<'py>, dataset: Option<&str>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    /// What the datasets are and how far they have come; asked for so long, or for as long as any call.
+    #[pyo3(signature = (dataset, deadline_s=None))]
+    fn describe<'py>(
+        &self,
+        py: Python<'py>,
+        dataset: Option<&str>,
+        deadline_s: Option<f64>,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let dataset = dataset.map(DatasetName::new).transpose().or_raise(py)?;
-        let found = wait(py, self.inner(py)?.describe(dataset.as_ref()))?;
+        let mut client = self.inner(py)?.clone();
+        if let Some(deadline) = deadline_s {
+            client = client.with_deadline(Duration::from_secs_f64(deadline));
+        }
+        let found = wait(py, client.describe(dataset.as_ref()))?;
         found.iter().map(|d| dict::description(py, d)).collect()
     }
 

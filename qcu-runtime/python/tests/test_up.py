@@ -18,9 +18,9 @@ from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
 import trellis
 from trellis import local
 from trellis._time import to_ns
-from trellis.cli import _unit_cells
+from trellis.cli import _unit_cells, main
 from trellis.deploy import load_strategies
-from trellis.errors import BadRequest, Conflict
+from trellis.errors import BadRequest, Conflict, Unavailable
 from trellis.importing import import_files
 from trellis.up import Up
 
@@ -309,7 +309,7 @@ def test_progress_of_a_strategy_is_in_the_status(processes, tmp_path):
     status = until(lambda: (s := processes.processes()["slow"]["status"]) and s.get("progress") and s, "progress")
     assert status["note"] == "runs 2016-08-10: 3 of 10: pairs" and status["state"] == "running"
     # a notebook is refused while it runs, with what ends it
-    with trellis.connect(processes.info["url"]) as grid, pytest.raises(trellis.Conflict) as refused:
+    with trellis.connect(processes.info["url"]) as grid, pytest.raises(Conflict) as refused:
         grid.release("tests.slow")
     assert "`trellis undeploy slow`" in refused.value.hint
     done = cli("undeploy", "slow", "--state", str(processes.state))
@@ -379,6 +379,16 @@ def test_a_detached_grid_is_ready_when_the_command_returns_and_ends_on_demand(tm
     assert cli("down", "--state", str(state)).stdout == "the grid has ended\n"
     assert cli("down", "--state", str(state)).stdout == "no grid of `trellis up` runs here\n"
     assert cli("status", "--state", str(state)).returncode == 4
+
+
+def test_status_shows_the_processes_although_a_shard_is_away(processes, monkeypatch, capsys):
+    def away(grid, deadline_s):
+        raise Unavailable("shard shard-1 at 127.0.0.1:9 is away")
+
+    monkeypatch.setattr(trellis.Grid, "_described", away)
+    assert main(["status", "--state", str(processes.state)]) == 0
+    text = capsys.readouterr().out
+    assert "shard-2" in text and "the datasets cannot be listed now: shard shard-1 at 127.0.0.1:9 is away" in text
 
 
 def test_status_shows_processes_datasets_and_counters(processes):

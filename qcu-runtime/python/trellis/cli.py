@@ -27,6 +27,8 @@ from .run import frames_of
 
 # rows of a table on a terminal; a file or a pipe is asked for with another format
 TABLE_ROWS = 40
+# the status is told without the datasets if the grid cannot list them: a head waits five seconds for its shards
+STATUS_WAIT_S = 6.0
 
 FORMAT_HELP = (
     "default: table. A missing value is empty in csv and null in json, where NaN and the infinities, for which JSON "
@@ -289,11 +291,17 @@ def _status(args: argparse.Namespace) -> None:
             raise Unavailable(f"no grid runs in {state}", hint="start one with `trellis up`, or set TRELLIS_URL")
         url = holder["url"]
     with connect(url) as grid:
-        datasets, heads = grid.describe(), grid.stats()
-        folder = grid._folder_of_up()
+        heads, folder = grid.stats(), grid._folder_of_up()
+        datasets, missing = [], None
+        try:
+            datasets = grid._described(STATUS_WAIT_S)
+        except Unavailable as error:
+            # a shard that is away: which, is what somebody who asks for the status wants to know
+            missing = str(error)
     processes = process_list(folder) if folder else []
     if args.json:
-        print(json.dumps({"url": url, "processes": processes, "datasets": datasets, "heads": heads}))
+        told = {"url": url, "processes": processes, "datasets": None if missing else datasets, "heads": heads}
+        print(json.dumps(told | ({"error": missing} if missing else {})))
         return
     print(f"grid {url}\n")
     servers = [p for p in processes if p["role"] != "qcu"]
@@ -304,7 +312,10 @@ def _status(args: argparse.Namespace) -> None:
     units = [p for p in processes if p["role"] == "qcu"]
     if units:
         _print_table(["unit", "state", "pid", "restarts", "now", "last run"], [_unit_cells(p) for p in units])
-    _print_table(*table_of(datasets))
+    if missing:
+        print(f"the datasets cannot be listed now: {missing}\n")
+    else:
+        _print_table(*table_of(datasets))
     print(stats_table(heads, _width()))
 
 

@@ -323,8 +323,13 @@ class Grid:
 
     def describe(self, dataset: str | None = None) -> Any:
         """What a dataset is and how far it has come; without a name, a list of all."""
-        found = [_dataset(d) for d in self._call(_Client.describe, dataset and _text(dataset, "dataset"))]
-        return sorted(found, key=lambda d: d["dataset"]) if dataset is None else found[0]
+        if dataset is None:
+            return self._described()
+        return _dataset(self._call(_Client.describe, _text(dataset, "dataset"))[0])
+
+    def _described(self, deadline_s: float | None = None) -> list[dict[str, Any]]:
+        found = self._call(_Client.describe, None, deadline_s)
+        return sorted(map(_dataset, found), key=lambda d: d["dataset"])
 
     def symbols(self, dataset: str) -> list[str]:
         """The symbols of a dataset, sorted."""
