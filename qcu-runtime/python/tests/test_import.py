@@ -291,14 +291,16 @@ def test_a_field_that_is_there_says_its_type_to_values_of_another(empty, tmp_pat
     assert empty.read("t.x").pandas()["close_2"].fillna("-").tolist() == ["-", "abc", "def"]
 
 
-def test_the_result_names_the_columns_of_the_keys(grid, tmp_path):
+def test_the_result_and_what_is_printed_name_the_columns_of_the_keys(grid, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("Day,Name,x\n2020-01-02,A,1\n")
     result = typed(grid, path, "--ts-column day --symbol-column name --dry-run")
     assert (result["ts_columns"], result["symbol_columns"]) == (["Day"], ["Name"])
+    assert command_line._keys(result) == "time: column Day; symbol: column Name"
     path.write_text("Date,Time,x\n2020-01-02,09:30,1\n")
     result = typed(grid, path, "--ts-column Date,Time --symbol A --dry-run")
     assert (result["ts_columns"], result["symbol_columns"]) == (["Date,Time"], [])
+    assert command_line._keys(result) == "time: column Date,Time; symbol: by option"
 
 
 def test_decimals_and_columns_of_parquet_that_no_field_holds_say_what_to_do(grid, tmp_path):

@@ -361,6 +361,7 @@ def _import(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result))
         return
+    print(_keys(result))
     if not args.retract:
         print(_sample(result))
     if result["dry_run"]:
@@ -390,6 +391,12 @@ def _import_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.types is not None:
         options["types"] = pairs("--types", [args.types])
     return options
+
+
+def _keys(result: dict[str, Any]) -> str:
+    """Which columns the keys are from."""
+    symbols = ", ".join(result["symbol_columns"])
+    return f"time: column {', '.join(result['ts_columns'])}; symbol: {f'column {symbols}' if symbols else 'by option'}"
 
 
 def _sample(result: dict[str, Any]) -> str:
