@@ -135,11 +135,14 @@ pub fn due(manifest: &Manifest, state: &State, now_ns: i64) -> Result<Due> {
                 return Ok(Due::Never);
             };
             // A person may publish a session that is yet to come: that is no reason to wait for the one after it.
+            let ahead = published.filter(|published| *published > closed);
             let published = published.map(|published| published.min(closed));
             if let Some(&session) = candidates(calendar, published, closed).first() {
                 return Ok(ready_or_waiting(manifest, calendar, state, session));
             }
-            let at = calendar.next(closed).and_then(|date| calendar.session(date));
+            let next = calendar.next(closed);
+            let next = if next == ahead { next.and_then(|next| calendar.next(next)) } else { next };
+            let at = next.and_then(|date| calendar.session(date));
             Ok(at.map_or(Due::Never, |session| Due::At {
                 session: session.date,
                 at_ns: session.close_ns.saturating_add(delay),
@@ -306,6 +309,9 @@ mod tests {
         let state = state(rows_to("2016-08-15"), rows_to("2016-08-10"));
         let waits = Due::At { session: day("2016-08-11"), at_ns: evening("2016-08-11") };
         assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), waits);
+        let near = State { output: rows_to("2016-08-11"), ..state.clone() };
+        let waits = Due::At { session: day("2016-08-12"), at_ns: evening("2016-08-12") };
+        assert_eq!(due(&unit(), &near, evening("2016-08-10")).unwrap(), waits);
         let state = State { inputs: vec![rows_to("2016-08-16")], ..state };
         assert_eq!(due(&unit(), &state, evening("2016-08-16")).unwrap(), Due::Run(day("2016-08-16")));
     }

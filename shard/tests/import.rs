@@ -526,7 +526,6 @@ fn codes_become_no_numbers_of_a_field_that_is_there_either() {
         ("007", FieldType::Float64, "7.0"),
         ("01.10", FieldType::Float64, "1.1"),
         ("12E5", FieldType::Int64, "1200000"),
-        ("+491234567", FieldType::Int64, "491234567"),
     ] {
         let error = into(cell, &amzn(), data_type).unwrap_err();
         let said = format!("--types x={}", data_type.name());
@@ -542,12 +541,12 @@ fn codes_become_no_numbers_of_a_field_that_is_there_either() {
         ("7", FieldType::Int64),
         ("12E5", FieldType::Float64),
         ("+5", FieldType::Float64),
+        ("+3", FieldType::Int64),
+        ("1", FieldType::Bool),
         ("007", FieldType::String),
     ] {
         assert_eq!(into(cell, &amzn(), data_type).unwrap().rows, 1, "{cell}");
     }
-    let error = into("1", &amzn(), FieldType::Bool).unwrap_err();
-    assert!(error.hint().contains("--types x=bool"), "{}", error.hint());
     let packed = folder.parquet(
         "p.parquet",
         vec![

@@ -48,8 +48,9 @@ def running(what: str) -> Iterator[None]:
         raise
     finally:
         mine.ended = True
-        # the strategy went on without what it wanted to read, as far as it came
-        if mine.refused is not None and failed is not mine.refused:
+        # The strategy went on without what it wanted to read, as far as it came. Ctrl-C stays what it is.
+        went_on = failed is None or isinstance(failed, Exception)
+        if mine.refused is not None and failed is not mine.refused and went_on:
             raise mine.refused
 
 

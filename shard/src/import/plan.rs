@@ -11,7 +11,7 @@ use super::{
     columnar::Types,
     header::Header,
     problem::ImportError,
-    seen::{Seen, Verdict},
+    seen::{Seen, Trouble, Verdict},
     source::Source,
     stamps::{Dates, Stamps},
 };
@@ -157,7 +157,9 @@ fn known_field(
         (None, Some(seen)) => {
             let float = matches!(have, FieldType::Float64 | FieldType::Float32);
             let number = float || matches!(have, FieldType::Int64 | FieldType::Int32);
-            if let Some(trouble) = seen.codes(float).filter(|_| number) {
+            // the field says that its cells are numbers: a sign before each is no code
+            let codes = seen.codes(float).filter(|trouble| number && !matches!(trouble, Trouble::Signed));
+            if let Some(trouble) = codes {
                 return Err(advice.refusal_of_codes(name, seen, trouble, Some(have)));
             }
             seen.widen(have)
@@ -167,7 +169,8 @@ fn known_field(
     if data_type != have {
         notes.push(format!("the field {name} widens from {have} to {data_type}"));
     }
-    let nearest = checked.types.contains_key(name);
+    // of a field that is there 1 and 0 are said to be true and false
+    let nearest = checked.types.contains_key(name) || data_type == FieldType::Bool;
     Ok(Wanted { spec: FieldSpec { data_type, ..field.clone() }, nearest })
 }
 
