@@ -1,5 +1,5 @@
 //! The wire as a reviewer sees it: a golden text of every message, field, number and method, so that a change of the
-//! contract is a readable diff. Remake it with `TRELLIS_BLESS=1 cargo test -p trellis-proto --test wire`.
+//! contract is a readable diff. Remake it with `TRELLIS_BLESS=1 cargo test --workspace --test wire`.
 
 #![allow(clippy::unwrap_used)] // a test may panic
 
