@@ -2,7 +2,8 @@
 
 The digest is over the bytecode of the function and all that it refers to: its closure, its defaults, the arguments of a
 partial, and by name the globals, functions, classes and modules that it uses, and what those use. Values count by their
-content, a DataFrame too. What is installed counts by its name and version. Comments and names of files do not count.
+content, a DataFrame too; a module of one's own with all its values, a cache that it keeps included. What is installed
+counts by its name and version. Comments and names of files do not count.
 
 It does not cover what no reference leads to: files that a strategy opens, variables of the environment, attributes that
 it finds by a computed name. An object that cannot be taken apart (a lock, a connection) counts by its type alone.
@@ -16,7 +17,7 @@ import json
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from .frame import Frame
 from .strategy import Strategy
 
 # of these the text form is the value
-_PLAIN = (bool, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range)
+_PLAIN = {bool, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range}
+_TEXT = {str, bytes}
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 # of a class: what is not code, or differs from one definition of the same to the next
 _CLASS_NOISE = ("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__")
@@ -58,7 +60,7 @@ class _Walk:
         self.say(kind.__module__, kind.__qualname__)
         if kind in _PLAIN:
             self.say(repr(value))
-        elif kind in (str, bytes):
+        elif kind in _TEXT:
             self.say(value)
         elif kind is tuple:
             self.all(value)
@@ -80,10 +82,17 @@ class _Walk:
 
     def open(self, value: Any) -> None:
         match value:
+            # at once where that says the same: they may have a million elements
+            case list() if type(value) is list and _is_plain(value):
+                self.say(repr(value))
+            case dict() if type(value) is dict and _is_plain(value) and _is_plain(value.values()):
+                self.say(repr(value))
             case list():
                 self.all(value)
             case dict():
                 self.all(list(value.items()))
+            case set() | frozenset() if _is_plain(value):
+                self.say(*sorted(map(repr, value)))
             case set() | frozenset():
                 self.say(*sorted(self.apart(element) for element in value))
             case types.CodeType():
@@ -172,6 +181,10 @@ class _Walk:
         self.say(reduced)
         self.add(type(value))
         self.all([getattr(value, name, None) for name in _WRAPPED])
+
+
+def _is_plain(values: Iterable[Any]) -> bool:
+    return set(map(type, values)) <= _PLAIN | _TEXT
 
 
 def _is_own_module(module: types.ModuleType | None) -> bool:
