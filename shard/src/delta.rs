@@ -275,17 +275,16 @@ impl Log {
     async fn load(&self, listing: &Listing, newest: u64) -> Result<(Definition, Vec<LogFile>)> {
         let refuse =
             |why: &dyn std::fmt::Display| corrupt(&self.file_name("_delta_log"), why).dataset(&self.dataset);
-        let (definition, found) =
-            match self.calling(newest, |snapshot, engine| whole(snapshot, engine)).await? {
-                Ok(loaded) => loaded,
-                Err(error) => {
-                    // The kernel does not say which entry it stumbled over; the usual one is the newest.
-                    for version in listing.entries().rev() {
-                        self.read(version).await?;
-                    }
-                    return Err(refuse(&error));
+        let (definition, found) = match self.calling(newest, whole).await? {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                // The kernel does not say which entry it stumbled over; the usual one is the newest.
+                for version in listing.entries().rev() {
+                    self.read(version).await?;
                 }
-            };
+                return Err(refuse(&error));
+            }
+        };
         let mut files = Vec::with_capacity(found.len());
         for file in found {
             let path = decoded(&file.path).map_err(|e| refuse(&e))?;

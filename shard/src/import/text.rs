@@ -266,11 +266,11 @@ fn distinct(names: &[String]) -> Vec<String> {
     found
 }
 
-/// The first of the following lines that names a time column, its separator if that is not the one in use, and its cells.
-fn find_header(
-    source: &Source,
-    started: &mut Started<'_>,
-) -> Result<Option<(u64, Option<char>, Vec<String>)>, ImportError> {
+/// A line further down that looks like the header: its number, its separator if that is not the one in use, its cells.
+type LaterHeader = (u64, Option<char>, Vec<String>);
+
+/// The first of the following lines that names a time column.
+fn find_header(source: &Source, started: &mut Started<'_>) -> Result<Option<LaterHeader>, ImportError> {
     for line in started.line + 1..started.line + PREAMBLE_LINES_MAX {
         let text = started.records.peek_line().map_err(|e| failed(source, e))?;
         if has_time(&split(&text)) {
@@ -317,8 +317,9 @@ pub(crate) fn survey(
             for (found, &column) in unnamed.iter_mut().zip(&header.left_out) {
                 let text = cell(column).map_or("?", str::trim_ascii);
                 let index = column == 0 || started.names[column].trim() == "Unnamed: 0";
-                let counts = text.bytes().all(|b| b.is_ascii_digit());
-                if found.is_none() && !spec.retract && !text.is_empty() && !(index && counts) {
+                let counts = index && text.bytes().all(|b| b.is_ascii_digit());
+                let tells = !text.is_empty() && !counts && !spec.retract;
+                if found.is_none() && tells {
                     *found = Some(Example { text: text.to_owned(), line });
                 }
             }
