@@ -20,7 +20,7 @@ use tokio::{sync::oneshot, time::Instant};
 use trellis_proto::{
     Code, DatasetSpec, Error, Result, Symbol, pb,
     spec::Evolved,
-    time::{DAY_NS, format_time},
+    time::{SECOND_NS, format_time},
 };
 
 use crate::{
@@ -112,9 +112,9 @@ struct Accepted {
     replies: Vec<Reply>,
 }
 
-/// How long before the midnight of its date a session may be published. Who publishes further ahead has mistaken the year, and the
-/// unit of the output would take all sessions up to that one as published.
-const SESSION_AHEAD_NS: i64 = DAY_NS;
+/// How long before the midnight (UTC) of its date a session may be published: then that date begins, in the zone furthest east. Who
+/// publishes further ahead has mistaken the date, and the unit of the output would take all sessions up to that one as published.
+const SESSION_AHEAD_NS: i64 = 14 * 3_600 * SECOND_NS;
 
 impl Accepted {
     /// What is stored: its rows, and what it retracts.
@@ -441,7 +441,7 @@ impl Task {
         {
             let what = format!("the session {} lies in the future", format_time(range.start));
             return Verdict::Refuse(Error::new(Code::InvalidRequest, what).hint(
-                "is the year right? A session can be published from a day before its date on: it begins earlier in the east",
+                "is the date right? A session can be published from 14 hours before its midnight in UTC on: then it begins in the east",
             ));
         }
         let unowned = || match snapshot {

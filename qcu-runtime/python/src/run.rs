@@ -56,10 +56,18 @@ impl Prefetched {
     }
 }
 
-/// Checks a unit's manifest (JSON) and answers it in its canonical form.
+/// Checks a unit's manifest (JSON), and whether it can run for a session, and answers it in its canonical form.
 #[pyfunction]
-pub(crate) fn check_manifest(py: Python<'_>, manifest: &str) -> PyResult<String> {
-    Manifest::parse(manifest).and_then(|manifest| manifest.to_json()).or_raise(py)
+#[pyo3(signature = (manifest, session=None))]
+pub(crate) fn check_manifest(py: Python<'_>, manifest: &str, session: Option<&str>) -> PyResult<String> {
+    let checked = || {
+        let manifest = Manifest::parse(manifest)?;
+        if let Some(session) = session {
+            inputs::plan(&manifest, parse_session(session)?)?;
+        }
+        manifest.to_json()
+    };
+    checked().or_raise(py)
 }
 
 /// What a run may publish: the rows in the declared types, sorted. Refuses what does not fit, with every reason.

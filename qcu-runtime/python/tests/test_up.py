@@ -263,6 +263,10 @@ def test_a_deploy_that_waits_prints_the_result_and_exits_as_the_run_did(processe
     assert failed.returncode == 3 and "waited_bad" in failed.stdout and "failed: " in failed.stdout
     assert "raised ValueError: no good" in failed.stderr and 'waited_bad.py", line' in failed.stderr
     assert "Traceback" not in failed.stderr and "trellis/run.py" not in failed.stderr
+    saturday = [w.replace(SESSION, "2016-08-13") for w in deploying(processes, tmp_path, "waited_no_day", body)]
+    refused = cli(*saturday, "--wait")
+    assert refused.returncode == 3 and "2016-08-13 is no session of XNYS" in refused.stderr, refused
+    assert not (processes.state / "units" / "waited_no_day.json").exists()
     refused = cli(*deploying(processes, tmp_path, "waited_other", body, output="waited"), "--wait")
     assert refused.returncode == 3 and "tests.waited is the output of unit waited" in refused.stderr, refused
 
@@ -284,6 +288,8 @@ def test_a_unit_by_schedule_says_what_it_waits_for(processes):
     status = next(p for p in told["processes"] if p["name"] == "amzn_vol")["status"]
     assert status["state"] == "waiting" and waits in status["note"] and status["session"] > "2018-02-07"
     assert waits in cli("status", "--state", str(processes.state)).stdout
+    once = cli("deploy", str(EXAMPLES / "amzn_short.py"), "--session", "2016-08-10", "--state", str(processes.state))
+    assert "amzn_vol ran by its schedule until now" in once.stderr, once
 
 
 def test_the_last_run_of_a_unit_is_told_though_its_process_is_a_new_one(tmp_path, monkeypatch):

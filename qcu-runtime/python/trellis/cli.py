@@ -482,6 +482,10 @@ def _deploy(args: argparse.Namespace) -> None:
     else:
         for unit in units:
             print(f"{unit['unit']}  {unit['digest'][:19]}  {_deployed(unit)}")
+        for unit in units:
+            if unit["ended_schedule"]:
+                note = "ran by its schedule until now; to go on with that, deploy it again without --session"
+                print(f"{unit['unit']} {note}", file=sys.stderr)
         if until is Until.STARTED and not failed:
             print("`trellis status` shows how they go on", file=sys.stderr)
     if failed:

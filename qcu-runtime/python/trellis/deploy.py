@@ -222,8 +222,8 @@ def deploy_strategies(
 ) -> list[dict[str, Any]]:
     """Deploys to the grid that runs in `state`, or will.
 
-    Answers each unit's name and digest; where it was watched, its state (`failed`: `failure` says how), what it said of
-    itself (`status`) and of its run (`last_run`).
+    Answers each unit's name and digest, and whether its schedule has ended by it; where it was watched, its state
+    (`failed`: `failure` says how), what it said of itself (`status`) and of its run (`last_run`).
 
     Raises:
         Unavailable: no grid runs there that would start the units.
@@ -242,7 +242,7 @@ def deploy_strategies(
     for strategy in strategies:
         folder, module, digest = make_bundle(strategy, state)
         manifest = folder / f"{strategy.name}.json"
-        checked = _trellis.check_manifest(json.dumps(strategy.manifest(module, digest)))
+        checked = _trellis.check_manifest(json.dumps(strategy.manifest(module, digest)), session)
         local.write_json(manifest, json.loads(checked))
         unit = {
             "unit": strategy.name,
@@ -253,8 +253,10 @@ def deploy_strategies(
             # deploying the same again is a wish to run it again
             "deployed_ns": time.time_ns(),
         }
-        files.append((state / "units" / f"{strategy.name}.json", dict(unit)))
-        units.append(unit)
+        file = state / "units" / f"{strategy.name}.json"
+        files.append((file, dict(unit)))
+        before = local.read_json(file)
+        units.append(unit | {"ended_schedule": bool(session and before and not before["session"])})
     # all or none: the one that is refused has been by now
     for path, unit in files:
         local.write_json(path, unit)
