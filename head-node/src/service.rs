@@ -8,7 +8,7 @@ use trellis_fabric::channel::PeerChannel;
 use trellis_proto::{
     Code, DatasetName, Error, Result, Symbol, TimeRange,
     pb::{self, head_server, shard_client::ShardClient},
-    runs,
+    runs::{self, Seen},
 };
 
 use crate::{
@@ -16,6 +16,9 @@ use crate::{
     head::HeadNode,
     ledger::{self, Asked},
 };
+
+/// The home shard of a dataset.
+type Home = ShardClient<PeerChannel>;
 
 /// The service.
 pub(crate) struct Service {
@@ -32,10 +35,42 @@ impl Service {
     }
 
     /// The shard that commits to a dataset, whether it exists already or not.
-    async fn home(&self, dataset: &str) -> Result<ShardClient<PeerChannel>> {
+    async fn home(&self, dataset: &str) -> Result<Home> {
         self.admit()?;
         let (_, channel) = self.head.engine().home_channel(&DatasetName::new(dataset)?).await?;
         Ok(ShardClient::new(channel))
+    }
+
+    /// Has the home shard change a dataset. Before the asker is answered, the other shards know of the change and the ledger has it.
+    async fn change<F>(
+        &self,
+        dataset: &str,
+        asked: Asked,
+        ask: impl FnOnce(Home) -> F,
+        record: impl FnOnce(&pb::DatasetChange, &Seen<'_>) -> pb::RunRecord + Send + 'static,
+    ) -> Result<Response<pb::DatasetChange>, Status>
+    where
+        F: Future<Output = Result<Response<pb::DatasetChange>, Status>> + Send + 'static,
+    {
+        let (answer, head) = (ask(self.home(dataset).await?), self.head.clone());
+        let old = DatasetName::new(dataset)?;
+        to_its_end(async move {
+            let change = pass(answer.await)?;
+            let record = record(change.get_ref(), &asked.done());
+            let (new, version) = (DatasetName::new(&change.get_ref().dataset)?, change.get_ref().version);
+            let synced = async {
+                if new == old {
+                    head.engine().sync_others(&old, version).await;
+                } else {
+                    // The old name has ended. The new one's home may be another shard, which has to learn of it.
+                    head.engine().sync_others(&old, 0).await;
+                    head.engine().sync_all(&new, version).await;
+                }
+            };
+            tokio::join!(synced, ledger::record(&head, record));
+            Ok(change)
+        })
+        .await
     }
 }
 
@@ -47,7 +82,7 @@ fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
     }
 }
 
-/// A write goes on when its client leaves: what the shard has done is to be told and recorded all the same.
+/// Goes on with a write although its client leaves: what the shard has done is told and recorded all the same.
 async fn to_its_end<T: Send + 'static>(
     write: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
@@ -109,7 +144,7 @@ impl head_server::Head for Service {
         let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
         to_its_end(async move {
             let granted = pass(home.acquire_lease(request.clone()).await)?;
-            // a lease writes nothing yet; that a dataset is nobody's output any more stands in it
+            // A lease alone writes no rows, and is not recorded. The end of an ownership is.
             if request.unit.is_empty() {
                 ledger::record(&head, runs::released(&request, granted.get_ref(), &asked.done())).await;
             }
@@ -139,17 +174,10 @@ impl head_server::Head for Service {
         request: Request<pb::AlterDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
         let asked = Asked::of(&request);
-        let request = request.into_inner();
-        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
-        to_its_end(async move {
-            let change = pass(home.alter_dataset(request.clone()).await)?;
-            let record = runs::altered(&request, change.get_ref(), &asked.done());
-            let dataset = DatasetName::new(&request.dataset)?;
-            let synced = head.engine().sync_others(&dataset, change.get_ref().version);
-            tokio::join!(synced, ledger::record(&head, record));
-            Ok(change)
-        })
-        .await
+        let (said, request) = (request.get_ref().clone(), request.into_inner());
+        let alter = |mut home: Home| async move { home.alter_dataset(request).await };
+        let dataset = said.dataset.clone();
+        self.change(&dataset, asked, alter, move |change, seen| runs::altered(&said, change, seen)).await
     }
 
     async fn drop_dataset(
@@ -157,17 +185,10 @@ impl head_server::Head for Service {
         request: Request<pb::DropDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
         let asked = Asked::of(&request);
-        let request = request.into_inner();
-        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
-        to_its_end(async move {
-            let change = pass(home.drop_dataset(request.clone()).await)?;
-            let record = runs::dropped(&request, change.get_ref(), &asked.done());
-            let dataset = DatasetName::new(&request.dataset)?;
-            let synced = head.engine().sync_others(&dataset, change.get_ref().version);
-            tokio::join!(synced, ledger::record(&head, record));
-            Ok(change)
-        })
-        .await
+        let (said, request) = (request.get_ref().clone(), request.into_inner());
+        let drop = |mut home: Home| async move { home.drop_dataset(request).await };
+        let dataset = said.dataset.clone();
+        self.change(&dataset, asked, drop, move |change, seen| runs::dropped(&said, change, seen)).await
     }
 
     async fn rename_dataset(
@@ -175,22 +196,10 @@ impl head_server::Head for Service {
         request: Request<pb::RenameDatasetRequest>,
     ) -> Result<Response<pb::DatasetChange>, Status> {
         let asked = Asked::of(&request);
-        let request = request.into_inner();
-        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
-        to_its_end(async move {
-            let change = pass(home.rename_dataset(request.clone()).await)?;
-            let record = runs::renamed(&request, change.get_ref(), &asked.done());
-            let (old, new) =
-                (DatasetName::new(&request.dataset)?, DatasetName::new(&change.get_ref().dataset)?);
-            let synced = async {
-                // of the old name: that it is gone; of the new one, also to its home: that it is there
-                head.engine().sync_others(&old, 0).await;
-                head.engine().sync_all(&new, change.get_ref().version).await;
-            };
-            tokio::join!(synced, ledger::record(&head, record));
-            Ok(change)
-        })
-        .await
+        let (said, request) = (request.get_ref().clone(), request.into_inner());
+        let rename = |mut home: Home| async move { home.rename_dataset(request).await };
+        let dataset = said.dataset.clone();
+        self.change(&dataset, asked, rename, move |change, seen| runs::renamed(&said, change, seen)).await
     }
 
     async fn record_runs(
