@@ -61,7 +61,7 @@ const EXPORT_MAX: Duration = Duration::from_secs(2);
 /// What is logged to stderr when nothing else is said.
 const LOG_FILTER: &str = "info";
 
-/// Libraries that tell some lines of each of their calls, hundreds an hour: only what goes wrong is told, unless it is asked for.
+/// Libraries that log several lines for each of their calls. They log warnings and errors only, unless `TRELLIS_LOG` says more.
 const TALKATIVE: [&str; 2] = ["buoyant_kernel", "buoyant_kernel_engine"];
 
 /// Crates that carry the exports themselves: to export what they say would feed itself.
@@ -293,27 +293,30 @@ fn timeout(signal: &str) -> Duration {
 
 type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
+/// The filter of what is logged to stderr: [`LOG_FILTER`], with a complaint, if what is asked for is none.
+fn log_filter(asked: &str, complaints: &mut Vec<String>) -> EnvFilter {
+    // of two directives for one library the later one holds: the caller's
+    let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat();
+    EnvFilter::try_new(format!("{quiet}{asked}")).unwrap_or_else(|error| {
+        complaints.push(format!("TRELLIS_LOG={asked:?}: {error}; using {LOG_FILTER}"));
+        EnvFilter::new(format!("{quiet}{LOG_FILTER}"))
+    })
+}
+
 fn layers(
     service_name: &str,
     settings: &Settings,
     providers: &Providers,
     complaints: &mut Vec<String>,
 ) -> Vec<BoxLayer> {
-    let filter = |complaints: &mut Vec<String>| {
-        let asked = settings.log_filter.as_deref().unwrap_or(LOG_FILTER);
-        // what is asked for comes last, and wins
-        let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat();
-        EnvFilter::try_new(format!("{quiet}{asked}")).unwrap_or_else(|error| {
-            complaints.push(format!("TRELLIS_LOG={asked:?}: {error}; using {LOG_FILTER}"));
-            EnvFilter::new(format!("{quiet}{LOG_FILTER}"))
-        })
-    };
+    let asked = settings.log_filter.as_deref().unwrap_or(LOG_FILTER);
+    let filter = log_filter(asked, complaints);
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(!settings.log_json && std::io::stderr().is_terminal());
     let stderr: BoxLayer =
         if settings.log_json { stderr.json().with_current_span(true).boxed() } else { stderr.boxed() };
-    let mut layers = vec![stderr.with_filter(filter(complaints)).boxed()];
+    let mut layers = vec![stderr.with_filter(filter).boxed()];
 
     let mut exported = Targets::new().with_default(LevelFilter::INFO);
     for target in OWN_TRANSPORT {
@@ -348,4 +351,28 @@ fn observe_losses(accounts: &Accounts) {
             }
         })
         .build();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_talkative_library_logs_warnings_unless_it_is_asked_for() {
+        let told = |asked: &str| {
+            let mut complaints = Vec::new();
+            (log_filter(asked, &mut complaints).to_string(), complaints.len())
+        };
+        let (filter, complaints) = told("info,trellis_head=debug");
+        assert!(filter.contains("buoyant_kernel=warn") && filter.contains("trellis_head=debug"), "{filter}");
+        assert_eq!(complaints, 0);
+        let (filter, _) = told("warn,buoyant_kernel=debug");
+        assert!(
+            filter.contains("buoyant_kernel=debug") && !filter.contains("buoyant_kernel=warn"),
+            "{filter}"
+        );
+        let (filter, complaints) = told("head=loud");
+        assert!(filter.contains("buoyant_kernel=warn") && filter.contains("info"), "{filter}");
+        assert_eq!(complaints, 1);
+    }
 }

@@ -773,6 +773,30 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn who_stops_waits_for_the_kernels_calls() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let log = grid.dataset().table.log.clone();
+        let (entered, leave) =
+            (Arc::new(tokio::sync::Barrier::new(2)), Arc::new(tokio::sync::Barrier::new(2)));
+        let (inside, last) = (entered.clone(), leave.clone());
+        let call = tokio::spawn(async move {
+            let waits = move |_: &SnapshotRef, _: &dyn Engine| {
+                Handle::current().block_on(async { tokio::join!(inside.wait(), last.wait()) });
+                Ok(())
+            };
+            log.calling(0, waits).await
+        });
+        entered.wait().await;
+        // the caller is gone, and its call goes on
+        call.abort();
+        let mut settled = std::pin::pin!(grid.shard.catalog.lake.settle());
+        assert!(futures::poll!(settled.as_mut()).is_pending());
+        leave.wait().await;
+        settled.await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn what_other_tools_have_made_is_read_or_refused_by_name() {
         let grid = Grid::new().await;
         grid.import(&[("A", 0, 1.0)]).await.unwrap();

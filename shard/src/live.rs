@@ -339,6 +339,28 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_an_empty_publish_retracts_is_not_retracted_again_by_the_next_of_its_commit() {
+        let grid = Grid::new().await;
+        grid.lease("mom").await;
+        for round in 0..6 {
+            let day = round * DAY;
+            let publish = async |run: &str, rows: &[(&str, i64, f64)], day: i64| {
+                let run = format!("{round}-{run}");
+                grid.publish_session("mom", 1, &run, rows, day..day + DAY, "").await.unwrap().retracted
+            };
+            publish("first", &[("A", day, 1.0)], day).await;
+            // while another session is committed, both wait, and go into one commit
+            let (elsewhere, here) = ([("A", day + 100 * DAY, 1.0)], [("B", day, 1.0)]);
+            let retracted = tokio::join!(
+                publish("other", &elsewhere, day + 100 * DAY),
+                publish("empty", &[], day),
+                publish("next", &here, day),
+            );
+            assert_eq!(retracted, (0, 1, 0));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn publishes_of_one_commit_replace_each_other_as_if_one_came_after_the_other() {
         let grid = Arc::new(Grid::new().await);
         grid.lease("mom").await;

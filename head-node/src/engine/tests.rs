@@ -148,6 +148,28 @@ async fn until(what: &str, mut met: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
+async fn a_list_of_datasets_is_whole_or_an_error() {
+    let fake = Fake::start("shard-0", &["A"], 10).await;
+    let engine = engine_with(&[&fake], BUDGET).await;
+    let mut refused = 0;
+    let list = loop {
+        match engine.datasets().await {
+            Ok(list) => break list,
+            Err(error) => {
+                assert_eq!(error.code(), Code::Unavailable, "{error}");
+                refused += 1;
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    assert_eq!(list.len(), 1, "the first answer, after {refused} errors");
+    fake.go_away();
+    until("the shard is away", || matches!(&*engine.core.shards()[0].link.borrow(), Link::Away(_))).await;
+    let error = engine.datasets().await.unwrap_err();
+    assert_eq!((error.code(), error.place().2), (Code::Unavailable, "shard-0"));
+}
+
+#[tokio::test]
 async fn a_five_year_read_joins_the_ten_year_flight() {
     let (fake, engine) = start(&["AMZN"], TEN_YEARS).await;
     fake.hold();

@@ -433,6 +433,15 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
                 inside.run(session=SESSION, grid=grid)
             assert "declare what it reads" in refused.value.hint
             assert not ledger_has(grid, "reaches_out")
+
+    # Ctrl-C stays what it is, although a refusal was swallowed before it
+    def interrupted(ctx, px):
+        with contextlib.suppress(Exception):
+            grid.datasets()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        declare("interrupted", interrupted).run(session=SESSION, grid=grid)
     # others may, at the same time
     entered, leave = threading.Event(), threading.Event()
 

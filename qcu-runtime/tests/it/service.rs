@@ -396,13 +396,17 @@ async fn by_schedule_the_newest_closed_session_is_run_once() {
         unit["calendar"] = json!("24/7");
         unit["schedule"] = json!({"kind": "at_close", "calendar": "24/7", "delay": "0s"});
     });
-    let mut qcu = bundle.start(&[&head], &[]);
+    let mut qcu = bundle.start(&[&head], &[("TRELLIS_LEASE_TTL_MS", "1000")]);
     qcu.ready().await;
     assert_eq!(qcu.line().await["outcome"], json!("succeeded"));
     let before = head.calls("Describe");
     // it has looked again, and found nothing due
     until(|| (head.calls("Describe") > before + 1).then_some(())).await;
     assert_eq!(head.world().published.len(), 1);
+    // a person takes the output over, publishes, and gives it back
+    head.world().leases.insert("signals.mom".into(), (None, 2));
+    let told = qcu.status(|status| status.get("taken_over").is_some()).await;
+    assert_eq!((&told["state"], &told["taken_over"]), (&json!("waiting"), &json!("fenced by epoch 2")));
     qcu.signal(libc::SIGTERM);
     assert_eq!(qcu.exit_code().await, 0);
     assert_eq!(head.world().leases["signals.mom"].0, None);

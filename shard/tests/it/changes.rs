@@ -319,8 +319,10 @@ async fn a_renamed_dataset_is_the_same_under_another_name() {
         assert!(describe(client).await.dropped);
         assert_eq!(rename_to(client, "d.b", "rename-1").await.unwrap(), done, "asked again, answered again");
         assert_eq!(rename_to(client, "d.c", "rename-2").await.unwrap_err().code(), Code::UnknownDataset);
-        // a run id stays taken
+        // a run id stays taken, and the same rows are the same rows
         let header = pb::PublishHeader { run_id: "same".to_owned(), ..import_header(&spec("d.b")) };
+        let again = send(client, header.clone(), &[batch(&[("A", day(1), 1.0)])]).await.unwrap();
+        assert!(again.duplicate);
         let twice = send(client, header, &[batch(&[("A", day(1), 9.0)])]).await.unwrap_err();
         assert_eq!(twice.code(), Code::Conflict);
         served.stop().await;
