@@ -172,8 +172,8 @@ impl Engine {
     /// Every dataset, sorted by name. Waits for shards that have not told yet what they have.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if one of them is away: what it has may
-    /// not be known.
+    /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if a shard is away: the head may not know
+    /// all of that shard's datasets.
     pub async fn datasets(&self) -> Result<Vec<Arc<Dataset>>> {
         self.core.ownership().map.as_ref().map_err(Clone::clone)?;
         let shards = self.core.shards();

@@ -121,7 +121,7 @@ impl HeadNode {
         &self.egress
     }
 
-    /// Records that the ledger did not take yet.
+    /// Room for the records that wait to be appended to the ledger.
     pub(crate) fn kept(&self) -> &Kept {
         &self.kept
     }

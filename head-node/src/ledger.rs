@@ -1,8 +1,8 @@
-//! The run ledger: a write that this head has passed on is recorded after the home shard's word and before its writer is
-//! answered.
+//! The run ledger. The head records each write that it passes on: after the home shard has acknowledged the write, and before
+//! the head answers the writer.
 //!
-//! So whoever was told that a write is done finds it in the ledger, whatever becomes of the writer. The ledger never undoes or
-//! holds up a write: where it does not take the record in time, the writer is answered without, and the head goes on trying.
+//! So a write that was acknowledged is in the ledger although its writer dies. A ledger that is away neither undoes a write nor
+//! stops it: after [`ANSWER_WAIT`] the head answers the writer, says that the record is missing, and goes on trying.
 
 use std::{
     sync::Arc,
@@ -27,21 +27,23 @@ use trellis_proto::{
 
 use crate::{head::HeadNode, shards::jitter};
 
-/// A writer waits for its record at most so long, as for a shard that is late to serve its rows. The proto says so to clients.
+/// A writer waits for its record at most so long: as long as for a shard that is late to serve its rows. `PublishAck.recorded`
+/// promises it to clients.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
-/// Other shards are told of a record within a few milliseconds; one that is not looks by itself soon.
+/// The other shards are told of a record for at most so long. A shard that did not hear of it finds it with its next look at the
+/// table.
 const SEEN_WAIT: Duration = Duration::from_millis(500);
-/// One attempt: a shard that has not answered for so long has lost it.
+/// One attempt takes at most so long: a shard that has not answered by then has probably lost the call.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the first failed attempt, with jitter; doubles.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// How long a record is tried: a shard is placed anew and has opened its tables within that.
+/// The head tries a record for so long: in that time a shard that was lost is started again, and opens its tables.
 const KEPT: Duration = Duration::from_secs(10 * 60);
-/// Records that are tried again at a time: bounds what a ledger that stays away costs a head. A fleet's whole evening fits.
+/// Records that a head keeps while the ledger is away: one publish of each of 40,000 units, and some more.
 const KEPT_MAX: usize = 50_000;
 
-/// The records that the ledger did not take yet.
+/// Room for the records that wait to be appended.
 #[derive(Debug)]
 pub(crate) struct Kept(Semaphore);
 
@@ -88,7 +90,7 @@ pub(crate) async fn append(head: &HeadNode, runs: Vec<pb::RunRecord>) -> Result<
     let mut shard = ShardClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let reply = shard.record_runs(pb::RecordRunsRequest { runs }).await;
     let reply = reply.map_err(|status| Error::from_status(&status))?.into_inner();
-    // It is recorded, whoever sees it when: a shard that hangs has held the write itself up already.
+    // The record is durable. A shard that hangs has delayed the write itself already, and is not waited for twice.
     let _ = time::timeout(SEEN_WAIT, head.engine().sync_others(&ledger, reply.version)).await;
     Ok(reply)
 }
@@ -101,7 +103,7 @@ pub(crate) async fn record(head: &Arc<HeadNode>, record: pb::RunRecord) -> bool 
     matches!(time::timeout(ANSWER_WAIT, told).await, Ok(Ok(true)))
 }
 
-/// Tells whether the first attempt went well: what a shard refuses now it will hardly take a moment later.
+/// Appends a record, again and again while that may help. Tells whether the first attempt succeeded.
 async fn keep_appending(head: Arc<HeadNode>, record: pb::RunRecord, tell: oneshot::Sender<bool>) {
     let begun = Instant::now();
     let (mut tell, mut kept, mut pause) = (Some(tell), None, RETRY_MIN);
@@ -110,7 +112,7 @@ async fn keep_appending(head: Arc<HeadNode>, record: pb::RunRecord, tell: onesho
         let late = |_| Err(Error::new(Code::Unavailable, "the ledger's shard did not answer in time"));
         let appended = appending.await.unwrap_or_else(late);
         if let Some(tell) = tell.take() {
-            // whoever waited may have been answered meanwhile
+            // The writer may have been answered without it meanwhile.
             let _ = tell.send(appended.is_ok());
         }
         let Err(error) = appended else { return };

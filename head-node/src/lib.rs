@@ -15,8 +15,8 @@
 //! | and is framed as Arrow IPC in Flight in gRPC, as the client takes them | [`frame`] (pure), `doget/pump.rs` |
 //! | what it cost is counted | [`stats`], [`metrics`] |
 //!
-//! Beside it: [`put`] relays a publish, [`ledger`] records each write, [`service`] answers what is not about rows, [`head`] is what all of these share,
-//! [`config`] what a head is told, [`error`] how errors look at the edge.
+//! Beside it: [`put`] relays a publish, [`ledger`] records each write, [`service`] answers what is not about rows, [`head`] is
+//! what all of these share, [`config`] what a head is told, [`error`] how errors look at the edge.
 
 mod cache;
 mod changes;

@@ -86,7 +86,8 @@ impl Memory {
 
     /// What the claim maps hold, bookkeeping included.
     pub(crate) fn resident(&self) -> u64 {
-        // A slot may be taken out, and counted so, before who put it in has counted it: for a moment there are fewer than none.
+        // Two tasks count a slot, one when it is stored and one when it is dropped. The second may come first: then the sum is
+        // below zero for a moment.
         let slots = self.slots.load(Relaxed).wrapping_mul(SLOT_BYTES);
         (self.resident.load(Relaxed).wrapping_add(slots) as i64).max(0).unsigned_abs()
     }

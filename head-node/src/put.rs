@@ -7,8 +7,9 @@
 //! [`PublishEnd`](pb::PublishEnd), which a broken one never gets. The call is made by a task of its own, because the
 //! handler is dropped with its client, and the shard's word is needed to tell the other shards.
 //!
-//! The shard's word is passed on, both ways. Its acknowledgement means durable; before it is passed on the other shards are
-//! told, so that whoever asks any of them after the acknowledgement sees the rows, and the publish is recorded in the ledger.
+//! The head passes the shard's acknowledgement or error on to the client. An acknowledgement means that the rows are durable. Before
+//! it passes one on, the head tells the other shards, so that whoever asks any of them afterwards sees the rows, and records the
+//! publish in the ledger.
 
 use std::{
     pin::Pin,
@@ -67,7 +68,7 @@ pub(crate) async fn relay(
     let dataset = DatasetName::new(&header.dataset)?;
     let (_, channel) = head.engine().home_channel(&dataset).await?;
     let (broken, broke) = oneshot::channel();
-    // the shard does not need its publisher's record, and the record not the dataset's spec
+    // The shard does not use the publisher's record. The head's record does not use the dataset's spec.
     let record = header.record.take();
     let said = pb::PublishHeader { record, spec: None, ..header.clone() };
     let messages = outgoing(header, first, messages, ending, broken);

@@ -533,7 +533,7 @@ async fn a_ledger_that_is_away_holds_up_no_publish_and_has_it_when_it_is_back() 
     grid.shard.hold_writes(true);
     let ack = put(&grid, publish("mom", 3, 1)).await.unwrap();
     assert_eq!((ack.version, ack.recorded), (8, false));
-    // it is back, and not quite
+    // The ledger takes this record, and refuses the next one.
     grid.shard.refuse_records([Error::new(Code::Unavailable, "the disk is away")]);
     grid.shard.hold_writes(false);
     let recorded = grid.shard.recorded_in_the_end(1).await;

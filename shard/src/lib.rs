@@ -67,8 +67,8 @@ pub use config::Config;
 
 /// Full name of the service, as health and reflection list it.
 const SERVICE: &str = "trellis.v1.Shard";
-/// At the end, how long calls of the library are waited for that reads and writes the logs of tables: a checkpoint takes some
-/// milliseconds, and one that is not written is written after the next start.
+/// A shard that stops waits for at most so long for the Delta kernel's calls. A checkpoint that is cut short then is written after
+/// the next start.
 const SETTLE_WAIT: Duration = Duration::from_secs(3);
 
 /// Opens the lake, then serves until `shutdown` resolves, then finishes the calls in flight, for at most `config.drain`.
@@ -116,7 +116,7 @@ pub async fn run_and(
         .map_err(|e| Error::new(Code::Unavailable, e.to_string()));
     upkeep.stop().await;
     if tokio::time::timeout(SETTLE_WAIT, shard.catalog.lake.settle()).await.is_err() {
-        tracing::warn!("a table's log is still being read or written at the end");
+        tracing::warn!("the Delta kernel is still reading or writing a table's log at the end");
     }
     let drained = drained?;
     if !drained.late.is_empty() {

@@ -33,7 +33,7 @@ pub(crate) struct Lake {
     root: Arc<dyn ObjectStore>,
     url: Url,
     prefix: Path,
-    /// Calls of the library that reads and writes logs.
+    /// Calls of the Delta kernel that are under way.
     calls: TaskTracker,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Folder {
     /// Paths from the root of the disk or bucket.
     pub(crate) root: Arc<dyn ObjectStore>,
     pub(crate) url: Url,
-    /// As of the lake.
+    /// Calls of the Delta kernel that are under way, in the whole lake.
     pub(crate) calls: TaskTracker,
 }
 
@@ -94,7 +94,7 @@ impl Lake {
         }
     }
 
-    /// Waits for the calls of the library that are under way.
+    /// Waits for the calls of the Delta kernel that are under way. Cancel safe.
     pub(crate) async fn settle(&self) {
         self.calls.close();
         self.calls.wait().await;

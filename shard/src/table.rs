@@ -566,8 +566,8 @@ impl Table {
 /// A run that was committed, with its id.
 type FoundRun = (String, CommittedRun);
 
-/// The runs of the dataset, and not those of one that was dropped before it was made. Changes by hand stay known: the drop that is
-/// asked for again must not drop the dataset that has the name now.
+/// The runs of the dataset, and not those of one that was dropped before it was made. Changes by hand stay
+/// known: a client that asks for its drop again must not drop the dataset that has the name now.
 fn runs_of(txns: &HashMap<String, Txn>, life: &Life) -> Vec<FoundRun> {
     let runs = txns.iter().filter_map(|(app, txn)| parse_run(app, txn));
     runs.filter(|(_, run)| run.version >= life.since || run.is_change()).collect()

@@ -296,7 +296,7 @@ def _status(args: argparse.Namespace) -> None:
         try:
             datasets = grid._described(STATUS_WAIT_S)
         except Unavailable as error:
-            # a shard that is away: which, is what somebody who asks for the status wants to know
+            # a shard is away; the error names it, and whoever asks for the status wants to know that
             missing = str(error)
     processes = process_list(folder) if folder else []
     if args.json:

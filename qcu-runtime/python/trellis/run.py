@@ -34,7 +34,7 @@ def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Fram
         with _inside.running(f"strategy {strategy.name}"):
             return frame_of(strategy.function(context, **inputs))
     finally:
-        # one that the strategy forked off would answer, and publish, too
+        # the strategy has forked: the copy must not answer as well, or its result would be published
         if os.getpid() != process:
             os._exit(1)
 

@@ -132,9 +132,9 @@ pub(super) struct World {
 
 /// Runs one simulation to its end; panics where something that must be true is not.
 pub(super) fn simulate(seed: u64, steps: usize) -> Outcome {
-    // One blocking thread, so that what is decoded off the main thread comes back in the order in which it was asked for. What
-    // comes back waits until nothing else is ready: at every 31st step, which is the default, it would go first, if it is back
-    // by then.
+    // One blocking thread, so that what is decoded off the main thread comes back in the order in which it was asked for. Tokio
+    // looks first at what came back from other threads at every 31st step. Whether something has come back by then depends on the
+    // machine's load, so this runtime looks there only when nothing else is ready.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
