@@ -1,4 +1,7 @@
-"""A child that speaks the protocol with the standard library only. The partition, or the function, says what it does."""
+"""A child that speaks the protocol with the standard library only.
+
+The partition, or the function, says what it does.
+"""
 
 import ctypes
 import fcntl
