@@ -9,7 +9,7 @@ use std::fmt;
 
 use prost::Message;
 
-use crate::{pb, time::TimeRange};
+use crate::{pb, range::TimeRange};
 
 /// Result with the grid's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

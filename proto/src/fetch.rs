@@ -9,7 +9,10 @@ use std::{collections::HashMap, ops::Range};
 
 use bytes::Bytes;
 
-use crate::{Code, Error, Result, Side, pb};
+use crate::{
+    error::{Code, Error, Result, Side},
+    pb,
+};
 
 /// One reply to a fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! * [`pb`]: the wire types, generated from `proto/trellis/v1/*.proto` (read those first: every field, unit and limit
 //!   is commented there), with gRPC clients and servers.
-//! * [`name`], [`time`], [`query`], [`spec`]: strict types. What arrives is checked once, on receipt, by `TryFrom` the
+//! * [`name`], [`time`], `range`, [`query`], [`spec`]: strict types. What arrives is checked once, on receipt, by `TryFrom` the
 //!   wire type; what is made inside is right by construction.
 //! * [`fetch`]: what shards answer, checked against what they were asked.
 //! * [`ticket`]: `SeriesRequest` as a Flight ticket, protobuf or JSON.
@@ -13,8 +13,10 @@
 pub mod error;
 pub mod fetch;
 pub mod name;
+pub mod pb;
 pub mod placement;
 pub mod query;
+mod range;
 pub mod runs;
 pub mod spec;
 pub mod ticket;
@@ -23,14 +25,9 @@ pub mod time;
 pub use error::{Code, Error, Result, Side};
 pub use name::{DatasetName, FieldName, Symbol};
 pub use query::{SeriesQuery, Symbols};
+pub use range::TimeRange;
 pub use spec::{DatasetSpec, FieldType};
-pub use time::{ChunkSpan, TimeRange};
-
-/// Generated wire types, clients and servers. `proto/trellis/v1/*.proto` is their documentation.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
-pub mod pb {
-    tonic::include_proto!("trellis.v1");
-}
+pub use time::ChunkSpan;
 
 /// The compiled contract, for gRPC reflection and the golden test.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trellis.v1.bin"));

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// Longest dataset, field or symbol name in bytes: bounds every key, message and metric label made of them.
 pub const NAME_BYTES_MAX: usize = 128;

@@ -9,7 +9,11 @@ use std::cmp::Reverse;
 
 use twox_hash::XxHash3_64;
 
-use crate::{Code, Error, Result, TimeRange, pb};
+use crate::{
+    error::{Code, Error, Result},
+    pb,
+    range::TimeRange,
+};
 
 /// Slots of the symbol ring.
 pub const SLOTS: u32 = 1 << 16;

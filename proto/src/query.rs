@@ -2,11 +2,11 @@
 //! the head to say.
 
 use crate::{
-    Code, Error, Result,
+    error::{Code, Error, Result},
     name::{DatasetName, FieldName, Symbol},
     pb,
+    range::TimeRange,
     spec::FIELDS_MAX,
-    time::TimeRange,
 };
 
 /// Most symbols listed in one request: a message of about 1 MiB. `*` has no such limit.

@@ -5,7 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{Symbol, name::NAME_BYTES_MAX, pb};
+use crate::{
+    name::{NAME_BYTES_MAX, Symbol},
+    pb,
+};
 
 /// The ledger's name.
 pub const LEDGER: &str = "trellis.runs";

@@ -7,7 +7,7 @@ use prost::Message;
 use twox_hash::XxHash3_64;
 
 use crate::{
-    Code, Error, Result,
+    error::{Code, Error, Result},
     name::{DatasetName, FieldName, nearest},
     pb,
     time::ChunkSpan,

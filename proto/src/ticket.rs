@@ -14,7 +14,13 @@ use bytes::Bytes;
 use prost::Message;
 use serde::Deserialize;
 
-use crate::{Code, Error, Result, SeriesQuery, Symbols, name, pb, time};
+use crate::{
+    error::{Code, Error, Result},
+    name, pb,
+    query::{SeriesQuery, Symbols},
+    range::TimeRange,
+    time,
+};
 
 /// Longest ticket in bytes: 20,000 symbols of the usual length, and no more work than that before a request is refused.
 pub const TICKET_BYTES_MAX: usize = 4 << 20;
@@ -109,7 +115,7 @@ fn decode_json(ticket: &[u8]) -> Result<SeriesQuery> {
         },
     );
     let start = time_of(json.start, "start")?.map(time::start_bound);
-    query.range = time::TimeRange::new(start, time_of(json.end, "end")?.and_then(time::end_bound))?;
+    query.range = TimeRange::new(start, time_of(json.end, "end")?.and_then(time::end_bound))?;
     query.as_of = time_of(json.as_of, "as_of")?.and_then(time::end_bound);
     query.allow_stale = json.allow_stale;
     query.known_at = json.known_at;
@@ -125,7 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{FieldName, Symbol, TimeRange};
+    use crate::{FieldName, Symbol};
 
     fn query() -> impl Strategy<Value = SeriesQuery> {
         let symbols = prop_oneof![
