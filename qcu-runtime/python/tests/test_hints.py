@@ -10,9 +10,8 @@ import pytest
 from conftest import cli
 
 import trellis
-from trellis import run
-from trellis.errors import BadRequest, StrategyError, TrellisError, Unavailable
-from trellis.frame import format_table
+from trellis._table import format_table
+from trellis.errors import BadRequest, StrategyError, TrellisError, Unavailable, frames_of
 
 
 def strategy(body=lambda ctx, px: ctx.frame(symbol=px.symbols, score=1.0), **changed):
@@ -181,7 +180,7 @@ def test_in_python_the_exception_shows_the_strategys_frames_and_not_ours(tmp_pat
         files.append(cause.tb_frame.f_code.co_filename)
         cause = cause.tb_next
     assert files == [str(tmp_path / "broken_too.py")] * 2
-    assert run.frames_of(told.value.traceback).count("File") == 2
+    assert frames_of(told.value.traceback).count("File") == 2
     # a notebook leaves out what is marked so
     hidden = [f.f_locals.get("__tracebackhide__") for f, _ in _frames(told.value.__traceback__)][1:]
     assert hidden and all(hidden)

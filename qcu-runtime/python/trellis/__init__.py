@@ -15,10 +15,12 @@ import atexit as _atexit
 
 from . import _trellis, errors
 from . import local as _local
+from ._context import Context
+from ._declaration import Output, Schedule, Series, after, at_close, output, series
 from .errors import TrellisError
 from .frame import Frame, Receipt
 from .grid import Dataset, Grid, connect
-from .strategy import Context, Output, Schedule, Series, Strategy, after, at_close, output, series, strategy
+from .strategy import Strategy, strategy
 from .wide import Row, Wide
 
 __version__: str = _trellis.__version__

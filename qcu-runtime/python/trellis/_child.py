@@ -29,7 +29,7 @@ def main() -> None:
     channel = socket.socket(fileno=CHANNEL_FD)
     os.set_inheritable(CHANNEL_FD, False)
     # Before the first packet is read: the parent prefetches inputs while this process imports.
-    from trellis import run
+    from trellis import errors, run
 
     strategy = None
     while True:
@@ -47,18 +47,12 @@ def main() -> None:
             failure = {
                 "kind": "raised",
                 "type": type(error).__name__,
-                "message": _message(error)[: 16 * 1024],
-                "traceback": run.traceback_of(error),
+                "message": (run.exit_told(error) if isinstance(error, SystemExit) else str(error))[: 16 * 1024],
+                "traceback": errors.traceback_of(error),
             }
             # every frame, for the log; the report has the strategy's own
             traceback.print_exception(error)
             _send(channel, {"error": failure})
-
-
-def _message(error: BaseException) -> str:
-    from trellis.run import exit_told
-
-    return exit_told(error) if isinstance(error, SystemExit) else str(error)
 
 
 def _load(request: dict[str, Any]) -> Any:
@@ -75,8 +69,7 @@ def _load(request: dict[str, Any]) -> Any:
 
 
 def _run(channel: socket.socket, strategy: Any, request: dict[str, Any], fds: list[int]) -> None:
-    from trellis import _trellis, run
-    from trellis.strategy import Context
+    from trellis import Context, _trellis, run
 
     inputs = {}
     for declared, fd in zip(request["inputs"], fds, strict=True):

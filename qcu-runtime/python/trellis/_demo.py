@@ -27,10 +27,10 @@ from typing import Any
 
 import trellis
 from trellis import local
+from trellis._table import format_table
 from trellis.cli import stats_table
 from trellis.deploy import deploy_strategies, load_strategies
 from trellis.errors import BadRequest, TrellisError, Unavailable
-from trellis.frame import format_table
 from trellis.importing import import_files
 from trellis.up import log_tail
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from ._declaration import Declaration
 from ._imports import is_own, reached_by_name
 from .frame import Frame
-from .strategy import Strategy
 
 # of these the text form is the value
 _PLAIN = {bool, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range}
@@ -36,7 +36,7 @@ _CLASS_NOISE = ("__dict__", "__weakref__", "__module__", "__doc__", "__firstline
 _WRAPPED = ("__wrapped__", "__func__", "fget", "fset")
 
 
-def live_digest(strategy: Strategy) -> str:
+def live_digest(strategy: Declaration) -> str:
     """The digest, in hexadecimal."""
     walk = _Walk({})
     walk.add(strategy)
@@ -103,7 +103,7 @@ class _Walk:
                 self.module(value)
             case type():
                 self.type(value)
-            case Strategy():
+            case Declaration():
                 declared = value.manifest()
                 self.say(json.dumps({k: v for k, v in declared.items() if k not in ("module", "code_digest")}))
                 self.add(value.function)

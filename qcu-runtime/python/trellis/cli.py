@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import __version__, local
+from ._table import format_table
+from ._time import to_session
 from .datasets import add_commands, pairs, table_of
-from .errors import BadRequest, StrategyError, TrellisError, Unavailable
-from .frame import Frame, format_table
+from .errors import BadRequest, StrategyError, TrellisError, Unavailable, frames_of
+from .frame import Frame
 from .grid import connect
-from .run import frames_of
 
 # rows of a table on a terminal; a file or a pipe is asked for with another format
 TABLE_ROWS = 40
@@ -466,7 +467,6 @@ def _published(ack: dict[str, Any]) -> str:
 
 def _deploy(args: argparse.Namespace) -> None:
     from ._inside import stdout_to_stderr
-    from ._time import to_session
     from .deploy import Until, deploy_strategies, failure, load_strategies
 
     with stdout_to_stderr():

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ._table import format_table
 from .errors import BadRequest
-from .frame import format_table
 from .grid import connect
 
 

@@ -26,11 +26,10 @@ from types import ModuleType
 from typing import Any
 
 from . import _inside, _trellis, local
+from ._declaration import PROCESS_STARTED, Declaration, file_version, source_file, strategies_of
 from ._imports import reached_by, set_since
 from ._live import live_digest
-from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable
-from .run import traceback_of
-from .strategy import PROCESS_STARTED, Strategy, file_version, source_file, strategies_of
+from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable, traceback_of
 
 LOCK_FILE = "packages.lock"
 # From writing the unit's file to the first it says of itself: `up` looks every fraction of a second. A publisher that
@@ -69,8 +68,8 @@ def load_module(path: str | os.PathLike[str]) -> ModuleType:
     return module
 
 
-def load_strategies(target: str) -> list[Strategy]:
-    """The strategies of `FILE` or `FILE:unit`.
+def load_strategies(target: str) -> list[Any]:
+    """The strategies (`trellis.Strategy`) of `FILE` or `FILE:unit`.
 
     Raises:
         BadRequest: no such file, or no such strategy in it.
@@ -120,7 +119,7 @@ def bundle_of(file: pathlib.Path) -> tuple[dict[str, bytes], str]:
     return sources, digest.hexdigest()
 
 
-def code_digest(strategy: Strategy) -> str:
+def code_digest(strategy: Declaration) -> str:
     """What code a run in this process is of, for the ledger.
 
     * `sha256:...`: of a file, the local modules that it imports and the versions of the packages that these name; what
@@ -144,7 +143,7 @@ def code_digest(strategy: Strategy) -> str:
         return f"unknown:what is in memory cannot be told ({type(error).__name__})"
 
 
-def _edited(strategy: Strategy, file: pathlib.Path, files: Iterable[pathlib.Path]) -> bool:
+def _edited(strategy: Declaration, file: pathlib.Path, files: Iterable[pathlib.Path]) -> bool:
     """Whether one of the files may be another than the one that was imported.
 
     Its own had been when the strategy was declared. When another was, nobody knows: not before this process began.
@@ -153,7 +152,7 @@ def _edited(strategy: Strategy, file: pathlib.Path, files: Iterable[pathlib.Path
     return own or any(path.stat().st_ctime > PROCESS_STARTED for path in files if path != file)
 
 
-def make_bundle(strategy: Strategy, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
+def make_bundle(strategy: Declaration, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
     """Writes the bundle of a strategy's file: its folder, the file in it, and the digest."""
     file = pathlib.Path(source_file(strategy)).resolve()
     if _edited(strategy, file, [file]):
@@ -212,7 +211,7 @@ class Until(enum.Enum):
 
 
 def deploy_strategies(
-    strategies: list[Strategy],
+    strategies: Sequence[Declaration],
     state: str | os.PathLike[str],
     *,
     session: str | None = None,

@@ -7,7 +7,11 @@ An error says what went wrong, whose move it is, and, where there is something t
 
 from __future__ import annotations
 
+import os
+import traceback
 from typing import Any
+
+from ._imports import is_own
 
 __all__ = [
     "BadRequest",
@@ -32,6 +36,11 @@ __all__ = [
     "UnknownSession",
     "UnknownSymbol",
 ]
+
+
+# A longer traceback keeps its end: more than any stack that a person reads.
+TRACEBACK_BYTES_MAX = 32 * 1024
+_HEADER = "Traceback (most recent call last):\n"
 
 
 class TrellisError(Exception):
@@ -231,5 +240,33 @@ def _from_code(
     return cls(message, hint=hint, code=code, dataset=dataset, symbol=symbol, shard=shard, retryable=retryable)
 
 
-def _missing(package: str, what: str) -> MissingPackage:
+def missing_package(package: str, what: str) -> MissingPackage:
     return MissingPackage(f"{what} needs {package}, which is not installed", hint=f"pip install {package}")
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback as text, its last 32 KiB: the strategy's own frames, without ours and those of libraries.
+
+    TRELLIS_TRACEBACK=1 has all of them, and the exceptions behind this one.
+    """
+    if os.environ.get("TRELLIS_TRACEBACK", "0") != "0":
+        lines = traceback.format_exception(error)
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if is_own(frame.filename)]
+        # a SyntaxError has a place, and no frame
+        lines = [_HEADER, *traceback.format_list(own), *traceback.format_exception_only(error)]
+    return printable("".join(lines)).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
+
+
+def printable(told: str) -> str:
+    """Text that can be written: a name of a file that is no UTF-8 has halves of characters in Python."""
+    return told.encode(errors="backslashreplace").decode()
+
+
+def frames_of(text: str) -> str:
+    """Of a traceback its frames: what is above them is the same in all, and what is below is the message."""
+    lines = text.splitlines()
+    # a message may have an indented line, too: its hint
+    last = max((i for i, line in enumerate(lines) if line.startswith(("  File ", "    "))), default=-1)
+    return "".join(f"{line}\n" for line in lines[: last + 1] if line != _HEADER.strip())

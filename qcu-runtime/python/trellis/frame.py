@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from . import _trellis
+from ._table import format_table
 from ._time import format_ns
-from .errors import BadRequest, _missing
+from .errors import BadRequest, missing_package
 from .wide import Wide
 
 __all__ = ["Frame", "Receipt"]
@@ -181,7 +182,7 @@ class Frame:
         try:
             import pyarrow
         except ImportError:
-            raise _missing("pyarrow", ".arrow()") from None
+            raise missing_package("pyarrow", ".arrow()") from None
         # `pyarrow.table` would import pandas first, to see whether this is a DataFrame: half a second in a new process
         return pyarrow.RecordBatchReader.from_stream(self).read_all()
 
@@ -190,7 +191,7 @@ class Frame:
         try:
             import polars
         except ImportError:
-            raise _missing("polars", ".polars()") from None
+            raise missing_package("polars", ".polars()") from None
         return polars.DataFrame(self).with_columns(polars.col(polars.Categorical).cast(polars.String))
 
     def pandas(self) -> Any:
@@ -202,7 +203,7 @@ class Frame:
         try:
             import pandas as pd
         except ImportError:
-            raise _missing("pandas", ".pandas()") from None
+            raise missing_package("pandas", ".pandas()") from None
         return pd.DataFrame({name: self._pandas_column(pd, name) for name in self.columns}, copy=False)
 
     def _pandas_column(self, pd: Any, name: str) -> Any:
@@ -280,7 +281,7 @@ class Frame:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
-            raise _missing("pyarrow", "the format parquet") from None
+            raise missing_package("pyarrow", "the format parquet") from None
         sink = pa.BufferOutputStream() if path is None else path
         pq.write_table(pa.table(self), sink, compression="zstd")
         return sink.getvalue().to_pybytes() if path is None else None
@@ -336,75 +337,3 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
-
-
-def format_table(
-    header: list[str], rows: list[list[str]], gap_after: int | None = None, width: int | None = None
-) -> str:
-    """Columns aligned: numbers to the right, the rest to the left. Without a border, to be pasted anywhere.
-
-    `width` is that of the terminal: long cells are cut, then columns in the middle left out, until a line fits.
-    """
-    right = [bool(rows) and all(_numeric(r[i]) for r in rows) for i in range(len(header))]
-    widths = [max([len(h), *(len(r[i]) for r in rows)]) for i, h in enumerate(header)]
-    if width is not None:
-        widths = _narrowed(widths, right, width)
-        if out := _left_out(widths, width):
-            first, last = out
-            header, right, widths, *rows = (
-                [*row[:first], gap, *row[last:]]
-                for row, gap in [(header, "…"), (right, False), (widths, 1), *((row, "…") for row in rows)]
-            )
-        header, rows = _cut(header, widths), [_cut(row, widths) for row in rows]
-
-    def line(cells: list[str]) -> str:
-        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
-        return "  ".join(aligned).rstrip()
-
-    lines = [line(header), *(line(row) for row in rows)]
-    if gap_after is not None:
-        lines.insert(gap_after + 1, "…")
-    return "\n".join(lines)
-
-
-# a cell narrower than that says nothing
-_CELL_MIN = 12
-
-
-def _line_width(widths: list[int]) -> int:
-    return sum(widths) + 2 * max(0, len(widths) - 1)
-
-
-def _narrowed(widths: list[int], right: list[bool], width: int) -> list[int]:
-    """The widest columns of text give way; a number is shown whole or not at all."""
-    widths = list(widths)
-    while _line_width(widths) > width:
-        text = [i for i, w in enumerate(widths) if w > _CELL_MIN and not right[i]]
-        if not text:
-            break
-        widest = max(text, key=lambda i: widths[i])
-        widths[widest] -= 1
-    return widths
-
-
-def _left_out(widths: list[int], width: int) -> tuple[int, int] | None:
-    """The columns [first, last) in the middle that must go for a line to fit; None if it does."""
-    if _line_width(widths) <= width:
-        return None
-    first, last = (len(widths) + 1) // 2, (len(widths) + 1) // 2 + 1
-    while _line_width([*widths[:first], 1, *widths[last:]]) > width and (first > 1 or last < len(widths)):
-        if last < len(widths) and (len(widths) - last >= first or first == 1):
-            last += 1
-        else:
-            first -= 1
-    return first, min(last, len(widths))
-
-
-def _cut(cells: list[str], widths: list[int]) -> list[str]:
-    return [c if len(c) <= w else c[: w - 1] + "…" for c, w in zip(cells, widths, strict=True)]
-
-
-def _numeric(text: str) -> bool:
-    # a date begins like a number too
-    is_number = text.lstrip("-")[:1].isdigit() and text[4:5] != "-"
-    return is_number or text in ("", "-", "NaN", "inf", "-inf")

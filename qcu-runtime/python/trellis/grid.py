@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import _inside, _trellis, local
-from ._time import format_ns, to_end, to_start
+from ._arguments import field_list, symbol_list, text
+from ._declaration import Declaration
+from ._time import format_ns, to_end, to_session, to_start
 from .errors import BadRequest, Closed, Unavailable, UnknownDataset
 from .frame import Frame
-from .strategy import Strategy, field_list, symbol_list
 
 __all__ = ["Dataset", "Grid", "connect"]
 
@@ -290,8 +291,8 @@ class Grid:
             Unavailable: try again.
         """
         question = (
-            _text(dataset, "dataset"),
-            tuple(_text(f, "fields") for f in field_list(fields)),
+            text(dataset, "dataset"),
+            tuple(text(f, "fields") for f in field_list(fields)),
             tuple(symbol_list(symbols)),
             to_start(start),
             to_end(end),
@@ -325,7 +326,7 @@ class Grid:
         """What a dataset is and how far it has come; without a name, a list of all."""
         if dataset is None:
             return self._described()
-        return _dataset(self._call(_Client.describe, _text(dataset, "dataset"))[0])
+        return _dataset(self._call(_Client.describe, text(dataset, "dataset"))[0])
 
     def _described(self, deadline_s: float | None = None) -> list[dict[str, Any]]:
         found = self._call(_Client.describe, None, deadline_s)
@@ -333,11 +334,11 @@ class Grid:
 
     def symbols(self, dataset: str) -> list[str]:
         """The symbols of a dataset, sorted."""
-        return self._call(_Client.symbols, _text(dataset, "dataset"))
+        return self._call(_Client.symbols, text(dataset, "dataset"))
 
     def sessions(self, dataset: str, start: Any = None, end: Any = None) -> list[str]:
         """The days in [start, end) for which the dataset has rows, `2016-08-10`, ascending."""
-        found = self._call(_Client.sessions, _text(dataset, "dataset"), to_start(start), to_end(end))
+        found = self._call(_Client.sessions, text(dataset, "dataset"), to_start(start), to_end(end))
         return [str(format_ns(ns)) for ns in found]
 
     def release(self, dataset: str, *, take_over: bool = False) -> None:
@@ -350,7 +351,7 @@ class Grid:
         Raises:
             Conflict: a process of the unit runs.
         """
-        self._call(_trellis.end_ownership, _text(dataset, "dataset"), take_over)
+        self._call(_trellis.end_ownership, text(dataset, "dataset"), take_over)
 
     def alter(
         self,
@@ -388,15 +389,15 @@ class Grid:
         """
         if isinstance(drop, str):
             drop = [drop]
-        fields = [(_text(f, "add"), _text(t, "add")) for f, t in (add or {}).items()]
+        fields = [(text(f, "add"), text(t, "add")) for f, t in (add or {}).items()]
         done = self._call(
             _Client.alter,
-            _text(dataset, "dataset"),
+            text(dataset, "dataset"),
             uuid.uuid4().hex,
             _who(),
-            [_text(f, "drop") for f in drop],
-            [(_text(f, "rename"), _text(t, "rename")) for f, t in (rename or {}).items()],
-            [(_text(f, "widen"), _text(t, "widen")) for f, t in (widen or {}).items()],
+            [text(f, "drop") for f in drop],
+            [(text(f, "rename"), text(t, "rename")) for f, t in (rename or {}).items()],
+            [(text(f, "widen"), text(t, "widen")) for f, t in (widen or {}).items()],
             [(f, t.rstrip("!?"), not t.endswith("!")) for f, t in fields],
             calendar,
             date_zone,
@@ -417,7 +418,7 @@ class Grid:
         Raises:
             Forbidden: the dataset is a unit's output.
         """
-        done = self._call(_Client.drop, _text(dataset, "dataset"), uuid.uuid4().hex, _who())
+        done = self._call(_Client.drop, text(dataset, "dataset"), uuid.uuid4().hex, _who())
         self._pinned.forget(dataset)
         return done
 
@@ -436,7 +437,7 @@ class Grid:
             Forbidden: the dataset is a unit's output.
             Conflict: there is a dataset of the new name.
         """
-        done = self._call(_Client.rename, _text(dataset, "dataset"), _text(to, "to"), uuid.uuid4().hex, _who())
+        done = self._call(_Client.rename, text(dataset, "dataset"), text(to, "to"), uuid.uuid4().hex, _who())
         self._pinned.forget(dataset)
         self._pinned.forget(to)
         return done
@@ -446,7 +447,7 @@ class Grid:
         return self._call(_Client.stats)
 
     def deploy(
-        self, *strategies: Strategy, session: Any = None, take_over: bool = False, wait: bool = False
+        self, *strategies: Declaration, session: Any = None, take_over: bool = False, wait: bool = False
     ) -> list[dict[str, Any]]:
         """Deploys strategies to this grid, which must be one of `trellis up` on this machine: as `trellis deploy`.
 
@@ -462,7 +463,6 @@ class Grid:
             BadRequest: this grid runs no units.
             StrategyError, Conflict, Unavailable: a unit failed.
         """
-        from ._time import to_session
         from .deploy import Until, deploy_strategies, failure
 
         units = deploy_strategies(
@@ -538,12 +538,6 @@ def _who() -> str:
 def _ports(url: str) -> set[str]:
     """Of a URL's heads. The same head may be called localhost or 127.0.0.1."""
     return {address.rpartition(":")[2] for address in url.partition("://")[2].split(",")}
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRequest(f"{name} must be text, not {type(value).__name__} {value!r}")
-    return value
 
 
 def _dataset(reply: dict[str, Any]) -> Dataset:

@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import traceback
 import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _inside, _trellis
 from ._columns import frame_of
-from ._imports import OURS, is_own
-from .errors import BadRequest, StrategyError, TrellisError
+from ._context import Context
+from ._declaration import Declaration
+from ._imports import OURS
+from .errors import BadRequest, StrategyError, TrellisError, printable, traceback_of
 from .frame import Frame
-from .strategy import Context, Strategy
 
 if TYPE_CHECKING:
     from .grid import Grid
 
-# of a traceback's end: enough for any stack that a person reads
-TRACEBACK_BYTES_MAX = 32 * 1024
 # of a write that is done
 UNRECORDED = "It is not in the ledger yet, which is away: the grid goes on trying to record it."
-_HEADER = "Traceback (most recent call last):\n"
 
 
-def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Frame:
+def call(strategy: Declaration, context: Context, inputs: dict[str, Frame]) -> Frame:
     """Calls the strategy's function and makes a Frame of its answer. What it raises passes through."""
     process = os.getpid()
     try:
@@ -40,7 +37,7 @@ def call(strategy: Strategy, context: Context, inputs: dict[str, Frame]) -> Fram
 
 
 def input_frame(
-    strategy: Strategy, name: str, rows: _trellis.Rows, receipt: dict[str, Any], window: tuple[Any, ...]
+    strategy: Declaration, name: str, rows: _trellis.Rows, receipt: dict[str, Any], window: tuple[Any, ...]
 ) -> Frame:
     """An input: its window is a matrix's sessions, and the symbols that were listed have a column each."""
     symbols = strategy.inputs[name].symbols
@@ -48,7 +45,7 @@ def input_frame(
 
 
 def run_here(
-    strategy: Strategy, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool, take_over: bool
+    strategy: Declaration, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool, take_over: bool
 ) -> Frame:
     """`Strategy.run`."""
     __tracebackhide__ = True  # notebooks leave the frame out
@@ -83,7 +80,7 @@ def run_here(
     return frame
 
 
-def _compute(strategy: Strategy, manifest: str, session: str, prefetched: _trellis.Prefetched) -> Frame:
+def _compute(strategy: Declaration, manifest: str, session: str, prefetched: _trellis.Prefetched) -> Frame:
     __tracebackhide__ = True
     inputs = {
         name: input_frame(strategy, name, rows, receipt, window) for name, rows, receipt, window in prefetched.inputs()
@@ -108,12 +105,12 @@ def _record(
         error.add_note(f"the failure is not in the ledger: {unrecorded}")
 
 
-def _failed(strategy: Strategy, session: str, error: BaseException) -> StrategyError:
+def _failed(strategy: Declaration, session: str, error: BaseException) -> StrategyError:
     told = error.message if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit):
         told = exit_told(error)
     return StrategyError(
-        _text(f"strategy {strategy.name}, session {session}: {told}"),
+        printable(f"strategy {strategy.name}, session {session}: {told}"),
         hint=error.hint if isinstance(error, TrellisError) else "",
         traceback=traceback_of(error),
     )
@@ -122,34 +119,6 @@ def _failed(strategy: Strategy, session: str, error: BaseException) -> StrategyE
 def exit_told(error: SystemExit) -> str:
     """A strategy that exits has failed."""
     return f"the strategy called sys.exit({error.code!r})"
-
-
-def traceback_of(error: BaseException) -> str:
-    """The traceback as text, its last 32 KiB: the strategy's own frames, without ours and those of libraries.
-
-    TRELLIS_TRACEBACK=1 has all of them, and the exceptions behind this one.
-    """
-    if os.environ.get("TRELLIS_TRACEBACK", "0") != "0":
-        lines = traceback.format_exception(error)
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if is_own(frame.filename)]
-        # a SyntaxError has a place, and no frame
-        lines = [_HEADER, *traceback.format_list(own), *traceback.format_exception_only(error)]
-    return _text("".join(lines)).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
-
-
-def _text(told: str) -> str:
-    """Text that can be written: a name of a file that is no UTF-8 has halves of characters in Python."""
-    return told.encode(errors="backslashreplace").decode()
-
-
-def frames_of(text: str) -> str:
-    """Of a traceback its frames: what is above them is the same in all, and what is below is the message."""
-    lines = text.splitlines()
-    # a message may have an indented line, too: its hint
-    last = max((i for i, line in enumerate(lines) if line.startswith(("  File ", "    "))), default=-1)
-    return "".join(f"{line}\n" for line in lines[: last + 1] if line != _HEADER.strip())
 
 
 def _without_ours(entries: TracebackType | None) -> TracebackType | None:

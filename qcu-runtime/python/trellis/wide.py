@@ -37,7 +37,7 @@ from ._align import (
     spread,
 )
 from ._time import format_ns, to_end, to_ns, to_start
-from .errors import BadRequest, UnknownSession, UnknownSymbol, _missing
+from .errors import BadRequest, UnknownSession, UnknownSymbol, missing_package
 
 __all__ = ["Row", "Wide"]
 
@@ -658,5 +658,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise _missing("pandas", ".pandas()") from None
+        raise missing_package("pandas", ".pandas()") from None
     return pandas

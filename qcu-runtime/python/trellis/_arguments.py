@@ -1,0 +1,52 @@
+"""Checks of the arguments that several calls take: names, fields and symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import BadRequest
+
+
+def text(value: Any, name: str) -> str:
+    """`value`, which must be text. `name` is the argument's, for the error.
+
+    Raises:
+        BadRequest: it is not text.
+    """
+    if not isinstance(value, str):
+        raise BadRequest(f"{name} must be text, not {type(value).__name__} {value!r}")
+    return value
+
+
+def field_list(fields: Any) -> tuple[Any, ...]:
+    """A tuple of fields from what people give: a name, or a list, an array, an Index of names; None and () are all."""
+    if fields is None:
+        return ()
+    if isinstance(fields, str):
+        return (fields,)
+    if not _is_list(fields):
+        raise BadRequest(f"fields must be the name of a field or a list of names, not {fields!r}")
+    return tuple(str(f) if isinstance(f, str) else f for f in fields)
+
+
+def _is_list(names: Any) -> bool:
+    # a DataFrame would give its columns' names, an array of no dimension nothing
+    return hasattr(names, "__iter__") and not isinstance(names, Mapping) and getattr(names, "ndim", 1) == 1
+
+
+def symbol_list(symbols: Any) -> tuple[str, ...]:
+    """A tuple of symbols from what people give: None and "*" are all, one name is a list of one, [] is refused."""
+    if symbols is None or (isinstance(symbols, str) and symbols == "*"):
+        return ("*",)
+    if isinstance(symbols, str):
+        return (symbols,)
+    if not _is_list(symbols):
+        raise BadRequest(f'symbols must be a symbol, a list of them, or "*", not {symbols!r}')
+    listed = tuple(str(s) if isinstance(s, str) else s for s in symbols)
+    wrong = [s for s in listed if not isinstance(s, str)]
+    if wrong:
+        raise BadRequest(f"symbols must be strings, not {wrong[0]!r}")
+    if not listed:
+        raise BadRequest("the list of symbols is empty", hint='symbols="*" reads every symbol')
+    return listed
