@@ -1,14 +1,14 @@
 """PEP 517 build backend: maturin's, plus the grid's own programs in the wheel.
 
 One `pip install` gives `import trellis`, the command `trellis`, and the programs `head-node`, `shard` and `qcu` that
-`trellis up` starts. maturin packs an extension *or* a program, so the programs go in as data scripts: this backend
-builds them first and copies them to `trellis.data/scripts/`, which maturin installs into the environment's `bin`.
+`trellis up` starts. maturin packs an extension or a program, but not both. So this backend builds the programs first
+and copies them to `trellis.data/scripts/`, which maturin installs into the environment's `bin` as data scripts.
 
 The programs and the extension are built by one cargo call. Separate calls would unify features differently, and cargo
 would compile the dependencies they share twice. maturin's own call afterwards finds everything built.
 
 `TRELLIS_PROFILE` names the cargo profile (default `demo`: quick to build; releases set `release`).
-`maturin develop` goes past this backend and installs no programs: use `pip install -e`.
+`maturin develop` does not use this backend and installs no programs: use `pip install -e`.
 """
 
 import json
@@ -19,7 +19,7 @@ import subprocess
 import sysconfig
 
 import maturin
-from maturin import (  # noqa: F401  re-exported: the hooks that need nothing of ours
+from maturin import (  # noqa: F401  re-exported: hooks that this backend does not change
     build_sdist,
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
@@ -34,7 +34,7 @@ SCRIPTS = HERE / "trellis.data" / "scripts"
 PACKAGES = ["trellis-python", "trellis-head", "trellis-shard", "trellis-qcu"]
 PROGRAMS = ["head-node", "shard", "qcu"]
 
-# Without build isolation maturin's program is in this environment, which nobody need have activated.
+# Without build isolation, maturin's program is in this environment, which may not be activated.
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 # maturin refuses to start, even for metadata, when the folder of `[tool.maturin] data` is missing.

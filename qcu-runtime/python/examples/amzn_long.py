@@ -16,14 +16,14 @@ import trellis
 )
 def amzn_trend(ctx, px):
     close, split = px.wide("close")["AMZN"], px.wide("split")["AMZN"]
-    shares = np.cumprod(np.nan_to_num(split, nan=1.0))  # what one share of the first session has become
+    shares = np.cumprod(np.nan_to_num(split, nan=1.0))  # shares today for one share of the first session
     log = np.log(close * shares)
-    traded = np.flatnonzero(~np.isnan(log))  # a session without a price has a row, too
+    traded = np.flatnonzero(~np.isnan(log))  # the matrix also has sessions without a price
     log = log[traded]
     slope, _ = np.polyfit(traded, log, 1)
     return ctx.frame(
         symbol=["AMZN"],
         growth=np.exp(log[-1] - log[0]) - 1,
-        trend=slope * 252,  # a year
+        trend=slope * 252,  # for a year
         sessions=len(log),
     )

@@ -1,4 +1,4 @@
-"""Five years of the same symbol: its volatility. Its prices are a part of what `amzn_long.py` reads.
+"""Five years of the same symbol: its volatility. `amzn_long.py` reads these prices, too.
 
 trellis run examples/amzn_short.py --session 2016-08-10
 """
@@ -17,5 +17,5 @@ import trellis
 def amzn_vol(ctx, px):
     close, split = px.wide("close")["AMZN"], px.wide("split")["AMZN"]
     log = np.log(close * np.cumprod(np.nan_to_num(split, nan=1.0)))
-    log = log[~np.isnan(log)]  # a session without a price has a row, too
+    log = log[~np.isnan(log)]  # the matrix also has sessions without a price
     return ctx.frame(symbol=["AMZN"], volatility=np.diff(log).std() * np.sqrt(252), sessions=len(log))

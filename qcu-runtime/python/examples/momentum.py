@@ -1,4 +1,4 @@
-"""Twelve-month momentum, the last month left out, over every symbol there is.
+"""Twelve-month momentum without the last month, over every symbol.
 
 trellis run examples/momentum.py --session 2016-08-10
 """

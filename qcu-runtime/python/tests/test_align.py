@@ -159,7 +159,7 @@ def test_where_leaves_missing_what_the_chosen_side_lacks():
     both = Row(("A", "B"), np.array([True, True]))
     chosen = np.where(both, Row(("A",), np.array([True])), both)
     assert chosen["A"] == 1.0 and np.isnan(chosen["B"])
-    with pytest.raises(BadRequest, match="no number"):
+    with pytest.raises(BadRequest, match="not a number"):
         np.where(both, ROW, None)
 
 
@@ -204,8 +204,8 @@ WIDE = Wide(np.array(DAYS[:2], "M8[ns]"), ("A", "B"), np.array([[1.0, 2], [3, 4]
         (pd.Series([1.0, 2.0], index=[5, 3]), "labelled by int 5"),
         (pd.Series([1.0, 2.0], index=["A", "A"]), "the symbol 'A' twice"),
         (pd.Series([1.0, 2.0], index=pd.MultiIndex.from_tuples([("A", 1), ("B", 1)])), "MultiIndex"),
-        (pd.Series(["x", "y"], index=["A", "B"]), "no number"),
-        (pd.Series(["1_0", "nan"], index=["A", "B"]), "no number"),
+        (pd.Series(["x", "y"], index=["A", "B"]), "not a number"),
+        (pd.Series(["1_0", "nan"], index=["A", "B"]), "not a number"),
         (pd.Series([Decimal("0.1234567890123456789"), 1], index=["A", "B"]), "0.1234567890123456789"),
         (pd.DataFrame({"A": [1.0], "B": [2.0]}), "sessions down"),
         (pd.DataFrame([[1.0]], index=["A"], columns=pd.to_datetime(DAYS[:1])), "other way round|sessions down"),
@@ -213,8 +213,8 @@ WIDE = Wide(np.array(DAYS[:2], "M8[ns]"), ("A", "B"), np.array([[1.0, 2], [3, 4]
         (pd.DataFrame([[1.0, 2.0]], index=pd.to_datetime(DAYS[:1]), columns=["A", "A"]), "'A' twice"),
         (pd.DataFrame([[1.0]], index=pd.DatetimeIndex(DAYS[:1], tz="America/New_York"), columns=["A"]), "midnights of"),
         ({"A": 1.0}, "dict"),
-        ("A", "'A' is no number"),
-        (np.array(["1", "2"]), "no number"),
+        ("A", "'A' is not a number"),
+        (np.array(["1", "2"]), "not a number"),
     ],
     ids=range(18),
 )

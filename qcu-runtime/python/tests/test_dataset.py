@@ -191,7 +191,7 @@ def test_the_commands_say_what_they_did(tmp_path):
             command(tmp_path, "alter", DAILY, "--rename-field", "n=price", "--drop-field", "note", "--json")
         )
         assert done["version"] == 2 and [f["name"] for f in done["fields"]] == ["price"]
-        assert "nothing is to be changed" in command(tmp_path, "alter", DAILY, code=3)
+        assert "no change was given" in command(tmp_path, "alter", DAILY, code=3)
         assert "write it as name=value" in command(tmp_path, "alter", DAILY, "--add", "x", code=3)
         assert "did you mean price?" in command(tmp_path, "alter", DAILY, "--drop-field", "prize", code=3)
         assert "add --yes" in command(tmp_path, "drop", DAILY, code=3)

@@ -193,7 +193,7 @@ def test_an_output_is_its_units_until_another_takes_it_over(grid):
     assert grid.read("tests.owned").arrow()["score"].to_pylist() == [1.0]
     renamed.run(session=SESSION, grid=grid, publish=True, take_over=True)
     assert grid.read("tests.owned").arrow()["score"].to_pylist() == [2.0]
-    with pytest.raises(BadRequest, match="nothing is published"):
+    with pytest.raises(BadRequest, match="nothing would be published"):
         renamed.run(session=SESSION, grid=grid, take_over=True)
     with pytest.raises(Forbidden, match=r"tests\.owned is the output of unit renamed"):
         unit("owner", 3.0).run(session=SESSION, grid=grid, publish=True)
@@ -431,7 +431,7 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
             inside = declare("reaches_out", lambda ctx, px, work=work, through=through: through(work))
             with pytest.raises(StrategyError, match=r"strategy reaches_out calls .* while it runs") as refused:
                 inside.run(session=SESSION, grid=grid)
-            assert "declare what it reads" in refused.value.hint
+            assert "declare the input" in refused.value.hint
             assert not ledger_has(grid, "reaches_out")
 
     # Ctrl-C stays what it is, although a refusal was swallowed before it

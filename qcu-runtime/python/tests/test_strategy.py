@@ -80,7 +80,7 @@ def test_anything_that_can_be_called_with_its_inputs_is_a_strategy():
 
 def test_a_strategy_is_pickled_by_its_name():
     assert pickle.loads(pickle.dumps(partial)) is partial
-    with pytest.raises(TypeError, match="strategy x has no name at the top of a module"):
+    with pytest.raises(TypeError, match="strategy x cannot be pickled: it has no name at the top of a module"):
         pickle.dumps(declare())
 
 

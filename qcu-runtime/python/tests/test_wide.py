@@ -204,15 +204,15 @@ def test_a_session_is_named_by_its_date_and_one_that_is_not_there_says_why():
     wide = windowed({"A": {"2016-07-01": 1.0, "2016-07-15": 2.0}}).wide("x")
     assert wide["2016-07-15"]["A"] == 2.0 and np.isnan(wide["2016-07-05"]["A"])
     for key, why in [
-        ("2016-07-04", "no session of XNYS"),
-        ("2016-07-18", "outside of the sessions here, 2016-07-01 … 2016-07-15"),
-        ("2016-07-05T12:00", "no session of XNYS"),
+        ("2016-07-04", "not a session of XNYS"),
+        ("2016-07-18", "outside of the sessions of this matrix, 2016-07-01 … 2016-07-15"),
+        ("2016-07-05T12:00", "not a session of XNYS"),
     ]:
         for pick in (wide.__getitem__, wide.loc.__getitem__):
             with pytest.raises(UnknownSession, match=why):
                 pick(key)
     union = windowed({"A": {"2016-07-01": 1.0, "2016-07-15": 2.0}}, calendar=None).wide("x")
-    with pytest.raises(UnknownSession, match="has no row here"):
+    with pytest.raises(UnknownSession, match="has no row in this matrix"):
         union["2016-07-05"]
     with pytest.raises(UnknownSymbol, match="2016-13-01"):
         wide["2016-13-01"]

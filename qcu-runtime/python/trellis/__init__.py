@@ -6,7 +6,7 @@
     px = g.read("equities.daily", ["close"], symbols="AMZN", start="2006-08-10", end="2016-08-10")
     px.pandas(), px.polars(), px.arrow(), px.wide("close"), px.receipt
 
-`Grid` is where reads start, `strategy` where programs do. Nothing here starts a thread before `connect`.
+Reads start at `Grid`, programs at `strategy`. No thread starts before `connect`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Operands by their labels: whatever has labels is aligned by them or refused, never taken by position.
+"""Aligns operands by their labels. A labelled operand is aligned or refused; it is never taken by position.
 
-A `Labelled` is what the operands of `Row` and `Wide` have in common. pandas' Series and DataFrame become one; a polars
-Series has no labels, so it is refused beside something that has; numbers, numpy arrays and lists have none and none are
-expected of them: they are taken by position, as numpy takes them.
+`Labelled` is the common form of the operands of `Row` and `Wide`. A pandas Series or DataFrame becomes one. A polars
+Series has no labels, so it is refused. Numbers, numpy arrays and lists have no labels either: they are taken by
+position, as numpy takes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from ._time import datetime64_ns, to_ns
 from .errors import BadRequest
 
-# beyond it a float64 does not hold every integer
+# float64 holds every integer up to this one
 EXACT_MAX = 2**53
 _NUMBERS = "biuf"
 _PLAIN = (np.ndarray, np.generic, bool, int, float, complex, str, bytes, list, tuple, dt.date, dt.timedelta, type(None))
@@ -34,21 +34,21 @@ class Labelled(NamedTuple):
 
 
 def is_pandas(value: Any, kind: str) -> bool:
-    """Is it pandas' `Series` or `DataFrame`? Without importing pandas."""
+    """Whether `value` is an object of that class of pandas, `Series` say. Does not import pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, getattr(pandas, kind))
 
 
 def library(value: Any) -> str:
-    """The package that a value's type is of."""
+    """The name of the package that defines the value's type."""
     return type(value).__module__.partition(".")[0]
 
 
 def labelled(value: Any) -> Labelled | None:
-    """The value with its labels; None for what has none by its nature: numbers, arrays, lists.
+    """The value with its labels; None for numbers, arrays and lists, which have none.
 
     Raises:
-        BadRequest: labels that cannot be aligned, or an object of which nobody knows whether it has some.
+        BadRequest: the labels cannot be aligned, or the type is unknown.
     """
     own = getattr(value, "_labelled", None)
     if own is not None:
@@ -63,19 +63,19 @@ def labelled(value: Any) -> Labelled | None:
     if library(value) in ("pandas", "polars", "pyarrow"):
         raise BadRequest(
             f"a {kind} has no symbols to align by",
-            hint="give .to_numpy() if its order is that of .symbols, or a pandas Series indexed by symbol",
+            hint="pass .to_numpy() if its values are in the order of .symbols, or a pandas Series indexed by symbol",
         )
     raise BadRequest(
-        f"a {kind} is no operand here",
+        f"a {kind} cannot be an operand here",
         hint="operands are numbers, numpy arrays, Row, Wide, and pandas Series and DataFrames labelled by symbol",
     )
 
 
 def names(labels: Iterable[Any], what: str) -> tuple[str, ...]:
-    """Labels that are symbols: text, each once.
+    """The labels as symbols.
 
     Raises:
-        BadRequest: they are not.
+        BadRequest: a label is not text, or is there twice.
     """
     if getattr(labels, "nlevels", 1) > 1:
         raise BadRequest(f"{what} has a MultiIndex", hint="keep the level of symbols: .droplevel(...) or .unstack()")
@@ -87,14 +87,14 @@ def names(labels: Iterable[Any], what: str) -> tuple[str, ...]:
     return found
 
 
-_BY_POSITION = "index it by symbol, or give .to_numpy() if its order is that of .symbols"
+_BY_POSITION = "index it by symbol, or pass .to_numpy() if its values are in the order of .symbols"
 
 
 def places(symbols: tuple[str, ...], what: str) -> dict[str, int]:
-    """Where each symbol stands.
+    """The position of each symbol.
 
     Raises:
-        BadRequest: a symbol is there twice: then a label is no name of one value.
+        BadRequest: a symbol is there twice, so it does not name one value.
     """
     found = {s: i for i, s in enumerate(symbols)}
     if len(found) < len(symbols):
@@ -104,10 +104,10 @@ def places(symbols: tuple[str, ...], what: str) -> dict[str, int]:
 
 
 def numbers(values: Any, what: str) -> np.ndarray:
-    """Values of pandas as an array of numbers; a missing one is NaN.
+    """Values of pandas as an array of numbers; a missing value becomes NaN.
 
     Raises:
-        BadRequest: they are no numbers, or none that float64 holds.
+        BadRequest: a value is not a number, or float64 cannot hold it.
     """
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in _NUMBERS:
         return np.asarray(values)
@@ -116,27 +116,29 @@ def numbers(values: Any, what: str) -> np.ndarray:
     if not missing.any() and all(isinstance(v, bool | np.bool_) for v in plain.ravel()):
         return plain.astype(bool)
     try:
-        # numpy would read text, too
+        # numpy would also accept text that looks like a number
         if any(isinstance(v, str | bytes) for v in plain[~missing]):
             raise TypeError
         found = np.where(missing, np.nan, plain).astype(np.float64)
     except (TypeError, ValueError):
-        raise BadRequest(f"{what} holds {values.dtype}, which is no number", hint="make it one first") from None
+        raise BadRequest(
+            f"{what} holds {values.dtype}, which is not a number type", hint="convert it to a number type first"
+        ) from None
     for at in np.flatnonzero(~missing.ravel()):
         changed(plain.ravel()[at], found.ravel()[at], what)
     return found
 
 
 def changed(before: Any, after: float, what: str) -> None:
-    """Refuses an integer that a float64 changed, and a decimal that no float64 is shown as."""
+    """Refuses an integer that float64 changed, and a decimal that is not the shortest text of any float64."""
     if isinstance(before, int | np.integer) and int(before) != after:
         raise BadRequest(f"{what} holds {before}, which float64 would make {int(after)}")
     if isinstance(before, decimal.Decimal) and before.is_finite() and decimal.Decimal(repr(float(after))) != before:
-        raise BadRequest(f"{what} holds the decimal {before}, which no float64 is", hint="round it")
+        raise BadRequest(f"{what} holds the decimal {before}, which float64 cannot hold exactly", hint="round it")
 
 
 def floats(values: np.ndarray, what: str) -> np.ndarray:
-    """An array as float64, with room for NaN; an integer that would change is refused."""
+    """An array as float64, which has NaN; an integer that would change is refused."""
     if values.dtype.kind in "iu" and values.size and (values.max() > EXACT_MAX or values.min() < -EXACT_MAX):
         for value in values.ravel():
             changed(value, float(value), what)
@@ -159,7 +161,9 @@ def _data_frame(frame: Any) -> Labelled:
         turned = len(frame.columns) > 0 and _are_times(frame.columns)
         raise BadRequest(
             f"{what} is not sessions down and symbols across: its index begins with {next(iter(frame.index), None)!r}",
-            hint="it is the other way round: give df.T" if turned else "index it by session, with a column a symbol",
+            hint="sessions and symbols are swapped: pass df.T"
+            if turned
+            else "index it by session, with a column a symbol",
         )
     index, order = sessions(frame.index, what)
     symbols = names(frame.columns, f"{what}'s columns")
@@ -185,15 +189,15 @@ def sessions(labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels that are times, sorted, and the order that sorts them.
 
     Raises:
-        BadRequest: no times, a time twice, or midnights of another time zone than UTC, in which sessions are named.
+        BadRequest: a label is not a time, a time is there twice, or the labels are midnights of a zone other than UTC.
     """
     zone = getattr(labels, "tz", None)
     if zone is not None:
         utc, local = labels.tz_convert("UTC"), labels.tz_localize(None)
         if len(labels) and (utc != utc.normalize()).any() and (local == local.normalize()).all():
             raise BadRequest(
-                f"{what} is indexed by midnights of {zone}; a session is named by its date, at midnight UTC",
-                hint="give it with .tz_localize(None) on its index: df.tz_localize(None)",
+                f"{what} is indexed by midnights of {zone}; the label of a session is its date at midnight UTC",
+                hint="drop the time zone of the index: df.tz_localize(None)",
             )
         labels = utc.tz_localize(None)
     if getattr(getattr(labels, "dtype", None), "kind", "") == "M":
@@ -213,7 +217,7 @@ def sessions(labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Aligned(NamedTuple):
-    """Operands in one shape, and the labels of that shape."""
+    """Operands brought to one shape, and the labels of that shape."""
 
     arrays: list[Any]
     symbols: tuple[str, ...]
@@ -221,17 +225,22 @@ class Aligned(NamedTuple):
 
 
 def align(operands: Iterable[Any], *, absent: Any = np.nan) -> Aligned:
-    """Brings operands to the union of their labels; `absent` is where one has no value, of all or of each.
+    """Brings operands to the union of their labels.
+
+    `absent` stands where an operand has no value: one value for all operands, or a tuple with one for each.
 
     Raises:
-        BadRequest: labels that cannot be aligned, an array without labels beside labels that differ, or no numbers.
+        BadRequest: labels cannot be aligned, an array without labels stands beside operands whose labels differ, or a
+            value is not a number.
     """
     operands = [x.astype(np.float64).filled(np.nan) if isinstance(x, np.ma.MaskedArray) else x for x in operands]
     found = [labelled(x) for x in operands]
     for x, of in zip(operands, found, strict=True):
-        # np.clip takes None for no bound
+        # np.clip takes None as "no bound"
         if of is None and x is not None and np.asarray(x).dtype.kind not in _NUMBERS:
-            raise BadRequest(f"{type(x).__name__} {str(x)[:40]!r} is no number", hint="a missing number is np.nan")
+            raise BadRequest(
+                f"{type(x).__name__} {str(x)[:40]!r} is not a number", hint="write a missing number as np.nan"
+            )
     there = [x for x in found if x is not None]
     symbols = _union([x.symbols for x in there if x.symbols is not None])
     matrices = [x.index for x in there if x.index is not None]
@@ -245,7 +254,7 @@ def align(operands: Iterable[Any], *, absent: Any = np.nan) -> Aligned:
     if any(moved) and unnamed is not None:
         raise BadRequest(
             f"an array of {np.size(unnamed)} values without labels stands beside operands of different labels",
-            hint="align those first: a.reindex(b.symbols)",
+            hint="align the labelled operands first: a.reindex(b.symbols)",
         )
     absents = absent if isinstance(absent, tuple) else (absent,) * len(operands)
     arrays = [
@@ -256,7 +265,7 @@ def align(operands: Iterable[Any], *, absent: Any = np.nan) -> Aligned:
 
 
 def read_only(values: np.ndarray) -> np.ndarray:
-    """The same values; who would write to them gets an error."""
+    """A read-only view of the values."""
     view = values.view()
     view.flags.writeable = False
     return view
@@ -271,12 +280,15 @@ def _union(axes: list[tuple[str, ...]]) -> tuple[str, ...]:
     first = axes[0]
     if all(a == first for a in axes):
         return first
-    # by bytes, the order in which the grid sorts symbols
+    # the grid sorts symbols by their bytes
     return tuple(sorted({s for a in axes for s in a}, key=lambda s: s.encode()))
 
 
 def spread(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None, absent: Any) -> np.ndarray:
-    """The values in the place of `symbols` and `index`, which has all of its own; `absent` where it has none."""
+    """The values at the places that `symbols` and `index` give them; `absent` at the other places.
+
+    `symbols` and `index` contain all labels of `x`.
+    """
     values = x.values
     if x.symbols is not None and x.symbols != symbols:
         values = pick(values, places(x.symbols, "an operand"), symbols, absent)
@@ -288,7 +300,7 @@ def spread(x: Labelled, symbols: tuple[str, ...], index: np.ndarray | None, abse
 
 
 def pick(values: np.ndarray, here: dict[str, int], symbols: tuple[str, ...], absent: Any) -> np.ndarray:
-    """The values of `symbols` on the last axis, in that order; `absent` for those that are not `here`."""
+    """The values of `symbols` along the last axis, in that order; `absent` for symbols that are not in `here`."""
     of = np.array([here.get(s, -1) for s in symbols], dtype=np.intp)
     if len(of) and of.min() >= 0:
         return values[..., of]

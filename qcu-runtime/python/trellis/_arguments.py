@@ -9,7 +9,7 @@ from .errors import BadRequest
 
 
 def text(value: Any, name: str) -> str:
-    """`value`, which must be text. `name` is the argument's, for the error.
+    """`value`, which must be text. Errors call it `name`.
 
     Raises:
         BadRequest: it is not text.
@@ -20,7 +20,7 @@ def text(value: Any, name: str) -> str:
 
 
 def field_list(fields: Any) -> tuple[Any, ...]:
-    """A tuple of fields from what people give: a name, or a list, an array, an Index of names; None and () are all."""
+    """The argument `fields` as a tuple: one name, or a list, array or Index of names. None and () mean all fields."""
     if fields is None:
         return ()
     if isinstance(fields, str):
@@ -31,12 +31,12 @@ def field_list(fields: Any) -> tuple[Any, ...]:
 
 
 def _is_list(names: Any) -> bool:
-    # a DataFrame would give its columns' names, an array of no dimension nothing
+    # iterating a DataFrame gives the names of its columns; an array without dimensions cannot be iterated
     return hasattr(names, "__iter__") and not isinstance(names, Mapping) and getattr(names, "ndim", 1) == 1
 
 
 def symbol_list(symbols: Any) -> tuple[str, ...]:
-    """A tuple of symbols from what people give: None and "*" are all, one name is a list of one, [] is refused."""
+    """The argument `symbols` as a tuple: a symbol or a list. None and "*" mean all; an empty list is refused."""
     if symbols is None or (isinstance(symbols, str) and symbols == "*"):
         return ("*",)
     if isinstance(symbols, str):

@@ -1,8 +1,9 @@
 """The Python side of a deployed unit: a child of `qcu` that runs one strategy, session after session.
 
-Everything that must survive a strategy (the lease, deadlines, retries, publishing, telemetry) is in the parent; here is
-only what needs Python. Descriptor 3 is a SOCK_SEQPACKET socket: a packet is one JSON object, tables travel beside it
-as sealed memfds. The parent speaks first. Its closing the socket means: exit.
+The parent does everything that must survive a crash of the strategy: the lease, deadlines, retries, publishing,
+telemetry. The child does only the work that needs Python. Descriptor 3 is a SOCK_SEQPACKET socket. Each packet is one
+JSON object; tables travel beside it as sealed memfds. The parent speaks first. The child exits when the parent closes
+the socket.
 
     {"op": "load", "bundle", "module", "unit", "function"}  ->  {"ok": "loaded"}
     {"op": "run", "session", "run_id", "as_of", "inputs"}   ->  {"ok": "result", "columns"} and a table
@@ -21,14 +22,14 @@ from typing import Any
 
 CHANNEL_FD = 3
 MESSAGE_BYTES_MAX = 128 * 1024
-# one descriptor an input
+# one descriptor for each input
 INPUTS_MAX = 64
 
 
 def main() -> None:
     channel = socket.socket(fileno=CHANNEL_FD)
     os.set_inheritable(CHANNEL_FD, False)
-    # Before the first packet is read: the parent prefetches inputs while this process imports.
+    # Import before reading the first packet: the parent prefetches inputs meanwhile.
     from trellis import errors, run
 
     strategy = None
@@ -43,14 +44,14 @@ def main() -> None:
                 _send(channel, {"ok": "loaded"})
             else:
                 _run(channel, strategy, request, fds)
-        except BaseException as error:  # SystemExit too: a strategy that exits is a failed run, not a silent one
+        except BaseException as error:  # SystemExit too: a run whose strategy exits has failed
             failure = {
                 "kind": "raised",
                 "type": type(error).__name__,
                 "message": (run.exit_told(error) if isinstance(error, SystemExit) else str(error))[: 16 * 1024],
                 "traceback": errors.traceback_of(error),
             }
-            # every frame, for the log; the report has the strategy's own
+            # The log gets every frame; the report has only the frames of the strategy.
             traceback.print_exception(error)
             _send(channel, {"error": failure})
 
@@ -73,7 +74,7 @@ def _run(channel: socket.socket, strategy: Any, request: dict[str, Any], fds: li
 
     inputs = {}
     for declared, fd in zip(request["inputs"], fds, strict=True):
-        # takes the descriptor; the table stays mapped as long as the Frame lives
+        # map_table owns the descriptor from here on; the table stays mapped as long as the Frame lives
         name, window = declared["name"], declared["window"]
         span = (window["calendar"], window["start_ns"], window["end_ns"])
         inputs[name] = run.input_frame(strategy, name, _trellis.map_table(fd), declared["receipt"], span)
@@ -93,7 +94,7 @@ def _run(channel: socket.socket, strategy: Any, request: dict[str, Any], fds: li
 
 def _send(channel: socket.socket, packet: dict[str, Any], fds: list[int] | None = None) -> None:
     data = json.dumps(packet, ensure_ascii=False).encode(errors="replace")
-    # lines of the strategy's own that are still in a buffer belong to this run, not to the next
+    # Flush the strategy's prints: buffered lines belong to this run, not to the next one.
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

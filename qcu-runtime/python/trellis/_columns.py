@@ -1,4 +1,4 @@
-"""What a strategy answers, as rows of its declared output. No Arrow library is needed for it."""
+"""Converts what a strategy returns into rows, without an Arrow library for Python."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .frame import Frame
 from .wide import Row, Wide
 
 _KEYS = ("symbol", "ts")
-# types of polars whose Arrow form others do not read
+# types of polars whose Arrow form other libraries do not read
 _ONLY_POLARS = ("Null", "Int128", "UInt128")
 _INT64 = range(-(2**63), 2**63)
 
 
 def make_frame(columns: dict[str, Any]) -> Frame:
-    """Columns as a Frame. Whether it fits what is declared is checked once, where it is published from.
+    """Makes a Frame of columns. The declared output is checked later, before a publish.
 
-    A column that has labels (a Row, a pandas Series) is aligned by them with the column `symbol`, or refused.
+    A labelled column (a Row, a pandas Series) is aligned with the column `symbol`, or refused.
 
     Raises:
         BadRows: columns of different lengths or labels, or values that no field type holds.
@@ -34,11 +34,11 @@ def make_frame(columns: dict[str, Any]) -> Frame:
 
 
 def frame_of(answer: Any) -> Frame:
-    """What a strategy's function returned, as a Frame: of `ctx.frame`, a dict of columns, or a table of any library.
+    """Makes a Frame of a strategy's answer: a Frame of `ctx.frame`, a dict of columns, or a table of another library.
 
     Raises:
-        StrategyError: it is none of these.
-        BadRows: its columns do not fit.
+        StrategyError: the answer is none of these.
+        BadRows: its columns do not fit each other.
     """
     if isinstance(answer, Frame):
         return answer
@@ -66,7 +66,7 @@ def _once(names: list[Any]) -> None:
 
 
 def _columns_of_pandas(table: Any) -> dict[str, Any]:
-    """Columns of a DataFrame. An index that names rows becomes columns too; an index of integers only counts them."""
+    """The columns of a DataFrame. An index with labels becomes columns too; an index of integers is left out."""
     if table.columns.nlevels > 1:
         raise BadRows("the columns of the DataFrame are a MultiIndex", hint="give it one level: symbol, and the fields")
     _once([str(name) for name in table.columns])
@@ -76,7 +76,7 @@ def _columns_of_pandas(table: Any) -> dict[str, Any]:
         if wrong is not None or any(n in table.columns for n in index.names):
             raise BadRows(
                 f"the index of the DataFrame has the levels {', '.join(map(str, index.names))}",
-                hint="levels may be symbol and ts, where no column is; .reset_index(drop=True) leaves the index out",
+                hint="it may have the levels symbol and ts if no column is named so; .reset_index(drop=True) drops it",
             )
         table = table.reset_index()
     elif index.dtype.kind == "O" and all(isinstance(label, str) for label in index):
@@ -85,22 +85,22 @@ def _columns_of_pandas(table: Any) -> dict[str, Any]:
         elif list(index) != list(table["symbol"]):
             raise BadRows(
                 "the DataFrame has symbols as its index and others as its column symbol",
-                hint=".reset_index(drop=True) leaves the index out",
+                hint=".reset_index(drop=True) drops the index",
             )
     elif len(index) and index.dtype.kind not in "iu":
         raise BadRows(
             f"the index of the DataFrame holds {index.dtype}, and is named {index.name!r}"
             if index.name
             else f"the index of the DataFrame holds {index.dtype}, and has no name",
-            hint=".rename_axis('ts') makes it the rows' times, .reset_index(drop=True) leaves it out",
+            hint=".rename_axis('ts') makes it the column ts, .reset_index(drop=True) drops it",
         )
-    # rows of one table belong together: from here on by position
+    # the columns of one table belong together: align them by position from here on
     table = table.reset_index(drop=True)
     return {str(name): table.iloc[:, i] for i, name in enumerate(table.columns)}
 
 
 def _aligned(columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns with those that have labels in the order of the column `symbol`."""
+    """The columns, with the labelled ones brought to the order of the column `symbol`."""
     given = columns.get("symbol")
     labelled = [n for n, v in columns.items() if n != "symbol" and (isinstance(v, Row) or is_pandas(v, "Series"))]
     if not labelled:
@@ -111,7 +111,7 @@ def _aligned(columns: dict[str, Any]) -> dict[str, Any]:
             return columns
         raise BadRows(
             f"column {named} has symbols of its own, and there is no column symbol",
-            hint="say the order of the rows: symbol=..., the other columns are aligned with it",
+            hint="add the column: symbol=...; the other columns are then aligned with it",
         )
     symbols = _symbols(given)
     align = {
@@ -163,18 +163,18 @@ def _align_series(name: str, series: Any, given: Any, symbols: list[Any]) -> Any
         by = f"{index.dtype} such as {index[0]!s}" if len(index) else str(index.dtype)
     raise BadRows(
         f"column {name} is a pandas Series indexed by {by}, not by the symbols of the rows",
-        hint=f"{name}.to_numpy() if its order is that of the column symbol, or index it by symbol",
+        hint=f"{name}.to_numpy() if its values are in the order of the column symbol, or index it by symbol",
     )
 
 
 def _same_labels(name: str, have: list[str], symbols: list[Any], fix: str) -> None:
-    """Refuses labels that are not exactly the symbols of the rows, each once."""
+    """Refuses labels that are not exactly the symbols of the rows, or are there twice."""
     for labels, whose in ((have, f"column {name}"), (symbols, "column symbol")):
         if len(set(labels)) < len(labels):
             twice = next(s for i, s in enumerate(labels) if s in labels[:i])
             raise BadRows(
                 f"column {name} is labelled by symbol, and {whose} has {twice!r} twice",
-                hint=f"{name}.to_numpy() (of a Row: .values) if its order is that of the column symbol",
+                hint=f"{name}.to_numpy() (of a Row: .values) if its values are in the order of the column symbol",
             )
     for labels, others, whose, other in (
         (symbols, have, f"column {name}", "column symbol"),
@@ -185,7 +185,7 @@ def _same_labels(name: str, have: list[str], symbols: list[Any], fix: str) -> No
             raise BadRows(f"{whose} has no symbol {lacking!r}, which {other} has", hint=fix)
 
 
-# kind, data, mask of what is there: as the extension takes a column
+# a column as the extension takes it: its kind, its data, and a mask of the rows that have a value
 _Plain = tuple[str, Any, Any]
 
 
@@ -211,14 +211,16 @@ def _plain(name: str, value: Any) -> _Plain:
     if isinstance(value, np.ndarray) and value.ndim > 0:
         return _numpy(name, value, None)
     if isinstance(value, dict):
-        raise BadRows(f"column {name} is a dict", hint=f"in the order of the rows: [{name}[s] for s in symbols]")
+        raise BadRows(
+            f"column {name} is a dict", hint=f"make it a list in the order of the rows: [{name}[s] for s in symbols]"
+        )
     if hasattr(value, "__iter__") and not isinstance(value, str | bytes | np.ndarray):
         return _list(name, "list", list(value))
     return _list(name, "scalar", [value.item() if isinstance(value, np.ndarray) else value])
 
 
 def _pandas(name: str, value: Any) -> _Plain:
-    # not by pandas' own Arrow export, which needs pyarrow
+    # pandas' own Arrow export needs pyarrow, so only Arrow-backed columns go that way
     if type(value.dtype).__name__ == "ArrowDtype":
         return ("arrow", getattr(value, "array", value).__arrow_array__(), None)
     missing = np.asarray(value.isna())
@@ -256,7 +258,7 @@ def _value(name: str, value: Any) -> Any:
     """A value of a list as None, bool, int, float, str, or a time.
 
     Raises:
-        BadRows: it is of another kind.
+        BadRows: the value is of another type.
     """
     if isinstance(value, np.datetime64):
         return None if np.isnat(value) else value
@@ -279,15 +281,15 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _of_decimal(name: str, value: decimal.Decimal) -> int | float:
-    """A decimal as the integer that it is, else as the float whose shortest text it is."""
+    """A decimal as an integer if it is whole, else as the float whose shortest text equals it."""
     if not value.is_finite():
-        # not every kind of NaN is a float
+        # float() refuses a signalling NaN
         return float("nan") if value.is_nan() else float(value)
     if value == value.to_integral_value():
         return int(value)
     if decimal.Decimal(repr(float(value))) == value:
         return float(value)
-    raise BadRows(f"column {name} holds the decimal {value}, which no float64 is", hint="round it")
+    raise BadRows(f"column {name} holds the decimal {value}, which float64 cannot hold exactly", hint="round it")
 
 
 def _numpy(name: str, array: np.ndarray, valid: np.ndarray | None) -> _Plain:

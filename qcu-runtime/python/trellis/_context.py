@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """What a strategy is told besides its inputs.
+    """What a strategy gets besides its inputs: the session, and calls for its output and its progress.
 
     Attributes:
-        session: the session's date, `2016-08-10`. The only time a strategy knows.
+        session: the session's date, `2016-08-10`. It is the only time that a strategy knows.
         name: the strategy's name.
     """
 
@@ -28,21 +28,21 @@ class Context:
         self._progress = progress
 
     def progress(self, done: float | None = None, total: float | None = None, note: str | None = None) -> None:
-        """Says how far the run has come; people see it in `trellis status` and the log. Costs a packet a call."""
+        """Reports how far the run has come, for `trellis status` and the log. Each call sends one packet."""
         if self._progress is not None:
             self._progress(done, total, note)
 
     def frame(self, **columns: Any) -> Frame:
-        """The output: `symbol`, the declared fields, and `ts` where a row's time is not the session itself.
+        """Makes the output. Columns are `symbol`, the declared fields, and `ts` if the rows are not all at the session.
 
         A column is a numpy array, a list, a pandas or polars Series, an Arrow array, a `Row` of a wide matrix, or one
-        value for all rows. A `Row` and a pandas Series indexed by symbol are put into the order of the column `symbol`,
-        and refused if their symbols are not exactly those; a pandas Series whose index is 0, 1, 2 ... is taken by
-        position, as arrays are, and any other is refused.
+        value for all rows. A `Row` and a pandas Series indexed by symbol are brought to the order of the column
+        `symbol`, and refused if they do not have exactly its symbols. A pandas Series with the index 0, 1, 2 ... is
+        taken by position, like an array. A Series with any other index is refused.
 
-        Values become the declared types where that loses nothing: whole floats and decimals become integers, integers
-        and decimals the float that shows the same number; a float64 becomes a float32 only where that is the same
-        number, and booleans are no numbers. NaN is a missing value.
+        Values are converted to the declared types if nothing is lost: whole floats and decimals to integers, integers
+        and decimals to the float that prints as the same number. A float64 becomes a float32 only if both are the same
+        number. Booleans are not numbers. NaN is a missing value.
         """
         from ._columns import make_frame
 

@@ -25,15 +25,15 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(hour|day|week)s?\s*")
 
 
 def _process_started() -> float:
-    """When this process began: whatever it has imported, it did after that."""
-    # of a name with spaces and parentheses only the last one ends it
+    """When this process started, in seconds since 1970. It has imported nothing before that."""
+    # the name of the program stands in parentheses and may contain some: the last one ends it
     ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-# a process that is forked off later has the modules of this one
+# a forked process has the modules of its parent, so it keeps the parent's time
 PROCESS_STARTED = _process_started()
-# until a strategy is deployed, its manifest has no file and no digest; the check needs some
+# placeholders: check_manifest needs a file and a digest, and a strategy has none before it is deployed
 _UNDEPLOYED = {"module": "undeployed.py", "code_digest": "undeployed"}
 
 
@@ -44,7 +44,7 @@ class Series:
     dataset: str
     fields: tuple[str, ...]
     symbols: tuple[str, ...]
-    # exactly one of the two
+    # exactly one of `lookback` and `start` is set
     lookback: dict[str, Any] | None
     start: int | None
 
@@ -76,7 +76,7 @@ class Schedule:
 
     calendar: str
     delay: str = "0s"
-    # after: the strategies waited for, by name and output; empty for at_close
+    # of `after`: the names and outputs of the strategies to wait for; empty for `at_close`
     units: tuple[tuple[str, str], ...] = ()
 
     def _manifest(self) -> dict[str, Any]:
@@ -97,19 +97,16 @@ def series(
 
     Args:
         dataset: `equities.daily`.
-        fields: which; none named is all.
-        symbols: a symbol, a list of symbols, or "*" for all there are.
-        lookback: how far back from the session, itself included: "260 sessions", "90 days".
+        fields: the fields to read; none means all.
+        symbols: a symbol, a list of symbols, or "*" for all.
+        lookback: how far back from the session, which counts too: "260 sessions", "90 days".
         start: instead of lookback, a fixed first day.
 
-    The input ends with the session: it never holds a row of a later one. `px.wide("close")` of it has every session of
-    the lookback, 260 for "260 sessions", whatever rows there are, and a column for every symbol in a list of symbols;
-    NaN where there is no row.
+    The input ends with the session: it never has a row of a later session. `px.wide("close")` of it has every session
+    of the lookback (260 for "260 sessions") and a column for every listed symbol, NaN where there is no row.
     """
     if (lookback is None) == (start is None):
-        raise BadRequest(
-            f"series({dataset!r}) needs a lookback or a start, and not both", hint='lookback="260 sessions"'
-        )
+        raise BadRequest(f"series({dataset!r}) needs either a lookback or a start", hint='lookback="260 sessions"')
     return Series(dataset, field_list(fields), symbol_list(symbols), _lookback(lookback), to_start(start))
 
 
@@ -123,15 +120,17 @@ def _lookback(text: str | None) -> dict[str, Any] | None:
     try:
         _trellis.parse_duration(text)
     except BadRequest:
-        raise BadRequest(f"lookback={text!r} is no span", hint='lookback="260 sessions", or "90 days"') from None
+        raise BadRequest(
+            f"lookback={text!r} is not a length of time", hint='lookback="260 sessions", or "90 days"'
+        ) from None
     return {"duration": text}
 
 
 def output(dataset: str, /, **fields: str) -> Output:
     """Declares what a strategy publishes: a dataset and its fields, `score="float64"`.
 
-    Types: float64, float32, int64, int32, bool, string, timestamp. A value may be missing (None, NaN) unless the type
-    ends with "!": `weight="float64!"` refuses rows without a weight, and infinite weights.
+    Types: float64, float32, int64, int32, bool, string, timestamp. A value may be missing (None, NaN). If the type ends
+    with "!", it may not: `weight="float64!"` refuses rows without a weight, and infinite weights.
     """
     if not fields:
         raise BadRequest(f"output({dataset!r}) declares no field", hint='output("signals.x", score="float64")')
@@ -154,7 +153,7 @@ def after(*strategies: Declaration) -> Schedule:
 
 
 class Place(NamedTuple):
-    """Where a strategy was declared: the module whose top level ran, the file of its code, and which file that was."""
+    """Where a strategy was declared: the module whose top level ran, its file, and the version of the file."""
 
     module: str
     file: str
@@ -162,12 +161,12 @@ class Place(NamedTuple):
 
 
 def file_version(path: str | os.PathLike[str]) -> Any:
-    """What tells a file from what lies there after an edit; None where there is no file."""
+    """A value that changes when the file is edited or replaced; None if there is no file."""
     try:
         stat = os.stat(path)
     except OSError:
         return None
-    # not st_mtime: a file that is moved to the place of another keeps that
+    # not st_mtime: a file that is moved here keeps its old one
     return stat.st_ino, stat.st_ctime_ns, stat.st_size
 
 
@@ -204,7 +203,7 @@ class Declaration:
         return self.function(*args, **kwargs)
 
     def series(self, *fields: str, symbols: Any = "*", lookback: str = "1 sessions") -> Series:
-        """This strategy's output as another's input: `mom.series(lookback="5 sessions")`. No fields named: all."""
+        """This strategy's output as an input: `mom.series(lookback="5 sessions")`. No fields mean all."""
         names = fields or tuple(name for name, _, _ in self.output.fields)
         return series(self.output.dataset, names, symbols=symbols, lookback=lookback)
 
@@ -214,9 +213,9 @@ class Declaration:
         return self.schedule.calendar if self.schedule else "XNYS"
 
     def _attribute(self) -> str:
-        """The name under which its module has it; before it has, or in a notebook, its function's."""
+        """The name of the strategy in its module; before it has one, the name of its function."""
         named = next((name for name, value in _top_level(self) if value is self), name_of(self.function))
-        return named if named.isidentifier() else "strategy"  # a lambda has no name
+        return named if named.isidentifier() else "strategy"  # the name of a lambda is not an identifier
 
     def manifest(self, module: str | None = None, code_digest: str | None = None) -> dict[str, Any]:
         """Everything declared, as plain values, in the form that `qcu` reads."""
@@ -243,8 +242,8 @@ class Declaration:
     def __reduce__(self) -> Any:
         if not any(value is self for _, value in _top_level(self)):
             raise TypeError(
-                f"strategy {self.name} has no name at the top of a module and cannot be pickled: give it one, so that "
-                "another process finds it there"
+                f"strategy {self.name} cannot be pickled: it has no name at the top of a module, under which another "
+                "process could find it"
             )
         return _by_name, (self._declared_in.module, self._attribute())
 
@@ -254,7 +253,7 @@ class Declaration:
 
 
 def _inner(function: Any) -> Any:
-    """The function in a `functools.partial`."""
+    """The function inside a `functools.partial`, or the function itself."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
@@ -275,26 +274,26 @@ def _top_level(strategy: Declaration) -> list[tuple[str, Any]]:
 
 
 def strategies_of(module: Any) -> list[Any]:
-    """The strategies that a module defines itself, in order; not the ones it imports from others."""
+    """The strategies that a module declares, in order. Imported ones count only if it declares none."""
     found = [v for v in vars(module).values() if isinstance(v, Declaration)]
     own = [s for s in found if s._declared_in.module == module.__name__]
     return list(dict.fromkeys(own or found))
 
 
 def source_file(strategy: Declaration) -> str:
-    """The file that a strategy was written in, where importing the file makes it.
+    """The file that declares a strategy, so that importing the file gives the strategy.
 
     Raises:
-        BadRequest: there is none.
+        BadRequest: there is no such file.
     """
     module, file, _ = strategy._declared_in
     path = getattr(sys.modules.get(module), "__file__", None)
     named = any(value is strategy for _, value in _top_level(strategy))
-    # code that was typed after `python -i file.py` is of its module, and not of the file
+    # code typed at the prompt of `python -i file.py` is in the module, but not in the file
     if not named or not path or os.path.realpath(path) != os.path.realpath(file):
         raise BadRequest(
             f"strategy {strategy.name} has no name at the top of a file: it was defined in a notebook cell, a prompt "
-            "or a function; only files can be deployed",
+            "or a function, and only strategies of files can be deployed",
             hint="move it to the top of a .py file and import it from there",
         )
     return path

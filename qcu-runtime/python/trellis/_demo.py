@@ -1,10 +1,10 @@
-"""`make demo`: a whole grid on this machine, from nothing to published results, in one command.
+"""`make demo`: runs a whole grid on this machine, from an empty folder to published results.
 
     python -m trellis._demo [--data FOLDER]
 
-Real processes throughout: `trellis up` starts head nodes and shards, files are imported, three strategies are deployed
-and run as units of their own, and their results are read back. Without FOLDER the prices are generated; a folder like
-the one of the project's shared data (`sp500_5yr.csv.gz`, `wiki/WIKI-AMZN.csv.gz`, ...) gives real ones.
+It uses real processes: `trellis up` starts head nodes and shards, files are imported, three strategies are deployed as
+units, and their results are read back. Without FOLDER the prices are generated. FOLDER has real prices:
+`sp500_5yr.csv.gz` and `wiki/WIKI-{AAPL,AMZN,FB,GOOG}.csv.gz`.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from trellis.importing import import_files
 from trellis.up import log_tail
 
 HEADS, SHARDS = 2, 3
-# the last session of the real AMZN prices; the generated ones go on beyond it
+# the last session of the real AMZN prices; the generated prices end later
 SESSION = "2016-08-10"
 STATE = pathlib.Path(local.STATE, "demo")
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
-# starting, importing and running take seconds; on a machine that compiles something else, perhaps a minute
+# starting and running take seconds; on a busy machine perhaps a minute
 START_WAIT_S = 120.0
 RESULT_WAIT_S = 120.0
 STOP_WAIT_S = 40.0
 TRELLIS = [sys.executable, "-m", "trellis.cli"]
-# symbols whose long history comes from files of their own
+# symbols whose long history is in a file for each
 WIKI = ["AAPL", "AMZN", "FB", "GOOG"]
 PRICES = "open,high,low,close,volume"
 
 
 class Steps:
-    """Says what is being done, and how long it took. On a terminal the current line is alive."""
+    """Prints each step and the time that it took. On a terminal it also shows the progress of the present step."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -91,7 +91,7 @@ class Steps:
 
 @contextlib.contextmanager
 def grid_of_processes(show: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """`trellis up` as a child; stopped, in order, at the end."""
+    """Runs `trellis up` as a child process, and stops it at the end."""
     if local.holder(STATE) is None and STATE.exists():
         shutil.rmtree(STATE)
     STATE.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _first_line(up: subprocess.Popen[bytes], log: pathlib.Path, show: Callable[[
 
 
 def bring_in_generated(grid: trellis.Grid, show: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Twenty made-up symbols over twelve years: four have files of their own, the rest share one."""
+    """Imports generated prices: twenty symbols over twelve years. Four have a file each, the others share one."""
     from trellis import _market
 
     folder = STATE / "generated"
@@ -163,11 +163,11 @@ def bring_in_generated(grid: trellis.Grid, show: Callable[[str], None]) -> list[
 
 
 def bring_in_real(grid: trellis.Grid, data: pathlib.Path, show: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The S&P 500 file as it is becomes `equities.sp500`; `equities.daily` is put together from all files.
+    """Imports real prices: the S&P 500 file as `equities.sp500`, and all files together as `equities.daily`.
 
-    Two vendors have AAPL, AMZN, FB and GOOG, over different years. In one dataset the later import would count as a
-    correction of the earlier; so `equities.daily` takes these four from the files with the longer history, and
-    everything else from the S&P 500 file.
+    Two vendors have AAPL, AMZN, FB and GOOG, over different years. In one dataset the second import would count as a
+    correction of the first. So `equities.daily` takes these four symbols from the files with the longer history, and
+    all other symbols from the S&P 500 file.
     """
     sp500 = data / "sp500_5yr.csv.gz"
     wiki = {symbol: data / "wiki" / f"WIKI-{symbol}.csv.gz" for symbol in WIKI}
@@ -220,10 +220,10 @@ def strategy_of(file: str) -> trellis.Strategy:
 
 
 def wait_published(grid: trellis.Grid, strategies: list[trellis.Strategy], show: Callable[[str], None]) -> None:
-    """Until each strategy's output has the session.
+    """Waits until each strategy has published the session.
 
     Raises:
-        Unavailable: a unit failed, or took too long; with the end of its log.
+        Unavailable: a unit failed or took too long; the message has the end of its log.
     """
     waiting = {s.name: s for s in strategies}
     deadline = time.monotonic() + RESULT_WAIT_S
@@ -245,7 +245,7 @@ def wait_published(grid: trellis.Grid, strategies: list[trellis.Strategy], show:
 
 
 def run_beside(strategy: trellis.Strategy, grid: trellis.Grid) -> Callable[[], trellis.Frame]:
-    """Runs a strategy in this process, in a thread; the answer waits for it."""
+    """Runs a strategy in a thread of this process. Returns a function that waits for the result."""
     outcome: list[Any] = []
 
     def work() -> None:
@@ -272,7 +272,7 @@ def total(heads: list[dict[str, Any]], dataset: str, counter: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the demo; answers the exit code."""
+    """Runs the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trellis._demo", description="Run the whole grid once.")
     parser.add_argument("--data", type=pathlib.Path, metavar="FOLDER", help="real prices; default: generated ones")
     options = parser.parse_args(argv)
@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def demo(data: pathlib.Path | None) -> None:
-    """The steps, top to bottom."""
+    """Runs all steps, one after the other."""
     if data is not None and not data.is_dir():
         raise BadRequest(f"there is no folder {data}", hint="make demo DATA=path/to/daily")
     steps = Steps(7)
@@ -317,7 +317,7 @@ def demo(data: pathlib.Path | None) -> None:
             heads = grid.stats()
         report(imports, results, short, ledger, before, after, heads)
         how_to_connect(info)
-        with steps.step("reading once more, from a process that has nothing of ours but the command line"):
+        with steps.step("reading once more, with the command line in a new process"):
             check_with_cli(info, results[1])
         with steps.step("stopping everything"):
             stack.close()
@@ -332,7 +332,7 @@ def report(
     after: list[dict[str, Any]],
     heads: list[dict[str, Any]],
 ) -> None:
-    """Prints what happened."""
+    """Prints the imports, the results and the counters of the grid."""
     print("\n--- imported\n")
     header = ["dataset", "rows", "symbols", "first", "last", "version"]
     print(format_table(header, [[str(i[k]) for k in header] for i in imports]))
@@ -348,16 +348,16 @@ def report(
     now, then = after, before
     delta = {c: total(now, "equities.daily", c) - total(then, "equities.daily", c) for c in counters}
     print(
-        f"both asked for {delta['rows_asked']:,} rows; the union of what they asked is {delta['rows_union']:,} rows,\n"
-        f"and {delta['rows_fetched']:,} rows were fetched, in {delta['chunks_fetched']} chunks, each once: who came\n"
-        f"second joined {delta['chunks_joined']} that were on their way and found {delta['chunks_hit']} in memory"
+        f"together they asked for {delta['rows_asked']:,} rows, of which {delta['rows_union']:,} are different.\n"
+        f"{delta['rows_fetched']:,} rows were fetched, in {delta['chunks_fetched']} chunks, each once. The second\n"
+        f"reader joined {delta['chunks_joined']} running fetches and found {delta['chunks_hit']} chunks in memory"
     )
     print("\n--- the grid\n")
     print(stats_table(heads))
 
 
 def how_to_connect(info: dict[str, Any]) -> None:
-    """What to type next."""
+    """Prints how to connect from a notebook."""
     print(
         f"""
 --- from a notebook (while a grid runs: `trellis up --heads 2 --shards 3`)
@@ -371,7 +371,7 @@ def how_to_connect(info: dict[str, Any]) -> None:
 
 
 def check_with_cli(info: dict[str, Any], expected: trellis.Frame) -> None:
-    """`trellis read` in a new process gives the same rows."""
+    """Checks that `trellis read` in a new process gives the same rows."""
     assert expected.receipt is not None
     read = subprocess.run(
         [*TRELLIS, "read", expected.receipt.dataset, "--format", "csv"],
@@ -381,7 +381,7 @@ def check_with_cli(info: dict[str, Any], expected: trellis.Frame) -> None:
     if read.returncode != 0:
         raise Unavailable(f"trellis read failed: {read.stderr.decode(errors='replace')}")
     if read.stdout != expected.write("csv"):
-        raise Unavailable("trellis read gave other rows than were read before", hint="this is a bug")
+        raise Unavailable("trellis read gave other rows than this process read", hint="this is a bug")
 
 
 if __name__ == "__main__":

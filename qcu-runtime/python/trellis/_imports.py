@@ -1,7 +1,7 @@
-"""Which files a strategy's file needs, by the imports that are written in it and in those files.
+"""Finds the files that a strategy's file needs, by reading the import statements in it and in the imported files.
 
-It goes by what is written and what lies on the disk, not by what a process has loaded so far: the same files have the
-same answer in a notebook, at a deploy, and in the middle of a run.
+Only the text of the files counts, not the modules that a process has loaded. So the same files give the same answer in
+a notebook, in a deploy and in the middle of a run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIBRARIES = [OURS, *(pathlib.Path(sysconfig.get_path(name)) for name in ("stdli
 
 
 def is_own(file: str) -> bool:
-    """Is it the researcher's code: neither ours nor Python's nor that of an installed package?"""
+    """Whether a file is the researcher's: not part of Trellis, of Python or of an installed package."""
     path = pathlib.Path(file)
     elsewhere = file.startswith("<frozen ") or any(path.is_relative_to(folder) for folder in _LIBRARIES)
     return not elsewhere and not {"site-packages", "dist-packages"} & set(path.parts)
@@ -31,11 +31,11 @@ def is_own(file: str) -> bool:
 
 @dataclass
 class Reached:
-    """What a file needs.
+    """The modules that a file imports, directly or through other files.
 
     Attributes:
-        files: itself and the researcher's modules that it imports, each with the folder in which its name is found.
-        installed: names of the other modules, at the top: `numpy`.
+        files: the file itself and the researcher's modules, each with the folder that its module name starts from.
+        installed: top-level names of all other modules: `numpy`.
     """
 
     files: dict[pathlib.Path, pathlib.Path] = field(default_factory=dict)
@@ -43,16 +43,16 @@ class Reached:
 
 
 def reached_by(file: pathlib.Path) -> Reached:
-    """What `file` needs.
+    """The modules that `file` imports.
 
     Raises:
-        OSError, SyntaxError, ValueError: a file that cannot be read.
+        OSError, SyntaxError, ValueError: a file cannot be read.
     """
     return _reached([(file, file.parent)], file.parent)
 
 
 def reached_by_name(module: str) -> Reached:
-    """What a module of the researcher needs, itself included; nothing for another."""
+    """The modules that a module of the researcher imports, itself included; empty for any other module."""
     folder = _folder_of(module.partition(".")[0])
     return Reached() if folder is None else _reached([(path, folder) for path in _modules(folder, module)], folder)
 
@@ -75,7 +75,7 @@ def _reached(todo: list[tuple[pathlib.Path, pathlib.Path]], root: pathlib.Path) 
 
 
 def _imports(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple[str, bool]]:
-    """The modules that a file imports, by name from `folder`; whether it says so by dots."""
+    """Yields the name of each imported module, as seen from `folder`, and whether the import is relative."""
     package = path.relative_to(folder).parent.parts
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
         if isinstance(node, ast.Import):
@@ -89,7 +89,7 @@ def _imports(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple[str, bo
 
 
 def _folder_of(top: str, *folders: pathlib.Path) -> pathlib.Path | None:
-    """The folder in which a module of the researcher is found by name; None for the others."""
+    """The folder that contains a top-level module of the researcher; None for other modules."""
     here = (folder for folder in folders if any(_modules(folder, top)))
     if (found := next(here, None)) is not None:
         return found
@@ -104,7 +104,7 @@ def _folder_of(top: str, *folders: pathlib.Path) -> pathlib.Path | None:
 
 
 def _modules(folder: pathlib.Path, module: str) -> Iterator[pathlib.Path]:
-    """The files of a module and of the packages it is in: importing a.b.c runs a and a.b as well."""
+    """The files of a module and of its parent packages: importing a.b.c runs a and a.b as well."""
     parts = module.split(".")
     for i in range(len(parts)):
         stem = folder.joinpath(*parts[: i + 1])
@@ -115,9 +115,9 @@ def _modules(folder: pathlib.Path, module: str) -> Iterator[pathlib.Path]:
 
 
 def set_since(path: pathlib.Path) -> bool:
-    """Whether a constant or a function at the top of a file is another in memory: somebody has set it from outside.
+    """Whether a constant or a function of a file has another value in memory, because other code has set it.
 
-    What is written there once is looked at, and no empty list or dict: a run may have filled that.
+    Only names that the file assigns once are compared. An empty list or dict is not: a run may have filled it.
     """
     modules = [
         m for m in list(sys.modules.values()) if os.path.realpath(getattr(m, "__file__", None) or "") == str(path)
@@ -140,7 +140,7 @@ def set_since(path: pathlib.Path) -> bool:
 
 
 def _named(node: ast.stmt) -> str | None:
-    """The name that a statement gives a value to."""
+    """The one name that a statement assigns; None if it assigns none or several."""
     if isinstance(node, ast.FunctionDef) and not node.decorator_list:
         return node.name
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -148,7 +148,7 @@ def _named(node: ast.stmt) -> str | None:
 
 
 def _is_written(node: ast.stmt, value: Any, path: pathlib.Path) -> bool:
-    """Whether a value may be the one that a statement gives."""
+    """Whether `value` may be the value that the statement `node` assigns."""
     if isinstance(node, ast.FunctionDef):
         return isinstance(value, types.FunctionType) and os.path.realpath(value.__code__.co_filename) == str(path)
     try:

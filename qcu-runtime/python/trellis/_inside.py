@@ -1,9 +1,9 @@
-"""What a strategy may not do while it runs, and where its prints go.
+"""Guards a running strategy: it may not call a grid, and its prints go to stderr.
 
-A strategy reads what it declares, and nothing else: a grid that it connects to by itself is another one where it is
-deployed, or an empty one, and its answer would be wrong without a word. So while its function or its file runs, in that
-thread, in the threads that these start and in what they give to thread pools, `connect()` and the calls of a `Grid` are
-refused; and a run that was refused one has failed, even if it went on without.
+A strategy may read only the inputs that it declares. If it connected to a grid by itself, a deployed unit would read
+another grid, or an empty one, and its answer would be silently wrong. So `connect()` and the calls of a `Grid` are
+refused while a strategy's function or file runs: in its thread, in threads that it starts, and in work that it submits
+to thread pools. A run in which a call was refused fails, even if the strategy catches the error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _guard = threading.Lock()
 
 
 class _Running:
-    """A strategy's function or file that runs; threads that it started outlive it as ordinary ones."""
+    """One running function or file of a strategy. Threads that outlive it are no longer guarded."""
 
     def __init__(self, what: str) -> None:
         self.what, self.ended = what, False
@@ -36,7 +36,7 @@ class _Running:
 
 @contextlib.contextmanager
 def running(what: str) -> Iterator[None]:
-    """`what` is running in this thread: "strategy mom_12_1", or a file."""
+    """Guards the body of the `with` in this thread. `what` names it: "strategy mom_12_1", or a file."""
     _mark_threads()
     mine = _Running(what)
     failed = None
@@ -48,7 +48,7 @@ def running(what: str) -> Iterator[None]:
         raise
     finally:
         mine.ended = True
-        # The strategy went on without what it wanted to read, as far as it came. Ctrl-C stays what it is.
+        # The strategy caught the refusal, or failed because of it: report the refusal. A KeyboardInterrupt passes on.
         went_on = failed is None or isinstance(failed, Exception)
         if mine.refused is not None and failed is not mine.refused and went_on:
             raise mine.refused
@@ -71,18 +71,18 @@ def _mark() -> _Running | None:
 
 
 def refuse_grid(call: str) -> None:
-    """Refuses to speak to a grid inside a strategy. Its run has failed by that, whatever the strategy does about it.
+    """Refuses a call of a grid inside a strategy. The run then fails, even if the strategy catches the error.
 
     Raises:
-        BadRequest: why, and what to do instead.
+        BadRequest: a strategy is running in this thread.
     """
     mark = _mark()
     if mark is not None:
         mark.refused = BadRequest(
-            f"{mark.what} calls {call} while it runs: it would read what it does not declare, of another grid where "
-            "it is deployed",
-            hint="declare what it reads, inputs=dict(px=trellis.series(...)), and use that argument; what opens a grid "
-            'outside of it goes under `if __name__ == "__main__":`',
+            f"{mark.what} calls {call} while it runs: a strategy may read only its declared inputs, and a deployed "
+            "unit would read another grid",
+            hint="declare the input, inputs=dict(px=trellis.series(...)), and use that argument; code of the file that "
+            'opens a grid for other purposes goes under `if __name__ == "__main__":`',
         )
         raise mark.refused
 
@@ -102,7 +102,7 @@ def _start_marked(thread: threading.Thread) -> None:
 
 
 def _submit_marked(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-    # its threads may have been started before
+    # the pool may have started its threads before the strategy ran
     mark = _mark()
     work = function if mark is None else functools.partial(_call_marked, mark, function)
     return _submit(pool, work, *args, **kwargs)
@@ -115,7 +115,7 @@ def _call_marked(mark: _Running, function: Callable[..., Any], *args: Any, **kwa
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """What is printed meanwhile, by Python or by C, goes to stderr: stdout is for the result."""
+    """Sends everything that Python or C code prints meanwhile to stderr, so that stdout has the result alone."""
     sys.stdout.flush()
     stdout = os.dup(1)
     try:
@@ -123,7 +123,7 @@ def stdout_to_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        # what a C library has printed is in a buffer of its own
+        # C libraries print through a buffer of their own
         ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
         os.close(stdout)

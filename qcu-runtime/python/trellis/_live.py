@@ -1,12 +1,12 @@
-"""What code a strategy is, by what is in memory: of a notebook's cells, and of files that have changed since.
+"""The digest of a strategy's code in memory: for notebook cells, and for files that changed after their import.
 
-The digest is over the bytecode of the function and all that it refers to: its closure, its defaults, the arguments of a
-partial, and by name the globals, functions, classes and modules that it uses, and what those use. Values count by their
-content, a DataFrame too; a module of one's own with all its values, a cache that it keeps included. What is installed
-counts by its name and version. Comments and names of files do not count.
+The digest covers the bytecode of the function and everything that it refers to: its closure, its defaults, the
+arguments of a partial, and the globals, functions, classes and modules that it uses by name, and so on from those.
+Values count by their content, also a DataFrame. A module of the researcher counts with all its values, caches included.
+An installed package counts by its name and version. Comments and file names do not count.
 
-It does not cover what no reference leads to: files that a strategy opens, variables of the environment, attributes that
-it finds by a computed name. An object that cannot be taken apart (a lock, a connection) counts by its type alone.
+The digest does not cover files that a strategy opens, environment variables, or attributes that it finds by a computed
+name. An object that cannot be pickled (a lock, a connection) counts by its type alone.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ._declaration import Declaration
 from ._imports import is_own, reached_by_name
 from .frame import Frame
 
-# of these the text form is the value
+# types whose repr is their whole value
 _PLAIN = {bool, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range}
 _TEXT = {str, bytes}
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-# of a class: what is not code, or differs from one definition of the same to the next
+# attributes of a class that are not code, or that differ between two definitions of the same class
 _CLASS_NOISE = ("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__")
-# where a wrapper keeps what it wraps
+# attributes in which wrappers keep the wrapped function
 _WRAPPED = ("__wrapped__", "__func__", "fget", "fset")
 
 
@@ -46,7 +46,7 @@ def live_digest(strategy: Declaration) -> str:
 class _Walk:
     def __init__(self, seen: dict[int, tuple[int, Any]]) -> None:
         self.hash = hashlib.sha256()
-        # by identity; the object too, or another one could have its identity later
+        # by id; keeping the object keeps its id from being used again
         self.seen = seen
 
     def say(self, *parts: Any) -> None:
@@ -82,7 +82,7 @@ class _Walk:
 
     def open(self, value: Any) -> None:
         match value:
-            # at once where that says the same: they may have a million elements
+            # one repr for the whole container: it may have a million elements
             case list() if type(value) is list and _is_plain(value):
                 self.say(repr(value))
             case dict() if type(value) is dict and _is_plain(value) and _is_plain(value.values()):
@@ -115,7 +115,7 @@ class _Walk:
                 self.object(value)
 
     def apart(self, value: Any) -> str:
-        """Of an element of a set, whose order says nothing."""
+        """The digest of one element of a set: sets have no order, so the digests are sorted."""
         walk = _Walk(dict(self.seen))
         walk.add(value)
         return walk.hash.hexdigest()
@@ -136,7 +136,7 @@ class _Walk:
                 self.imported(name)
         else:
             self.installed(function.__module__, function.__qualname__)
-        # a library's wrapper has ours in its closure
+        # a wrapper of a library has the researcher's function in its closure
         self.add((function.__defaults__, function.__kwdefaults__, vars(function)))
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             self.say(name)
@@ -152,7 +152,7 @@ class _Walk:
             self.installed(module.__name__)
 
     def imported(self, name: str) -> None:
-        """What a function imports when it runs: by its text, for it may not be loaded yet."""
+        """A module that a function imports when it runs. Its source counts: the module may not be loaded yet."""
         self.say(*(path.read_bytes() for path in sorted(reached_by_name(name).files)))
 
     def type(self, kind: type) -> None:
@@ -168,7 +168,7 @@ class _Walk:
         self.say(module, name, getattr(package, "__version__", ""))
 
     def object(self, value: Any) -> None:
-        """Taken apart as for a pickle, which has all that makes the object what it is."""
+        """Any other object counts by its pickled parts."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -188,7 +188,7 @@ def _is_plain(values: Iterable[Any]) -> bool:
 
 
 def _is_own_module(module: types.ModuleType | None) -> bool:
-    """Is it the researcher's: a notebook's, a script's, or of a file that is neither installed nor Python's?"""
+    """Whether a module is the researcher's: a notebook, a script, or a file that is_own accepts."""
     if module is None or module.__name__ == "__main__":
         return True
     file = getattr(module, "__file__", None)
@@ -196,7 +196,7 @@ def _is_own_module(module: types.ModuleType | None) -> bool:
 
 
 def _names_of(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """The globals that code and the functions in it read, and the modules that they import."""
+    """The globals that code and its inner functions read, and the modules that they import."""
     used, imported, module = set(), set(), ""
     for step in dis.get_instructions(code):
         if step.opname in _GLOBALS:

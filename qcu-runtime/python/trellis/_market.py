@@ -1,13 +1,13 @@
-"""A made-up stock market in CSV files, the same for the same seed.
+"""Generates a stock market as CSV files, the same files for the same seed.
 
-``python -m trellis._market OUTDIR --seed 7`` writes twenty symbols' daily prices over the twelve years that
-end on 2018-02-07, in the two shapes that price files usually come in, so that an import of them meets both:
+``python -m trellis._market OUTDIR --seed 7`` writes daily prices of twenty symbols over the twelve years that
+end on 2018-02-07. The files have the two usual forms of price files, so that imports are tried with both:
 
 ``SYMBOL.csv`` (AAPL, AMZN, GOOGL, JPM)
-    one file per symbol, without a symbol column: import each with ``--symbol SYMBOL``. Oldest row first,
-    except ``JPM.csv``, which begins with the newest.
+    one file per symbol, without a symbol column: import each with ``--symbol SYMBOL``. The oldest row is first,
+    except in ``JPM.csv``, where the newest is.
 ``market.csv``
-    the sixteen other symbols in long form: ``--symbol-column Name``.
+    the other sixteen symbols in one file: import it with ``--symbol-column Name``.
 
 Columns of both:
 
@@ -22,11 +22,10 @@ Split      new shares per old one, on the first session that trades in new share
 Name       the symbol (``market.csv`` only)
 =========  =================================================================================================
 
-A day's return is ``beta * market + own``, both normally distributed: prices are a geometric random walk. On
-purpose there are two splits (AMZN 2:1, which has a file of its own, and KO 3:1), one delisting mid-way (LEH:
-its rows end) and one late listing (TSLA: its rows begin later). Nothing else is irregular: no gaps, no
-doubles, no missing cells. The names are those of real companies, so that examples read naturally; the prices
-are not.
+A day's return is ``beta * market + own``, both normally distributed: prices are a geometric random walk. There
+are two splits (AMZN 2:1, KO 3:1), one delisting (the rows of LEH end early) and one late listing (the rows of TSLA
+begin late). Nothing else is irregular: no gaps, no duplicates, no missing cells. The names are of real companies,
+so that examples read naturally; the prices are made up.
 """
 
 from __future__ import annotations
@@ -55,11 +54,11 @@ class Stock:
     #: Price of the first session, dollars.
     price: float
     beta: float
-    #: Deviation of the own daily return.
+    #: Deviation of the stock's own daily return.
     volatility: float
     #: Typical volume, shares.
     volume: int
-    #: Mean of the own daily return.
+    #: Mean of the stock's own daily return.
     drift: float = 0.0
     listed: date = FIRST
     delisted: date = LAST
@@ -89,9 +88,9 @@ STOCKS = [
     Stock("XOM", 61.2, 0.8, 0.009, 14_000_000),
 ]
 
-#: Symbols that have a file of their own.
+#: Symbols with a file for each.
 SINGLE = ["AAPL", "AMZN", "GOOGL", "JPM"]
-#: Of these, the one whose file begins with its newest row.
+#: The symbol of SINGLE whose file begins with its newest row.
 DESCENDING = "JPM"
 
 
@@ -118,14 +117,14 @@ def _nth_weekday(year: int, month: int, weekday: int, n: int) -> date:
 
 
 def _observed(day: date) -> date:
-    """A fixed holiday on a Saturday is kept on Friday, one on a Sunday on Monday."""
+    """The day off for a fixed holiday: Friday if it falls on a Saturday, Monday if on a Sunday."""
     return day + timedelta({5: -1, 6: 1}.get(day.weekday(), 0))
 
 
 def holidays(year: int) -> set[date]:
     """Weekdays of a year on which the exchange is closed by rule."""
     new_year = date(year, 1, 1)
-    # on a Saturday it is not moved into the old year: the exchange trades on the last day of a year
+    # a New Year on a Saturday gives no day off: the exchange trades on the last day of the year
     new_year = new_year if new_year.weekday() == 5 else _observed(new_year)
     return {
         new_year,
@@ -140,7 +139,7 @@ def holidays(year: int) -> set[date]:
     }
 
 
-# of mourning for Gerald Ford, and of hurricane Sandy
+# the mourning for Gerald Ford, and hurricane Sandy
 _CLOSED_OUT_OF_TURN = {date(2007, 1, 2), date(2012, 10, 29), date(2012, 10, 30)}
 
 
@@ -156,7 +155,7 @@ def _rows(stock: Stock, days: list[date], market: list[float], chance: random.Ra
     split_day, ratio = stock.split or (None, 1)
     shares = 1
     for day, common in zip(days, market, strict=True):
-        # drawn for every session, listed or not: another listing date must not change the prices around it
+        # drawn for every session, also before the listing: a change of the listing date then changes no price
         own, gap, up, down, busy = (chance.gauss(0.0, 1.0) for _ in range(5))
         if not stock.listed <= day <= stock.delisted:
             continue
@@ -183,7 +182,7 @@ def generate(seed: int = 7) -> dict[str, list[list[object]]]:
     days = sessions()
     factor = random.Random(f"{seed}:market")
     market = [factor.gauss(MARKET_DRIFT, MARKET_VOLATILITY) for _ in days]
-    # a generator of its own for each stock: one stock's settings do not change the others
+    # each stock has its own generator, so that its settings do not change the other stocks
     return {stock.symbol: list(_rows(stock, days, market, random.Random(f"{seed}:{stock.symbol}"))) for stock in STOCKS}
 
 
@@ -195,7 +194,7 @@ def _write(path: Path, header: list[str], rows: list[list[object]]) -> None:
 
 
 def write(folder: Path, seed: int = 7) -> int:
-    """Writes all files into ``folder``, which is made if it is not there; says how many rows there are."""
+    """Writes all files into ``folder``, which is made if missing. Returns the number of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     stocks = generate(seed)
     for symbol in SINGLE:

@@ -6,9 +6,10 @@ from __future__ import annotations
 def format_table(
     header: list[str], rows: list[list[str]], gap_after: int | None = None, width: int | None = None
 ) -> str:
-    """Columns aligned: numbers to the right, the rest to the left. Without a border, to be pasted anywhere.
+    """A table with aligned columns: numbers to the right, text to the left. It has no border, so it can be pasted.
 
-    `width` is that of the terminal: long cells are cut, then columns in the middle left out, until a line fits.
+    `width` is the width of the terminal. To fit it, long cells are cut, then columns in the middle are left out.
+    `gap_after` is the number of rows after which "…" marks left-out rows.
     """
     right = [bool(rows) and all(_numeric(r[i]) for r in rows) for i in range(len(header))]
     widths = [max([len(h), *(len(r[i]) for r in rows)]) for i, h in enumerate(header)]
@@ -32,7 +33,7 @@ def format_table(
     return "\n".join(lines)
 
 
-# a cell narrower than that says nothing
+# cells are not cut below this width
 _CELL_MIN = 12
 
 
@@ -41,7 +42,7 @@ def _line_width(widths: list[int]) -> int:
 
 
 def _narrowed(widths: list[int], right: list[bool], width: int) -> list[int]:
-    """The widest columns of text give way; a number is shown whole or not at all."""
+    """Widths after cutting the widest columns of text. A number is shown whole or not at all."""
     widths = list(widths)
     while _line_width(widths) > width:
         text = [i for i, w in enumerate(widths) if w > _CELL_MIN and not right[i]]
@@ -53,7 +54,7 @@ def _narrowed(widths: list[int], right: list[bool], width: int) -> list[int]:
 
 
 def _left_out(widths: list[int], width: int) -> tuple[int, int] | None:
-    """The columns [first, last) in the middle that must go for a line to fit; None if it does."""
+    """The range of columns [first, last) in the middle to leave out; None if a line fits."""
     if _line_width(widths) <= width:
         return None
     first, last = (len(widths) + 1) // 2, (len(widths) + 1) // 2 + 1
@@ -70,6 +71,6 @@ def _cut(cells: list[str], widths: list[int]) -> list[str]:
 
 
 def _numeric(text: str) -> bool:
-    # a date begins like a number too
+    # a date starts with a digit, too
     is_number = text.lstrip("-")[:1].isdigit() and text[4:5] != "-"
     return is_number or text in ("", "-", "NaN", "inf", "-inf")

@@ -1,14 +1,14 @@
-"""Whatever names a moment, as nanoseconds since 1970-01-01T00:00:00Z.
+"""Converts arguments that are times to nanoseconds since 1970-01-01T00:00:00Z, and back to text.
 
-A date is its midnight, UTC. A datetime without a time zone is taken as UTC: prices and sessions are kept in UTC
-throughout, and refusing `datetime(2016, 8, 10)` where `date(2016, 8, 10)` works would only teach people to write
-`.replace(tzinfo=utc)` without thinking. Strings are ISO 8601 (`2016-08-10`, `2016-08-10T14:30Z`, `...+02:00`).
+A date means its midnight in UTC. A datetime without a time zone is taken as UTC, because the grid keeps prices and
+sessions in UTC. (If `datetime(2016, 8, 10)` were refused, people would only learn to write `.replace(tzinfo=utc)`
+without thinking.) Strings are ISO 8601 (`2016-08-10`, `2016-08-10T14:30Z`, `...+02:00`).
 
-An integer is nanoseconds. One that looks like a date or like another unit (20160810, 2018, seconds or milliseconds
-since 1970) is refused; the rule stands with `check_integer` in `proto/src/time.rs`, for every door of the grid.
+An integer is nanoseconds. An integer that looks like a date or like another unit (20160810, 2018, seconds or
+milliseconds since 1970) is refused: `check_integer` in `proto/src/time.rs` has this rule for the whole grid.
 
-Nanoseconds in 64 bits reach from 1677-09-21 to 2262-04-11. A moment outside is an error that names it, except as a
-bound: a start before all time and an end or `as_of` after all time mean all there is.
+Nanoseconds in 64 bits reach from 1677-09-21 to 2262-04-11. A time outside of that is an error. Only bounds are an
+exception: a start before 1677, and an end or `as_of` after 2262, mean "no bound".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 _MIN, _MAX = -(2**63), 2**63 - 1
 _REACH = "64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11"
 
-# of numpy's units; years and months have no fixed length, and go by way of days
+# nanoseconds in each unit of numpy; years and months have no fixed length and are converted to days first
 _UNITS = {
     "W": 604_800_000_000_000,
     "D": 86_400_000_000_000,
@@ -37,12 +37,12 @@ _UNITS = {
     "us": 1_000,
     "ns": 1,
 }
-# finer than nanoseconds: how many make one
+# units finer than a nanosecond: how many make one nanosecond
 _PARTS = {"ps": 10**3, "fs": 10**6, "as": 10**9}
 
 
 def to_ns(value: Any, name: str) -> int | None:
-    """`value` in nanoseconds; None stays None. `name` is the argument's, for the error."""
+    """`value` in nanoseconds; None stays None. Errors call it `name`."""
     if value is None:
         return None
     ns = _to_ns(value, name)
@@ -52,12 +52,12 @@ def to_ns(value: Any, name: str) -> int | None:
 
 
 def to_start(value: Any, name: str = "start") -> int | None:
-    """`value` as the beginning of a range: before all time is the first nanosecond, after it the last."""
+    """`value` as the start of a range. A time before 1677 becomes the first nanosecond, one after 2262 the last."""
     return None if value is None else max(_MIN, min(_to_ns(value, name), _MAX))
 
 
 def to_end(value: Any, name: str = "end") -> int | None:
-    """`value` as the end of a range, or as `as_of`: after all time is None, which is all there is."""
+    """`value` as the end of a range, or as `as_of`. A time after 2262 becomes None: no bound."""
     if value is None:
         return None
     ns = _to_ns(value, name)
@@ -65,14 +65,14 @@ def to_end(value: Any, name: str = "end") -> int | None:
 
 
 def _to_ns(value: Any, name: str) -> int:
-    """Nanoseconds, however many."""
+    """Nanoseconds, without a check of the range."""
     if isinstance(value, str):
         return _trellis.parse_time(value, name)
     if isinstance(value, bool | np.bool_):
         raise BadRequest(f"{name} must be a time, not {value!r}")
     if isinstance(value, np.datetime64):
         return _datetime64(value, name)
-    # numpy counts a timedelta64 among its integers
+    # a numpy timedelta64 is an instance of np.integer
     if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         if 0 < value < 1 << 100:
             _trellis.check_integer_time(int(value), name)
@@ -80,7 +80,7 @@ def _to_ns(value: Any, name: str) -> int:
     if type(value).__name__ in ("NaTType", "NAType") or value != value:
         raise BadRequest(f"{name} must be a time, not {value!r}")
     if isinstance(value, dt.datetime):
-        if hasattr(value, "as_unit"):  # pandas.Timestamp: a datetime with a unit, and perhaps nanoseconds, of its own
+        if hasattr(value, "as_unit"):  # pandas.Timestamp: it may have nanoseconds
             return _datetime64(value.to_datetime64(), name)
         if value.tzinfo is None:
             value = value.replace(tzinfo=dt.UTC)
@@ -104,7 +104,7 @@ def _datetime64(value: np.datetime64, name: str) -> int:
 
 
 def _counted(times: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Times of any of numpy's units as integers, and the fraction of nanoseconds that one of them is worth."""
+    """Times of any unit of numpy as integers, then `each` and `parts`: one integer is `each / parts` nanoseconds."""
     unit, step = np.datetime_data(times.dtype)
     if unit in ("Y", "M"):
         times, unit, step = times.astype("datetime64[D]"), "D", 1
@@ -112,15 +112,15 @@ def _counted(times: np.ndarray) -> tuple[np.ndarray, int, int]:
     if unit in _PARTS:
         return counts, step, _PARTS[unit]
     if unit not in _UNITS:
-        raise BadRequest("a datetime64 without a unit is no time", hint='give it one: np.datetime64(..., "ns")')
+        raise BadRequest("a datetime64 without a unit is not a time", hint='give it a unit: np.datetime64(..., "ns")')
     return counts, step * _UNITS[unit], 1
 
 
 def datetime64_ns(times: np.ndarray, name: str) -> np.ndarray:
-    """An array of datetime64 of any unit as int64 nanoseconds; NaT as whatever, for the caller to mask.
+    """An array of datetime64 of any unit as int64 nanoseconds. The caller masks NaT, whose result is arbitrary.
 
     Raises:
-        BadRequest: a time that nanoseconds do not hold, by its value. numpy's own cast wraps around.
+        BadRequest: 64 bit nanoseconds cannot hold a time; numpy's own cast would wrap around.
     """
     counts, each, parts = _counted(np.atleast_1d(times))
     there = ~np.isnat(np.atleast_1d(times))

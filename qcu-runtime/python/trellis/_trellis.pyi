@@ -1,17 +1,17 @@
-"""The extension: what the Python files of this package call, and nobody else."""
+"""The extension module, written in Rust. Only the Python files of this package call it."""
 
 import os
 from collections.abc import Callable
 from typing import Any, final
 
-# of the buffer protocol; `collections.abc.Buffer` is of Python 3.12
+# an object with the buffer protocol; `collections.abc.Buffer` exists only since Python 3.12
 Buffer = Any
 
 __version__: str
 
 @final
 class Rows:
-    """An immutable table of the grid's types."""
+    """An immutable table whose columns have the grid's types."""
 
     @property
     def columns(self) -> list[tuple[str, str]]: ...

@@ -1,7 +1,7 @@
 """The command `trellis`.
 
 Exit codes: 0 ok, 1 a bug, 2 wrong usage or configuration, 3 bad input, 4 unavailable, 5 fenced or conflicting.
-Results go to stdout, everything about them (receipts, progress, errors) to stderr; with `--json` both are JSON.
+Results go to stdout; receipts, progress and errors go to stderr. With `--json` both are JSON.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from .errors import BadRequest, StrategyError, TrellisError, Unavailable, frames
 from .frame import Frame
 from .grid import connect
 
-# rows of a table on a terminal; a file or a pipe is asked for with another format
+# the most rows that a table shows; the other formats have all rows
 TABLE_ROWS = 40
-# the status is told without the datasets if the grid cannot list them: a head waits five seconds for its shards
+# longest wait for the list of datasets; the status is printed without them after that. A head waits five seconds for
+# its shards.
 STATUS_WAIT_S = 6.0
 
 FORMAT_HELP = (
-    "default: table. A missing value is empty in csv and null in json, where NaN and the infinities, for which JSON "
-    'has no word, are the texts "NaN", "Infinity" and "-Infinity"'
+    "default: table. A missing value is empty in csv and null in json. JSON cannot express NaN and the infinities: "
+    'they are the texts "NaN", "Infinity" and "-Infinity" there'
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; answers the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
     if getattr(args, "traceback", False):
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # the reader, `head` say, has seen enough; Python must not try again at exit
+        # The reader of the pipe, `head` say, has ended. Python must not flush stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -85,9 +86,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="trellis",
-        description="A quant compute grid: start one, bring data in, read it, run and deploy strategies.",
-        epilog="TRELLIS_URL names the grid. Without it: that of this folder, kept in ./.trellis. `trellis up` runs it, "
-        "or else each command by itself.",
+        description="A quant compute grid: start one, import data, read it, run and deploy strategies.",
+        epilog="TRELLIS_URL names the grid. Without it, commands use the grid of this folder, whose state is in "
+        "./.trellis: the one that `trellis up` runs, or one inside the command.",
     )
     parser.add_argument("--version", action="version", version=f"trellis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -104,10 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--detach", action="store_true", help="return when the grid is ready; `trellis down` ends it")
     _add_state(up, local.STATE)
 
-    down = command("down", _down, "End the grid that `trellis up` runs, and wait for it.")
+    down = command("down", _down, "Stop the grid that `trellis up` runs, and wait until it has ended.")
     _add_state(down, local.STATE)
 
-    status = command("status", _status, "What runs, what it waits for, what it holds, and what it has done.")
+    status = command("status", _status, "Show the grid's processes, units, datasets and counters.")
     _add_state(status)
 
     read = command("read", _read, "Read rows, sorted by symbol and time. The receipt goes to stderr.")
@@ -118,15 +119,21 @@ def _parser() -> argparse.ArgumentParser:
         "--start", metavar="T", help="event time, inclusive: 2016-08-10, 2016-08-10T14:30Z, or nanoseconds"
     )
     read.add_argument("--end", metavar="T", help="event time, exclusive")
-    read.add_argument("--as-of", metavar="T", help="as known at that time; default: the latest")
+    read.add_argument(
+        "--as-of", metavar="T", help="knowledge time: the rows as they were known then; default: the latest"
+    )
     read.add_argument("--known-at", action="store_true", help="add the column known_at")
-    read.add_argument("--allow-stale", action="store_true", help="accept unconfirmed rows while a shard is away")
+    read.add_argument(
+        "--allow-stale",
+        action="store_true",
+        help="accept rows that may not be the latest while a shard cannot be reached",
+    )
     read.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help=FORMAT_HELP)
     read.add_argument("--out", metavar="FILE", help="default: stdout")
 
-    _add_import(command("import", _import, "Bring CSV and Parquet files in, all of them or nothing."))
+    _add_import(command("import", _import, "Import CSV and Parquet files, all of them or none."))
 
-    add_commands(commands.add_parser("dataset", help="What datasets are, and changes of that."))
+    add_commands(commands.add_parser("dataset", help="List datasets, show and change one."))
 
     run = command("run", _run, "Run a strategy for one session, in this process, and print its output.")
     run.add_argument("target", metavar="FILE[:unit]")
@@ -136,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--publish",
         action="store_true",
-        help="publish the output, as the deployed unit would: it replaces what was published for the session",
+        help="publish the output, as the deployed unit would; it replaces the earlier output for the session",
     )
     _add_take_over(run)
     run.add_argument("--format", choices=["table", "csv", "json", "parquet", "arrow"], help=FORMAT_HELP)
@@ -145,21 +152,21 @@ def _parser() -> argparse.ArgumentParser:
     deploy = command(
         "deploy",
         _deploy,
-        "Deploy strategies to a grid of `trellis up` on this machine, and say what each begins with.",
+        "Deploy strategies to a grid of `trellis up` on this machine, and print what each unit does first.",
     )
     deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]")
-    deploy.add_argument("--session", metavar="DATE", help="run once, for this session; default: by the schedule")
+    deploy.add_argument("--session", metavar="DATE", help="run once, for this session; default: run by the schedule")
     _add_traceback(deploy)
     _add_take_over(deploy)
     wait = deploy.add_mutually_exclusive_group()
     wait.add_argument(
-        "--wait", action="store_true", help="with --session: until the run has ended; the exit code says how"
+        "--wait", action="store_true", help="with --session: wait for the end of the run, and exit as it did"
     )
-    wait.add_argument("--no-wait", action="store_true", help="only write the units; the grid need not run")
+    wait.add_argument("--no-wait", action="store_true", help="only write the units' files; the grid need not run")
     _add_state(deploy)
 
     undeploy = command(
-        "undeploy", _undeploy, "Take units out of service: their processes end, and what they published stays."
+        "undeploy", _undeploy, "Take units out of service: their processes end, their published rows stay."
     )
     undeploy.add_argument("units", nargs="+", metavar="UNIT")
     _add_state(undeploy)
@@ -177,7 +184,7 @@ def _add_state(parser: argparse.ArgumentParser, default: str | None = None) -> N
 
 def _add_traceback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--traceback", action="store_true", help="of a strategy's error every frame (or TRELLIS_TRACEBACK=1)"
+        "--traceback", action="store_true", help="show every frame of a strategy's error (as TRELLIS_TRACEBACK=1)"
     )
 
 
@@ -185,7 +192,7 @@ def _add_take_over(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--take-over",
         action="store_true",
-        help="publish even though a process of the unit runs (it goes on with later sessions), or the dataset was "
+        help="publish even if a deployed process of the unit runs (it goes on with later sessions), or the dataset is "
         "another unit's output",
     )
 
@@ -196,39 +203,47 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add("files", nargs="+", metavar="FILE", help=".csv, .tsv or .txt, these as .gz, a .zip of them, .parquet")
     add("--symbol-column", metavar="NAME", help="column with the symbol; default symbol or ticker")
     add("--symbol", metavar="X", help="the symbol of all rows, where no column holds it")
-    add("--symbol-from-name", metavar="PATTERN", help="the symbol is {} in the file's name: {}, WIKI-{}, *_{}_*")
-    add("--wide", metavar="FIELD", help="each column but the time is a symbol, and its cells are this field")
+    add(
+        "--symbol-from-name",
+        metavar="PATTERN",
+        help="take the symbol from the file's name, where {} stands: {}, WIKI-{}, *_{}_*",
+    )
+    add("--wide", metavar="FIELD", help="every column except the time is a symbol, and its cells are this field")
     add(
         "--ts-column",
         metavar="NAME",
         help="column with the event time; default ts, timestamp, date or datetime; Date,Time are two columns",
     )
-    add("--ts-unit", metavar="UNIT", help="of times that are numbers: s, ms, us, ns since 1970; excel; ms-of-day, ...")
+    add(
+        "--ts-unit",
+        metavar="UNIT",
+        help="unit of times that are numbers: s, ms, us, ns since 1970; excel; ms-of-day, ...",
+    )
     add(
         "--ts-format",
         action="append",
         metavar="FORM",
-        help="of times that are text: %%d/%%m/%%Y, '%%Y%%m%%d %%H:%%M:%%S.%%f', iso; may be repeated; default iso",
+        help="format of times that are text: %%d/%%m/%%Y, '%%Y%%m%%d %%H:%%M:%%S.%%f', iso (default); may be repeated",
     )
     add("--tz", metavar="ZONE", help="zone of times (not of dates) that name none: America/New_York; default UTC")
     add("--date", metavar="DATE", help="the day of times within a day; default: the one in the file's name")
-    add("--date-zone", metavar="ZONE", help="zone whose local midnights name dates; a new dataset keeps it")
+    add("--date-zone", metavar="ZONE", help="zone whose local midnights mean dates; a new dataset keeps it")
     add("--calendar", metavar="NAME", help="exchange calendar of a new dataset: XNYS")
     add("--known-at", metavar="T", help="when the rows became known; default: now")
     add("--known-at-column", metavar="NAME", help="column with each row's knowledge time")
-    add("--fields", metavar="F=COL,..", help="fields to import, and their columns; default: every column")
+    add("--fields", metavar="F=COL,..", help="fields to import and their columns; default: every column")
     add("--columns", metavar="A,B,..", help="names of the columns, for CSV files without a header; _ leaves one out")
-    add("--types", metavar="F=TYPE,..", help="types of fields, where the values do not show them, or not exactly")
+    add("--types", metavar="F=TYPE,..", help="types of fields whose values look like another type")
     add("--required", metavar="F,..", help="fields of a new dataset that may not be missing")
-    add("--null", action="append", metavar="TEXT", help="text that stands for a missing value; may be repeated")
-    add("--decimal", metavar="C", help="before a fraction: . (default) or ,")
-    add("--thousands", metavar="C", help="between thousands: , . _ space or apostrophe; default nothing")
+    add("--null", action="append", metavar="TEXT", help="text that means a missing value; may be repeated")
+    add("--decimal", metavar="C", help="decimal sign: . (default) or ,")
+    add("--thousands", metavar="C", help="sign between thousands: , . _ space or apostrophe; default none")
     add(
         "--notation",
         metavar="KIND,..",
-        help="signs around numbers to read: currency, percent (12%% is 0.12), suffix (1K), parentheses, trailing-minus",
+        help="signs to accept at numbers: currency, percent (12%% is 0.12), suffix (1K), parentheses, trailing-minus",
     )
-    add("--delimiter", metavar="C", help="between cells: a character or tab; default a comma, of .tsv a tab")
+    add("--delimiter", metavar="C", help="sign between cells: a character or tab; default a comma, in .tsv a tab")
     add("--skip-rows", type=int, metavar="N", help="lines of each CSV file above its header")
     add(
         "--member",
@@ -239,13 +254,21 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add(
         "--repeats",
         choices=["refuse", "spread", "last"],
-        help="rows of the same symbol and time: bad (default), a ns apart, or the last wins",
+        help="rows of the same symbol and time: refuse them (default), spread them a ns apart, or keep the last",
     )
-    add("--chunk", metavar="SPAN", help="chunk of a new dataset: 64d, 4d, 1h; default by how dense its rows are")
-    add("--quarantine", metavar="FILE", help="keep the good rows, write the bad ones there")
-    add("--run-id", metavar="ID", help="identity of the import; without one, the same rows add nothing while they hold")
-    add("--retract", action="store_true", help="the files name symbol and time of rows that no longer hold")
-    add("--dry-run", action="store_true", help="only say what was understood; nothing is written")
+    add(
+        "--chunk",
+        metavar="SPAN",
+        help="length of a new dataset's chunks: 64d, 4d, 1h; default: by how dense its rows are",
+    )
+    add("--quarantine", metavar="FILE", help="import the good rows, and write the bad ones to this file")
+    add(
+        "--run-id",
+        metavar="ID",
+        help="identity of the import; without one, importing the latest rows again adds nothing",
+    )
+    add("--retract", action="store_true", help="the files name symbol and time of rows to retract")
+    add("--dry-run", action="store_true", help="only print what the import understands; write nothing")
 
 
 # --- commands
@@ -297,7 +320,7 @@ def _status(args: argparse.Namespace) -> None:
         try:
             datasets = grid._described(STATUS_WAIT_S)
         except Unavailable as error:
-            # a shard is away; the error names it, and whoever asks for the status wants to know that
+            # a shard cannot be reached: the status shows the error, which names the shard
             missing = str(error)
     processes = process_list(folder) if folder else []
     if args.json:
@@ -327,7 +350,7 @@ def _unit_cells(process: dict[str, Any]) -> list[str]:
         result = run["error_line"] or f"{run['rows']:,} rows, version {run['version']}"
         last = f"{run['session']} {run['outcome']} at {run['finished_at']}: {result}"
     state = status.get("state", process["state"])
-    # of a failed run the last run tells
+    # the column "last run" shows the error of a failed run already
     note = status.get("note") or ("-" if run and run["error_line"] == process["note"] else process["note"]) or "-"
     return [process["name"], state, _plain(process["pid"]), str(process["restarts"]), note, last]
 
@@ -338,7 +361,7 @@ def _read(args: argparse.Namespace) -> None:
         frame = grid.read(
             args.dataset,
             _names(args.fields),
-            # a list that came out empty by mistake must not read the world
+            # a list that is empty by mistake must not read every symbol
             symbols="*" if args.symbols is None else _names(args.symbols),
             start=args.start,
             end=args.end,
@@ -368,7 +391,7 @@ def _import(args: argparse.Namespace) -> None:
     if result["dry_run"]:
         told = "nothing was written"
     else:
-        told = f"version {result['version']}" + (" (had been imported before)" if result["duplicate"] else "")
+        told = f"version {result['version']}" + (" (these rows were imported before)" if result["duplicate"] else "")
     what = "rows retracted of" if args.retract else "rows of"
     print(
         f"{result['dataset']}: {result['rows']:,} {what} {result['symbols']:,} symbols, "
@@ -395,13 +418,13 @@ def _import_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _keys(result: dict[str, Any]) -> str:
-    """Which columns the keys are from."""
+    """One line with the columns that time and symbol were read from."""
     symbols = ", ".join(result["symbol_columns"])
     return f"time: column {', '.join(result['ts_columns'])}; symbol: {f'column {symbols}' if symbols else 'by option'}"
 
 
 def _sample(result: dict[str, Any]) -> str:
-    """What was understood: the fields with their first values, and the days beside the calendar's sessions."""
+    """The fields as the import understood them, with their first values, and the days compared with the calendar."""
     rows = [
         [
             field["field"],
@@ -431,7 +454,7 @@ def _sample(result: dict[str, Any]) -> str:
     )
 
 
-# of a value in a table
+# longest text of a value in a table
 VALUE_SHOWN = 24
 
 
@@ -448,7 +471,7 @@ def _run(args: argparse.Namespace) -> None:
         found = load_strategies(args.target)
         if len(found) > 1:
             names = ", ".join(f"{args.target}:{s.name}" for s in found)
-            raise BadRequest(f"{args.target} has several strategies", hint=f"say which: {names}")
+            raise BadRequest(f"{args.target} has several strategies", hint=f"choose one: {names}")
         with connect() as grid:
             frame = found[0].run(
                 session=args.session, grid=grid, as_of=args.as_of, publish=args.publish, take_over=args.take_over
@@ -460,8 +483,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _published(ack: dict[str, Any]) -> str:
-    again = ", which had these rows already" if ack["duplicate"] else ""
-    gone = f"; {ack['retracted']:,} that it had before are retracted" if ack["retracted"] else ""
+    again = ", which already had these rows" if ack["duplicate"] else ""
+    gone = f"; {ack['retracted']:,} earlier rows of the session are retracted" if ack["retracted"] else ""
     return f"published {ack['rows']:,} rows to {ack['dataset']}, version {ack['version']}{again}{gone}"
 
 
@@ -484,10 +507,10 @@ def _deploy(args: argparse.Namespace) -> None:
             print(f"{unit['unit']}  {unit['digest'][:19]}  {_deployed(unit)}")
         for unit in units:
             if unit["ended_schedule"]:
-                note = "ran by its schedule until now; to go on with that, deploy it again without --session"
+                note = "ran by its schedule until now; deploy it again without --session to go on with the schedule"
                 print(f"{unit['unit']} {note}", file=sys.stderr)
         if until is Until.STARTED and not failed:
-            print("`trellis status` shows how they go on", file=sys.stderr)
+            print("`trellis status` shows their progress", file=sys.stderr)
     if failed:
         raise failure(failed[0])
 
@@ -534,7 +557,7 @@ def _plain(value: Any) -> str:
 
 
 def _width() -> int | None:
-    """Of the terminal; None where nobody looks and a line may be as long as it is."""
+    """The width of the terminal; None if stdout is not one: lines are then not cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -549,10 +572,10 @@ def _format_of(args: argparse.Namespace) -> str:
         return "json"
     suffix = pathlib.Path(args.out or "").suffix.lower().lstrip(".")
     if args.out and suffix not in ("csv", "json", "parquet", "arrow"):
-        raise BadRequest(f"--out {args.out}: the format is not clear", hint="add --format csv, json, parquet or arrow")
+        raise BadRequest(f"--out {args.out}: does not tell the format", hint="add --format csv, json, parquet or arrow")
     form = suffix or "table"
     if form in ("parquet", "arrow") and not args.out and sys.stdout.isatty():
-        raise BadRequest(f"{form} is not for terminals", hint="add --out FILE")
+        raise BadRequest(f"{form} is binary and not for a terminal", hint="add --out FILE")
     return form
 
 
@@ -583,7 +606,7 @@ def _table(frame: Frame, width: int | None) -> str:
 
 
 def stats_table(heads: list[dict[str, Any]], width: int | None = None) -> str:
-    """Per dataset and head: what was asked, and what it cost upstream."""
+    """A table of counters by dataset and head: the rows asked for, and the cost upstream."""
     header = [
         "dataset", "head", "requests", "rows asked", "rows fetched", "minimal union", "hits", "joins", "fetched",
         "calls", "bytes", "ms",
@@ -604,7 +627,7 @@ def stats_table(heads: list[dict[str, Any]], width: int | None = None) -> str:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says how far a long step has come; nothing where nobody watches."""
+    """Shows the progress of a long step in one line on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _note: None
         return

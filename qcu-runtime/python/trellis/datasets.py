@@ -1,4 +1,4 @@
-"""The commands `trellis dataset ...`: what there is, and changes of what a dataset is."""
+"""The commands `trellis dataset ...`: list datasets, show and change one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .grid import connect
 
 
 def add_commands(dataset: argparse.ArgumentParser) -> None:
-    """Adds them to the parser of `trellis dataset`."""
+    """Adds the commands to the parser of `trellis dataset`."""
     actions = dataset.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
@@ -23,16 +23,16 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="JSON instead of text")
         return sub
 
-    action("list", _list, "The datasets, their rows and fields.")
+    action("list", _list, "List all datasets with their rows and fields.")
 
-    show = action("show", _show, "What a dataset is and how far it has come.")
+    show = action("show", _show, "Show a dataset's fields, settings, size and version.")
     show.add_argument("dataset", metavar="DATASET")
 
     alter = action(
         "alter",
         _alter,
-        "Change a dataset's fields or settings, as one version of it. Every row stays. All but an addition or a "
-        "setting writes its files anew.",
+        "Change a dataset's fields or settings, all in one version. Every row stays. Only new fields and settings are "
+        "quick: any other change rewrites the dataset's files.",
     )
     alter.add_argument("dataset", metavar="DATASET")
     alter.add_argument(
@@ -41,12 +41,12 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
     alter.add_argument("--add", metavar="F=TYPE", action="append", help="a new field, missing in every row so far")
     alter.add_argument("--rename-field", metavar="OLD=NEW", action="append")
     alter.add_argument("--drop-field", metavar="F", action="append")
-    alter.add_argument("--calendar", metavar="NAME", help='whose sessions the dates are: XNYS; "" for none')
+    alter.add_argument("--calendar", metavar="NAME", help='exchange calendar of the dates: XNYS; "" for none')
     alter.add_argument(
-        "--date-zone", metavar="ZONE", help='where a local midnight names a date: America/New_York; "" for none'
+        "--date-zone", metavar="ZONE", help='zone whose local midnights mean dates: America/New_York; "" for none'
     )
 
-    drop = action("drop", _drop, "End a dataset. Its name is free; what it had stays in the lake, in older versions.")
+    drop = action("drop", _drop, "End a dataset and free its name. Its rows stay in the lake, in older versions.")
     drop.add_argument("dataset", metavar="DATASET")
     drop.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -57,7 +57,7 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
     release = action(
         "release",
         _release,
-        "End a unit's ownership of its output: it can then be imported into and altered, and any unit may publish to "
+        "End a unit's ownership of its output. Imports and alterations are then allowed, and any unit may publish to "
         "it next. The rows stay.",
     )
     release.add_argument("dataset", metavar="DATASET")
@@ -97,7 +97,7 @@ def _alter(args: argparse.Namespace) -> None:
         "date_zone": args.date_zone,
     }
     if not any(value or value == "" for value in change.values()):
-        raise BadRequest("nothing is to be changed", hint="say what: trellis dataset alter --help")
+        raise BadRequest("no change was given", hint="the changes are listed by: trellis dataset alter --help")
     with connect() as grid:
         done = grid.alter(args.dataset, **change)
         now = grid.describe(args.dataset)
@@ -111,12 +111,14 @@ def _drop(args: argparse.Namespace) -> None:
     with connect() as grid:
         if not args.yes:
             if not sys.stdin.isatty():
-                raise BadRequest(f"drop {args.dataset}? nobody is there to ask", hint="add --yes")
+                raise BadRequest(
+                    f"dropping {args.dataset} needs a confirmation, and stdin is not a terminal", hint="add --yes"
+                )
             dataset = grid.describe(args.dataset)
             print(dataset, file=sys.stderr)
-            print("drop it? type its name: ", file=sys.stderr, end="", flush=True)
+            print("to drop it, type its name: ", file=sys.stderr, end="", flush=True)
             if sys.stdin.readline().strip() != args.dataset:
-                raise BadRequest("nothing was dropped")
+                raise BadRequest("the name does not match: nothing was dropped")
         done = grid.drop(args.dataset)
     if args.json:
         print(json.dumps(done))
@@ -130,17 +132,17 @@ def _rename(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(done))
         return
-    print(f"{args.dataset} is {done['dataset']} now, version {done['version']}")
+    print(f"{args.dataset} is now {done['dataset']}, version {done['version']}")
 
 
 def _release(args: argparse.Namespace) -> None:
     with connect() as grid:
         grid.release(args.dataset, take_over=args.take_over)
-    print(json.dumps({"dataset": args.dataset}) if args.json else f"{args.dataset}: no unit's output now")
+    print(json.dumps({"dataset": args.dataset}) if args.json else f"{args.dataset}: no unit owns it now")
 
 
 def table_of(datasets: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """What datasets there are: the header and the rows of a table."""
+    """The header and the rows of a table of datasets."""
     header = ["dataset", "rows", "symbols", "first", "last", "version", "fields"]
     return header, [[*(_cell(d[k]) for k in header[:-1]), _fields(d)] for d in datasets]
 
@@ -156,10 +158,10 @@ def _cell(value: Any) -> str:
 
 
 def pairs(option: str, items: list[str] | None) -> dict[str, str]:
-    """`name=value` of an option that is given as often as one likes, or with commas between them.
+    """The `name=value` pairs of an option that may be repeated, or take several pairs with commas between them.
 
     Raises:
-        BadRequest: it is written otherwise, or names one twice.
+        BadRequest: an item is not name=value, or a name is there twice.
     """
     pairs: dict[str, str] = {}
     for item in (part for text in items or [] for part in text.split(",")):

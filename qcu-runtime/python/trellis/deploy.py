@@ -1,9 +1,9 @@
-"""From a strategy's file to a unit of the local grid.
+"""Deploys strategies: loads a strategy's file, bundles its code, and makes it a unit of the local grid.
 
-A *bundle* is the file, the local modules it imports, and a list of the installed packages that they name, in a folder
-named by the SHA-256 of all that: what runs is what was deployed, however the sources change afterwards. The
-*unit* is a small file in the state folder that points into a bundle; `trellis up` watches for those, and runs a `qcu`
-process for each.
+A *bundle* is a folder with the file, the local modules that it imports, and a list of the installed packages that they
+import. Its name is the SHA-256 of these contents, so a unit runs the deployed code even if the sources change later.
+A *unit* is a small file in the state folder that points into a bundle. `trellis up` watches these files and runs a
+`qcu` process for each.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ._live import live_digest
 from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable, traceback_of
 
 LOCK_FILE = "packages.lock"
-# From writing the unit's file to the first it says of itself: `up` looks every fraction of a second. A publisher that
-# was killed a moment ago has the lease for fifteen seconds more.
+# From writing the unit's file to the unit's first status. `trellis up` notices the file within a fraction of a second,
+# but a publisher that was killed a moment ago keeps the lease for fifteen seconds.
 STARTED_WAIT_S = 30.0
-# A run that is under way is drained for ten seconds, then killed.
+# `trellis up` gives a running unit ten seconds to drain, then kills it.
 STOPPED_WAIT_S = 20.0
 _POLL_S = 0.1
 
 
 def load_module(path: str | os.PathLike[str]) -> ModuleType:
-    """Imports a strategy's file, the modules beside it included, under its own name."""
+    """Imports a strategy's file under its own name. It can import the modules of its folder."""
     file = pathlib.Path(path).resolve()
     folder, name = str(file.parent), file.stem
     known = sys.modules.get(name)
@@ -58,7 +58,7 @@ def load_module(path: str | os.PathLike[str]) -> ModuleType:
     if spec is None or spec.loader is None:
         raise BadRequest(f"{file} is not a Python file", hint="strategies are in .py files")
     module = importlib.util.module_from_spec(spec)
-    # under its name before it runs: a module that it imports may import it
+    # registered before it runs, because a module that it imports may import it
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -103,12 +103,12 @@ def load_strategies(target: str) -> list[Any]:
 
 
 def bundle_of(file: pathlib.Path) -> tuple[dict[str, bytes], str]:
-    """What a strategy's file needs, by name, and the digest of it all."""
+    """The contents of a bundle, by file name, and their digest."""
     reached = reached_by(file)
     sources = {LOCK_FILE: _packages(reached.installed).encode()}
     elsewhere = {}
     for path, folder in reached.files.items():
-        # A library of the researcher's that lies elsewhere is not copied: it is found there, and is a part of the code.
+        # A library of the researcher in another folder is not copied, but it counts in the digest.
         place = sources if folder == file.parent else elsewhere
         place[path.relative_to(folder).as_posix()] = path.read_bytes()
     digest = hashlib.sha256()
@@ -120,14 +120,14 @@ def bundle_of(file: pathlib.Path) -> tuple[dict[str, bytes], str]:
 
 
 def code_digest(strategy: Declaration) -> str:
-    """What code a run in this process is of, for the ledger.
+    """The digest of a strategy's code as it runs in this process, for the run ledger.
 
-    * `sha256:...`: of a file, the local modules that it imports and the versions of the packages that these name; what
-      deploying it says.
-    * `live:sha256:...`: of what is in memory, for what no file tells: a notebook's cell or a prompt, a strategy that a
-      function made, a file (or a module that it imports) that was written to when it might have been imported already,
-      or whose constants or functions were set to others since. `_live` says what that covers.
-    * `unknown:...`: why it cannot be told.
+    * `sha256:...`: of the file, the local modules that it imports and the versions of the packages that these import.
+      A deploy gives the same digest.
+    * `live:sha256:...`: of the code in memory, if the files do not tell: for a notebook cell or a prompt, for a
+      strategy that a function made, if a file may have been written to after its import, or if other code has set one
+      of its constants or functions. `_live` says what it covers.
+    * `unknown:...`: there is no digest, for the reason given.
     """
     try:
         file = pathlib.Path(source_file(strategy)).resolve()
@@ -139,27 +139,28 @@ def code_digest(strategy: Declaration) -> str:
     try:
         return f"live:sha256:{live_digest(strategy)}"
     except Exception as error:
-        # of objects of anybody's make: the run goes on
-        return f"unknown:what is in memory cannot be told ({type(error).__name__})"
+        # objects in memory may raise anything when they are pickled; the run goes on
+        return f"unknown:the code in memory has no digest ({type(error).__name__})"
 
 
 def _edited(strategy: Declaration, file: pathlib.Path, files: Iterable[pathlib.Path]) -> bool:
-    """Whether one of the files may be another than the one that was imported.
+    """Whether one of the files may have changed since its import.
 
-    Its own had been when the strategy was declared. When another was, nobody knows: not before this process began.
+    The strategy's own file was imported when the strategy was declared. The time of the other imports is not known, so
+    those files must not have changed since this process started.
     """
     own = file_version(file) != strategy._declared_in.version
     return own or any(path.stat().st_ctime > PROCESS_STARTED for path in files if path != file)
 
 
 def make_bundle(strategy: Declaration, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
-    """Writes the bundle of a strategy's file: its folder, the file in it, and the digest."""
+    """Writes the bundle of a strategy. Returns its folder, the name of the strategy's file in it, and the digest."""
     file = pathlib.Path(source_file(strategy)).resolve()
     if _edited(strategy, file, [file]):
         raise BadRequest(
-            f"{file.name} was edited after it was imported: its new code would be deployed with what strategy "
-            f"{strategy.name} declared before",
-            hint="import it again, importlib.reload(module), then deploy; or `trellis deploy FILE`",
+            f"{file.name} was edited after it was imported: its new code would be deployed with the old declaration "
+            f"of strategy {strategy.name}",
+            hint="import it again with importlib.reload(module), then deploy; or use `trellis deploy FILE`",
         )
     sources, digest = bundle_of(file)
     folder = state / "bundles" / digest
@@ -175,13 +176,13 @@ def make_bundle(strategy: Declaration, state: pathlib.Path) -> tuple[pathlib.Pat
             fresh.rename(folder)
         except OSError:
             shutil.rmtree(fresh, ignore_errors=True)
-            if not folder.is_dir():  # else somebody else deployed the same a moment ago
+            if not folder.is_dir():  # another process may have deployed the same code at the same time
                 raise
     return folder, file.name, f"sha256:{digest}"
 
 
 def _packages(imported: set[str]) -> str:
-    """The installed packages that a bundle's files import by name, and ours, with their versions."""
+    """The installed packages that a bundle's files import, and trellis, with their versions: one a line."""
     owners = _owners()
     used = {owner for name in imported | {"numpy"} for owner in owners.get(name, ())} | {"trellis"}
     lines = [f"python=={platform.python_version()}"]
@@ -193,20 +194,20 @@ def _packages(imported: set[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# reading what is installed takes a while
+# cached: reading the list of installed packages is slow
 @functools.cache
 def _owners() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
 class Until(enum.Enum):
-    """How far a deploy is watched."""
+    """How long a deploy waits."""
 
-    # the units' files are there; nobody need run
+    # until the units' files are written; no grid need run
     WRITTEN = "written"
-    # each unit has said what it does
+    # until each unit has said what it does
     STARTED = "started"
-    # each unit that was deployed for a session has run for it; the others have started
+    # until each unit that is deployed for a session has run for it, and the others have started
     ENDED = "ended"
 
 
@@ -219,13 +220,13 @@ def deploy_strategies(
     until: Until = Until.STARTED,
     show: Callable[[str], None] = lambda _note: None,
 ) -> list[dict[str, Any]]:
-    """Deploys to the grid that runs in `state`, or will.
+    """Deploys to the grid that runs in `state`, or that will run there.
 
-    Answers each unit's name and digest, and whether its schedule has ended by it; where it was watched, its state
-    (`failed`: `failure` says how), what it said of itself (`status`) and of its run (`last_run`).
+    Returns for each unit its name, its digest and whether the deploy ended its schedule. If the deploy waited, also the
+    unit's state (`failure` makes an error of `failed`), its `status` and its `last_run`.
 
     Raises:
-        Unavailable: no grid runs there that would start the units.
+        Unavailable: no grid of `trellis up` runs there.
     """
     state = pathlib.Path(state).resolve()
     names = [s.name for s in strategies]
@@ -249,14 +250,14 @@ def deploy_strategies(
             "manifest": str(manifest.relative_to(state)),
             "session": session,
             "take_over": take_over,
-            # deploying the same again is a wish to run it again
+            # a second deploy of the same code is a new one: it runs again
             "deployed_ns": time.time_ns(),
         }
         file = state / "units" / f"{strategy.name}.json"
         files.append((file, dict(unit)))
         before = local.read_json(file)
         units.append(unit | {"ended_schedule": bool(session and before and not before["session"])})
-    # all or none: the one that is refused has been by now
+    # all or none: every strategy has been checked by now
     for path, unit in files:
         local.write_json(path, unit)
     if until is not Until.WRITTEN:
@@ -266,11 +267,13 @@ def deploy_strategies(
 
 
 def _watched(state: pathlib.Path, unit: dict[str, Any], until: Until, show: Callable[[str], None]) -> dict[str, Any]:
-    """The process of the unit, when it is as far."""
+    """Waits for a unit. Returns what is known of its process then."""
     deadline = time.monotonic() + STARTED_WAIT_S
     while True:
         if local.holder(state) is None:
-            raise Unavailable(f"the grid in {state} has ended", hint="the units are deployed: `trellis up` starts them")
+            raise Unavailable(
+                f"the grid in {state} has ended", hint="the units are deployed; the next `trellis up` starts them"
+            )
         process = next((p for p in process_list(state) if p.get("deployed_ns") == unit["deployed_ns"]), None)
         status = (process or {}).get("status") or {}
         if process is not None:
@@ -283,7 +286,7 @@ def _watched(state: pathlib.Path, unit: dict[str, Any], until: Until, show: Call
                 deadline = float("inf")
         show(f"{unit['unit']} {status.get('note', 'starts')}")
         if time.monotonic() > deadline:
-            why = (process or {}).get("note") or status.get("note") or "`trellis up` has not noticed it"
+            why = (process or {}).get("note") or status.get("note") or "`trellis up` has not started it"
             raise Unavailable(f"unit {unit['unit']} was deployed, but does not run: {why}", hint="see `trellis status`")
         time.sleep(_POLL_S)
 
@@ -291,12 +294,12 @@ def _watched(state: pathlib.Path, unit: dict[str, Any], until: Until, show: Call
 def undeploy_units(
     units: Sequence[str], state: str | os.PathLike[str], *, show: Callable[[str], None] = lambda _note: None
 ) -> None:
-    """Takes units out of the grid that runs in `state`, or will, and waits until their processes have ended.
+    """Removes units from the grid of the folder `state`, and waits until their processes have ended.
 
-    A run that is under way has the time of a drain; what is published stays, and the output stays the unit's.
+    A running unit gets the time of a drain. Published rows stay, and the outputs stay the units' own.
 
     Raises:
-        BadRequest: one of them is not deployed; all stay.
+        BadRequest: a unit is not deployed; none is removed then.
         Unavailable: a process does not end.
     """
     state = pathlib.Path(state).resolve()
@@ -305,7 +308,7 @@ def undeploy_units(
         there = sorted(file.stem for file in (state / "units").glob("*.json"))
         raise BadRequest(
             f"no unit {missing[0]} is deployed in {state}",
-            hint=f"deployed are {', '.join(there)}" if there else "none is",
+            hint=f"deployed units: {', '.join(there)}" if there else "no unit is deployed there",
         )
     for file in files.values():
         file.unlink(missing_ok=True)
@@ -316,12 +319,14 @@ def undeploy_units(
             return
         show(f"{running[0]} ends")
         if time.monotonic() > deadline:
-            raise Unavailable(f"unit {running[0]} is undeployed, but does not end", hint="see `trellis status`")
+            raise Unavailable(
+                f"unit {running[0]} is undeployed, but its process does not end", hint="see `trellis status`"
+            )
         time.sleep(_POLL_S)
 
 
 def failure(unit: dict[str, Any]) -> TrellisError:
-    """What went wrong with a unit that `deploy_strategies` answered as failed."""
+    """The error of a unit that `deploy_strategies` returned as failed."""
     run = unit["last_run"] or {}
     told = f"unit {unit['unit']} failed: {unit['note']}"
     hint = f"its log is {unit['log']}"
@@ -331,11 +336,11 @@ def failure(unit: dict[str, Any]) -> TrellisError:
         case 5:
             return Conflict(told, hint=hint)
         case _:
-            # the unit puts the strategy's traceback behind the sentence
+            # the first line is the message, the rest is the traceback of the strategy
             _, _, trace = (run.get("error") or "").partition("\n")
             return StrategyError(told, hint=hint, traceback=trace and trace.rstrip() + "\n")
 
 
 def process_list(state: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The processes of the grid that runs in `state`, as they are now."""
+    """The present processes of the grid that runs in `state`."""
     return local.read_json(pathlib.Path(state, "processes.json")) or []

@@ -1,8 +1,8 @@
 """Every error that Trellis raises, and the one table from the grid's codes to them.
 
-An error says what went wrong, whose move it is, and, where there is something to do, what. All derive from
-`TrellisError`; those that Python has a word for are also that (`BadRequest` is a `ValueError`, `UnknownSymbol` a
-`KeyError`), so that code which knows nothing of Trellis handles them sensibly.
+An error says what went wrong and, in its hint, what to do. All errors derive from `TrellisError`. Some also derive from
+a built-in exception (`BadRequest` is a `ValueError`, `UnknownSymbol` a `KeyError`), so that code without knowledge of
+Trellis handles them sensibly.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-# A longer traceback keeps its end: more than any stack that a person reads.
+# Of a longer traceback only the end is kept. A person reads less than this.
 TRACEBACK_BYTES_MAX = 32 * 1024
 _HEADER = "Traceback (most recent call last):\n"
 
@@ -50,9 +50,9 @@ class TrellisError(Exception):
         message: what went wrong, in one sentence, with names.
         hint: what to do about it, or "".
         code: the grid's code, `UNKNOWN_FIELD`; "" for errors that never left this process.
-        dataset, symbol, shard: where it applies, or "".
-        retryable: whether the same call may succeed a little later, unchanged.
-        exit_code: what the command line exits with.
+        dataset, symbol, shard: the place of the error, or "".
+        retryable: whether the same call may succeed later, unchanged.
+        exit_code: the exit code of the command line.
     """
 
     exit_code = 1
@@ -116,13 +116,13 @@ class UnknownSymbol(TrellisError, KeyError):
 
 
 class UnknownSession(TrellisError, KeyError):
-    """The matrix has no such session: no session of its calendar, or outside of the part that is here."""
+    """The matrix has no such session: its calendar has none on that day, or the matrix does not reach that far."""
 
     exit_code = 3
 
 
 class TooLarge(TrellisError):
-    """The answer, or the publish, is beyond a stated limit: ask for less."""
+    """The answer or the publish exceeds a limit, which the message names: ask for less."""
 
     exit_code = 3
 
@@ -134,7 +134,7 @@ class BadRows(TrellisError, ValueError):
 
 
 class Forbidden(TrellisError):
-    """Not allowed."""
+    """The caller may not do this; the message names the rule."""
 
     exit_code = 3
 
@@ -146,13 +146,13 @@ class Fenced(TrellisError):
 
 
 class Conflict(TrellisError):
-    """Something else is there already: the run id with other rows, a dataset with another schema, another's lease."""
+    """It conflicts with existing data: the run id with other rows, another schema, the lease of another unit."""
 
     exit_code = 5
 
 
 class Unavailable(TrellisError):
-    """Not now: a head node or a shard is away, restarting or out of time. Try again."""
+    """A head node or a shard is away, restarting or too slow. Try again."""
 
     exit_code = 4
 
@@ -166,13 +166,13 @@ class StorageFull(Unavailable):
 
 
 class Cancelled(TrellisError):
-    """The call was given up before it was answered."""
+    """The caller gave up the call before it was answered."""
 
     exit_code = 4
 
 
 class DataCorrupt(TrellisError):
-    """What is stored does not read back."""
+    """Stored data cannot be read."""
 
 
 class Internal(TrellisError):
@@ -182,7 +182,7 @@ class Internal(TrellisError):
 class StrategyError(TrellisError):
     """A strategy raised, exited, or returned something that is not its declared output.
 
-    `traceback` is the strategy's own, as text, without Trellis' frames; "" if there is none.
+    `traceback` is text with the frames of the strategy's own code, without those of Trellis; "" if there is none.
     """
 
     exit_code = 3
@@ -235,7 +235,7 @@ _BY_CODE: dict[str, type[TrellisError]] = {
 def _from_code(
     code: str, message: str, hint: str, dataset: str, symbol: str, shard: str, retryable: bool
 ) -> TrellisError:
-    """What the extension calls to make an exception of an error of the grid."""
+    """Makes the exception for an error of the grid. The extension calls it."""
     cls = _BY_CODE.get(code, Internal)
     return cls(message, hint=hint, code=code, dataset=dataset, symbol=symbol, shard=shard, retryable=retryable)
 
@@ -245,28 +245,28 @@ def missing_package(package: str, what: str) -> MissingPackage:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback as text, its last 32 KiB: the strategy's own frames, without ours and those of libraries.
+    """The last 32 KiB of the traceback as text: only frames of the strategy's own code.
 
-    TRELLIS_TRACEBACK=1 has all of them, and the exceptions behind this one.
+    With TRELLIS_TRACEBACK=1 it has all frames, and the exceptions that caused this one.
     """
     if os.environ.get("TRELLIS_TRACEBACK", "0") != "0":
         lines = traceback.format_exception(error)
     else:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if is_own(frame.filename)]
-        # a SyntaxError has a place, and no frame
+        # a SyntaxError has no frame; format_exception_only shows its place
         lines = [_HEADER, *traceback.format_list(own), *traceback.format_exception_only(error)]
     return printable("".join(lines)).encode()[-TRACEBACK_BYTES_MAX:].decode(errors="ignore")
 
 
 def printable(told: str) -> str:
-    """Text that can be written: a name of a file that is no UTF-8 has halves of characters in Python."""
+    """Text that UTF-8 can encode. A file name that is not UTF-8 has lone surrogates in Python."""
     return told.encode(errors="backslashreplace").decode()
 
 
 def frames_of(text: str) -> str:
-    """Of a traceback its frames: what is above them is the same in all, and what is below is the message."""
+    """The frames of a traceback, without its first line and the message at its end."""
     lines = text.splitlines()
-    # a message may have an indented line, too: its hint
+    # the message may have an indented line as well: its hint
     last = max((i for i, line in enumerate(lines) if line.startswith(("  File ", "    "))), default=-1)
     return "".join(f"{line}\n" for line in lines[: last + 1] if line != _HEADER.strip())

@@ -1,4 +1,4 @@
-"""`Frame`, what a read answers, and `Receipt`, what the read says of itself."""
+"""`Frame`: the rows of an answer. `Receipt`: the facts about the read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .wide import Wide
 __all__ = ["Frame", "Receipt"]
 
 _HEAD, _TAIL = 5, 5
-# of a repr where nobody knows the width of the screen, and of an HTML table
+# the width of a repr if there is no terminal, and the most columns of an HTML table
 _WIDTH, _HTML_COLUMNS = 120, 20
 _COUNTS = (
     "version_min",
@@ -35,23 +35,23 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a read says of itself. Keep it beside a result: it says what exactly was read, and what it cost.
+    """The facts about a read. Keep it beside a result: it says exactly which data was read, and what the read cost.
 
     Attributes:
-        dataset: what was read.
+        dataset: the dataset that was read.
         calendar: the dataset's exchange calendar, or None.
         as_of: the knowledge time asked for, or None for the latest.
-        known_through: reading again with `as_of=known_through` gives these same rows, for ever.
-        version_min, version_max: versions of the dataset that the oldest and the newest part were read at.
-        watermark: event time up to which the series are said to be complete, or None.
-        rows, bytes: of the answer.
-        chunks_hit, chunks_joined, chunks_fetched: parts answered from memory, by somebody else's fetch under way, and
-            by a fetch of our own.
-        rows_fetched: rows that this read caused to be read upstream.
-        shards, heads: who answered.
-        stale: rows could not be confirmed as the latest (only where `allow_stale` was given).
-        elapsed_ms: the slowest head's time for it.
-        queued_ms: the longest time that it waited in a head's queues, because the head was busy.
+        known_through: reading again with `as_of=known_through` always gives the same rows.
+        version_min, version_max: the oldest and the newest version of the dataset among the parts of the answer.
+        watermark: event time up to which the shards say that the series are complete, or None.
+        rows, bytes: the size of the answer.
+        chunks_hit, chunks_joined, chunks_fetched: chunks answered from memory, from a fetch of another read that was
+            already running, and from a fetch of this read.
+        rows_fetched: rows that the heads fetched from shards for this read.
+        shards, heads: the shards and heads that answered.
+        stale: the rows may not be the latest (only with `allow_stale`).
+        elapsed_ms: the time of the slowest head.
+        queued_ms: the longest time that the read waited in a busy head's queues.
     """
 
     dataset: str
@@ -109,11 +109,11 @@ class Receipt:
 
 
 class Frame:
-    """Rows sorted by (symbol, ts): the columns `symbol`, `ts` (UTC), the fields asked for, perhaps `known_at`.
+    """Rows sorted by (symbol, ts), with the columns `symbol`, `ts` (UTC), the fields, and `known_at` if asked for.
 
-    The data is Arrow and stays outside of Python. Any library that speaks the Arrow C interface takes a Frame as it
-    is (`polars.DataFrame(frame)`, `pyarrow.table(frame)`, `duckdb.sql("from frame")` after `frame = px.arrow()`);
-    `arrow()`, `polars()` and `pandas()` are those calls with names, and `wide()` is a matrix of sessions x symbols.
+    The data is Arrow and stays outside of Python. Any library with the Arrow C interface takes a Frame as it is:
+    `polars.DataFrame(frame)`, `pyarrow.table(frame)`, `duckdb.sql("from frame")` after `frame = px.arrow()`. `arrow()`,
+    `polars()` and `pandas()` do the same; `wide()` makes a matrix of sessions x symbols.
     """
 
     def __init__(
@@ -125,17 +125,17 @@ class Frame:
     ) -> None:
         self._rows = rows
         self._reply = receipt
-        # what a matrix has whatever rows there are: sessions of a calendar from a start to an end, and symbols
+        # sessions (a calendar, a start and an end) and symbols that a matrix has even without rows
         self._window = window
         self._named = named
         self._receipt: Receipt | None = None
-        # of Strategy.run(publish=True): dataset, version, known_at of the publish
+        # set by Strategy.run(publish=True): the acknowledgement of the publish
         self.published: dict[str, Any] | None = None
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the read said of itself; None for rows that were not read."""
-        # made when it is asked for: most reads are not asked
+        """The facts about the read; None for rows that no read returned."""
+        # made on first use: most programs never look at it
         if self._receipt is None and self._reply is not None:
             self._receipt = Receipt._of(self._reply)
         return self._receipt
@@ -147,7 +147,7 @@ class Frame:
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """Name to type, in the words of `trellis.output`."""
+        """The type of each column, by the names that `trellis.output` takes."""
         return dict(self._rows.columns)
 
     @property
@@ -183,11 +183,11 @@ class Frame:
             import pyarrow
         except ImportError:
             raise missing_package("pyarrow", ".arrow()") from None
-        # `pyarrow.table` would import pandas first, to see whether this is a DataFrame: half a second in a new process
+        # `pyarrow.table` imports pandas to check for a DataFrame: half a second in a new process
         return pyarrow.RecordBatchReader.from_stream(self).read_all()
 
     def polars(self) -> Any:
-        """A `polars.DataFrame`; `symbol` is text, which joins with any other, the other columns share the memory."""
+        """A `polars.DataFrame`. `symbol` becomes text, so that it joins with other text; the rest shares the memory."""
         try:
             import polars
         except ImportError:
@@ -195,10 +195,10 @@ class Frame:
         return polars.DataFrame(self).with_columns(polars.col(polars.Categorical).cast(polars.String))
 
     def pandas(self) -> Any:
-        """A `pandas.DataFrame` of its own memory. `symbol` is categorical, times are `datetime64[ns, UTC]`, text `str`.
+        """A `pandas.DataFrame` with its own memory. `symbol` is categorical, times `datetime64[ns, UTC]`, text `str`.
 
-        Missing floats and texts are NaN; missing integers and booleans make the column pandas' nullable `Int64`,
-        `boolean`.
+        Missing floats and texts are NaN. A column with missing integers or booleans has the nullable type of pandas,
+        `Int64` or `boolean`.
         """
         try:
             import pandas as pd
@@ -211,7 +211,7 @@ class Frame:
         rows = len(self)
 
         def array(buffer: Any, dtype: Any) -> np.ndarray:
-            return _array(buffer, dtype, rows).copy()  # the grid's own cannot be written to
+            return _array(buffer, dtype, rows).copy()  # a copy, because the grid's memory is read-only
 
         missing = None if valid is None else _array(valid, np.uint8, rows) == 0
         if kind == "symbol":
@@ -236,21 +236,21 @@ class Frame:
     def wide(self, field: str, *, calendar: Any = ...) -> Wide:
         """One field as a matrix of sessions x symbols, float64, NaN where there is no row or no value.
 
-        Its sessions are those of a calendar, each of them whatever rows exist. An input of a strategy has exactly the
-        sessions of its declared window, and a column for every symbol of a declared list. A read has the sessions in
-        [start, end); a side that is left open, starts before the calendar does or before 1970, or ends after what is
-        known goes from the first or to the last row. Symbols that a read names have a column in any case.
+        The matrix has every session of a calendar, also those without rows. An input of a strategy has exactly the
+        sessions of its declared window. A read has the sessions in [start, end). It begins with the first row if start
+        is open, before 1970 or before the calendar; it ends with the last row if end is open or after the known data.
+        Symbols that the read or the declaration names have a column in any case.
 
-        Rows with a time of day are not aligned to sessions: then the index is the times that have rows.
+        Rows with a time of day have no sessions: the index is then the times that have rows.
 
         Args:
-            field: a number, or a boolean (1 and 0).
-            calendar: which calendar: "XNYS", "24/7"; None for just the times that have rows. Left out, it is the
-                dataset's, else, for a strategy's input, the strategy's; a read of a dataset that has none has the times
-                that have rows.
+            field: a field of numbers or of booleans (1 and 0).
+            calendar: the calendar: "XNYS", "24/7"; None for only the times that have rows. The default is the
+                dataset's calendar; if it has none, a strategy's input uses the strategy's calendar and a read uses the
+                times that have rows.
 
         Raises:
-            BadRequest: a row is on a day that is no session of the calendar, or an integer is none that float64 holds.
+            BadRequest: a row is on a day without a session, or float64 cannot hold an integer.
         """
         if not isinstance(field, str):
             raise BadRequest(f"wide() takes the name of one field, not {field!r}")
@@ -265,10 +265,11 @@ class Frame:
         return Wide(times, tuple(symbols), matrix, name if aligned else None)
 
     def write(self, format: str, path: Any = None) -> bytes | None:
-        """The rows as `csv`, `json`, `arrow` (IPC file) or `parquet` (needs pyarrow): to a file, or as bytes.
+        """Writes the rows as `csv`, `json`, `arrow` (IPC file) or `parquet` (needs pyarrow) to a file; without a path,
+        returns the bytes.
 
-        Missing values are empty in CSV and null in JSON. JSON has no word for NaN and the infinities: there they are
-        the texts "NaN", "Infinity" and "-Infinity".
+        Missing values are empty in CSV and null in JSON. JSON cannot express NaN and the infinities: they are the texts
+        "NaN", "Infinity" and "-Infinity" there.
         """
         if format == "parquet":
             return self._write_parquet(path)
@@ -287,7 +288,7 @@ class Frame:
         return sink.getvalue().to_pybytes() if path is None else None
 
     def _cells(self) -> tuple[list[str], list[list[str]], int]:
-        """Header, shown rows, and how many rows are left out after the first `_HEAD`."""
+        """The header, the rows to show, and the number of rows left out after the first `_HEAD`."""
         left_out = max(0, len(self) - _HEAD - _TAIL)
         cells = self._rows.cells(_HEAD, _TAIL)
         return self.columns, [["" if c is None else c for c in row] for row in cells], left_out
@@ -322,7 +323,7 @@ def _unpickled(ipc: bytes, reply: Any, window: Any, named: tuple[str, ...], publ
 
 
 def _pandas_text(pd: Any, values: list[str | None]) -> Any:
-    """Text as pandas infers it where nothing is missing: `str` since pandas 3, `object` before."""
+    """A column of text with the type that pandas infers for text: `str` since pandas 3, `object` before."""
     return pd.Series(values, dtype=pd.Series(["text"]).dtype)
 
 

@@ -1,4 +1,4 @@
-"""`connect` and `Grid`: where a researcher starts."""
+"""`connect` and `Grid`: reads from a grid, and everything else that it is asked."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["Dataset", "Grid", "connect"]
 _Client = _trellis.Client
 
 CONNECT_TIMEOUT_S = 5.0
-# of one call, retries included; large first reads of a cold grid take seconds, not minutes
+# the deadline of one call, retries included; the first large read of a cold grid takes seconds, not minutes
 DEADLINE_S = 120.0
-# of answers kept for reads that repeat, in each grid; one answer takes a quarter of it at most
+# the bytes of kept answers of each Grid; one answer may take a quarter of it
 PINNED_BYTES_MAX = 64 << 20
 
 _DAY_NS = 86_400_000_000_000
@@ -37,21 +37,21 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
     """Connects to a grid.
 
     Args:
-        url: where the grid is:
+        url: the address of the grid:
 
             * `grpc://host:port`: one head node; `static://a:1,b:2`: several; `dns://name`: found by DNS;
-            * `embedded:///folder`: the grid of that folder. Several processes may open one folder: the first runs the
-              grid in itself, the others join it. The folder is made when something is written, not by reading.
-              `embedded://` alone is `./.trellis`.
+            * `embedded:///folder`: the grid of that folder. If several processes open one folder, the first runs the
+              grid inside itself and the others connect to it. A write makes the folder; a read does not.
+              `embedded://` alone means `./.trellis`.
 
-            Default: the variable TRELLIS_URL; else the grid of this folder, `./.trellis`: that of `trellis up` if there
-            is one, else `embedded://`.
-        unit: a name under which requests are counted and queued fairly.
+            Default: the variable TRELLIS_URL; else the grid of `./.trellis`: the one that `trellis up` runs there, or
+            `embedded://`.
+        unit: the name under which the grid counts requests and queues them fairly.
         timeout: seconds to wait for the grid to answer.
 
     Raises:
-        Unavailable: nobody answers there; or this folder's grid is one of `trellis up`, and it is not running.
-        BadRequest: not a URL of a grid; or a strategy that runs asks for one.
+        Unavailable: the grid does not answer; or `trellis up` made the grid of this folder and does not run now.
+        BadRequest: it is not the URL of a grid; or a strategy calls this while it runs.
     """
     _inside.refuse_grid("connect()")
     named = url or os.environ.get("TRELLIS_URL")
@@ -63,7 +63,7 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
         if found is None and local.was_up(folder):
             raise Unavailable(
                 f"the grid of this folder is not running (its data is in {folder})",
-                hint="start it with `trellis up`, or open its data in this process: "
+                hint="start it with `trellis up`, or open the data in this process: "
                 f'trellis.connect("embedded://{folder}"), or TRELLIS_URL=embedded://{folder}',
             )
         if found is not None and found["kind"] == "up":
@@ -78,7 +78,7 @@ def _embedded_folder(url: str) -> pathlib.Path:
 
 
 class _Remote:
-    """A grid that runs elsewhere. A call to one of this machine, which holds `lock`, ends with it."""
+    """A connection to a grid that runs elsewhere. If its process holds `lock`, calls end when that process does."""
 
     def __init__(self, url: str, unit: str | None, timeout: float, lock: pathlib.Path | None = None) -> None:
         self.url = url
@@ -91,7 +91,7 @@ class _Remote:
         pass
 
 
-# what is about a dataset that is there: it needs no folder where there is none
+# calls whose first argument is a dataset that must exist: without a grid in the folder they are refused
 _OF_A_DATASET = (
     _Client.read,
     _Client.describe,
@@ -105,8 +105,10 @@ _OF_A_DATASET = (
 
 
 class _Embedded:
-    """A grid in this process, or in another one that opened the folder first. Where there is none yet, the first call
-    that writes makes one, folder and all."""
+    """A connection to the grid of a folder, which runs in this process or in the one that opened the folder first.
+
+    If there is no grid yet, the first call that writes makes it, with its folder.
+    """
 
     def __init__(self, folder: pathlib.Path, unit: str | None, timeout: float) -> None:
         self.folder, self.unit, self.timeout = folder, unit, timeout
@@ -119,12 +121,12 @@ class _Embedded:
     def open(self) -> None:
         while True:
             url, self.ours = local.open_embedded(self.folder)
-            # of another process: a call ends when that process does
+            # if another process runs the grid, calls end when that process does
             lock = None if self.ours else local.lock_file(self.folder)
             try:
                 self.client = _Client(url, self.unit, self.timeout, DEADLINE_S, lock)
             except BaseException as error:
-                # it may have ended since it was found: then somebody else is to be found, or we are
+                # The process may have ended since it was found: try again, with its successor or as the successor.
                 again = isinstance(error, Unavailable) and not self.ours and not self.runs(url)
                 self.close()
                 if not again:
@@ -134,7 +136,7 @@ class _Embedded:
                 return
 
     def runs(self, url: str) -> bool:
-        """Whether the grid that listens there is the folder's."""
+        """Whether the folder's grid listens at `url`."""
         found = local.holder(self.folder)
         return found is not None and found["url"] == url
 
@@ -156,7 +158,7 @@ class _Embedded:
                     raise
 
     def follow(self) -> bool:
-        """If the process that ran the grid has ended, somebody else runs it now, perhaps we. Whether it is so."""
+        """Opens the folder again if the process that ran its grid has ended. Returns whether it did."""
         with self.lock:
             if self.ours or (self.client is not None and self.runs(self.url)):
                 return False
@@ -167,7 +169,7 @@ class _Embedded:
         unset = "" if os.environ.get("TRELLIS_URL") else ", and TRELLIS_URL is not set"
         return UnknownDataset(
             f"there is no dataset {dataset}: nothing has been imported in {self.folder}{unset}",
-            hint=f"`trellis import {dataset} FILE` brings it in; trellis.connect(URL) names another grid",
+            hint=f"import it with `trellis import {dataset} FILE`, or connect to another grid: trellis.connect(URL)",
             code="UNKNOWN_DATASET",
             dataset=dataset,
         )
@@ -178,18 +180,17 @@ class _Embedded:
 
 
 def _dataset_asked(function: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
-    """The dataset that must be there for a call; None for what is about none, or makes it."""
+    """The dataset that must exist for a call; None for calls about no dataset, and calls that make it."""
     if function is _trellis.prefetch:
         return next((i["dataset"] for i in json.loads(args[0])["inputs"]), None)
     return args[0] if args and function in _OF_A_DATASET else None
 
 
 class _Pinned:
-    """Answers as of a fixed time, kept for reads that repeat: what was known then does not change.
+    """A cache of answers as of a fixed time: such an answer does not change.
 
-    The dataset itself may: an answer that is kept has the fields that it was read with, until the dataset is altered or
-    dropped from here. Only an answer whose receipt says that everything known at that time is in it. Least recently
-    used go first.
+    It keeps only answers whose receipt says that they have everything known at that time. A kept answer has the fields
+    of its first read until this Grid alters or drops the dataset. The least recently used answers go first.
     """
 
     def __init__(self) -> None:
@@ -224,19 +225,19 @@ class _Pinned:
 
 
 class Dataset(dict[str, Any]):
-    """What a dataset is: a dict of plain values that shows itself as text."""
+    """The description of a dataset: a dict of plain values with a readable repr."""
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{f['name']} {f['type']}{'' if f['nullable'] else '!'}" for f in self["fields"])
         return (
             f"{self['dataset']}: {fields}\n"
             f"  {self['rows']:,} rows, {self['symbols']:,} symbols, {self['first']} … {self['last']}, "
-            f"version {self['version']}, complete through {self['watermark'] or 'nobody said'}"
+            f"version {self['version']}, complete through {self['watermark'] or 'an unknown time'}"
         )
 
 
 class Grid:
-    """A connection to a grid. Cheap calls, safe from any thread; `close()` or `with` when it should end early."""
+    """A connection to a grid. Any thread may call it. `close()` or `with` ends it early."""
 
     def __init__(self, url: str, link: Any) -> None:
         self.url = url
@@ -246,7 +247,7 @@ class Grid:
 
     def _check_usable(self) -> None:
         if not self._finalizer.alive:
-            raise Closed(f"the grid {self.url} was closed", hint="trellis.connect() again")
+            raise Closed(f"the grid {self.url} was closed", hint="call trellis.connect() again")
         _inside.refuse_grid("a grid")
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -270,25 +271,25 @@ class Grid:
 
         Args:
             dataset: `equities.daily`.
-            fields: a field or a list of them, in the order wanted; none is all.
-            symbols: a symbol, a list of symbols, or "*" (or None) for all there are. An empty list is refused: a list
-                that came out empty by mistake must not read the world.
-            start, end: event time, start inclusive, end exclusive; None is open, and so is a bound beyond 64 bit
-                nanoseconds (year 9999). ISO strings, dates, datetimes (UTC where they have no zone),
-                `pandas.Timestamp`s, `numpy.datetime64`s, or integer nanoseconds; an integer that looks like a date
+            fields: a field or a list of fields, in the order of the answer's columns; none means all.
+            symbols: a symbol, a list of symbols, or "*" (or None) for all. An empty list is refused: a list that is
+                empty by mistake must not read every symbol.
+            start, end: event time, start inclusive, end exclusive. None means no bound, and so does a time beyond 64
+                bit nanoseconds (year 9999). Times are ISO strings, dates, datetimes (UTC if they have no zone),
+                `pandas.Timestamp`, `numpy.datetime64`, or integer nanoseconds. An integer that looks like a date
                 (20160810) is refused.
-            as_of: the rows as they were known at that time; None, and year 9999, is the latest. Such an answer is kept
-                for a while: asking again in this process costs nothing (and has the same fields, should somebody else
-                alter the dataset meanwhile).
+            as_of: knowledge time: the rows as they were known then. None, or year 9999, means the latest. An answer as
+                of a fixed time is kept for a while: the same read in this process costs nothing, and has the same
+                fields even if another process alters the dataset meanwhile.
             known_at: add the column `known_at`.
-            allow_stale: while a shard is away, accept rows that cannot be confirmed as the latest; the receipt says so.
-            rows_max: refuse a larger answer; 0 is the grid's own limit.
+            allow_stale: if a shard cannot be reached, accept rows that may not be the latest; the receipt says so.
+            rows_max: refuse an answer with more rows; 0 means the grid's own limit.
 
         Raises:
-            UnknownDataset, UnknownField, UnknownSymbol: with the nearest names.
-            BadRequest: an end before its start, a malformed time.
-            TooLarge: more rows than allowed.
-            Unavailable: try again.
+            UnknownDataset, UnknownField, UnknownSymbol: there is none; the message has the nearest names.
+            BadRequest: the end is before the start, or a time is malformed.
+            TooLarge: the answer has too many rows.
+            Unavailable: a head or a shard cannot be reached; try again.
         """
         question = (
             text(dataset, "dataset"),
@@ -301,10 +302,10 @@ class Grid:
             allow_stale,
             rows_max,
         )
-        # an answer that is kept is one of a grid too
+        # a closed Grid, or a running strategy, gets no kept answer either
         self._check_usable()
         _, _, asked, start_ns, end_ns, as_of_ns, *_ = question
-        # as of a time after all time is the latest
+        # None also for a time after 2262: that is the latest
         pinned = as_of_ns is not None
         answer = self._pinned.get(question) if pinned else None
         if answer is None:
@@ -312,7 +313,7 @@ class Grid:
             if pinned:
                 self._pinned.put(question, *answer)
         rows, receipt = answer
-        # no session after the day of knowledge can have rows: an end beyond it is open
+        # Sessions after the day of knowledge have no rows: an end beyond it is no bound.
         known = receipt["known_through_ns"] if as_of_ns is None else as_of_ns
         end_ns = end_ns if end_ns is not None and end_ns <= known + _DAY_NS else None
         window = (receipt["calendar"] or None, start_ns, end_ns)
@@ -323,7 +324,7 @@ class Grid:
         return sorted(d["dataset"] for d in self._call(_Client.describe, None))
 
     def describe(self, dataset: str | None = None) -> Any:
-        """What a dataset is and how far it has come; without a name, a list of all."""
+        """A dataset's fields, settings, size and version; without a name, a list of all datasets."""
         if dataset is None:
             return self._described()
         return _dataset(self._call(_Client.describe, text(dataset, "dataset"))[0])
@@ -342,11 +343,12 @@ class Grid:
         return [str(format_ns(ns)) for ns in found]
 
     def release(self, dataset: str, *, take_over: bool = False) -> None:
-        """Ends a unit's ownership of its output: rows can then be imported into it, it can be altered, and any unit may
-        publish to it next. The rows stay.
+        """Ends a unit's ownership of its output.
+
+        Imports and alterations are then allowed, and any unit may publish to it next. The rows stay.
 
         Args:
-            take_over: even though a process of the unit runs; it ends.
+            take_over: do it even if a process of the unit runs; that process then ends.
 
         Raises:
             Conflict: a process of the unit runs.
@@ -364,28 +366,28 @@ class Grid:
         calendar: str | None = None,
         date_zone: str | None = None,
     ) -> dict[str, Any]:
-        """Changes what a dataset is, as one version of it.
+        """Changes a dataset's fields and settings, all in one version.
 
-        Every row stays, with its knowledge time. Reads have the fields as they are now, whatever their `as_of`. Fields
-        are dropped first, then renamed, widened and added. All but an addition or a setting writes the dataset's files
-        anew, which takes about as long as importing them did.
+        Every row stays, with its knowledge time. Every read then has the new fields, whatever its `as_of`. Fields are
+        dropped first, then renamed, widened and added. Only new fields and settings are quick: any other change
+        rewrites the dataset's files, which takes about as long as importing them.
 
         Args:
-            add: new fields and their types, missing in every row so far: `{"adv": "float64"}`.
+            add: new fields and their types: `{"adv": "float64"}`. Their values are missing in all present rows.
             widen: fields and their wider types: int32 to int64 or float64, int64 and float32 to float64. Refused if a
                 stored whole number is beyond 2^53, which float64 does not hold.
             rename: fields and their new names.
-            drop: fields to drop. Older versions of the table have them as long as their files stay.
-            calendar: whose sessions the rows' dates are: "XNYS"; "" for none.
-            date_zone: where a local midnight names a date: "America/New_York"; "" for none.
+            drop: fields to drop. Older versions of the table have them until their files are removed.
+            calendar: exchange calendar of the rows' dates: "XNYS"; "" for none.
+            date_zone: zone whose local midnights mean dates: "America/New_York"; "" for none.
 
         Returns:
             The dataset, its version after the change, and how many files were rewritten.
 
         Raises:
-            Forbidden: the dataset is a unit's output: what the unit declares changes it.
-            UnknownField, BadRequest: no such field, or no such change.
-            Conflict: a stored value that the wider type does not hold.
+            Forbidden: the dataset is a unit's output: only the unit's declaration changes it.
+            UnknownField, BadRequest: there is no such field, or no such change.
+            Conflict: the wider type cannot hold a stored value.
         """
         if isinstance(drop, str):
             drop = [drop]
@@ -406,14 +408,14 @@ class Grid:
         return done
 
     def drop(self, dataset: str) -> dict[str, Any]:
-        """Ends a dataset: reads of it are refused, and its name is free for another one.
+        """Ends a dataset: reads of it are refused, and its name is free for another dataset.
 
-        Its table stays in the lake as one without rows. What it had is read there by an older version, which Delta
-        readers take (`polars.scan_delta(folder, version=...)`), for as long as no other dataset takes the name; after
-        that for seven days from the drop.
+        Its table stays in the lake without rows. Delta readers can still read an older version of it
+        (`polars.scan_delta(folder, version=...)`) until another dataset takes the name, and for seven days from the
+        drop in any case.
 
         Returns:
-            The dataset, and the version that ended it; the one before has its rows.
+            The dataset, and the version that ended it; the version before has its rows.
 
         Raises:
             Forbidden: the dataset is a unit's output.
@@ -425,17 +427,17 @@ class Grid:
     def rename(self, dataset: str, to: str) -> dict[str, Any]:
         """Gives a dataset another name, which must be free.
 
-        Its rows keep their knowledge times; its versions begin anew.
+        Its rows keep their knowledge times; its versions start again.
 
-        The files are copied within the lake, on a disk without moving a byte. While that goes on the dataset is read
-        under its old name, and nothing can be written to it.
+        The files are copied within the lake; on a disk no bytes are moved. Until that is done, the dataset is read
+        under its old name and cannot be written to.
 
         Returns:
-            The dataset by its new name, and its version.
+            The dataset's new name, and its version.
 
         Raises:
             Forbidden: the dataset is a unit's output.
-            Conflict: there is a dataset of the new name.
+            Conflict: a dataset has the new name.
         """
         done = self._call(_Client.rename, text(dataset, "dataset"), text(to, "to"), uuid.uuid4().hex, _who())
         self._pinned.forget(dataset)
@@ -449,15 +451,15 @@ class Grid:
     def deploy(
         self, *strategies: Declaration, session: Any = None, take_over: bool = False, wait: bool = False
     ) -> list[dict[str, Any]]:
-        """Deploys strategies to this grid, which must be one of `trellis up` on this machine: as `trellis deploy`.
+        """Deploys strategies, as `trellis deploy` does. `trellis up` must run this grid on this machine.
 
         Args:
-            strategies: of .py files; what a notebook defines has no file that could be deployed.
-            session: run for this session and end; None: by the schedule.
-            take_over: publish even though a process of the unit runs, or the dataset was another unit's output.
-            wait: with a session, wait until each unit has run; without, until it has said what it waits for.
+            strategies: strategies of .py files. A notebook's own strategies have no file and cannot be deployed.
+            session: run for this session and end; None: run by the schedule.
+            take_over: publish even if a process of the unit runs, or the dataset is another unit's output.
+            wait: with a session, wait until each unit has run; without one, until it has a status.
 
-        Answers, for each, its name, digest, `status` (what it does) and `last_run`.
+        Returns for each unit its name, digest, `status` and `last_run`.
 
         Raises:
             BadRequest: this grid runs no units.
@@ -477,25 +479,25 @@ class Grid:
         return units
 
     def undeploy(self, *units: str) -> None:
-        """Takes units, by name, out of service, and waits until their processes have ended: as `trellis undeploy`.
+        """Takes units out of service, as `trellis undeploy` does, and waits until their processes have ended.
 
-        What they published stays, and their outputs stay theirs (`release` ends that).
+        Their published rows stay, and their outputs stay their own (`release` ends the ownership).
 
         Raises:
-            BadRequest: one of them is not deployed, or this grid runs no units.
+            BadRequest: a unit is not deployed, or this grid runs no units.
         """
         from .deploy import undeploy_units
 
         undeploy_units(units, self._state())
 
     def _state(self) -> pathlib.Path:
-        """The folder of the `trellis up` that runs this grid, which deploys write to."""
+        """The state folder of the `trellis up` that runs this grid. Deploys write to it."""
         state = self._folder_of_up()
         if state is None:
             raise BadRequest(
-                f"the grid {self.url} runs no units: it is not one of `trellis up` on this machine",
-                hint="start one with `trellis up` (after `g.close()` if it is of the same folder), connect() to it, "
-                "and deploy there",
+                f"the grid {self.url} runs no units: `trellis up` on this machine does not run it",
+                hint="start a grid with `trellis up` (if it is the same folder, call `g.close()` first), connect() to "
+                "it, and deploy there",
             )
         return state
 
@@ -503,12 +505,12 @@ class Grid:
         told = {head["state"] for head in self.stats()} - {""}
         state = pathlib.Path(told.pop()) if told else None
         found = local.holder(state) if state is not None else None
-        # a folder of that name may be there on another machine too
+        # the head may run on another machine, where a folder has the same name
         same = found is not None and not _ports(found["url"]).isdisjoint(_ports(self._link.url))
         return state if same else None
 
     def close(self) -> None:
-        """Ends the connection; an embedded grid stops when its last connection in this process is closed."""
+        """Ends the connection. An embedded grid stops with its last connection in this process."""
         self._finalizer()
 
     def __enter__(self) -> Grid:
@@ -519,7 +521,8 @@ class Grid:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"a Grid is a connection of this process and cannot be pickled: call trellis.connect({self.url!r}) there"
+            f"a Grid is a connection of this process and cannot be pickled: call trellis.connect({self.url!r}) in the "
+            "other process"
         )
 
     def __repr__(self) -> str:
@@ -527,16 +530,16 @@ class Grid:
 
 
 def _who() -> str:
-    """Who asks, for the log of a change."""
+    """The user's name, for the log of a change."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        # a container's user without a name
+        # in a container the user may have no name
         return f"uid {os.getuid()}"
 
 
 def _ports(url: str) -> set[str]:
-    """Of a URL's heads. The same head may be called localhost or 127.0.0.1."""
+    """The ports of a URL's heads. Hosts do not count: one head may be localhost or 127.0.0.1."""
     return {address.rpartition(":")[2] for address in url.partition("://")[2].split(",")}
 
 

@@ -1,4 +1,4 @@
-"""`trellis import`: files into a dataset."""
+"""Imports CSV and Parquet files into a dataset."""
 
 from __future__ import annotations
 
@@ -55,66 +55,70 @@ def import_files(
     retract: bool = False,
     show: Callable[[str], None] = lambda _note: None,
 ) -> dict[str, Any]:
-    """Brings CSV (.csv, .tsv, .txt, these as .gz, .zip) and Parquet files into a dataset; makes it if it is not there.
+    """Imports CSV (.csv, .tsv, .txt, each also as .gz or .zip) and Parquet files. Makes the dataset if it is missing.
 
-    No value is changed on the way. A type is inferred only if every cell of the column, written back, is the same
-    value; what is written in a way that was not said is refused, with the option that reads it. In a dataset that is
-    there, a field widens (int64 to float64) if a cell asks for it and every value stays exact, and a new column is a
-    new field. A column without a single value is no field yet.
+    The import changes no value. A type is inferred only if every cell of the column, written back, is the same value.
+    A cell in another notation is refused, and the error names the option that reads it. In an existing dataset a field
+    widens (int64 to float64) if a cell needs it and every value stays exact, and a new column becomes a new field. A
+    column without any value becomes no field.
 
     Args:
         symbol: the symbol of all rows, where no column holds it.
-        symbol_column: column with the symbol; default `symbol` or `ticker`.
+        symbol_column: the column with the symbol; default `symbol` or `ticker`.
         symbol_from_name: pattern of the file's name with `{}` for the symbol and `*` for anything else: "WIKI-{}".
-        wide: the field that the cells are, in files of dates x symbols.
-        ts_column: column with the event time; default `ts`, `timestamp`, `date` or `datetime`; "Date,Time" are two.
-        ts_unit: of times that are numbers: "s", "ms", "us", "ns" since 1970, "excel" days, "s-of-day", "ms-of-day", ...
-        ts_format: form of times that are text, as of `strptime`: "%d/%m/%Y"; several may be given, "iso" among them.
-        tz: zone of times that name none; default UTC. A column of nothing but dates stays so.
+        wide: the files are tables of dates x symbols, and their cells are this field.
+        ts_column: column with the event time; default `ts`, `timestamp`, `date` or `datetime`. "Date,Time" means two
+            columns.
+        ts_unit: unit of times that are numbers: "s", "ms", "us", "ns" since 1970, "excel" days, "s-of-day",
+            "ms-of-day", ...
+        ts_format: format of times that are text, as for `strptime`: "%d/%m/%Y". A list of several may contain "iso".
+        tz: zone of times that name none; default UTC. It does not apply to a column of dates.
         date: the day of times within a day; default the one in the file's name.
-        date_zone: zone whose local midnights name dates: such a time becomes the midnight UTC of its date, and any
-            other is a bad row. A new dataset keeps it.
+        date_zone: zone whose local midnights mean dates. Such a time becomes midnight UTC of its date; a row with any
+            other time is bad. A new dataset keeps the zone.
         calendar: exchange calendar of a new dataset, "XNYS".
         known_at: when the rows became known; default the time of the commit.
         known_at_column: column with each row's knowledge time.
-        fields: which columns, and the names of their fields: "last=Close,volume"; default every column.
+        fields: the columns to import, and the names of their fields: "last=Close,volume"; default every column.
         columns: names of the columns of CSV files without a header; "_" leaves one out.
-        types: types of fields that are not what their cells look like, {"id": "string"}; a float type that is named
-            takes the nearest float of a number with more digits than it holds.
+        types: types of fields whose cells look like another type, {"id": "string"}. With a float type given here, a
+            number with too many digits becomes the nearest float.
         required: fields of a new dataset that may not be missing.
-        null: texts that stand for a missing value, beside the empty cell and, among numbers, NaN.
-        decimal: what stands before a fraction: "." (default) or ",".
-        thousands: what stands between thousands: ",", ".", "space", "apostrophe" or "_"; default nothing.
-        notation: signs around numbers that are read: "currency" ($10), "percent" (12% is 0.12), "suffix" (1.2K, 3M,
+        null: texts that mean a missing value. An empty cell and, among numbers, NaN always do.
+        decimal: the decimal sign: "." (default) or ",".
+        thousands: the sign between thousands: ",", ".", "space", "apostrophe" or "_"; default none.
+        notation: signs around numbers to accept: "currency" ($10), "percent" (12% is 0.12), "suffix" (1.2K, 3M,
             2B), "parentheses" ((12.5) is -12.5), "trailing-minus" (12-).
-        delimiter: between cells: a character or "tab"; default a comma, of .tsv files a tab.
+        delimiter: the sign between cells: a character or "tab"; default a comma, in .tsv files a tab.
         skip_rows: lines of each CSV file above its header.
-        member: members of .zip files to import; default every .csv and .tsv, or else every .txt.
-        repeats: rows of one symbol and time: "refuse" (default), "spread" (a nanosecond apart), "last" (it wins).
-        chunk: span of a new dataset's chunks, "64d".
+        member: members of .zip files to import; default every .csv and .tsv, or if there are none every .txt.
+        repeats: rows of the same symbol and time: "refuse" (default), "spread" them a nanosecond apart, or keep the
+            "last".
+        chunk: length of a new dataset's chunks, "64d".
         quarantine: keep the good rows, and write the bad ones to this file.
-        run_id: identity of the import. Without one, the same rows again add nothing while they still hold, and are a
-            correction once something else was written over them.
-        dry_run: only look: nothing is written, and no dataset is made.
-        retract: the files name symbol and time of rows that no longer hold; other columns are not read. These rows are
-            gone from the latest, and stay readable by `as_of`. A row that the dataset does not have refuses all.
-        show: told in words how far it is.
+        run_id: identity of the import. Without one, importing the same rows again adds nothing while they are the
+            latest. If something else was written over them since, they become a correction.
+        dry_run: only check: nothing is written, and no dataset is made.
+        retract: the files name the symbol and time of rows to retract; other columns are not read. The rows disappear
+            from the latest data and stay readable by `as_of`. If the dataset lacks one of them, all are refused.
+        show: called with a line of text about the progress.
 
     Returns:
-        What was imported. `ts_columns` and `symbol_columns` are the columns that the keys are from, as the files call
-        them (none: an option says the symbol). `sample` says of each field its type, its column, how many rows lack it
-        and its first values; `calendar` (where the dataset has one) compares the days with its sessions; `notes` is
-        what else to know.
+        A summary of the import. `ts_columns` and `symbol_columns` are the files' columns with time and symbol (no
+        symbol column: an option gave the symbol). `sample` has each field's type, column, number of missing values and
+        first values. `calendar`, if the dataset has one, compares the days with its sessions. `notes` has further
+        remarks.
 
     Raises:
-        BadRows: with file, line, column and reason of the first bad rows; nothing was imported.
+        BadRows: some rows are bad; the message has file, line, column and reason of the first ones. Nothing was
+            imported.
         BadRequest: the options do not fit the files, or each other.
     """
     missing = [str(f) for f in files if not os.path.isfile(f)]
     if missing:
         raise BadRequest(f"there is no file {missing[0]}")
     if dry_run and run_id is not None:
-        raise BadRequest("a dry run has no run id", hint="leave out --run-id or --dry-run")
+        raise BadRequest("a dry run cannot have a run id", hint="leave out --run-id or --dry-run")
     options = {
         "symbol": symbol,
         "symbol_column": symbol_column,

@@ -1,19 +1,19 @@
-"""The state folder: where a grid on this machine keeps its data, and how processes find the one that runs there.
+"""The state folder of a grid on this machine: its files, and the lock by which processes find the running grid.
 
-A folder has at most one grid: the process that holds the lock `grid.lock` runs it, and has written into that file where
-it listens. `trellis up` is such a process; so is a notebook with an embedded grid. Whoever else opens the folder joins.
-The lock is the kernel's (`flock`): it is gone with its process, however that ends, so there are no stale locks. Both
-kinds of grid serve the same lake: what a notebook imported is there when `trellis up` runs, and the other way round.
+At most one process runs the grid of a folder: the holder of the lock `grid.lock`, which writes its address into that
+file. It is `trellis up`, or a process with an embedded grid, such as a notebook. Any other process that opens the
+folder connects to the holder. The lock is the kernel's (`flock`): it ends with its process, so no lock is ever stale.
+Both kinds of grid serve the same lake: `trellis up` finds the data that a notebook imported, and the other way round.
 
     grid.lock        {"pid", "url", "kind"}; locked while the grid runs
-    lake/            the tables, one folder a dataset: Delta Lake, open to polars, DuckDB, Spark
-    grid.json        of `trellis up`: what it printed when it was ready
-    processes.json   of `trellis up`: its processes as they are now
+    lake/            the tables, one folder for each dataset: Delta Lake, open to polars, DuckDB, Spark
+    grid.json        of `trellis up`: the line that it printed when it was ready
+    processes.json   of `trellis up`: the present state of its processes
     units/           deployed units, one file each; `trellis up` watches the folder
-    done/            of units deployed for one session, how it ended; those do not run again
-    ran/             how each unit's last run ended, one file each
-    bundles/         their sources, by content
-    logs/            one file a process; up.log is that of `trellis up --detach`
+    done/            the results of units that were deployed for one session; these do not run again
+    ran/             the result of each unit's last run, one file each
+    bundles/         sources of deployed strategies, by digest
+    logs/            one file for each process; `trellis up --detach` itself logs to up.log
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Any
 from . import _trellis
 from .errors import Conflict, Unavailable
 
-# the default state folder, in the current one
+# the default state folder, below the current folder
 STATE = ".trellis"
-# A process that only looks takes the lock for an instant; whoever wants to keep it tries for longer than that.
+# `holder` takes the lock for an instant, to look; `take_lock` tries for longer than that.
 LOCK_TRY_S = 1.0
-# from taking the lock to serving: opening a lake with long logs, some processes
+# from taking the lock to serving: opening a lake with long logs and starting processes takes a while
 START_WAIT_S = 60.0
 _POLL_S = 0.02
 
@@ -45,7 +45,10 @@ def lock_file(state: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def take_lock(state: pathlib.Path) -> int | None:
-    """Makes this process the one that runs the folder's grid: a descriptor to keep open. None: another one does."""
+    """Takes the folder's lock, so that this process may run its grid.
+
+    Returns a descriptor to keep open, or None if another process has the lock.
+    """
     state.mkdir(parents=True, exist_ok=True)
     lock = os.open(lock_file(state), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + LOCK_TRY_S
@@ -54,7 +57,7 @@ def take_lock(state: pathlib.Path) -> int | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _contents(lock)
-            # a holder that has written is no looker
+            # a process that only looks does not write into the file
             if holder is not None or time.monotonic() > deadline:
                 os.close(lock)
                 return None
@@ -65,12 +68,12 @@ def take_lock(state: pathlib.Path) -> int | None:
 
 
 def announce(lock: int, url: str, kind: str) -> None:
-    """Tells those who wait for the lock's holder where it listens."""
+    """Writes the holder's address into the lock file, for the processes that wait for it."""
     os.pwrite(lock, json.dumps({"pid": os.getpid(), "url": url, "kind": kind}).encode(), 0)
 
 
 def holder(state: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Who runs a grid in the folder: pid, url, kind; a process that is still starting has no url. None: nobody."""
+    """The process that runs the folder's grid: pid, url (empty while it starts) and kind. None: no process does."""
     try:
         lock = os.open(lock_file(state), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -93,33 +96,34 @@ def _contents(lock: int) -> dict[str, Any] | None:
 
 
 def started(state: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """As `holder`, when the grid that starts there has started.
+    """As `holder`, after waiting for a grid that is starting.
 
     Raises:
-        Unavailable: the process that holds the folder does not get ready.
+        Unavailable: the process that holds the folder did not get ready.
     """
     deadline = time.monotonic() + START_WAIT_S
     while (found := holder(state)) is not None and not found["url"]:
         if time.monotonic() > deadline:
             raise Unavailable(
-                f"a process holds {state} and does not get ready", hint=f"see which: fuser {lock_file(state)}"
+                f"a process holds {state} and is not ready after {START_WAIT_S:.0f} s",
+                hint=f"find it with: fuser {lock_file(state)}",
             )
         time.sleep(_POLL_S)
     return found
 
 
 def has_grid(state: str | os.PathLike[str]) -> bool:
-    """Whether there is anything to open: a lake, or a process that makes one."""
+    """Whether the folder has a lake, or a process that is making one."""
     return pathlib.Path(state, "lake").is_dir() or holder(state) is not None
 
 
 def was_up(state: str | os.PathLike[str]) -> bool:
-    """Whether the folder is one of `trellis up`, which keeps logs there."""
+    """Whether `trellis up` has run in the folder: it leaves logs there."""
     return pathlib.Path(state, "logs").is_dir()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file that readers see as it was or as it will be, never half of it."""
+    """Replaces a file at once: a reader sees the old or the new content, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(value, indent=1) + "\n")
@@ -127,7 +131,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """What `write_json` wrote; None if there is nothing."""
+    """The value that `write_json` wrote; None if there is none."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -147,10 +151,12 @@ _guard = threading.Lock()
 
 
 def open_embedded(folder: pathlib.Path) -> tuple[str, bool]:
-    """Runs the grid of `folder` in this process, or finds the process that does: where it listens, and is it ours.
+    """Runs the grid of `folder` in this process, or finds the process that runs it.
+
+    Returns the address, and whether this process runs the grid.
 
     Raises:
-        Unavailable: the process that holds the folder does not get ready.
+        Unavailable: the process that holds the folder did not get ready.
     """
     with _guard:
         if held := _held.get(folder):
@@ -170,7 +176,7 @@ def open_embedded(folder: pathlib.Path) -> tuple[str, bool]:
 
 
 def close_embedded(folder: pathlib.Path) -> None:
-    """Gives up one use of the folder's grid; the last one stops it. Acknowledged publishes are on disk already."""
+    """Ends one use of the folder's grid; the last one stops the grid. Acknowledged publishes are already on disk."""
     with _guard:
         held = _held.get(folder)
         if held is None:
@@ -182,7 +188,7 @@ def close_embedded(folder: pathlib.Path) -> None:
 
 
 def close_all() -> None:
-    """Stops the embedded grids of this process; at its exit."""
+    """Stops all embedded grids of this process, when it exits."""
     with _guard:
         while _held:
             _stop(_held.popitem()[1])
@@ -197,7 +203,7 @@ def _stop(held: _Held) -> None:
 
 def _forget_after_fork() -> None:
     global _guard
-    # The parent runs these grids. Closing our copies of the descriptors leaves its locks alone.
+    # The parent runs these grids and keeps its locks: only this process's copies of the descriptors are closed.
     _guard = threading.Lock()
     for held in _held.values():
         os.close(held.lock)
@@ -209,10 +215,10 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def must_hold(state: pathlib.Path) -> int:
-    """As `take_lock`, for whoever cannot join.
+    """As `take_lock`, for a process that must run the grid itself.
 
     Raises:
-        Conflict: another process runs a grid there.
+        Conflict: another process runs the folder's grid.
     """
     lock = take_lock(state)
     if lock is not None:
@@ -222,7 +228,7 @@ def must_hold(state: pathlib.Path) -> int:
     where = f" at {found['url']}" if found["url"] else ""
     other = "choose another folder with --state"
     raise Conflict(
-        f"a grid runs in {state} already: {what}, pid {found['pid']}{where}",
+        f"another process already runs the grid of {state}: {what}, pid {found['pid']}{where}",
         hint=f"close the grid there (`g.close()`), end that process, or {other}"
         if found["kind"] == "embedded"
         else f"connect to it, stop it with `trellis down`, or {other}",

@@ -1,4 +1,4 @@
-"""Running a strategy: the same steps in a notebook, on the command line, and in the child of `qcu`."""
+"""Runs a strategy for a session: the same steps in a notebook, on the command line and in the child of `qcu`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .frame import Frame
 if TYPE_CHECKING:
     from .grid import Grid
 
-# of a write that is done
-UNRECORDED = "It is not in the ledger yet, which is away: the grid goes on trying to record it."
+# said of a write that is committed
+UNRECORDED = "It is not recorded in the run ledger yet: the ledger cannot be reached, and the grid keeps trying."
 
 
 def call(strategy: Declaration, context: Context, inputs: dict[str, Frame]) -> Frame:
-    """Calls the strategy's function and makes a Frame of its answer. What it raises passes through."""
+    """Calls the strategy's function and makes a Frame of its answer. Exceptions of the function pass through."""
     process = os.getpid()
     try:
         with _inside.running(f"strategy {strategy.name}"):
             return frame_of(strategy.function(context, **inputs))
     finally:
-        # the strategy has forked: the copy must not answer as well, or its result would be published
+        # a child that the strategy forked must not return from here, or its result would be published as well
         if os.getpid() != process:
             os._exit(1)
 
@@ -39,7 +39,7 @@ def call(strategy: Declaration, context: Context, inputs: dict[str, Frame]) -> F
 def input_frame(
     strategy: Declaration, name: str, rows: _trellis.Rows, receipt: dict[str, Any], window: tuple[Any, ...]
 ) -> Frame:
-    """An input: its window is a matrix's sessions, and the symbols that were listed have a column each."""
+    """An input as a Frame. `window` has the sessions of its matrix; symbols declared by name get a column each."""
     symbols = strategy.inputs[name].symbols
     return Frame(rows, receipt, window, () if symbols == ("*",) else symbols)
 
@@ -48,13 +48,13 @@ def run_here(
     strategy: Declaration, session: str, grid: Grid | None, as_of_ns: int | None, publish: bool, take_over: bool
 ) -> Frame:
     """`Strategy.run`."""
-    __tracebackhide__ = True  # notebooks leave the frame out
+    __tracebackhide__ = True  # notebooks do not show this frame
     from .grid import connect
 
     if take_over and not publish:
         raise BadRequest(
-            "take_over is about publishing, and nothing is published",
-            hint="publish=True (`--publish`), or no take_over",
+            "take_over needs publish: nothing would be published",
+            hint="add publish=True (`--publish`), or leave take_over out",
         )
 
     if grid is None:
@@ -68,7 +68,7 @@ def run_here(
         prefetched = grid._call(_trellis.prefetch, manifest, session, as_of_ns)
         frame = _compute(strategy, manifest, session, prefetched)
     except TrellisError as error:
-        # a grid that is away records nothing
+        # a grid that cannot be reached records nothing
         if publish and not error.retryable:
             _record(grid, manifest, session, prefetched, error)
         raise
@@ -102,7 +102,7 @@ def _record(
     try:
         grid._call(_trellis.record_failed, manifest, session, prefetched, told)
     except TrellisError as unrecorded:
-        error.add_note(f"the failure is not in the ledger: {unrecorded}")
+        error.add_note(f"the failure could not be recorded in the run ledger: {unrecorded}")
 
 
 def _failed(strategy: Declaration, session: str, error: BaseException) -> StrategyError:
@@ -117,12 +117,12 @@ def _failed(strategy: Declaration, session: str, error: BaseException) -> Strate
 
 
 def exit_told(error: SystemExit) -> str:
-    """A strategy that exits has failed."""
+    """The message of a run whose strategy called sys.exit."""
     return f"the strategy called sys.exit({error.code!r})"
 
 
 def _without_ours(entries: TracebackType | None) -> TracebackType | None:
-    """A traceback between the strategy's first frame and the last that is not ours."""
+    """The traceback without the frames of Trellis at its start and its end."""
     while entries is not None and _is_ours(entries):
         entries = entries.tb_next
     last, entry = None, entries

@@ -36,28 +36,28 @@ class Strategy(Declaration):
         publish: bool = False,
         take_over: bool = False,
     ) -> Frame:
-        """Runs for one session in this process: same inputs, same checks as a deployed unit. Answers the output.
+        """Runs for one session in this process, with the inputs and checks of a deployed unit. Returns the output.
 
         Args:
             session: a date.
             grid: default `trellis.connect()`.
-            as_of: read the inputs as they were known then; default now.
-            publish: publish the output too, as the unit would. It replaces what was published for the session; the same
-                rows as the last publish change nothing. Each such run is in the ledger, `trellis.runs`, failed or not,
-                with the digest of its code: `sha256:` of a file that is as it was imported, and of the local modules
-                that it imports, as a deploy says it; else, a notebook's cells for one, `live:sha256:` of what is in
-                memory, which is the function and all that it refers to: closures, helpers, globals, arguments of a
-                partial. Files that a strategy opens and variables of the environment are in neither.
-            take_over: publish even though a deployed process of this unit runs, or though the dataset has been another
-                unit's output, which it ceases to be. A process of this unit is fenced by it, says so in
-                `trellis status`, and goes on with the sessions that become due after that.
+            as_of: read the inputs as they were known at that time; default now.
+            publish: also publish the output, as the unit would. It replaces the earlier output for the session;
+                publishing the same rows again changes nothing. Each such run is recorded in the ledger, `trellis.runs`,
+                also if it fails, with the digest of its code. `sha256:...` is the digest of an unchanged file and the
+                local modules that it imports, the same as of a deploy. `live:sha256:...` is the digest of code in
+                memory, such as notebook cells: the function and everything it refers to (closures, helpers, globals,
+                arguments of a partial). Neither covers files that a strategy opens or environment variables.
+            take_over: publish even though a deployed process of this unit runs, or the dataset is another unit's
+                output. The dataset is then this unit's output. A running process of this unit is fenced: it says so in
+                `trellis status`, and goes on with the next session.
 
         Raises:
-            StrategyError: the function raised or exited, or its output is not what was declared.
+            StrategyError: the function raised or exited, or its output does not fit the declaration.
             Forbidden: the dataset is another unit's output.
             Conflict: a process of this unit runs; the message names it.
         """
-        __tracebackhide__ = True  # notebooks leave the frame out
+        __tracebackhide__ = True  # notebooks do not show this frame
         from .run import run_here
 
         return run_here(self, to_session(session), grid, to_end(as_of, "as_of"), publish, take_over)
@@ -78,15 +78,15 @@ def strategy(
 
     Args:
         name: the unit's name, `mom_12_1`: lower case letters, digits, `_`, `.`, `-`.
-        inputs: what it reads, by the function's argument names.
-        output: what it publishes.
-        schedule: when sessions are due; None: only when asked for.
+        inputs: the series that it reads, by the function's argument names.
+        output: the dataset that it publishes.
+        schedule: when sessions are due; None: it runs only when asked to.
         retries: how often a failed run is tried again.
-        timeout: longest run, "10m".
-        cpu, memory: what a run may use: cores, bytes ("4G").
+        timeout: the longest time of a run, "10m".
+        cpu, memory: the cores and bytes ("4G") that a run may use.
 
     Raises:
-        BadRequest: now, where the declaration is, rather than in production.
+        BadRequest: the declaration is wrong. It is checked here, before anything runs.
     """
     if not isinstance(output, Output):
         raise BadRequest(f"strategy {name}: output must be made with trellis.output(...)")
@@ -126,9 +126,9 @@ def _check_signature(name: str, function: Callable[..., Any], inputs: dict[str, 
 
 
 def _declaring() -> Place:
-    """The place whose top level runs now: that of a strategy that is declared meanwhile.
+    """The place whose top level is running: a strategy declared meanwhile belongs to it.
 
-    Not the module of its function, which may be a partial of another's, or a wrapper that another module made.
+    The module of the function would not do: the function may be a partial or a wrapper that another module made.
     """
     frame = sys._getframe(2)
     while frame is not None:

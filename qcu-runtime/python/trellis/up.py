@@ -1,8 +1,9 @@
-"""`trellis up`: a grid of real processes on this machine, kept running.
+"""`trellis up`: runs a grid of processes on this machine, and restarts those that die.
 
-One thread does everything, woken by signals, by output of the children, and a few times a second. A child that dies is
-started again on its old address, later each time it dies soon; children die with this process however it ends
-(`PR_SET_PDEATHSIG`, which holds for the *thread* that started them: another reason for there being one).
+One thread does everything. It wakes up on signals, on output of a child, and a few times a second. A child that dies is
+started again with its old address; the delay grows each time that it dies early. Children die when this process ends,
+however that happens: the kernel signals them when the *thread* that started them ends (`PR_SET_PDEATHSIG`). This is
+another reason to have one thread.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from typing import Any
 from . import local
 from .errors import BadRequest, Conflict, TrellisError, Unavailable
 
-# from starting a server to its ready line; a lake with long logs takes seconds
+# from starting a server to its ready line; opening a lake with long logs takes seconds
 READY_WAIT_S = 60.0
-# what running calls may take once a process is told to end
+# time for running calls to finish after a process is told to end
 DRAIN_MS = 10_000
-# beyond the drain a process is stuck
+# a process that has not ended this long after the signal is stuck
 KILL_AFTER_S = DRAIN_MS / 1000 + 2
-# looks at the units' folder and at due restarts; a deploy is noticed within that
+# how often the units' folder and due restarts are checked
 TICK_S = 0.2
-# the first restart is at once, nearly; a process that cannot live is tried twice a minute
+# delays of restarts: the first is nearly at once; a process that cannot run is tried twice a minute
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# a process that lived that long did not die of how it was started
+# a process that ran for this long starts well: its next restart is quick again
 HEALTHY_S = 60.0
 LOG_TAIL_LINES = 15
-# The programs refuse TRELLIS_* variables that they do not know, as misspelt ones. What a person sets for all of them,
-# or for one kind, is handed on; the rest of ours is not.
+# The TRELLIS_* variables that each kind of program gets from this process's environment. The programs refuse variables
+# that they do not know, to catch misspelt ones, so the others are left out.
 HANDED_ON = {
     "shard": ["TRELLIS_LOG", "TRELLIS_LOG_FORMAT"],
     "head": [
@@ -54,21 +55,21 @@ HANDED_ON = {
     "qcu": ["TRELLIS_LOG", "TRELLIS_LOG_FORMAT"],
 }
 _PR_SET_PDEATHSIG = 1
-# resolved before any fork: between fork and exec nothing may be imported
+# looked up here because nothing may be imported between fork and exec
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 
 
 class State(enum.Enum):
-    """Of a child. starting -> running -> (waiting -> starting) | finished | failed; stopping from any."""
+    """The state of a child: starting -> running -> (waiting -> starting) | finished | failed; stopping from any."""
 
     STARTING = "starting"
     RUNNING = "running"
-    # died; will be started again
+    # died, and will be started again
     WAITING = "waiting"
     STOPPING = "stopping"
-    # ended by itself, with nothing left to do
+    # ended, with nothing left to do
     FINISHED = "finished"
-    # will not be started again: its configuration or its code is at fault
+    # will not be started again: its configuration or its code is wrong
     FAILED = "failed"
 
 
@@ -90,16 +91,16 @@ class Child:
         self.started = 0.0
         self.due = 0.0
         self.output = b""
-        # of a unit: the file it was deployed by, what it said last of itself and of its last run, and how it exited
+        # of a unit: its file in units/, its last status, its last run, and its exit status
         self.unit: dict[str, Any] | None = None
         self.status: dict[str, Any] | None = None
         self.last_run: dict[str, Any] | None = None
-        # of the unit's processes before this one
+        # the last run of the unit's earlier processes
         self.previous_run: dict[str, Any] | None = None
         self.exit_status: int | None = None
 
     def describe(self) -> dict[str, Any]:
-        """As people and `trellis status` see it."""
+        """Its entry in processes.json, which `trellis status` shows."""
         running = self.process is not None and self.process.poll() is None
         return {
             "name": self.name,
@@ -131,7 +132,7 @@ class Up:
     def __init__(self, state: pathlib.Path, heads: int, shards: int, say: Callable[[str], None]) -> None:
         for what, count in (("heads", heads), ("shards", shards)):
             if not 1 <= count <= 64:
-                raise BadRequest(f"--{what} {count}: from 1 to 64 are possible on one machine")
+                raise BadRequest(f"--{what} {count}: a grid on one machine may have 1 to 64")
         self.state = state.resolve()
         self.counts = (heads, shards)
         self.say = say
@@ -242,13 +243,13 @@ class Up:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    # a Ctrl-C in the terminal is for us; we stop the children, in order
+                    # Ctrl-C in the terminal must reach this process only: it stops the children in order
                     process_group=0,
                     preexec_fn=die_with_parent,
                 )
         except OSError as error:
-            # a program that is being installed anew, a full disk: one process less is no reason to stop the others
-            child.note = f"it cannot be started: {error}"
+            # The program may just be replaced, or the disk be full: the other processes go on.
+            child.note = f"cannot be started: {error}"
             self._try_again(child)
             return
         assert child.process.stdout is not None
@@ -303,7 +304,7 @@ class Up:
             self._said(child, line)
 
     def _said(self, child: Child, line: bytes) -> None:
-        """A line of JSON: that it is ready, or, of a unit, what it does and how a run ended."""
+        """Handles a line of JSON from a child: it is ready, or a unit's status, or the result of a unit's run."""
         try:
             said = json.loads(line)
             if "status" in said:
@@ -314,11 +315,11 @@ class Up:
             elif said["ready"] and child.state is State.STARTING:
                 if "listen" in said:
                     child.listen = said["listen"]
-                    # others know the address: a successor must have the same
+                    # other processes know the address: the next process must have the same
                     child.env["TRELLIS_LISTEN"] = child.listen
                 child.state = State.RUNNING
         except (ValueError, KeyError, TypeError):
-            child.note = f"it said {line[:200]!r}, which is no line of the grid's"
+            child.note = f"printed a line that is not JSON of the grid: {line[:200]!r}"
 
     def _close_output(self, child: Child) -> None:
         if child.process is not None and child.process.stdout is not None:
@@ -342,7 +343,8 @@ class Up:
             child.state, child.note = State.FINISHED, ""
             self._remember(child)
             return
-        # 2, 3 and 5 say: the same again fails the same way. A unit with a session of its own has made all its attempts.
+        # After exit codes 2, 3 and 5 a restart would fail the same way. A unit that was deployed for one session has
+        # made all its attempts.
         if child.unit is not None and (status in (2, 3, 5) or (status > 0 and child.unit.get("session"))):
             if child.last_run and child.last_run.get("error"):
                 child.note = child.last_run["error_line"]
@@ -355,7 +357,7 @@ class Up:
         self._try_again(child)
 
     def _remember(self, child: Child) -> None:
-        """What was deployed for one session and has run for it does not run again when the grid starts again."""
+        """Writes down the end of a unit that was deployed for one session: it does not run again with the next grid."""
         run = child.last_run
         if child.unit and child.unit.get("session") and run and run["outcome"] != "cancelled":
             ended = {"state": child.state.value, "note": child.note, "last_run": run, "exit_status": child.exit_status}
@@ -386,7 +388,7 @@ class Up:
             if wanted == child.unit:
                 continue
             if child.process is not None:
-                # its successor is started when it is gone: one publisher at a time
+                # the new process starts when the old one has ended: one publisher at a time
                 if child.state is not State.STOPPING:
                     child.state = State.STOPPING
                     child.process.terminate()
@@ -407,7 +409,7 @@ class Up:
             child.previous_run = local.read_json(self._ran(child.name))
             self.children.append(child)
             done = local.read_json(self._done(child.name))
-            # deploying it anew, whatever it is, is a wish to run it again
+            # done/ counts only for the same deploy: a new deploy runs again
             if done and unit.get("session") and done["deployed_ns"] == unit["deployed_ns"]:
                 child.state, child.note = State(done["state"]), done["note"]
                 child.last_run, child.exit_status = done["last_run"], done["exit_status"]
@@ -432,7 +434,7 @@ class Up:
     # --- stopping
 
     def _stop_all(self) -> None:
-        # Who asks goes before who answers, so that nobody's last call fails.
+        # Clients stop before their servers, so that no last call fails.
         for role in ("qcu", "head", "shard"):
             stopping = [c for c in self.children if c.role == role and c.process is not None]
             for child in stopping:
@@ -451,10 +453,10 @@ class Up:
 
 
 def detached(state: pathlib.Path, heads: int, shards: int) -> dict[str, Any]:
-    """Starts `trellis up` as a process of its own: what it says when it is ready.
+    """Starts `trellis up` in the background. Returns the line that it prints when it is ready.
 
     Raises:
-        Unavailable, Conflict, BadRequest: it ended instead, with these words.
+        Unavailable, Conflict, BadRequest: it ended instead; the message is its own.
     """
     state.mkdir(parents=True, exist_ok=True)
     log = state / "up.log"
@@ -480,7 +482,7 @@ def detached(state: pathlib.Path, heads: int, shards: int) -> dict[str, Any]:
 
 
 def end(state: pathlib.Path) -> bool:
-    """Ends the `trellis up` of a folder, and waits until it has. False: none runs there."""
+    """Stops the `trellis up` of a folder, and waits until it has ended. False: none runs there."""
     found = local.holder(state)
     if found is None or found["kind"] != "up":
         return False
@@ -494,19 +496,19 @@ def end(state: pathlib.Path) -> bool:
 
 
 def environment(role: str, given: dict[str, str]) -> dict[str, str]:
-    """The environment of a program of the grid."""
+    """The environment of a program of the grid: this process's, without variables that the program refuses."""
     ours = {name for name in os.environ if name.startswith("TRELLIS_") and name not in HANDED_ON[role]}
     return {**{name: value for name, value in os.environ.items() if name not in ours}, **given}
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a child and everything it started."""
+    """Sends SIGKILL to a child and to everything that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def find_program(name: str) -> str:
-    """The grid's program of that name: of this environment, else of the PATH."""
+    """The path of a program of the grid: in this Python environment, else on the PATH."""
     beside = pathlib.Path(sysconfig.get_path("scripts"), name)
     found = str(beside) if beside.is_file() else shutil.which(name)
     if not found:
@@ -518,14 +520,14 @@ def find_program(name: str) -> str:
 
 
 def last_words(child: Child) -> str:
-    """What a program said of its end: the last line of its log, if that begins with its name."""
+    """The last line of a program's log, if it is the program's own message about its end."""
     tail = _log_lines(child.log)
     said = tail[-1] if tail else ""
     return f": {said}" if said.startswith(f"{pathlib.Path(child.argv[0]).name}: ") else ""
 
 
 def log_tail(path: pathlib.Path) -> str:
-    """The last lines of a log, indented; for messages."""
+    """The last lines of a log, indented for a message."""
     return "\n".join(f"    | {line}" for line in _log_lines(path))
 
 

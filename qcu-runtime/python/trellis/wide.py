@@ -1,20 +1,21 @@
-"""Sessions x symbols: what most strategies compute with.
+"""`Wide`, a matrix of sessions x symbols, and `Row`, one value for each symbol: most strategies compute with these.
 
-`Wide` is one contiguous float64 matrix with its two axes; `Row` is one value a symbol. Both are numpy operands: every
-operator and ufunc works, and so do `np.where` and `np.clip`.
+`Wide` is one contiguous float64 matrix with its two axes. Both classes are numpy operands: every operator and ufunc
+works, and so do `np.where` and `np.clip`.
 
-Whatever has labels is aligned by them first, as pandas does: another Row or Wide, a pandas Series indexed by symbol
-(or, beside a Wide, by session), a pandas DataFrame with sessions down and symbols across. The result has the union
-of the labels, NaN where one side has nothing. What cannot be aligned is refused. Numpy arrays and lists have no
+Operands with labels are aligned first, as pandas does: another Row or Wide, a pandas Series indexed by symbol (or,
+beside a Wide, by session), a pandas DataFrame with sessions down and symbols across. The result has the union of the
+labels, NaN where one side has no value. Operands that cannot be aligned are refused. Numpy arrays and lists have no
 labels and are taken by position, as numpy takes them.
 
-Reductions skip NaN, as pandas does. Nothing here mutates: `row *= 2` makes a new Row.
+Reductions skip NaN, as pandas does. No operation changes its operands: `row *= 2` makes a new Row.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,29 +55,26 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "median": np.nanmedian,
 }
 
-# a symbol that one mask lacks is not in the other either
+# in these, a symbol that one mask lacks counts as False
 _LOGICAL = (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.logical_and, np.logical_or, np.logical_xor)
-# functions of numpy that work value by value, but are no ufuncs
+# functions of numpy that work value by value but are not ufuncs
 _ELEMENTWISE = (np.where, np.clip, np.nan_to_num, np.round, np.isclose)
 
 
 def _reduce(name: str, values: np.ndarray, axis: int | None, **options: Any) -> Any:
-    # An all-NaN column has no mean. That is NaN, not news; an empty one likewise, where numpy would raise.
+    # The mean of an all-NaN column is NaN, without a warning. The minimum of an empty column is NaN, too: numpy raises.
     if values.size == 0 and name in ("min", "max"):
         shape = () if axis is None else tuple(n for i, n in enumerate(values.shape) if i != axis % values.ndim)
         return np.full(shape, np.nan)[()]
-    with np.errstate(all="ignore"):
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return _REDUCTIONS[name](values, axis=axis, **options)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return _REDUCTIONS[name](values, axis=axis, **options)
 
 
 class _Operand(NDArrayOperatorsMixin):
-    """What Row and Wide are to numpy and pandas."""
+    """The part of Row and Wide that numpy and pandas see."""
 
-    # above pandas' own: `series * row` is then our operation, and aligned as `row * series` is
+    # above the priority of pandas: `series * row` then calls this class, and is aligned like `row * series`
     __array_priority__ = 2000
     __pandas_priority__ = 5000
 
@@ -85,7 +83,7 @@ class _Operand(NDArrayOperatorsMixin):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values."""
+        """The type of the values."""
         return self.values.dtype
 
     def _labelled(self) -> Labelled:
@@ -94,22 +92,22 @@ class _Operand(NDArrayOperatorsMixin):
     def __bool__(self) -> bool:
         kind = type(self).__name__
         raise BadRequest(
-            f"a {kind} of many values is neither true nor false: `and`, `or`, `not`, `a < x < b`, `if` and `max(a, b)` "
-            f"ask it which",
-            hint="value by value: (a > 0) & (b > 0), |, ~, np.maximum(a, b); of all: .values.all(), .values.any()",
+            f"a {kind} of many values is neither true nor false, but `and`, `or`, `not`, `a < x < b`, `if` and "
+            f"`max(a, b)` need one truth value",
+            hint="for each value: (a > 0) & (b > 0), |, ~, np.maximum(a, b); for all: .values.all(), .values.any()",
         )
 
     def _refuse_libraries(self) -> None:
-        """Refuses to give bare values to a library that would put them beside labels of its own, by position."""
+        """Refuses to give values without labels to a library that would match them to its own labels by position."""
         caller = sys._getframe(2).f_globals.get("__name__", "").partition(".")[0]
         if caller in ("numpy", "pandas", "polars"):
             self._refuse(caller)
 
     def _refuse(self, library: str) -> None:
-        # no ValueError: pandas takes those for "try another way", which is by position too
+        # not a ValueError: pandas catches that and then takes the values by position
         raise TypeError(
-            f"{library} would take a {type(self).__name__} by position: give .pandas(), which keeps its labels, "
-            f".values, which has none, or of several np.stack([a, b]), which compares them"
+            f"{library} would take a {type(self).__name__} by position: pass .pandas(), which keeps the labels, or "
+            f".values, which has none; for several, np.stack([a, b]) compares the labels"
         )
 
     def __arrow_array__(self, type: Any = None) -> Any:
@@ -132,9 +130,11 @@ class _Operand(NDArrayOperatorsMixin):
         if function in _ELEMENTWISE and (function is not np.where or len(args) == 3):
             named = next((k for k, v in kwargs.items() if _may_have_labels(v)), None)
             if named is not None:
-                raise BadRequest(f"np.{function.__name__}({named}=...) is not aligned", hint="give it by its position")
+                raise BadRequest(
+                    f"np.{function.__name__}({named}=...) is not aligned", hint="pass it without its name, by position"
+                )
             if function is np.where:
-                # a symbol that the condition lacks is not where it holds
+                # for a symbol that the condition lacks, the condition is False
                 return _apply(function, args, kwargs, absent=(False, np.nan, np.nan))
             return _apply(function, args, {k: v for k, v in kwargs.items() if k != "copy"})
         whole: list[Labelled] = []
@@ -142,7 +142,7 @@ class _Operand(NDArrayOperatorsMixin):
         rows = {x.symbols for x in whole}
         times = [x.index for x in whole if x.index is not None]
         if len(rows) > 1 or any(not np.array_equal(times[0], other) for other in times[1:]):
-            fix = "align them first: a.reindex(b.symbols); or give" if len(rows) > 1 else "their sessions differ: give"
+            fix = "align them first: a.reindex(b.symbols); or pass" if len(rows) > 1 else "their sessions differ: pass"
             raise BadRequest(
                 f"np.{function.__name__} takes arrays by position, and these have different labels",
                 hint=f"{fix} .values if positions are meant",
@@ -157,21 +157,21 @@ def _in_place(operator: str) -> Any:
     return operate
 
 
-# `row *= 2` is `row = row * 2`, as for numbers
+# `row *= 2` means `row = row * 2`, as with numbers
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
     setattr(_Operand, f"__i{_name}__", _in_place(f"__{_name}__"))
 
 
 class Row(_Operand):
-    """One value a symbol: a cross-section.
+    """A cross-section: one value for each symbol.
 
-    `row["AMZN"]` is one value; `row[mask]`, `row[["AMZN", "KO"]]` and `row[:10]` are rows. A mask that has symbols (a
-    Row, a pandas Series) is aligned by them. `symbols` and `values` go together.
+    `row["AMZN"]` is one value; `row[mask]`, `row[["AMZN", "KO"]]` and `row[:10]` are rows. A mask with symbols (a Row,
+    a pandas Series) is aligned by them. `symbols[i]` is the symbol of `values[i]`.
     """
 
     def __init__(self, symbols: tuple[str, ...], values: np.ndarray) -> None:
         if labelled(values) is not None:
-            raise BadRequest("the values of a Row have labels of their own", hint="give .to_numpy(), or .values")
+            raise BadRequest("the values of a Row must not have labels", hint="pass .to_numpy(), or .values")
         self.symbols = _each_once(symbols, "the Row")
         self.values = np.asarray(values)
         if self.values.shape != (len(self.symbols),):
@@ -182,7 +182,7 @@ class Row(_Operand):
 
     @property
     def shape(self) -> tuple[int]:
-        """Symbols."""
+        """The number of symbols."""
         return (len(self.symbols),)
 
     def __len__(self) -> int:
@@ -195,7 +195,9 @@ class Row(_Operand):
     def __contains__(self, symbol: object) -> bool:
         """Whether it has the symbol."""
         if not isinstance(symbol, str):
-            raise BadRequest(f"`in` asks for a symbol, and {symbol!r} is none", hint="of values: in row.values")
+            raise BadRequest(
+                f"`in` looks for a symbol, and {symbol!r} is not one", hint="to look for a value: in row.values"
+            )
         return symbol in self.symbols
 
     def __getitem__(self, key: Any) -> Any:
@@ -212,11 +214,11 @@ class Row(_Operand):
         return zip(self.symbols, self.values, strict=True)
 
     def dropna(self) -> Row:
-        """Without the symbols that have no value."""
+        """The Row without the symbols whose value is NaN."""
         return self[~np.isnan(self.values)]
 
     def rank(self, *, descending: bool = False) -> Row:
-        """1 for the least value, the average rank for ties, NaN for NaN."""
+        """Ranks: 1 for the least value, the average rank for ties, NaN for NaN."""
         ranks = np.full(len(self.values), np.nan)
         there = np.flatnonzero(~np.isnan(self.values))
         _, inverse, counts = np.unique(self.values[there], return_inverse=True, return_counts=True)
@@ -225,7 +227,7 @@ class Row(_Operand):
         return Row(self.symbols, ranks)
 
     def reindex(self, symbols: Any) -> Row:
-        """The values of `symbols`, in that order; NaN for the ones that are not here."""
+        """The values of `symbols`, in that order; NaN for symbols that this Row lacks."""
         wanted = _wanted(symbols)
         return Row(wanted, pick(self.values, places(self.symbols, "the Row"), wanted, np.nan))
 
@@ -234,15 +236,15 @@ class Row(_Operand):
         return _pandas().Series(self.values.copy(), index=list(self.symbols))
 
     def mean(self) -> float:
-        """Mean of the values that are there."""
+        """Mean, without NaN."""
         return float(_reduce("mean", self.values, None))
 
     def sum(self) -> float:
-        """Sum of the values that are there."""
+        """Sum, without NaN."""
         return float(_reduce("sum", self.values, None))
 
     def std(self, ddof: int = 1) -> float:
-        """Standard deviation of the values that are there."""
+        """Standard deviation, without NaN."""
         return float(_reduce("std", self.values, None, ddof=ddof))
 
     def min(self) -> float:
@@ -267,23 +269,22 @@ class Wide(_Operand):
     """One field as a matrix, sessions down and symbols across.
 
     Attributes:
-        index: midnights of the sessions, ascending, `datetime64[ns]` (UTC). Of rows with a time of day: their times.
-        symbols: sorted, as they come from a read; each once.
-        values: `len(index) x len(symbols)`, float64, C order, NaN where there is no row or no value. Read-only where
-            it comes from a read: `.values.copy()` gives one to write to.
-        calendar: the calendar whose sessions these are, each of them whatever rows exist; None if the index is just the
-            times that have rows.
+        index: the sessions as midnights, ascending, `datetime64[ns]` (UTC). If rows have a time of day: their times.
+        symbols: the symbols, each once; sorted if the matrix comes from a read.
+        values: `len(index) x len(symbols)`, float64, C order, NaN where there is no row or no value. A matrix of a read
+            is read-only: `.values.copy()` gives one to write to.
+        calendar: the calendar, if the index has every session of it; None if the index has only the times with rows.
 
     `w[-21]` is the row of 21 sessions ago, `w[-252:]` the last year, `w["AMZN"]` one symbol's values, `w["2016-08-10"]`
-    the row of that session (a symbol of that name comes first). `w.loc["2016-01-01":"2016-08-10"]` is a part by dates,
-    both ends included, as in pandas. A mask that has labels is aligned by them.
+    the row of that session (unless a symbol has that name). `w.loc["2016-01-01":"2016-08-10"]` is a range of dates,
+    both ends included, as in pandas. A mask with labels is aligned by them.
     """
 
     def __init__(
         self, index: np.ndarray, symbols: tuple[str, ...], values: np.ndarray, calendar: str | None = None
     ) -> None:
         if labelled(values) is not None:
-            raise BadRequest("the values of a Wide have labels of their own", hint="give .to_numpy(), or .values")
+            raise BadRequest("the values of a Wide must not have labels", hint="pass .to_numpy(), or .values")
         self.index = _ascending(index)
         self.symbols = _each_once(symbols, "the Wide")
         self.values = np.asarray(values)
@@ -296,7 +297,7 @@ class Wide(_Operand):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Sessions, symbols."""
+        """The numbers of sessions and of symbols."""
         return (len(self.index), len(self.symbols))
 
     @property
@@ -306,7 +307,7 @@ class Wide(_Operand):
 
     @property
     def loc(self) -> _Loc:
-        """By labels: `w.loc["2016-08-10"]`, `w.loc["2016-01-01":]`, `w.loc["2016-08-10", "AMZN"]`."""
+        """Parts by label: `w.loc["2016-08-10"]`, `w.loc["2016-01-01":]`, `w.loc["2016-08-10", "AMZN"]`."""
         return _Loc(self)
 
     def __len__(self) -> int:
@@ -339,8 +340,8 @@ class Wide(_Operand):
             if not -sessions <= key < sessions:
                 _trellis.check_integer_time(max(int(key), 0), "session")
                 raise IndexError(
-                    f"session {key} is out of reach: there are {sessions}. Ask for a longer lookback, or handle a "
-                    f"short history with len()"
+                    f"session {key} does not exist: there are {sessions} sessions. Declare a longer lookback, or check "
+                    f"len() for a short history"
                 )
             return self._row(key)
         if isinstance(key, slice) and any(isinstance(b, str | dt.date | np.datetime64) for b in (key.start, key.stop)):
@@ -353,7 +354,7 @@ class Wide(_Operand):
             at = [_position(self.symbols, s) for s in key]
             return Wide(self.index, tuple(key), self.values[:, at], self.calendar)
         if isinstance(key, slice) or (isinstance(key, np.ndarray) and key.ndim == 1 and key.dtype.kind in "biu"):
-            # a part out of order, or with holes, is no longer every session
+            # a selection in another order, or with gaps, no longer has every session
             whole = isinstance(key, slice) and key.step in (None, 1)
             return Wide(self.index[key], self.symbols, self.values[key], self.calendar if whole else None)
         raise TypeError(f"a Wide is indexed by session number, date, slice, mask, symbol or symbols, not {key!r}")
@@ -362,7 +363,7 @@ class Wide(_Operand):
         return Row(self.symbols, self.values[at])
 
     def _masked(self, mask: Labelled) -> Wide:
-        """What a labelled mask leaves: sessions or symbols, or NaN in place of single values."""
+        """Applies a mask with labels: it selects sessions or symbols, or puts NaN where a mask of values is False."""
         if mask.values.dtype != bool:
             raise BadRequest(f"a mask holds True and False, not {mask.values.dtype}")
         if mask.index is None:
@@ -393,33 +394,33 @@ class Wide(_Operand):
     def _absent(self, ns: int) -> str:
         day = format_ns(ns)
         if not len(self.index):
-            return f"{day} is not here: there are no sessions"
+            return f"{day} is not in this matrix: it has no sessions"
         span = f"{_day(self.index[0])} … {_day(self.index[-1])}"
         if self.calendar and (ns % _DAY_NS or not _trellis.is_session(self.calendar, ns)):
-            return f"{day} is no session of {self.calendar}"
+            return f"{day} is not a session of {self.calendar}"
         if not self.index[0] <= np.datetime64(ns, "ns") <= self.index[-1]:
-            return f"{day} is outside of the sessions here, {span}"
-        return f"{day} has no row here; the times that have are within {span}"
+            return f"{day} is outside of the sessions of this matrix, {span}"
+        return f"{day} has no row in this matrix; the times with rows are within {span}"
 
     def ffill(self) -> Wide:
-        """The last value that there was, where there is none."""
+        """Replaces NaN with the last value before it."""
         rows = np.where(np.isnan(self.values), -1, np.arange(len(self))[:, None])
         last = np.maximum.accumulate(rows, axis=0) if len(self) else rows
         filled = np.take_along_axis(self.values, np.maximum(last, 0), axis=0) if len(self) else self.values
         return Wide(self.index, self.symbols, np.where(last < 0, np.nan, filled), self.calendar)
 
     def count(self) -> Row:
-        """How many values each symbol has."""
+        """The number of values of each symbol, without NaN."""
         return Row(self.symbols, (~np.isnan(self.values)).sum(axis=0))
 
     def reindex(self, symbols: Any) -> Wide:
-        """The columns of `symbols`, in that order; NaN for the ones that are not here."""
+        """The columns of `symbols`, in that order; NaN for symbols that this matrix lacks."""
         wanted = _wanted(symbols)
         values = pick(self.values, places(self.symbols, "the Wide"), wanted, np.nan)
         return Wide(self.index, wanted, values, self.calendar)
 
     def shift(self, sessions: int = 1) -> Wide:
-        """Values of `sessions` earlier (later, if negative), NaN where there are none."""
+        """Moves values `sessions` later (earlier, if negative); NaN where no value moves to."""
         moved = np.full(self.shape, np.nan)
         if 0 <= sessions < len(self):
             moved[sessions:] = self.values[: len(self) - sessions]
@@ -428,7 +429,7 @@ class Wide(_Operand):
         return Wide(self.index, self.symbols, moved, self.calendar)
 
     def pandas(self) -> Any:
-        """A `pandas.DataFrame`, index `ts` (UTC), a column a symbol."""
+        """A `pandas.DataFrame` with the index `ts` (UTC) and a column for each symbol."""
         pd = _pandas()
         index = pd.DatetimeIndex(self.index, tz="UTC", name="ts")
         return pd.DataFrame(self.values.copy(), index=index, columns=pd.Index(list(self.symbols), name="symbol"))
@@ -489,16 +490,18 @@ class _Loc:
             if isinstance(key[1], slice):
                 if key[1] == slice(None):
                     return part
-                raise BadRequest("symbols are no range", hint='name them: w.loc["2016-08-10", ["AMZN", "KO"]]')
+                raise BadRequest(
+                    "a slice of symbols is not supported", hint='name them: w.loc["2016-08-10", ["AMZN", "KO"]]'
+                )
             return part[key[1]]
         wide = self._wide
         if isinstance(key, slice):
             if key.step is not None:
-                raise BadRequest("a slice of dates has no step")
+                raise BadRequest("a slice of dates cannot have a step")
             times = wide.index.view(np.int64)
             start, stop = to_start(_no_position(key.start)), to_end(_no_position(key.stop), "stop")
             first = 0 if start is None else int(np.searchsorted(times, start))
-            # the last one is inside, with all of its day
+            # the last date is included, with its whole day
             last = len(times) if stop is None else int(np.searchsorted(times, min(stop + _span(stop), _LAST_NS)))
             return wide[first : max(first, last)]
         if isinstance(key, str | dt.date | np.datetime64):
@@ -510,24 +513,24 @@ class _Loc:
 
 
 def _no_position(key: Any) -> Any:
-    """A label that is a date. An integer would be a time too, in nanoseconds, but is meant as a position."""
+    """Refuses an integer as a date: it would mean nanoseconds, but its author means a position."""
     if isinstance(key, int | np.integer):
         raise BadRequest(
-            f"dates are the labels here, and {key} is none",
-            hint="positions go alone, without loc: w[-1], w[-252:]; after dates: w.loc[a:b][:-1]",
+            f"the labels are dates, and {key} is not one",
+            hint="use positions without loc: w[-1], w[-252:]; after dates: w.loc[a:b][:-1]",
         )
     return key
 
 
 def _ascending(index: Any) -> np.ndarray:
-    """The index of a matrix: dates, shift(), ffill() and alignment all go by its order."""
+    """Checks the index of a matrix: dates, shift(), ffill() and alignment rely on its order."""
     if not (isinstance(index, np.ndarray) and index.dtype == "datetime64[ns]"):
         times, order = sessions(index, "the Wide")
         index = times[np.argsort(order)]
     if not (index[1:] > index[:-1]).all():
         raise BadRequest(
-            "the sessions of a Wide ascend, each once, and these do not",
-            hint="w.values[::-1] turns the values alone, w.pandas()[::-1] with their sessions",
+            "the sessions of a Wide must ascend, each once, and these do not",
+            hint="to reverse, use w.values[::-1], or w.pandas()[::-1] which keeps the sessions",
         )
     return index
 
@@ -540,7 +543,7 @@ def _each_once(symbols: Any, what: str) -> tuple[str, ...]:
 
 
 def _span(stop: int) -> int:
-    """What a bound names: a midnight its day, another time itself."""
+    """The length in nanoseconds that a bound includes: a day for a midnight, else only the time itself."""
     return 1 if stop % _DAY_NS else _DAY_NS
 
 
@@ -560,11 +563,11 @@ def _position(symbols: tuple[str, ...], symbol: str) -> int:
     try:
         return symbols.index(symbol)
     except ValueError:
-        raise UnknownSymbol(f"symbol {symbol!r} is not among the {len(symbols)} here", symbol=symbol) from None
+        raise UnknownSymbol(f"symbol {symbol!r} is not among the {len(symbols)} symbols here", symbol=symbol) from None
 
 
 def _picked(symbols: tuple[str, ...], key: Any) -> Any:
-    """What an index of a Row picks, as numpy takes it."""
+    """The index of a Row in the form that numpy takes."""
     if isinstance(key, slice):
         return key
     key = key.to_list() if is_pandas(key, "Index") else key
@@ -579,13 +582,13 @@ def _picked(symbols: tuple[str, ...], key: Any) -> Any:
 def _mask(symbols: tuple[str, ...], mask: Labelled) -> np.ndarray:
     """A mask of symbols in the order of `symbols`."""
     if mask.symbols is None or mask.index is not None:
-        raise BadRequest("the mask has sessions, and is for symbols", hint="take one row of it: mask[-1]")
+        raise BadRequest("the mask has sessions, but a Row needs one of symbols", hint="take one row of it: mask[-1]")
     if mask.values.dtype != bool:
         raise BadRequest(f"a mask holds True and False, not {mask.values.dtype}")
     here = places(mask.symbols, "the mask")
     absent = next((s for s in symbols if s not in here), None)
     if absent is not None:
-        raise BadRequest(f"the mask has no symbol {absent!r}", hint="make the mask of these symbols")
+        raise BadRequest(f"the mask has no symbol {absent!r}", hint="make the mask from the same symbols")
     return pick(mask.values, here, symbols, False)
 
 
@@ -600,7 +603,7 @@ def _may_have_labels(value: Any) -> bool:
 
 
 def _unwrapped(value: Any, found: list[Labelled]) -> Any:
-    """Arguments of a function of numpy without their labels, which go to `found`."""
+    """Arguments of a numpy function without their labels. The labelled operands are appended to `found`."""
     if isinstance(value, list | tuple):
         return type(value)([_unwrapped(v, found) for v in value])
     if isinstance(value, dict):
@@ -617,21 +620,21 @@ def _apply(function: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, ab
     arrays, symbols, index = align(inputs, absent=absent)
     down = 0 if index is None else len(index)
     if down > 1 and any(np.shape(x) == (down,) for x in inputs if not _may_have_labels(x)):
-        # w.mean(axis=1): numpy would take it as a value a symbol, where there are as many
+        # such as w.mean(axis=1): numpy would match it to the symbols if there are as many of them
         raise BadRequest(
             f"an array of {down} values without labels stands beside {down} sessions x {len(symbols)} symbols",
-            hint="say what it has a value for: x[:, None] for each session, trellis.Row(w.symbols, x) for each symbol",
+            hint="use x[:, None] if it has a value for each session, trellis.Row(w.symbols, x) if for each symbol",
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         result = function(*arrays, **kwargs)
-    # the union of two parts of a calendar may have a hole
+    # the union of two parts of a calendar may lack sessions, so the result keeps the calendar only of its own index
     whole = (x.calendar for x in inputs if isinstance(x, Wide) and x.calendar and np.array_equal(x.index, index))
     calendar = next(whole, None)
 
     def labels(values: Any) -> Any:
         values = np.asarray(values)
         if values.dtype.kind not in "biuf":
-            raise BadRequest(f"np.{function.__name__} gives {values.dtype}, which is no number")
+            raise BadRequest(f"np.{function.__name__} gives {values.dtype}, which is not a number type")
         if values.shape == (len(symbols),) and index is None:
             return Row(symbols, values)
         if index is not None and values.shape == (len(index), len(symbols)):
@@ -642,10 +645,12 @@ def _apply(function: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, ab
 
 
 def _product(left: Any, right: Any) -> Any:
-    """`@`: sums over symbols. Two rows give a number, a matrix and a row an array, one value a session."""
+    """`@`: sums over symbols. Two rows give a number; a matrix and a row give an array, one value for each session."""
     of_left, of_right = labelled(left), labelled(right)
     if of_right is not None and of_right.index is not None:
-        raise BadRequest("@ sums over symbols, which a matrix on the right has across", hint="write wide @ row")
+        raise BadRequest(
+            "@ sums over symbols, and a matrix on the right has sessions in their place", hint="write wide @ row"
+        )
     arrays, _, _ = align((left, right))
     if of_left is not None and of_left.symbols is None:
         raise BadRequest("@ sums over symbols, and the left operand has none")
