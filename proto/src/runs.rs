@@ -28,6 +28,20 @@ pub struct Seen<'a> {
     pub trace_id: &'a str,
 }
 
+/// The name of an outcome, in the ledger and in what `qcu` prints: `succeeded`, `failed`, ...
+#[must_use]
+pub fn outcome_name(outcome: pb::RunOutcome) -> &'static str {
+    match outcome {
+        pb::RunOutcome::Unspecified => "unspecified",
+        pb::RunOutcome::Succeeded => "succeeded",
+        pb::RunOutcome::Failed => "failed",
+        pb::RunOutcome::TimedOut => "timed_out",
+        pb::RunOutcome::OutOfMemory => "out_of_memory",
+        pb::RunOutcome::Refused => "refused",
+        pb::RunOutcome::Cancelled => "cancelled",
+    }
+}
+
 /// A publish that was acknowledged. What its header's record leaves out comes from the header.
 #[must_use]
 pub fn published(header: &pb::PublishHeader, ack: &pb::PublishAck, seen: &Seen<'_>) -> pb::RunRecord {

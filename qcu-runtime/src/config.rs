@@ -10,10 +10,8 @@ use chrono::NaiveDate;
 use trellis_fabric::env::{self, ConfigError, Env, Var};
 
 use crate::{
-    calendar::parse_session,
-    lease::TTL,
-    manifest::Manifest,
-    run::{RETRY_MIN, Unit},
+    run::{RETRY_MIN, TTL, Unit},
+    unit::{Manifest, parse_session},
 };
 
 const URL: Var =

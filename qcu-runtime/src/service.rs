@@ -1,6 +1,6 @@
 //! The process `qcu`: holds the lease, runs what is due, and ends in order.
 //!
-//! One loop, one run at a time. What is due is decided by [`crate::schedule`] from what the grid says; between two looks the
+//! One loop, one run at a time. What is due is decided by [`crate::unit`] from what the grid says; between two looks the
 //! loop sleeps until the next close or for a pause that doubles up to [`POLL_MAX`]. A session that failed after all its
 //! attempts is not started again at once, but after [`FAILED_PAUSE`]: its inputs may be corrected meanwhile.
 //!
@@ -21,17 +21,20 @@ use chrono::NaiveDate;
 use futures::future::try_join_all;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use trellis_fabric::{
+    clock::now_ns,
+    retry::{Pauses, jittered},
+};
 use trellis_proto::{Code, DatasetName, Error, Result, TimeRange, time::DAY_NS};
 
 use crate::{
-    calendar::{date_of, midnight_ns},
-    client::{Client, ClientOptions, jittered},
+    client::{Client, ClientOptions},
     config::Config,
-    lease::{Claim, HeldLease},
-    manifest::{Manifest, Schedule},
-    run::{Report, Runner, new_instance, now_ns},
-    schedule::{self, Due, Progress, Published, State},
-    status::{Doing, Teller, clock, first_line},
+    run::{Claim, HeldLease, Report, Runner, Status, StatusSink, first_line, new_instance, utc_seconds},
+    unit::{
+        Coverage, Due, Manifest, Published, Schedule, ScheduleFacts, catch_up_from, date_of, due,
+        midnight_ns, named_is_ready,
+    },
 };
 
 /// First pause between two looks at the grid; doubles while nothing changes.
@@ -84,7 +87,7 @@ struct Service<'a> {
     runner: Runner,
     lease: HeldLease,
     stop: CancellationToken,
-    teller: Teller,
+    status: StatusSink,
     running: Option<NaiveDate>,
     /// The lease is lost, said the shard when a run was to publish.
     fenced: Option<Error>,
@@ -108,8 +111,8 @@ impl Failed {
         Some(Self { session: report.session, attempts: report.attempts, error, again, again_ns })
     }
 
-    fn doing(&self) -> Doing {
-        Doing::Failing {
+    fn doing(&self) -> Status {
+        Status::Failing {
             session: self.session,
             attempts: self.attempts,
             at_ns: self.again_ns,
@@ -127,13 +130,13 @@ impl<'a> Service<'a> {
             ..ClientOptions::default()
         };
         let client = Client::connect(&config.url, options).await?;
-        let teller = Teller::new(|doing| {
+        let status = StatusSink::new(|doing| {
             let mut fields = doing.fields();
-            fields.insert("at".to_owned(), clock(now_ns()).into());
+            fields.insert("at".to_owned(), utc_seconds(now_ns()).into());
             say(&serde_json::json!({ "status": fields }));
         });
-        let runner = Runner::new(client.clone(), config.unit.clone(), teller.clone())?;
-        teller.tell(Doing::Starting { output: config.unit.manifest.output.dataset.to_string() });
+        let runner = Runner::new(client.clone(), config.unit.clone(), status.clone())?;
+        status.tell(Status::Starting { output: config.unit.manifest.output.dataset.to_string() });
         let lease = acquire(config, &client, &new_instance()).await?;
         // a unit's name needs no escaping; the words stand in the order of every ready line of the grid
         say(&format_args!(
@@ -146,7 +149,7 @@ impl<'a> Service<'a> {
             runner,
             lease,
             stop,
-            teller,
+            status,
             running: None,
             fenced: None,
             taken_over: None,
@@ -178,30 +181,29 @@ impl<'a> Service<'a> {
 
     /// Waits until the units that this one comes after have published `session`. False if it is time to end.
     async fn until_upstream(&mut self, session: NaiveDate) -> Result<bool> {
-        let mut pause = POLL_MIN;
+        let mut pauses = Pauses::new(POLL_MIN, POLL_MAX);
         loop {
             if self.stop.is_cancelled() {
                 return Ok(false);
             }
             let manifest = &self.config.unit.manifest;
             match self.published(Some(session)).await {
-                Ok(upstream) => match schedule::named_is_ready(manifest, &upstream, session)? {
+                Ok(upstream) => match named_is_ready(manifest, &upstream, session)? {
                     Due::Run(_) => return Ok(true),
-                    due => self.teller.tell(self.waiting(due)),
+                    due => self.status.tell(self.waiting(due)),
                 },
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "the grid cannot be asked");
-                    self.teller.tell(Doing::Unreachable { error: first_line(error.message()) });
+                    self.status.tell(Status::Unreachable { error: first_line(error.message()) });
                 }
                 Err(error) => return Err(error),
             }
-            self.pause(jittered(pause)).await;
-            pause = (pause * 2).min(POLL_MAX);
+            self.pause(pauses.next_pause()).await;
         }
     }
 
     async fn follow_schedule(&mut self) -> Result<u8> {
-        let mut pause = POLL_MIN;
+        let mut pauses = Pauses::new(POLL_MIN, POLL_MAX);
         let mut failed: Option<Failed> = None;
         let mut before = None;
         // before what is due is looked at: whoever had the lease meanwhile may have published it
@@ -210,7 +212,7 @@ impl<'a> Service<'a> {
                 Ok(due) => due,
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "the grid cannot be asked what is due");
-                    self.teller.tell(Doing::Unreachable { error: first_line(error.message()) });
+                    self.status.tell(Status::Unreachable { error: first_line(error.message()) });
                     self.pause(jittered(POLL_MAX)).await;
                     continue;
                 }
@@ -218,14 +220,14 @@ impl<'a> Service<'a> {
             };
             if before.as_ref() != Some(&due) {
                 tracing::info!(?due, "schedule");
-                pause = POLL_MIN;
+                pauses.reset();
                 before = Some(due.clone());
             }
             let failed_now = failed.as_ref().filter(|failed| {
                 matches!(due, Due::Run(session) if session == failed.session) && Instant::now() < failed.again
             });
             if let Some(failed) = failed_now {
-                self.teller.tell(failed.doing());
+                self.status.tell(failed.doing());
                 self.pause(jittered(POLL_MAX)).await;
                 continue;
             }
@@ -235,7 +237,7 @@ impl<'a> Service<'a> {
                 before = None;
                 continue;
             }
-            self.teller.tell(self.waiting(due.clone()));
+            self.status.tell(self.waiting(due.clone()));
             match due {
                 Due::At { at_ns, .. } => {
                     let wait =
@@ -245,16 +247,15 @@ impl<'a> Service<'a> {
                 }
                 Due::Never => self.stop.cancelled().await,
                 _ => {
-                    self.pause(jittered(pause)).await;
-                    pause = (pause * 2).min(POLL_MAX);
+                    self.pause(pauses.next_pause()).await;
                 }
             }
         }
         Ok(0)
     }
 
-    fn waiting(&self, due: Due) -> Doing {
-        Doing::Waiting { due, taken_over: self.taken_over.clone() }
+    fn waiting(&self, due: Due) -> Status {
+        Status::Waiting { due, taken_over: self.taken_over.clone() }
     }
 
     async fn due(&self) -> Result<Due> {
@@ -263,20 +264,20 @@ impl<'a> Service<'a> {
         let output = [manifest.output.dataset.clone()];
         // the output first: a publish that lands in between is then seen again rather than missed
         let output = self.progress(&output).await?;
-        let state = State {
+        let facts = ScheduleFacts {
             output: output.first().copied().unwrap_or_default(),
             inputs: self.progress(&inputs).await?,
             upstream: self.published(None).await?,
         };
-        schedule::due(manifest, &state, now_ns())
+        due(manifest, &facts, now_ns())
     }
 
     /// How far each dataset has come; one that is not there has not begun.
-    async fn progress(&self, datasets: &[DatasetName]) -> Result<Vec<Progress>> {
+    async fn progress(&self, datasets: &[DatasetName]) -> Result<Vec<Coverage>> {
         try_join_all(datasets.iter().map(|dataset| async move {
             match self.client.describe(Some(dataset)).await {
-                Ok(found) => Ok(found.first().map(Progress::of).unwrap_or_default()),
-                Err(error) if error.code() == Code::UnknownDataset => Ok(Progress::default()),
+                Ok(found) => Ok(found.first().map(Coverage::of).unwrap_or_default()),
+                Err(error) if error.code() == Code::UnknownDataset => Ok(Coverage::default()),
                 Err(error) => Err(error),
             }
         }))
@@ -291,8 +292,7 @@ impl<'a> Service<'a> {
         let progress = self.progress(&datasets).await?;
         try_join_all(datasets.iter().zip(progress).map(|(dataset, progress)| async move {
             let newest = progress.newest(calendar);
-            let from =
-                session.or_else(|| newest.and_then(|newest| schedule::catch_up_from(calendar, newest)));
+            let from = session.or_else(|| newest.and_then(|newest| catch_up_from(calendar, newest)));
             let range = TimeRange {
                 start: from.and_then(midnight_ns),
                 end: session.and_then(|session| midnight_ns(session)?.checked_add(DAY_NS)),
@@ -319,15 +319,15 @@ impl<'a> Service<'a> {
             Code::Fenced => {
                 tracing::warn!(error = lost.message(), "the unit waits until the lease is free again");
                 self.taken_over = Some(first_line(lost.message()));
-                self.teller.tell(Doing::Fenced { error: first_line(lost.message()) });
+                self.status.tell(Status::Fenced { error: first_line(lost.message()) });
             }
             _ if lost.retryable() => {
                 let output = self.config.unit.manifest.output.dataset.to_string();
-                self.teller.tell(Doing::Starting { output });
+                self.status.tell(Status::Starting { output });
             }
             _ => return Err(lost),
         }
-        let mut pause = POLL_MIN;
+        let mut pauses = Pauses::new(POLL_MIN, POLL_MAX);
         while !self.stop.is_cancelled() {
             match self.lease.again().await {
                 Ok(lease) => {
@@ -339,8 +339,7 @@ impl<'a> Service<'a> {
                 }
                 Err(error) => return Err(error),
             }
-            self.pause(jittered(pause)).await;
-            pause = (pause * 2).min(POLL_MAX);
+            self.pause(pauses.next_pause()).await;
         }
         Ok(false)
     }
@@ -393,7 +392,7 @@ fn upstream(manifest: &Manifest) -> Vec<DatasetName> {
     }
 }
 
-/// One line of JSON on stdout, for whoever started us; [`crate::status`] says which there are. A closed stdout is no reason to stop working.
+/// One line of JSON on stdout, for whoever started us; [`crate::run`]'s `status` says which there are. A closed stdout is no reason to stop working.
 fn say(line: &dyn std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     _ = writeln!(out, "{line}").and_then(|()| out.flush());

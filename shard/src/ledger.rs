@@ -11,8 +11,12 @@ use arrow_array::{
 };
 use serde_json::json;
 use trellis_proto::{
-    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result, Symbol, name::FieldName, pb,
-    runs::LEDGER, spec::FieldSpec, time::DAY_NS,
+    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result, Symbol,
+    name::FieldName,
+    pb,
+    runs::{LEDGER, outcome_name},
+    spec::FieldSpec,
+    time::DAY_NS,
 };
 
 use crate::{append, error::internal, schema};
@@ -89,7 +93,7 @@ pub(crate) fn rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Result<appe
         text(&|r| r.partition.clone()),
         whole(&|r| u64::from(r.attempt)),
         schema::wire_time(&finished),
-        text(&|r| outcome(r.outcome()).to_owned()),
+        text(&|r| outcome_name(r.outcome()).to_owned()),
         text(&|r| r.error.clone()),
         whole(&|r| r.epoch),
         text(&|r| r.code_digest.clone()),
@@ -105,18 +109,6 @@ pub(crate) fn rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Result<appe
     let batch = RecordBatch::try_new(append::rows_schema(spec), columns)
         .map_err(|e| internal("building ledger rows", e))?;
     append::Rows::trusted(&batch)
-}
-
-fn outcome(outcome: pb::RunOutcome) -> &'static str {
-    match outcome {
-        pb::RunOutcome::Unspecified => "unspecified",
-        pb::RunOutcome::Succeeded => "succeeded",
-        pb::RunOutcome::Failed => "failed",
-        pb::RunOutcome::TimedOut => "timed_out",
-        pb::RunOutcome::OutOfMemory => "out_of_memory",
-        pb::RunOutcome::Refused => "refused",
-        pb::RunOutcome::Cancelled => "cancelled",
-    }
 }
 
 /// JSON, because what a run reads is a list and a field is one value.

@@ -33,11 +33,6 @@ impl Unreachable {
     pub(crate) fn new(addr: &str, reason: Reason) -> Self {
         Self { addr: addr.to_owned(), reason }
     }
-
-    /// What a failed call says about the peer: `None` if the peer itself answered with that status.
-    pub fn of_status(addr: &str, status: &tonic::Status) -> Option<Self> {
-        status.source().map(|source| Self::new(addr, Reason::of(source)))
-    }
 }
 
 impl Reason {
@@ -96,7 +91,7 @@ impl Error for Unreachable {}
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ChannelOptions, connect_now};
+    use super::super::{connect::connect_now, options::ChannelOptions};
     use super::*;
 
     #[tokio::test]

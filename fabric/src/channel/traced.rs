@@ -20,7 +20,7 @@ use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body, codegen::StdError};
 use tower::Service;
 
-use super::{Reason, pool::InFlight};
+use super::{failure::Reason, load::InFlight};
 use crate::{
     rpc::{self, Kind, UNIT},
     telemetry,

@@ -7,11 +7,7 @@
 //! Priorities and weights of SRV records are not looked at: Cloud Map always writes 1, and placement by
 //! hashing needs the whole set, not a choice from it.
 
-use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use futures::future::join_all;
 use hickory_resolver::{
@@ -23,10 +19,12 @@ use hickory_resolver::{
 use tokio::sync::watch;
 
 use super::{
-    DiscoveryError, Options, Peers,
+    options::Options,
+    peer::Peers,
     plan::{self, Answer, Failure, Note, State},
     url::DnsQuery,
 };
+use crate::retry;
 
 /// Each server is asked so often before the next one is, or the look-up fails; then our own back-off takes
 /// over.
@@ -41,8 +39,10 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    pub(super) fn new(query: &DnsQuery, options: &Options) -> Result<Self, DiscoveryError> {
-        let refused = |error: NetError| DiscoveryError::Resolver(error.to_string());
+    /// # Errors
+    /// The system's resolver configuration cannot be used.
+    pub(super) fn new(query: &DnsQuery, options: &Options) -> Result<Self, String> {
+        let refused = |error: NetError| error.to_string();
         let mut builder = match query.server {
             None => TokioResolver::builder_tokio().map_err(refused)?,
             Some(server) => {
@@ -166,12 +166,20 @@ pub(super) async fn follow(
     sender: watch::Sender<Peers>,
 ) {
     let mut state = State::default();
+    let mut retries = retry::Pauses::new(options.retry_min, options.retry_max);
     loop {
         let result = tokio::select! {
             result = resolver.ask(&query) => result,
             () = sender.closed() => return,
         };
-        let ttl = result.as_ref().map(|answer| answer.ttl).unwrap_or_default();
+        let wait = match &result {
+            Ok(answer) => {
+                retries.reset();
+                let (trusted, more) = plan::trust(answer.ttl, &options);
+                trusted + retry::up_to(more)
+            }
+            Err(_) => retries.next_pause(),
+        };
         if let Ok(answer) = &result {
             let found = plan::peers(answer);
             sender.send_if_modified(|peers| {
@@ -193,14 +201,8 @@ pub(super) async fn follow(
             Note::Ended { times } => tracing::info!(url, failures = times, "look-ups succeed again"),
         }
         tokio::select! {
-            () = tokio::time::sleep(state.next(ttl, jitter(), &options)) => {}
+            () = tokio::time::sleep(wait) => {}
             () = sender.closed() => return,
         }
     }
-}
-
-/// A number in 0..1, from the standard library's random hasher keys.
-fn jitter() -> f64 {
-    let bits = RandomState::new().build_hasher().finish();
-    (bits >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use super::{Options, Peer};
+use super::{options::Options, peer::Peer};
 
-/// Waits are stretched by up to this share, so that a fleet that started together does not ask together.
+/// An answer is trusted longer than its TTL by up to this share, so that processes that started together do not ask together.
 const JITTER_SHARE: f64 = 0.1;
 
 /// One answer.
@@ -68,19 +68,12 @@ impl State {
             }
         }
     }
+}
 
-    /// When to ask again, after an answer with `ttl`. `jitter` is in 0..1.
-    pub(super) fn next(&self, ttl: Duration, jitter: f64, options: &Options) -> Duration {
-        let base = match self {
-            Self::Unknown => Duration::ZERO,
-            Self::Good => ttl.min(options.ttl_max).max(options.ttl_min),
-            Self::Failing { times, .. } => {
-                let doubled = options.retry_min.saturating_mul(1 << times.saturating_sub(1).min(16));
-                doubled.min(options.retry_max).max(options.retry_min)
-            }
-        };
-        base.mul_f64(1.0 + JITTER_SHARE * jitter.clamp(0.0, 1.0))
-    }
+/// How long an answer with `ttl` is trusted, and by how much longer it may be, so that a fleet does not ask at once.
+pub(super) fn trust(ttl: Duration, options: &Options) -> (Duration, Duration) {
+    let trusted = ttl.min(options.ttl_max).max(options.ttl_min);
+    (trusted, trusted.mul_f64(JITTER_SHARE))
 }
 
 impl Failure {
@@ -133,33 +126,21 @@ mod tests {
     #[test]
     fn a_zero_ttl_does_not_spin_and_a_huge_one_does_not_sleep() {
         let options = Options::default();
-        assert_eq!(State::Good.next(Duration::ZERO, 0.0, &options), options.ttl_min);
-        assert_eq!(State::Good.next(Duration::MAX, 0.0, &options), options.ttl_max);
-        assert_eq!(State::Good.next(Duration::from_secs(10), 1.0, &options), Duration::from_secs(11));
-    }
-
-    #[test]
-    fn retries_back_off_to_their_limit() {
-        let options = Options::default();
-        let at =
-            |times| State::Failing { failure: Failure::NotFound, times }.next(Duration::ZERO, 0.0, &options);
-        assert_eq!(at(1), options.retry_min);
-        assert_eq!(at(2), options.retry_min * 2);
-        assert_eq!(at(3), options.retry_min * 4);
-        assert_eq!(at(u32::MAX), options.retry_max);
+        assert_eq!(trust(Duration::ZERO, &options).0, options.ttl_min);
+        assert_eq!(trust(Duration::MAX, &options).0, options.ttl_max);
+        assert_eq!(
+            trust(Duration::from_secs(10), &options),
+            (Duration::from_secs(10), Duration::from_secs(1))
+        );
     }
 
     proptest! {
         #[test]
-        fn waits_stay_in_their_bounds(ttl_ms in 0u64..10_000_000, times in 1u32.., jitter in 0.0f64..1.0) {
+        fn an_answer_is_trusted_within_its_bounds(ttl_ms in 0u64..10_000_000) {
             let options = Options::default();
-            let good = State::Good.next(Duration::from_millis(ttl_ms), jitter, &options);
-            prop_assert!(good >= options.ttl_min && good <= options.ttl_max.mul_f64(1.1));
-            let trusted = Duration::from_millis(ttl_ms).min(options.ttl_max);
-            prop_assert!(good >= trusted, "asked before the TTL was over");
-            let failing = State::Failing { failure: Failure::NotFound, times };
-            let failing = failing.next(Duration::ZERO, jitter, &options);
-            prop_assert!(failing >= options.retry_min && failing <= options.retry_max.mul_f64(1.1));
+            let (trusted, more) = trust(Duration::from_millis(ttl_ms), &options);
+            prop_assert!(trusted >= options.ttl_min && trusted + more <= options.ttl_max.mul_f64(1.1));
+            prop_assert!(trusted >= Duration::from_millis(ttl_ms).min(options.ttl_max), "asked before the TTL was over");
         }
 
         #[test]

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::Peer;
+use super::peer::Peer;
 
 /// A host name is at most this long (RFC 1035), and a label 63.
 const NAME_BYTES_MAX: usize = 253;

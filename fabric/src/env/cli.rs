@@ -3,7 +3,10 @@
 
 use std::fmt::Write as _;
 
-use super::{ConfigError, Presence, Var};
+use super::{
+    problem::ConfigError,
+    var::{Presence, Var},
+};
 
 /// Exit code for usage and configuration errors.
 const EXIT_USAGE: i32 = 2;

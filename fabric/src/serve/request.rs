@@ -22,8 +22,8 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use crate::{
+    gate::{Gate, Guard},
     rpc::{self, Kind},
-    shutdown::{Gate, Guard},
     telemetry,
 };
 

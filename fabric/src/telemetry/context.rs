@@ -11,59 +11,31 @@ use opentelemetry::{
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::exporting;
+use super::exporting::exporting;
 
 /// The header of the W3C trace context.
-pub const TRACEPARENT: &str = "traceparent";
-
-/// Writes the current span's `traceparent` (and `tracestate`) into gRPC metadata.
-pub fn inject(metadata: &mut tonic::metadata::MetadataMap) {
-    if exporting() {
-        let mut headers = std::mem::take(metadata).into_headers();
-        write_context(&tracing::Span::current(), &mut headers);
-        *metadata = tonic::metadata::MetadataMap::from_headers(headers);
-    }
-}
-
-/// Writes the current span's `traceparent` (and `tracestate`) into HTTP headers.
-pub fn inject_headers(headers: &mut HeaderMap) {
-    if exporting() {
-        write_context(&tracing::Span::current(), headers);
-    }
-}
+const TRACEPARENT: &str = "traceparent";
 
 /// The caller's context; an empty one if there is none, it is malformed, or nothing is exported.
-pub fn parent_of(headers: &HeaderMap) -> Context {
+pub(crate) fn parent_of(headers: &HeaderMap) -> Context {
     if !exporting() || !headers.contains_key(TRACEPARENT) {
         return Context::new();
     }
-    TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers))
+    read_context(headers)
 }
 
-/// The current span's `traceparent`, to hand to a process that is not reached by gRPC (by an environment
-/// variable, say). `None` while nothing is exported or outside of a span.
-pub fn traceparent() -> Option<String> {
-    if !exporting() {
-        return None;
-    }
-    let mut headers = HeaderMap::new();
-    write_context(&tracing::Span::current(), &mut headers);
-    headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned)
+fn read_context(headers: &HeaderMap) -> Context {
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers))
 }
 
 /// The current span's trace: 32 hex digits, or nothing while nothing is exported.
 pub fn trace_id() -> String {
-    traceparent().unwrap_or_default().split('-').nth(1).unwrap_or_default().to_owned()
-}
-
-/// The counterpart of [`traceparent`]: makes `span` a child of the given one. Does nothing if it is
-/// malformed.
-pub fn set_parent(span: &tracing::Span, traceparent: &str) {
-    if let Ok(value) = HeaderValue::from_str(traceparent) {
-        let mut headers = HeaderMap::new();
-        headers.insert(TRACEPARENT, value);
-        adopt(span, parent_of(&headers));
+    if !exporting() {
+        return String::new();
     }
+    let context = tracing::Span::current().context();
+    let span = context.span().span_context().clone();
+    if span.is_valid() { span.trace_id().to_string() } else { String::new() }
 }
 
 /// Makes `span` a child of `parent`, if that is one.
@@ -102,5 +74,24 @@ impl Injector for HeadersMut<'_> {
         {
             self.0.insert(name, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_read_and_a_malformed_one_is_none() {
+        let parent = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACEPARENT, HeaderValue::from_str(text).unwrap());
+            read_context(&headers)
+        };
+        let context = parent(&format!("00-{}-{}-01", "ab".repeat(16), "cd".repeat(8)));
+        let span = context.span().span_context().clone();
+        assert_eq!(span.trace_id().to_string(), "ab".repeat(16));
+        assert_eq!(span.span_id().to_string(), "cd".repeat(8));
+        assert!(!parent("nonsense").has_active_span());
     }
 }

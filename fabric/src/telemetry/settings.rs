@@ -85,6 +85,16 @@ impl Settings {
     pub fn exports(&self) -> bool {
         self.traces.is_some() || self.metrics.is_some() || self.logs.is_some()
     }
+
+    /// Where telemetry goes, for people: one endpoint, one for each signal, or `off`.
+    pub fn endpoints(&self) -> String {
+        let [traces, metrics, logs] =
+            [&self.traces, &self.metrics, &self.logs].map(|endpoint| endpoint.as_deref().unwrap_or("off"));
+        if traces == metrics && metrics == logs {
+            return traces.to_owned();
+        }
+        format!("traces {traces} metrics {metrics} logs {logs}")
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +121,15 @@ mod tests {
         assert_eq!(settings.traces.as_deref(), Some("http://c:4317"));
         assert_eq!(settings.metrics.as_deref(), Some("http://c:4317"));
         assert_eq!(settings.logs.as_deref(), Some("http://l:1"));
+    }
+
+    #[test]
+    fn the_endpoints_are_one_or_one_for_each_signal_or_off() {
+        assert_eq!(read(&[]).endpoints(), "off");
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
+        assert_eq!(read(&[endpoint]).endpoints(), "http://c:4317");
+        let without_logs = read(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")]);
+        assert_eq!(without_logs.endpoints(), "traces http://c:4317 metrics http://c:4317 logs off");
     }
 
     #[test]

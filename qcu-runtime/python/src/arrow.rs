@@ -33,7 +33,10 @@ use pyo3_arrow::{
     ffi::{ArrayIterator, to_schema_pycapsule, to_stream_pycapsule},
 };
 use trellis_proto::{Code, Error, FieldType};
-use trellis_qcu::{calendar::Calendar, ipc};
+use trellis_qcu::{
+    child::{read_table, write_table},
+    unit::Calendar,
+};
 
 use crate::{
     cells::Cells,
@@ -273,13 +276,13 @@ pub(crate) fn rows_of_ipc(py: Python<'_>, bytes: Vec<u8>) -> PyResult<Rows> {
 pub(crate) fn map_table(py: Python<'_>, fd: i32) -> PyResult<Rows> {
     // SAFETY: the caller was given the descriptor with the message and hands it over: nobody else closes it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let (schema, batches) = detached(py, || ipc::read_table(&fd).map_err(bug))?;
+    let (schema, batches) = detached(py, || read_table(&fd).map_err(bug))?;
     Ok(Rows::new(schema, batches))
 }
 
 /// The rows as a sealed memfd, for the parent of this process.
 #[pyfunction]
 pub(crate) fn table_to_fd(py: Python<'_>, rows: &Rows) -> PyResult<i32> {
-    let fd = detached(py, || ipc::write_table(&rows.schema, &rows.batches).map_err(bug))?;
+    let fd = detached(py, || write_table(&rows.schema, &rows.batches).map_err(bug))?;
     Ok(fd.into_raw_fd())
 }

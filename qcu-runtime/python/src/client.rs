@@ -13,8 +13,8 @@ use trellis_proto::{
     DatasetName, Error, FieldName, FieldType, SeriesQuery, Symbols, TimeRange, pb, spec::FieldSpec,
 };
 use trellis_qcu::{
-    calendar::Calendar,
     client::{Client as Inner, ClientOptions, Ended},
+    unit::Calendar,
 };
 
 use crate::{

@@ -22,7 +22,7 @@ use pyo3::{
 };
 use pyo3_arrow::input::AnyArray;
 use trellis_proto::{Code, Error, FieldType};
-use trellis_qcu::lossless;
+use trellis_qcu::unit::{decimals_to_numbers, is_decimal, times_to_ns};
 
 use crate::{
     arrow::Rows,
@@ -93,10 +93,10 @@ fn grid_type(array: ArrayRef, name: &str) -> Result<ArrayRef> {
         DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
         DataType::UInt32 | DataType::UInt64 => DataType::Int64,
         DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => {
-            return lossless::times(&array).map_err(|why| refuse(&why));
+            return times_to_ns(&array).map_err(|why| refuse(&why));
         }
-        held if lossless::is_decimal(held) => {
-            return lossless::decimals(&array).map_err(|why| refuse(&why));
+        held if is_decimal(held) => {
+            return decimals_to_numbers(&array).map_err(|why| refuse(&why));
         }
         text if is_text(text) => DataType::Utf8,
         _ => return Err(refuse(", which no field type holds")),

@@ -15,14 +15,15 @@ use chrono::NaiveDate;
 use pyo3::{prelude::*, types::PyDict};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use trellis_fabric::clock::now_ns;
 use trellis_proto::{
     Code, DatasetName, DatasetSpec, Error, Symbol, TimeRange, pb,
     query::{SYMBOLS_MAX, SeriesQuery, Symbols},
     time::format_time,
 };
 use trellis_qcu::{
-    calendar::{Calendar, date_of},
-    run::{attempt_id, new_instance, now_ns},
+    run::{attempt_id, new_instance},
+    unit::{Calendar, date_of},
 };
 use trellis_shard::import::{self, FieldChoice, Import, ImportSpec, Phase};
 

@@ -69,8 +69,8 @@ fn parse_duration(py: Python<'_>, text: &str) -> PyResult<i64> {
 /// Is the day of that midnight a session of the calendar?
 #[pyfunction]
 fn is_session(py: Python<'_>, calendar: &str, midnight_ns: i64) -> PyResult<bool> {
-    let calendar = trellis_qcu::calendar::Calendar::named(calendar).or_raise(py)?;
-    Ok(trellis_qcu::calendar::date_of(midnight_ns).is_some_and(|date| calendar.is_session(date)))
+    let calendar = trellis_qcu::unit::Calendar::named(calendar).or_raise(py)?;
+    Ok(trellis_qcu::unit::date_of(midnight_ns).is_some_and(|date| calendar.is_session(date)))
 }
 
 #[pymodule(gil_used = false)]

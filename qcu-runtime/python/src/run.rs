@@ -5,14 +5,11 @@ use std::time::Duration;
 use arrow_array::RecordBatch;
 use pyo3::{prelude::*, types::PyDict};
 use tracing::{Instrument, Span, info_span};
-use trellis_fabric::telemetry;
+use trellis_fabric::{clock::now_ns, telemetry};
 use trellis_proto::{DatasetName, pb, runs};
 use trellis_qcu::{
-    calendar::parse_session,
-    inputs::{self, Prefetched as Inner},
-    manifest::Manifest,
-    output,
-    run::{attempt_id, beside, new_instance, now_ns},
+    run::{self, Prefetched as Inner, attempt_id, beside, new_instance},
+    unit::{Manifest, parse_session, plan, validate_output},
 };
 
 use crate::{
@@ -63,7 +60,7 @@ pub(crate) fn check_manifest(py: Python<'_>, manifest: &str, session: Option<&st
     let checked = || {
         let manifest = Manifest::parse(manifest)?;
         if let Some(session) = session {
-            inputs::plan(&manifest, parse_session(session)?)?;
+            plan(&manifest, parse_session(session)?)?;
         }
         manifest.to_json()
     };
@@ -76,7 +73,7 @@ pub(crate) fn check_result(py: Python<'_>, manifest: &str, session: &str, rows: 
     let batch = detached(py, || {
         let manifest = Manifest::parse(manifest)?;
         let spec = manifest.output_spec()?;
-        output::validate(&manifest.unit, &spec, parse_session(session)?, rows.schema(), rows.batches())
+        validate_output(&manifest.unit, &spec, parse_session(session)?, rows.schema(), rows.batches())
     })?;
     Ok(Rows::new(batch.schema(), vec![batch]))
 }
@@ -96,7 +93,7 @@ pub(crate) fn prefetch(
     let client = client.inner(py)?;
     let span = info_span!("run", unit = %manifest.unit, %session);
     let mut inner =
-        wait(py, inputs::prefetch(client, &manifest, session, "", as_of_ns).instrument(span.clone()))?;
+        wait(py, run::prefetch(client, &manifest, session, "", as_of_ns).instrument(span.clone()))?;
     inner.run_id = format!("{}-{}", inner.run_id, attempt_id());
     Ok(Prefetched { inner, started_ns, span })
 }

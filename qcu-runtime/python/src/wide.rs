@@ -19,7 +19,7 @@ use trellis_proto::{
     Code, Error,
     time::{DAY_NS, format_time},
 };
-use trellis_qcu::calendar::{Calendar, date_of, midnight_ns};
+use trellis_qcu::unit::{Calendar, date_of, midnight_ns};
 
 use crate::error::Result;
 

@@ -19,7 +19,7 @@ use trellis_proto::{Code, Error, Result, SeriesQuery, pb, ticket};
 use super::{
     deframe::Deframer,
     deframe::Frame,
-    heads::{of_status, of_transport},
+    failure::{of_status, of_transport},
     merge::Part,
 };
 

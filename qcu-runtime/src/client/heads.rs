@@ -17,14 +17,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tonic::Status;
 use trellis_fabric::{
-    channel::{ChannelOptions, PeerChannel, Pool, Unreachable},
+    channel::{ChannelOptions, PeerChannel, Pool},
     discovery::Peer,
+    retry::Pauses,
 };
 use trellis_proto::{Code, Error, Result, placement};
 
-use super::Ended;
+use super::{failure::unreachable, options::Ended};
 
 /// How long a head that could not be reached is passed over. Shorter than any failover, longer than a burst of calls.
 const PENALTY: Duration = Duration::from_secs(2);
@@ -138,7 +138,7 @@ impl Heads {
         Fut: Future<Output = Result<T>>,
     {
         let mut attempts = 0_u32;
-        let mut pause = BACKOFF_MIN;
+        let mut pauses = Pauses::new(BACKOFF_MIN, BACKOFF_MAX);
         let mut last = Error::new(Code::Unavailable, "discovery knows no head node");
         loop {
             let live = self.live();
@@ -178,8 +178,7 @@ impl Heads {
                 return Err(gave_up(last, attempts));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            sleep(jittered(pause).min(left)).await;
-            pause = (pause * 2).min(BACKOFF_MAX);
+            sleep(pauses.next_pause().min(left)).await;
         }
     }
 }
@@ -204,58 +203,9 @@ fn gave_up(last: Error, attempts: u32) -> Error {
     error
 }
 
-/// Half to all of `pause`, so that clients that failed together do not come back together.
-pub(crate) fn jittered(pause: Duration) -> Duration {
-    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), Instant::now());
-    pause.mul_f64(0.5 + 0.5 * (random as f64 / u64::MAX as f64))
-}
-
-pub(crate) fn unreachable(error: &Unreachable) -> Error {
-    Error::new(Code::Unavailable, error.to_string()).hint("is the grid running, and is this its address?")
-}
-
-/// The error in a status. One that the transport made (nobody answered, or the connection broke) says so, whatever code
-/// the transport chose for it.
-pub(crate) fn of_status(status: &Status) -> Error {
-    match std::error::Error::source(status) {
-        Some(cause) if status.details().is_empty() => of_transport(cause),
-        _ => Error::from_status(status),
-    }
-}
-
-/// The error in a transport's failure.
-pub(crate) fn of_transport(error: &(dyn std::error::Error + 'static)) -> Error {
-    let mut text = error.to_string();
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        // the channel keeps to the deadline that the call states, too
-        if cause.is::<tonic::TimeoutExpired>() {
-            return Error::new(Code::DeadlineExceeded, "the head did not answer in time");
-        }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            // what the system says; the layers around it repeat it in their own words
-            return Error::new(Code::Unavailable, format!("the connection to the head failed: {io}"));
-        }
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    Error::new(Code::Unavailable, format!("the connection to the head failed: {text}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn jitter_stays_between_half_and_all() {
-        for _ in 0..100 {
-            let pause = jittered(Duration::from_secs(4));
-            assert!((Duration::from_secs(2)..=Duration::from_secs(4)).contains(&pause));
-        }
-    }
 
     #[tokio::test]
     async fn a_call_ends_when_the_grid_has_ended_whatever_its_deadline() {

@@ -13,7 +13,7 @@ use tonic::Request;
 use trellis_fabric::{channel::PeerChannel, limited};
 use trellis_proto::{Code, Error, Result, pb};
 
-use super::heads::of_status;
+use super::failure::of_status;
 
 /// Arrow bytes of one message, about: large enough to be cheap, small enough to interleave with others on a connection.
 const MESSAGE_BYTES: usize = 1 << 20;

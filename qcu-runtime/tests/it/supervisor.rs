@@ -7,11 +7,7 @@ use arrow_array::{
     types::Int32Type,
 };
 use tracing::Span;
-use trellis_qcu::{
-    ipc::write_table,
-    protocol::{Progress, Request},
-    supervisor::{Child, ChildCommand, Finished, Limits, Outcome},
-};
+use trellis_qcu::child::{Child, ChildCommand, Finished, Limits, Outcome, Progress, Request, write_table};
 
 const GENEROUS: Limits = Limits { time: Duration::from_secs(60), memory_bytes: 1 << 30 };
 

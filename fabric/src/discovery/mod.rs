@@ -1,0 +1,33 @@
+//! Who the peers are now: a watch of a sorted set without duplicates.
+//!
+//! | URL | meaning |
+//! | --- | --- |
+//! | `static://a:1,b:2` | these, for ever |
+//! | `grpc://host:port` | this one; whoever connects resolves the name |
+//! | `dns://NAME[:port]` | SRV records of NAME; if it has none, its A and AAAA records with `port` (or the default) |
+//! | `dns://NAME?server=IP:PORT` | the same, asked of that server instead of the system's |
+//!
+//! DNS changes rarely and fails often, and most failures say nothing about the peers. So a set that was once known is kept through
+//! every failure, also through NXDOMAIN, which a name server answers while its zone is being replaced. A failure is
+//! logged when it begins and when it ends. A peer that has really gone shows itself at the connection.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `peer` | a peer and a set of peers |
+//! | `options` | how often discovery asks |
+//! | `url` | discovery URLs; pure |
+//! | `plan` | how an answer or a failure changes the state, and how long an answer is trusted; pure |
+//! | `dns` | asks DNS, again and again |
+//! | `watch` | [`watch()`] |
+
+mod dns;
+mod options;
+mod peer;
+mod plan;
+mod url;
+mod watch;
+
+pub use options::{DEFAULT_PORT, Options};
+pub use peer::{Peer, Peers};
+pub use url::{BadUrl, DnsQuery, Source};
+pub use watch::{DiscoveryError, watch};

@@ -1,0 +1,38 @@
+//! How often discovery asks.
+
+use std::time::Duration;
+
+/// Port of names without one and without SRV records.
+pub const DEFAULT_PORT: u16 = 7400;
+
+/// How often is asked. The default is right for the grid; tests shorten it.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Port of names without one; [`DEFAULT_PORT`].
+    pub default_port: u16,
+    /// Answers are trusted at least this long, whatever their TTL. A TTL of 0 is legal and would make the
+    /// watch spin; one second is as fast as a fleet of tens of thousands should ask its resolvers.
+    pub ttl_min: Duration,
+    /// Answers are asked again at the latest after this, whatever their TTL: a mistaken TTL of a day must not
+    /// outlive a coffee.
+    pub ttl_max: Duration,
+    /// First wait after a failure; it doubles up to `retry_max`. Each is shortened at random, at most by half.
+    pub retry_min: Duration,
+    /// Longest wait after failures.
+    pub retry_max: Duration,
+    /// One query to one server.
+    pub query_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            default_port: DEFAULT_PORT,
+            ttl_min: Duration::from_secs(1),
+            ttl_max: Duration::from_secs(300),
+            retry_min: Duration::from_millis(500),
+            retry_max: Duration::from_secs(15),
+            query_timeout: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Configuration from the environment: typed variables, one table per binary, all problems told at once.
+//!
+//! A binary lists its variables in one `const VARS: &[Var]`. The table is the whole truth: `--help` prints
+//! it, a getter refuses a variable that is not in it (a test's panic, not a user's), and a `TRELLIS_*`
+//! variable that is set but not in the table is a problem, with the nearest known name: a misspelt limit that
+//! is silently ignored is found in production, a refused one at start. Variables with other prefixes
+//! (`OTEL_*`, `AWS_*`) belong to others and are not looked at.
+//!
+//! Getters return `Result<T, Invalid>` where [`Invalid`] only says "recorded": ask for everything first, then
+//! [`Env::finish`], then use the values.
+//!
+//! ```
+//! use trellis_fabric::env::{Env, Var, ConfigError};
+//!
+//! const BUDGET: Var = Var::or("TRELLIS_CACHE_BYTES", "512MiB", "memory for cached chunks");
+//! const NAME: Var = Var::required("TRELLIS_ID", "this node's name");
+//! const VARS: &[Var] = &[NAME, BUDGET];
+//!
+//! struct Config { name: String, budget: u64 }
+//!
+//! fn config(mut env: Env) -> Result<Config, ConfigError> {
+//!     let name = env.string(&NAME);
+//!     let budget = env.bytes_size(&BUDGET);
+//!     env.finish()?;
+//!     Ok(Config { name: name?, budget: budget? })
+//! }
+//!
+//! let good = config(Env::from_pairs(VARS, [("TRELLIS_ID", "head-0")])).unwrap();
+//! assert_eq!((good.name.as_str(), good.budget), ("head-0", 512 << 20));
+//!
+//! let bad = config(Env::from_pairs(VARS, [("TRELLIS_CACHE_BYTE", "1GiB")])).err().unwrap();
+//! assert_eq!(bad.problems().len(), 2); // TRELLIS_ID is missing; TRELLIS_CACHE_BYTE is unknown
+//! ```
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `var` | variables: name, default, meaning |
+//! | `read` | [`Env`]: typed getters |
+//! | `problem` | problems, told at once |
+//! | `size` | sizes in bytes as people write them |
+//! | `cli` | `--help`, `--check`, `--version` |
+
+mod cli;
+mod problem;
+mod read;
+mod size;
+mod var;
+
+pub use cli::{Mode, cli, resolve};
+pub use problem::{ConfigError, Invalid, Problem};
+pub use read::Env;
+pub use size::{format_bytes, parse_bytes};
+pub use var::{DRAIN_MS, ID, LISTEN, LOG, LOG_FORMAT, Presence, Var};

@@ -1,0 +1,268 @@
+//! Reads an environment under one table of variables.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    problem::{ConfigError, Invalid, Problem},
+    size::parse_bytes,
+    var::{LOG, LOG_FORMAT, Presence, Var},
+};
+
+/// Variables with this prefix are ours: an unknown one is refused.
+const PREFIX: &str = "TRELLIS_";
+
+/// A misspelling is suggested for up to this many edits; further away the suggestion would be noise.
+const SUGGEST_EDITS_MAX: usize = 4;
+
+/// The environment under one table of variables, and the problems met so far.
+#[derive(Debug)]
+pub struct Env {
+    table: &'static [Var],
+    set: BTreeMap<String, String>,
+    problems: Vec<Problem>,
+}
+
+impl Env {
+    /// This process's environment. Reads once; unknown `TRELLIS_*` variables and values that are not Unicode
+    /// are recorded as problems.
+    pub fn from_process(table: &'static [Var]) -> Self {
+        let mut broken = Vec::new();
+        let mut set = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+            match value.into_string() {
+                Ok(value) => set.push((name.to_owned(), value)),
+                Err(value) => broken.push(Problem {
+                    name: name.to_owned(),
+                    value: Some(value.to_string_lossy().into_owned()),
+                    expected: "is not valid UTF-8".to_owned(),
+                }),
+            }
+        }
+        let mut env = Self::from_pairs(table, set);
+        env.problems.extend(broken);
+        env
+    }
+
+    /// An environment of given pairs, for tests and for embedding. A later pair replaces an earlier one.
+    pub fn from_pairs<K: Into<String>, V: Into<String>>(
+        table: &'static [Var],
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let set: BTreeMap<String, String> = pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let problems = set
+            .iter()
+            .filter(|(name, _)| {
+                name.starts_with(PREFIX) && !table.iter().any(|var| var.name == name.as_str())
+            })
+            .map(|(name, value)| Problem {
+                name: name.clone(),
+                value: Some(value.clone()),
+                expected: match nearest(name, table) {
+                    Some(known) => format!("is unknown here; did you mean {known}?"),
+                    None => "is unknown here; --help lists what is known".to_owned(),
+                },
+            })
+            .collect();
+        Self { table, set, problems }
+    }
+
+    /// The value as it stands: what is set, or else the default. `None` if there is neither. An empty value
+    /// counts as unset, because that is what `VAR=` in a compose file or a task definition means.
+    fn raw(&self, var: &Var) -> Option<String> {
+        debug_assert!(self.table.contains(var), "{} is not in the binary's table", var.name);
+        match (self.set.get(var.name), var.presence) {
+            (Some(value), _) if !value.is_empty() => Some(value.clone()),
+            (_, Presence::Default(default)) => Some(default.to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Whether the variable is set, to something.
+    pub fn is_set(&self, var: &Var) -> bool {
+        self.set.get(var.name).is_some_and(|value| !value.is_empty())
+    }
+
+    /// Any string; must be there unless it has a default.
+    pub fn string(&mut self, var: &Var) -> Result<String, Invalid> {
+        self.with(var, |value| Ok(value.to_owned()))
+    }
+
+    /// Any string, if there.
+    pub fn optional(&mut self, var: &Var) -> Option<String> {
+        self.raw(var)
+    }
+
+    /// Any type that parses from a string and says why it does not.
+    pub fn parse<T>(&mut self, var: &Var) -> Result<T, Invalid>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        self.with(var, |value| value.parse().map_err(|error: T::Err| error.to_string()))
+    }
+
+    /// One of the given words.
+    pub fn one_of<T: Copy>(&mut self, var: &Var, words: &[(&str, T)]) -> Result<T, Invalid> {
+        self.with(var, |value| {
+            words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning).ok_or_else(|| {
+                let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                format!("expected one of: {}", known.join(", "))
+            })
+        })
+    }
+
+    /// A whole number of milliseconds.
+    pub fn millis(&mut self, var: &Var) -> Result<Duration, Invalid> {
+        self.with(var, |value| {
+            value
+                .parse()
+                .map(Duration::from_millis)
+                .map_err(|_| "expected a whole number of milliseconds".to_owned())
+        })
+    }
+
+    /// A number of bytes: `1048576`, `512MiB`, `4 GiB`, `10GB` (see [`parse_bytes`]).
+    pub fn bytes_size(&mut self, var: &Var) -> Result<u64, Invalid> {
+        self.with(var, |value| {
+            parse_bytes(value).ok_or_else(|| "expected a size such as 512MiB or 4GiB".to_owned())
+        })
+    }
+
+    /// Any check of one's own: `parse` returns what would have been right.
+    pub fn with<T>(
+        &mut self,
+        var: &Var,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, Invalid> {
+        let value = self.raw(var);
+        let result = match &value {
+            Some(value) => parse(value),
+            None => Err(format!("must be set: {}", var.meaning)),
+        };
+        result.map_err(|expected| {
+            self.problems.push(Problem { name: var.name.to_owned(), value, expected });
+            Invalid { name: var.name }
+        })
+    }
+
+    /// Records a problem that shows only across variables.
+    pub fn refuse(&mut self, var: &Var, expected: impl Into<String>) -> Invalid {
+        self.problems.push(Problem {
+            name: var.name.to_owned(),
+            value: self.raw(var),
+            expected: expected.into(),
+        });
+        Invalid { name: var.name }
+    }
+
+    /// A name of a process or unit: `[a-z0-9][a-z0-9_.-]{0,62}`.
+    pub fn name(&mut self, var: &Var) -> Result<String, Invalid> {
+        self.with(var, |value| {
+            let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+            let fits = (1..=63).contains(&value.len()) && value.bytes().next().is_some_and(lower);
+            if fits && value.bytes().all(|b| lower(b) || b"_.-".contains(&b)) {
+                Ok(value.to_owned())
+            } else {
+                Err("expected a name of 1 to 63 of a-z, 0-9, _ . -, beginning with a letter or digit"
+                    .to_owned())
+            }
+        })
+    }
+
+    /// Ends the reading. The variables of the log are checked here, for every table that has them.
+    ///
+    /// # Errors
+    /// All problems met, at once.
+    pub fn finish(mut self) -> Result<(), ConfigError> {
+        if self.table.contains(&LOG) {
+            let _ = self.with(&LOG, |filter| {
+                EnvFilter::try_new(filter).map(drop).map_err(|error| format!("is no log filter: {error}"))
+            });
+        }
+        if self.table.contains(&LOG_FORMAT) {
+            let _ = self.one_of(&LOG_FORMAT, &[("text", ()), ("json", ())]);
+        }
+        if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
+    }
+}
+
+fn nearest(name: &str, table: &[Var]) -> Option<&'static str> {
+    table
+        .iter()
+        .map(|var| (strsim::osa_distance(name, var.name), var.name))
+        .min()
+        .filter(|(distance, _)| *distance <= SUGGEST_EDITS_MAX)
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N: Var = Var::required("TRELLIS_N", "a number");
+    const WAIT: Var = Var::or("TRELLIS_WAIT_MS", "10", "a time");
+    const NOTE: Var = Var::optional("TRELLIS_NOTE", "a note");
+    const SIZE: Var = Var::or("TRELLIS_SIZE", "1MiB", "a size");
+    const TABLE: &[Var] = &[N, WAIT, NOTE, SIZE];
+
+    #[test]
+    fn every_problem_is_told_at_once_with_name_value_and_what_is_expected() {
+        let mut env =
+            Env::from_pairs(TABLE, [("TRELLIS_WAIT_MS", "soon"), ("TRELLIS_SIZ", "2MiB"), ("HOME", "/")]);
+        assert!(env.parse::<u32>(&N).is_err());
+        assert!(env.millis(&WAIT).is_err());
+        let told = env.finish().unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "TRELLIS_SIZ=\"2MiB\": is unknown here; did you mean TRELLIS_SIZE?\n\
+             TRELLIS_N: must be set: a number\n\
+             TRELLIS_WAIT_MS=\"soon\": expected a whole number of milliseconds"
+        );
+    }
+
+    #[test]
+    fn an_empty_value_is_an_unset_one() {
+        let mut env =
+            Env::from_pairs(TABLE, [("TRELLIS_NOTE", ""), ("TRELLIS_WAIT_MS", ""), ("TRELLIS_N", "3")]);
+        assert_eq!(env.optional(&NOTE), None);
+        assert_eq!(env.millis(&WAIT), Ok(Duration::from_millis(10)));
+        assert_eq!(env.parse::<u32>(&N), Ok(3));
+        assert_eq!(env.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_far_name_gets_no_suggestion() {
+        let env = Env::from_pairs(TABLE, [("TRELLIS_COMPLETELY_DIFFERENT", "1")]);
+        let problems = env.finish().unwrap_err();
+        assert!(problems.to_string().ends_with("--help lists what is known"), "{problems}");
+    }
+
+    #[test]
+    fn the_log_is_checked_with_the_rest() {
+        const TABLE: &[Var] = &[LOG, LOG_FORMAT];
+        assert_eq!(Env::from_pairs(TABLE, [("TRELLIS_LOG", "warn,trellis_head=debug")]).finish(), Ok(()));
+        let env = Env::from_pairs(TABLE, [("TRELLIS_LOG", "head=loud"), ("TRELLIS_LOG_FORMAT", "xml")]);
+        assert_eq!(env.finish().unwrap_err().problems().len(), 2);
+    }
+
+    #[test]
+    fn names_are_plain() {
+        let name = |value: &str| Env::from_pairs(TABLE, [("TRELLIS_NOTE", value)]).name(&NOTE);
+        for good in ["a", "head-0", "0.peony_x-1", &"x".repeat(63)] {
+            assert_eq!(name(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "Head", "-a", ".a", "a b", "kopf-\u{e4}", &"x".repeat(64)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn words_are_listed_when_none_matches() {
+        let mut env = Env::from_pairs(TABLE, [("TRELLIS_NOTE", "xml")]);
+        assert!(env.one_of(&NOTE, &[("text", 1), ("json", 2)]).is_err());
+        assert!(env.finish().unwrap_err().to_string().contains("expected one of: text, json"));
+    }
+}

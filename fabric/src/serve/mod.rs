@@ -1,0 +1,24 @@
+//! A gRPC server from a bound listener until a signal, with what every server of the grid has: health,
+//! reflection, limits, a span per request, panics contained, and a drain that ends.
+//!
+//! Life of a drain: health says NOT_SERVING; the listener closes; every connection gets GOAWAY; endless
+//! answers end with `UNAVAILABLE`; the rest may finish until the deadline; what is left is cut and named.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `server` | [`serve()`]: health, reflection, limits, the drain |
+//! | `request` | wraps each request: gate, span, panics |
+//! | `conn` | accepted connections that can be cut |
+//! | `ready` | the line by which a server says that it serves |
+
+mod conn;
+mod ready;
+mod request;
+mod server;
+
+pub use ready::{print_ready, ready_line};
+pub use server::{
+    Drained, Options, SERVER_CONNECTION_WINDOW_BYTES, SERVER_STREAM_WINDOW_BYTES, STREAMS_MAX, ServeError,
+    serve,
+};
+pub use tokio_util::sync::CancellationToken;

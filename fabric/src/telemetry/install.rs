@@ -1,0 +1,263 @@
+//! Installs a process's telemetry once, and ends it.
+
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use opentelemetry::{KeyValue, global, metrics};
+use opentelemetry_otlp::{
+    ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig as _,
+};
+use opentelemetry_sdk::{
+    Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, trace::SdkTracerProvider,
+};
+use tracing_subscriber::{Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use super::{
+    ecs,
+    export::{self, Dropped},
+    exporting::set_exporting,
+    layers::layers,
+    settings::Settings,
+};
+
+/// The end of a process waits at most this long for what is still queued: well inside the drain of a task.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
+
+/// One export may take this long unless the environment says otherwise: shorter than the specification's 10
+/// s, so that one dead collector does not take up all of [`SHUTDOWN_MAX`] twice.
+const EXPORT_MAX: Duration = Duration::from_secs(2);
+
+/// The first and only installation; later ones share it.
+static INSTALLED: OnceLock<Arc<Installed>> = OnceLock::new();
+
+/// A meter; its instruments do nothing while metrics are not exported. Ask after [`Telemetry::init`]:
+/// instruments made before are no-ops for ever.
+pub fn meter(name: &'static str) -> metrics::Meter {
+    global::meter(name)
+}
+
+/// What was lost on the way to the collector so far.
+pub fn dropped() -> Dropped {
+    INSTALLED.get().map(|installed| installed.accounts.dropped()).unwrap_or_default()
+}
+
+/// A handle on this process's telemetry.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    installed: Arc<Installed>,
+}
+
+#[derive(Debug, Default)]
+struct Accounts {
+    spans: Arc<export::Account>,
+    logs: Arc<export::Account>,
+    metrics: Arc<export::Account>,
+}
+
+impl Accounts {
+    fn dropped(&self) -> Dropped {
+        Dropped {
+            spans: self.spans.dropped.load(Ordering::Relaxed),
+            logs: self.logs.dropped.load(Ordering::Relaxed),
+            metric_exports: self.metrics.dropped.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Installed {
+    accounts: Accounts,
+    /// Taken by the first shutdown.
+    providers: Mutex<Providers>,
+}
+
+#[derive(Debug, Default)]
+struct Providers {
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
+}
+
+impl Telemetry {
+    /// Installs logging and, if the environment asks for it, OTLP, for the service `service_name`
+    /// (`trellis-head`) whose instance is `instance` (its id).
+    ///
+    /// Call inside the Tokio runtime that will run the exports; outside of one only stderr logs are
+    /// installed. A second call in the same process returns a handle on the first installation. A subscriber
+    /// that somebody else installed is left in place. On ECS it asks the task metadata endpoint, which takes
+    /// at most one second.
+    pub fn init(service_name: &str, instance: &str) -> Self {
+        Self::init_with(service_name, instance, &Settings::from_process())
+    }
+
+    /// As [`Telemetry::init`], with settings other than the environment's.
+    pub fn init_with(service_name: &str, instance: &str, settings: &Settings) -> Self {
+        let installed = INSTALLED.get_or_init(|| Arc::new(install(service_name, instance, settings)));
+        Self { installed: installed.clone() }
+    }
+
+    /// Exports what is queued, for at most [`SHUTDOWN_MAX`], and ends exporting. Further calls do nothing.
+    ///
+    /// Cancel safe: the export goes on in its thread.
+    pub async fn shutdown(&self) {
+        let providers = {
+            let mut providers = self.installed.providers.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *providers)
+        };
+        if providers.traces.is_none() && providers.metrics.is_none() && providers.logs.is_none() {
+            return;
+        }
+        // A thread of its own: these calls block, and a runtime's end would wait for its blocking pool.
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let spawned = std::thread::Builder::new().name("telemetry-shutdown".to_owned()).spawn(move || {
+            // traces first: they are what a last failed request is looked for in
+            let _ = providers.traces.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
+            let _ = providers.logs.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
+            let _ = providers.metrics.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
+            let _ = done.send(());
+        });
+        set_exporting(false);
+        if spawned.is_ok() && tokio::time::timeout(SHUTDOWN_MAX, ended).await.is_err() {
+            tracing::warn!(
+                waited_ms = SHUTDOWN_MAX.as_millis() as u64,
+                "the collector did not take the last telemetry"
+            );
+        }
+        let lost = self.installed.accounts.dropped();
+        if lost != Dropped::default() {
+            tracing::warn!(lost.spans, lost.logs, lost.metric_exports, "telemetry was lost");
+        }
+    }
+}
+
+fn install(service_name: &str, instance: &str, settings: &Settings) -> Installed {
+    let accounts = Accounts::default();
+    let mut complaints = settings.complaints.clone();
+    let mut providers = Providers::default();
+    if settings.exports() {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            let resource = resource(service_name, instance, settings, &mut complaints);
+            providers = export_to(settings, &resource, &accounts, &mut complaints);
+        } else {
+            complaints.push("telemetry was initialised outside of a Tokio runtime; not exporting".to_owned());
+        }
+    }
+    let layers =
+        layers(service_name, settings, providers.traces.as_ref(), providers.logs.as_ref(), &mut complaints);
+    let subscribed = Registry::default().with(layers).try_init().is_ok();
+    if !subscribed && settings.exports() {
+        complaints.push("this process has a tracing subscriber already: exporting metrics only".to_owned());
+    }
+    if let Some(provider) = &providers.metrics {
+        global::set_meter_provider(provider.clone());
+        observe_losses(&accounts);
+    }
+    set_exporting(providers.traces.is_some() && subscribed);
+    for complaint in complaints {
+        tracing::warn!("{complaint}");
+    }
+    Installed { accounts, providers: Mutex::new(providers) }
+}
+
+fn resource(
+    service_name: &str,
+    instance: &str,
+    settings: &Settings,
+    complaints: &mut Vec<String>,
+) -> Resource {
+    let mut attributes = vec![
+        KeyValue::new("service.instance.id", instance.to_owned()),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.namespace", "trellis"),
+        KeyValue::new("process.pid", i64::from(std::process::id())),
+    ];
+    if let Some(base) = &settings.ecs_metadata {
+        match ecs::attributes(base) {
+            Ok(task) => attributes.extend(task),
+            Err(error) => complaints.push(format!("no ECS task metadata: {error}")),
+        }
+    }
+    let builder = Resource::builder().with_attributes(attributes);
+    // what the environment says of the service wins over what the program calls itself
+    if settings.names_service {
+        builder.build()
+    } else {
+        builder.with_service_name(service_name.to_owned()).build()
+    }
+}
+
+fn export_to(
+    settings: &Settings,
+    resource: &Resource,
+    accounts: &Accounts,
+    complaints: &mut Vec<String>,
+) -> Providers {
+    let mut built = |signal: &str, result: Result<(), ExporterBuildError>| {
+        if let Err(error) = result {
+            complaints.push(format!("not exporting {signal}: {error}"));
+        }
+    };
+    let mut providers = Providers::default();
+    if let Some(endpoint) = &settings.traces {
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(timeout("TRACES")).build();
+        built(
+            "traces",
+            exporter.map(|exporter| {
+                let processor = export::spans(exporter, accounts.spans.clone());
+                let builder = SdkTracerProvider::builder().with_span_processor(processor);
+                providers.traces = Some(builder.with_resource(resource.clone()).build());
+            }),
+        );
+    }
+    if let Some(endpoint) = &settings.logs {
+        let exporter = LogExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(timeout("LOGS")).build();
+        built(
+            "logs",
+            exporter.map(|exporter| {
+                let processor = export::logs(exporter, accounts.logs.clone());
+                let builder = SdkLoggerProvider::builder().with_log_processor(processor);
+                providers.logs = Some(builder.with_resource(resource.clone()).build());
+            }),
+        );
+    }
+    if let Some(endpoint) = &settings.metrics {
+        let exporter = MetricExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(timeout("METRICS")).build();
+        built(
+            "metrics",
+            exporter.map(|exporter| {
+                let exporter = export::metrics(exporter, accounts.metrics.clone());
+                let builder = SdkMeterProvider::builder().with_periodic_exporter(exporter);
+                providers.metrics = Some(builder.with_resource(resource.clone()).build());
+            }),
+        );
+    }
+    providers
+}
+
+/// The specification's variables, in milliseconds, or our shorter default.
+fn timeout(signal: &str) -> Duration {
+    let set = |name: &str| std::env::var(name).ok().and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+    set(&format!("OTEL_EXPORTER_OTLP_{signal}_TIMEOUT"))
+        .or_else(|| set("OTEL_EXPORTER_OTLP_TIMEOUT"))
+        .unwrap_or(EXPORT_MAX)
+}
+
+fn observe_losses(accounts: &Accounts) {
+    let signals = [("spans", &accounts.spans), ("logs", &accounts.logs), ("metrics", &accounts.metrics)];
+    let signals = signals.map(|(name, account)| (KeyValue::new("signal", name), account.clone()));
+    meter("trellis-fabric")
+        .u64_observable_counter("trellis.telemetry.dropped")
+        .with_unit("{item}")
+        .with_description("spans, log records and metric exports lost before the collector had them")
+        .with_callback(move |observer| {
+            for (signal, account) in &signals {
+                observer.observe(account.dropped.load(Ordering::Relaxed), std::slice::from_ref(signal));
+            }
+        })
+        .build();
+}

@@ -1,0 +1,45 @@
+//! Logs to stderr, and traces, metrics and logs pushed by OTLP/gRPC to one collector.
+//!
+//! Without an endpoint nothing of OpenTelemetry is installed: spans of requests are not made, instruments are
+//! no-ops, headers are not looked at. With one, a collector that is slow or gone costs telemetry and nothing
+//! else: queues are bounded and never waited for, losses are counted ([`dropped`]), and the end waits at most
+//! [`SHUTDOWN_MAX`].
+//!
+//! Honoured:
+//! * `OTEL_EXPORTER_OTLP_ENDPOINT`, `.._HEADERS`, `.._TIMEOUT`, and each with `TRACES_`, `METRICS_`, `LOGS_`
+//! * `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` (`otlp`, `none`); `OTEL_SDK_DISABLED`
+//! * `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`
+//! * `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`, `OTEL_SPAN_*_COUNT_LIMIT`
+//! * `OTEL_BSP_*`, `OTEL_BLRP_*`, `OTEL_METRIC_EXPORT_INTERVAL`,
+//!   `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`
+//!
+//! Not honoured, and told in the log when set: a protocol other than `grpc`, compression, propagators other than
+//! `tracecontext`, `https` endpoints. Not honoured at all: certificates, `OTEL_LOG_LEVEL`.
+//!
+//! Ours, for stderr: `TRELLIS_LOG` (filter) and `TRELLIS_LOG_FORMAT` (`text`, `json`).
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `settings` | the standard variables; pure |
+//! | `install` | [`Telemetry`]: installs everything once, and ends it |
+//! | `layers` | what is logged to stderr, and what is exported |
+//! | `export` | bounded queues before the exporters, every loss counted |
+//! | `exporting` | one flag: whether traces are exported |
+//! | `context` | W3C trace context, in and out |
+//! | `ecs` | which ECS task this is |
+
+mod context;
+mod ecs;
+mod export;
+mod exporting;
+mod install;
+mod layers;
+mod settings;
+
+pub use context::trace_id;
+pub(crate) use context::{adopt, parent_of, write_context};
+pub use export::Dropped;
+pub use exporting::exporting;
+pub use install::{SHUTDOWN_MAX, Telemetry, dropped, meter};
+pub use opentelemetry::{Context, KeyValue, metrics};
+pub use settings::Settings;

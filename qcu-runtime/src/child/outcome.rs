@@ -1,0 +1,134 @@
+//! How an attempt in the child ends, and what it may take and took.
+
+use std::{io, time::Duration};
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+
+use super::protocol::Raised;
+
+/// How an attempt in the child ended. Every way there is.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The strategy returned a table. It fits the protocol; whether it fits the unit is not checked yet.
+    Returned(Returned),
+    /// The strategy (or its import) raised.
+    Raised(Raised),
+    /// The process ended by itself without an answer.
+    Exited {
+        /// Its exit code.
+        code: i32,
+    },
+    /// A signal that we did not send ended the process.
+    Killed {
+        /// Its number.
+        signal: i32,
+    },
+    /// No answer in time.
+    TimedOut {
+        /// The limit.
+        after: Duration,
+    },
+    /// More memory than allowed.
+    OutOfMemory {
+        /// What it had.
+        bytes: u64,
+        /// What it was allowed.
+        limit: u64,
+    },
+    /// The child answered something that is not in the protocol.
+    Protocol {
+        /// What.
+        violation: String,
+    },
+    /// The operating system failed us: no process, no descriptor.
+    System {
+        /// How.
+        error: io::Error,
+    },
+}
+
+/// A table that a strategy returned. The batches keep its memory mapped.
+#[derive(Debug, Clone)]
+pub struct Returned {
+    /// Of the batches.
+    pub schema: SchemaRef,
+    /// The rows.
+    pub batches: Vec<RecordBatch>,
+}
+
+/// What one attempt may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From handing the run over to the answer.
+    pub time: Duration,
+    /// Anonymous memory.
+    pub memory_bytes: u64,
+}
+
+/// What one attempt took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time in the strategy, microseconds.
+    pub user_us: u64,
+    /// Processor time in the kernel for it, microseconds.
+    pub system_us: u64,
+    /// Largest resident memory seen.
+    pub rss_max_bytes: u64,
+}
+
+/// A run's end.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it took.
+    pub usage: Usage,
+    /// The last lines it printed; for the error of a crash.
+    pub tail: Vec<String>,
+    /// Lines that were not recorded because there were too many.
+    pub lines_dropped: u64,
+}
+
+impl Outcome {
+    /// Whether another attempt may end differently. One that returned, spoke nonsense or ran out of the same memory will not.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Raised(raised) => raised.class != "MemoryError",
+            Self::Exited { .. } | Self::Killed { .. } | Self::TimedOut { .. } | Self::System { .. } => true,
+            Self::Returned(_) | Self::OutOfMemory { .. } | Self::Protocol { .. } => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Returned(_) => write!(f, "returned"),
+            Self::Raised(raised) => write!(f, "raised {}: {}", raised.class, raised.message),
+            Self::Exited { code } => write!(f, "ended the process with exit code {code}"),
+            Self::Killed { signal } => write!(f, "was ended by {}", signal_name(*signal)),
+            Self::TimedOut { after } => write!(f, "did not return within {after:?}"),
+            Self::OutOfMemory { bytes, limit } => {
+                write!(f, "used {} MiB of memory; {} MiB are allowed", bytes >> 20, limit >> 20)
+            }
+            Self::Protocol { violation } => write!(f, "broke the child protocol: {violation}"),
+            Self::System { error } => write!(f, "could not be run: {error}"),
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGSEGV => "SIGSEGV, a crash in native code",
+        libc::SIGABRT => "SIGABRT, an abort in native code",
+        libc::SIGBUS => "SIGBUS, a crash in native code",
+        libc::SIGILL => "SIGILL, an instruction this processor does not have",
+        libc::SIGFPE => "SIGFPE, an arithmetic trap",
+        libc::SIGKILL => "SIGKILL, perhaps the kernel's out-of-memory killer",
+        libc::SIGTERM => "SIGTERM",
+        _ => return format!("signal {signal}"),
+    };
+    name.to_owned()
+}

@@ -1,0 +1,138 @@
+//! The client: how it finds the heads, and one question that goes from head to head until one answers.
+
+use std::time::{Duration, Instant};
+
+use tonic::Request;
+use trellis_fabric::{
+    channel::{ChannelOptions, PeerChannel},
+    discovery, limited,
+};
+use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient};
+
+use super::{failure::of_status, heads::Heads, options::ClientOptions};
+
+/// A connection to a grid. Clones share everything; made and used inside a Tokio runtime.
+#[derive(Clone)]
+pub struct Client {
+    pub(super) heads: Heads,
+    deadline: Duration,
+    pub(super) attempt: Duration,
+}
+
+impl Client {
+    /// Finds the heads and waits until one answers.
+    ///
+    /// `url`: `grpc://host:port` (one head), `static://a:1,b:2`, or `dns://name[:port]`, whose changes are followed.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a URL of no known form, `Unavailable` if no head answers within `connect_timeout`.
+    pub async fn connect(url: &str, options: ClientOptions) -> Result<Self> {
+        let client = Self::lazy(url, &options)?;
+        let deadline = Instant::now() + options.connect_timeout;
+        let nobody = |why: &str| {
+            Error::new(Code::Unavailable, format!("no head node answers at {url}: {why}"))
+                .hint("is the grid running (`trellis up`), and is TRELLIS_URL its address?")
+        };
+        if !client.heads.found(options.connect_timeout).await {
+            return Err(nobody("discovery finds none"));
+        }
+        let hello = |mut head: HeadClient<PeerChannel>, request| async move { head.stats(request).await };
+        match client.ask("", deadline, pb::StatsRequest {}, hello).await {
+            Ok(_) => Ok(client),
+            Err(error) if error.retryable() => Err(nobody(error.message())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Client::connect`], without waiting: the first call finds out.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a URL of no known form.
+    pub fn lazy(url: &str, options: &ClientOptions) -> Result<Self> {
+        let peers = discovery::watch(url, &discovery::Options::default())
+            .map_err(|e| {
+                let hint = if url.contains("://") || !url.contains(':') {
+                    "use grpc://HOST:PORT, static://HOST:PORT,HOST:PORT or dns://NAME, in Python also embedded:///FOLDER"
+                        .to_owned()
+                } else {
+                    format!("grpc://{url}")
+                };
+                Error::new(Code::InvalidRequest, format!("`{url}` does not name a grid: {e}")).hint(hint)
+            })?;
+        let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
+        let ClientOptions { deadline, attempt, .. } = *options;
+        Ok(Self { heads: Heads::new(peers, channel, options.ended.clone()), deadline, attempt })
+    }
+
+    /// This client with another deadline for each call.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { heads: self.heads.clone(), deadline, attempt: self.attempt }
+    }
+
+    /// Addresses of the heads that discovery knows now, sorted.
+    #[must_use]
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.all()
+    }
+
+    pub(super) fn end(&self) -> Instant {
+        Instant::now() + self.deadline
+    }
+
+    /// One unary question, asked of the heads in the order of `key` until one answers.
+    pub(super) async fn ask<Q, A, F, Fut>(
+        &self,
+        key: &str,
+        deadline: Instant,
+        question: Q,
+        call: F,
+    ) -> Result<A>
+    where
+        Q: Clone,
+        F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
+    {
+        self.ask_within(key, deadline, self.attempt, question, call).await
+    }
+
+    /// As [`Self::ask`], of what may take as long as the caller waits: every file of a dataset is written anew.
+    pub(super) async fn ask_at_length<Q, A, F, Fut>(&self, key: &str, question: Q, call: F) -> Result<A>
+    where
+        Q: Clone,
+        F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
+    {
+        self.ask_within(key, self.end(), Duration::MAX, question, call).await
+    }
+
+    async fn ask_within<Q, A, F, Fut>(
+        &self,
+        key: &str,
+        deadline: Instant,
+        limit: Duration,
+        question: Q,
+        call: F,
+    ) -> Result<A>
+    where
+        Q: Clone,
+        F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
+    {
+        let heads = &self.heads;
+        let attempt = |head: String, left: Duration| {
+            let mut request = Request::new(question.clone());
+            request.set_timeout(left);
+            let client = heads.channel(&head, 0).map(|channel| limited!(HeadClient::new(channel)));
+            let reply = client.map(|client| call(client, request));
+            async move { Ok(reply?.await.map_err(|status| of_status(&status))?.into_inner()) }
+        };
+        heads.call(key, None, deadline, limit, attempt).await
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("heads", &self.heads()).field("deadline", &self.deadline).finish()
+    }
+}

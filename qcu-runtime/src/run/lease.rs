@@ -1,0 +1,224 @@
+//! The right to publish: taken, renewed in the background, known to be lost, given back.
+//!
+//! A lease is held from the moment it was *asked for* until its time is over, by our own monotonic clock: the shard starts
+//! counting later than we do, so we always stop first, and no clock is compared with another. Between two renewals
+//! nothing needs to be asked: [`HeldLease::epoch`] is the one question before a publish, and what slips through
+//! (a pause of the whole process just after it) the shard refuses by the epoch.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use trellis_fabric::retry::Pauses;
+use trellis_proto::{Code, DatasetSpec, Error, Result, pb};
+
+use crate::client::Client;
+
+/// How long a lease lasts without renewal. A unit that is killed and started again waits at most this long; a pause of the
+/// grid shorter than this goes unnoticed.
+pub const TTL: Duration = Duration::from_secs(15);
+/// Renewals in a lease's time: one may fail without anybody noticing.
+const RENEWALS: u32 = 3;
+/// First pause while somebody else holds the lease; doubles.
+const WAIT_MIN: Duration = Duration::from_millis(200);
+/// Longest pause while somebody else holds the lease.
+const WAIT_MAX: Duration = Duration::from_secs(3);
+/// Giving the lease back is a courtesy to the next holder; nobody waits longer for it.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Who asks for a lease, and for what.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Name of the unit.
+    pub unit: String,
+    /// This process.
+    pub instance: String,
+    /// The dataset, made if it is not there.
+    pub spec: DatasetSpec,
+    /// Take it even though another instance holds it, or it was another unit's output.
+    pub take_over: bool,
+    /// See [`TTL`].
+    pub ttl: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Held { epoch: u64, until: Instant },
+    Lost(Error),
+}
+
+/// A lease that is renewed until it is dropped, released or lost.
+#[derive(Debug)]
+pub struct HeldLease {
+    client: Client,
+    claim: Arc<Claim>,
+    state: watch::Receiver<State>,
+    renewal: JoinHandle<()>,
+}
+
+impl HeldLease {
+    /// Takes the lease; while somebody else holds it, waits for that to end, at most `patience`. Cancel safe, though a
+    /// lease that was granted to a dropped future lasts until its time is over.
+    ///
+    /// # Errors
+    /// At once `Conflict` if the dataset exists with another schema, and `PermissionDenied` if it is another unit's output;
+    /// `Conflict` after `patience` if another instance still holds it; otherwise the last retryable error at the client's deadline.
+    pub async fn acquire(client: &Client, claim: Claim, patience: Duration) -> Result<Self> {
+        check_schema(client, &claim.spec).await?;
+        let end = Instant::now() + patience;
+        let mut pauses = Pauses::new(WAIT_MIN, WAIT_MAX);
+        let (asked, lease) = loop {
+            let asked = Instant::now();
+            match client.acquire_lease(request(&claim)).await {
+                Ok(lease) => break (asked, lease),
+                Err(error) if error.code() == Code::Conflict && Instant::now() < end => {
+                    tracing::info!(dataset = %claim.spec.dataset, %error, "waiting for the lease");
+                    sleep(pauses.next_pause()).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        Ok(Self::begin(client, claim, asked, &lease))
+    }
+
+    /// Asks once for the lease that was lost, and does not take it over.
+    ///
+    /// # Errors
+    /// `Conflict` while another instance holds it, `PermissionDenied` if it is another unit's output now; otherwise the last
+    /// retryable error at the client's deadline.
+    pub async fn again(&self) -> Result<Self> {
+        let claim = Claim { take_over: false, ..self.claim().clone() };
+        let asked = Instant::now();
+        let lease = self.client.acquire_lease(request(&claim)).await?;
+        Ok(Self::begin(&self.client, claim, asked, &lease))
+    }
+
+    fn begin(client: &Client, claim: Claim, asked: Instant, lease: &pb::Lease) -> Self {
+        tracing::info!(dataset = %claim.spec.dataset, epoch = lease.epoch, "lease held");
+        let (sender, state) = watch::channel(held(asked, lease));
+        let claim = Arc::new(claim);
+        let renewal = tokio::spawn(renew(client.with_deadline(claim.ttl / RENEWALS), claim.clone(), sender));
+        Self { client: client.clone(), claim, state, renewal }
+    }
+
+    /// The epoch to publish with.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease was taken by somebody else, `Unavailable` if it ran out because it could not be renewed.
+    pub fn epoch(&self) -> Result<u64> {
+        match &*self.state.borrow() {
+            State::Held { epoch, until } if Instant::now() < *until => Ok(*epoch),
+            State::Held { .. } => Err(Error::new(
+                Code::Unavailable,
+                format!("the lease on {} could not be renewed in time", self.claim.spec.dataset),
+            )
+            .dataset(&self.claim.spec.dataset)),
+            State::Lost(error) => Err(error.clone()),
+        }
+    }
+
+    /// The claim that was granted.
+    #[must_use]
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Gives the lease back, so that the next holder need not wait. Failing to is logged and harmless.
+    pub async fn release(self) {
+        self.renewal.abort();
+        let Ok(epoch) = self.epoch() else { return };
+        let request = pb::ReleaseLeaseRequest {
+            dataset: self.claim.spec.dataset.to_string(),
+            unit: self.claim.unit.clone(),
+            instance: self.claim.instance.clone(),
+            epoch,
+        };
+        if let Err(error) = self.client.with_deadline(RELEASE_TIMEOUT).release_lease(request).await {
+            tracing::warn!(dataset = %self.claim.spec.dataset, %error, "the lease was not given back; it will run out");
+        }
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+fn held(asked: Instant, lease: &pb::Lease) -> State {
+    State::Held { epoch: lease.epoch, until: asked + Duration::from_millis(lease.expires_in_ms.into()) }
+}
+
+fn request(claim: &Claim) -> pb::AcquireLeaseRequest {
+    pb::AcquireLeaseRequest {
+        dataset: claim.spec.dataset.to_string(),
+        unit: claim.unit.clone(),
+        instance: claim.instance.clone(),
+        take_over: claim.take_over,
+        ttl_ms: ttl_ms(claim),
+        spec: Some((&claim.spec).into()),
+    }
+}
+
+fn ttl_ms(claim: &Claim) -> u32 {
+    u32::try_from(claim.ttl.as_millis()).unwrap_or(u32::MAX)
+}
+
+async fn renew(client: Client, claim: Arc<Claim>, state: watch::Sender<State>) {
+    loop {
+        sleep(claim.ttl / RENEWALS).await;
+        let State::Held { epoch, until } = *state.borrow() else { return };
+        let request = pb::RenewLeaseRequest {
+            dataset: claim.spec.dataset.to_string(),
+            unit: claim.unit.clone(),
+            instance: claim.instance.clone(),
+            epoch,
+            ttl_ms: ttl_ms(&claim),
+        };
+        let asked = Instant::now();
+        match client.renew_lease(request).await {
+            Ok(lease) => _ = state.send(held(asked, &lease)),
+            // it may come back, and even after its time it is ours while nobody else asked for it
+            Err(error) if error.retryable() => {
+                let left_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
+                tracing::warn!(dataset = %claim.spec.dataset, left_ms, %error, "the lease could not be renewed");
+            }
+            Err(error) => {
+                tracing::error!(dataset = %claim.spec.dataset, epoch, %error, "the lease is lost");
+                _ = state.send(State::Lost(error));
+                return;
+            }
+        }
+    }
+}
+
+/// A schema that does not match never will: told at once, not after waiting for a lease that would not help.
+async fn check_schema(client: &Client, spec: &DatasetSpec) -> Result<()> {
+    let there = match client.describe(Some(&spec.dataset)).await {
+        Ok(mut found) => found.pop().and_then(|description| description.spec),
+        Err(error) if error.code() == Code::UnknownDataset => None,
+        Err(error) => return Err(error),
+    };
+    let Some(there) = there.map(DatasetSpec::try_from).transpose()? else { return Ok(()) };
+    // A wider declaration changes the dataset when the lease is granted.
+    if there.widened(spec).is_ok_and(|wide| wide.agrees_with(spec)) {
+        return Ok(());
+    }
+    let list = |spec: &DatasetSpec| {
+        let fields = spec.fields.iter().map(|field| {
+            format!("{}: {}{}", field.name, field.data_type.name(), if field.nullable { "?" } else { "" })
+        });
+        fields.collect::<Vec<_>>().join(", ")
+    };
+    Err(Error::new(
+        Code::Conflict,
+        format!("{} has the fields {}; the unit declares {}", spec.dataset, list(&there), list(spec)),
+    )
+    .hint(
+        "a declaration may add fields that may be missing and widen types, and leave nothing out: declare what is there, publish \
+         to another dataset, or change this one with `trellis dataset alter`",
+    )
+    .dataset(&spec.dataset))
+}

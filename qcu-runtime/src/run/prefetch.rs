@@ -1,0 +1,184 @@
+//! The inputs of one run: read at one knowledge time, and the run's identity, which follows from them.
+//!
+//! **Pinning.** A run is repeatable only if everything it reads is read at a stated knowledge time. So before reading
+//! "the latest", the run asks how far each dataset is known and reads as of exactly that: the parts of an answer that
+//! come from different heads then agree, and reading again later gives the same rows. A head whose claim of the latest
+//! is younger than the pin simply asks its shard.
+
+use std::collections::BTreeMap;
+
+use chrono::NaiveDate;
+use futures::future::try_join_all;
+use sha2::{Digest, Sha256};
+use trellis_proto::{Code, DatasetName, Error, Result, pb};
+
+use super::digest;
+use crate::{
+    client::{Answer, Client},
+    unit::{Manifest, Window, plan},
+};
+
+/// One input, read.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// Its name in the unit.
+    pub name: String,
+    /// Its rows and receipts.
+    pub answer: Answer,
+    /// Which sessions it covers, whatever rows there are.
+    pub window: Window,
+}
+
+/// Everything a run reads.
+#[derive(Debug, Clone)]
+pub struct Prefetched {
+    /// In the order of the unit.
+    pub inputs: Vec<Input>,
+    /// The latest knowledge time that any input was read at; `None` without inputs.
+    pub as_of_ns: Option<i64>,
+    /// Identity of the run: equal for equal unit, session, partition, code and input rows. See [`run_id`].
+    pub run_id: String,
+}
+
+impl Prefetched {
+    /// What the run read, for the publish and the ledger.
+    #[must_use]
+    pub fn receipts(&self) -> Vec<pb::InputReceipt> {
+        let receipts = self.inputs.iter().map(|input| {
+            let receipt = input.answer.receipt();
+            pb::InputReceipt {
+                name: input.name.clone(),
+                dataset: receipt.dataset,
+                version: receipt.version_max,
+                as_of_ns: receipt.as_of_ns.unwrap_or(receipt.known_through_ns),
+                rows: receipt.rows,
+            }
+        });
+        receipts.collect()
+    }
+}
+
+/// Reads every input of `session`, all at once. `as_of_ns` overrides the knowledge time of inputs that read the latest.
+///
+/// # Errors
+/// Those of [`plan`] and of the reads, naming the input. Cancel safe.
+pub async fn prefetch(
+    client: &Client,
+    manifest: &Manifest,
+    session: NaiveDate,
+    partition: &str,
+    as_of_ns: Option<i64>,
+) -> Result<Prefetched> {
+    let mut queries = plan(manifest, session)?;
+    let latest: BTreeMap<DatasetName, ()> =
+        queries.iter().filter(|q| q.as_of.is_none()).map(|q| (q.dataset.clone(), ())).collect();
+    let pins = match as_of_ns {
+        Some(pin) => latest.into_keys().map(|dataset| (dataset, Some(pin))).collect::<BTreeMap<_, _>>(),
+        None => {
+            let pins = latest.into_keys().map(|dataset| async move {
+                let known = client.describe(Some(&dataset)).await?;
+                let through = known.first().map(|d| d.known_through_ns).filter(|through| *through > 0);
+                Ok::<_, Error>((dataset, through))
+            });
+            try_join_all(pins).await?.into_iter().collect()
+        }
+    };
+    for query in queries.iter_mut().filter(|q| q.as_of.is_none()) {
+        query.as_of = pins.get(&query.dataset).copied().flatten();
+    }
+    let reads = manifest.inputs.iter().zip(&queries).map(|(spec, query)| async move {
+        let answer = client.read(query).await.map_err(|e| in_input(&e, &spec.name))?;
+        let of_dataset = answer.receipt().calendar;
+        let calendar = if of_dataset.is_empty() { manifest.calendar.clone() } else { of_dataset };
+        let window = Window { calendar, start_ns: query.range.start, end_ns: query.range.end };
+        Ok::<_, Error>(Input { name: spec.name.clone(), answer, window })
+    });
+    let inputs = try_join_all(reads).await?;
+    let as_of_ns = queries.iter().filter_map(|q| q.as_of).max();
+    let run_id = {
+        let (manifest, inputs, partition) = (manifest.clone(), inputs.clone(), partition.to_owned());
+        let digest = tokio::task::spawn_blocking(move || run_id(&manifest, session, &partition, &inputs));
+        digest.await.map_err(|e| Error::new(Code::Internal, format!("digest of the inputs: {e}")))?
+    };
+    Ok(Prefetched { inputs, as_of_ns, run_id })
+}
+
+fn in_input(error: &Error, name: &str) -> Error {
+    let (dataset, symbol, shard) = error.place();
+    let mut named = Error::new(error.code(), format!("input {name}: {}", error.message()))
+        .hint(error.hint_text())
+        .side(error.whose());
+    if !dataset.is_empty() {
+        named = named.dataset(dataset);
+    }
+    if !symbol.is_empty() {
+        named = named.symbol(symbol);
+    }
+    if !shard.is_empty() {
+        named = named.shard(shard);
+    }
+    named
+}
+
+/// Identity of a run: 32 hex digits, a digest of unit, session, partition, code, output form and the *rows* of the inputs.
+///
+/// A strategy is a pure function of those, so the id stands for the result before it is computed: a unit that is killed
+/// after its publish was committed and started again computes the same id, and the shard acknowledges what is already
+/// there. Rows, not versions, are digested: a version moves whenever anything is committed to the dataset, though
+/// nothing that the run reads has changed, and it differs between heads. If inputs or code did change, the id differs and
+/// the publish is a correction. If neither did but the result does, the strategy is no pure function, and the shard refuses
+/// the second result. Attempts of one run share its id; the ledger counts them.
+///
+/// Whoever runs adds what tells one wish to run from another: a unit its deployment, a person's run each attempt.
+#[must_use]
+pub fn run_id(manifest: &Manifest, session: NaiveDate, partition: &str, inputs: &[Input]) -> String {
+    let mut hash = Sha256::new();
+    let mut text = |part: &str| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    };
+    text("trellis run 1");
+    text(&manifest.unit);
+    text(&session.to_string());
+    text(partition);
+    text(&manifest.code_digest);
+    text(&manifest.function);
+    text(manifest.output.dataset.as_str());
+    for (name, data_type) in &manifest.output.fields.0 {
+        text(name.as_str());
+        text(data_type);
+    }
+    for input in inputs {
+        hash.update((input.name.len() as u64).to_le_bytes());
+        hash.update(input.name.as_bytes());
+        hash.update(digest::rows(&input.answer.schema, &input.answer.batches));
+    }
+    digest::hex(&hash.finalize()[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_id_names_unit_session_partition_and_code() {
+        let day = |text: &str| text.parse().unwrap();
+        let unit = Manifest::parse(include_str!("../../tests/golden/unit.json")).unwrap();
+        let (a, session) = (unit, day("2016-08-10"));
+        let id = run_id(&a, session, "", &[]);
+        assert_eq!(id.len(), 32);
+        assert_eq!(id, run_id(&a, session, "", &[]));
+        let mut other = a.clone();
+        other.code_digest.push('x');
+        let mut renamed = a.clone();
+        renamed.unit = "mom_12_2".into();
+        for different in [
+            run_id(&other, session, "", &[]),
+            run_id(&renamed, session, "", &[]),
+            run_id(&a, day("2016-08-11"), "", &[]),
+            run_id(&a, session, "p1", &[]),
+        ] {
+            assert_ne!(id, different);
+        }
+    }
+}

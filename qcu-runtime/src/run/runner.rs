@@ -1,0 +1,490 @@
+//! One run of a unit for one session: read, compute, check, publish, record.
+//!
+//! The steps of an attempt: inputs are read while the child still imports; they are handed over in sealed memfds; what
+//! comes back is checked; the lease is looked at; the rows are published under the run's id, and the head records that in
+//! the ledger; an attempt that published nothing is recorded here. The id stands for unit, session, code and input rows ([`super::prefetch::run_id`]) and for the deployment, so a
+//! process that is killed anywhere in between and started again publishes once: either it finds its publish acknowledged, or
+//! makes it. Deploying again, be it code of before, is another deployment: what it computes is a correction, or the same rows.
+//!
+//! A failure is tried again only if it may pass: a crash, a timeout, an exception, a grid that is away; not a frame that
+//! does not fit, not a refused publish. The attempts of a run share its id and are counted in the ledger.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow_array::RecordBatch;
+use chrono::NaiveDate;
+use tokio::sync::watch;
+use tracing::{Instrument, Span, field, info_span};
+use trellis_fabric::{clock::now_ns, retry::Pauses, telemetry};
+use trellis_proto::{Code, DatasetSpec, Error, Result, Side, pb, runs, time::format_time};
+
+use super::{
+    identity::beside,
+    lease::{Claim, HeldLease},
+    ledger::Ledger,
+    prefetch::{Prefetched, prefetch},
+    report::Report,
+    status::{PROGRESS_EVERY, Status, StatusSink, first_line},
+};
+use crate::{
+    child::{
+        CHILD_MODULE, Child, ChildCommand, Finished, InputHeader, Limits, Outcome, Progress, Request,
+        Returned, Usage, receipt_json, write_table,
+    },
+    client::Client,
+    unit::{Manifest, validate_output},
+};
+
+/// Pause before the second attempt; doubles from attempt to attempt.
+pub const RETRY_MIN: Duration = Duration::from_secs(1);
+/// Longest pause between attempts.
+pub const RETRY_MAX: Duration = Duration::from_secs(60);
+/// A child that holds more than one part in so many of its memory after a run is not given another.
+const KEPT_MEMORY_SHARE: u64 = 2;
+/// Characters of a traceback or of last lines that go into an error; its end says the most.
+const ERROR_CHARS_MAX: usize = 4_000;
+/// What is run, and with what.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    /// What was deployed.
+    pub manifest: Arc<Manifest>,
+    /// Folder of the strategy's source.
+    pub bundle: PathBuf,
+    /// Python interpreter.
+    pub python: PathBuf,
+    /// Arguments that make it the child; [`Unit::child_arguments`].
+    pub arguments: Vec<String>,
+    /// See [`RETRY_MIN`].
+    pub retry_min: Duration,
+    /// Tells one deployment from another; the same after a restart. Empty: the code alone tells.
+    pub deployment: String,
+}
+
+impl Unit {
+    /// `-m trellis._child`
+    #[must_use]
+    pub fn child_arguments() -> Vec<String> {
+        vec!["-m".to_owned(), CHILD_MODULE.to_owned()]
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+struct Failure {
+    outcome: pb::RunOutcome,
+    error: Error,
+    retryable: bool,
+}
+
+impl Failure {
+    /// Before anything was published.
+    fn of(error: Error) -> Self {
+        Self { outcome: pb::RunOutcome::Failed, retryable: error.retryable(), error }
+    }
+
+    /// Of the lease or the publish: refused, unless it was only not reached.
+    fn publishing(error: Error) -> Self {
+        let retryable = error.retryable();
+        let outcome = if retryable { pb::RunOutcome::Failed } else { pb::RunOutcome::Refused };
+        Self { outcome, error, retryable }
+    }
+}
+
+/// What is known of an attempt, for the ledger, however it ends.
+#[derive(Debug, Clone, Default)]
+struct Attempt {
+    number: u32,
+    started_ns: i64,
+    run_id: String,
+    inputs: Vec<pb::InputReceipt>,
+    epoch: u64,
+    usage: Usage,
+    ack: Option<pb::PublishAck>,
+}
+
+/// Runs sessions of one unit, one after another, in a child that is kept while it answers.
+#[derive(Debug)]
+pub struct Runner {
+    client: Client,
+    unit: Unit,
+    spec: DatasetSpec,
+    child: Option<Child>,
+    ledger: Ledger,
+    status: StatusSink,
+}
+
+impl Runner {
+    /// `status` is told of each attempt, and of the strategy's progress.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a manifest that [`Manifest::check`] refuses too.
+    pub fn new(client: Client, unit: Unit, status: StatusSink) -> Result<Self> {
+        let spec = unit.manifest.output_spec()?;
+        let ledger = Ledger::new(client.clone());
+        Ok(Self { client, unit, spec, child: None, ledger, status })
+    }
+
+    /// Runs one session, with retries, and publishes under `lease`. Never fails: how it ended is in the report and the
+    /// ledger. Dropping the future ends the child; a publish under way may or may not have happened, and
+    /// [`Runner::cancelled`] records the run.
+    pub async fn run(&mut self, session: NaiveDate, partition: &str, lease: &HeldLease) -> Report {
+        let manifest = self.unit.manifest.clone();
+        let begun = Instant::now();
+        let mut attempts = 0;
+        let mut pauses = Pauses::new(self.unit.retry_min, RETRY_MAX);
+        let (attempts_max, status) = (manifest.retries + 1, self.status.clone());
+        loop {
+            attempts += 1;
+            let running =
+                |progress| Status::Running { session, attempt: attempts, attempts: attempts_max, progress };
+            status.tell(running(None));
+            let span = info_span!(
+                "run",
+                unit = %manifest.unit,
+                session = %session,
+                attempt = attempts,
+                run_id = field::Empty,
+                outcome = field::Empty
+            );
+            let mut attempt = Attempt { number: attempts, started_ns: now_ns(), ..Attempt::default() };
+            let (tell, told) = watch::channel(None);
+            let result = {
+                let work =
+                    self.attempt(session, partition, lease, &mut attempt, tell).instrument(span.clone());
+                tokio::select! {
+                    result = work => result,
+                    () = tell_progress(&status, told, running) => unreachable!("it never ends"),
+                }
+            };
+            let (outcome, error) = match &result {
+                Ok(()) => (pb::RunOutcome::Succeeded, None),
+                Err(failure) => (failure.outcome, Some(failure.error.clone())),
+            };
+            span.record("outcome", runs::outcome_name(outcome));
+            if attempt.ack.as_ref().is_some_and(|ack| ack.recorded) {
+                self.ledger.catch_up().instrument(span.clone()).await;
+            } else {
+                let record = pb::RunRecord {
+                    outcome: outcome.into(),
+                    error: error.as_ref().map(ToString::to_string).unwrap_or_default(),
+                    trace_id: span.in_scope(telemetry::trace_id),
+                    ..self.record(session, partition, &attempt)
+                };
+                self.ledger.append(record).instrument(span.clone()).await;
+            }
+
+            let again = matches!(&result, Err(failure) if failure.retryable) && attempts <= manifest.retries;
+            span.in_scope(|| match (&error, again) {
+                (None, _) => tracing::info!(rows = attempt.ack.as_ref().map(|ack| ack.rows), "run succeeded"),
+                (Some(error), true) => tracing::warn!(%error, "run failed; trying again"),
+                (Some(error), false) => tracing::error!(%error, "run failed"),
+            });
+            if !again {
+                return Report {
+                    unit: manifest.unit.clone(),
+                    session,
+                    run_id: attempt.run_id,
+                    outcome,
+                    error,
+                    ack: attempt.ack,
+                    attempts,
+                    elapsed: begun.elapsed(),
+                    finished_ns: now_ns(),
+                };
+            }
+            let wait = pauses.next_pause();
+            status.tell(Status::Retrying {
+                session,
+                attempt: attempts + 1,
+                attempts: attempts_max,
+                at_ns: now_ns() + wait.as_nanos() as i64,
+                error: error.as_ref().map(|error| first_line(error.message())).unwrap_or_default(),
+            });
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Before the process ends: records the attempts that could not be recorded when they ended.
+    pub async fn flush_ledger(&mut self, limit: Duration) {
+        self.ledger.flush(limit).await;
+    }
+
+    /// Records that the run of `session` was cut short by our own end.
+    pub async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
+        let error = Error::new(Code::Cancelled, format!("the run of {session} was cut short by a shutdown"));
+        let attempt = Attempt { number: 1, started_ns: now_ns(), ..Attempt::default() };
+        let record = pb::RunRecord {
+            outcome: pb::RunOutcome::Cancelled.into(),
+            error: error.to_string(),
+            ..self.record(session, partition, &attempt)
+        };
+        self.ledger.append(record).await;
+        Report {
+            unit: self.unit.manifest.unit.clone(),
+            session,
+            run_id: String::new(),
+            outcome: pb::RunOutcome::Cancelled,
+            error: Some(error),
+            ack: None,
+            attempts: 1,
+            elapsed: Duration::ZERO,
+            finished_ns: now_ns(),
+        }
+    }
+
+    fn record(&self, session: NaiveDate, partition: &str, attempt: &Attempt) -> pb::RunRecord {
+        pb::RunRecord {
+            run_id: attempt.run_id.clone(),
+            unit: self.unit.manifest.unit.clone(),
+            session: session.to_string(),
+            partition: partition.to_owned(),
+            attempt: attempt.number,
+            started_ns: attempt.started_ns,
+            finished_ns: now_ns(),
+            epoch: attempt.epoch,
+            code_digest: self.unit.manifest.code_digest.clone(),
+            inputs: attempt.inputs.clone(),
+            output_dataset: self.spec.dataset.to_string(),
+            output_version: attempt.ack.as_ref().map(|ack| ack.version),
+            rows: attempt.ack.as_ref().map_or(0, |ack| ack.rows),
+            user_us: attempt.usage.user_us,
+            system_us: attempt.usage.system_us,
+            rss_max_bytes: attempt.usage.rss_max_bytes,
+            ..Default::default()
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        session: NaiveDate,
+        partition: &str,
+        lease: &HeldLease,
+        attempt: &mut Attempt,
+        tell: watch::Sender<Option<Progress>>,
+    ) -> Result<(), Failure> {
+        let manifest = self.unit.manifest.clone();
+        // a lease that is gone makes the work worthless: look before it, and again after it
+        attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
+
+        let kept = self.child.take();
+        let reading = prefetch(&self.client, &manifest, session, partition, None);
+        let (read, child) = tokio::join!(reading, ready_child(&self.unit, kept));
+        let mut read = read.map_err(Failure::of)?;
+        if !self.unit.deployment.is_empty() {
+            read.run_id = format!("{}-{}", read.run_id, self.unit.deployment);
+        }
+        Span::current().record("run_id", &read.run_id);
+        attempt.run_id.clone_from(&read.run_id);
+        attempt.inputs = read.receipts();
+
+        let finished = match child {
+            Ok(child) => {
+                let (finished, kept) =
+                    self.compute(child, session, partition, &read, tell).await.map_err(Failure::of)?;
+                // memory that a strategy kept counts against its next run: rather a new child than a run that fails
+                let limit = manifest.memory.0 / KEPT_MEMORY_SHARE;
+                self.child = kept.filter(|child| child.anonymous_bytes() <= limit);
+                finished
+            }
+            Err(finished) => *finished,
+        };
+        attempt.usage = finished.usage;
+        if finished.lines_dropped > 0 {
+            tracing::warn!(
+                lines = finished.lines_dropped,
+                "the strategy printed too much; lines were dropped"
+            );
+        }
+        let returned = match finished.outcome {
+            Outcome::Returned(returned) => returned,
+            outcome => return Err(strategy_failure(&manifest, session, &outcome, &finished.tail)),
+        };
+        let rows = validated(&manifest, &self.spec, session, returned).await.map_err(Failure::of)?;
+
+        attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
+        let ack = publish(&self.client, &manifest, session, partition, &read, attempt, lease.claim(), rows);
+        match ack.await {
+            Ok(ack) => attempt.ack = Some(ack),
+            Err(error) => {
+                attempt.started_ns = beside(attempt.started_ns);
+                return Err(Failure::publishing(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the inputs to the child and waits for its answer.
+    async fn compute(
+        &self,
+        child: Child,
+        session: NaiveDate,
+        partition: &str,
+        read: &Prefetched,
+        tell: watch::Sender<Option<Progress>>,
+    ) -> Result<(Finished, Option<Child>)> {
+        let manifest = &self.unit.manifest;
+        let inputs = read.inputs.iter().map(|input| InputHeader {
+            name: input.name.clone(),
+            receipt: receipt_json(&input.answer.receipt()),
+            window: input.window.clone(),
+        });
+        let request = Request::Run {
+            session: session.to_string(),
+            run_id: read.run_id.clone(),
+            as_of: read.as_of_ns.map(format_time).unwrap_or_default(),
+            partition: partition.to_owned(),
+            inputs: inputs.collect(),
+        };
+        let answers: Vec<_> = read.inputs.iter().map(|input| input.answer.clone()).collect();
+        let tables = tokio::task::spawn_blocking(move || {
+            answers
+                .iter()
+                .map(|answer| write_table(&answer.schema, &answer.batches))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let tables = tables
+            .await
+            .map_err(|e| Error::new(Code::Internal, format!("writing the inputs: {e}")))?
+            .map_err(|e| Error::new(Code::Unavailable, format!("the inputs do not fit into memory: {e}")))?;
+        let limits = Limits { time: manifest.timeout()?, memory_bytes: manifest.memory.0 };
+        let progress = |step: Progress| {
+            tracing::info!(done = step.done, total = step.total, note = step.note, "progress");
+            tell.send_replace(Some(step));
+        };
+        Ok(child.run(&request, &tables, limits, Span::current(), progress).await)
+    }
+}
+
+/// Says what the strategy says of its progress, the newest of each [`PROGRESS_EVERY`]. Never ends.
+async fn tell_progress(
+    status: &StatusSink,
+    mut told: watch::Receiver<Option<Progress>>,
+    running: impl Fn(Option<Progress>) -> Status,
+) {
+    while told.changed().await.is_ok() {
+        let newest = told.borrow_and_update().clone();
+        status.tell(running(newest));
+        tokio::time::sleep(PROGRESS_EVERY).await;
+    }
+    std::future::pending().await
+}
+
+/// The kept child, or a new one with the strategy imported.
+async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Finished>> {
+    if let Some(child) = kept.filter(Child::is_alive) {
+        return Ok(child);
+    }
+    let manifest = &unit.manifest;
+    let command = ChildCommand {
+        program: unit.python.clone(),
+        arguments: unit.arguments.clone(),
+        directory: Some(unit.bundle.clone()),
+        threads: manifest.cpu.ceil() as u32,
+    };
+    let load = Request::Load {
+        bundle: unit.bundle.display().to_string(),
+        module: manifest.module.clone(),
+        unit: manifest.unit.clone(),
+        function: manifest.function.clone(),
+    };
+    match Child::start(command).await {
+        Ok(child) => child.load(&load, manifest.memory.0, Span::current()).await,
+        Err(error) => Err(Box::new(Finished {
+            outcome: Outcome::System {
+                error: std::io::Error::new(
+                    error.kind(),
+                    format!("cannot start {} in {}: {error}", unit.python.display(), unit.bundle.display()),
+                ),
+            },
+            usage: Usage::default(),
+            tail: Vec::new(),
+            lines_dropped: 0,
+        })),
+    }
+}
+
+fn strategy_failure(manifest: &Manifest, session: NaiveDate, outcome: &Outcome, tail: &[String]) -> Failure {
+    let what = match outcome {
+        Outcome::TimedOut { .. } => pb::RunOutcome::TimedOut,
+        Outcome::OutOfMemory { .. } => pb::RunOutcome::OutOfMemory,
+        Outcome::Raised(raised) if raised.class == "MemoryError" => pb::RunOutcome::OutOfMemory,
+        _ => pb::RunOutcome::Failed,
+    };
+    let evidence = match outcome {
+        Outcome::Raised(raised) => raised.traceback.clone(),
+        _ => tail.join("\n"),
+    };
+    let skipped = evidence.chars().count().saturating_sub(ERROR_CHARS_MAX);
+    let evidence: String = evidence.chars().skip(skipped).collect();
+    let code = match outcome {
+        Outcome::System { .. } => Code::Unavailable,
+        _ => Code::InvalidRequest,
+    };
+    let mut error =
+        Error::new(code, format!("{} for {session} {outcome}", manifest.unit)).side(Side::Strategy);
+    if !evidence.is_empty() {
+        error = error.hint(format!("its last words:\n{evidence}"));
+    }
+    Failure { outcome: what, retryable: outcome.retryable(), error }
+}
+
+async fn validated(
+    manifest: &Arc<Manifest>,
+    spec: &DatasetSpec,
+    session: NaiveDate,
+    returned: Returned,
+) -> Result<RecordBatch> {
+    let (manifest, spec) = (manifest.clone(), spec.clone());
+    let check = move || validate_output(&manifest.unit, &spec, session, &returned.schema, &returned.batches);
+    tokio::task::spawn_blocking(check)
+        .await
+        .map_err(|e| Error::new(Code::Internal, format!("checking the result: {e}")))?
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn publish(
+    client: &Client,
+    manifest: &Manifest,
+    session: NaiveDate,
+    partition: &str,
+    read: &Prefetched,
+    attempt: &Attempt,
+    claim: &Claim,
+    rows: RecordBatch,
+) -> Result<pb::PublishAck> {
+    let record = pb::RunRecord {
+        attempt: attempt.number,
+        started_ns: attempt.started_ns,
+        user_us: attempt.usage.user_us,
+        system_us: attempt.usage.system_us,
+        rss_max_bytes: attempt.usage.rss_max_bytes,
+        trace_id: telemetry::trace_id(),
+        ..Default::default()
+    };
+    let header = pb::PublishHeader {
+        dataset: manifest.output.dataset.to_string(),
+        kind: pb::PublishKind::Session.into(),
+        session: session.to_string(),
+        partition: partition.to_owned(),
+        run_id: read.run_id.clone(),
+        unit: claim.unit.clone(),
+        instance: claim.instance.clone(),
+        epoch: attempt.epoch,
+        code_digest: manifest.code_digest.clone(),
+        inputs: read.receipts(),
+        record: Some(record),
+        ..Default::default()
+    };
+    client.publish(header, vec![rows]).await.map_err(|error| {
+        if error.code() == Code::Conflict && error.hint_text().is_empty() {
+            return error.hint(
+                "the same deployment has already published other rows for the same inputs: is the strategy a pure function?",
+            );
+        }
+        error
+    })
+}

@@ -1,0 +1,33 @@
+//! A deployed unit as it is declared: its manifest, when it is due, what it reads, and what it may publish.
+//!
+//! Everything here is pure, but for the one function that reads the manifest's file.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `manifest` | the unit's JSON file, checked |
+//! | `calendar` | sessions of exchanges |
+//! | `new_york` | the rules of the New York Stock Exchange |
+//! | `schedule` | which session is due |
+//! | `inputs` | from a session and declared inputs to requests |
+//! | `output` | a strategy's result, checked against the declaration |
+//! | `lossless` | a column in another type, every value unchanged |
+
+mod calendar;
+mod inputs;
+mod lossless;
+mod manifest;
+mod new_york;
+mod output;
+mod schedule;
+
+pub use calendar::{Calendar, Session, date_of, midnight_ns, parse_session};
+pub use inputs::{Window, plan};
+pub use lossless::{cast_unchanged, decimals_to_numbers, is_decimal, times_to_ns};
+pub use manifest::{
+    AsOf, Bytes, Columns, INPUTS_MAX, InputSpec, LOOKBACK_SESSIONS_MAX, Lookback, MANIFEST_VERSION, Manifest,
+    OUTPUT_CHUNK_NS, OutputSpec, RETRIES_MAX, Schedule, Star, SymbolsSpec, UNIT_BYTES_MAX, Upstream,
+};
+pub use output::validate_output;
+pub use schedule::{
+    CATCH_UP_SESSIONS_MAX, Coverage, Due, Published, ScheduleFacts, catch_up_from, due, named_is_ready,
+};

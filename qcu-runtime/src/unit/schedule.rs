@@ -1,0 +1,410 @@
+//! Which session is due. Pure: the clock, the calendar and what the grid says come in as arguments.
+//!
+//! The rule: a unit runs the sessions after the newest one it has published, oldest first, as each becomes ready. A unit
+//! that has published nothing starts at the newest ready session; history is a backfill's business, not the schedule's.
+//! A session is ready when its time has come (at close: close and delay have passed; after: every unit waited for has
+//! published it) and every input has come as far as the session. An input whose progress nobody states counts as having
+//! come as far as its newest row.
+//!
+//! What a unit waits for is the *session* of each unit upstream, not that it has come as far: after a failure or a backfill
+//! there may be a newer session without an older one. Sessions published with no rows leave no date behind; the newest
+//! of them shows in the watermark, and an older one counts as not published.
+
+use chrono::NaiveDate;
+use trellis_proto::{Code, DatasetName, Error, Result, pb, time::DAY_NS, time::parse_duration};
+
+use super::{
+    calendar::{Calendar, date_of, midnight_ns},
+    manifest::{Manifest, Schedule},
+};
+
+/// Sessions looked back at for what is due: a unit that was away longer than a quarter starts again at the newest.
+pub const CATCH_UP_SESSIONS_MAX: u32 = 66;
+
+/// How far one dataset has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Complete up to this event time, exclusive, if anybody said.
+    pub watermark_ns: Option<i64>,
+    /// Newest event time.
+    pub last_ts_ns: Option<i64>,
+}
+
+impl Coverage {
+    /// Of a description.
+    #[must_use]
+    pub fn of(description: &pb::DatasetDescription) -> Self {
+        Self { watermark_ns: description.watermark_ns, last_ts_ns: description.last_ts_ns }
+    }
+
+    /// Whether the dataset has come as far as `session`: complete past its midnight, or with a row in or after its day.
+    #[must_use]
+    pub fn covers(&self, session: NaiveDate) -> bool {
+        let Some(midnight) = midnight_ns(session) else { return false };
+        self.watermark_ns.is_some_and(|w| w >= midnight.saturating_add(DAY_NS))
+            || self.last_ts_ns.is_some_and(|last| last >= midnight)
+    }
+
+    /// The newest session of `calendar` that [`Coverage::covers`].
+    #[must_use]
+    pub fn newest(&self, calendar: Calendar) -> Option<NaiveDate> {
+        let by_watermark = self.watermark_ns.and_then(|w| date_of(w.checked_sub(DAY_NS)?));
+        let by_rows = self.last_ts_ns.and_then(date_of);
+        calendar.at_or_before(by_watermark.max(by_rows)?)
+    }
+}
+
+/// What a unit waited for has published.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// How far it has come.
+    pub progress: Coverage,
+    /// The sessions that it has rows for, as far back as they matter.
+    pub sessions: Vec<NaiveDate>,
+}
+
+impl Published {
+    /// Whether `session` itself was published.
+    #[must_use]
+    pub fn has(&self, session: NaiveDate) -> bool {
+        let Some(midnight) = midnight_ns(session) else { return false };
+        let newest_and_empty =
+            self.progress.watermark_ns.is_some_and(|w| w >= midnight.saturating_add(DAY_NS))
+                && self.progress.last_ts_ns.is_none_or(|last| last < midnight);
+        self.sessions.contains(&session) || newest_and_empty
+    }
+}
+
+/// What the schedule is decided from.
+#[derive(Debug, Clone, Default)]
+pub struct ScheduleFacts {
+    /// The unit's own output, if it exists.
+    pub output: Coverage,
+    /// Each input, in the order of the manifest.
+    pub inputs: Vec<Coverage>,
+    /// For `after`: each unit waited for, in the order of the manifest.
+    pub upstream: Vec<Published>,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// Run this session.
+    Run(NaiveDate),
+    /// Nothing before the time of a session.
+    At {
+        /// The next session.
+        session: NaiveDate,
+        /// Its close and the delay, nanoseconds UTC.
+        at_ns: i64,
+    },
+    /// Nothing until an input has come as far as the session.
+    Input {
+        /// The next session.
+        session: NaiveDate,
+        /// Name of the input.
+        input: String,
+        /// What it reads.
+        dataset: DatasetName,
+        /// The newest session that the dataset has come to.
+        reached: Option<NaiveDate>,
+    },
+    /// Nothing until the units waited for have published.
+    Upstream {
+        /// The session that is waited for; none where any new one will do.
+        session: Option<NaiveDate>,
+        /// Those that have not published it.
+        units: Vec<String>,
+    },
+    /// Nothing, ever, by itself.
+    Never,
+}
+
+/// What is due at `now_ns`.
+///
+/// # Errors
+/// `InvalidRequest` only for a manifest that [`Manifest::check`] refuses too.
+pub fn due(manifest: &Manifest, state: &ScheduleFacts, now_ns: i64) -> Result<Due> {
+    let calendar = manifest.calendar()?;
+    let published = state.output.newest(calendar);
+    match &manifest.schedule {
+        Schedule::Manual => Ok(Due::Never),
+        Schedule::AtClose { delay, .. } => {
+            let delay = parse_duration(delay)?;
+            let Some(closed) = calendar.newest_closed(now_ns, delay).map(|s| s.date) else {
+                return Ok(Due::Never);
+            };
+            // A person may publish a session that is yet to come: that is no reason to wait for the one after it.
+            let ahead = published.filter(|published| *published > closed);
+            let published = published.map(|published| published.min(closed));
+            if let Some(&session) = candidates(calendar, published, closed).first() {
+                return Ok(ready_or_waiting(manifest, calendar, state, session));
+            }
+            let next = calendar.next(closed);
+            let next = if next == ahead { next.and_then(|next| calendar.next(next)) } else { next };
+            let at = next.and_then(|date| calendar.session(date));
+            Ok(at.map_or(Due::Never, |session| Due::At {
+                session: session.date,
+                at_ns: session.close_ns.saturating_add(delay),
+            }))
+        }
+        Schedule::After { units } => {
+            let newest = state.upstream.iter().map(|up| up.progress.newest(calendar)).min().flatten();
+            let candidates = newest.map(|newest| candidates(calendar, published, newest)).unwrap_or_default();
+            let all_have = |session: &NaiveDate| state.upstream.iter().all(|up| up.has(*session));
+            let Some(session) = candidates.into_iter().find(all_have) else {
+                let units = units.iter().map(|up| up.unit.clone()).collect();
+                return Ok(Due::Upstream { session: None, units });
+            };
+            Ok(ready_or_waiting(manifest, calendar, state, session))
+        }
+    }
+}
+
+/// The sessions that may come next, the likeliest first: those after `published` up to `newest`, oldest first; if nothing,
+/// or nothing recent, was published, those up to `newest`, newest first.
+fn candidates(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDate) -> Vec<NaiveDate> {
+    let horizon = catch_up_from(calendar, newest).unwrap_or(newest);
+    let up_to_newest = |from: NaiveDate| calendar.range(from, newest).chain([newest]);
+    match published.and_then(|published| calendar.next(published)) {
+        Some(next) if next > newest => Vec::new(),
+        Some(next) if next >= horizon => up_to_newest(next).collect(),
+        _ => {
+            let mut all: Vec<NaiveDate> = up_to_newest(horizon).collect();
+            all.reverse();
+            all
+        }
+    }
+}
+
+/// The first session that is caught up with when `newest` is the newest.
+#[must_use]
+pub fn catch_up_from(calendar: Calendar, newest: NaiveDate) -> Option<NaiveDate> {
+    calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX))
+}
+
+fn ready_or_waiting(
+    manifest: &Manifest,
+    calendar: Calendar,
+    state: &ScheduleFacts,
+    session: NaiveDate,
+) -> Due {
+    let late = manifest.inputs.iter().zip(&state.inputs).find(|(input, progress)| {
+        // an input that ends before the session does not grow with it
+        input.until.is_none() && !progress.covers(session)
+    });
+    match late {
+        None => Due::Run(session),
+        Some((input, progress)) => Due::Input {
+            session,
+            input: input.name.clone(),
+            dataset: input.dataset.clone(),
+            reached: progress.newest(calendar),
+        },
+    }
+}
+
+/// For sessions that somebody named: may `session` run now? Only what `after` waits for is waited for; the clock and the
+/// inputs' progress are the caller's own business.
+///
+/// # Errors
+/// `InvalidRequest` if it is no session of the unit's calendar.
+pub fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: NaiveDate) -> Result<Due> {
+    if !manifest.calendar()?.is_session(session) {
+        let why = format!("{session} is no session of {}", manifest.calendar);
+        return Err(Error::new(Code::InvalidRequest, why));
+    }
+    if let Schedule::After { units } = &manifest.schedule {
+        let waiting: Vec<String> = units
+            .iter()
+            .zip(upstream)
+            .filter(|(_, published)| !published.has(session))
+            .map(|(up, _)| up.unit.clone())
+            .collect();
+        if !waiting.is_empty() {
+            return Ok(Due::Upstream { session: Some(session), units: waiting });
+        }
+    }
+    Ok(Due::Run(session))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::manifest::Upstream;
+    use super::*;
+
+    fn day(text: &str) -> NaiveDate {
+        text.parse().unwrap()
+    }
+
+    fn unit() -> Manifest {
+        let mut unit = Manifest::parse(include_str!("../../tests/golden/unit.json")).unwrap();
+        unit.inputs.truncate(1);
+        unit
+    }
+
+    fn after() -> Manifest {
+        let upstream = Upstream { unit: "mom".into(), dataset: "signals.mom".parse().unwrap() };
+        Manifest { schedule: Schedule::After { units: vec![upstream] }, ..unit() }
+    }
+
+    fn rows_to(date: &str) -> Coverage {
+        Coverage { watermark_ns: None, last_ts_ns: midnight_ns(day(date)) }
+    }
+
+    fn published(dates: &[&str]) -> Published {
+        Published {
+            progress: dates.iter().max().map(|date| rows_to(date)).unwrap_or_default(),
+            sessions: dates.iter().map(|date| day(date)).collect(),
+        }
+    }
+
+    /// 20 minutes after the close of a summer session.
+    fn evening(date: &str) -> i64 {
+        midnight_ns(day(date)).unwrap() + (20 * 60 + 20) * 60_000_000_000
+    }
+
+    fn state(output: Coverage, input: Coverage) -> ScheduleFacts {
+        ScheduleFacts { output, inputs: vec![input], upstream: vec![] }
+    }
+
+    #[test]
+    fn a_new_unit_starts_at_the_newest_closed_session() {
+        let got =
+            due(&unit(), &state(Coverage::default(), rows_to("2016-08-10")), evening("2016-08-10")).unwrap();
+        assert_eq!(got, Due::Run(day("2016-08-10")));
+    }
+
+    #[test]
+    fn before_close_and_delay_the_session_waits_for_its_time() {
+        let state = state(rows_to("2016-08-09"), rows_to("2016-08-09"));
+        let got = due(&unit(), &state, evening("2016-08-10") - 1).unwrap();
+        assert_eq!(got, Due::At { session: day("2016-08-10"), at_ns: evening("2016-08-10") });
+    }
+
+    #[test]
+    fn a_unit_that_was_away_catches_up_oldest_first() {
+        let state = state(rows_to("2016-08-05"), rows_to("2016-08-10"));
+        let got = due(&unit(), &state, evening("2016-08-10")).unwrap();
+        assert_eq!(got, Due::Run(day("2016-08-08")), "the Monday after the Friday");
+    }
+
+    #[test]
+    fn a_unit_that_was_away_for_long_starts_again_at_the_newest() {
+        let state = state(rows_to("2016-01-05"), rows_to("2016-08-10"));
+        assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), Due::Run(day("2016-08-10")));
+    }
+
+    #[test]
+    fn an_input_that_has_not_come_is_waited_for_by_name() {
+        let state = state(rows_to("2016-08-09"), rows_to("2016-08-09"));
+        let expected = Due::Input {
+            session: day("2016-08-10"),
+            input: "px".into(),
+            dataset: "equities.daily".parse().unwrap(),
+            reached: Some(day("2016-08-09")),
+        };
+        assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_session_that_somebody_published_before_its_time_is_no_reason_to_wait_for_the_one_after_it() {
+        let state = state(rows_to("2016-08-15"), rows_to("2016-08-10"));
+        let waits = Due::At { session: day("2016-08-11"), at_ns: evening("2016-08-11") };
+        assert_eq!(due(&unit(), &state, evening("2016-08-10")).unwrap(), waits);
+        let near = ScheduleFacts { output: rows_to("2016-08-11"), ..state.clone() };
+        let waits = Due::At { session: day("2016-08-12"), at_ns: evening("2016-08-12") };
+        assert_eq!(due(&unit(), &near, evening("2016-08-10")).unwrap(), waits);
+        let state = ScheduleFacts { inputs: vec![rows_to("2016-08-16")], ..state };
+        assert_eq!(due(&unit(), &state, evening("2016-08-16")).unwrap(), Due::Run(day("2016-08-16")));
+    }
+
+    #[test]
+    fn a_session_published_without_rows_is_covered_by_the_watermark() {
+        let end = midnight_ns(day("2016-08-11"));
+        let output = Coverage { watermark_ns: end, last_ts_ns: midnight_ns(day("2016-08-09")) };
+        let got = due(&unit(), &state(output, rows_to("2016-08-10")), evening("2016-08-10")).unwrap();
+        assert_eq!(got, Due::At { session: day("2016-08-11"), at_ns: evening("2016-08-11") });
+    }
+
+    #[test]
+    fn after_runs_what_every_upstream_has_published() {
+        let mut now = ScheduleFacts {
+            output: Coverage::default(),
+            inputs: vec![rows_to("2016-08-10")],
+            upstream: vec![Published::default()],
+        };
+        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Upstream { session: None, .. }));
+        now.upstream = vec![published(&["2016-08-10"])];
+        assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "whatever the clock says");
+        now.output = rows_to("2016-08-10");
+        assert!(matches!(due(&after(), &now, 0).unwrap(), Due::Upstream { .. }));
+    }
+
+    #[test]
+    fn a_session_that_upstream_skipped_is_not_run() {
+        let mut now = ScheduleFacts {
+            output: rows_to("2016-08-05"),
+            inputs: vec![rows_to("2016-08-10")],
+            upstream: vec![],
+        };
+        now.upstream = vec![published(&["2016-08-05", "2016-08-09", "2016-08-10"])];
+        assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-09")), "there is no 2016-08-08");
+        let waiting = named_is_ready(&after(), &now.upstream, day("2016-08-08")).unwrap();
+        assert!(matches!(waiting, Due::Upstream { .. }));
+        now.upstream.push(published(&["2016-08-10"]));
+        assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "what all have");
+    }
+
+    #[test]
+    fn an_upstream_session_without_rows_counts_while_it_is_the_newest() {
+        let mut up = published(&["2016-08-09"]);
+        up.progress.watermark_ns = midnight_ns(day("2016-08-11"));
+        assert!(up.has(day("2016-08-10")) && up.has(day("2016-08-09")) && !up.has(day("2016-08-08")));
+        assert!(!up.has(day("2016-08-11")));
+    }
+
+    #[test]
+    fn a_named_session_waits_only_for_upstream_units() {
+        let session = day("2016-08-10");
+        assert_eq!(named_is_ready(&unit(), &[], session).unwrap(), Due::Run(session));
+        let waiting = named_is_ready(&after(), &[published(&["2016-08-09"])], session).unwrap();
+        assert!(matches!(waiting, Due::Upstream { session: Some(s), .. } if s == session));
+        assert_eq!(
+            named_is_ready(&after(), &[published(&["2016-08-10"])], session).unwrap(),
+            Due::Run(session)
+        );
+        assert!(named_is_ready(&unit(), &[], day("2016-08-13")).is_err());
+    }
+
+    proptest! {
+        /// A model of a unit's life: whatever the gaps in its attention, it publishes each session at most once, in
+        /// order, never before its time.
+        #[test]
+        fn a_unit_publishes_in_order_each_session_once_and_never_early(hours in proptest::collection::vec(0_i64..200, 1..60)) {
+            let (unit, calendar) = (unit(), Calendar::named("XNYS").unwrap());
+            let mut now = evening("2016-03-01");
+            let mut published: Vec<NaiveDate> = vec![];
+            for step in hours {
+                now += step * 3_600_000_000_000;
+                let output = Coverage { watermark_ns: None, last_ts_ns: published.last().and_then(|d| midnight_ns(*d)) };
+                let data = Coverage { watermark_ns: None, last_ts_ns: Some(now) };
+                match due(&unit, &state(output, data), now).unwrap() {
+                    Due::Run(session) => {
+                        prop_assert!(calendar.session(session).unwrap().close_ns + 20 * 60_000_000_000 <= now);
+                        prop_assert!(published.last().is_none_or(|last| *last < session));
+                        published.push(session);
+                    }
+                    Due::At { session, at_ns } => {
+                        prop_assert!(at_ns > now && published.last().is_none_or(|last| *last < session));
+                    }
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            let gaps = published.windows(2).filter(|two| calendar.next(two[0]) != Some(two[1])).count();
+            prop_assert!(gaps <= 60 / 2);
+        }
+    }
+}
