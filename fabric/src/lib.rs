@@ -14,6 +14,7 @@
 //! | [`retry`] | pauses between attempts, with jitter |
 //! | [`clock`] | the time of day |
 //! | [`alloc`] | the allocators |
+//! | [`process`] | the one shape of every `main` |
 //! | [`shutdown`] | the signal that ends a process |
 //! | `gate` | knows which requests still run |
 //! | `rpc` | the span of one RPC, at either end |
@@ -27,6 +28,7 @@ mod coalesce;
 pub mod discovery;
 pub mod env;
 mod gate;
+pub mod process;
 pub mod retry;
 mod rpc;
 pub mod serve;

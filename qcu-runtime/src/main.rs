@@ -1,14 +1,14 @@
-//! The supervisor of one unit: configuration, telemetry, and working until a signal.
+//! The supervisor of one unit.
 
 use std::process::ExitCode;
 
 use trellis_fabric::{
     alloc::MiMalloc,
-    env::{self, Env},
+    env::format_bytes,
+    process::{self, Program, Start},
     shutdown,
-    telemetry::Telemetry,
 };
-use trellis_proto::Code;
+use trellis_proto::Error;
 use trellis_qcu::{
     config::{Config, VARS},
     service,
@@ -17,32 +17,26 @@ use trellis_qcu::{
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-const ABOUT: &str =
-    "One Trellis unit: holds its lease, runs its strategy when it is due, publishes the results.";
+const PROGRAM: Program = Program {
+    name: "qcu",
+    about: "One Trellis unit: holds its lease, runs its strategy when it is due, publishes the results.",
+    service: "trellis-qcu",
+    vars: VARS,
+};
 
 fn main() -> ExitCode {
-    let mode = env::cli("qcu", ABOUT, VARS);
-    let config = env::resolve("qcu", mode, Config::from_env(Env::from_process(VARS)));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("qcu: cannot start its threads: {error}");
-            return ExitCode::from(Code::Unavailable.exit_code());
-        }
-    };
-    let ended = runtime.block_on(async {
-        let telemetry = Telemetry::init("trellis-qcu", &config.unit.manifest.unit);
-        let ended = service::run(config, shutdown::signal()).await;
-        telemetry.shutdown().await;
-        ended
-    });
-    // what still blocks a thread (a merge, a digest) is not waited for
-    runtime.shutdown_background();
-    match ended {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("qcu: {error}");
-            ExitCode::from(error.code().exit_code())
-        }
-    }
+    let exit_code = |error: &Error| error.code().exit_code();
+    process::run(PROGRAM, Config::from_env, |config| &config.unit.manifest.unit, exit_code, qcu)
+}
+
+async fn qcu(config: Config, start: Start) -> Result<u8, Error> {
+    let unit = &config.unit;
+    start.tell(&[
+        ("heads", config.url.clone()),
+        ("output", unit.manifest.output.dataset.to_string()),
+        ("memory", format_bytes(unit.manifest.memory.0)),
+        ("folder", unit.bundle.display().to_string()),
+        ("python", unit.python.display().to_string()),
+    ]);
+    service::run(config, shutdown::signal()).await
 }

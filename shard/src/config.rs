@@ -1,6 +1,6 @@
 //! What a shard is told when it starts. Parsed whole, and refused, before any port is bound.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use serde::Deserialize;
 use trellis_fabric::env::{self, ConfigError, Env, Var};
@@ -146,8 +146,8 @@ impl Config {
     ///
     /// # Errors
     /// Every variable that is missing or makes no sense, at once.
-    pub fn from_env(mut env: Env) -> Result<(Self, String), ConfigError> {
-        let listen = env.string(&env::LISTEN);
+    pub fn from_env(mut env: Env) -> Result<(Self, SocketAddr), ConfigError> {
+        let listen = env.parse(&env::LISTEN);
         let lake = env.with(&LAKE, |text| lake_url(text).map_err(|e| e.message().to_owned()));
         let index = env.parse::<u32>(&INDEX);
         let count = env.parse::<u32>(&COUNT);

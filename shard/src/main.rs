@@ -1,47 +1,44 @@
-//! The shard's process: environment, telemetry, build, serve until a signal, drain.
+//! The shard's process.
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, process::ExitCode};
 
-use tokio::net::TcpListener;
-use trellis_fabric::{alloc::MiMalloc, env, serve, shutdown, telemetry::Telemetry};
+use trellis_fabric::{
+    alloc::MiMalloc,
+    env::format_bytes,
+    process::{self, LISTEN_HINT, Program, Start},
+    serve, shutdown,
+};
+use trellis_proto::{Code, Error};
 use trellis_shard::{Config, config::VARIABLES};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-fn main() -> anyhow::Result<ExitCode> {
-    let mode = env::cli(
-        "shard",
-        "serves chunks of a lake's datasets, and commits what is published to them",
-        VARIABLES,
-    );
-    let (config, listen) = env::resolve("shard", mode, Config::from_env(env::Env::from_process(VARIABLES)));
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve_until_signal(config, &listen))
+const PROGRAM: Program = Program {
+    name: "shard",
+    about: "serves chunks of a lake's datasets, and commits what is published to them",
+    service: "trellis-shard",
+    vars: VARIABLES,
+};
+
+fn main() -> ExitCode {
+    let exit_code = |error: &Error| error.code().exit_code();
+    process::run(PROGRAM, Config::from_env, |(config, _)| &config.id, exit_code, shard)
 }
 
-async fn serve_until_signal(config: Config, listen: &str) -> anyhow::Result<ExitCode> {
-    let telemetry = Telemetry::init("trellis-shard", &config.id);
-    let listener = match TcpListener::bind(listen).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(listen, %error, "the address cannot be listened on");
-            telemetry.shutdown().await;
-            return Ok(ExitCode::from(2));
-        }
+async fn shard((config, listen): (Config, SocketAddr), start: Start) -> Result<u8, Error> {
+    let (listener, address) =
+        process::listen(listen).await.map_err(|why| Error::new(Code::Unavailable, why).hint(LISTEN_HINT))?;
+    let id = config.id.clone();
+    let parts = [
+        ("address", address.to_string()),
+        ("lake", config.lake.to_string()),
+        ("shards", config.shards.join(" ")),
+        ("memory for publishes", format_bytes(config.limits.pending_bytes_max as u64)),
+    ];
+    let ready = move || {
+        start.tell(&parts);
+        serve::print_ready("shard", &id, address);
     };
-    let (id, address) = (config.id.clone(), listener.local_addr()?);
-    let ready = move || serve::print_ready("shard", &id, address);
-    let ended = trellis_shard::run_and(config, listener, shutdown::signal(), ready).await;
-    let code = match &ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(%error, "the shard cannot serve");
-            ExitCode::from(error.code().exit_code())
-        }
-    };
-    telemetry.shutdown().await;
-    Ok(code)
+    trellis_shard::run_and(config, listener, shutdown::signal(), ready).await.map(|()| 0)
 }

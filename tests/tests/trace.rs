@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path, process::Stdio, time::Duration};
 
 use serde_json::json;
 use trellis_fabric::testing::{OtlpReceiver, Received};
-use trellis_proto::time::parse_time;
+use trellis_proto::{Code, time::parse_time};
 use trellis_tests::{
     grid::{import, spec},
     oracle::Row,
@@ -57,7 +57,8 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
         node.set("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()).set("OTEL_BSP_SCHEDULE_DELAY", "50");
         node.start().unwrap();
     }
-    let client = client(&[head.addr()], "loader", PATIENCE).await.unwrap();
+    let head_addr = head.addr();
+    let client = client(&[head_addr], "loader", PATIENCE).await.unwrap();
     let spec = spec("equities.daily", &["close"]);
     let ts = parse_time(SESSION).unwrap();
     let row = Row { symbol: "AMZN".into(), ts, known_at: 0, values: vec![Some(768.5)] };
@@ -82,4 +83,71 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
         Err(received) => panic!("no trace has all three services: {:#?}", received.spans),
     };
     assert_eq!(services, ["trellis-head", "trellis-qcu", "trellis-shard"].map(String::from).into());
+
+    let starts =
+        ["head-node head-0 starts: version ", "shard shard-0 starts: version ", "qcu echo starts: version "];
+    let told = receiver.until(PATIENCE, |received| {
+        let told = |start| received.logs.iter().any(|log| log.body.starts_with(start));
+        starts.iter().all(|start| told(*start)).then(|| received.logs.clone())
+    });
+    let told = told.await.unwrap_or_else(|received| panic!("a start line is missing: {:#?}", received.logs));
+    let head = told.iter().find(|log| log.body.starts_with(starts[0])).unwrap();
+    for part in
+        [format!("address {}", head_addr), static_url(&[shard.addr()]), "memory ".into(), receiver.endpoint()]
+    {
+        assert!(head.body.contains(&part), "{part} is not in: {}", head.body);
+    }
+}
+
+/// Runs a program that cannot start: its exit code and what it writes to stderr.
+async fn failed_start(program: &str, env: &[(&str, &str)]) -> (i32, String) {
+    let process = tokio::process::Command::new(binary(program).unwrap())
+        .env_clear()
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output();
+    let out = tokio::time::timeout(PATIENCE, process).await.unwrap().unwrap();
+    assert!(out.stdout.is_empty(), "{program} is not ready");
+    (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_cannot_start_says_why_last_and_has_pushed_its_telemetry() {
+    let receiver = OtlpReceiver::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    bundle(folder.path());
+    let (lake, unit) =
+        (folder.path().display().to_string(), folder.path().join("unit.json").display().to_string());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let nobody = "static://127.0.0.1:9";
+    let endpoint = receiver.endpoint();
+    let otlp = ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str());
+
+    let refused = format!("cannot listen on {listen}: ");
+    let away = format!("no head node answers at {nobody}: ");
+    let head = [otlp, ("TRELLIS_LISTEN", &listen), ("TRELLIS_ID", "head-0"), ("TRELLIS_SHARDS", nobody)];
+    let shard = [otlp, ("TRELLIS_LISTEN", &listen), ("TRELLIS_LAKE", &lake)];
+    let qcu = [otlp, ("TRELLIS_URL", nobody), ("TRELLIS_UNIT_FILE", &unit), ("TRELLIS_CONNECT_MS", "200")];
+    let programs: [(&str, &[(&str, &str)], &str, &str); 3] = [
+        ("head-node", &head, "trellis-head", &refused),
+        ("shard", &shard, "trellis-shard", &refused),
+        ("qcu", &qcu, "trellis-qcu", &away),
+    ];
+    for (program, env, service, why) in programs {
+        let (code, stderr) = failed_start(program, env).await;
+        assert_eq!(code, i32::from(Code::Unavailable.exit_code()), "{stderr}");
+        let last = stderr.lines().last().unwrap();
+        assert!(last.starts_with(&format!("{program}: ")) && stderr.contains(why), "{stderr}");
+        // it has ended: what it did not push before is lost
+        let received = receiver.received();
+        let pushed = received.logs.iter().any(|log| {
+            log.resource["service.name"] == service
+                && log.attributes.get("error").is_some_and(|e| e.contains(why))
+        });
+        assert!(pushed, "{program} did not push its error: {:#?}", received.logs);
+    }
 }
