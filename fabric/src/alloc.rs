@@ -1,26 +1,27 @@
 //! The allocators of the grid's processes.
 //!
-//! Chunks and messages are buffers of 2 KB to 1 MiB, many of which live for milliseconds. Shards, units and the extension
-//! module use [`MiMalloc`]: it keeps such memory for the next buffer, where glibc gives it back to the kernel and has it faulted in
-//! again: a third of the CPU time of a reader of large answers. A program chooses it by
+//! Chunks and messages are buffers of 2 KB to 1 MiB, and many live for milliseconds only. Shards, units and the extension module use
+//! [`MiMalloc`], which keeps freed memory for the next buffer. glibc gives it back to the kernel and takes it again, which
+//! costs a reader of large answers a third of its CPU time. A program chooses mimalloc by
 //! `#[global_allocator] static ALLOCATOR: MiMalloc = MiMalloc;`.
 //!
-//! A head's memory is bounded, and mimalloc's pages belong to one size of block: those of five thousand requests that have
-//! ended served no chunk, nor went back to the kernel, because a few requests of slow readers lived in each. The process took 1.3
-//! to 1.4 times its budget where glibc, told to ([`bound`]), takes 0.90 to 1.07.
+//! A head's memory is bounded, so a head uses glibc's allocator with the options of [`bound`]. In mimalloc a page holds blocks of one
+//! size. After five thousand requests had ended, their pages could neither hold chunks nor go back to the kernel, because a few
+//! requests of slow readers lived in each page. The process took 1.3 to 1.4 times its budget; with glibc it takes 0.90 to 1.07.
 
 pub use mimalloc::MiMalloc;
 
-/// Arenas of glibc's allocator; eight for each core otherwise, and what is free in one serves no thread of another. With one, a head
-/// whose memory was full took 0.90 to 1.07 times its budget, with two 0.94 to 1.15; a herd, and a shift of the working set, took
-/// as long. Measured on two cores only: where many more threads wait for each other here, `MALLOC_ARENA_MAX` says otherwise.
+/// Arenas of glibc's allocator. The default is eight for each core, and free memory of one arena serves no other. With one arena, a
+/// head with a full memory took 0.90 to 1.07 times its budget, with two arenas 0.94 to 1.15; a herd and a shift of the
+/// working set took as long with either. Measured on two cores. On many cores threads may wait for each other here; then set
+/// `MALLOC_ARENA_MAX`.
 const ARENAS: libc::c_int = 1;
 
-/// Buffers above this are mapped, and unmapped when they are freed: larger than a message, of which many are made and freed a
-/// second. glibc's own bound is 128 KiB in the beginning, and grows.
+/// Larger buffers are mapped, and unmapped when they are freed. The bound is above the size of a message, because a head makes and
+/// frees many messages each second. glibc's own bound begins at 128 KiB and grows.
 const MMAP_BYTES: libc::c_int = 4 << 20;
 
-/// What is free at an arena's end goes back to the kernel above this: room for a message of each of sixteen clients.
+/// Free memory at the end of an arena above this goes back to the kernel. It is room for a message of each of sixteen clients.
 const TRIM_BYTES: libc::c_int = 16 << 20;
 
 /// Option of glibc's allocator, the environment's name for it, and its value here.
@@ -30,18 +31,18 @@ const OPTIONS: [(libc::c_int, &str, libc::c_int); 3] = [
     (libc::M_TRIM_THRESHOLD, "MALLOC_TRIM_THRESHOLD_", TRIM_BYTES),
 ];
 
-/// For a process whose memory is bounded and whose allocator is glibc's: what one kind of load has left behind serves the next, or
-/// is given back, and there are no huge pages of which a small part is in use. What the environment says of an option stays. To be
-/// called first in `main`.
+/// Tunes glibc's allocator for a process whose memory is bounded. Memory that one kind of load has freed then serves the next one or
+/// goes back to the kernel, and there are no huge pages. An option that the environment sets stays as it is. Call it first in
+/// `main`.
 ///
-/// Not for the extension module: huge pages are the whole process's, and a researcher's arrays want them.
+/// Do not call it in the extension module: it switches huge pages off for the whole process, and a researcher's arrays need them.
 pub fn bound() {
     set_options();
     // SAFETY: a request to the kernel that takes no pointers. An old kernel refuses it, which costs memory only.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
-/// Returns those that the allocator does not take.
+/// Returns the names of the options that the allocator refuses.
 fn set_options() -> Vec<&'static str> {
     let free = OPTIONS.into_iter().filter(|(_, name, _)| std::env::var_os(name).is_none());
     // SAFETY: the allocator's function for this, while no other thread runs that could look at the options.

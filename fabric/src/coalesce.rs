@@ -1,11 +1,11 @@
-//! Small writes that follow each other at once, as one.
+//! Sends small writes that follow each other as one.
 //!
-//! HTTP/2 writes what it knows of and flushes. A gRPC request is two frames that come from two tasks, HEADERS and then DATA;
-//! so it becomes two system calls, two packets and two wake-ups at the peer, which can do nothing with the first. A
-//! flush of little therefore lets the tasks that are ready run once before it writes: what they add goes along.
-//! Nothing waits for a timer, and what is large passes through uncopied; what follows it is its end, and goes at once.
+//! A gRPC request is two frames from two tasks, HEADERS and then DATA, and HTTP/2 flushes after each. That would be two system calls,
+//! two packets and two wake-ups of the peer, which can do nothing with the first. So before a small write is sent, the
+//! tasks that are ready run once, and their bytes go out with it. No timer is involved. A large write is not copied, and the small
+//! write after it, the end of an answer, goes out at once.
 //!
-//! Nagle's algorithm, which does this in the kernel, waits for the peer's acknowledgement: tens of milliseconds.
+//! Nagle's algorithm does the same in the kernel, but it waits for the peer's acknowledgement: tens of milliseconds.
 
 use std::{
     io::{self, IoSlice},
@@ -16,16 +16,16 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes held back at most. A request, or the end of an answer, is some hundred bytes; what is much larger is worth a system
-/// call of its own, and is not copied.
+/// Most bytes that are held back. A request, or the end of an answer, has some hundred bytes. A much larger write is worth a system
+/// call of its own.
 const HELD_MAX: usize = 4 << 10;
 
-/// A connection whose small writes are sent together. What was written is sent at the flush, as `AsyncWrite` says.
+/// A connection that sends small writes together. The flush sends them, as `AsyncWrite` demands.
 #[derive(Debug)]
 pub(crate) struct Coalesced<T> {
     inner: T,
     held: BytesMut,
-    /// Others have been let run since the last byte was held back, or need not be.
+    /// Whether the flush may send at once: other tasks have run since the last write, or need not run.
     yielded: bool,
 }
 
@@ -80,7 +80,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
             return Poll::Ready(Ok(len));
         }
         this.yielded = true;
-        // In order, and in one call: what was held back, then these.
+        // in order, and in one call: first the held bytes, then these
         while !this.held.is_empty() {
             let mut all = Vec::with_capacity(1 + bufs.len());
             all.push(IoSlice::new(&this.held));
@@ -107,7 +107,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
         if !self.held.is_empty() {
             if !self.yielded {
                 self.yielded = true;
-                // behind the tasks that are ready now
+                // polled again after the tasks that are ready now
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// A gate: guards may enter until it is closed; whoever closes it waits for those inside.
+/// A gate: guards may enter until it is closed.
 ///
 /// Clones are the same gate. Entering costs one short lock.
 #[derive(Clone, Debug, Default)]
@@ -30,11 +30,11 @@ struct Inner {
 struct State {
     closed: bool,
     next_id: u64,
-    /// By order of entry, so that the oldest is named first.
+    /// Ordered by entry, so that the oldest is named first.
     inside: BTreeMap<u64, Cow<'static, str>>,
 }
 
-/// The gate is closed; nothing may enter any more.
+/// The gate is closed: no guard may enter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("shutting down")]
 pub(crate) struct Closed;
@@ -45,7 +45,7 @@ impl Gate {
         Self::default()
     }
 
-    /// Enters, under a name that will be told if the guard is still held when a drain times out.
+    /// Enters under a name, by which the guard is told if a drain times out.
     ///
     /// # Errors
     /// [`Closed`] once [`Gate::close`] was called.
@@ -61,7 +61,7 @@ impl Gate {
         Ok(Guard { inner: self.inner.clone(), id })
     }
 
-    /// Lets nobody in any more. Idempotent; does not wait.
+    /// Lets no further guard in. It does not wait. A second call does nothing.
     pub(crate) fn close(&self) {
         let mut state = self.inner.lock();
         state.closed = true;
@@ -71,7 +71,7 @@ impl Gate {
         }
     }
 
-    /// How many guards are held now.
+    /// Number of guards that are held now.
     pub(crate) fn len(&self) -> usize {
         self.inner.lock().inside.len()
     }
@@ -84,7 +84,7 @@ impl Gate {
     /// Resolves when the gate is closed and the last guard is gone. Cancel safe; any number may wait.
     pub(crate) async fn emptied(&self) {
         loop {
-            // Registered before the state is looked at, so that a wake-up in between is not lost.
+            // registered before the look at the state, so that no wake-up in between is lost
             let mut woken = std::pin::pin!(self.inner.empty.notified());
             woken.as_mut().enable();
             {
@@ -99,7 +99,7 @@ impl Gate {
 }
 
 impl Inner {
-    /// The state is only ever changed whole, so a panic elsewhere cannot leave it torn: poison is ignored.
+    /// Ignores poison: no panic can leave the state half changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -119,7 +119,7 @@ fn fold<'a>(names: impl Iterator<Item = &'a Cow<'static, str>>) -> Vec<String> {
         .collect()
 }
 
-/// Held while work runs; leaving is dropping it.
+/// Held while work runs. Dropping it leaves the gate.
 #[derive(Debug)]
 #[must_use = "work is inside the gate only while its guard is held"]
 pub(crate) struct Guard {

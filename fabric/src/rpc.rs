@@ -11,10 +11,10 @@ use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 use tracing::{Span, field::Empty};
 
-/// Metadata that names the unit on whose behalf a call is made.
+/// Metadata with the name of the unit that calls.
 pub const UNIT: HeaderName = HeaderName::from_static("trellis-unit");
 
-/// The target of these spans, so that a filter can name them.
+/// The target of these spans, for filters.
 const TARGET: &str = "trellis::rpc";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +60,12 @@ pub(crate) fn record(span: &Span, code: Code) {
 
 /// Keeps `span` until the answer's last frame, and records its status.
 pub(crate) fn observe(response: Response<Body>, span: Span) -> Response<Body> {
-    // none, and also disabled by a filter
+    // nothing is exported, or a filter disables the span
     if span.is_disabled() {
         return response;
     }
     if let Some(status) = Status::from_header_map(response.headers()) {
-        // an answer of headers only
+        // the answer has headers only
         record(&span, status.code());
         return response;
     }

@@ -1,10 +1,9 @@
 //! The signal that ends a process.
 
-/// Resolves at the first SIGTERM (orchestrators) or SIGINT (people), and says which in the log.
+/// Resolves at the first SIGTERM (orchestrators) or SIGINT (people), and logs which one it was.
 ///
-/// The handlers are installed when the future is first polled and stay installed: a second signal does not
-/// end the process by itself. Where handlers cannot be installed the future never resolves, which leaves
-/// SIGKILL. Cancel safe.
+/// The first poll installs the handlers. They stay installed, so a second signal does not end the process by itself. If handlers
+/// cannot be installed, the future never resolves, and only SIGKILL ends the process. Cancel safe.
 pub async fn signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) =

@@ -1,7 +1,7 @@
-//! An OTLP collector for tests: a real gRPC server on loopback that keeps what it is sent.
+//! An OTLP collector for tests: a real gRPC server on loopback that keeps all telemetry that it gets.
 //!
-//! It runs on a thread and a runtime of its own, so that a test may block its runtime, or have none, and
-//! telemetry still arrives. Nothing sleeps: [`OtlpReceiver::until`] wakes at each arrival.
+//! It has its own thread and runtime, so telemetry arrives even if a test blocks its runtime or has none. Nothing sleeps:
+//! [`OtlpReceiver::until`] wakes at each arrival.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ use tonic::{Request, Response, Status, transport::Server};
 
 pub use opentelemetry_proto;
 
-/// Attributes as text: what tests compare.
+/// Attributes as text, for comparisons.
 pub type Attributes = BTreeMap<String, String>;
 
 /// A span that arrived.
@@ -44,7 +44,7 @@ pub type Attributes = BTreeMap<String, String>;
 pub struct ReceivedSpan {
     /// Attributes of the process that sent it.
     pub resource: Attributes,
-    /// `service/method` or whatever the span is called.
+    /// Its name: `service/method` for an RPC.
     pub name: String,
     /// Hexadecimal.
     pub trace_id: String,
@@ -54,7 +54,7 @@ pub struct ReceivedSpan {
     pub parent_span_id: String,
     /// Its attributes.
     pub attributes: Attributes,
-    /// As it was sent.
+    /// The message as it was sent.
     pub raw: Span,
 }
 
@@ -73,7 +73,7 @@ pub struct ReceivedLog {
     pub attributes: Attributes,
 }
 
-/// A metric that arrived, as of one export.
+/// A metric of one export.
 #[derive(Clone, Debug)]
 pub struct ReceivedMetric {
     /// Attributes of the process that sent it.
@@ -82,13 +82,12 @@ pub struct ReceivedMetric {
     pub name: String,
     /// Its unit.
     pub unit: String,
-    /// As it was sent.
+    /// The message as it was sent.
     pub raw: Metric,
 }
 
 impl ReceivedMetric {
-    /// The sum of a counter's (or the values of a gauge's) points that have all of `attributes`. `None` if
-    /// there is none, or it is a histogram.
+    /// The sum of the points of a counter or gauge that have all of `attributes`. `None` if there is no such point, or for a histogram.
     pub fn total(&self, attributes: &[(&str, &str)]) -> Option<f64> {
         let points = match &self.raw.data {
             Some(Data::Sum(sum)) => &sum.data_points,
@@ -110,7 +109,7 @@ impl ReceivedMetric {
     }
 }
 
-/// All that arrived so far, in the order of arrival.
+/// Everything that has arrived, in the order of arrival.
 #[derive(Clone, Debug, Default)]
 pub struct Received {
     /// Spans.
@@ -179,20 +178,20 @@ impl OtlpReceiver {
         Ok(Self { addr, shared, arrivals, _stop: stop })
     }
 
-    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` is to be set to.
+    /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// A copy of all that arrived so far.
+    /// A copy of everything that has arrived.
     pub fn received(&self) -> Received {
         self.shared.lock().clone()
     }
 
-    /// Waits until `condition` gives something, looking at each arrival, for at most `timeout`.
+    /// Waits until `condition` returns a value, for at most `timeout`. It looks at each arrival. Cancel safe.
     ///
     /// # Errors
-    /// All that arrived, for the test's message. Cancel safe.
+    /// Everything that has arrived, for the test's message.
     pub async fn until<T>(
         &self,
         timeout: Duration,

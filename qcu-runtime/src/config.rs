@@ -26,16 +26,16 @@ const SESSIONS: Var = Var::optional(
 const EXIT_WHEN_DONE: Var = Var::or(
     "TRELLIS_EXIT_WHEN_DONE",
     "false",
-    "with TRELLIS_SESSIONS: true ends the process after them, its exit code saying how they ended",
+    "with TRELLIS_SESSIONS: true ends the process after those sessions; the exit code says how they ended",
 );
 const DEPLOYMENT: Var = Var::optional(
     "TRELLIS_DEPLOYMENT",
-    "name of this deployment, the same after a restart: deploying again may publish a session again, a restart does not",
+    "name of this deployment, the same after a restart: a new deployment may publish a session again, a restart does not",
 );
 const TAKE_OVER: Var = Var::or(
     "TRELLIS_TAKE_OVER",
     "false",
-    "true takes the lease though another process holds it, or the output was another unit's",
+    "true takes the lease even if another process holds it, or the output belongs to another unit",
 );
 const LEASE_TTL_MS: Var = Var::or(
     "TRELLIS_LEASE_TTL_MS",
@@ -47,7 +47,7 @@ const LEASE_WAIT_MS: Var =
 const CONNECT_MS: Var =
     Var::or("TRELLIS_CONNECT_MS", "60000", "milliseconds to wait at start for a head node that answers");
 
-/// Of a deployment's name: it is a part of every run's id.
+/// Longest name of a deployment: it is a part of every run's id.
 const DEPLOYMENT_BYTES_MAX: usize = 32;
 
 /// Every variable of `qcu`.
@@ -72,13 +72,13 @@ pub const VARS: &[Var] = &[
 pub struct Config {
     /// The grid.
     pub url: String,
-    /// What to run.
+    /// The unit that the process runs.
     pub unit: Unit,
-    /// Run exactly these, if any.
+    /// If not empty: run exactly these.
     pub sessions: Vec<NaiveDate>,
-    /// End after them.
+    /// End the process after `sessions`.
     pub exit_when_done: bool,
-    /// Take the lease from whoever holds it.
+    /// Take the lease from the process that holds it.
     pub take_over: bool,
     /// See [`TTL`].
     pub lease_ttl: Duration,
@@ -86,7 +86,7 @@ pub struct Config {
     pub lease_wait: Duration,
     /// How long to wait for the grid at start.
     pub connect: Duration,
-    /// From the signal to the end.
+    /// Longest time from the signal to the end of the process.
     pub drain: Duration,
 }
 
@@ -151,7 +151,7 @@ impl Config {
             url: url?,
             unit: Unit {
                 manifest: Arc::new(manifest),
-                // the child starts in its folder, so the path must mean the same from there
+                // the child starts in this folder, so a relative path would mean another place
                 bundle: std::path::absolute(&bundle).unwrap_or(bundle),
                 python: python?,
                 arguments: Unit::child_arguments(),

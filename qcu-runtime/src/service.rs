@@ -1,16 +1,17 @@
 //! The process `qcu`: holds the lease, runs what is due, and ends in order.
 //!
-//! One loop, one run at a time. What is due is decided by [`crate::unit`] from what the grid says; between two looks the
-//! loop sleeps until the next close or for a pause that doubles up to [`POLL_MAX`]. A session that failed after all its
-//! attempts is not started again at once, but after [`FAILED_PAUSE`]: its inputs may be corrected meanwhile.
+//! One loop, one run at a time. The loop asks the grid how far the datasets have come, and [`crate::unit`] decides from the
+//! answer which session is due. Between two looks the loop sleeps: until the next close, or for a pause that doubles up to
+//! [`POLL_MAX`]. After a session has failed in all its attempts, the loop waits for [`FAILED_PAUSE`] before it runs the session again:
+//! somebody may correct the inputs meanwhile.
 //!
-//! Losing the lease: a person may publish over a unit that runs, and another process of the unit may take it over. The unit
-//! says so, publishes nothing, and waits until the lease is free again; it never takes it over itself, or two processes would
-//! go on taking it from each other. Then it looks anew at what is due, so a session that was published meanwhile stays as it
-//! is. Only if the output is another unit's now, or nobody's, the process ends.
+//! Losing the lease: a person may publish over a running unit, or another process of the unit may take the lease over. The unit
+//! reports this, publishes nothing, and waits until the lease is free again. It never takes the lease over itself: two processes
+//! would take it from each other for ever. When it has the lease again, it looks again at what is due, so a session that was
+//! published meanwhile stays as it is. The process ends only if the output belongs to another unit now, or to nobody.
 //!
-//! The end: from the signal on, no run is started; the running one gets the time of the drain less [`LAST_WORDS`], in
-//! which it is cancelled and recorded and the lease is given back.
+//! The end: after the signal, the loop starts no run. The running one gets the drain's time less [`LAST_WORDS`]. In those last
+//! moments the process cancels and records the run, and gives the lease back.
 
 use std::{
     io::Write as _,
@@ -39,21 +40,21 @@ use crate::{
 
 /// First pause between two looks at the grid; doubles while nothing changes.
 const POLL_MIN: Duration = Duration::from_millis(200);
-/// Longest pause between two looks: how late a unit may notice what it waits for. Ten thousand waiting units ask each of
-/// a hundred heads twenty times a second.
+/// Longest pause between two looks: a unit notices an event at most this late. With it, ten thousand waiting units ask each of a
+/// hundred heads twenty times a second.
 const POLL_MAX: Duration = Duration::from_secs(5);
-/// A session that failed for good is tried again after this.
+/// A session that failed in all its attempts is tried again after this time.
 const FAILED_PAUSE: Duration = Duration::from_secs(600);
-/// Part of the drain kept for recording what was cancelled and giving the lease back; at most half of it.
+/// Part of the drain for recording a cancelled run and giving the lease back; never more than half of the drain.
 const LAST_WORDS: Duration = Duration::from_millis(2_500);
-/// All attempts of one question to the grid. A grid that is away for longer is met again at the next look.
+/// Longest time of one question to the grid, all attempts together. If the grid is away for longer, the next look asks again.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Runs the unit until `shutdown` resolves, or its named sessions are done if it is to end then. The exit code says how
-/// the runs ended.
+/// Runs the unit until `shutdown` resolves. With [`Config::exit_when_done`] it ends after its named sessions. Returns the exit code,
+/// which says how the runs ended.
 ///
 /// # Errors
-/// What keeps it from working at all: no grid, no lease.
+/// The unit cannot work at all: there is no grid, or no lease.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<u8> {
     let stop = CancellationToken::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -89,9 +90,9 @@ struct Service<'a> {
     stop: CancellationToken,
     status: StatusSink,
     running: Option<NaiveDate>,
-    /// The lease is lost, said the shard when a run was to publish.
+    /// Why the shard refused the last publish, if the lease was lost.
     fenced: Option<Error>,
-    /// Who took the output over since the last run.
+    /// Who took the output over since the last run, and when.
     taken_over: Option<String>,
 }
 
@@ -138,7 +139,7 @@ impl<'a> Service<'a> {
         let runner = Runner::new(client.clone(), config.unit.clone(), status.clone())?;
         status.tell(Status::Starting { output: config.unit.manifest.output.dataset.to_string() });
         let lease = acquire(config, &client, &new_instance()).await?;
-        // a unit's name needs no escaping; the words stand in the order of every ready line of the grid
+        // a unit's name needs no escaping; the fields have the order of every ready line of the grid
         say(&format_args!(
             "{{\"ready\": true, \"role\": \"qcu\", \"id\": \"{}\"}}",
             config.unit.manifest.unit
@@ -179,7 +180,7 @@ impl<'a> Service<'a> {
         Ok(exit)
     }
 
-    /// Waits until the units that this one comes after have published `session`. False if it is time to end.
+    /// Waits until the units upstream have published `session`. Returns false if the process is to end.
     async fn until_upstream(&mut self, session: NaiveDate) -> Result<bool> {
         let mut pauses = Pauses::new(POLL_MIN, POLL_MAX);
         loop {
@@ -206,7 +207,7 @@ impl<'a> Service<'a> {
         let mut pauses = Pauses::new(POLL_MIN, POLL_MAX);
         let mut failed: Option<Failed> = None;
         let mut before = None;
-        // before what is due is looked at: whoever had the lease meanwhile may have published it
+        // the lease first: another holder may have published the session that would be due
         while self.hold().await? {
             let due = match self.due().await {
                 Ok(due) => due,
@@ -242,7 +243,7 @@ impl<'a> Service<'a> {
                 Due::At { at_ns, .. } => {
                     let wait =
                         Duration::from_nanos(u64::try_from(at_ns.saturating_sub(now_ns())).unwrap_or(0));
-                    // not longer, so that a clock that is set is noticed
+                    // in short sleeps, so that the unit notices when somebody sets the clock
                     self.pause(wait.min(POLL_MAX)).await;
                 }
                 Due::Never => self.stop.cancelled().await,
@@ -262,7 +263,7 @@ impl<'a> Service<'a> {
         let manifest = &self.config.unit.manifest;
         let inputs: Vec<DatasetName> = manifest.inputs.iter().map(|input| input.dataset.clone()).collect();
         let output = [manifest.output.dataset.clone()];
-        // the output first: a publish that lands in between is then seen again rather than missed
+        // the output first: the unit then sees a publish that lands in between twice, and never misses it
         let output = self.progress(&output).await?;
         let facts = ScheduleFacts {
             output: output.first().copied().unwrap_or_default(),
@@ -272,7 +273,7 @@ impl<'a> Service<'a> {
         due(manifest, &facts, now_ns())
     }
 
-    /// How far each dataset has come; one that is not there has not begun.
+    /// How far each dataset has come. A dataset that does not exist has not begun.
     async fn progress(&self, datasets: &[DatasetName]) -> Result<Vec<Coverage>> {
         try_join_all(datasets.iter().map(|dataset| async move {
             match self.client.describe(Some(dataset)).await {
@@ -284,7 +285,7 @@ impl<'a> Service<'a> {
         .await
     }
 
-    /// What each unit upstream has published: of `session` only, or of every session that may be caught up with.
+    /// What each unit upstream has published: for `session` only, or for every session that the unit may catch up with.
     async fn published(&self, session: Option<NaiveDate>) -> Result<Vec<Published>> {
         let manifest = &self.config.unit.manifest;
         let calendar = manifest.calendar()?;
@@ -297,7 +298,7 @@ impl<'a> Service<'a> {
                 start: from.and_then(midnight_ns),
                 end: session.and_then(|session| midnight_ns(session)?.checked_add(DAY_NS)),
             };
-            // one that has nothing need not be there
+            // a dataset without rows may not exist
             let sessions = match newest {
                 Some(_) => self.client.sessions(dataset, range).await?,
                 None => Vec::new(),
@@ -307,10 +308,10 @@ impl<'a> Service<'a> {
         .await
     }
 
-    /// The lease is held; it was taken again if it ran out or was lost meanwhile. False: it is time to end.
+    /// Makes sure that the unit holds the lease: asks for it again if it ran out or was lost. Returns false if the process is to end.
     ///
     /// # Errors
-    /// The output is another unit's now, or nobody's.
+    /// The output belongs to another unit now, or to nobody.
     async fn hold(&mut self) -> Result<bool> {
         let Some(lost) = self.fenced.take().or_else(|| self.lease.epoch().err()) else {
             return Ok(!self.stop.is_cancelled());
@@ -344,7 +345,7 @@ impl<'a> Service<'a> {
         Ok(false)
     }
 
-    /// One run.
+    /// Runs one session and prints its report.
     async fn run_session(&mut self, session: NaiveDate) -> Report {
         self.running = Some(session);
         self.taken_over = None;
@@ -355,7 +356,7 @@ impl<'a> Service<'a> {
         report
     }
 
-    /// The drain is over and a run is not.
+    /// Records the run that is still going on when the drain is over.
     async fn cut_short(&mut self) {
         if let Some(session) = self.running.take() {
             tracing::warn!(%session, "the run is cut short");
@@ -392,7 +393,8 @@ fn upstream(manifest: &Manifest) -> Vec<DatasetName> {
     }
 }
 
-/// One line of JSON on stdout, for whoever started us; [`crate::run`]'s `status` says which there are. A closed stdout is no reason to stop working.
+/// Prints one line of JSON to stdout, for the process that started this one. `run/status.rs` lists the kinds of lines. The unit goes on
+/// working if stdout is closed.
 fn say(line: &dyn std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     _ = writeln!(out, "{line}").and_then(|()| out.flush());

@@ -11,10 +11,10 @@ use super::{
 };
 use crate::coalesce::Coalesced;
 
-/// A channel that carries trace context and unit: what clients of the grid are made over.
+/// A channel that adds trace context and unit to every call. All clients of the grid use it.
 pub type PeerChannel = Traced<Channel>;
 
-/// A lazy channel to `addr` (`host:port`, `1.2.3.4:5`, `[::1]:5`): connects at the first call and again after
+/// A lazy channel to `addr` (`host:port`, `1.2.3.4:5`, `[::1]:5`). It connects at the first call, and again after
 /// a loss. While the peer refuses, each call fails at once with `UNAVAILABLE`, whose source
 /// [`Reason::of`] reads; it does not queue. Needs a Tokio runtime.
 ///
@@ -32,7 +32,7 @@ pub fn connect_traced(addr: &str, options: &ChannelOptions) -> Result<PeerChanne
     Ok(Traced::new(connect(addr, options)?, options.unit.as_deref()))
 }
 
-/// As [`connect`], but connects now, and so tells at once that nobody is there. Cancel safe.
+/// As [`connect`], but connects now, so the caller learns at once whether the peer is there. Cancel safe.
 ///
 /// # Errors
 /// [`Unreachable`] with the reason.
@@ -41,8 +41,8 @@ pub async fn connect_now(addr: &str, options: &ChannelOptions) -> Result<Channel
     connected.map_err(|error| Unreachable::new(addr, Reason::of(&error)))
 }
 
-/// As tonic's own, but for what it does with small writes. Of a name with several addresses each is tried for its part of the
-/// time, so that one that does not answer leaves some for the next.
+/// As tonic's own connector, but small writes are sent together. If a name has several addresses, each gets its part of the time,
+/// so that an address that does not answer leaves time for the next.
 fn connector(
     options: &ChannelOptions,
 ) -> impl Service<

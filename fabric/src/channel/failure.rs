@@ -1,9 +1,8 @@
-//! Why a peer could not be reached, without anyone's error codes.
+//! Why a peer could not be reached.
 
 use std::{error::Error, fmt, io};
 
-/// A peer that could not be reached. Always worth another try, at another peer or later, except
-/// [`Reason::Address`].
+/// A peer that could not be reached. Another try may help, at another peer or later, except for [`Reason::Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreachable {
     /// The peer's address as it was given.
@@ -36,7 +35,7 @@ impl Unreachable {
 }
 
 impl Reason {
-    /// Looks along the chain of sources for what the operating system said.
+    /// Looks for the operating system's error along the chain of sources.
     pub fn of(error: &(dyn Error + 'static)) -> Self {
         let mut next = Some(error);
         let mut reason = Self::Other;
@@ -63,7 +62,7 @@ impl Reason {
     }
 }
 
-/// hyper-util's connector says "dns error" in text only: its error type is private.
+/// hyper-util's connector says "dns error" only as text, because its error type is private.
 fn is_name_error(error: &(dyn Error + 'static)) -> bool {
     error.to_string().starts_with("dns error")
 }

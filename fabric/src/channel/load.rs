@@ -5,16 +5,16 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// Connections to one peer, at most. One is one task at either end, so this is how many cores the answers of
-/// one client may keep busy there; and what one client may cost a peer that serves tens of thousands.
+/// Most connections to one peer. A connection is one task at either end, so this is the number of cores that the answers to one
+/// client may keep busy at the peer. It also bounds the cost of one client for a peer that serves tens of thousands.
 pub const CONNECTIONS_MAX: usize = 4;
 
-/// Bytes in flight on one connection before a call is put on another: two messages of a head, one on its way
-/// while the other is made. More calls would only wait for each other there.
+/// Bytes in flight on one connection before a call goes to another: two messages of a head, one on its way while the head makes the
+/// other. More calls on one connection would only wait for each other.
 pub(super) const CONNECTION_BUDGET_BYTES: u64 = 1 << 20;
 
-/// The least that a call counts for, and so what one of unknown size does: a sixteenth of the budget. A few small calls
-/// at a time share a connection, a flood of them does not.
+/// The least that a call counts for, also a call of unknown size: a sixteenth of the budget. A few small calls share a connection, a
+/// flood of them does not.
 pub(super) const CALL_BYTES_MIN: u64 = 64 << 10;
 
 /// Bytes in flight by connection.
@@ -27,7 +27,7 @@ impl Load {
     }
 }
 
-/// What a call counts for on its connection, until this is dropped.
+/// The bytes that a call counts for on its connection, until this is dropped.
 #[derive(Debug)]
 pub(super) struct InFlight {
     load: Arc<Load>,
@@ -44,7 +44,7 @@ impl InFlight {
         Self { load: load.clone(), lane, least: bytes, arrived: AtomicU64::new(0) }
     }
 
-    /// So many bytes more of the answer are here.
+    /// Counts more bytes of the answer.
     pub(super) fn arrived(&self, bytes: u64) {
         let before = self.arrived.fetch_add(bytes, Relaxed);
         let more = (before + bytes).max(self.least) - before.max(self.least);
@@ -80,8 +80,7 @@ mod tests {
         prop_oneof![Just(0), 1..2 * CALL_BYTES_MIN, BUDGET - 2..BUDGET + 2, BUDGET..64 * BUDGET]
     }
 
-    /// Tries every connection: one within the budget afterwards (or idle before) is better than any other, then a
-    /// lower load where none is, then an earlier one.
+    /// Tries every connection. The best one stays within the budget, or was idle; then comes a lower load, then an earlier place.
     fn oracle(in_flight: &[u64], bytes: u64) -> usize {
         let mut best = 0;
         for lane in 1..in_flight.len() {

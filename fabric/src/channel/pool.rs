@@ -1,10 +1,9 @@
-//! Which of a peer's connections a call goes over.
+//! The connections to one peer, and the choice of one for each call.
 //!
-//! Every call counts on its connection for the bytes that its caller expects of it, or for what its answer has
-//! brought so far, if that is more: an answer that has brought much usually brings more. A call takes the first
-//! connection on which it has room ([`CONNECTION_BUDGET_BYTES`]). So calls one after the other stay on the first,
-//! which is warm, whatever their size, and a peer with tens of thousands of clients has one connection to each;
-//! a further one is opened when the open ones have no room, and stays.
+//! A call counts on its connection for the bytes that its caller expects, or for the bytes that its answer has brought so far, if
+//! those are more: an answer that has brought much usually brings more. A call takes the first connection that has room for it
+//! (`load.rs`). So calls that follow each other stay on the first connection, which is warm, and a peer with tens of thousands
+//! of clients has one connection to each. The pool opens a further connection if the open ones have no room, and keeps it.
 
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use super::{
     options::ChannelOptions,
 };
 
-/// Lazy connections to one peer, as many as the load asks for. Clones share them.
+/// Lazy connections to one peer. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Pool {
     channels: Arc<[PeerChannel]>,
@@ -33,15 +32,15 @@ impl Pool {
         Ok(Self { channels, load: Arc::default() })
     }
 
-    /// A connection for one call of which `expected` bytes are expected, 0 if nobody knows. It counts as long as the
-    /// channel, a clone of it or an answer over it is there.
+    /// A connection for one call that is expected to bring `expected` bytes, 0 if unknown. The call counts until the channel, its clones
+    /// and its answers are dropped.
     pub fn get(&self, expected: u64) -> PeerChannel {
         let in_flight = InFlight::on(&self.load, expected.max(CALL_BYTES_MIN));
         let channel = self.channels[in_flight.lane].clone();
         channel.counted(in_flight)
     }
 
-    /// The first connection, uncounted: for what must stay in order.
+    /// The first connection, for calls that must stay in order. They do not count.
     pub fn first(&self) -> PeerChannel {
         self.channels[0].clone()
     }

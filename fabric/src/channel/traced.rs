@@ -1,11 +1,10 @@
-//! What goes with every call, `traceparent` and the unit in whose name it is made; what its answer brings, for the
-//! [`Pool`](super::Pool) that chose the connection; and what comes back when a connection fails.
+//! A channel that adds `traceparent` and the unit's name to every call, counts the bytes of answers for the
+//! [`Pool`](super::Pool), and gives transport errors one code.
 //!
-//! tonic turns transport errors into whatever code their innermost cause suggests: a call that races with
-//! GOAWAY is `CANCELLED`, a connection lost in the middle of an answer `UNKNOWN` or `INTERNAL`, a client's
-//! own timeout `CANCELLED`. A caller that retries by code would take the loss of a peer for a bug or for its
-//! own doing. So here every error that the peer did not send itself becomes `UNAVAILABLE`, or
-//! `DEADLINE_EXCEEDED` for a timeout, with tonic's as its source.
+//! tonic derives the code of a transport error from its innermost cause: a call that races with GOAWAY is `CANCELLED`, a connection
+//! that is lost in the middle of an answer is `UNKNOWN` or `INTERNAL`, a client's own timeout is `CANCELLED`. A caller that retries by
+//! code would take the loss of a peer for a bug or for its own cancellation. So every error that the peer did not send
+//! itself becomes `UNAVAILABLE`, or `DEADLINE_EXCEEDED` for a timeout, with tonic's error as its source.
 
 use std::{
     error::Error as _,
@@ -35,13 +34,13 @@ pub struct Traced<S> {
 }
 
 impl<S> Traced<S> {
-    /// Wraps `inner`. A unit that cannot be a header value (it is not a valid unit name either) is left out.
+    /// Wraps `inner`. Leaves out a unit that cannot be a header value; such a name is no valid unit name either.
     pub fn new(inner: S, unit: Option<&str>) -> Self {
         let unit = unit.and_then(|unit| HeaderValue::from_str(unit).ok());
         Self { inner, unit, in_flight: None }
     }
 
-    /// What its calls bring counts there, as long as it or an answer of its calls is held.
+    /// Counts the bytes of its answers in `in_flight`, until the channel and its answers are dropped.
     pub(super) fn counted(self, in_flight: InFlight) -> Self {
         Self { in_flight: Some(Arc::new(in_flight)), ..self }
     }
@@ -83,7 +82,7 @@ where
 pub struct Call<F> {
     inner: F,
     in_flight: Option<Arc<InFlight>>,
-    /// None while nothing is exported; later the answer's body holds it.
+    /// Disabled while nothing is exported. The answer's body takes it over.
     span: tracing::Span,
 }
 
@@ -117,7 +116,7 @@ fn lost(error: impl Into<StdError>) -> Status {
     of_transport(Status::from_error(error.into()))
 }
 
-/// A status with a source was made here, not sent by the peer.
+/// Gives a transport error its code. Only a status that was made on this side has a source.
 fn of_transport(status: Status) -> Status {
     let Some(source) = status.source() else { return status };
     let reason = Reason::of(source);
@@ -134,7 +133,7 @@ fn of_transport(status: Status) -> Status {
     told
 }
 
-/// An answer's body whose bytes are counted, and whose transport errors are told as such.
+/// The body of an answer: counts its bytes, and gives transport errors their code.
 struct Answer {
     inner: Body,
     in_flight: Option<Arc<InFlight>>,

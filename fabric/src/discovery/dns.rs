@@ -1,11 +1,10 @@
-//! Asking DNS, again and again.
+//! Asks DNS, again and again.
 //!
-//! hickory's cache is off: the watch itself is the cache, and one that honours the TTL twice would see
-//! changes late. SRV targets are resolved by the same resolver as the name: the system's may know another
-//! world.
+//! hickory's cache is off, because the watch itself is the cache: with two caches a change would show after two TTLs. The resolver
+//! of the name also resolves the SRV targets, because the system's resolver may know other names.
 //!
-//! Priorities and weights of SRV records are not looked at: Cloud Map always writes 1, and placement by
-//! hashing needs the whole set, not a choice from it.
+//! Discovery ignores priorities and weights of SRV records: Cloud Map always writes 1, and placement by hashing needs the whole
+//! set.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -26,12 +25,10 @@ use super::{
 };
 use crate::retry;
 
-/// Each server is asked so often before the next one is, or the look-up fails; then our own back-off takes
-/// over.
+/// Attempts at one server before the resolver asks the next one, or the look-up fails and [`retry`] decides about the next.
 const ATTEMPTS: usize = 2;
 
-/// Targets of one SRV answer that are resolved: as many as any logical node should have. Cloud Map answers at
-/// most eight.
+/// Most targets of one SRV answer: no logical node should have more. Cloud Map answers at most eight.
 const TARGETS_MAX: usize = 256;
 
 pub(super) struct Resolver {
@@ -46,7 +43,7 @@ impl Resolver {
         let mut builder = match query.server {
             None => TokioResolver::builder_tokio().map_err(refused)?,
             Some(server) => {
-                // both transports: a truncated UDP answer is asked again over TCP
+                // both transports, because a truncated UDP answer is asked for again over TCP
                 let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
                     connection.port = server.port();
                     connection
@@ -64,12 +61,12 @@ impl Resolver {
         Ok(Self { inner: builder.build().map_err(refused)? })
     }
 
-    /// One look-up: SRV, and where there is none, addresses.
+    /// One look-up: the SRV records, or if there are none, the addresses.
     async fn ask(&self, query: &DnsQuery) -> Result<Answer, Failure> {
         match self.services(&query.name).await {
             Ok(answer) => Ok(answer),
             Err(Failure::NotFound) => self.addresses(&query.name, query.port).await,
-            // no answer is not "no SRV records": addresses with the default port could be somebody else
+            // without an answer there may be SRV records, and the default port could belong to another service
             Err(failure) => Err(failure),
         }
     }
@@ -79,7 +76,7 @@ impl Resolver {
         let mut ttl = Duration::MAX;
         let mut targets = Vec::new();
         for record in lookup.answers() {
-            // the target "." says that there is decidedly no such service (RFC 2782)
+            // the target "." says that there is no such service (RFC 2782)
             if let RData::SRV(service) = &record.data
                 && !service.target.is_root()
             {
@@ -101,7 +98,7 @@ impl Resolver {
         for answer in answers {
             match answer {
                 Ok(answer) => found.push(answer),
-                // deregistered between the two questions
+                // the target was deregistered between the two look-ups
                 Err(Failure::NotFound) => {}
                 Err(failure) => return Err(failure),
             }
@@ -113,7 +110,7 @@ impl Resolver {
         Ok(Answer { ttl: merged.ttl.min(ttl), ..merged })
     }
 
-    /// IPv4 and IPv6 addresses. One family is enough: there are name servers that fail on AAAA.
+    /// IPv4 and IPv6 addresses. One family is enough, because some name servers fail on AAAA.
     async fn addresses(&self, name: &str, port: u16) -> Result<Answer, Failure> {
         let name = absolute(name);
         let family = |kind: RecordType| {
@@ -125,7 +122,7 @@ impl Resolver {
                     let ip = match &record.data {
                         RData::A(v4) => IpAddr::V4(v4.0),
                         RData::AAAA(v6) => IpAddr::V6(v6.0),
-                        // a CNAME on the way: its TTL counts, it is no address
+                        // a CNAME on the way has a TTL that counts, but no address
                         _ => {
                             answer.ttl = answer.ttl.min(Duration::from_secs(record.ttl.into()));
                             continue;
@@ -145,7 +142,7 @@ impl Resolver {
     }
 }
 
-/// Names are fully qualified: search domains would turn one query into several, and answer with strangers.
+/// A fully qualified name: with search domains, one query would become several, and hosts of other domains could answer.
 fn absolute(name: &str) -> String {
     if name.ends_with('.') { name.to_owned() } else { format!("{name}.") }
 }
@@ -157,7 +154,7 @@ fn failure(error: NetError) -> Failure {
     }
 }
 
-/// Asks until nobody watches any more.
+/// Looks the name up again and again, until the last receiver is dropped.
 pub(super) async fn follow(
     url: String,
     resolver: Resolver,

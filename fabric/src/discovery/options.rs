@@ -5,22 +5,21 @@ use std::time::Duration;
 /// Port of names without one and without SRV records.
 pub const DEFAULT_PORT: u16 = 7400;
 
-/// How often is asked. The default is right for the grid; tests shorten it.
+/// How often discovery asks. The default is right for the grid; tests shorten the times.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Port of names without one; [`DEFAULT_PORT`].
     pub default_port: u16,
-    /// Answers are trusted at least this long, whatever their TTL. A TTL of 0 is legal and would make the
-    /// watch spin; one second is as fast as a fleet of tens of thousands should ask its resolvers.
+    /// Shortest time between two look-ups, whatever the TTL. A TTL of 0 is legal and would make the watch ask without pause. A fleet
+    /// of tens of thousands should not ask its resolvers more often than once a second.
     pub ttl_min: Duration,
-    /// Answers are asked again at the latest after this, whatever their TTL: a mistaken TTL of a day must not
-    /// outlive a coffee.
+    /// Longest time between two look-ups, whatever the TTL, so that a TTL of a day that was set by mistake does no harm.
     pub ttl_max: Duration,
     /// First wait after a failure; it doubles up to `retry_max`. Each is shortened at random, at most by half.
     pub retry_min: Duration,
     /// Longest wait after failures.
     pub retry_max: Duration,
-    /// One query to one server.
+    /// Longest time of one query to one server.
     pub query_timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What to make of answers and failures, and when to ask again. Pure.
+//! How answers and failures change the state, and how long an answer is trusted. Pure.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -11,32 +11,32 @@ const JITTER_SHARE: f64 = 0.1;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) endpoints: Vec<(IpAddr, u16)>,
-    /// The least TTL of the records that make it up.
+    /// The smallest TTL of its records.
     pub(super) ttl: Duration,
 }
 
 /// A failed look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The name is not there, or has no addresses.
+    /// The name does not exist, or has no addresses.
     NotFound,
-    /// No server answered usefully: refused, SERVFAIL, timeout.
+    /// No server gave a useful answer: refused, SERVFAIL, timeout.
     Unanswered(String),
 }
 
-/// What is believed of the name.
+/// How the last look-ups of the name went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum State {
-    /// Nothing was ever asked.
+    /// There was no look-up yet.
     #[default]
     Unknown,
     /// The last look-up succeeded.
     Good,
-    /// The last look-ups failed, so many times in a row; the last good set is kept.
+    /// The last look-ups failed, `times` in a row. The last good set is kept.
     Failing { failure: Failure, times: u32 },
 }
 
-/// What to say of a step.
+/// What to log about a look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Note {
     /// Nothing new.
@@ -45,13 +45,13 @@ pub(super) enum Note {
     Began(Failure),
     /// Failing -> Good.
     Ended {
-        /// After so many failures.
+        /// Failures before it.
         times: u32,
     },
 }
 
 impl State {
-    /// Takes a result in: the next state and what is worth a line in the log.
+    /// The state after a look-up, and what to log.
     pub(super) fn step(&self, result: Result<(), Failure>) -> (Self, Note) {
         match (self, result) {
             (Self::Failing { times, .. }, Ok(())) => (Self::Good, Note::Ended { times: *times }),
@@ -77,7 +77,7 @@ pub(super) fn trust(ttl: Duration, options: &Options) -> (Duration, Duration) {
 }
 
 impl Failure {
-    /// The text of a failure may differ each time (ports, ids); its kind is what changes state.
+    /// The kind of the failure, which decides whether it is a new one. Its text may differ each time (ports, ids).
     fn kind(&self) -> u8 {
         match self {
             Self::NotFound => 0,
@@ -97,13 +97,13 @@ impl std::fmt::Display for Failure {
 
 /// The set of peers of an answer: sorted, unique.
 pub(super) fn peers(answer: &Answer) -> Vec<Peer> {
-    // sorted as text: that is what everyone compares and hashes
+    // sorted as text, because all processes compare and hash the text
     let unique: BTreeSet<String> =
         answer.endpoints.iter().map(|(ip, port)| std::net::SocketAddr::new(*ip, *port).to_string()).collect();
     unique.into_iter().map(|addr| Peer { addr }).collect()
 }
 
-/// Puts part answers (of SRV targets, of address families) together.
+/// Merges the answers of several SRV targets or address families.
 pub(super) fn merge(parts: impl IntoIterator<Item = Answer>) -> Answer {
     let mut merged = Answer { endpoints: Vec::new(), ttl: Duration::MAX };
     for part in parts {

@@ -7,23 +7,23 @@ use super::peer::Peer;
 /// A host name is at most this long (RFC 1035), and a label 63.
 const NAME_BYTES_MAX: usize = 253;
 
-/// What a discovery URL says.
+/// The peers that a discovery URL names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// These peers, sorted and unique, at least one.
     Fixed(Vec<Peer>),
-    /// Whoever DNS names.
+    /// The peers that DNS names.
     Dns(DnsQuery),
 }
 
 /// What to ask DNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsQuery {
-    /// Always taken as fully qualified: search domains do not apply.
+    /// Always fully qualified: search domains do not apply.
     pub name: String,
     /// Port of A and AAAA answers.
     pub port: u16,
-    /// Asked instead of the system's servers.
+    /// The server to ask instead of the system's.
     pub server: Option<SocketAddr>,
 }
 
@@ -33,7 +33,7 @@ pub struct DnsQuery {
 pub struct BadUrl {
     /// As given.
     pub url: String,
-    /// What is wrong with it, or would be right.
+    /// What is wrong with it, or what would be right.
     pub reason: String,
 }
 
@@ -112,7 +112,7 @@ fn is_host(host: &str) -> bool {
     if let Some(inside) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         return inside.parse::<Ipv6Addr>().is_ok();
     }
-    // underscores occur in SRV names (_grpc._tcp.head)
+    // SRV names have underscores (_grpc._tcp.head)
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')

@@ -9,7 +9,7 @@ use super::{
     url::{BadUrl, Source},
 };
 
-/// Why a watch could not be set up.
+/// Why there is no watch.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
     /// The URL is wrong.
@@ -22,8 +22,8 @@ pub enum DiscoveryError {
 
 /// Watches the peers at `url`. Needs a Tokio runtime; does not wait.
 ///
-/// A `static` or `grpc` set is there at once and never changes; a `dns` set is empty until the first answer
-/// and never becomes empty again. The watch ends when the last receiver is dropped.
+/// A `static` or `grpc` set is there at once and never changes. A `dns` set is empty until the first answer, and never empty after it.
+/// The watch ends when the last receiver is dropped.
 ///
 /// # Errors
 /// [`DiscoveryError::Url`], [`DiscoveryError::Resolver`]: both are configuration, not the network.
@@ -31,7 +31,7 @@ pub fn watch(url: &str, options: &Options) -> Result<watch::Receiver<Peers>, Dis
     match Source::parse(url, options.default_port)? {
         Source::Fixed(peers) => {
             let (sender, receiver) = watch::channel(Peers::from(peers));
-            // kept open, so that waiting for a change waits instead of failing
+            // keeps the watch open, so that a receiver that waits for a change gets no error
             tokio::spawn(async move { sender.closed().await });
             Ok(receiver)
         }

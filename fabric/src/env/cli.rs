@@ -1,5 +1,4 @@
-//! The command line of a server binary: it has only `--help`, `--check` and `--version`; all else is
-//! environment.
+//! The command line of a program: `--help`, `--check` and `--version`. The environment configures the rest.
 
 use std::fmt::Write as _;
 
@@ -11,12 +10,12 @@ use super::{
 /// Exit code for usage and configuration errors.
 const EXIT_USAGE: i32 = 2;
 
-/// What the process was started for.
+/// What the process is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// To serve.
+    /// Run.
     Run,
-    /// To say whether its configuration is valid: see [`resolve`].
+    /// Only check the configuration: see [`resolve`].
     Check,
 }
 
@@ -28,8 +27,8 @@ enum Asked {
     Unknown(String),
 }
 
-/// Reads the command line of the server `bin`. Does not return for `--help` and `--version` (exit 0) nor for
-/// arguments it does not know (exit 2).
+/// Reads the command line of the program `bin`. Does not return for `--help` and `--version` (exit code 0), nor for unknown arguments
+/// (exit code 2).
 pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
     match asked(std::env::args().skip(1)) {
         Asked::Mode(mode) => mode,
@@ -51,10 +50,10 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
     }
 }
 
-/// The configuration, if it is valid and the process is to run.
+/// Returns the configuration if it is valid and the process is to run.
 ///
-/// Otherwise does not return: problems go to stderr, one a line, and the exit code is 2; a passed `--check`
-/// says so on stdout and the exit code is 0.
+/// Otherwise it does not return. Problems go to stderr, one on each line, with exit code 2. A valid configuration under `--check` is
+/// told on stdout, with exit code 0.
 pub fn resolve<C>(bin: &str, mode: Mode, config: Result<C, ConfigError>) -> C {
     match (config, mode) {
         (Ok(config), Mode::Run) => config,

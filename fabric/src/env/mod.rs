@@ -1,12 +1,11 @@
 //! Configuration from the environment: typed variables, one table per binary, all problems told at once.
 //!
-//! A binary lists its variables in one `const VARS: &[Var]`. The table is the whole truth: `--help` prints
-//! it, a getter refuses a variable that is not in it (a test's panic, not a user's), and a `TRELLIS_*`
-//! variable that is set but not in the table is a problem, with the nearest known name: a misspelt limit that
-//! is silently ignored is found in production, a refused one at start. Variables with other prefixes
-//! (`OTEL_*`, `AWS_*`) belong to others and are not looked at.
+//! A binary lists its variables in one `const VARS: &[Var]`. `--help` prints this table. A getter panics in tests if its variable is
+//! not in the table. A `TRELLIS_*` variable that is set but not in the table is a problem, and the message names the nearest
+//! known variable: otherwise a misspelt limit would be ignored, and noticed only in production. Variables with other
+//! prefixes (`OTEL_*`, `AWS_*`) belong to other programs and are ignored.
 //!
-//! Getters return `Result<T, Invalid>` where [`Invalid`] only says "recorded": ask for everything first, then
+//! A getter returns `Result<T, Invalid>`, where [`Invalid`] only says that the problem is recorded. Call all getters first, then
 //! [`Env::finish`], then use the values.
 //!
 //! ```

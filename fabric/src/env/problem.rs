@@ -29,7 +29,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The problems, in the order in which they were met. Never empty.
+    /// The problems, in the order in which they were found. Never empty.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -49,7 +49,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Says that a value is not there because of a problem that [`Env::finish`] reports.
+/// There is no value, because of a problem that [`super::Env::finish`] reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid variable; Env::finish tells which")]
 pub struct Invalid {

@@ -10,13 +10,13 @@ use super::{
     var::{LOG, LOG_FORMAT, Presence, Var},
 };
 
-/// Variables with this prefix are ours: an unknown one is refused.
+/// Prefix of the grid's own variables: an unknown one is a problem.
 const PREFIX: &str = "TRELLIS_";
 
-/// A misspelling is suggested for up to this many edits; further away the suggestion would be noise.
+/// Most edits between an unknown name and the name that the message suggests.
 const SUGGEST_EDITS_MAX: usize = 4;
 
-/// The environment under one table of variables, and the problems met so far.
+/// The environment under one table of variables, and the problems found so far.
 #[derive(Debug)]
 pub struct Env {
     table: &'static [Var],
@@ -25,8 +25,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// This process's environment. Reads once; unknown `TRELLIS_*` variables and values that are not Unicode
-    /// are recorded as problems.
+    /// Reads this process's environment once. Unknown `TRELLIS_*` variables, and values that are not Unicode, are problems.
     pub fn from_process(table: &'static [Var]) -> Self {
         let mut broken = Vec::new();
         let mut set = Vec::new();
@@ -69,8 +68,8 @@ impl Env {
         Self { table, set, problems }
     }
 
-    /// The value as it stands: what is set, or else the default. `None` if there is neither. An empty value
-    /// counts as unset, because that is what `VAR=` in a compose file or a task definition means.
+    /// The value: the one that is set, or the default, or `None`. An empty value counts as unset, because `VAR=` means that in a compose
+    /// file and in a task definition.
     fn raw(&self, var: &Var) -> Option<String> {
         debug_assert!(self.table.contains(var), "{} is not in the binary's table", var.name);
         match (self.set.get(var.name), var.presence) {
@@ -80,17 +79,17 @@ impl Env {
         }
     }
 
-    /// Whether the variable is set, to something.
+    /// Whether the variable is set, and not empty.
     pub fn is_set(&self, var: &Var) -> bool {
         self.set.get(var.name).is_some_and(|value| !value.is_empty())
     }
 
-    /// Any string; must be there unless it has a default.
+    /// Any string. The variable must be set unless it has a default.
     pub fn string(&mut self, var: &Var) -> Result<String, Invalid> {
         self.with(var, |value| Ok(value.to_owned()))
     }
 
-    /// Any string, if there.
+    /// Any string, or `None` if the variable is not set.
     pub fn optional(&mut self, var: &Var) -> Option<String> {
         self.raw(var)
     }
@@ -131,7 +130,7 @@ impl Env {
         })
     }
 
-    /// Any check of one's own: `parse` returns what would have been right.
+    /// Any value, with a check of the caller's. If `parse` fails, it returns what would have been right.
     pub fn with<T>(
         &mut self,
         var: &Var,
@@ -148,7 +147,7 @@ impl Env {
         })
     }
 
-    /// Records a problem that shows only across variables.
+    /// Records a problem that shows only from several variables together.
     pub fn refuse(&mut self, var: &Var, expected: impl Into<String>) -> Invalid {
         self.problems.push(Problem {
             name: var.name.to_owned(),
@@ -172,10 +171,10 @@ impl Env {
         })
     }
 
-    /// Ends the reading. The variables of the log are checked here, for every table that has them.
+    /// Ends the reading. Checks the variables of the log, if the table has them.
     ///
     /// # Errors
-    /// All problems met, at once.
+    /// All problems, at once.
     pub fn finish(mut self) -> Result<(), ConfigError> {
         if self.table.contains(&LOG) {
             let _ = self.with(&LOG, |filter| {

@@ -24,7 +24,7 @@ const FRACTION_DIGITS_MAX: usize = 19;
 
 /// Parses `1048576`, `512MiB`, `4G`, `1.5GiB`, `10 GB`. `None` if it is no size, or more than `u64` holds.
 ///
-/// The unit's case matters only in that `b` never means bits; `512mib` is accepted.
+/// The case of the unit does not matter: `512mib` is accepted, and `b` never means bits.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

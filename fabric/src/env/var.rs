@@ -8,7 +8,7 @@ pub const LISTEN: Var =
     Var::or("TRELLIS_LISTEN", "127.0.0.1:0", "address to listen on, IP:PORT; port 0 takes a free one");
 /// How long a drain may take.
 pub const DRAIN_MS: Var =
-    Var::or("TRELLIS_DRAIN_MS", "10000", "milliseconds that running requests get to finish after SIGTERM");
+    Var::or("TRELLIS_DRAIN_MS", "10000", "milliseconds that running requests have to finish after SIGTERM");
 /// Log filter.
 pub const LOG: Var =
     Var::or("TRELLIS_LOG", "info", "what is logged to stderr, as a tracing filter: info,trellis_head=debug");
@@ -20,9 +20,9 @@ pub const LOG_FORMAT: Var = Var::or("TRELLIS_LOG_FORMAT", "text", "format of std
 pub enum Presence {
     /// Must be set.
     Required,
-    /// May be unset; then there is no value.
+    /// May be unset. Then there is no value.
     Optional,
-    /// May be unset; then it is this.
+    /// May be unset. Then the value is this default.
     Default(&'static str),
 }
 

@@ -1,9 +1,8 @@
 //! Accepted connections that can be cut.
 //!
-//! tonic's server ends connections gracefully and then waits for them without limit; the tasks that drive
-//! them are its own. So what can be ended from outside is the transport: when cut, a connection reads and
-//! writes errors, its driver returns and drops the requests on it. The rejected choice was an accept loop of
-//! our own over hyper: it would also have to rebuild tonic's timeouts, error recovery and connection info.
+//! tonic's server ends connections gracefully and then waits for them without limit, in tasks of its own. From outside only the
+//! transport can be ended: reads and writes of a cut connection fail, so its task returns and drops the requests. The
+//! alternative was an accept loop over hyper, which would have to rebuild tonic's timeouts, error recovery and connection info.
 
 use std::{
     io,
@@ -22,12 +21,11 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::coalesce::Coalesced;
 
-/// After a failed accept (no file descriptors left, usually) the next try waits this long: the error stays
-/// until somebody closes something, and an immediate retry would spin.
+/// Pause after a failed accept. Usually there are no file descriptors left; this lasts until a connection closes, and an immediate
+/// retry would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// The accepted connections of `listener`, without end and without errors; each is cut when `cut` is
-/// cancelled.
+/// The accepted connections of `listener`, without end and without errors. Cancelling `cut` cuts each of them.
 pub(super) fn incoming(
     listener: TcpListener,
     cut: CancellationToken,
@@ -36,11 +34,11 @@ pub(super) fn incoming(
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    // Nagle holds a small answer back until the peer's delayed ack: 40 ms instead of 1
+                    // Nagle's algorithm would hold a small answer back until the peer's delayed ack: 40 ms instead of 1
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
-                    // a token of its own: polling it takes a lock that connections should not share
+                    // a token for each connection: polling it takes a lock that connections should not share
                     let cancelled = Box::pin(cut.child_token().cancelled_owned());
                     return Some((
                         Ok(Conn { stream: Coalesced::new(stream), cut: Cut::Armed(cancelled) }),
@@ -82,8 +80,8 @@ impl Conn {
     }
 }
 
-// The cut is looked at in reads, which are always waited for, and in writes, because a connection whose peer
-// does not take what it was sent is not read from.
+// Reads and writes both check for the cut. A connection usually waits in a read, but if its peer does not take what the server sends,
+// it waits in a write.
 
 impl AsyncRead for Conn {
     fn poll_read(

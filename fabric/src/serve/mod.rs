@@ -1,8 +1,8 @@
-//! A gRPC server from a bound listener until a signal, with what every server of the grid has: health,
-//! reflection, limits, a span per request, panics contained, and a drain that ends.
+//! A gRPC server from a bound listener until a signal. Every server of the grid has health, reflection, limits, a span for each
+//! request, contained panics, and a drain that ends.
 //!
-//! Life of a drain: health says NOT_SERVING; the listener closes; every connection gets GOAWAY; endless
-//! answers end with `UNAVAILABLE`; the rest may finish until the deadline; what is left is cut and named.
+//! The steps of a drain: health says NOT_SERVING; the listener closes; every connection gets GOAWAY; endless answers end with
+//! `UNAVAILABLE`; other requests may finish until the deadline; the server cuts those that are late and logs their names.
 //!
 //! | file | subject |
 //! | --- | --- |

@@ -1,8 +1,8 @@
-//! What wraps each request: a place in the gate until its last byte is handed to HTTP/2, a span while traces
-//! are exported, and a floor under panics.
+//! Wraps each request: it has a place in the gate until HTTP/2 has its last byte, it has a span while traces are exported, and its
+//! panics are caught.
 //!
-//! A panic in a handler would otherwise reset the stream, which a client cannot tell from a lost connection;
-//! it becomes `INTERNAL`, and the message stays in our log.
+//! A panic in a handler would reset the stream, which looks to the client like a lost connection. Here it becomes `INTERNAL`, and
+//! only the server's log has its message.
 
 use std::{
     any::Any,
@@ -27,7 +27,7 @@ use crate::{
     telemetry,
 };
 
-/// Services that answer until the very end and are not waited for: probes watch their health for ever.
+/// Services that answer until the end and for which the drain does not wait: probes watch health for ever.
 const UNGATED: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
 
 #[derive(Clone)]
@@ -82,7 +82,7 @@ where
             telemetry::adopt(&span, telemetry::parent_of(request.headers()));
             span
         });
-        // shares the request's bytes; its path is needed only after a panic
+        // shares the request's bytes; only the message after a panic needs the path
         let uri = request.uri().clone();
         let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let answer = async move {
@@ -112,15 +112,15 @@ struct Guarded {
     inner: Body,
     drain: Drain,
     uri: Uri,
-    /// `None` after a panic or the end of an endless answer: nothing more comes.
+    /// `None` after a panic, or after the end of an endless answer: no frame follows.
     guard: Option<Guard>,
 }
 
 /// What a drain means to an answer.
 enum Drain {
-    /// It is waited for.
+    /// The drain waits for it.
     Waits,
-    /// It has no end of its own, so the drain ends it with a retryable status.
+    /// It has no end, so the drain ends it with a retryable status.
     Ends(Pin<Box<WaitForCancellationFutureOwned>>),
 }
 

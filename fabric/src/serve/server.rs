@@ -13,48 +13,47 @@ use crate::{
     gate::Gate,
 };
 
-/// Requests at once on one connection; more wait in the client. A head's herd comes over few connections per
-/// client (hundreds each), so this only stops a runaway.
+/// Most requests at once on one connection; more wait in the client. A herd brings hundreds of requests over few connections of each
+/// client, so the limit only stops a client out of control.
 ///
-/// As many may be cancelled before they were looked at. HTTP/2 libraries take more than 20 of those for an
-/// attack and close the connection, and with it everything else that the client has in flight; a strategy
-/// that is stopped cancels that many at once.
+/// It is also the number of requests that a client may cancel before the server looks at them. HTTP/2 libraries take more than 20 for
+/// an attack and close the connection with all other calls of the client. A strategy that is stopped cancels that many at
+/// once.
 pub const STREAMS_MAX: u32 = 4096;
 
-/// Bytes that a client may have in flight to us on one stream: a publish streams batches of up to 1 MiB.
-/// Smaller than the clients' own windows: a server has thousands of connections, a client a few.
+/// Bytes that a client may have in flight to the server on one stream: a publish streams batches of up to 1 MiB. It is smaller than the
+/// clients' own windows, because a server has thousands of connections and a client a few.
 pub const SERVER_STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
-/// As above for a connection.
+/// Bytes that a client may have in flight to the server on one connection.
 pub const SERVER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
-/// Once the last handler has ended its final frames are still to be sent, and connections to be closed by
-/// their peers' end of GOAWAY. This is how long that may take, out of what is left of the drain or a little
-/// beyond.
+/// How long the server waits after the last handler has ended. In this time it sends the last frames, and the peers close their
+/// connections after GOAWAY. It may go a little beyond the drain.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 
-/// A cut connection is noticed by its task at once; this only bounds a task that is starved.
+/// How long the server waits for cut connections to end. Their tasks notice the cut at once unless they are starved.
 const CUT_MAX: Duration = Duration::from_secs(1);
 
-/// What is served besides the given routes, and how.
+/// How to serve the given routes.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Encoded `FileDescriptorSet`s for reflection (v1 and v1alpha); none, no reflection.
+    /// Encoded `FileDescriptorSet`s for reflection (v1 and v1alpha). Without any there is no reflection.
     pub descriptor_sets: Vec<&'static [u8]>,
-    /// Full names of the services in the routes (`trellis.v1.Shard`): what health and reflection list. Empty:
-    /// health knows only the server as a whole, reflection lists all that the descriptor sets have.
+    /// Full names of the services in the routes (`trellis.v1.Shard`), which health and reflection list. If it is empty, health knows only
+    /// the server as a whole, and reflection lists every service of the descriptor sets.
     pub services: Vec<String>,
-    /// Paths (`/trellis.v1.Shard/Watch`) of methods whose answers have no end of their own: the drain ends
-    /// them with `UNAVAILABLE` instead of waiting for them.
+    /// Paths (`/trellis.v1.Shard/Watch`) of methods whose answers have no end. The drain does not wait for them, but ends them with
+    /// `UNAVAILABLE`.
     pub endless: Vec<String>,
-    /// Cancelled by [`serve`] when the drain begins, for handlers and tasks that want to know.
+    /// [`serve`] cancels this token when the drain begins. Handlers and tasks may wait for it.
     pub draining: CancellationToken,
 }
 
 /// How a server ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
-    /// Methods that were still running at the deadline and were cut, oldest first.
+    /// Methods that were still running at the deadline and that the server cut, oldest first.
     pub late: Vec<String>,
 }
 
@@ -71,11 +70,11 @@ pub enum ServeError {
 
 /// Serves `routes` on `listener` until `shutdown` resolves, then drains for at most `drain`.
 ///
-/// Adds health (`grpc.health.v1.Health`) and reflection. Sets TCP_NODELAY on accepted connections. Dropping
-/// the future ends the server without a drain: connections are cut and their requests dropped.
+/// Adds health (`grpc.health.v1.Health`) and reflection. Sets TCP_NODELAY on accepted connections. Dropping the future ends the server
+/// without a drain: it cuts connections and drops their requests.
 ///
 /// # Errors
-/// [`ServeError`]; late requests are no error, see [`Drained`].
+/// [`ServeError`]. Late requests are no error, see [`Drained`].
 pub async fn serve(
     listener: TcpListener,
     routes: Routes,
@@ -118,7 +117,7 @@ pub async fn serve(
     let mut server = std::pin::pin!(server);
 
     tokio::select! {
-        // without the signal it ends only by failing
+        // before the signal, the server ends only if it fails
         ended = &mut server => return ended.map(|()| Drained::default()).map_err(ServeError::from),
         () = shutdown => {}
     }
@@ -132,13 +131,12 @@ pub async fn serve(
     draining.cancel();
     stop.cancel();
 
-    // GOAWAY and the last frames are sent by the server's own tasks; it resolves when the last connection is
-    // gone.
+    // the server's own tasks send GOAWAY and the last frames; `server` resolves when the last connection is gone
     let deadline = started + drain;
     let mut ended = false;
     loop {
         tokio::select! {
-            // the tasks of its requests may outlive a connection for a moment: not the end yet
+            // not the end yet: the task of a request may live a moment longer than its connection
             result = &mut server, if !ended => { ended = true; result?; }
             () = gate.emptied() => break,
             () = tokio::time::sleep_until(deadline) => break,
@@ -146,7 +144,7 @@ pub async fn serve(
     }
     let late = gate.names();
     if !ended && late.is_empty() {
-        // what is left on the connections may be watches of our health: dropping the status ends them
+        // the last connections may only watch the server's health; clearing the status ends those watches
         for service in services.iter().map(String::as_str).chain([""]) {
             health.clone().clear_service_status(service).await;
         }

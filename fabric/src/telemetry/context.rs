@@ -1,6 +1,4 @@
-//! W3C trace context, in and out.
-//!
-//! All of it costs one relaxed load and nothing else while nothing is exported.
+//! W3C trace context, in and out. While nothing is exported it costs one relaxed load.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
@@ -16,7 +14,7 @@ use super::exporting::exporting;
 /// The header of the W3C trace context.
 const TRACEPARENT: &str = "traceparent";
 
-/// The caller's context; an empty one if there is none, it is malformed, or nothing is exported.
+/// The caller's context. It is empty if the headers have none, it is malformed, or nothing is exported.
 pub(crate) fn parent_of(headers: &HeaderMap) -> Context {
     if !exporting() || !headers.contains_key(TRACEPARENT) {
         return Context::new();
@@ -28,7 +26,7 @@ fn read_context(headers: &HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers))
 }
 
-/// The current span's trace: 32 hex digits, or nothing while nothing is exported.
+/// The id of the current span's trace: 32 hex digits, or empty while nothing is exported and outside of a span.
 pub fn trace_id() -> String {
     if !exporting() {
         return String::new();
@@ -38,10 +36,10 @@ pub fn trace_id() -> String {
     if span.is_valid() { span.trace_id().to_string() } else { String::new() }
 }
 
-/// Makes `span` a child of `parent`, if that is one.
+/// Makes `span` a child of `parent`, if `parent` has a span.
 pub(crate) fn adopt(span: &tracing::Span, parent: Context) {
     if parent.has_active_span() {
-        // fails only where no exporter listens to this span: then there is nothing to link
+        // fails only if no exporter takes this span; then there is nothing to link
         let _ = span.set_parent(parent);
     }
 }
@@ -66,7 +64,7 @@ struct HeadersMut<'a>(&'a mut HeaderMap);
 
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
-        // an empty tracestate says nothing
+        // an empty tracestate carries nothing
         if value.is_empty() {
             return;
         }

@@ -1,8 +1,7 @@
 //! Which ECS task this is, from the task metadata endpoint (version 4).
 //!
-//! A plain HTTP/1.0 GET to a link-local address is all it takes; an HTTP client would be the largest
-//! dependency of this crate. It is asked once, before the process serves, and never stands in the way:
-//! failures are logged and telemetry lacks a few attributes.
+//! A plain HTTP/1.0 GET to a link-local address is enough; an HTTP client would be the largest dependency of this crate. The process
+//! asks once, before it serves. A failure is logged, and telemetry then lacks a few attributes.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -13,10 +12,10 @@ use std::{
 use opentelemetry::KeyValue;
 use serde_json::Value;
 
-/// The agent answers in milliseconds, or is not there.
+/// Longest time of the request. The agent answers in milliseconds, or does not exist.
 const TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Task metadata is a few KiB for a one-task service.
+/// Longest answer. The metadata of a one-task service has a few KiB.
 const BYTES_MAX: u64 = 256 << 10;
 
 /// Resource attributes of the task, after OpenTelemetry's conventions for AWS ECS. Blocks for at most about
@@ -28,7 +27,7 @@ pub(super) fn attributes(base: &str) -> Result<Vec<KeyValue>, String> {
     Ok(describe(&task))
 }
 
-/// Pure part: task metadata to attributes; what is missing is left out.
+/// Attributes from task metadata. Leaves out missing ones. Pure.
 fn describe(task: &Value) -> Vec<KeyValue> {
     let mut attributes =
         vec![KeyValue::new("cloud.provider", "aws"), KeyValue::new("cloud.platform", "aws_ecs")];
@@ -74,7 +73,7 @@ fn get(url: &str, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut piece = [0; 4096];
     loop {
-        // set before each read: a peer that drips bytes must not stretch the deadline
+        // set before each read, so that a peer that sends byte by byte cannot stretch the deadline
         stream.set_read_timeout(Some(left().ok_or_else(timed_out)?))?;
         match stream.read(&mut piece)? {
             0 => break,

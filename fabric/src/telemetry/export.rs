@@ -1,9 +1,9 @@
-//! Queues before the exporters: bounded, never waited for, every loss counted.
+//! Queues before the exporters. They are bounded, nobody waits for them, and every loss is counted.
 //!
-//! The SDK's batch processors already drop when their queue is full, but keep the count to themselves until
-//! shutdown, and say nothing of batches that an exporter could not deliver. So each processor is wrapped: a
-//! wrapper admits up to the queue's size (the processor behind it then never has to drop), and the exporter's
-//! wrapper gives the places back and counts what it could not deliver.
+//! The SDK's batch processors drop items when their queue is full, but tell the number only at shutdown, and do not count batches
+//! that an exporter could not deliver. So each processor and each exporter has a wrapper. The processor's wrapper admits items up to
+//! the size of the queue, so the processor never drops. The exporter's wrapper frees the places and counts the items that
+//! it could not deliver.
 
 use std::{
     fmt,
@@ -29,25 +29,25 @@ use opentelemetry_sdk::{
     },
 };
 
-/// Spans that wait for export. The SDK's own default; at 10,000 spans/s it is exported in batches as they
-/// fill, so that it overflows only when the collector is slower than that. About 2 MB when full.
+/// Most spans that wait for export: the SDK's own default, about 2 MB. Full batches are exported at once, so the queue overflows only if
+/// the collector takes fewer spans each second than the process makes.
 const SPANS_QUEUED_MAX: usize = 2048;
 
-/// Log records that wait for export. As above.
+/// Most log records that wait for export.
 const LOGS_QUEUED_MAX: usize = 2048;
 
-/// What was lost on the way to the collector since the start of the process.
+/// The telemetry that was lost on the way to the collector since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     /// Spans.
     pub spans: u64,
     /// Log records.
     pub logs: u64,
-    /// Metric exports (each a whole collection; cumulative metrics recover with the next one).
+    /// Metric exports. Each is a whole collection; the next one makes up for it, because metrics are cumulative.
     pub metric_exports: u64,
 }
 
-/// One signal's account.
+/// Counts of one signal: queued and lost items.
 #[derive(Debug, Default)]
 pub(super) struct Account {
     queued: AtomicUsize,
@@ -75,7 +75,7 @@ impl Account {
     }
 }
 
-/// A batch processor of spans before `exporter`.
+/// A batch processor of spans for `exporter`.
 pub(super) fn spans(exporter: impl SpanExporter + 'static, account: Arc<Account>) -> impl SpanProcessor {
     let max = queue_max("OTEL_BSP_MAX_QUEUE_SIZE", SPANS_QUEUED_MAX);
     let config = SpanBatchConfig::default().with_max_queue_size(max).build();
@@ -83,7 +83,7 @@ pub(super) fn spans(exporter: impl SpanExporter + 'static, account: Arc<Account>
     AdmitSpans { next: BatchSpanProcessor::builder(exporter).with_batch_config(config).build(), max, account }
 }
 
-/// A batch processor of log records before `exporter`.
+/// A batch processor of log records for `exporter`.
 pub(super) fn logs(exporter: impl LogExporter + 'static, account: Arc<Account>) -> impl LogProcessor {
     let max = queue_max("OTEL_BLRP_MAX_QUEUE_SIZE", LOGS_QUEUED_MAX);
     let config = LogBatchConfig::default().with_max_queue_size(max).build();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static EXPORTING: AtomicBool = AtomicBool::new(false);
 
-/// Whether traces are exported: whether a span of a request is worth making.
+/// Whether traces are exported, and so whether a request needs a span.
 pub fn exporting() -> bool {
     EXPORTING.load(Ordering::Relaxed)
 }

@@ -22,28 +22,28 @@ use super::{
     settings::Settings,
 };
 
-/// The end of a process waits at most this long for what is still queued: well inside the drain of a task.
+/// Longest time that the end of a process waits for queued telemetry: well inside the drain of a task.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 
-/// One export may take this long unless the environment says otherwise: shorter than the specification's 10
-/// s, so that one dead collector does not take up all of [`SHUTDOWN_MAX`] twice.
+/// Longest time of one export, unless the environment says otherwise. The specification's 10 s would use up [`SHUTDOWN_MAX`] if the
+/// collector is dead.
 const EXPORT_MAX: Duration = Duration::from_secs(2);
 
-/// The first and only installation; later ones share it.
+/// The one installation of this process; later calls share it.
 static INSTALLED: OnceLock<Arc<Installed>> = OnceLock::new();
 
-/// A meter; its instruments do nothing while metrics are not exported. Ask after [`Telemetry::init`]:
-/// instruments made before are no-ops for ever.
+/// A meter. Its instruments do nothing while metrics are not exported. Call it after [`Telemetry::init`]: instruments that were made
+/// before never do anything.
 pub fn meter(name: &'static str) -> metrics::Meter {
     global::meter(name)
 }
 
-/// What was lost on the way to the collector so far.
+/// The telemetry that was lost so far.
 pub fn dropped() -> Dropped {
     INSTALLED.get().map(|installed| installed.accounts.dropped()).unwrap_or_default()
 }
 
-/// A handle on this process's telemetry.
+/// This process's telemetry.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     installed: Arc<Installed>,
@@ -69,7 +69,7 @@ impl Accounts {
 #[derive(Debug, Default)]
 struct Installed {
     accounts: Accounts,
-    /// Taken by the first shutdown.
+    /// The first shutdown takes them.
     providers: Mutex<Providers>,
 }
 
@@ -84,21 +84,20 @@ impl Telemetry {
     /// Installs logging and, if the environment asks for it, OTLP, for the service `service_name`
     /// (`trellis-head`) whose instance is `instance` (its id).
     ///
-    /// Call inside the Tokio runtime that will run the exports; outside of one only stderr logs are
-    /// installed. A second call in the same process returns a handle on the first installation. A subscriber
-    /// that somebody else installed is left in place. On ECS it asks the task metadata endpoint, which takes
-    /// at most one second.
+    /// Call it inside the Tokio runtime that runs the exports; outside of a runtime it installs only the log on stderr. A second call in
+    /// the same process returns the first installation. It leaves a subscriber in place that other code has installed. On ECS it
+    /// asks the task metadata endpoint, which takes at most one second.
     pub fn init(service_name: &str, instance: &str) -> Self {
         Self::init_with(service_name, instance, &Settings::from_process())
     }
 
-    /// As [`Telemetry::init`], with settings other than the environment's.
+    /// As [`Telemetry::init`], with given settings.
     pub fn init_with(service_name: &str, instance: &str, settings: &Settings) -> Self {
         let installed = INSTALLED.get_or_init(|| Arc::new(install(service_name, instance, settings)));
         Self { installed: installed.clone() }
     }
 
-    /// Exports what is queued, for at most [`SHUTDOWN_MAX`], and ends exporting. Further calls do nothing.
+    /// Exports the queued telemetry, for at most [`SHUTDOWN_MAX`], and ends exporting. A second call does nothing.
     ///
     /// Cancel safe: the export goes on in its thread.
     pub async fn shutdown(&self) {
@@ -109,10 +108,10 @@ impl Telemetry {
         if providers.traces.is_none() && providers.metrics.is_none() && providers.logs.is_none() {
             return;
         }
-        // A thread of its own: these calls block, and a runtime's end would wait for its blocking pool.
+        // on a thread of its own: these calls block, and the end of a runtime would wait for its blocking pool
         let (done, ended) = tokio::sync::oneshot::channel();
         let spawned = std::thread::Builder::new().name("telemetry-shutdown".to_owned()).spawn(move || {
-            // traces first: they are what a last failed request is looked for in
+            // traces first: a person looks there for the last failed request
             let _ = providers.traces.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
             let _ = providers.logs.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
             let _ = providers.metrics.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
@@ -180,7 +179,7 @@ fn resource(
         }
     }
     let builder = Resource::builder().with_attributes(attributes);
-    // what the environment says of the service wins over what the program calls itself
+    // the environment's service name wins over the program's
     if settings.names_service {
         builder.build()
     } else {
@@ -239,7 +238,7 @@ fn export_to(
     providers
 }
 
-/// The specification's variables, in milliseconds, or our shorter default.
+/// The timeout from the specification's variables, in milliseconds, or [`EXPORT_MAX`].
 fn timeout(signal: &str) -> Duration {
     let set = |name: &str| std::env::var(name).ok().and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     set(&format!("OTEL_EXPORTER_OTLP_{signal}_TIMEOUT"))

@@ -9,20 +9,20 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, filter::LevelFilter, filter
 
 use super::settings::Settings;
 
-/// What is logged to stderr when nothing else is said.
+/// The filter of the log on stderr, if `TRELLIS_LOG` is not set.
 const LOG_FILTER: &str = "info";
 
-/// Libraries that log several lines for each of their calls. They log warnings and errors only, unless `TRELLIS_LOG` says more.
+/// Libraries that log several lines for each call. They log only warnings and errors, unless `TRELLIS_LOG` says otherwise.
 const TALKATIVE: [&str; 2] = ["buoyant_kernel", "buoyant_kernel_engine"];
 
-/// Crates that carry the exports themselves: to export what they say would feed itself.
+/// Crates that carry the exports. Exporting their logs would make further exports, without end.
 const OWN_TRANSPORT: [&str; 6] = ["h2", "hyper", "hyper_util", "tonic", "tower", "opentelemetry"];
 
 pub(super) type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// The filter of what is logged to stderr: [`LOG_FILTER`], with a complaint, if what is asked for is none.
+/// The filter of the log on stderr. If `asked` is no filter, it is [`LOG_FILTER`], and there is a complaint.
 fn log_filter(asked: &str, complaints: &mut Vec<String>) -> EnvFilter {
-    // of two directives for one library the later one holds: the caller's
+    // if two directives name one library, the later one holds: the caller's
     let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat();
     EnvFilter::try_new(format!("{quiet}{asked}")).unwrap_or_else(|error| {
         complaints.push(format!("TRELLIS_LOG={asked:?}: {error}; using {LOG_FILTER}"));
@@ -55,7 +55,7 @@ pub(super) fn layers(
     }
     if let Some(provider) = traces {
         let tracer = provider.tracer(service_name.to_owned());
-        // source lines, threads and time per poll: paid for at each span and poll, and of no use in a service
+        // source lines, threads and the time of each poll cost something at each span and poll, and a service does not need them
         let layer = tracing_opentelemetry::layer().with_tracer(tracer);
         let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
         layers.push(layer.with_filter(exported.clone()).boxed());

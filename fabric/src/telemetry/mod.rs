@@ -1,9 +1,8 @@
 //! Logs to stderr, and traces, metrics and logs pushed by OTLP/gRPC to one collector.
 //!
-//! Without an endpoint nothing of OpenTelemetry is installed: spans of requests are not made, instruments are
-//! no-ops, headers are not looked at. With one, a collector that is slow or gone costs telemetry and nothing
-//! else: queues are bounded and never waited for, losses are counted ([`dropped`]), and the end waits at most
-//! [`SHUTDOWN_MAX`].
+//! Without an endpoint nothing of OpenTelemetry is installed: requests have no spans, instruments do nothing, and headers are not read.
+//! With an endpoint, a collector that is slow or gone costs only telemetry: queues are bounded, nobody waits for them,
+//! losses are counted ([`dropped`]), and the end of the process waits at most [`SHUTDOWN_MAX`].
 //!
 //! Honoured:
 //! * `OTEL_EXPORTER_OTLP_ENDPOINT`, `.._HEADERS`, `.._TIMEOUT`, and each with `TRACES_`, `METRICS_`, `LOGS_`
@@ -13,10 +12,10 @@
 //! * `OTEL_BSP_*`, `OTEL_BLRP_*`, `OTEL_METRIC_EXPORT_INTERVAL`,
 //!   `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`
 //!
-//! Not honoured, and told in the log when set: a protocol other than `grpc`, compression, propagators other than
+//! Not honoured, and logged when set: a protocol other than `grpc`, compression, propagators other than
 //! `tracecontext`, `https` endpoints. Not honoured at all: certificates, `OTEL_LOG_LEVEL`.
 //!
-//! Ours, for stderr: `TRELLIS_LOG` (filter) and `TRELLIS_LOG_FORMAT` (`text`, `json`).
+//! For stderr: `TRELLIS_LOG` (filter) and `TRELLIS_LOG_FORMAT` (`text`, `json`).
 //!
 //! | file | subject |
 //! | --- | --- |

@@ -1,23 +1,23 @@
-//! Which of the standard variables say what. Pure: variables in, settings out.
+//! Telemetry settings from the standard variables. Pure.
 
-/// What the environment asks of telemetry.
+/// What the environment says about telemetry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// OTLP/gRPC endpoint of traces; `None`: traces are not exported.
+    /// OTLP/gRPC endpoint of traces. `None`: traces are not exported.
     pub traces: Option<String>,
-    /// As above, of metrics.
+    /// The same for metrics.
     pub metrics: Option<String>,
-    /// As above, of logs.
+    /// The same for logs.
     pub logs: Option<String>,
-    /// `service.name` is set by the environment.
+    /// Whether the environment sets `service.name`.
     pub names_service: bool,
-    /// Filter of stderr logs.
+    /// Filter of the log on stderr.
     pub log_filter: Option<String>,
-    /// Whether stderr logs are JSON.
+    /// Whether the log on stderr is JSON.
     pub log_json: bool,
     /// Base of the ECS task metadata endpoint.
     pub ecs_metadata: Option<String>,
-    /// Things asked for that cannot be done; told once the log is up.
+    /// Settings that cannot be honoured. They are logged once the log is installed.
     pub complaints: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
 //! `Rows`: an immutable table between Rust and Python, by the Arrow C interface in both directions.
 //!
-//! What goes out is shared, not copied. pyarrow is nobody's dependency here: any library that speaks the PyCapsule interface
-//! reads `Rows`. How rows are made of Python's values is in `columns`.
+//! Rows go out shared, not copied. Nothing here needs pyarrow: any library that speaks the PyCapsule interface reads `Rows`. The file
+//! `columns` makes rows from Python's values.
 
 use std::{
     collections::HashMap,
@@ -132,10 +132,10 @@ impl Rows {
         to_stream_pycapsule(py, Box::new(ArrayIterator::new(structs, row.into())), requested_schema)
     }
 
-    /// One column as parts that numpy makes an array of: kind, values, and which are there (None: all).
+    /// One column in the parts from which numpy makes an array: kind, values, and a mask of the values that are there (None: all).
     ///
-    /// Values are a buffer for numbers, times (int64 nanoseconds) and booleans (bytes), a list for text, and for
-    /// symbols a pair of a buffer of int32 codes and the list they index.
+    /// Numbers, times (int64 nanoseconds) and booleans (bytes) come as a buffer, text as a list, symbols as a pair: a buffer of int32
+    /// codes and the list that they index.
     fn column<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Column<'py>> {
         let array = self.whole(name).or_raise(py)?;
         let valid = array.logical_nulls().filter(|n| n.null_count() > 0).map(|nulls| {
@@ -166,7 +166,7 @@ impl Rows {
                 let names: Vec<Option<&str>> = dictionary.values().as_string::<i32>().iter().collect();
                 ("symbol", (codes, names).into_pyobject(py)?.into_any())
             }
-            // nothing was ever set: a column without a type
+            // a column of nulls only has no type
             DataType::Null => ("string", vec![None::<&str>; array.len()].into_pyobject(py)?.into_any()),
             _ => {
                 let texts: Vec<Option<&str>> = array.as_string::<i32>().iter().collect();
@@ -176,9 +176,9 @@ impl Rows {
         Ok((kind, values, valid))
     }
 
-    /// The field as a matrix: times (int64 nanoseconds), symbols, values (float64, row-major), and whether the times are
-    /// the sessions of `calendar` in `[start_ns, end_ns)`, which they are not where a row has a time of day. `named` are
-    /// symbols that get a column in any case.
+    /// The field as a matrix: times (int64 nanoseconds), symbols, values (float64, row-major), and whether the times are the sessions
+    /// of `calendar` in `[start_ns, end_ns)`. They are not if a row has a time of day. The symbols in `named` always get a
+    /// column.
     #[pyo3(signature = (field, calendar, start_ns, end_ns, named))]
     fn wide(
         &self,
@@ -220,7 +220,7 @@ impl Rows {
             self.write_to(format, &mut file)?;
             file.flush()
         });
-        // with the file's name, as Python's own errors
+        // Python's own errors have the file's name, too
         written.map_err(|e| match e.raw_os_error() {
             Some(code) => {
                 let said = e.to_string();
@@ -233,7 +233,7 @@ impl Rows {
     }
 }
 
-/// Kind, values, which are there.
+/// Kind, values, mask.
 type Column<'py> = (&'static str, Bound<'py, PyAny>, Option<PyArrowBuffer>);
 
 impl Rows {
@@ -260,7 +260,7 @@ impl Rows {
     }
 }
 
-/// The rows of an Arrow IPC file, as `write` made it.
+/// The rows of an Arrow IPC file that `write` made.
 #[pyfunction]
 pub(crate) fn rows_of_ipc(py: Python<'_>, bytes: Vec<u8>) -> PyResult<Rows> {
     let (schema, batches) = detached(py, || {
@@ -271,10 +271,10 @@ pub(crate) fn rows_of_ipc(py: Python<'_>, bytes: Vec<u8>) -> PyResult<Rows> {
     Ok(Rows::new(schema, batches))
 }
 
-/// A table that the parent of this process sent: takes the descriptor, maps it, copies nothing.
+/// Maps a table that the parent of this process sent. Takes the descriptor; copies nothing.
 #[pyfunction]
 pub(crate) fn map_table(py: Python<'_>, fd: i32) -> PyResult<Rows> {
-    // SAFETY: the caller was given the descriptor with the message and hands it over: nobody else closes it.
+    // SAFETY: the caller got the descriptor with the message and hands it over, so no other code closes it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let (schema, batches) = detached(py, || read_table(&fd).map_err(bug))?;
     Ok(Rows::new(schema, batches))

@@ -1,7 +1,7 @@
-//! Rows as text: what people see, and what CSV and JSON carry. Pure.
+//! Rows as text, for people and for CSV and JSON. Pure.
 //!
-//! Times are dates where every time of the column is a midnight (daily data), else full ISO 8601 with `Z`: one form
-//! in a column, so that whatever parses the text needs no guess.
+//! If every time of a column is a midnight (daily data), its times are dates, otherwise full ISO 8601 with `Z`. A column has one form,
+//! so that a parser need not guess.
 
 use std::{fmt::Write as _, io};
 
@@ -20,7 +20,7 @@ enum TimeForm {
     Full,
 }
 
-/// The text form of each column, decided over all batches.
+/// The text form of each column, chosen over all batches.
 pub(crate) struct Cells<'a> {
     schema: SchemaRef,
     batches: &'a [RecordBatch],
@@ -42,7 +42,7 @@ impl<'a> Cells<'a> {
         Self { schema, batches, forms }
     }
 
-    /// Appends one value; a missing one appends nothing and answers false.
+    /// Appends one value. For a missing value it appends nothing and returns false.
     fn text(&self, batch: &RecordBatch, column: usize, row: usize, out: &mut String) -> bool {
         let array = batch.column(column);
         if array.is_null(row) || *array.data_type() == DataType::Null {
@@ -69,7 +69,7 @@ impl<'a> Cells<'a> {
                 let key = dictionary.keys().value(row).unsigned_abs() as usize;
                 out.write_str(dictionary.values().as_string::<i32>().value(key))
             }
-            // rows hold the types of fields only, and this is the last of them
+            // rows hold only the types of fields, and this is the last of them
             _ => out.write_str(array.as_string::<i32>().value(row)),
         };
         true
@@ -95,7 +95,7 @@ impl<'a> Cells<'a> {
         rows
     }
 
-    /// CSV with a header; missing values are empty, text is quoted where it must be (RFC 4180).
+    /// CSV with a header. Missing values are empty; text is quoted if RFC 4180 demands it.
     pub(crate) fn csv(&self, out: &mut impl io::Write) -> io::Result<()> {
         let mut line = String::new();
         for (i, field) in self.schema.fields().iter().enumerate() {
@@ -126,7 +126,7 @@ impl<'a> Cells<'a> {
         Ok(())
     }
 
-    /// One JSON array, one object a row, one row a line. A missing value is null. JSON has no word for three floats: they
+    /// One JSON array with one object for each row, on its own line. A missing value is null. JSON cannot write three floats: they
     /// are the texts "NaN", "Infinity" and "-Infinity", as in protobuf's JSON.
     pub(crate) fn json(&self, out: &mut impl io::Write) -> io::Result<()> {
         let names: Vec<String> = self

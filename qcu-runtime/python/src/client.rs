@@ -1,4 +1,4 @@
-//! The grid's client for Python: every call waits detached, and answers Arrow or plain values.
+//! The grid's client for Python. Every call waits without the interpreter, and returns Arrow or plain values.
 
 use std::{
     fs::{File, TryLockError},
@@ -27,7 +27,7 @@ use crate::{
 /// A connection to the heads of a grid. Made by `trellis.connect`.
 #[pyclass(frozen, module = "trellis._trellis")]
 pub(crate) struct Client {
-    // dropped only in the process that made it: connections tell tasks that they are gone, and a forked child has none
+    // dropped only in the process that made it: a dropped connection wakes tasks, and a forked child has no tasks
     inner: ManuallyDrop<Inner>,
     pid: u32,
     url: String,
@@ -42,7 +42,7 @@ impl Client {
 }
 
 impl Client {
-    /// Another client of the same grid, that calls in the name of `unit`. Inside the runtime.
+    /// Another client of the same grid, which calls in the name of `unit`. Call it inside the runtime.
     pub(crate) fn in_name_of(&self, unit: &str) -> Result<Inner> {
         let ended = self.ended.clone();
         let options = ClientOptions { unit: Some(unit.to_owned()), ended, ..ClientOptions::default() };
@@ -76,8 +76,8 @@ impl Drop for Client {
 
 #[pymethods]
 impl Client {
-    /// Connects, and waits for a head to answer: `connect_timeout_s` at most. `deadline_s` bounds each later call; one to a
-    /// grid of this machine ends with the process that holds the lock file `lock`, too.
+    /// Connects, and waits at most `connect_timeout_s` for a head that answers. `deadline_s` bounds each later call. A call to a grid of
+    /// this machine also ends when the process that holds the lock file `lock` ends.
     #[new]
     #[pyo3(signature = (url, unit, connect_timeout_s, deadline_s, lock=None))]
     fn new(
@@ -144,7 +144,7 @@ impl Client {
         Ok((Rows::new(answer.schema, answer.batches), receipt))
     }
 
-    /// What the datasets are and how far they have come; asked for so long, or for as long as any call.
+    /// Describes all datasets, or one. The deadline is `deadline_s`, or that of any call.
     #[pyo3(signature = (dataset, deadline_s=None))]
     fn describe<'py>(
         &self,
@@ -229,7 +229,7 @@ impl Client {
         dict::change(py, &wait(py, self.inner(py)?.alter_dataset(request))?)
     }
 
-    /// Ends a dataset.
+    /// Drops a dataset.
     fn drop<'py>(
         &self,
         py: Python<'py>,

@@ -1,7 +1,7 @@
-//! Rows of Python's own values: numpy arrays, lists, Arrow arrays of any library.
+//! Rows from Python's own values: numpy arrays, lists, Arrow arrays of any library.
 //!
-//! Buffers are copied: a strategy may go on writing to its own. Values are brought to the types that fields have where that
-//! changes none of them.
+//! Buffers are copied, because a strategy may go on writing to its own. Values are cast to the types of fields if the cast changes
+//! none of them.
 
 use std::sync::Arc;
 
@@ -30,14 +30,14 @@ use crate::{
     runtime::bug,
 };
 
-/// Makes rows of columns, in the order given: each a kind, data, and a mask of what is there (None: all of it).
+/// Makes rows from columns, in the given order. A column is a kind, its data, and a mask of the values that are there (None: all).
 ///
 /// * `arrow`: any object of the Arrow C interface;
 /// * `buffer`: a one-dimensional contiguous buffer of numbers; `time`: of int64 nanoseconds;
-/// * `list`: a list of one kind of value, None where there is none;
+/// * `list`: a list of one kind of value, with None for a missing value;
 /// * `scalar`: one value, for all rows.
 ///
-/// NaN becomes a missing value. Whether the rows fit what a unit declares is checked where they are published from.
+/// NaN becomes a missing value. A later check compares the rows with the unit's declaration.
 #[pyfunction]
 pub(crate) fn make_rows(py: Python<'_>, columns: Vec<Given<'_>>) -> PyResult<Rows> {
     let refuse = |message: String| to_py(py, &Error::new(Code::BadRows, message));
@@ -82,7 +82,7 @@ pub(crate) fn make_rows(py: Python<'_>, columns: Vec<Given<'_>>) -> PyResult<Row
 /// Name, kind, data, mask.
 type Given<'py> = (String, String, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
 
-/// Brings an array to a type that fields have, where that changes no value.
+/// Casts an array to a type of fields, if that changes no value.
 fn grid_type(array: ArrayRef, name: &str) -> Result<ArrayRef> {
     let refuse =
         |why: &str| Error::new(Code::BadRows, format!("column {name} holds {}{why}", array.data_type()));
@@ -130,7 +130,7 @@ fn arrow_array_of(value: &Bound<'_, PyAny>, name: &str) -> PyResult<ArrayRef> {
     })
 }
 
-/// Takes away the values that `mask` (a byte each, 0: not there) says are not there.
+/// Makes values null where `mask` (one byte for each) is 0.
 fn masked(array: ArrayRef, mask: Option<&Bound<'_, PyAny>>) -> PyResult<ArrayRef> {
     let Some(mask) = mask else { return Ok(array) };
     let py = mask.py();

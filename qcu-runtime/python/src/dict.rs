@@ -1,4 +1,4 @@
-//! Replies of the grid as plain Python dicts, one function a message: Python code never sees a protobuf type.
+//! Replies of the grid as plain Python dicts, one function for each message. Python code never sees a protobuf type.
 
 use pyo3::{prelude::*, types::PyDict};
 use trellis_proto::{DatasetSpec, pb};

@@ -1,7 +1,7 @@
-//! A grid inside this process: one shard and one head node, the very code of the services, on loopback.
+//! A grid inside this process: one shard and one head node, with the code of the services, on loopback.
 //!
-//! Loopback and not a function call: a read takes the same path as in production (tickets, admission, framing, errors),
-//! so a strategy that works here works there, and a second process can join. It costs a fraction of a millisecond.
+//! It uses loopback and no function calls, so that a read takes the same path as in production (tickets, admission, framing, errors):
+//! a strategy that works here works there, and a second process can join. Loopback costs a fraction of a millisecond.
 
 use std::{
     future::Future,
@@ -21,9 +21,9 @@ use crate::{
     runtime::{bug, services, wait},
 };
 
-/// From binding to serving: a lake with a long log takes seconds to open.
+/// Longest time until the grid serves. A lake with a long log takes seconds to open.
 const READY_WAIT: Duration = Duration::from_secs(30);
-/// How long each of the two may take to finish its calls.
+/// How long each service may take to finish its calls.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// A running grid. Its publishes are durable when they are acknowledged, so ending without `stop` loses nothing.
@@ -31,7 +31,7 @@ const STOP_WAIT: Duration = Duration::from_secs(5);
 pub(crate) struct Embedded {
     url: String,
     pid: u32,
-    // stopped in this order: who asks before who answers
+    // stopped in this order: the head, which asks, before the shard, which answers
     services: Mutex<Vec<Service>>,
 }
 
@@ -65,7 +65,7 @@ impl Service {
         }
     }
 
-    /// Why it ended by itself.
+    /// Waits until the service ends by itself, and says why.
     async fn failure(&mut self) -> Error {
         match (&mut self.task).await {
             Ok(Ok(())) => bug(format!("the embedded {} ended by itself", self.name)),
@@ -75,7 +75,7 @@ impl Service {
     }
 }
 
-/// Resolves when told, or when whoever could tell is gone.
+/// Resolves when the sender sends, or is dropped.
 async fn told(receiver: oneshot::Receiver<()>) {
     let _ = receiver.await;
 }
@@ -129,13 +129,13 @@ impl Embedded {
         Ok(Self { url, pid: std::process::id(), services: Mutex::new(services) })
     }
 
-    /// Where it listens.
+    /// The URL of the grid.
     #[getter]
     fn url(&self) -> &str {
         &self.url
     }
 
-    /// Ends it: what runs is finished, for at most ten seconds. Twice does nothing.
+    /// Ends the grid. Running calls may finish, for at most ten seconds. A second call does nothing.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         if self.pid != std::process::id() {
             return Ok(());
@@ -149,7 +149,7 @@ impl Embedded {
         })
     }
 
-    /// In a forked child: it is the parent's. Its tasks do not exist here, so nothing may be told to them.
+    /// Forgets the services in a forked child. They belong to the parent, and their tasks do not exist here.
     fn forget(&self) {
         std::mem::forget(std::mem::take(&mut *self.services.lock().unwrap_or_else(PoisonError::into_inner)));
     }

@@ -1,10 +1,10 @@
-//! The grid's errors as Python exceptions: one total map. The classes, and the table from codes to them, stand in
-//! `trellis/errors.py`, where people read them; this side only carries the parts over.
+//! The grid's errors as Python exceptions. The classes, and the table from codes to classes, are in `trellis/errors.py`; this file only
+//! passes the parts of an error.
 
 use pyo3::{prelude::*, sync::PyOnceLock, types::PyString};
 use trellis_proto::{Code, Error};
 
-/// Result of what is called from Python but can fail before Python is involved.
+/// The result of a call from Python that can fail before Python is involved.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// The code's name in `error.proto`, without the prefix: `UNKNOWN_FIELD`.
@@ -40,7 +40,7 @@ pub(crate) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
     }
 }
 
-/// An exception of `trellis.errors` that no grid ever sends.
+/// An exception of `trellis.errors` that no grid sends.
 pub(crate) fn local(py: Python<'_>, class: &str, message: &str, hint: &str) -> PyErr {
     let made = py.import("trellis.errors").and_then(|module| module.getattr(class)).and_then(|class| {
         let exception = class.call1((message,))?;
@@ -53,7 +53,7 @@ pub(crate) fn local(py: Python<'_>, class: &str, message: &str, hint: &str) -> P
     }
 }
 
-/// `?` for results of the grid inside functions that answer Python.
+/// Turns results of the grid into results for Python, so that `?` works.
 pub(crate) trait OrRaise<T> {
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;
 }

@@ -1,4 +1,4 @@
-//! Files into a dataset: read and checked here, published part by part.
+//! Imports files into a dataset: reads and checks them, and publishes them part by part.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,16 +35,16 @@ use crate::{
     runtime::{bug, wait_telling},
 };
 
-/// What progress is told as: step, file, rows, bytes, bytes in all.
+/// The progress: step, file, rows, bytes, bytes in all.
 type Told = (&'static str, String, u64, u64, u64);
 
-/// Sessions, symbols and days of each kind that the sample names; the others are counted.
+/// Most sessions, symbols and days of each kind that the sample names; it only counts the others.
 const NAMED_MAX: usize = 10;
 
-/// Reads `files` by `options` (JSON of the import's options) and publishes their rows, all or nothing for each
-/// knowledge time, unless they say `dry_run`. `show(step, file, rows, bytes, bytes_total)` is called some times a second.
+/// Reads `files` by `options` (JSON of the import's options) and publishes their rows, all or nothing for each knowledge time. With
+/// `dry_run` it publishes nothing. It calls `show(step, file, rows, bytes, bytes_total)` a few times each second.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // one call of ours
+#[allow(clippy::too_many_arguments)] // only the package calls it
 pub(crate) fn import_files<'py>(
     py: Python<'py>,
     client: &Client,
@@ -110,8 +110,8 @@ pub(crate) fn import_files<'py>(
     Ok(result)
 }
 
-/// The import's days beside the sessions of its calendar: which have no row at all, which symbols lack some between their
-/// first and their last, and which days are none of its sessions.
+/// Compares the days of the import with the sessions of its calendar: the sessions without a row, the symbols that lack sessions between
+/// their first and last, and the days that are no sessions.
 fn coverage<'py>(py: Python<'py>, import: &Import, calendar: Calendar) -> PyResult<Bound<'py, PyDict>> {
     let mut by_symbol: BTreeMap<&str, BTreeSet<NaiveDate>> = BTreeMap::new();
     let (mut all, mut other, mut rows_on_other_days) = (BTreeSet::new(), BTreeSet::new(), 0_u64);
@@ -199,10 +199,10 @@ async fn bring_in(
     for part in import.parts.iter().filter(|_| !dry_run) {
         tell.send_replace(("publishing", String::new(), part.rows, 0, 0));
         let run_id = match &run_id {
-            // parts are publishes of their own: one id each
+            // each part is a publish of its own, with its own id
             Some(id) if import.parts.len() > 1 => format!("{id}-{}", acks.len()),
             Some(id) => id.clone(),
-            // The shard knows rows that it has, and whether they still hold: each attempt has an id of its own.
+            // each attempt has its own id: the shard itself finds the rows that it already has, and whether they still hold
             None if part.known_at_ns.is_none() => format!("{}-{}", part.run_id(), attempt_id()),
             None => part.run_id(),
         };
@@ -214,7 +214,7 @@ async fn bring_in(
             spec: Some((&import.spec).into()),
             known_at_ns: part.known_at_ns,
             retract,
-            // parts are rows of their own in the ledger, too
+            // each part also has its own row in the ledger
             record: Some(match acks.is_empty() {
                 true => record.clone(),
                 false => pb::RunRecord { started_ns: now_ns(), ..record.clone() },
@@ -227,7 +227,7 @@ async fn bring_in(
     Ok((import, acks))
 }
 
-/// Refuses to retract what does not hold, as a shard does where it is not only looked.
+/// Refuses to retract rows that do not hold, as a shard does in an import that is no dry run.
 async fn check_held(client: &trellis_qcu::client::Client, import: &Import) -> Result<()> {
     let spec = &import.spec;
     let mut missing = BTreeSet::new();
@@ -268,7 +268,7 @@ async fn check_held(client: &trellis_qcu::client::Client, import: &Import) -> Re
     ))
 }
 
-/// What is in and what is not, where a part of several fails.
+/// Says which parts are in the dataset and which are not, if one of several parts fails.
 fn partly(error: Error, acks: &[pb::PublishAck], parts: usize) -> Error {
     let Some(last) = acks.last() else { return error };
     let message = format!(
@@ -289,10 +289,10 @@ fn partly(error: Error, acks: &[pb::PublishAck], parts: usize) -> Error {
         .side(error.whose())
 }
 
-/// Files of an import that the ledger lists one by one; of more it has one digest.
+/// Most files of an import that the ledger lists one by one. For more files it has one digest.
 const FILES_LISTED_MAX: usize = 64;
 
-/// What an import is made of, for the ledger.
+/// The files of an import and how they were read, for the ledger.
 struct Made {
     files: Vec<PathBuf>,
     started_ns: i64,
@@ -314,7 +314,7 @@ impl Made {
     }
 }
 
-/// A receipt for each file: its name, and, where a dataset stands of other inputs, the digest of its bytes.
+/// A receipt for each file: its name, and in the place of a dataset the digest of its bytes.
 fn receipts(files: &[PathBuf]) -> Vec<pb::InputReceipt> {
     let mut digests = files.iter().map(|file| (file.display().to_string(), digest(file)));
     let receipt =
@@ -332,7 +332,7 @@ fn digest(file: &Path) -> String {
     let mut hash = Sha256::new();
     match File::open(file).and_then(|mut file| std::io::copy(&mut file, &mut hash)) {
         Ok(_) => format!("sha256:{:x}", hash.finalize()),
-        // it was there a moment ago
+        // the file was there a moment ago
         Err(error) => format!("unknown:{error}"),
     }
 }

@@ -1,8 +1,7 @@
 //! The extension module `trellis._trellis`: the grid's Rust under the Python package `trellis`.
 //!
-//! It is thin: parse arguments, release the interpreter, call the crates that do the work, answer Arrow or plain values.
-//! It is not where people look: docstrings, defaults and conveniences are in the Python files beside it, and nothing
-//! here is meant to be called by anything but them.
+//! It is thin: it parses arguments, releases the interpreter, calls the crates that do the work, and returns Arrow or plain values.
+//! Docstrings, defaults and conveniences are in the Python files of the package, and only those call this module.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -12,7 +11,7 @@
 //! | `import` | files into a dataset |
 //! | `embedded` | a grid inside this process |
 //! | `arrow` | `Rows`: tables for Python by the Arrow C interface, and as sealed memfds |
-//! | `columns` | rows of Python's own values |
+//! | `columns` | rows from Python's own values |
 //! | `wide` | rows as a matrix; pure |
 //! | `cells` | rows as text, CSV, JSON; pure |
 //! | `dict` | replies as dicts |
@@ -38,13 +37,13 @@ use crate::error::OrRaise;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Nanoseconds, however many, of a time in ISO 8601; `name` is the argument's, for the error.
+/// Nanoseconds of a time in ISO 8601, also beyond 64 bits. `name` is the name of the argument, for the error.
 #[pyfunction]
 fn parse_time(py: Python<'_>, text: &str, name: &str) -> PyResult<i128> {
     trellis_proto::time::parse_ns(text).map_err(|e| named(&e, name)).or_raise(py)
 }
 
-/// Refuses an integer that is meant as another time than so many nanoseconds.
+/// Refuses an integer that is probably meant in another unit than nanoseconds.
 #[pyfunction]
 fn check_integer_time(py: Python<'_>, number: i128, name: &str) -> PyResult<()> {
     trellis_proto::time::check_integer(number).map_err(|e| named(&e, name)).or_raise(py)
@@ -54,7 +53,7 @@ fn named(error: &trellis_proto::Error, name: &str) -> trellis_proto::Error {
     trellis_proto::Error::new(error.code(), format!("{name}: {}", error.message())).hint(error.hint_text())
 }
 
-/// A date if it is a midnight, else a date-time, ISO 8601, UTC.
+/// A time in ISO 8601, UTC: a date if it is a midnight, otherwise a date-time.
 #[pyfunction]
 fn format_time(ns: i64) -> String {
     trellis_proto::time::format_time(ns)
@@ -66,7 +65,7 @@ fn parse_duration(py: Python<'_>, text: &str) -> PyResult<i64> {
     trellis_proto::time::parse_duration(text).or_raise(py)
 }
 
-/// Is the day of that midnight a session of the calendar?
+/// Whether the day of that midnight is a session of the calendar.
 #[pyfunction]
 fn is_session(py: Python<'_>, calendar: &str, midnight_ns: i64) -> PyResult<bool> {
     let calendar = trellis_qcu::unit::Calendar::named(calendar).or_raise(py)?;

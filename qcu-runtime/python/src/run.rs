@@ -1,4 +1,4 @@
-//! A run in this process, by the pieces that `qcu` uses: plan and read the inputs, check the output, publish it.
+//! A run in this process. It uses the pieces of `qcu`: plan and read the inputs, check the output, publish it.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct Prefetched {
     inner: Inner,
     started_ns: i64,
-    // reads and publish are one trace, whatever the interpreter does in between
+    // one trace for the reads and the publish, whatever the interpreter does in between
     span: Span,
 }
 
@@ -34,7 +34,7 @@ type GivenInput<'py> = (String, Rows, Bound<'py, PyDict>, (String, Option<i64>, 
 
 #[pymethods]
 impl Prefetched {
-    /// Name, rows, receipt and window (calendar, start, end) of each input, in the order declared.
+    /// Name, rows, receipt and window (calendar, start, end) of each input, in the order of the declaration.
     fn inputs<'py>(&self, py: Python<'py>) -> PyResult<Vec<GivenInput<'py>>> {
         let inputs = self.inner.inputs.iter().map(|input| {
             let answer = &input.answer;
@@ -45,15 +45,15 @@ impl Prefetched {
         inputs.collect()
     }
 
-    /// Identity of the run: what it is of, and which attempt. Every attempt that a person makes is one of its own, so that what
-    /// an edited strategy publishes is a correction.
+    /// Identity of the run and its attempt. Every attempt of a person has its own identity, so that the result of an edited strategy is
+    /// a correction.
     #[getter]
     fn run_id(&self) -> &str {
         &self.inner.run_id
     }
 }
 
-/// Checks a unit's manifest (JSON), and whether it can run for a session, and answers it in its canonical form.
+/// Checks a unit's manifest (JSON), and whether the unit can run for a session. Returns the manifest in its canonical form.
 #[pyfunction]
 #[pyo3(signature = (manifest, session=None))]
 pub(crate) fn check_manifest(py: Python<'_>, manifest: &str, session: Option<&str>) -> PyResult<String> {
@@ -67,7 +67,7 @@ pub(crate) fn check_manifest(py: Python<'_>, manifest: &str, session: Option<&st
     checked().or_raise(py)
 }
 
-/// What a run may publish: the rows in the declared types, sorted. Refuses what does not fit, with every reason.
+/// Checks a result. Returns the rows in the declared types, sorted. Refuses rows that do not fit, with every reason.
 #[pyfunction]
 pub(crate) fn check_result(py: Python<'_>, manifest: &str, session: &str, rows: &Rows) -> PyResult<Rows> {
     let batch = detached(py, || {
@@ -99,7 +99,7 @@ pub(crate) fn prefetch(
 }
 
 /// Publishes checked rows as the unit's output for the session, under a lease of the publish's own, and records the run.
-/// Answers the acknowledgement: durable, and visible to readers.
+/// Returns the acknowledgement: the rows are durable, and visible to readers.
 #[pyfunction]
 pub(crate) fn publish_run<'py>(
     py: Python<'py>,
@@ -111,7 +111,7 @@ pub(crate) fn publish_run<'py>(
     take_over: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let manifest = Manifest::parse(manifest).or_raise(py)?;
-    // in the unit's own name, whatever name the reads went by: a head lets nobody publish in another's
+    // in the unit's own name, whatever name the reads had: a head refuses a publish in another unit's name
     client.inner(py)?;
     let published = async {
         let client = client.in_name_of(&manifest.unit)?;
@@ -121,7 +121,7 @@ pub(crate) fn publish_run<'py>(
     dict::ack(py, &ack)
 }
 
-/// Records that a run which was to publish has failed before it could.
+/// Records that a run has failed before its publish.
 #[pyfunction]
 pub(crate) fn record_failed(
     py: Python<'_>,
@@ -141,7 +141,7 @@ pub(crate) fn record_failed(
     wait(py, async { client.record_runs(vec![record]).await.map(|_| ()) })
 }
 
-/// What is known of a run before it has ended.
+/// The record of a run, as far as it is known before its end.
 fn record(manifest: &Manifest, session: &str, prefetched: Option<&Prefetched>) -> pb::RunRecord {
     let now = now_ns();
     pb::RunRecord {
@@ -203,13 +203,13 @@ async fn publish(
     }
 }
 
-/// How long a publish that is done waits for a ledger that its head could not reach: the head goes on trying.
+/// How long the caller of a committed publish waits for a ledger that the head could not reach. The head goes on trying after it.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Publishes, and records it where the head could not. `recorded` says whether it is in the ledger.
+/// Publishes, and records the publish if the head could not. `recorded` says whether it is in the ledger.
 ///
 /// # Errors
-/// The publish's: one that is done never fails for the ledger.
+/// The publish's. A committed publish never fails because of the ledger.
 pub(crate) async fn publish_recorded(
     client: &trellis_qcu::client::Client,
     header: pb::PublishHeader,
@@ -227,7 +227,7 @@ pub(crate) async fn publish_recorded(
     Ok(ack)
 }
 
-/// Ends the ownership of a dataset's unit: the dataset is nobody's output from then on.
+/// Ends a unit's ownership of a dataset: the dataset is no unit's output from then on.
 #[pyfunction]
 pub(crate) fn end_ownership(py: Python<'_>, client: &Client, dataset: &str, take_over: bool) -> PyResult<()> {
     let dataset = DatasetName::new(dataset).or_raise(py)?;

@@ -1,22 +1,21 @@
 //! The Tokio runtime of the process's connections, and how a Python thread waits for it.
 //!
-//! The runtime has no threads of its own: a thread that waits for an answer drives the connections itself, and so is not
-//! woken by another that was woken by the answer. A runtime with workers has two such hand-overs in each read, and
-//! between two cores of a virtual machine one takes 30 us and more. Threads that wait at the
-//! same time share the driving. While nobody waits, the *keeper* does: it answers pings, follows discovery, notices what
-//! broke. It takes over after a quiet [`KEEPER_TICK`], so that reads in a row do not have to take the connections back.
+//! The runtime has no threads of its own: a thread that waits for an answer drives the connections itself. A runtime with workers would
+//! wake a worker, which then wakes the waiting thread: two hand-overs in each read, each of 30 us and more between two cores of a
+//! virtual machine. Threads that wait at the same time share the driving. While no thread waits, the *keeper* drives: it
+//! answers pings, follows discovery, and notices broken connections. It takes over only after [`KEEPER_TICK`] without a wait, so
+//! that reads in a row do not have to take the connections back.
 //!
-//! An embedded grid, which works whether anybody waits or not, runs on a runtime with workers.
+//! An embedded grid must work also while no thread waits, so it runs on a runtime with workers.
 //!
-//! Rules, each bought with somebody's deadlock:
-//! * every wait is *detached* from the interpreter, or no other Python thread runs and a future that needs one hangs;
-//! * while it waits, a thread looks for signals a few times a second. Python's own handler only sets a flag; without
-//!   the look Ctrl-C would be noticed when the read returns. There is no handler of ours: other libraries' handlers
-//!   keep working;
-//! * a runtime does not survive `fork`: its threads are not in the child, and its locks may be held for ever. What was
-//!   made before says so when it is used in the child; new connections there get a runtime of their own. The copies of
-//!   the old are leaked, since even dropping them would wait for the missing threads;
-//! * it ends before the interpreter does (`atexit`). No task holds a Python object, so none can outlive it.
+//! Rules, each of which prevents a deadlock:
+//! * Every wait is *detached* from the interpreter. Otherwise no other Python thread runs, and a future that needs one hangs.
+//! * A waiting thread looks for signals a few times each second. Python's own handler only sets a flag, so without the look Ctrl-C
+//!   would wait for the read to return. The module installs no handler, so the handlers of other libraries keep working.
+//! * A runtime does not survive `fork`: the child has none of its threads, and its locks may be held for ever. An object from before
+//!   the fork raises an error in the child; new connections there get their own runtime. The child leaks the copies of the
+//!   old one, because even dropping them would wait for the missing threads.
+//! * The runtime ends before the interpreter does (`atexit`). No task holds a Python object, so none can outlive the interpreter.
 
 use std::{
     sync::{
@@ -38,28 +37,26 @@ use trellis_proto::{Code, Error};
 
 use crate::error::{OrRaise, Result, local};
 
-/// How often a waiting thread looks for signals: a person does not notice 50 ms after Ctrl-C, and the look costs a
-/// microsecond.
+/// How often a waiting thread looks for signals: a person does not notice 50 ms after Ctrl-C, and a look costs a microsecond.
 const SIGNAL_TICK: Duration = Duration::from_millis(50);
 
 /// How long the end waits for tasks that are inside a blocking call.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
 
-/// Threads of an embedded grid: it encodes and decodes on them, and more than this would take cores from the computation that
-/// it feeds.
+/// Most threads of an embedded grid. It encodes and decodes on them; more would take cores from the computation that reads from it.
 const WORKERS_MAX: usize = 4;
 
-/// The keeper drives when no thread has waited for so long. Longer than a notebook's loop pauses between two reads; shorter
-/// than anything that happens unasked may be late.
+/// The keeper drives after no thread has waited for this long: longer than the pause between two reads of a notebook's loop, and
+/// short enough for pings and discovery.
 const KEEPER_TICK: Duration = Duration::from_millis(100);
 
-/// The runtime of the connections, with whoever drives it.
+/// The runtime of the connections, and the threads that drive it.
 pub(crate) struct Connections {
     runtime: Runtime,
-    /// How many waits there have been, and how many there are.
+    /// Number of waits so far, and of waits now.
     entered: AtomicU64,
     inside: AtomicU64,
-    /// A thread waits, or it is the end: the keeper lets go.
+    /// Tells the keeper to let go: a thread waits, or it is the end.
     wanted: Notify,
     ended: AtomicBool,
 }
@@ -92,7 +89,7 @@ impl Connections {
         }
     }
 
-    /// Waits for `future` on this thread, and drives the connections meanwhile unless another thread does.
+    /// Waits for `future` on this thread. Meanwhile it drives the connections, unless another thread does.
     fn block_on<F: Future>(&self, future: F) -> F::Output {
         struct Inside<'a>(&'a AtomicU64);
         impl Drop for Inside<'_> {
@@ -112,7 +109,7 @@ struct Owned {
     pid: u32,
     connections: Arc<Connections>,
     keeper: JoinHandle<()>,
-    /// Of embedded grids; from the first one on.
+    /// The runtime of embedded grids; made for the first one.
     services: Option<Runtime>,
     telemetry: Option<Telemetry>,
 }
@@ -125,7 +122,7 @@ enum State {
 
 static STATE: Mutex<State> = Mutex::new(State::NotStarted);
 
-/// Looks at what this process has, started at the first call.
+/// Looks at this process's runtime. The first call starts it.
 fn owned<T>(py: Python<'_>, look: impl FnOnce(&mut Owned) -> PyResult<T>) -> PyResult<T> {
     // The lock is held for the start of threads at most, never while waiting, so it needs no detaching.
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +131,7 @@ fn owned<T>(py: Python<'_>, look: impl FnOnce(&mut Owned) -> PyResult<T>) -> PyR
         let (connections, keeper) = Connections::start()?;
         let telemetry = telemetry(&connections.runtime);
         let owned = Owned { pid: std::process::id(), connections, keeper, services: None, telemetry };
-        // of a parent before the fork
+        // the old one may be the parent's, from before a fork
         std::mem::forget(std::mem::replace(&mut *state, State::Running(Box::new(owned))));
     }
     match &mut *state {
@@ -149,7 +146,7 @@ fn connections(py: Python<'_>) -> PyResult<Arc<Connections>> {
     owned(py, |owned| Ok(Arc::clone(&owned.connections)))
 }
 
-/// Where an embedded grid runs.
+/// The runtime of embedded grids.
 pub(crate) fn services(py: Python<'_>) -> PyResult<Handle> {
     owned(py, |owned| {
         if let Some(runtime) = &owned.services {
@@ -165,8 +162,8 @@ pub(crate) fn services(py: Python<'_>) -> PyResult<Handle> {
     })
 }
 
-/// Exports traces and metrics where the environment names a collector. A notebook is no service: without one, nothing is
-/// installed, and with one, stderr stays with what a person must act on.
+/// Exports traces and metrics if the environment names a collector. A notebook is no service: without a collector nothing is installed,
+/// and with one, stderr has only warnings and errors.
 fn telemetry(runtime: &Runtime) -> Option<Telemetry> {
     let mut settings = Settings::from_process();
     if !settings.exports() {
@@ -177,7 +174,7 @@ fn telemetry(runtime: &Runtime) -> Option<Telemetry> {
     Some(Telemetry::init_with("trellis-python", &std::process::id().to_string(), &settings))
 }
 
-/// The error for what was made before a fork and used after it.
+/// The error for an object that was made before a fork and used after it.
 pub(crate) fn forked(py: Python<'_>) -> PyErr {
     local(
         py,
@@ -196,7 +193,7 @@ where
     wait_telling(py, |_| Ok(()), future)
 }
 
-/// As [`wait`]; `tick` is called in Python a few times a second meanwhile.
+/// As [`wait`]. Meanwhile it calls `tick` in Python a few times each second.
 pub(crate) fn wait_telling<T, F>(
     py: Python<'_>,
     tick: impl Fn(Python<'_>) -> PyResult<()> + Send,
@@ -223,7 +220,7 @@ async fn interruptible<T>(
             done = &mut future => return Ok(done),
             _ = tick.tick() => match Python::try_attach(|py| py.check_signals().and_then(|()| tell(py))) {
                 Some(looked) => looked?,
-                // The interpreter is ending and this is a daemon thread: nobody waits for the answer any more.
+                // the interpreter is ending and this is a daemon thread: no thread waits for the answer any more
                 None => std::future::pending().await,
             },
         }
@@ -235,13 +232,13 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T>
     py.detach(work).or_raise(py)
 }
 
-/// An error for what cannot happen unless we are wrong.
+/// The error for a fault of this module.
 pub(crate) fn bug(what: impl std::fmt::Display) -> Error {
     Error::new(Code::Internal, what.to_string())
 }
 
-/// Ends the runtime: called at exit, after everything that runs on it was told to stop. Waits two seconds at most, and three
-/// more for a collector that does not take the last telemetry.
+/// Ends the runtime. Python calls it at exit, after everything that runs on the runtime was told to stop. It waits at most two seconds,
+/// and three more for a collector that does not take the last telemetry.
 #[pyfunction]
 pub(crate) fn shutdown(py: Python<'_>) {
     let ended = std::mem::replace(&mut *STATE.lock().unwrap_or_else(PoisonError::into_inner), State::Ended);
@@ -261,7 +258,7 @@ pub(crate) fn shutdown(py: Python<'_>) {
             connections.ended.store(true, SeqCst);
             connections.wanted.notify_one();
             keeper.thread().unpark();
-            // it has nothing left to do but to see that it is the end
+            // the keeper only has to see that it is the end
             let _ = keeper.join();
             match Arc::try_unwrap(connections) {
                 Ok(connections) => connections.runtime.shutdown_timeout(SHUTDOWN_WAIT),

@@ -1,10 +1,10 @@
 //! Sessions x symbols: rows sorted by (symbol, ts) as one matrix. Pure.
 //!
-//! With a window the matrix has every session of a calendar in it, whatever rows exist; without one, or where a row has a
-//! time of day, it has the times of the rows.
+//! With a window, the matrix has a row for every session of a calendar, whatever rows exist. Without a window, or if a row has a time of
+//! day, it has the times of the rows.
 //!
-//! One pass finds the axes, one fills. Series of one dataset mostly have the same times, so the union of times is kept
-//! as a sorted list and compared with each run as a whole before anything is merged: the usual case costs a memcmp.
+//! One pass finds the axes, another fills the values. Series of one dataset mostly have the same times. So the union of times is a
+//! sorted list, and each run of rows is first compared with the whole list: the usual case costs one memcmp.
 
 use std::collections::HashMap;
 
@@ -32,8 +32,8 @@ pub(crate) struct Wide {
     pub(crate) aligned: bool,
 }
 
-/// Which sessions the matrix has: those of `calendar` in `[start, end)`. A side that is open, or that lies before the
-/// calendar begins or 1970, ends where the rows end.
+/// The sessions of the matrix: those of `calendar` in `[start, end)`. If a side is open, or lies before 1970 or before the calendar
+/// begins, the matrix ends there with the rows.
 pub(crate) struct Window {
     pub(crate) calendar: Calendar,
     pub(crate) start: Option<i64>,
@@ -48,11 +48,11 @@ struct Run<'a> {
     first: usize,
 }
 
-/// `named` are symbols that get a column even if they have no row.
+/// Makes the matrix of `field`. The symbols in `named` get a column even if they have no row.
 ///
 /// # Errors
-/// `InvalidRequest` if `field` is not there, not a number, or holds an integer that float64 would change; and if a row is on
-/// a day that is no session of the window's calendar.
+/// `InvalidRequest` if `field` does not exist, is no number, or holds an integer that float64 would change, and if a row is on a day
+/// that is no session of the window's calendar.
 pub(crate) fn pivot(
     batches: &[RecordBatch],
     field: &str,
@@ -113,7 +113,7 @@ pub(crate) fn pivot(
         }
     }
 
-    // position of each symbol once they are sorted; the identity for every answer of a grid
+    // the position of each symbol after sorting; a grid's answers are sorted already
     let mut order: Vec<usize> = (0..symbols.len()).collect();
     order.sort_by(|&a, &b| symbols[a].cmp(&symbols[b]));
     let mut position = vec![0; symbols.len()];
@@ -148,7 +148,7 @@ impl Window {
         let start = self.start.filter(|start| *start >= begins).or(rows.first().copied());
         let end = self.end.or(rows.last().map(|last| last.saturating_add(1)));
         let (Some(start), Some(end)) = (start, end) else { return Vec::new() };
-        // the date of a time of day begins before it
+        // the date of a time of day begins earlier
         let (Some(from), Some(until)) = (date_of(start), date_of(end).and_then(|d| d.succ_opt())) else {
             return Vec::new();
         };
@@ -172,7 +172,7 @@ impl Window {
     }
 }
 
-/// The first of the sorted `times` that is not among the sorted `sessions`.
+/// The first of the sorted `times` that is not in the sorted `sessions`.
 fn first_beyond(times: &[i64], sessions: &[i64]) -> Option<i64> {
     let mut rest = sessions.iter();
     times.iter().copied().find(|t| !rest.any(|session| session == t))
@@ -238,7 +238,7 @@ fn numbers(batch: &RecordBatch, field: &str) -> Result<ArrayRef> {
             }
             integers.unary(|v| v as f64)
         }
-        // a column without a single value
+        // a column without any value
         DataType::Null => arrow_array::Float64Array::new_null(array.len()),
         DataType::Boolean => array.as_boolean().iter().map(|v| v.map(f64::from)).collect(),
         other => {

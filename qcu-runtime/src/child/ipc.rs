@@ -1,8 +1,7 @@
-//! What passes between `qcu` and its child: packets with descriptors, and tables in sealed memfds.
+//! The transport between `qcu` and its child: packets with descriptors, and tables in sealed memfds.
 //!
-//! A table is written once (into the memfd) and read in place by the other side; the memfd is sealed, so neither side
-//! can change or shrink it under the other's feet. Every unsafe block of the crate that is not about starting a process
-//! is here.
+//! One side writes a table once, into a memfd, and the other reads it in place. The memfd is sealed, so neither side can change or
+//! shrink it while the other reads.
 
 use std::{
     fs::File,
@@ -28,11 +27,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::protocol::MESSAGE_BYTES_MAX;
 use crate::unit::INPUTS_MAX;
 
-/// Descriptors in one packet at most; the kernel's own limit is 253.
+/// Most descriptors in one packet; the kernel's own limit is 253.
 pub(super) const FDS_MAX: usize = INPUTS_MAX;
 
 const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
-/// What must be sealed before a mapping is safe to read: its bytes and its length.
+/// The seals that make a mapping safe to read: nobody can change its bytes or its length.
 const SEALS_NEEDED: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE;
 /// The magic at the end of an Arrow file and the length before it.
 const TRAILER_BYTES: usize = 10;
@@ -42,17 +41,17 @@ pub(crate) fn cvt(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Writes a table into a new sealed memfd, as an Arrow IPC file. Blocks as long as copying it takes.
+/// Writes a table into a new sealed memfd, as an Arrow IPC file. Blocks while it copies the table.
 ///
 /// # Errors
-/// Of the kernel (no memory), or of Arrow (batches of another schema).
+/// The kernel's (no memory) or Arrow's (batches of another schema).
 pub fn write_table(schema: &SchemaRef, batches: &[RecordBatch]) -> io::Result<OwnedFd> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is a nul-terminated literal; the result is checked before use.
     let fd = cvt(unsafe { libc::memfd_create(c"trellis".as_ptr(), flags) })?;
     // SAFETY: the descriptor was just made and nobody else has it.
     let file = unsafe { File::from_raw_fd(fd) };
-    // 64 bytes, so that every reader may use its widest instructions in place
+    // aligned to 64 bytes, so that every reader may use its widest instructions in place
     let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5).map_err(arrow)?;
     let buffered = BufWriter::with_capacity(WRITE_BUFFER_BYTES, file);
     let mut writer = FileWriter::try_new_with_options(buffered, schema, options).map_err(arrow)?;
@@ -68,10 +67,10 @@ pub fn write_table(schema: &SchemaRef, batches: &[RecordBatch]) -> io::Result<Ow
     Ok(file.into())
 }
 
-/// Reads a table in place from a sealed memfd. The batches keep the mapping alive. Blocks while it checks the contents.
+/// Reads a table in place from a sealed memfd. The batches keep the mapping alive. Blocks while it checks the table.
 ///
 /// # Errors
-/// `InvalidData` for anything that is not a sealed memfd with an Arrow IPC file in it.
+/// `InvalidData` if the descriptor is no sealed memfd, or the memfd holds no Arrow IPC file.
 pub fn read_table(fd: &OwnedFd) -> io::Result<(SchemaRef, Vec<RecordBatch>)> {
     decode(&map(fd)?)
 }
@@ -85,7 +84,7 @@ struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
-// arrow drops it wherever the last buffer goes, possibly while unwinding; it holds no invariant to break
+// Arrow drops it with the last buffer, possibly during a panic; it has no invariant that a panic could break
 impl std::panic::RefUnwindSafe for Mapping {}
 
 impl Drop for Mapping {
@@ -160,10 +159,10 @@ fn arrow(error: ArrowError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// Both ends of a new packet socket, closed on exec.
+/// Makes a packet socket. Returns both ends; both close on exec.
 ///
 /// # Errors
-/// Of the kernel: out of descriptors.
+/// The kernel's: out of descriptors.
 pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends: [RawFd; 2] = [-1; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
@@ -173,7 +172,7 @@ pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
-/// Has the runtime watch a descriptor. Inside a Tokio runtime.
+/// Makes a descriptor awaitable. Call it inside a Tokio runtime.
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is one open descriptor from here until `AsyncFd` drops it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
@@ -193,12 +192,12 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// Takes an end of [`socket_pair`]. Inside a Tokio runtime.
+    /// Takes one end of [`socket_pair`]. Call it inside a Tokio runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: watch(socket, Interest::READABLE | Interest::WRITABLE)? })
     }
 
-    /// Sends one packet, whole or not at all. Cancel safe.
+    /// Sends one packet: all of it or nothing. Cancel safe.
     pub(crate) async fn send(&self, text: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
         if text.len() > MESSAGE_BYTES_MAX || fds.len() > FDS_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a packet beyond the protocol's limits"));
@@ -206,7 +205,7 @@ impl Channel {
         self.socket.async_io(Interest::WRITABLE, |socket| send(socket.as_raw_fd(), text, fds)).await
     }
 
-    /// The next packet; `None` if the other side closed. Cancel safe.
+    /// Waits for the next packet. `None` if the other side has closed. Cancel safe.
     pub(crate) async fn receive(&self) -> io::Result<Option<Packet>> {
         self.socket.async_io(Interest::READABLE, |socket| receive(socket.as_raw_fd())).await
     }
@@ -263,7 +262,7 @@ fn receive(socket: RawFd) -> io::Result<Option<Packet>> {
     let got = unsafe { libc::recvmsg(socket, &mut header, flags) };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
 
-    // take the descriptors first: whatever else is wrong, they must be closed
+    // take the descriptors first, so that they are closed even if the packet is refused
     let mut fds = Vec::new();
     // SAFETY: the kernel filled `control`; the macros walk only what it says is there, and each descriptor is new and ours.
     unsafe {

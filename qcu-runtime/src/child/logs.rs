@@ -1,4 +1,4 @@
-//! What the child prints: each line becomes a log record of the current run, and the last ones are kept for its error.
+//! The output of the child: each line becomes a log record of the current run, and the last lines are kept for its error.
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
@@ -6,14 +6,15 @@ use parking_lot::Mutex;
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, task::JoinHandle};
 use tracing::Span;
 
-/// Longer lines are cut into several records.
+/// Longest line of one record; a longer line becomes several records.
 const LINE_BYTES_MAX: usize = 8 << 10;
-/// Lines of one run that become records; a strategy that prints in a loop must not fill a collector. The rest is counted.
+/// Most lines of one run that become records, so that a strategy that prints in a loop does not fill the collector. The rest is only
+/// counted.
 const LINES_MAX: u64 = 10_000;
 /// Lines kept for the error of a run that crashed.
 const TAIL_LINES: usize = 20;
 
-/// Where the lines of a child go. Clones are the same place.
+/// Takes the lines of a child. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Logs {
     state: Arc<Mutex<State>>,
@@ -33,12 +34,12 @@ impl Default for State {
 }
 
 impl Logs {
-    /// From now on lines belong to the run of `span`.
+    /// Begins a run: from now on, lines belong to `span`.
     pub(super) fn begin(&self, span: Span) {
         *self.state.lock() = State { span, ..State::default() };
     }
 
-    /// How many lines of the run were not recorded.
+    /// Lines of the run that did not become records.
     pub(super) fn dropped(&self) -> u64 {
         self.state.lock().lines.saturating_sub(LINES_MAX)
     }

@@ -1,4 +1,4 @@
-//! How an attempt in the child ends, and what it may take and took.
+//! The end of an attempt in the child, its limits and its use.
 
 use std::{io, time::Duration};
 
@@ -7,10 +7,10 @@ use arrow_schema::SchemaRef;
 
 use super::protocol::Raised;
 
-/// How an attempt in the child ended. Every way there is.
+/// Every way in which an attempt in the child can end.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The strategy returned a table. It fits the protocol; whether it fits the unit is not checked yet.
+    /// The strategy returned a table. It fits the protocol; nobody has checked yet whether it fits the unit.
     Returned(Returned),
     /// The strategy (or its import) raised.
     Raised(Raised),
@@ -19,31 +19,31 @@ pub enum Outcome {
         /// Its exit code.
         code: i32,
     },
-    /// A signal that we did not send ended the process.
+    /// A signal that the supervisor did not send ended the process.
     Killed {
         /// Its number.
         signal: i32,
     },
-    /// No answer in time.
+    /// The child did not reply in time.
     TimedOut {
         /// The limit.
         after: Duration,
     },
-    /// More memory than allowed.
+    /// The child used more memory than allowed.
     OutOfMemory {
-        /// What it had.
+        /// The memory that it had.
         bytes: u64,
-        /// What it was allowed.
+        /// The memory that it was allowed.
         limit: u64,
     },
-    /// The child answered something that is not in the protocol.
+    /// The child broke the protocol.
     Protocol {
-        /// What.
+        /// How.
         violation: String,
     },
-    /// The operating system failed us: no process, no descriptor.
+    /// The operating system failed: no process, no descriptor.
     System {
-        /// How.
+        /// Its error.
         error: io::Error,
     },
 }
@@ -57,16 +57,16 @@ pub struct Returned {
     pub batches: Vec<RecordBatch>,
 }
 
-/// What one attempt may take.
+/// The limits of one attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// From handing the run over to the answer.
+    /// Longest time from the request to the reply.
     pub time: Duration,
-    /// Anonymous memory.
+    /// Most anonymous memory.
     pub memory_bytes: u64,
 }
 
-/// What one attempt took.
+/// What one attempt used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Processor time in the strategy, microseconds.
@@ -77,21 +77,21 @@ pub struct Usage {
     pub rss_max_bytes: u64,
 }
 
-/// A run's end.
+/// The end of an attempt.
 #[derive(Debug)]
 pub struct Finished {
     /// How it ended.
     pub outcome: Outcome,
-    /// What it took.
+    /// What it used.
     pub usage: Usage,
-    /// The last lines it printed; for the error of a crash.
+    /// The last lines that it printed, for the error of a crash.
     pub tail: Vec<String>,
     /// Lines that were not recorded because there were too many.
     pub lines_dropped: u64,
 }
 
 impl Outcome {
-    /// Whether another attempt may end differently. One that returned, spoke nonsense or ran out of the same memory will not.
+    /// Whether another attempt may end differently. After a result, a broken protocol or too much memory it does not.
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {

@@ -17,10 +17,10 @@ use tokio::{
 
 use super::{ipc::watch, outcome::Usage};
 
-/// SIGKILL takes effect at once unless the process hangs in the kernel; nobody waits longer for its last statistics.
+/// How long the supervisor waits for the end after SIGKILL, which takes effect at once unless the process hangs in the kernel.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// A process that we started: its end is awaited, seen once, and made sure of.
+/// A process that the supervisor started. It is ended and reaped at the latest when this is dropped.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: libc::pid_t,
@@ -31,9 +31,9 @@ pub(super) struct Process {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Not reaped: `pid` is ours.
+    /// Not reaped: `pid` still names this process.
     Running,
-    /// Reaped; `pid` may be somebody else's.
+    /// Reaped: `pid` may name another process.
     Over(ExitStatus),
 }
 
@@ -58,17 +58,17 @@ impl Process {
         if self.is_over() {
             return;
         }
-        // a pidfd is readable for good once the process has ended; an error means that nothing can be known any more
+        // a pidfd stays readable after the process has ended; after an error nothing more can be learnt
         _ = self.pidfd.readable().await.map(|mut ready| ready.retain_ready());
     }
 
-    /// Ends the process group, if it has not ended, and reaps the process. `None` if that cannot be seen in time.
+    /// Ends the process group and reaps the process. `None` if the end does not show in time.
     pub(super) async fn end(&mut self) -> Option<ExitStatus> {
         if let State::Over(status) = self.state {
             return Some(status);
         }
         self.look();
-        // also after the process has ended by itself: what it started is in its group
+        // also if the process has ended by itself: processes that it started are in its group
         kill_group(self.pid);
         timeout(KILL_WAIT, self.ended()).await.ok()?;
         let (status, user_us, system_us) = reap(self.pid)?;
@@ -77,21 +77,21 @@ impl Process {
         Some(status)
     }
 
-    /// Whether it has ended, though it may not be reaped yet.
+    /// Whether the process has ended; it may not be reaped yet.
     pub(super) fn has_ended(&self) -> bool {
         let mut poll = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor, which is open; no waiting.
         unsafe { libc::poll(&mut poll, 1, 0) == 1 }
     }
 
-    /// Anonymous memory now; remembers the most resident memory.
+    /// Returns the anonymous memory now, and notes the largest resident memory.
     pub(super) fn look(&mut self) -> u64 {
         let (most, anonymous) = memory(self.pid);
         self.seen.rss_max_bytes = self.seen.rss_max_bytes.max(most);
         anonymous
     }
 
-    /// What it has used since it started.
+    /// What the process has used since its start.
     pub(super) fn usage(&mut self) -> Usage {
         if !self.is_over() {
             self.look();
@@ -112,7 +112,7 @@ impl Drop for Process {
     }
 }
 
-/// The most resident memory a living process had, and its anonymous memory now, in bytes.
+/// The largest resident memory of a living process, and its anonymous memory now, in bytes.
 pub(super) fn memory(pid: libc::pid_t) -> (u64, u64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -125,7 +125,7 @@ pub(super) fn memory(pid: libc::pid_t) -> (u64, u64) {
 /// Processor time of a living process, in microseconds.
 fn processor_time(pid: libc::pid_t) -> Option<(u64, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // the name, in brackets, may hold anything; after it come fields 3, 4, ...
+    // the program's name, in brackets, may hold any text; the fields 3, 4, ... come after it
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     // SAFETY: no memory is involved.
     let ticks = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|ticks| *ticks > 0)?;
@@ -133,22 +133,22 @@ fn processor_time(pid: libc::pid_t) -> Option<(u64, u64)> {
     Some((us(11)?, us(12)?))
 }
 
-/// SIGKILL to the process group that `pid` leads. Only for a process that is not reaped, so that the id is its own.
+/// Sends SIGKILL to the process group that `pid` leads. The process must not be reaped yet, so that `pid` still names it.
 pub(super) fn kill_group(pid: libc::pid_t) {
     // SAFETY: no memory is involved.
     unsafe { libc::kill(-pid, libc::SIGKILL) };
 }
 
-/// Status and processor time of a process that has ended. `None` if it has not.
+/// Reaps an ended process: its status and processor time. `None` if it has not ended.
 fn reap(pid: libc::pid_t) -> Option<(ExitStatus, u64, u64)> {
     let (ended, status, usage) = wait(pid, libc::WNOHANG);
     let us = |time: libc::timeval| u64::try_from(time.tv_sec * 1_000_000 + time.tv_usec).unwrap_or(0);
     (ended == pid).then(|| (ExitStatus::from_raw(status), us(usage.ru_utime), us(usage.ru_stime)))
 }
 
-/// Reaps a process that has been killed, without anybody waiting for it.
+/// Reaps a killed process in the background.
 pub(super) fn reap_in_background(pid: libc::pid_t) {
-    // without a thread it stays a zombie until we end: an entry in a table, no more
+    // if there is no thread, the process stays a zombie until this process ends: one entry in a table
     _ = std::thread::Builder::new().name("qcu-reaper".to_owned()).spawn(move || wait(pid, 0));
 }
 

@@ -1,18 +1,17 @@
-//! What `qcu` and its Python child say to each other. This comment is the contract; the child's side is
-//! `trellis/_child.py`.
+//! The protocol between `qcu` and its Python child. This comment is the contract; the child's side is `trellis/_child.py`.
 //!
 //! # Channel
 //!
 //! The child is started as `PYTHON -m trellis._child` with one end of a `SOCK_SEQPACKET` Unix socket as file descriptor
 //! **3**. Each packet is one JSON object in UTF-8, at most [`MESSAGE_BYTES_MAX`] bytes; tables travel beside it as file
 //! descriptors (`SCM_RIGHTS`). The child's stdout and stderr are pipes whose lines become log records of the run.
-//! The parent closing its end means: exit, with status 0. The child closing its end without a reply is a failure.
+//! When the parent closes its end, the child exits with status 0. A child that closes its end without a reply has failed.
 //!
 //! # Tables
 //!
 //! A table is an Arrow IPC **file** (uncompressed, buffers aligned to 64 bytes) that fills a memfd, sealed with
-//! `F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL`. Map it; do not copy it. The parent refuses a table that is
-//! not sealed: it could change, or shrink into a SIGBUS, under the reader.
+//! `F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL`. Map it; do not copy it. The parent refuses a table that is not sealed:
+//! the table could change under the reader, or shrink and end the reader by SIGBUS.
 //!
 //! # Packets
 //!
@@ -34,20 +33,20 @@
 //!
 //! * An input's table has the columns `symbol` (dictionary of utf8 with int32 keys), `ts` (`timestamp[ns, UTC]`), the
 //!   fields, sorted by (symbol, ts); possibly no rows. Its receipt has the fields of `trellis.v1.Receipt` under their
-//!   protobuf names, integers as JSON numbers. Its window says which sessions it covers, whatever rows there are.
+//!   protobuf names, integers as JSON numbers. Its window says which sessions it covers, also those without rows.
 //! * `as_of` is the knowledge time that pins the run, ISO 8601; inputs may be read at an earlier one.
 //! * The result table has `symbol` (utf8 or a dictionary of it), optionally `ts`, and exactly the output's fields, in
-//!   any order; `columns` repeats its column names. Whether it fits is checked by the parent.
+//!   any order; `columns` repeats its column names. The parent checks whether it fits the unit.
 //! * A traceback is cut to its last 32 KiB by the child; `type` is the exception's class name.
 //! * After an answer the child waits for the next `run`; `load` comes once, first.
-//! * The child never waits for anything but the parent, and never writes to descriptor 3 unasked but for progress.
+//! * The child waits for nothing but the parent. Without a question it writes only progress to descriptor 3.
 
 use serde::{Deserialize, Serialize};
 use trellis_proto::{pb, time::format_time};
 
 use crate::unit::Window;
 
-/// Longest packet: well under the default socket buffer (208 KiB), beyond which a packet cannot be sent at all.
+/// Longest packet. It is well under the default socket buffer (208 KiB), because a longer packet cannot be sent at all.
 pub(super) const MESSAGE_BYTES_MAX: usize = 128 << 10;
 /// The child's end of the socket.
 pub(super) const CHANNEL_FD: i32 = 3;
@@ -84,14 +83,14 @@ pub enum Request {
     },
 }
 
-/// Names the table that comes with it.
+/// Describes one table that comes with the packet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InputHeader {
     /// Name of the input.
     pub name: String,
-    /// What the grid said of the read.
+    /// The receipt of the read.
     pub receipt: serde_json::Value,
-    /// Which sessions it covers.
+    /// The sessions that it covers.
     pub window: Window,
 }
 
@@ -99,14 +98,14 @@ pub struct InputHeader {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Reply {
-    /// It is going on.
+    /// The run goes on.
     Progress(Progress),
-    /// It failed, and can say why.
+    /// The strategy raised.
     Error {
-        /// Why.
+        /// The exception.
         error: Raised,
     },
-    /// It succeeded.
+    /// The request succeeded.
     Ok(Done),
 }
 
@@ -118,7 +117,7 @@ pub struct Progress {
     /// Steps done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done: Option<f64>,
-    /// Of so many.
+    /// Steps in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<f64>,
     /// In words.
@@ -144,7 +143,7 @@ pub struct Raised {
     pub class: String,
     /// Its text.
     pub message: String,
-    /// Where it came from.
+    /// Its traceback.
     #[serde(default)]
     pub traceback: String,
 }

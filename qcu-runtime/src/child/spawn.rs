@@ -1,8 +1,7 @@
-//! Starting the child: exec, never fork-and-go-on; its own process group; gone when we are.
+//! Starts the child: exec, in a process group of its own, and ended when `qcu` ends.
 //!
-//! `PR_SET_PDEATHSIG` fires when the *thread* that started the child ends, not the process. So children are started by
-//! one thread that lives as long as the process does; a pool's thread (`spawn_blocking`) would kill its children when the
-//! pool shrinks.
+//! `PR_SET_PDEATHSIG` fires when the *thread* that started the child ends, not the process. So one thread that lives as long as
+//! the process starts all children. A thread of a pool (`spawn_blocking`) would kill its children when the pool shrinks.
 
 use std::{
     fs::File,
@@ -24,7 +23,7 @@ use super::{
     protocol::CHANNEL_FD,
 };
 
-/// What to start.
+/// The command line of the child.
 #[derive(Debug, Clone)]
 pub struct ChildCommand {
     /// Python interpreter.
@@ -33,14 +32,14 @@ pub struct ChildCommand {
     pub arguments: Vec<String>,
     /// Folder to start in.
     pub directory: Option<PathBuf>,
-    /// Cores it may keep busy: bounds the thread pools of numerical libraries, unless the environment does already.
+    /// Cores that it may keep busy: the size of the thread pools of numerical libraries, unless the environment says otherwise.
     pub threads: u32,
 }
 
-/// Variables that must not reach a strategy: it reads what the run hands it, and holds no key to anything.
+/// Prefixes of variables that must not reach a strategy: it reads only the inputs of its run, and must hold no credentials.
 const WITHHELD: [&str; 3] = ["TRELLIS_", "AWS_", "OTEL_"];
 
-/// How numerical libraries are told the size of their thread pools.
+/// Variables from which numerical libraries take the size of their thread pools.
 const THREAD_VARIABLES: [&str; 6] = [
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -62,14 +61,14 @@ pub(super) struct Spawned {
 
 type Job = (ChildCommand, oneshot::Sender<io::Result<Spawned>>);
 
-/// Starts a child. Dropped before it is ready, the child is ended again.
+/// Starts a child. If the future is dropped before it is ready, the child is ended again.
 pub(super) async fn spawn(command: ChildCommand) -> io::Result<Spawned> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let spawner = match SPAWNER.get() {
         Some(spawner) => spawner,
         None => {
             let (sender, jobs) = mpsc::channel::<Job>();
-            // of two racing callers one thread is not used: its sender is dropped, and it ends having started nothing
+            // if two callers race, one of the two threads gets no sender and ends; it has started nothing
             std::thread::Builder::new().name("qcu-spawner".to_owned()).spawn(move || spawner(&jobs))?;
             SPAWNER.get_or_init(|| sender)
         }
@@ -90,8 +89,8 @@ fn spawner(jobs: &mpsc::Receiver<Job>) {
     }
 }
 
-/// Makes sure that descriptor 3 is taken in this process. The standard library reports a failed exec through a pipe of
-/// its own; were that pipe to get number 3, putting the channel there in the child would cut it.
+/// Makes sure that descriptor 3 is taken in this process. The standard library reports a failed exec through a pipe of its own. If
+/// that pipe had the number 3, the channel would replace it in the child.
 fn occupy_channel_fd() -> Option<OwnedFd> {
     let null = File::open("/dev/null").ok()?;
     // SAFETY: a plain fcntl; the new descriptor is checked and owned at once.
@@ -122,7 +121,7 @@ fn start(what: &ChildCommand) -> io::Result<Spawned> {
             command.env(name, what.threads.max(1).to_string());
         }
     }
-    // lines of a strategy must reach the log before the line that kills it
+    // the lines of a strategy must reach the log before a crash
     command.env("PYTHONUNBUFFERED", "1");
     // SAFETY: between fork and exec only async-signal-safe calls are made, and nothing is allocated.
     unsafe {

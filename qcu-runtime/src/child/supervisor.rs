@@ -1,13 +1,12 @@
-//! The Python child: starting it, handing it a run, and surviving whatever the strategy does.
+//! The Python child: starts it, hands it a run, and survives everything that the strategy does.
 //!
-//! Process 1 is ours, and the strategy runs in a child, because a strategy may crash in C, loop for ever or take all the
-//! memory there is, and each of these must end as a reported run, with the lease, telemetry and drain alive. Whatever
-//! happens is one [`Outcome`]. A child that did anything but answer is ended with its whole process group and never used
-//! again; one that answered may be given the next run.
+//! The strategy runs in a child process because it may crash in C, loop for ever or take all memory. Each of these must end as a
+//! reported run, while `qcu` keeps the lease, the telemetry and the drain. Every end is one [`Outcome`]. If the child did not answer
+//! as the protocol says, the supervisor ends it with its whole process group. A child that answered may get the next run.
 //!
-//! Memory is limited by looking at it every [`MEMORY_POLL`], not by `RLIMIT_AS`: numerical libraries reserve far more
-//! address space than they touch, and some abort when they cannot. Only anonymous pages count: a table mapped from a
-//! memfd is shared with us. Not covered: processes that the strategy starts in a session of their own.
+//! The supervisor limits memory by looking at it every [`MEMORY_POLL`], and not by `RLIMIT_AS`: numerical libraries reserve far more
+//! address space than they touch, and some abort if they cannot. Only anonymous pages count, because a table that is mapped
+//! from a memfd is shared with `qcu`. The limit does not cover processes that the strategy starts in a session of their own.
 
 use std::{
     io,
@@ -30,13 +29,13 @@ use super::{
     spawn::{self, ChildCommand},
 };
 
-/// How often the child's memory is looked at: a process that touches 1 GB/s overshoots by 20 MB.
+/// How often the supervisor looks at the child's memory. A process that touches 1 GB/s exceeds its limit by 20 MB.
 const MEMORY_POLL: Duration = Duration::from_millis(20);
-/// How long importing a strategy may take: pandas, polars and pyarrow together take two seconds on a busy machine.
+/// Longest time to import a strategy. The import of pandas, polars and pyarrow together takes two seconds on a busy machine.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
-/// A child whose channel closed is about to end; after this it is ended.
+/// How long a child whose channel has closed gets to end by itself.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
-/// After the end of a child, its last lines are waited for so long (a process it left behind may hold the pipes open).
+/// How long the supervisor waits for the last lines of an ended child: a process that it left behind may hold the pipes open.
 const LAST_LINES_WAIT: Duration = Duration::from_millis(250);
 
 /// A running child. Dropping it ends it and its process group.
@@ -49,13 +48,13 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts one. The strategy is not imported yet.
+    /// Starts a child. It has not imported the strategy yet.
     ///
     /// # Errors
-    /// Of the operating system: no such program, no descriptors.
+    /// The operating system's: no such program, no descriptors.
     pub async fn start(command: ChildCommand) -> io::Result<Self> {
         let spawned = spawn::spawn(command).await?;
-        // from here on the process is ended if anything below fails
+        // `process` ends the child if anything below fails
         let process = Process::new(spawned.pid, spawned.pidfd)?;
         let channel = Channel::new(spawned.channel)?;
         let logs = Logs::default();
@@ -69,7 +68,7 @@ impl Child {
         self.process.pid.unsigned_abs()
     }
 
-    /// Whether it can still be asked. One that ended by itself between two runs cannot.
+    /// Whether the child still runs. It may have ended by itself between two runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.process.is_over() && !self.process.has_ended()
@@ -84,7 +83,7 @@ impl Child {
     /// Imports the strategy. `Ok` gives the child back, ready for [`Child::run`].
     ///
     /// # Errors
-    /// Anything but a confirmation; the child is gone.
+    /// How the import ended, if it did not succeed. The child has ended.
     pub async fn load(
         mut self,
         request: &Request,
@@ -104,7 +103,7 @@ impl Child {
         }
     }
 
-    /// Hands over a run with its tables and waits for its end. Gives the child back if it can take another run.
+    /// Hands over a run with its tables and waits for the end. Gives the child back if it can take another run.
     ///
     /// Dropping the future ends the child.
     pub async fn run(
@@ -128,7 +127,7 @@ impl Child {
         self.finish(outcome, before).await
     }
 
-    /// One question and its final answer.
+    /// Sends one request and waits for its final reply.
     async fn ask(
         &mut self,
         request: &Request,
@@ -145,7 +144,7 @@ impl Child {
         loop {
             let Self { process, channel, .. } = self;
             let event = tokio::select! {
-                // an answer counts even if the process ended right after it
+                // first the packet: a reply counts even if the process ended right after it
                 biased;
                 packet = channel.receive(), if sent => Event::Packet(packet),
                 result = channel.send(&text, tables), if !sent => Event::Sent(result),
@@ -178,7 +177,7 @@ impl Child {
         }
     }
 
-    /// The channel is closed or the process gone: says how it ended.
+    /// Finds out how the child ended, after its channel has closed or the process has gone.
     async fn closed(&mut self) -> Outcome {
         match timeout(CLOSE_GRACE, self.process.ended()).await {
             Ok(()) => {}
@@ -195,7 +194,7 @@ impl Child {
         }
     }
 
-    /// Closes the books of a run; ends the child unless it may take another.
+    /// Sums up a run. Ends the child unless it may take another run.
     async fn finish(mut self, outcome: Outcome, before: Usage) -> (Finished, Option<Self>) {
         let usable = matches!(outcome, Outcome::Returned(_) | Outcome::Raised(_)) && !self.process.is_over();
         let after = if usable {
@@ -242,7 +241,7 @@ fn reply(packet: &Packet) -> Result<Reply, String> {
 }
 
 async fn read_returned(table: OwnedFd, columns: Vec<String>) -> Outcome {
-    // on a thread of its own: it reads every byte, and Arrow may panic on a malformed one
+    // on a thread that may block and panic: it reads every byte, and Arrow may panic on a malformed table
     let read = tokio::task::spawn_blocking(move || read_table(&table)).await;
     let (schema, batches) = match read {
         Ok(Ok(table)) => table,

@@ -1,4 +1,4 @@
-//! What a read gives back.
+//! The answer to a read: rows and receipts.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,14 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use trellis_proto::pb;
 
-/// Rows sorted by (symbol, ts), in Arrow, and what the heads say of them.
+/// Rows sorted by (symbol, ts), in Arrow, and the receipts of the heads.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// `symbol` (dictionary of utf8, int32 keys), `ts`, the fields in the order asked, `known_at` if asked.
+    /// `symbol` (dictionary of utf8, int32 keys), `ts`, the fields in the order of the request, `known_at` if requested.
     pub schema: SchemaRef,
     /// The rows. All batches share one dictionary of symbols. May be empty.
     pub batches: Vec<RecordBatch>,
-    /// One for each head asked.
+    /// One for each head that the client asked.
     pub receipts: Vec<pb::Receipt>,
 }
 
@@ -24,8 +24,8 @@ impl Answer {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// The receipts as one: counts are summed, claims are those that hold for all (the least `known_through` and
-    /// watermark, stale if any is), `elapsed_us` and `queued_us` are each the slowest head's, `head` lists all.
+    /// The receipts as one. Counts are sums. Claims are those that hold for all heads: the least `known_through` and watermark, and
+    /// stale if any is stale. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
     #[must_use]
     pub fn receipt(&self) -> pb::Receipt {
         merge_receipts(&self.receipts)

@@ -12,13 +12,13 @@ use trellis_proto::{
 
 use super::{failure::of_status, grid::Client, put};
 
-/// How long [`Client::stats`] waits for each head: a head that is away must not hold up a table of the others.
+/// How long [`Client::stats`] waits for each head: a head that is away must not delay the table of the others.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a connection moves at the least; a publish has so much more time for its bytes.
+/// The least that a connection moves. An attempt of a publish gets that much more time for its bytes.
 const PUBLISH_BYTES_PER_SECOND: u64 = 4 << 20;
 
 impl Client {
-    /// What the datasets are and how far they have come: all, or one.
+    /// Describes all datasets, or one: the schema, and how far the rows reach.
     ///
     /// # Errors
     /// `UnknownDataset`, or the last retryable error at the deadline.
@@ -58,15 +58,15 @@ impl Client {
 
     /// Publishes rows; returns when they are durable and visible.
     ///
-    /// Sent again, with the same run id, after every retryable failure: the shard acknowledges a run id it has already
-    /// committed, so the rows are there once however often they travelled. `batches` may be empty only if the schema is
-    /// that of one batch without rows; all must share one schema.
+    /// After a retryable failure the client sends the publish again with the same run id. The shard acknowledges a run id that it has
+    /// already committed, so the rows are stored once, however often they travel. `batches` has at least one batch, which may
+    /// have no rows; all batches share one schema.
     ///
-    /// The head records it in the ledger, with what the header's `record` says; see [`pb::PublishAck::recorded`].
+    /// The head records the publish in the ledger, together with the header's `record`; see [`pb::PublishAck::recorded`].
     ///
     /// # Errors
-    /// `Fenced`, `Conflict`, `BadRows` and others for good; the last retryable error at the deadline, after which the
-    /// publish may or may not have happened.
+    /// Final: `Fenced`, `Conflict`, `BadRows` and others. At the deadline: the last retryable error; the publish may or may not
+    /// have happened.
     pub async fn publish(
         &self,
         mut header: pb::PublishHeader,
@@ -81,7 +81,7 @@ impl Client {
         if header.run_id.is_empty() {
             return Err(Error::new(Code::InvalidRequest, "a publish needs a run id").dataset(&header.dataset));
         }
-        // however often it is sent, and by which head it is recorded: one row of the ledger
+        // the start is the key of the record: every attempt, through whatever head, makes the same row of the ledger
         let record = header.record.get_or_insert_default();
         if record.started_ns == 0 {
             record.started_ns = now_ns();
@@ -99,7 +99,7 @@ impl Client {
         heads.call(&key, None, deadline, limit, attempt).await
     }
 
-    /// Takes the right to publish to a dataset, and makes the dataset if the request has a spec and it is not there.
+    /// Takes the right to publish to a dataset. Makes the dataset if the request has a spec and there is no such dataset.
     ///
     /// # Errors
     /// `Conflict` while another instance holds it (the message says who and for how long), `PermissionDenied` if it is another
@@ -111,7 +111,7 @@ impl Client {
         self.ask(&key, self.end(), request, call).await
     }
 
-    /// Prolongs a lease. The time counts from when it was asked for.
+    /// Prolongs a lease. Its time counts from the request on.
     ///
     /// # Errors
     /// `Fenced` if the lease is lost.
@@ -125,7 +125,7 @@ impl Client {
     /// Gives a lease back.
     ///
     /// # Errors
-    /// `Fenced` if it was no longer held, which is as good.
+    /// `Fenced` if the caller no longer held the lease; then there is nothing to give back.
     pub async fn release_lease(&self, request: pb::ReleaseLeaseRequest) -> Result<()> {
         let key = request.dataset.clone();
         let call =
@@ -133,11 +133,12 @@ impl Client {
         self.ask(&key, self.end(), request, call).await.map(|_| ())
     }
 
-    /// Changes what a dataset is; returns when every head reads it so. Sent again with the same id, it is answered again.
+    /// Changes a dataset's fields or settings. Returns when every head reads the changed dataset. A second call with the same id gets the
+    /// same answer.
     ///
     /// # Errors
-    /// `PermissionDenied` while the dataset is a unit's output, `UnknownField`, `InvalidRequest` for a change that cannot be
-    /// made, `Conflict` naming a stored value that the wider type does not hold.
+    /// `PermissionDenied` while the dataset is a unit's output, `UnknownField`, `InvalidRequest` for an impossible change, `Conflict`
+    /// naming a stored value that the wider type cannot hold.
     pub async fn alter_dataset(&self, request: pb::AlterDatasetRequest) -> Result<pb::DatasetChange> {
         let key = request.dataset.clone();
         let call =
@@ -145,10 +146,10 @@ impl Client {
         self.ask_at_length(&key, request, call).await
     }
 
-    /// Ends a dataset; returns when no head reads it any more.
+    /// Drops a dataset. Returns when no head reads it any more.
     ///
     /// # Errors
-    /// As of [`Client::alter_dataset`].
+    /// As [`Client::alter_dataset`].
     pub async fn drop_dataset(&self, request: pb::DropDatasetRequest) -> Result<pb::DatasetChange> {
         let key = request.dataset.clone();
         let call =
@@ -156,10 +157,10 @@ impl Client {
         self.ask_at_length(&key, request, call).await
     }
 
-    /// Gives a dataset another name; returns when every head reads it under that one.
+    /// Gives a dataset another name. Returns when every head reads it under the new name.
     ///
     /// # Errors
-    /// As of [`Client::alter_dataset`]; `Conflict` if the name is taken.
+    /// As [`Client::alter_dataset`]; `Conflict` if the name is taken.
     pub async fn rename_dataset(&self, request: pb::RenameDatasetRequest) -> Result<pb::DatasetChange> {
         let key = request.dataset.clone();
         let call =
@@ -167,7 +168,7 @@ impl Client {
         self.ask_at_length(&key, request, call).await
     }
 
-    /// Appends to the run ledger; returns when it is durable.
+    /// Appends to the run ledger. Returns when the records are durable.
     ///
     /// # Errors
     /// The last retryable error at the deadline.
@@ -177,7 +178,7 @@ impl Client {
         self.ask(LEDGER, self.end(), pb::RecordRunsRequest { runs }, call).await
     }
 
-    /// Counters of every head that answers, in the order of [`Client::heads`]. A head that is away is left out.
+    /// Counters of every head that answers, in the order of [`Client::heads`]. The list leaves out a head that is away.
     ///
     /// # Errors
     /// `Unavailable` if none answers.

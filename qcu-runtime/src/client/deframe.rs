@@ -1,18 +1,17 @@
-//! The bytes of a `DoGet` response body, taken apart: gRPC length prefixes, `FlightData` fields, Arrow bodies. Pure.
+//! Takes the bytes of a `DoGet` response body apart: gRPC length prefixes, `FlightData` fields, Arrow bodies. Pure.
 //!
-//! Why not tonic's codec: it collects each message in one growing buffer (a copy of every byte), and where a body then
-//! lies in that buffer is luck, so that Arrow copies once more whenever it is misaligned. Here the body of a message is
-//! copied exactly once, from the transport's frames into a buffer of its exact size, aligned for Arrow; everything that
-//! decodes from it shares it. The price is a small parser for one message type of four fields; unknown fields are
-//! skipped as protobuf wants.
+//! Why not tonic's codec: it collects each message in one growing buffer, which copies every byte. The body then lies at an arbitrary
+//! place of that buffer, and Arrow copies it again if it is misaligned. This parser copies the body of a message exactly once, from
+//! the transport's frames into a buffer of its exact size, aligned for Arrow; all arrays share that buffer. The price is a small
+//! parser for one message type of four fields. It skips unknown fields, as protobuf demands.
 
 use arrow_buffer::{Buffer, MutableBuffer};
 use bytes::{Buf, Bytes};
 use trellis_proto::{Code, Error, Result};
 
-/// Longest message; also what every server of the grid keeps to.
+/// Longest message; every server of the grid keeps to it.
 pub(crate) const MESSAGE_BYTES_MAX: usize = trellis_fabric::channel::MESSAGE_BYTES_MAX;
-/// Longest field besides the body: an Arrow header (some hundred bytes a column) or a receipt.
+/// Longest field other than the body: an Arrow header (some hundred bytes for each column) or a receipt.
 const SMALL_BYTES_MAX: usize = 4 << 20;
 
 const DATA_HEADER: u64 = 2;
@@ -27,12 +26,12 @@ pub(crate) struct Frame {
     pub(crate) body: Option<Buffer>,
 }
 
-/// Takes chunks of any size, gives whole frames.
+/// Takes pieces of any size and gives whole frames.
 #[derive(Debug)]
 pub(crate) struct Deframer {
     state: State,
     frame: Frame,
-    /// Bytes of the current message not yet consumed.
+    /// Bytes of the current message that are not consumed yet.
     left: usize,
 }
 
@@ -61,7 +60,7 @@ struct Varint {
 }
 
 impl Varint {
-    /// `Some` once the last byte is in.
+    /// Takes one byte. Returns the value after the last byte.
     fn push(&mut self, byte: u8) -> Result<Option<u64>> {
         if self.shift > 63 {
             return Err(corrupt("a varint of more than ten bytes"));
@@ -73,7 +72,7 @@ impl Varint {
 }
 
 fn corrupt(what: &str) -> Error {
-    // a proxy or a broken peer, not stored data; another head may do better
+    // the fault lies in a proxy or a broken peer, not in stored data, so another head may answer well
     Error::new(Code::Unavailable, format!("the head node's answer cannot be understood: {what}"))
 }
 
@@ -90,10 +89,10 @@ impl Deframer {
     /// Consumes from `input` up to the end of a frame, or all of it. Call again with the same `input` after a frame.
     ///
     /// # Errors
-    /// What no peer of ours sends: compressed messages, messages over the limit, malformed protobuf.
+    /// Input that no peer of the grid sends: compressed messages, messages over the limit, malformed protobuf.
     pub(crate) fn next(&mut self, input: &mut Bytes) -> Result<Option<Frame>> {
         loop {
-            // a message ends wherever its length says, whatever the state; a field must not be cut by it
+            // the length says where a message ends; it must not end inside a field
             if self.left == 0 && matches!(self.state, State::Key(Varint { shift: 0, .. })) {
                 self.state = State::Prefix { bytes: [0; 5], filled: 0 };
                 return Ok(Some(std::mem::take(&mut self.frame)));
@@ -187,7 +186,7 @@ impl Deframer {
         Ok(())
     }
 
-    /// Moves a complete field (also one without bytes) into the frame.
+    /// Moves a complete field into the frame, also an empty one.
     fn close_field(&mut self) {
         let done = match &self.state {
             State::Small { need, bytes, .. } => bytes.len() == *need,

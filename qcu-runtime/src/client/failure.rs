@@ -8,8 +8,8 @@ pub(crate) fn unreachable(error: &Unreachable) -> Error {
     Error::new(Code::Unavailable, error.to_string()).hint("is the grid running, and is this its address?")
 }
 
-/// The error in a status. One that the transport made (nobody answered, or the connection broke) says so, whatever code
-/// the transport chose for it.
+/// The error of a status. If the transport made the status (nobody answered, or the connection broke), the error says so,
+/// whatever code the transport chose.
 pub(crate) fn of_status(status: &Status) -> Error {
     match std::error::Error::source(status) {
         Some(cause) if status.details().is_empty() => of_transport(cause),
@@ -17,17 +17,17 @@ pub(crate) fn of_status(status: &Status) -> Error {
     }
 }
 
-/// The error in a transport's failure.
+/// The error of a failed transport.
 pub(crate) fn of_transport(error: &(dyn std::error::Error + 'static)) -> Error {
     let mut text = error.to_string();
     let mut next = Some(error);
     while let Some(cause) = next {
-        // the channel keeps to the deadline that the call states, too
+        // the channel, too, keeps to the deadline that the call states
         if cause.is::<tonic::TimeoutExpired>() {
             return Error::new(Code::DeadlineExceeded, "the head did not answer in time");
         }
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            // what the system says; the layers around it repeat it in their own words
+            // the words of the operating system; the layers around repeat them in other words
             return Error::new(Code::Unavailable, format!("the connection to the head failed: {io}"));
         }
         let more = cause.to_string();

@@ -27,11 +27,11 @@ const DO_GET: &str = "/arrow.flight.protocol.FlightService/DoGet";
 
 /// Reads the whole answer of one head. Dropping the future cancels the call at the head.
 ///
-/// `channel` carries the call; `metadata` goes with it; the head is told that the answer is wanted within `timeout`, but
-/// enforcing it is the caller's.
+/// `channel` carries the call, and `metadata` goes with it. The head learns that the client wants the answer within `timeout`; the
+/// caller enforces the timeout.
 ///
 /// # Errors
-/// The head's own; `Unavailable` for a stream that breaks or ends before its receipt.
+/// The head's own error, or `Unavailable` for a stream that breaks or ends before its receipt.
 pub(crate) async fn do_get<S>(
     mut channel: S,
     metadata: MetadataMap,
@@ -50,7 +50,7 @@ where
             .hint("is that address a head node's?"));
     }
     if let Some(status) = Status::from_header_map(response.headers()) {
-        // an error before the first message comes in the headers
+        // a head that fails before the first message sends the status in the headers
         ok(&status)?;
     }
 
@@ -95,14 +95,14 @@ fn request(metadata: MetadataMap, query: &SeriesQuery, timeout: Duration) -> Res
     let headers = request.headers_mut();
     headers.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
-    // gRPC allows eight digits
+    // gRPC allows at most eight digits
     let timeout = format!("{}m", timeout.as_millis().clamp(1, 99_999_999));
     let timeout = http::HeaderValue::from_str(&timeout).map_err(|e| internal(&e))?;
     headers.insert("grpc-timeout", timeout);
     Ok(request)
 }
 
-/// A request body of one piece.
+/// A request body of one frame.
 struct Once(Option<Bytes>);
 
 impl http_body::Body for Once {
@@ -191,7 +191,7 @@ impl Decoder {
     fn finish(self) -> Result<(Part, pb::Receipt)> {
         let schema = self.schema()?;
         let receipt = self.receipt.ok_or_else(|| {
-            // without it nobody vouches that the answer is whole
+            // only the receipt says that the answer is whole
             Error::new(Code::Unavailable, "the head's answer ended without a receipt")
         })?;
         let rows: usize = self.batches.iter().map(arrow_array::RecordBatch::num_rows).sum();

@@ -11,7 +11,7 @@ use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient};
 
 use super::{failure::of_status, heads::Heads, options::ClientOptions};
 
-/// A connection to a grid. Clones share everything; made and used inside a Tokio runtime.
+/// A connection to a grid. Clones share everything. Make and use it inside a Tokio runtime.
 #[derive(Clone)]
 pub struct Client {
     pub(super) heads: Heads,
@@ -22,7 +22,7 @@ pub struct Client {
 impl Client {
     /// Finds the heads and waits until one answers.
     ///
-    /// `url`: `grpc://host:port` (one head), `static://a:1,b:2`, or `dns://name[:port]`, whose changes are followed.
+    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, or `dns://name[:port]`, whose changes the client follows.
     ///
     /// # Errors
     /// `InvalidRequest` for a URL of no known form, `Unavailable` if no head answers within `connect_timeout`.
@@ -44,7 +44,7 @@ impl Client {
         }
     }
 
-    /// As [`Client::connect`], without waiting: the first call finds out.
+    /// As [`Client::connect`], but without waiting: the first call finds out whether a head answers.
     ///
     /// # Errors
     /// `InvalidRequest` for a URL of no known form.
@@ -80,7 +80,7 @@ impl Client {
         Instant::now() + self.deadline
     }
 
-    /// One unary question, asked of the heads in the order of `key` until one answers.
+    /// Asks the heads one unary question, in the order of `key`, until one answers.
     pub(super) async fn ask<Q, A, F, Fut>(
         &self,
         key: &str,
@@ -96,7 +96,7 @@ impl Client {
         self.ask_within(key, deadline, self.attempt, question, call).await
     }
 
-    /// As [`Self::ask`], of what may take as long as the caller waits: every file of a dataset is written anew.
+    /// As [`Self::ask`], without a limit for one attempt: the shard may write every file of a dataset anew.
     pub(super) async fn ask_at_length<Q, A, F, Fut>(&self, key: &str, question: Q, call: F) -> Result<A>
     where
         Q: Clone,

@@ -1,8 +1,8 @@
-//! The heads that a client knows, which of them answer, and how a call moves on when one does not.
+//! The heads that a client knows, which of them answer, and how a call goes on to the next head.
 //!
-//! Requests go to the head that rendezvous hashing names, so that all requests for a series meet on one head. A head
-//! that just failed is passed over for a short while instead of failing every call anew; if all failed they are all
-//! tried, because then the likelier cause is here.
+//! A request goes to the head that rendezvous hashing names, so that all requests for a series meet on one head. The client
+//! passes over a head that has just failed for a short while, so that not every call fails there first. If all heads have
+//! failed, the client tries all of them: then the cause is more likely on its own side.
 
 use std::{
     collections::HashMap,
@@ -26,11 +26,11 @@ use trellis_proto::{Code, Error, Result, placement};
 
 use super::{failure::unreachable, options::Ended};
 
-/// How long a head that could not be reached is passed over. Shorter than any failover, longer than a burst of calls.
+/// How long the client passes over a head that it could not reach: shorter than any failover, longer than a burst of calls.
 const PENALTY: Duration = Duration::from_secs(2);
-/// First pause after every head has failed once; doubles from round to round.
+/// First pause after every head has failed once; it doubles from round to round.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest pause between rounds: a grid that comes back is noticed within it.
+/// Longest pause between rounds: the client notices within this time that a grid is back.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// Discovered heads and their connections. Clones share them.
@@ -64,7 +64,7 @@ impl Heads {
         Self { inner: Arc::new(Inner { peers, options, ended, state, last_read }) }
     }
 
-    /// Waits until discovery has found somebody, at most `limit`.
+    /// Waits until discovery has found a head, at most for `limit`. Returns whether it has. Cancel safe.
     pub(crate) async fn found(&self, limit: Duration) -> bool {
         let mut peers = self.inner.peers.clone();
         matches!(timeout(limit, peers.wait_for(|peers| !peers.is_empty())).await, Ok(Ok(_)))
@@ -79,25 +79,25 @@ impl Heads {
         heads
     }
 
-    /// The heads to place requests on: known, and not just seen failing (or all, if all were).
+    /// The heads to place requests on: those that have not just failed, or all if all have.
     pub(crate) fn live(&self) -> Vec<String> {
         let all = self.all();
         let now = Instant::now();
         let mut state = self.inner.state.lock();
         state.away_until.retain(|_, until| *until > now);
-        // heads that left for good take their connections with them
+        // a head that has left the grid needs no connections any more
         state.pools.retain(|addr, _| all.binary_search(addr).is_ok());
         let live: Vec<String> =
             all.iter().filter(|head| !state.away_until.contains_key(*head)).cloned().collect();
         if live.is_empty() { all } else { live }
     }
 
-    /// The head is passed over for a while.
+    /// Passes over the head for a while.
     pub(crate) fn mark_away(&self, head: &str) {
         self.inner.state.lock().away_until.insert(head.to_owned(), Instant::now() + PENALTY);
     }
 
-    /// A connection to `head`, made at its first call, for a call that is to move `bytes`; 0 if nobody knows.
+    /// A connection to `head` for a call that will move about `bytes`, 0 if unknown. The connection is made at its first call.
     pub(crate) fn channel(&self, head: &str, bytes: u64) -> Result<PeerChannel> {
         let mut state = self.inner.state.lock();
         if let Some(pool) = state.pools.get(head) {
@@ -107,24 +107,24 @@ impl Heads {
         Ok(state.pools.entry(head.to_owned()).or_insert(pool).get(bytes))
     }
 
-    /// As [`Self::channel`], for a read. Nobody knows its size beforehand; it is expected to be that of the last one, so that
-    /// large reads that begin together do not all begin on one connection.
+    /// As [`Self::channel`], for a read. The size of its answer is unknown, so the client expects that of the last read: large reads that
+    /// begin together then do not all begin on one connection.
     pub(crate) fn read_channel(&self, head: &str) -> Result<PeerChannel> {
         self.channel(head, self.inner.last_read.load(Relaxed))
     }
 
-    /// A read has brought so many bytes.
+    /// Notes how many bytes a read has brought.
     pub(crate) fn has_read(&self, bytes: u64) {
         self.inner.last_read.store(bytes, Relaxed);
     }
 
-    /// Calls `attempt` with one head after another, `first` before the others (which come in the order of `key`), round
-    /// after round, until it succeeds, fails for good, or `deadline` passes. An attempt may take `limit`, and no more than
-    /// is left, which it is told. Dropping the future drops the attempt.
+    /// Calls `attempt` with one head after another: `first` before the others, which come in the order of `key`. It goes on, round
+    /// after round, until an attempt succeeds or fails for good, or `deadline` passes. An attempt may take at most `limit`, and at
+    /// most the time that is left; it is told how much that is. Dropping the future drops the attempt.
     ///
     /// # Errors
-    /// The attempt's own error if it is final; the last retryable one that says more than that there was no time, with the number
-    /// of attempts, at the deadline or the grid's end.
+    /// A final error of an attempt. At the deadline, or when the grid has ended: the last retryable error, with the number of
+    /// attempts. An attempt that ran out of time does not replace an earlier error, which says more.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         key: &str,
@@ -143,7 +143,7 @@ impl Heads {
         loop {
             let live = self.live();
             let mut ranked = placement::rank(&live, key);
-            // stable: the others keep their order
+            // a stable sort: the others keep their order
             ranked.sort_by_key(|head| Some(*head) != first);
             for head in ranked {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -159,7 +159,7 @@ impl Heads {
                         if error.code() == Code::Unavailable {
                             self.mark_away(head);
                         }
-                        // one that ran out of time says less than what an earlier one was answered
+                        // running out of time says less than an earlier answer
                         if attempts == 1 || error.code() != Code::DeadlineExceeded {
                             last = error;
                         }

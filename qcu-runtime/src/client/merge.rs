@@ -1,8 +1,8 @@
 //! Answers of several heads, merged into one. Pure.
 //!
-//! Each part is sorted by (symbol, ts), and no symbol is in two parts, so a merge of runs of equal symbols is enough: no
-//! row is compared. Rows are copied once, column by column; the symbol column is not copied but written anew, because
-//! each head numbers its symbols for itself and the result has one dictionary.
+//! Each part is sorted by (symbol, ts), and no symbol is in two parts. So the merge only orders runs of equal symbols and compares
+//! no rows. It copies rows once, column by column. It writes the symbol column anew, because each head numbers its
+//! symbols for itself and the result has one dictionary.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use arrow_array::{
 use arrow_schema::SchemaRef;
 use trellis_proto::{Code, Error, Result};
 
-/// Rows of a merged batch at most: bounds the memory that a merge needs at once, and keeps 32 bit string offsets.
+/// Most rows of a merged batch: bounds the memory that a merge needs at once, and keeps string offsets within 32 bits.
 const BATCH_ROWS_MAX: usize = 1 << 20;
 
-/// What one head sent.
+/// The rows that one head sent.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     pub(crate) schema: SchemaRef,
@@ -30,7 +30,7 @@ struct Run<'a> {
     rows: usize,
 }
 
-/// One answer in symbol order. Parts may be empty; there must be at least one.
+/// Merges parts into one answer in symbol order. A part may be empty; there must be at least one part.
 ///
 /// # Errors
 /// `StaleSchema` if the parts have other fields or types: the dataset was changed between the heads' answers. `Internal` if a
@@ -50,7 +50,7 @@ pub(crate) fn merge(mut parts: Vec<Part>) -> Result<Part> {
     let mut runs: Vec<Run<'_>> = Vec::new();
     for part in &parts {
         let before = runs.len();
-        // the batches of a stream share their dictionary: read it once
+        // the batches of a stream share their dictionary, so the merge reads it once
         let mut seen: Option<&StringArray> = None;
         for batch in &part.batches {
             let (keys, values) = symbol_column(batch)?;
@@ -67,7 +67,7 @@ pub(crate) fn merge(mut parts: Vec<Part>) -> Result<Part> {
     symbols.extend(runs.iter().map(|run| run.symbol));
     symbols.sort_unstable();
     symbols.dedup();
-    // stable: the runs of one symbol, all from one part, keep the order of time
+    // a stable sort: the runs of one symbol all come from one part and keep the order of time
     runs.sort_by_key(|run| run.symbol);
 
     let dictionary: ArrayRef = Arc::new(StringArray::from(symbols.clone()));

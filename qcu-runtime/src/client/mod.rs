@@ -33,7 +33,7 @@ pub use answer::Answer;
 pub use grid::Client;
 pub use options::{ClientOptions, Ended};
 
-/// Answers as heads send them, for the tests of other modules.
+/// Answers in the form in which heads send them, for the tests of other rooms.
 #[cfg(test)]
 pub(crate) mod testing {
     pub(crate) use super::merge::tests::{Row, part};

@@ -2,25 +2,25 @@
 
 use std::{sync::Arc, time::Duration};
 
-/// How a client behaves. `ClientOptions::default()` suits a person; a unit names itself.
+/// How a client behaves. The default suits a person; a unit gives its name.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// Name of the unit on whose behalf calls are made; for fairness and telemetry.
+    /// Name of the unit that calls; heads use it for fairness and telemetry.
     pub unit: Option<String>,
     /// How long [`Client::connect`] looks for a head that answers.
     pub connect_timeout: Duration,
-    /// All attempts of one call together.
+    /// Longest time of one call, all attempts together.
     pub deadline: Duration,
-    /// One attempt of a question or a publish: a head that has not answered for so long has lost it, or its shard has. A
-    /// publish that is sent again while the first is still at work is acknowledged with it. Not of a read, whose size nobody
-    /// knows yet.
+    /// Longest time of one attempt of a question or a publish. After this time the head or its shard has probably lost the call. If
+    /// the client sends a publish again while the shard still works on the first, the shard acknowledges both together. It does
+    /// not bound reads, because nobody knows the size of an answer beforehand.
     pub attempt: Duration,
-    /// How to know that the grid has ended and nobody comes back at its address. A grid far away may always come back.
+    /// Tells whether the grid has ended for good. `None` for a grid far away, which may always come back.
     pub ended: Option<Ended>,
 }
 
-/// Says whether a grid has ended for good. Asked whenever every head has failed: a call then ends at once, and not at its
-/// deadline.
+/// Tells whether a grid has ended for good. The client asks whenever every head has failed; if the grid has ended, the call ends at
+/// once and not at its deadline.
 #[derive(Clone)]
 pub struct Ended(Arc<dyn Fn() -> bool + Send + Sync>);
 

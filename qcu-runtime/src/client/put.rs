@@ -15,22 +15,22 @@ use trellis_proto::{Code, Error, Result, pb};
 
 use super::failure::of_status;
 
-/// Arrow bytes of one message, about: large enough to be cheap, small enough to interleave with others on a connection.
+/// Arrow bytes of one message, about. Large messages cost less, and small ones let other calls on the connection go on.
 const MESSAGE_BYTES: usize = 1 << 20;
 
-/// The messages of a publish: made once, sent as often as it takes. Cloning is cheap.
+/// The messages of a publish: made once, sent once for each attempt. Cloning is cheap.
 #[derive(Clone)]
 pub(crate) struct Messages(Vec<FlightData>);
 
 impl Messages {
-    /// Bytes of their bodies.
+    /// Bytes of the bodies.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.iter().map(|message| message.data_body.len() as u64).sum()
     }
 }
 
-/// Frames the header and the rows. Batches must share one schema; dictionaries are written out, since each message of a
-/// publish stands alone on the way to the shard.
+/// Frames the header and the rows. Batches must share one schema. Dictionary columns are sent as plain values, because each message
+/// of a publish must be readable alone on its way to the shard.
 pub(crate) fn messages(
     header: &pb::PublishHeader,
     schema: &SchemaRef,
@@ -85,7 +85,7 @@ fn plain(schema: &SchemaRef) -> SchemaRef {
     std::sync::Arc::new(Schema::new(fields))
 }
 
-/// Sends the messages and waits for the acknowledgement. Dropped before that, the publish may or may not have happened:
+/// Sends the messages and waits for the acknowledgement. If the future is dropped before, the publish may or may not have happened:
 /// send it again with the same run id.
 pub(crate) async fn do_put(
     channel: PeerChannel,

@@ -12,25 +12,25 @@ use trellis_proto::{Code, Error, Result, SeriesQuery, Symbol, Symbols, pb, place
 
 use super::{answer::Answer, get, grid::Client, merge};
 
-/// First pause while heads disagree about a dataset's symbols, which lasts as long as a publish takes to reach them all; doubles.
+/// First pause while heads disagree about a dataset's symbols or schema; it doubles. They disagree until a publish has reached them all.
 const DISAGREE_MIN: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const DISAGREE_MAX: Duration = Duration::from_millis(500);
 
 impl Client {
-    /// Reads the rows of `query`, split over the heads by symbol, in the order of (symbol, ts).
+    /// Reads the rows of `query`, in the order of (symbol, ts). The client splits the query over the heads by symbol.
     ///
     /// # Errors
-    /// What a head answers (unknown names, too large, ...), or the last retryable error at the deadline. Never a part of
-    /// the rows.
+    /// A head's own error (unknown names, too large, ...), or the last retryable error at the deadline. A read never answers
+    /// only a part of the rows.
     pub async fn read(&self, query: &SeriesQuery) -> Result<Answer> {
         let deadline = self.end();
         let mut pauses = Pauses::new(DISAGREE_MIN, DISAGREE_MAX);
         loop {
             let error = match self.read_once(query, deadline).await {
-                // One head listed the symbol, another has yet to hear of it: its publish is on its way.
+                // one head listed the symbol, another does not know it yet: the publish is on its way
                 Err(error) if error.code() == Code::UnknownSymbol && query.symbols == Symbols::All => error,
-                // One head answered before the dataset was changed, another after.
+                // one head answered before the dataset was changed, another after
                 Err(error) if error.code() == Code::StaleSchema => error,
                 other => return other,
             };
@@ -62,7 +62,7 @@ impl Client {
             .dataset(&query.dataset));
         }
         let whole = if parts.len() > 1 {
-            // a merge copies every row: not on a thread that serves others
+            // a merge copies every row, so it runs on a thread that serves nobody else
             tokio::task::spawn_blocking(move || merge::merge(parts))
                 .await
                 .map_err(|e| Error::new(Code::Internal, format!("merging answers: {e}")))??
@@ -93,7 +93,7 @@ impl Client {
             }
         }
         if by_head.is_empty() {
-            // a dataset without symbols still has a schema to answer with
+            // without symbols there are no rows, but a head still answers with the schema
             return Ok(vec![query.clone()]);
         }
         let part = |symbols| SeriesQuery { symbols: Symbols::List(symbols), ..query.clone() };
@@ -104,10 +104,10 @@ impl Client {
         Ok(pieces.map(part).collect())
     }
 
-    /// The parts of a latest answer as of one knowledge time, the least that all heads had: while a publish is on its way some heads
-    /// have applied it and others have not, and together they would show half of it. What was acknowledged before the read began is
-    /// on every head, and so in the answer either way, unless a shard could not be reached when it was acknowledged. Stale parts
-    /// have no common time to go back to and stay as they are.
+    /// Brings the parts of a latest answer to one knowledge time: the least that all heads had. While a publish is on its way, some
+    /// heads have applied it and others have not, and their parts together would show half of the publish. A publish that was
+    /// acknowledged before the read began is on every head, so the answer has it in any case, unless a shard could not be
+    /// reached at the acknowledgement. Stale parts stay as they are: they have no common time to go back to.
     async fn aligned(
         &self,
         queries: &[SeriesQuery],
@@ -126,7 +126,7 @@ impl Client {
             let merged = pb::Receipt {
                 as_of_ns: None,
                 known_through_ns: known_through,
-                // what the first read caused; the second finds it in the head's memory
+                // counts of the first read: the second finds the chunks in the head's memory
                 chunks_hit: receipt.chunks_hit,
                 chunks_joined: receipt.chunks_joined,
                 chunks_fetched: receipt.chunks_fetched,
@@ -141,7 +141,7 @@ impl Client {
     }
 
     async fn read_part(&self, query: &SeriesQuery, deadline: Instant) -> Result<(merge::Part, pb::Receipt)> {
-        // all symbols of a part have the head that `split` chose for them
+        // `split` chose one head for all symbols of a part
         let symbol = match &query.symbols {
             Symbols::List(symbols) => symbols.first().map_or("", Symbol::as_str),
             Symbols::All => "",

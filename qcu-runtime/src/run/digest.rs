@@ -1,7 +1,7 @@
-//! A digest of rows that does not depend on how they were cut into batches, or on a dictionary's numbering. Pure.
+//! A digest of rows. It does not depend on the batches or on a dictionary's numbering. Pure.
 //!
-//! Each column is hashed by itself, value after value in one canonical form (little-endian values with zero for null,
-//! then one byte per row for its presence; texts with their length), so batch boundaries leave no trace.
+//! Each column is hashed alone, value after value in one form: numbers in little-endian with zero for null, texts with their length
+//! before them, and for each row one byte that says whether the value is there. So batch boundaries leave no trace.
 
 use arrow_array::{
     Array, ArrayRef, RecordBatch,
@@ -17,7 +17,7 @@ pub(crate) fn rows(schema: &Schema, batches: &[RecordBatch]) -> [u8; 32] {
     let mut whole = Sha256::new();
     for (i, field) in schema.fields().iter().enumerate() {
         let data_type = match field.data_type() {
-            // a dictionary is a way to write texts, not another type
+            // a dictionary is an encoding of texts, not another type
             DataType::Dictionary(_, values) => values.as_ref(),
             plain => plain,
         };

@@ -1,9 +1,9 @@
 //! Names that tell processes and attempts apart.
 
-/// Characters of a user's or a machine's name: who reads it knows it by the first ones.
+/// Most characters of a user's or a machine's name: the first ones are enough to recognize it.
 const NAME_CHARS_MAX: usize = 64;
 
-/// A name for this process among those of its unit: who runs it, where, and which process it is.
+/// A name of this process: its user, its machine, its process id and a random part.
 #[must_use]
 pub fn new_instance() -> String {
     let word =
@@ -15,14 +15,14 @@ pub fn new_instance() -> String {
     format!("{user}{at}{host} pid {} {}", std::process::id(), attempt_id())
 }
 
-/// Tells one attempt from another; eight hex digits.
+/// A random id of one attempt: eight hex digits.
 #[must_use]
 pub fn attempt_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()[..8].to_owned()
 }
 
-/// Under which start an attempt is recorded whose publish failed here. The publish may have been done all the same, and its head
-/// has recorded that under the attempt's start: one must not replace the other.
+/// The start under which a failed publish is recorded. The publish may have happened all the same; its head has then recorded it under
+/// `started_ns`, and one record must not replace the other.
 #[must_use]
 pub fn beside(started_ns: i64) -> i64 {
     started_ns + 1

@@ -1,9 +1,9 @@
-//! The right to publish: taken, renewed in the background, known to be lost, given back.
+//! The right to publish: taken, renewed in the background, noticed when it is lost, given back.
 //!
-//! A lease is held from the moment it was *asked for* until its time is over, by our own monotonic clock: the shard starts
-//! counting later than we do, so we always stop first, and no clock is compared with another. Between two renewals
-//! nothing needs to be asked: [`HeldLease::epoch`] is the one question before a publish, and what slips through
-//! (a pause of the whole process just after it) the shard refuses by the epoch.
+//! A lease holds from the moment of the *request* until its time is over, by this process's monotonic clock. The shard starts to
+//! count later, so the process always stops first, and nobody compares two clocks. Between two renewals the process needs no
+//! answer from the shard: it asks [`HeldLease::epoch`] before each publish. If the whole process pauses just after that, the shard
+//! refuses the publish by its epoch.
 
 use std::{
     sync::Arc,
@@ -16,28 +16,28 @@ use trellis_proto::{Code, DatasetSpec, Error, Result, pb};
 
 use crate::client::Client;
 
-/// How long a lease lasts without renewal. A unit that is killed and started again waits at most this long; a pause of the
-/// grid shorter than this goes unnoticed.
+/// How long a lease lasts without renewal. A unit that is killed and started again waits at most this long. A pause of the grid
+/// that is shorter than this does no harm.
 pub const TTL: Duration = Duration::from_secs(15);
-/// Renewals in a lease's time: one may fail without anybody noticing.
+/// Renewals in a lease's time, so that one may fail without harm.
 const RENEWALS: u32 = 3;
-/// First pause while somebody else holds the lease; doubles.
+/// First pause while another process holds the lease; it doubles.
 const WAIT_MIN: Duration = Duration::from_millis(200);
-/// Longest pause while somebody else holds the lease.
+/// Longest pause while another process holds the lease.
 const WAIT_MAX: Duration = Duration::from_secs(3);
-/// Giving the lease back is a courtesy to the next holder; nobody waits longer for it.
+/// How long the process tries to give the lease back. It is a courtesy to the next holder.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who asks for a lease, and for what.
+/// A request for a lease.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// Name of the unit.
     pub unit: String,
-    /// This process.
+    /// Name of this process.
     pub instance: String,
-    /// The dataset, made if it is not there.
+    /// The dataset; the shard makes it if there is none.
     pub spec: DatasetSpec,
-    /// Take it even though another instance holds it, or it was another unit's output.
+    /// Take the lease even if another instance holds it, or the dataset was another unit's output.
     pub take_over: bool,
     /// See [`TTL`].
     pub ttl: Duration,
@@ -49,7 +49,7 @@ enum State {
     Lost(Error),
 }
 
-/// A lease that is renewed until it is dropped, released or lost.
+/// A lease that a task renews until it is dropped, released or lost.
 #[derive(Debug)]
 pub struct HeldLease {
     client: Client,
@@ -59,8 +59,8 @@ pub struct HeldLease {
 }
 
 impl HeldLease {
-    /// Takes the lease; while somebody else holds it, waits for that to end, at most `patience`. Cancel safe, though a
-    /// lease that was granted to a dropped future lasts until its time is over.
+    /// Takes the lease. While another process holds it, waits for at most `patience`. Cancel safe, but a lease that was granted to a
+    /// dropped future lasts until its time is over.
     ///
     /// # Errors
     /// At once `Conflict` if the dataset exists with another schema, and `PermissionDenied` if it is another unit's output;
@@ -83,7 +83,7 @@ impl HeldLease {
         Ok(Self::begin(client, claim, asked, &lease))
     }
 
-    /// Asks once for the lease that was lost, and does not take it over.
+    /// Asks once for the lost lease, and does not take it over.
     ///
     /// # Errors
     /// `Conflict` while another instance holds it, `PermissionDenied` if it is another unit's output now; otherwise the last
@@ -106,7 +106,7 @@ impl HeldLease {
     /// The epoch to publish with.
     ///
     /// # Errors
-    /// `Fenced` if the lease was taken by somebody else, `Unavailable` if it ran out because it could not be renewed.
+    /// `Fenced` if another process took the lease, `Unavailable` if it ran out because it could not be renewed.
     pub fn epoch(&self) -> Result<u64> {
         match &*self.state.borrow() {
             State::Held { epoch, until } if Instant::now() < *until => Ok(*epoch),
@@ -125,7 +125,7 @@ impl HeldLease {
         &self.claim
     }
 
-    /// Gives the lease back, so that the next holder need not wait. Failing to is logged and harmless.
+    /// Gives the lease back, so that the next holder need not wait. A failure is logged and does no harm.
     pub async fn release(self) {
         self.renewal.abort();
         let Ok(epoch) = self.epoch() else { return };
@@ -180,7 +180,7 @@ async fn renew(client: Client, claim: Arc<Claim>, state: watch::Sender<State>) {
         let asked = Instant::now();
         match client.renew_lease(request).await {
             Ok(lease) => _ = state.send(held(asked, &lease)),
-            // it may come back, and even after its time it is ours while nobody else asked for it
+            // the grid may come back; even after its time the lease is ours if nobody else has asked for it
             Err(error) if error.retryable() => {
                 let left_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
                 tracing::warn!(dataset = %claim.spec.dataset, left_ms, %error, "the lease could not be renewed");
@@ -194,7 +194,7 @@ async fn renew(client: Client, claim: Arc<Claim>, state: watch::Sender<State>) {
     }
 }
 
-/// A schema that does not match never will: told at once, not after waiting for a lease that would not help.
+/// Checks the schema before the lease: waiting for a lease does not help if the schemas differ.
 async fn check_schema(client: &Client, spec: &DatasetSpec) -> Result<()> {
     let there = match client.describe(Some(&spec.dataset)).await {
         Ok(mut found) => found.pop().and_then(|description| description.spec),
@@ -202,7 +202,7 @@ async fn check_schema(client: &Client, spec: &DatasetSpec) -> Result<()> {
         Err(error) => return Err(error),
     };
     let Some(there) = there.map(DatasetSpec::try_from).transpose()? else { return Ok(()) };
-    // A wider declaration changes the dataset when the lease is granted.
+    // the grant of the lease widens the dataset to a wider declaration
     if there.widened(spec).is_ok_and(|wide| wide.agrees_with(spec)) {
         return Ok(());
     }

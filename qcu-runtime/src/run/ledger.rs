@@ -1,5 +1,5 @@
-//! The run ledger, as a unit sees it: the head records what is published; attempts that it did not are recorded here, soon,
-//! and kept while they cannot be.
+//! The unit's side of the run ledger. The head records every publish; this file records the attempts that published nothing, and
+//! keeps the records while the grid is away.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,9 +7,9 @@ use trellis_proto::{Result, pb};
 
 use crate::client::Client;
 
-/// Records kept while the grid is away; a unit makes a few a day.
+/// Most records that a unit keeps while the grid is away; it makes a few each day.
 const PENDING_MAX: usize = 1_000;
-/// A run must not wait long for its own record.
+/// How long a run waits for its own record.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Appends attempts to `trellis.runs`.
@@ -24,7 +24,7 @@ impl Ledger {
         Self { client, pending: VecDeque::new() }
     }
 
-    /// Records an attempt, and what could not be recorded before. A failure is logged; the record stays for the next time.
+    /// Records an attempt and all pending ones. A failure is logged, and the records stay pending.
     pub(crate) async fn append(&mut self, record: pb::RunRecord) {
         if self.pending.len() == PENDING_MAX {
             let lost = self.pending.pop_front();
@@ -37,7 +37,7 @@ impl Ledger {
         self.catch_up().await;
     }
 
-    /// Records what could not be recorded before, if there is any.
+    /// Records the pending attempts, if there are any.
     pub(crate) async fn catch_up(&mut self) {
         if self.pending.is_empty() {
             return;
@@ -47,7 +47,7 @@ impl Ledger {
         }
     }
 
-    /// Records what could not be recorded yet, for at most `limit`: the process is about to end, and with it what is pending.
+    /// Records the pending attempts, for at most `limit`. It is the last chance: the process is about to end.
     pub(crate) async fn flush(&mut self, limit: Duration) {
         if self.pending.is_empty() {
             return;
@@ -57,8 +57,8 @@ impl Ledger {
         }
     }
 
-    /// Sends what is pending. Refused together, the records are sent one by one: those that are refused for good would keep
-    /// all others away.
+    /// Sends the pending records together. If the shard refuses them, sends them one by one, so that a bad record does not keep the
+    /// others out.
     async fn send(&mut self, limit: Duration) -> Result<()> {
         let client = self.client.with_deadline(limit);
         match client.record_runs(self.pending.iter().cloned().collect()).await {

@@ -1,9 +1,8 @@
 //! The inputs of one run: read at one knowledge time, and the run's identity, which follows from them.
 //!
-//! **Pinning.** A run is repeatable only if everything it reads is read at a stated knowledge time. So before reading
-//! "the latest", the run asks how far each dataset is known and reads as of exactly that: the parts of an answer that
-//! come from different heads then agree, and reading again later gives the same rows. A head whose claim of the latest
-//! is younger than the pin simply asks its shard.
+//! **Pinning.** A run is repeatable only if it reads everything at a stated knowledge time. So before it reads "the latest", the run
+//! asks up to which time each dataset is known, and reads as of exactly that time. The parts of an answer from different heads then
+//! agree, and a later read gives the same rows. A head that knows the dataset only up to an earlier time asks its shard.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +24,7 @@ pub struct Input {
     pub name: String,
     /// Its rows and receipts.
     pub answer: Answer,
-    /// Which sessions it covers, whatever rows there are.
+    /// The sessions that it covers, also those without rows.
     pub window: Window,
 }
 
@@ -34,14 +33,14 @@ pub struct Input {
 pub struct Prefetched {
     /// In the order of the unit.
     pub inputs: Vec<Input>,
-    /// The latest knowledge time that any input was read at; `None` without inputs.
+    /// The latest knowledge time of all inputs; `None` without inputs.
     pub as_of_ns: Option<i64>,
-    /// Identity of the run: equal for equal unit, session, partition, code and input rows. See [`run_id`].
+    /// Identity of the run: the same for the same unit, session, partition, code and input rows. See [`run_id`].
     pub run_id: String,
 }
 
 impl Prefetched {
-    /// What the run read, for the publish and the ledger.
+    /// The receipts of the inputs, for the publish and the ledger.
     #[must_use]
     pub fn receipts(&self) -> Vec<pb::InputReceipt> {
         let receipts = self.inputs.iter().map(|input| {
@@ -58,7 +57,7 @@ impl Prefetched {
     }
 }
 
-/// Reads every input of `session`, all at once. `as_of_ns` overrides the knowledge time of inputs that read the latest.
+/// Reads every input of `session`, all at once. `as_of_ns` is the knowledge time of the inputs that read the latest, if given.
 ///
 /// # Errors
 /// Those of [`plan`] and of the reads, naming the input. Cancel safe.
@@ -122,14 +121,14 @@ fn in_input(error: &Error, name: &str) -> Error {
 
 /// Identity of a run: 32 hex digits, a digest of unit, session, partition, code, output form and the *rows* of the inputs.
 ///
-/// A strategy is a pure function of those, so the id stands for the result before it is computed: a unit that is killed
-/// after its publish was committed and started again computes the same id, and the shard acknowledges what is already
-/// there. Rows, not versions, are digested: a version moves whenever anything is committed to the dataset, though
-/// nothing that the run reads has changed, and it differs between heads. If inputs or code did change, the id differs and
-/// the publish is a correction. If neither did but the result does, the strategy is no pure function, and the shard refuses
-/// the second result. Attempts of one run share its id; the ledger counts them.
+/// A strategy is a pure function of those, so the id stands for the result before it is computed. A unit that is killed after its
+/// publish was committed, and started again, computes the same id, and the shard acknowledges the publish that it already has.
+/// The digest covers rows and not versions: a version changes with every commit to the dataset, even if nothing changes
+/// that the run reads, and it differs between heads. If inputs or code have changed, the id differs and the publish is a
+/// correction. If only the result has changed, the strategy is no pure function, and the shard refuses the second result. All
+/// attempts of one run share its id; the ledger counts them.
 ///
-/// Whoever runs adds what tells one wish to run from another: a unit its deployment, a person's run each attempt.
+/// The caller appends what separates one request to run from another: a unit its deployment, a person's run its attempt.
 #[must_use]
 pub fn run_id(manifest: &Manifest, session: NaiveDate, partition: &str, inputs: &[Input]) -> String {
     let mut hash = Sha256::new();

@@ -7,31 +7,31 @@ use trellis_proto::{Error, pb, runs, time::format_time};
 
 use super::status::{first_line, utc_seconds};
 
-/// How a run ended, all attempts considered.
+/// How a run ended, after all its attempts.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Name of the unit.
     pub unit: String,
-    /// For which session.
+    /// Session of the run.
     pub session: NaiveDate,
-    /// Identity; empty if the inputs could not be read.
+    /// Identity of the run; empty if the inputs could not be read.
     pub run_id: String,
-    /// Of the last attempt.
+    /// Outcome of the last attempt.
     pub outcome: pb::RunOutcome,
     /// What went wrong, unless it succeeded.
     pub error: Option<Error>,
-    /// What was published.
+    /// Acknowledgement of the publish.
     pub ack: Option<pb::PublishAck>,
     /// Attempts made.
     pub attempts: u32,
-    /// From the first attempt's start.
+    /// Time since the first attempt's start.
     pub elapsed: Duration,
     /// When it ended, nanoseconds UTC.
     pub finished_ns: i64,
 }
 
 impl Report {
-    /// As one line of JSON, for the one who reads our stdout.
+    /// As JSON, for the process that reads this one's stdout.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
@@ -53,7 +53,7 @@ impl Report {
         })
     }
 
-    /// 0 for a success, else as the error says.
+    /// 0 for a success, otherwise the exit code of the error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         self.error.as_ref().map_or(0, |error| error.code().exit_code())

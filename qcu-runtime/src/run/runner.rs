@@ -1,13 +1,15 @@
 //! One run of a unit for one session: read, compute, check, publish, record.
 //!
-//! The steps of an attempt: inputs are read while the child still imports; they are handed over in sealed memfds; what
-//! comes back is checked; the lease is looked at; the rows are published under the run's id, and the head records that in
-//! the ledger; an attempt that published nothing is recorded here. The id stands for unit, session, code and input rows ([`super::prefetch::run_id`]) and for the deployment, so a
-//! process that is killed anywhere in between and started again publishes once: either it finds its publish acknowledged, or
-//! makes it. Deploying again, be it code of before, is another deployment: what it computes is a correction, or the same rows.
+//! The steps of an attempt: the runner reads the inputs while the child still imports the strategy. It hands them over in sealed
+//! memfds, checks the result, makes sure that the lease still holds, and publishes the rows under the run's id. The head records
+//! the publish in the ledger; the runner records an attempt that published nothing.
 //!
-//! A failure is tried again only if it may pass: a crash, a timeout, an exception, a grid that is away; not a frame that
-//! does not fit, not a refused publish. The attempts of a run share its id and are counted in the ledger.
+//! The id stands for unit, session, code and input rows ([`super::prefetch::run_id`]) and for the deployment. So a process that is
+//! killed at any point and started again publishes once: the shard acknowledges the publish that it already has, or takes the new
+//! one. A new deployment, even of the same code, has other ids: its rows are a correction, or the same rows again.
+//!
+//! The runner tries again only after a failure that may pass: a crash, a timeout, an exception, a grid that is away. It does not try
+//! again after rows that do not fit or a refused publish. All attempts of a run share its id; the ledger counts them.
 
 use std::{
     path::PathBuf,
@@ -39,28 +41,28 @@ use crate::{
     unit::{Manifest, validate_output},
 };
 
-/// Pause before the second attempt; doubles from attempt to attempt.
+/// Pause before the second attempt; it doubles from attempt to attempt.
 pub const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
 pub const RETRY_MAX: Duration = Duration::from_secs(60);
-/// A child that holds more than one part in so many of its memory after a run is not given another.
+/// A child that still holds more than this part (one half) of its memory after a run gets no further run.
 const KEPT_MEMORY_SHARE: u64 = 2;
-/// Characters of a traceback or of last lines that go into an error; its end says the most.
+/// Most characters of a traceback, or of the last lines, in an error. The end says the most, so the beginning is cut.
 const ERROR_CHARS_MAX: usize = 4_000;
-/// What is run, and with what.
+/// A deployed unit, and how to start its child.
 #[derive(Debug, Clone)]
 pub struct Unit {
-    /// What was deployed.
+    /// Its manifest.
     pub manifest: Arc<Manifest>,
     /// Folder of the strategy's source.
     pub bundle: PathBuf,
     /// Python interpreter.
     pub python: PathBuf,
-    /// Arguments that make it the child; [`Unit::child_arguments`].
+    /// Arguments that make the interpreter the child; [`Unit::child_arguments`].
     pub arguments: Vec<String>,
     /// See [`RETRY_MIN`].
     pub retry_min: Duration,
-    /// Tells one deployment from another; the same after a restart. Empty: the code alone tells.
+    /// Name of the deployment, the same after a restart. If it is empty, only the code separates deployments.
     pub deployment: String,
 }
 
@@ -81,12 +83,12 @@ struct Failure {
 }
 
 impl Failure {
-    /// Before anything was published.
+    /// A failure before the publish.
     fn of(error: Error) -> Self {
         Self { outcome: pb::RunOutcome::Failed, retryable: error.retryable(), error }
     }
 
-    /// Of the lease or the publish: refused, unless it was only not reached.
+    /// A failure of the lease or the publish: the shard refused, unless it could only not be reached.
     fn publishing(error: Error) -> Self {
         let retryable = error.retryable();
         let outcome = if retryable { pb::RunOutcome::Failed } else { pb::RunOutcome::Refused };
@@ -94,7 +96,7 @@ impl Failure {
     }
 }
 
-/// What is known of an attempt, for the ledger, however it ends.
+/// What the ledger records of an attempt, filled in step by step.
 #[derive(Debug, Clone, Default)]
 struct Attempt {
     number: u32,
@@ -106,7 +108,7 @@ struct Attempt {
     ack: Option<pb::PublishAck>,
 }
 
-/// Runs sessions of one unit, one after another, in a child that is kept while it answers.
+/// Runs sessions of one unit, one after another. It keeps the child from run to run while the child answers.
 #[derive(Debug)]
 pub struct Runner {
     client: Client,
@@ -128,9 +130,9 @@ impl Runner {
         Ok(Self { client, unit, spec, child: None, ledger, status })
     }
 
-    /// Runs one session, with retries, and publishes under `lease`. Never fails: how it ended is in the report and the
-    /// ledger. Dropping the future ends the child; a publish under way may or may not have happened, and
-    /// [`Runner::cancelled`] records the run.
+    /// Runs one session, with retries, and publishes under `lease`. It never fails: the report and the ledger say how the run ended.
+    /// Dropping the future ends the child. A publish that was under way may or may not have happened; call
+    /// [`Runner::cancelled`] to record the run.
     pub async fn run(&mut self, session: NaiveDate, partition: &str, lease: &HeldLease) -> Report {
         let manifest = self.unit.manifest.clone();
         let begun = Instant::now();
@@ -208,12 +210,12 @@ impl Runner {
         }
     }
 
-    /// Before the process ends: records the attempts that could not be recorded when they ended.
+    /// Records the pending attempts, for at most `limit`, before the process ends.
     pub async fn flush_ledger(&mut self, limit: Duration) {
         self.ledger.flush(limit).await;
     }
 
-    /// Records that the run of `session` was cut short by our own end.
+    /// Records that the end of this process cut the run of `session` short.
     pub async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
         let error = Error::new(Code::Cancelled, format!("the run of {session} was cut short by a shutdown"));
         let attempt = Attempt { number: 1, started_ns: now_ns(), ..Attempt::default() };
@@ -267,7 +269,7 @@ impl Runner {
         tell: watch::Sender<Option<Progress>>,
     ) -> Result<(), Failure> {
         let manifest = self.unit.manifest.clone();
-        // a lease that is gone makes the work worthless: look before it, and again after it
+        // without the lease the work is worthless: look before the work, and again after it
         attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
 
         let kept = self.child.take();
@@ -285,7 +287,7 @@ impl Runner {
             Ok(child) => {
                 let (finished, kept) =
                     self.compute(child, session, partition, &read, tell).await.map_err(Failure::of)?;
-                // memory that a strategy kept counts against its next run: rather a new child than a run that fails
+                // memory that a strategy keeps counts against its next run, so such a child is not used again
                 let limit = manifest.memory.0 / KEPT_MEMORY_SHARE;
                 self.child = kept.filter(|child| child.anonymous_bytes() <= limit);
                 finished
@@ -359,7 +361,7 @@ impl Runner {
     }
 }
 
-/// Says what the strategy says of its progress, the newest of each [`PROGRESS_EVERY`]. Never ends.
+/// Reports the strategy's progress, at most one every [`PROGRESS_EVERY`]. Never ends.
 async fn tell_progress(
     status: &StatusSink,
     mut told: watch::Receiver<Option<Progress>>,
@@ -373,7 +375,7 @@ async fn tell_progress(
     std::future::pending().await
 }
 
-/// The kept child, or a new one with the strategy imported.
+/// Returns the kept child, or a new one that has imported the strategy.
 async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Finished>> {
     if let Some(child) = kept.filter(Child::is_alive) {
         return Ok(child);

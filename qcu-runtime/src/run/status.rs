@@ -1,6 +1,6 @@
-//! What a unit says of itself while it works, for whoever started it: people ask what it waits for, and why nothing comes.
+//! The status that a unit reports while it works: a person sees from it what the unit waits for, and why there is no result.
 //!
-//! The process writes lines of JSON to its stdout, three kinds of them:
+//! The process writes three kinds of JSON lines to its stdout:
 //!
 //! ```text
 //! {"ready": true, "role": "qcu", "id": "mom_12_1"}     once: it holds the lease and works
@@ -8,24 +8,23 @@
 //! {"run": "..", "session": "..", "outcome": "..", ..}   a run has ended, all attempts considered (`Report::to_json`)
 //! ```
 //!
-//! A status has the fields `state`, `note` (one line for people), `at` (when it was said), and, where they apply, `session`
-//! (the one that runs or comes next), `attempt` and `attempts` (which of how many), `next_at` (when it acts by itself),
-//! `progress` (`done`, `total`, `note`, as the strategy says them), `taken_over` (who published over it since its last run) and
-//! `error` (one line). The states:
+//! A status has the fields `state`, `note` (one line for people) and `at` (its time). Some states add `session` (the one that runs or
+//! comes next), `attempt` and `attempts` (which of how many), `next_at` (when the unit acts by itself), `progress` (`done`,
+//! `total`, `note`, from the strategy), `taken_over` (who published over the unit since its last run) and `error` (one line). The states:
 //!
 //! | state | the unit |
 //! | --- | --- |
 //! | `starting` | takes the lease of its output |
 //! | `waiting` | has nothing to do before a time, or until others have published |
 //! | `running` | runs a session |
-//! | `retrying` | an attempt failed, and another one follows |
-//! | `failing` | a session failed after all its attempts, and is tried again much later |
+//! | `retrying` | waits for the next attempt after a failed one |
+//! | `failing` | waits a long time, because a session failed in all its attempts |
 //! | `unreachable` | cannot ask the grid |
-//! | `fenced` | lost its lease to somebody who took over, and waits until it is free again |
-//! | `idle` | has no schedule, and runs only what somebody asks for |
+//! | `fenced` | waits for its lease, because somebody has taken it over |
+//! | `idle` | has no schedule, and runs only named sessions |
 //!
-//! The same status is not said twice, and progress alone is said at most every [`PROGRESS_EVERY`], so a unit writes some
-//! lines a run, however often its strategy reports progress.
+//! A unit does not repeat a status, and reports progress alone at most every [`PROGRESS_EVERY`]. So it writes a few lines for each run,
+//! however often its strategy reports progress.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,35 +34,35 @@ use serde_json::{Map, Value, json};
 
 use crate::{child::Progress, unit::Due};
 
-/// Time between two lines of which only the progress differs: nobody reads faster.
+/// Shortest time between two lines that differ only in the progress: nobody reads faster.
 pub const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// Characters of an error's first line; more is in the log and in the ledger.
+/// Most characters of an error's first line; the log and the ledger have all of it.
 const LINE_CHARS_MAX: usize = 300;
 
 /// What a unit does now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Status {
-    /// It takes the lease.
+    /// The unit takes the lease.
     Starting {
-        /// Of which dataset.
+        /// The dataset of the lease.
         output: String,
     },
-    /// What is due is not due yet.
+    /// No session is due yet.
     Waiting {
         /// Never [`Due::Run`].
         due: Due,
-        /// Who took the output over since the last run, and when: the unit has it again.
+        /// Who took the output over since the last run, and when. The unit has it again.
         taken_over: Option<String>,
     },
     /// A session runs.
     Running {
         /// Which.
         session: NaiveDate,
-        /// The how manieth attempt, from 1.
+        /// The number of the attempt, from 1.
         attempt: u32,
-        /// Of how many.
+        /// Most attempts.
         attempts: u32,
-        /// What the strategy said last.
+        /// The strategy's last progress.
         progress: Option<Progress>,
     },
     /// An attempt failed.
@@ -72,7 +71,7 @@ pub enum Status {
         session: NaiveDate,
         /// The next attempt.
         attempt: u32,
-        /// Of how many.
+        /// Most attempts.
         attempts: u32,
         /// When it begins, nanoseconds UTC.
         at_ns: i64,
@@ -90,7 +89,7 @@ pub enum Status {
         /// What went wrong.
         error: String,
     },
-    /// Somebody took the lease over.
+    /// Somebody has taken the lease over.
     Fenced {
         /// Who, and when.
         error: String,
@@ -177,7 +176,7 @@ impl std::fmt::Display for Status {
                 write!(f, "{waiting}; its output was taken over meanwhile: {by}")
             }
             Self::Waiting { due, taken_over: None } => match due {
-                // said while it runs by `Running`
+                // while the session runs, the status is `Running`
                 Due::Run(session) => write!(f, "{session} is due"),
                 Due::At { session, at_ns } => {
                     write!(f, "waits for {session}, which is due at {}", utc_seconds(*at_ns))
@@ -239,12 +238,12 @@ fn next_session(due: &Due) -> Option<NaiveDate> {
     }
 }
 
-/// A time for people, to the second.
+/// A time for people: UTC, to the second.
 pub(crate) fn utc_seconds(ns: i64) -> String {
     DateTime::<Utc>::from_timestamp_nanos(ns).to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// What an error says in one line.
+/// An error in one line.
 #[must_use]
 pub fn first_line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
@@ -254,7 +253,7 @@ pub fn first_line(text: &str) -> String {
     line.chars().take(LINE_CHARS_MAX - 1).chain(['…']).collect()
 }
 
-/// Tells what a unit does to whoever wants to know; to nobody by default. Clones tell the same.
+/// Takes the statuses of a unit. The default one drops them. Clones share one receiver.
 #[derive(Clone, Default)]
 pub struct StatusSink(Option<Arc<Sink>>);
 
@@ -264,13 +263,13 @@ struct Sink {
 }
 
 impl StatusSink {
-    /// `say` is called when what the unit does has changed.
+    /// Calls `say` whenever the status has changed.
     #[must_use]
     pub fn new(say: impl Fn(&Status) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(Sink { last: Mutex::default(), say: Box::new(say) })))
     }
 
-    /// The unit does this now.
+    /// Reports the status, unless it is the same as before.
     pub fn tell(&self, doing: Status) {
         let Some(telling) = &self.0 else { return };
         let mut last = telling.last.lock();

@@ -1,9 +1,9 @@
 //! Exchange calendars: which dates are sessions, and when each opens and closes. Pure.
 //!
-//! Sessions come from *rules* (weekday holidays, observed days, half days) and a list of exceptions that no rule gives:
-//! funerals of state, storms, attacks. A table of dates would be exact and finite; rules reach into the future, which a
-//! schedule needs, at the price that a closure announced after this build is unknown to it. The test compares the rules
-//! with a published calendar day by day, so the two approaches check each other.
+//! Sessions come from *rules* (weekday holidays, observed days, half days) and a list of exceptions that no rule gives: funerals of
+//! state, storms, attacks. A table of dates would be exact but end some day. Rules reach into the future, which a schedule needs; the
+//! price is that a program does not know a closure that was announced after its build. A test compares the rules with a
+//! published calendar day by day.
 //!
 //! A calendar starts at its first supported date; earlier dates are no sessions.
 
@@ -40,8 +40,8 @@ enum Kind {
 
 const KNOWN: [(&str, Kind); 2] = [("XNYS", Kind::NewYork), ("24/7", Kind::Always)];
 
-/// The longest run of dates without a session that a search crosses. The longest there was is six (2001-09-11..16);
-/// beyond this the search has left the calendar's range.
+/// Most dates without a session that a search crosses. The longest real gap is six dates (2001-09-11..16); after this many the
+/// search has left the calendar's range.
 const GAP_DAYS_MAX: u32 = 31;
 
 impl Calendar {
@@ -68,7 +68,7 @@ impl Calendar {
         KNOWN.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| *name)
     }
 
-    /// The first date that it knows; `None` if it knows all.
+    /// The first date of the calendar; `None` if it has every date.
     #[must_use]
     pub fn begins(&self) -> Option<NaiveDate> {
         match self.kind {
@@ -122,8 +122,8 @@ impl Calendar {
         if self.is_session(date) { Some(date) } else { self.previous(date) }
     }
 
-    /// The session `n` sessions after (before, if negative) `session`; `offset(s, 0)` is `s`. `None` if `session` is
-    /// none, or the result lies outside the calendar's range.
+    /// The session `n` sessions after `session`, or before it if `n` is negative; `offset(s, 0)` is `s`. `None` if `session` is no
+    /// session, or the result lies outside the calendar's range.
     #[must_use]
     pub fn offset(&self, session: NaiveDate, n: i64) -> Option<NaiveDate> {
         if !self.is_session(session) {
@@ -146,7 +146,7 @@ impl Calendar {
     #[must_use]
     pub fn newest_closed(&self, at_ns: i64, delay_ns: i64) -> Option<Session> {
         let at_ns = at_ns.saturating_sub(delay_ns);
-        // a session of date D can close at most a day after D's UTC midnight ends
+        // a session can close up to a day after its UTC date has ended
         let mut date = self.at_or_before(date_of(at_ns)?)?;
         loop {
             let session = self.session(date)?;

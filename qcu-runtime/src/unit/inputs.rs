@@ -15,10 +15,10 @@ use super::{
     manifest::{AsOf, InputSpec, Lookback, Manifest},
 };
 
-/// The sessions of an input: those of a calendar in `[start_ns, end_ns)`.
+/// The sessions that an input covers: those of a calendar in `[start_ns, end_ns)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
-    /// The dataset's calendar, if it has one, else the unit's.
+    /// The dataset's calendar, or the unit's if the dataset has none.
     pub calendar: String,
     /// First nanosecond inside.
     pub start_ns: Option<i64>,
@@ -26,10 +26,10 @@ pub struct Window {
     pub end_ns: Option<i64>,
 }
 
-/// The request of each input for `session`. Those that read the latest have no `as_of` yet.
+/// The request of each input for `session`. A request for the latest has no `as_of` yet.
 ///
 /// # Errors
-/// `InvalidRequest` if `session` is none of the unit's calendar, or a lookback leaves the calendar.
+/// `InvalidRequest` if `session` is no session of the unit's calendar, or a lookback leaves the calendar.
 pub fn plan(manifest: &Manifest, session: NaiveDate) -> Result<Vec<SeriesQuery>> {
     let calendar = manifest.calendar()?;
     if !calendar.is_session(session) {

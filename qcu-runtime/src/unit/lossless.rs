@@ -1,7 +1,7 @@
-//! A column in another type with every value unchanged, or the first value that would change. Pure.
+//! Casts a column to another type with every value unchanged, or names the first value that would change. Pure.
 //!
-//! Strategies' outputs pass here twice: when they become rows of the grid's types, and when those are checked against
-//! what a unit declared.
+//! A strategy's output passes here twice: when it becomes rows of the grid's types, and when those rows are checked against the
+//! unit's declaration.
 
 use std::sync::Arc;
 
@@ -18,17 +18,17 @@ use arrow_schema::{DataType, TimeUnit};
 use chrono::DateTime;
 use trellis_proto::time::{DAY_NS, REACH, SECOND_NS};
 
-/// Beyond it a float64 does not say which integer was meant.
+/// A float64 beyond this may stand for several integers.
 const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0; // 2^53
 
-/// `column` as `want`; else why not, to follow the name of its type, or nothing where the types never fit.
+/// Casts `column` to the type `want`.
 ///
-/// Whole floats become integers up to 2^53. Integers become floats where the float is that integer. A decimal becomes an
-/// integer, or the float whose shortest text is that decimal. A float64 becomes a float32 only where that is the same
+/// Whole floats up to 2^53 become integers. An integer becomes a float if the float is exactly that integer. A decimal becomes an
+/// integer, or the float whose shortest text is that decimal. A float64 becomes a float32 if both are the same
 /// number. Booleans are no numbers.
 ///
 /// # Errors
-/// The first value that would change.
+/// The first value that would change, as a text to write after the name of the type. The text is empty if the types never fit.
 pub fn cast_unchanged(column: &ArrayRef, want: &DataType) -> Result<ArrayRef, String> {
     let have = column.data_type();
     if have == want {
@@ -39,7 +39,7 @@ pub fn cast_unchanged(column: &ArrayRef, want: &DataType) -> Result<ArrayRef, St
         (DataType::Dictionary(_, values), want) if values.as_ref() != want => {
             cast_unchanged(&checked_cast(column, values)?, want)
         }
-        // a column in which nothing was ever set has no type of its own
+        // a column of nulls only has no type of its own
         (DataType::Dictionary(..) | DataType::Null, want) => checked_cast(column, want),
         (have, DataType::Utf8) if text(have) => checked_cast(column, want),
         (DataType::Timestamp(..) | DataType::Date32 | DataType::Date64, DataType::Timestamp(..)) => {
@@ -65,13 +65,13 @@ pub fn cast_unchanged(column: &ArrayRef, want: &DataType) -> Result<ArrayRef, St
     }
 }
 
-/// Without `safe`, a value out of range is an error instead of a silent null.
+/// Arrow's own cast. Without its option `safe`, a value out of range is an error and not a silent null.
 fn checked_cast(column: &ArrayRef, want: &DataType) -> Result<ArrayRef, String> {
     let options = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(column, want, &options).map_err(|e| format!(" ({e})"))
 }
 
-/// Is it a decimal of any width?
+/// Whether the type is a decimal of any width.
 #[must_use]
 pub fn is_decimal(data_type: &DataType) -> bool {
     matches!(
@@ -83,12 +83,12 @@ pub fn is_decimal(data_type: &DataType) -> bool {
     )
 }
 
-/// Timestamps of any unit and dates, as `timestamp[ns, UTC]`. Those without a time zone are UTC.
+/// Timestamps of any unit, and dates, as `timestamp[ns, UTC]`. A timestamp without a time zone counts as UTC.
 ///
 /// # Errors
-/// The first time that 64 bit nanoseconds do not hold.
+/// The first time that nanoseconds in 64 bits cannot hold.
 pub fn times_to_ns(column: &ArrayRef) -> Result<ArrayRef, String> {
-    // values and the nanoseconds of one; Arrow's own casts wrap around for some of these
+    // the values, and the nanoseconds of one unit; Arrow's own casts wrap around for some of these types
     let (values, unit): (Int64Array, i64) = match column.data_type() {
         DataType::Timestamp(TimeUnit::Second, _) => {
             (column.as_primitive::<TimestampSecondType>().reinterpret_cast(), SECOND_NS)
@@ -108,7 +108,7 @@ pub fn times_to_ns(column: &ArrayRef) -> Result<ArrayRef, String> {
     };
     let mut ns = Vec::with_capacity(values.len());
     for row in 0..values.len() {
-        // what stands under a missing value may be anything
+        // the value under a null may be anything
         let value = if values.is_valid(row) { values.value(row) } else { 0 };
         match value.checked_mul(unit) {
             Some(value) => ns.push(value),
@@ -125,10 +125,10 @@ fn far_time(value: i64, unit_ns: i64) -> String {
     time.map_or_else(|| format!("{value} x {unit_ns} ns"), |t| t.format("%Y-%m-%dT%H:%M:%S").to_string())
 }
 
-/// Decimals as int64 where all are whole, else as float64: each the float whose shortest text is the decimal.
+/// Decimals as int64 if all are whole, otherwise as float64. Each float is the one whose shortest text is the decimal.
 ///
 /// # Errors
-/// The first that neither type holds.
+/// The first decimal that neither type can hold.
 pub fn decimals_to_numbers(column: &ArrayRef) -> Result<ArrayRef, String> {
     let text = checked_cast(column, &DataType::Utf8)?;
     let text: Vec<Option<String>> =
@@ -147,13 +147,13 @@ pub fn decimals_to_numbers(column: &ArrayRef) -> Result<ArrayRef, String> {
     Ok(Arc::new(text.iter().enumerate().map(float).collect::<Result<Float64Array, String>>()?))
 }
 
-/// Without the zeros that end a fraction.
+/// A decimal's text without the zeros at the end of the fraction.
 fn plain_decimal(text: &str) -> &str {
     let short = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
     if short == "-0" { "0" } else { short }
 }
 
-/// Floats that are whole as int64.
+/// Whole floats as int64.
 fn whole(column: &ArrayRef) -> Result<ArrayRef, String> {
     let Some(floats) = as_float64(column) else { return Err(String::new()) };
     let integer = |row: usize| {
@@ -187,7 +187,7 @@ fn first_changed(before: &ArrayRef, after: &ArrayRef) -> Option<String> {
                 return Some(" (a value is beyond int64)".to_owned());
             };
             let whole: &Int64Array = whole.as_primitive();
-            // 2^63 as a float saturates back to i64::MAX: compare in 128 bits
+            // in 128 bits, because 2^63 as a float becomes i64::MAX when it is cast back
             let row = (0..whole.len())
                 .find(|&i| whole.is_valid(i) && i128::from(whole.value(i)) != after.value(i) as i128)?;
             Some(format!(" ({} in row {row} would become {})", whole.value(row), after.value(row)))

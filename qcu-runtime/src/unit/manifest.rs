@@ -1,7 +1,7 @@
-//! What a deployed unit is: the JSON file that deploying writes beside the strategy's source, and that `qcu` reads.
+//! The manifest of a deployed unit: the JSON file that a deployment writes beside the strategy's source, and that `qcu` reads.
 //!
-//! Parsing happens once, strictly: unknown keys, empty names, an input twice, a lookback of nothing are all refused with
-//! the key and what was expected, because the person who reads the message deployed the file minutes ago and can mend it.
+//! Parsing happens once and is strict. It refuses unknown keys, empty names, an input that is there twice, an empty lookback. Each
+//! error names the key and the expected value: the person who reads it deployed the file minutes ago and can correct it.
 //! `tests/golden/unit.json` is a complete example; the wheel writes exactly that form.
 
 use std::{fmt, path::Path, time::Duration};
@@ -16,15 +16,15 @@ use trellis_proto::{
 
 use super::calendar::Calendar;
 
-/// Version of the form; a file of another version is refused rather than guessed at.
+/// Version of the form. A file of another version is refused.
 pub const MANIFEST_VERSION: u32 = 1;
 /// Longest name of a unit.
 pub const UNIT_BYTES_MAX: usize = 63;
-/// Inputs of a unit at most: each travels to the child as a file descriptor, of which one message carries at most 253.
+/// Most inputs of a unit. Each travels to the child as a file descriptor, and one message carries at most 253 of those.
 pub const INPUTS_MAX: usize = 64;
-/// Retries at most: beyond this a failure is not passing.
+/// Most retries: a failure that lasts longer does not pass by itself.
 pub const RETRIES_MAX: u32 = 20;
-/// Sessions of a lookback at most: a hundred years of daily sessions.
+/// Most sessions of a lookback: a hundred years of daily sessions.
 pub const LOOKBACK_SESSIONS_MAX: u32 = 26_000;
 /// Chunk of the datasets that units publish: 64 days.
 pub const OUTPUT_CHUNK_NS: i64 = 64 * DAY_NS;
@@ -51,16 +51,16 @@ pub struct Manifest {
     /// Longest time of one attempt in the strategy, `10m`.
     #[serde(default = "ten_minutes")]
     pub timeout: String,
-    /// Cores it may keep busy; sets the thread pools of numerical libraries.
+    /// Cores that the strategy may keep busy: the size of the thread pools of numerical libraries.
     #[serde(default = "one")]
     pub cpu: f64,
-    /// Memory the strategy may use, `4G`, `512MiB` or a number of bytes; a plain suffix counts in 1024s.
+    /// Memory that the strategy may use: `4G`, `512MiB` or a number of bytes. A single letter counts in powers of 1024.
     #[serde(default = "four_gigabytes")]
     pub memory: Bytes,
-    /// What it reads, in the order in which the function takes it.
+    /// What the strategy reads, in the order of the function's arguments.
     #[serde(default)]
     pub inputs: Vec<InputSpec>,
-    /// What it publishes.
+    /// What the strategy publishes.
     pub output: OutputSpec,
     /// Digest of the strategy's code and lock file.
     pub code_digest: String,
@@ -70,24 +70,24 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Schedule {
-    /// A while after each session's close.
+    /// Some time after each session's close.
     AtClose {
-        /// Whose close.
+        /// The calendar whose close counts.
         calendar: String,
-        /// After it, `20m`.
+        /// Time after the close: `20m`.
         #[serde(default = "no_delay")]
         delay: String,
     },
     /// As soon as all of these have published the session.
     After {
-        /// The units waited for.
+        /// The units upstream.
         units: Vec<Upstream>,
     },
-    /// Only when somebody says so.
+    /// Only when a person asks for it.
     Manual,
 }
 
-/// A unit waited for, and where it publishes.
+/// A unit upstream, and the dataset that it publishes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
@@ -103,18 +103,18 @@ pub struct Upstream {
 pub struct InputSpec {
     /// Name of the function's argument.
     pub name: String,
-    /// Of which dataset.
+    /// The dataset that it reads.
     pub dataset: DatasetName,
-    /// Which fields; none named: all.
+    /// Its fields; an empty list means all.
     #[serde(default)]
     pub fields: Vec<FieldName>,
-    /// Which symbols.
+    /// Its symbols.
     #[serde(default)]
     pub symbols: SymbolsSpec,
-    /// How far back from the session, which is always included itself. Absent with `since` absent: the session alone.
+    /// How far back from the session; the session itself is always included. Without `lookback` and `since`: the session alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lookback: Option<Lookback>,
-    /// Instead of `lookback`: from this time on, whatever the session.
+    /// Instead of `lookback`: from this time on, for every session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// Up to this time, if the session ends later. Exclusive.
@@ -153,9 +153,9 @@ impl Default for SymbolsSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lookback {
-    /// So many sessions of the unit's calendar, the run's own included.
+    /// A number of sessions of the unit's calendar, with the session of the run.
     Sessions(u32),
-    /// So long before the midnight after the session.
+    /// A time before the midnight after the session.
     Duration(String),
 }
 
@@ -166,7 +166,7 @@ pub enum AsOf {
     /// The latest when the run starts, pinned for the whole run.
     #[default]
     Latest,
-    /// What was known at the session's close and this long after it: `{"close": "20m"}`.
+    /// The session's close and this much time: `{"close": "20m"}`.
     Close(String),
 }
 
@@ -174,7 +174,7 @@ pub enum AsOf {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputSpec {
-    /// Into which dataset; the unit is its one publisher.
+    /// The dataset; the unit is its only publisher.
     pub dataset: DatasetName,
     /// Columns beside `symbol` and `ts`: name to type (`float64`, `int64`, `bool`, `string`, `float32`, `int32`,
     /// `timestamp`), with a `?` at the end where the value may be missing: `"float64?"`.
@@ -229,7 +229,7 @@ impl Manifest {
             .map_err(|e| Error::new(Code::Internal, format!("writing a unit: {e}")))
     }
 
-    /// Checks what the types do not.
+    /// Checks the rules that the types do not hold.
     ///
     /// # Errors
     /// `InvalidRequest` naming the key and what was expected.
@@ -279,7 +279,7 @@ impl Manifest {
     /// Longest time of one attempt.
     ///
     /// # Errors
-    /// `InvalidRequest` for what is no duration, or none at all.
+    /// `InvalidRequest` if the text is no duration, or the duration is zero.
     pub fn timeout(&self) -> Result<Duration> {
         let ns = duration("timeout", &self.timeout)?;
         match u64::try_from(ns) {
@@ -288,10 +288,10 @@ impl Manifest {
         }
     }
 
-    /// What the output dataset is, for making it.
+    /// The output dataset with its settings, as the lease request creates it.
     ///
     /// # Errors
-    /// `InvalidRequest` for a type that there is not, or no field.
+    /// `InvalidRequest` for an unknown type, or if there is no field.
     pub fn output_spec(&self) -> Result<DatasetSpec> {
         let settings = Settings { calendar: Some(self.calendar.clone()), ..Settings::default() };
         self.output.spec()?.with_settings(settings)
@@ -347,7 +347,7 @@ impl InputSpec {
         Ok(())
     }
 
-    /// Which symbols.
+    /// The symbols of the input.
     ///
     /// # Errors
     /// `InvalidRequest` for an empty list or a bad name.
@@ -366,10 +366,10 @@ impl InputSpec {
 }
 
 impl OutputSpec {
-    /// What the dataset is.
+    /// The output dataset, without settings.
     ///
     /// # Errors
-    /// `InvalidRequest` for a type that there is not, or no field.
+    /// `InvalidRequest` for an unknown type, or if there is no field.
     pub fn spec(&self) -> Result<DatasetSpec> {
         let fields = self.fields.0.iter().map(|(name, text)| {
             let (text, nullable) = match text.strip_suffix('?') {

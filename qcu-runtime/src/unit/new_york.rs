@@ -36,10 +36,10 @@ pub(super) fn is_session(date: NaiveDate) -> bool {
 fn is_holiday(date: NaiveDate) -> bool {
     let (year, month, day, weekday) = (date.year(), date.month(), date.day(), date.weekday());
     let monday = weekday == Weekday::Mon;
-    let nth = day.div_ceil(7); // which of its weekday in the month
+    let nth = day.div_ceil(7); // the first, second, ... of its weekday in the month
     match month {
-        // New Year's Day; on a Sunday it is observed on Monday, on a Saturday not at all (the year's books close).
-        // Martin Luther King Day since 1998.
+        // New Year's Day: a Sunday is kept on Monday, a Saturday not at all, because the year's books close.
+        // Martin Luther King Day, since 1998.
         1 => day == 1 || (day == 2 && monday) || (year >= 1998 && monday && nth == 3),
         2 => monday && nth == 3, // Washington's Birthday
         3 | 4 => Some(date) == good_friday(year),
@@ -68,7 +68,7 @@ fn observed(date: NaiveDate, month: u32, day: u32) -> bool {
 fn is_half_day(date: NaiveDate) -> bool {
     let (year, month, day, weekday) = (date.year(), date.month(), date.day(), date.weekday());
     match month {
-        // The day before Independence Day. Where that is a Wednesday, the Friday after it took its place until 2012.
+        // The day before Independence Day. If that was a Wednesday, the half day was the Friday after, until 2012.
         7 if year >= 1995 => match (day, weekday) {
             (3, Weekday::Wed) => year >= 2013,
             (3, _) => true,
@@ -88,7 +88,7 @@ pub(super) fn hours(date: NaiveDate) -> Option<(i64, i64)> {
         true => 13 * 60,
         false => CLOSE_MIN,
     };
-    // UTC is ahead of New York; sessions lie clear of the small hours in which the clocks change
+    // UTC is ahead of New York; the clocks change at night, when there is no session
     let utc_ahead_min = if is_summer_time(date)? { 4 * 60 } else { 5 * 60 };
     Some((OPEN_MIN + utc_ahead_min, close_min + utc_ahead_min))
 }

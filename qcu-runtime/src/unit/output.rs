@@ -1,8 +1,8 @@
-//! What a strategy returned, checked against what the unit declared, before anything is published. Pure.
+//! Checks a strategy's result against the unit's declaration, before anything is published. Pure.
 //!
-//! Every problem found is told at once, each with the column, what was expected and what was found: a run may take an
-//! hour, and nobody wants to mend one column per hour. Casts are allowed only where no value can change: a wider number,
-//! another way to write text, another unit of time; a cast that would change even one value is refused with that value.
+//! The error tells every problem at once, each with the column, the expected and the found type: a run may take an hour, and nobody
+//! wants to correct one column per hour. A cast is allowed only if it changes no value: to a wider number, to another
+//! encoding of text, to another unit of time. The error names the first value that a cast would change.
 
 use std::{fmt::Display, sync::Arc};
 
@@ -23,14 +23,14 @@ use trellis_proto::{
 
 use super::{calendar::midnight_ns, lossless::cast_unchanged};
 
-/// Problems told at once; more would hide the first.
+/// Most problems in one error; more would hide the first.
 const PROBLEMS_MAX: usize = 8;
 
 /// The rows to publish: `symbol` (utf8), `ts`, the declared fields in their order, sorted by (symbol, ts). A frame without
 /// `ts` gets the midnight UTC that the session's day starts with. A frame without rows is fine.
 ///
 /// # Errors
-/// `BadRows` on the strategy's side, naming unit, session and every problem found.
+/// `BadRows` on the strategy's side, naming unit, session and every problem.
 pub fn validate_output(
     unit: &str,
     spec: &DatasetSpec,
@@ -78,7 +78,7 @@ impl Check<'_> {
         }
     }
 
-    /// Every declared column in order and type, or problems.
+    /// Every declared column, in its order and type. `None` if there are problems.
     fn columns(&mut self, rows: &RecordBatch) -> Option<Vec<ArrayRef>> {
         let schema = rows.schema();
         for (i, field) in schema.fields().iter().enumerate() {
@@ -151,7 +151,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks symbols and times, and sorts by them.
+    /// Checks symbols and times, and sorts the rows by them.
     fn keys(&mut self, columns: Vec<ArrayRef>) -> Option<RecordBatch> {
         let symbols = columns[0].as_string::<i32>().clone();
         let ts = columns[1].as_primitive::<TimestampNanosecondType>().clone();

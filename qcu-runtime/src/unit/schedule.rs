@@ -1,14 +1,14 @@
-//! Which session is due. Pure: the clock, the calendar and what the grid says come in as arguments.
+//! Which session is due. Pure: the clock, the calendar and the state of the grid are arguments.
 //!
-//! The rule: a unit runs the sessions after the newest one it has published, oldest first, as each becomes ready. A unit
-//! that has published nothing starts at the newest ready session; history is a backfill's business, not the schedule's.
-//! A session is ready when its time has come (at close: close and delay have passed; after: every unit waited for has
-//! published it) and every input has come as far as the session. An input whose progress nobody states counts as having
-//! come as far as its newest row.
+//! The rule: a unit runs the sessions after the newest one that it has published, oldest first, as soon as each is ready. A unit
+//! that has published nothing starts at the newest ready session; a backfill makes the history, not the schedule.
+//! A session is ready when its time has come and every input covers it. With `at_close` its time has come when the close and the
+//! delay have passed; with `after`, when every unit upstream has published the session. An input without a
+//! watermark covers the sessions up to its newest row.
 //!
-//! What a unit waits for is the *session* of each unit upstream, not that it has come as far: after a failure or a backfill
-//! there may be a newer session without an older one. Sessions published with no rows leave no date behind; the newest
-//! of them shows in the watermark, and an older one counts as not published.
+//! With `after`, a unit waits until each unit upstream has published the *session* itself. It is not enough that their datasets
+//! reach further: after a failure or a backfill there may be a newer session without an older one. A session that was published
+//! without rows leaves no date behind. The newest of those shows in the watermark; an older one counts as not published.
 
 use chrono::NaiveDate;
 use trellis_proto::{Code, DatasetName, Error, Result, pb, time::DAY_NS, time::parse_duration};
@@ -18,20 +18,20 @@ use super::{
     manifest::{Manifest, Schedule},
 };
 
-/// Sessions looked back at for what is due: a unit that was away longer than a quarter starts again at the newest.
+/// Most sessions that a unit catches up with. A unit that was away for longer than a quarter starts again at the newest session.
 pub const CATCH_UP_SESSIONS_MAX: u32 = 66;
 
 /// How far one dataset has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Complete up to this event time, exclusive, if anybody said.
+    /// The dataset is complete up to this event time, exclusive. `None` if no shard says so.
     pub watermark_ns: Option<i64>,
     /// Newest event time.
     pub last_ts_ns: Option<i64>,
 }
 
 impl Coverage {
-    /// Of a description.
+    /// From a description of the dataset.
     #[must_use]
     pub fn of(description: &pb::DatasetDescription) -> Self {
         Self { watermark_ns: description.watermark_ns, last_ts_ns: description.last_ts_ns }
@@ -54,12 +54,12 @@ impl Coverage {
     }
 }
 
-/// What a unit waited for has published.
+/// What a unit upstream has published.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
     /// How far it has come.
     pub progress: Coverage,
-    /// The sessions that it has rows for, as far back as they matter.
+    /// The sessions for which it has rows, as far back as they matter.
     pub sessions: Vec<NaiveDate>,
 }
 
@@ -75,48 +75,48 @@ impl Published {
     }
 }
 
-/// What the schedule is decided from.
+/// The state of the grid from which [`due`] decides.
 #[derive(Debug, Clone, Default)]
 pub struct ScheduleFacts {
     /// The unit's own output, if it exists.
     pub output: Coverage,
     /// Each input, in the order of the manifest.
     pub inputs: Vec<Coverage>,
-    /// For `after`: each unit waited for, in the order of the manifest.
+    /// For `after`: each unit upstream, in the order of the manifest.
     pub upstream: Vec<Published>,
 }
 
-/// What to do now.
+/// What a unit does now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Due {
     /// Run this session.
     Run(NaiveDate),
-    /// Nothing before the time of a session.
+    /// Wait for the time of a session.
     At {
         /// The next session.
         session: NaiveDate,
         /// Its close and the delay, nanoseconds UTC.
         at_ns: i64,
     },
-    /// Nothing until an input has come as far as the session.
+    /// Wait until an input covers the session.
     Input {
         /// The next session.
         session: NaiveDate,
         /// Name of the input.
         input: String,
-        /// What it reads.
+        /// The dataset of the input.
         dataset: DatasetName,
-        /// The newest session that the dataset has come to.
+        /// The newest session that the dataset covers.
         reached: Option<NaiveDate>,
     },
-    /// Nothing until the units waited for have published.
+    /// Wait until the units upstream have published.
     Upstream {
-        /// The session that is waited for; none where any new one will do.
+        /// The session that the unit waits for; `None` if any new one will do.
         session: Option<NaiveDate>,
-        /// Those that have not published it.
+        /// The units that have not published it.
         units: Vec<String>,
     },
-    /// Nothing, ever, by itself.
+    /// The unit never runs by itself.
     Never,
 }
 
@@ -134,7 +134,7 @@ pub fn due(manifest: &Manifest, state: &ScheduleFacts, now_ns: i64) -> Result<Du
             let Some(closed) = calendar.newest_closed(now_ns, delay).map(|s| s.date) else {
                 return Ok(Due::Never);
             };
-            // A person may publish a session that is yet to come: that is no reason to wait for the one after it.
+            // a person may publish a session that is yet to come; the unit does not skip to the one after it
             let ahead = published.filter(|published| *published > closed);
             let published = published.map(|published| published.min(closed));
             if let Some(&session) = candidates(calendar, published, closed).first() {
@@ -161,8 +161,8 @@ pub fn due(manifest: &Manifest, state: &ScheduleFacts, now_ns: i64) -> Result<Du
     }
 }
 
-/// The sessions that may come next, the likeliest first: those after `published` up to `newest`, oldest first; if nothing,
-/// or nothing recent, was published, those up to `newest`, newest first.
+/// The sessions that may come next, the best first. After `published`: those up to `newest`, oldest first. If nothing recent was
+/// published: those up to `newest`, newest first.
 fn candidates(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDate) -> Vec<NaiveDate> {
     let horizon = catch_up_from(calendar, newest).unwrap_or(newest);
     let up_to_newest = |from: NaiveDate| calendar.range(from, newest).chain([newest]);
@@ -177,7 +177,7 @@ fn candidates(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDat
     }
 }
 
-/// The first session that is caught up with when `newest` is the newest.
+/// The first session that a unit catches up with if `newest` is the newest.
 #[must_use]
 pub fn catch_up_from(calendar: Calendar, newest: NaiveDate) -> Option<NaiveDate> {
     calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX))
@@ -190,7 +190,7 @@ fn ready_or_waiting(
     session: NaiveDate,
 ) -> Due {
     let late = manifest.inputs.iter().zip(&state.inputs).find(|(input, progress)| {
-        // an input that ends before the session does not grow with it
+        // an input with an end does not grow to the session
         input.until.is_none() && !progress.covers(session)
     });
     match late {
@@ -204,11 +204,10 @@ fn ready_or_waiting(
     }
 }
 
-/// For sessions that somebody named: may `session` run now? Only what `after` waits for is waited for; the clock and the
-/// inputs' progress are the caller's own business.
+/// For a session that a person named: may it run now? It waits only for the units upstream, not for the clock or the inputs.
 ///
 /// # Errors
-/// `InvalidRequest` if it is no session of the unit's calendar.
+/// `InvalidRequest` if `session` is no session of the unit's calendar.
 pub fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: NaiveDate) -> Result<Due> {
     if !manifest.calendar()?.is_session(session) {
         let why = format!("{session} is no session of {}", manifest.calendar);
