@@ -37,15 +37,15 @@
 //! | `read` | [`Env`]: typed getters |
 //! | `problem` | problems, told at once |
 //! | `size` | sizes in bytes as people write them |
-//! | `cli` | `--help`, `--check`, `--version` |
+//! | `command_line` | `--help`, `--check`, `--version` |
 
-mod cli;
+mod command_line;
 mod problem;
 mod read;
 mod size;
 mod var;
 
-pub use cli::{Mode, cli, resolve};
+pub use command_line::{Mode, cli, resolve};
 pub use problem::{ConfigError, Invalid, Problem};
 pub use read::Env;
 pub use size::{format_bytes, parse_bytes};
