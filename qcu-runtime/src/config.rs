@@ -80,7 +80,7 @@ pub struct Config {
     pub exit_when_done: bool,
     /// Take the lease from the process that holds it.
     pub take_over: bool,
-    /// See [`TTL`].
+    /// How long the lease lasts without renewal.
     pub lease_ttl: Duration,
     /// How long to wait for a held lease.
     pub lease_wait: Duration,

@@ -40,5 +40,5 @@ pub(crate) use context::{adopt, parent_of, write_context};
 pub use export::Dropped;
 pub use exporting::exporting;
 pub use install::{SHUTDOWN_MAX, Telemetry, dropped, meter};
-pub use opentelemetry::{Context, KeyValue, metrics};
+pub use opentelemetry::{KeyValue, metrics};
 pub use settings::Settings;

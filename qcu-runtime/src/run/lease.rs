@@ -18,7 +18,7 @@ use crate::client::Client;
 
 /// How long a lease lasts without renewal. A unit that is killed and started again waits at most this long. A pause of the grid
 /// that is shorter than this does no harm.
-pub const TTL: Duration = Duration::from_secs(15);
+pub(crate) const TTL: Duration = Duration::from_secs(15);
 /// Renewals in a lease's time, so that one may fail without harm.
 const RENEWALS: u32 = 3;
 /// First pause while another process holds the lease; it doubles.
@@ -30,7 +30,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request for a lease.
 #[derive(Debug, Clone)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// Name of the unit.
     pub unit: String,
     /// Name of this process.
@@ -39,7 +39,7 @@ pub struct Claim {
     pub spec: DatasetSpec,
     /// Take the lease even if another instance holds it, or the dataset was another unit's output.
     pub take_over: bool,
-    /// See [`TTL`].
+    /// How long the lease lasts without renewal.
     pub ttl: Duration,
 }
 
@@ -51,7 +51,7 @@ enum State {
 
 /// A lease that a task renews until it is dropped, released or lost.
 #[derive(Debug)]
-pub struct HeldLease {
+pub(crate) struct HeldLease {
     client: Client,
     claim: Arc<Claim>,
     state: watch::Receiver<State>,
@@ -65,7 +65,7 @@ impl HeldLease {
     /// # Errors
     /// At once `Conflict` if the dataset exists with another schema, and `PermissionDenied` if it is another unit's output;
     /// `Conflict` after `patience` if another instance still holds it; otherwise the last retryable error at the client's deadline.
-    pub async fn acquire(client: &Client, claim: Claim, patience: Duration) -> Result<Self> {
+    pub(crate) async fn acquire(client: &Client, claim: Claim, patience: Duration) -> Result<Self> {
         check_schema(client, &claim.spec).await?;
         let end = Instant::now() + patience;
         let mut pauses = Pauses::new(WAIT_MIN, WAIT_MAX);
@@ -88,7 +88,7 @@ impl HeldLease {
     /// # Errors
     /// `Conflict` while another instance holds it, `PermissionDenied` if it is another unit's output now; otherwise the last
     /// retryable error at the client's deadline.
-    pub async fn again(&self) -> Result<Self> {
+    pub(crate) async fn again(&self) -> Result<Self> {
         let claim = Claim { take_over: false, ..self.claim().clone() };
         let asked = Instant::now();
         let lease = self.client.acquire_lease(request(&claim)).await?;
@@ -107,7 +107,7 @@ impl HeldLease {
     ///
     /// # Errors
     /// `Fenced` if another process took the lease, `Unavailable` if it ran out because it could not be renewed.
-    pub fn epoch(&self) -> Result<u64> {
+    pub(crate) fn epoch(&self) -> Result<u64> {
         match &*self.state.borrow() {
             State::Held { epoch, until } if Instant::now() < *until => Ok(*epoch),
             State::Held { .. } => Err(Error::new(
@@ -121,12 +121,12 @@ impl HeldLease {
 
     /// The claim that was granted.
     #[must_use]
-    pub fn claim(&self) -> &Claim {
+    pub(crate) fn claim(&self) -> &Claim {
         &self.claim
     }
 
     /// Gives the lease back, so that the next holder need not wait. A failure is logged and does no harm.
-    pub async fn release(self) {
+    pub(crate) async fn release(self) {
         self.renewal.abort();
         let Ok(epoch) = self.epoch() else { return };
         let request = pb::ReleaseLeaseRequest {

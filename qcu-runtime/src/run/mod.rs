@@ -3,7 +3,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `runner` | [`Runner`]: the attempts of a run, step by step |
+//! | `runner` | `Runner`: the attempts of a run, step by step |
 //! | `prefetch` | the inputs, read at one knowledge time; the identity of a run |
 //! | `digest` | a digest of rows; pure |
 //! | `lease` | the right to publish: taken, renewed, lost, given back |
@@ -22,9 +22,9 @@ mod runner;
 mod status;
 
 pub use identity::{attempt_id, beside, new_instance};
-pub use lease::{Claim, HeldLease, TTL};
+pub(crate) use lease::{Claim, HeldLease, TTL};
 pub use prefetch::{Input, Prefetched, prefetch, run_id};
-pub use report::Report;
-pub use runner::{RETRY_MAX, RETRY_MIN, Runner, Unit};
-pub(crate) use status::utc_seconds;
-pub use status::{PROGRESS_EVERY, Status, StatusSink, first_line};
+pub(crate) use report::Report;
+pub use runner::Unit;
+pub(crate) use runner::{RETRY_MIN, Runner};
+pub(crate) use status::{Status, StatusSink, first_line, utc_seconds};

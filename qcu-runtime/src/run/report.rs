@@ -9,7 +9,7 @@ use super::status::{first_line, utc_seconds};
 
 /// How a run ended, after all its attempts.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub(crate) struct Report {
     /// Name of the unit.
     pub unit: String,
     /// Session of the run.
@@ -33,7 +33,7 @@ pub struct Report {
 impl Report {
     /// As JSON, for the process that reads this one's stdout.
     #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
+    pub(crate) fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "run": self.run_id,
             "unit": self.unit,
@@ -55,7 +55,7 @@ impl Report {
 
     /// 0 for a success, otherwise the exit code of the error.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         self.error.as_ref().map_or(0, |error| error.code().exit_code())
     }
 }

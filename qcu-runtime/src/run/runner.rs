@@ -42,9 +42,9 @@ use crate::{
 };
 
 /// Pause before the second attempt; it doubles from attempt to attempt.
-pub const RETRY_MIN: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
-pub const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_secs(60);
 /// A child that still holds more than this part (one half) of its memory after a run gets no further run.
 const KEPT_MEMORY_SHARE: u64 = 2;
 /// Most characters of a traceback, or of the last lines, in an error. The end says the most, so the beginning is cut.
@@ -60,7 +60,7 @@ pub struct Unit {
     pub python: PathBuf,
     /// Arguments that make the interpreter the child; [`Unit::child_arguments`].
     pub arguments: Vec<String>,
-    /// See [`RETRY_MIN`].
+    /// Pause before the second attempt; it doubles from attempt to attempt.
     pub retry_min: Duration,
     /// Name of the deployment, the same after a restart. If it is empty, only the code separates deployments.
     pub deployment: String,
@@ -110,7 +110,7 @@ struct Attempt {
 
 /// Runs sessions of one unit, one after another. It keeps the child from run to run while the child answers.
 #[derive(Debug)]
-pub struct Runner {
+pub(crate) struct Runner {
     client: Client,
     unit: Unit,
     spec: DatasetSpec,
@@ -124,7 +124,7 @@ impl Runner {
     ///
     /// # Errors
     /// `InvalidRequest` for a manifest that [`Manifest::check`] refuses too.
-    pub fn new(client: Client, unit: Unit, status: StatusSink) -> Result<Self> {
+    pub(crate) fn new(client: Client, unit: Unit, status: StatusSink) -> Result<Self> {
         let spec = unit.manifest.output_spec()?;
         let ledger = Ledger::new(client.clone());
         Ok(Self { client, unit, spec, child: None, ledger, status })
@@ -133,7 +133,7 @@ impl Runner {
     /// Runs one session, with retries, and publishes under `lease`. It never fails: the report and the ledger say how the run ended.
     /// Dropping the future ends the child. A publish that was under way may or may not have happened; call
     /// [`Runner::cancelled`] to record the run.
-    pub async fn run(&mut self, session: NaiveDate, partition: &str, lease: &HeldLease) -> Report {
+    pub(crate) async fn run(&mut self, session: NaiveDate, partition: &str, lease: &HeldLease) -> Report {
         let manifest = self.unit.manifest.clone();
         let begun = Instant::now();
         let mut attempts = 0;
@@ -211,12 +211,12 @@ impl Runner {
     }
 
     /// Records the pending attempts, for at most `limit`, before the process ends.
-    pub async fn flush_ledger(&mut self, limit: Duration) {
+    pub(crate) async fn flush_ledger(&mut self, limit: Duration) {
         self.ledger.flush(limit).await;
     }
 
     /// Records that the end of this process cut the run of `session` short.
-    pub async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
+    pub(crate) async fn cancelled(&mut self, session: NaiveDate, partition: &str) -> Report {
         let error = Error::new(Code::Cancelled, format!("the run of {session} was cut short by a shutdown"));
         let attempt = Attempt { number: 1, started_ns: now_ns(), ..Attempt::default() };
         let record = pb::RunRecord {

@@ -35,13 +35,13 @@ use serde_json::{Map, Value, json};
 use crate::{child::Progress, unit::Due};
 
 /// Shortest time between two lines that differ only in the progress: nobody reads faster.
-pub const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Most characters of an error's first line; the log and the ledger have all of it.
 const LINE_CHARS_MAX: usize = 300;
 
 /// What a unit does now.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Status {
+pub(crate) enum Status {
     /// The unit takes the lease.
     Starting {
         /// The dataset of the lease.
@@ -104,7 +104,7 @@ pub enum Status {
 impl Status {
     /// The word for it.
     #[must_use]
-    pub fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> &'static str {
         match self {
             Self::Starting { .. } => "starting",
             Self::Waiting { due: Due::Never, .. } => "idle",
@@ -119,7 +119,7 @@ impl Status {
 
     /// The value of `status`, but for `at`.
     #[must_use]
-    pub fn fields(&self) -> Map<String, Value> {
+    pub(crate) fn fields(&self) -> Map<String, Value> {
         let mut fields = Map::new();
         let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         put("state", json!(self.state()));
@@ -245,7 +245,7 @@ pub(crate) fn utc_seconds(ns: i64) -> String {
 
 /// An error in one line.
 #[must_use]
-pub fn first_line(text: &str) -> String {
+pub(crate) fn first_line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     if line.chars().count() <= LINE_CHARS_MAX {
         return line.to_owned();
@@ -255,7 +255,7 @@ pub fn first_line(text: &str) -> String {
 
 /// Takes the statuses of a unit. The default one drops them. Clones share one receiver.
 #[derive(Clone, Default)]
-pub struct StatusSink(Option<Arc<Sink>>);
+pub(crate) struct StatusSink(Option<Arc<Sink>>);
 
 struct Sink {
     last: Mutex<Option<Status>>,
@@ -265,12 +265,12 @@ struct Sink {
 impl StatusSink {
     /// Calls `say` whenever the status has changed.
     #[must_use]
-    pub fn new(say: impl Fn(&Status) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(say: impl Fn(&Status) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(Sink { last: Mutex::default(), say: Box::new(say) })))
     }
 
     /// Reports the status, unless it is the same as before.
-    pub fn tell(&self, doing: Status) {
+    pub(crate) fn tell(&self, doing: Status) {
         let Some(telling) = &self.0 else { return };
         let mut last = telling.last.lock();
         if last.as_ref() != Some(&doing) {

@@ -29,7 +29,7 @@ const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0; // 2^53
 ///
 /// # Errors
 /// The first value that would change, as a text to write after the name of the type. The text is empty if the types never fit.
-pub fn cast_unchanged(column: &ArrayRef, want: &DataType) -> Result<ArrayRef, String> {
+pub(crate) fn cast_unchanged(column: &ArrayRef, want: &DataType) -> Result<ArrayRef, String> {
     let have = column.data_type();
     if have == want {
         return Ok(column.clone());

@@ -17,23 +17,23 @@ use trellis_proto::{
 use super::calendar::Calendar;
 
 /// Version of the form. A file of another version is refused.
-pub const MANIFEST_VERSION: u32 = 1;
+const VERSION: u32 = 1;
 /// Longest name of a unit.
-pub const UNIT_BYTES_MAX: usize = 63;
+const UNIT_BYTES_MAX: usize = 63;
 /// Most inputs of a unit. Each travels to the child as a file descriptor, and one message carries at most 253 of those.
-pub const INPUTS_MAX: usize = 64;
+pub(crate) const INPUTS_MAX: usize = 64;
 /// Most retries: a failure that lasts longer does not pass by itself.
-pub const RETRIES_MAX: u32 = 20;
+const RETRIES_MAX: u32 = 20;
 /// Most sessions of a lookback: a hundred years of daily sessions.
-pub const LOOKBACK_SESSIONS_MAX: u32 = 26_000;
+const LOOKBACK_SESSIONS_MAX: u32 = 26_000;
 /// Chunk of the datasets that units publish: 64 days.
-pub const OUTPUT_CHUNK_NS: i64 = 64 * DAY_NS;
+const OUTPUT_CHUNK_NS: i64 = 64 * DAY_NS;
 
 /// A deployed unit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`MANIFEST_VERSION`].
+    /// [`VERSION`].
     pub version: u32,
     /// Name of the unit: `[a-z0-9][a-z0-9_.-]{0,62}`.
     pub unit: String,
@@ -234,8 +234,8 @@ impl Manifest {
     /// # Errors
     /// `InvalidRequest` naming the key and what was expected.
     pub fn check(&self) -> Result<()> {
-        if self.version != MANIFEST_VERSION {
-            return Err(refuse("version", &format!("{} is not {MANIFEST_VERSION}", self.version))
+        if self.version != VERSION {
+            return Err(refuse("version", &format!("{} is not {VERSION}", self.version))
                 .hint("deploy it again with this version of trellis"));
         }
         check_unit("unit", &self.unit)?;

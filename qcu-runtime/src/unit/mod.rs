@@ -22,12 +22,10 @@ mod schedule;
 
 pub use calendar::{Calendar, Session, date_of, midnight_ns, parse_session};
 pub use inputs::{Window, plan};
-pub use lossless::{cast_unchanged, decimals_to_numbers, is_decimal, times_to_ns};
+pub use lossless::{decimals_to_numbers, is_decimal, times_to_ns};
+pub(crate) use manifest::INPUTS_MAX;
 pub use manifest::{
-    AsOf, Bytes, Columns, INPUTS_MAX, InputSpec, LOOKBACK_SESSIONS_MAX, Lookback, MANIFEST_VERSION, Manifest,
-    OUTPUT_CHUNK_NS, OutputSpec, RETRIES_MAX, Schedule, Star, SymbolsSpec, UNIT_BYTES_MAX, Upstream,
+    AsOf, Bytes, Columns, InputSpec, Lookback, Manifest, OutputSpec, Schedule, Star, SymbolsSpec, Upstream,
 };
 pub use output::validate_output;
-pub use schedule::{
-    CATCH_UP_SESSIONS_MAX, Coverage, Due, Published, ScheduleFacts, catch_up_from, due, named_is_ready,
-};
+pub(crate) use schedule::{Coverage, Due, Published, ScheduleFacts, catch_up_from, due, named_is_ready};

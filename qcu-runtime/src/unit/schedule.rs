@@ -19,11 +19,11 @@ use super::{
 };
 
 /// Most sessions that a unit catches up with. A unit that was away for longer than a quarter starts again at the newest session.
-pub const CATCH_UP_SESSIONS_MAX: u32 = 66;
+const CATCH_UP_SESSIONS_MAX: u32 = 66;
 
 /// How far one dataset has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Coverage {
+pub(crate) struct Coverage {
     /// The dataset is complete up to this event time, exclusive. `None` if no shard says so.
     pub watermark_ns: Option<i64>,
     /// Newest event time.
@@ -33,13 +33,13 @@ pub struct Coverage {
 impl Coverage {
     /// From a description of the dataset.
     #[must_use]
-    pub fn of(description: &pb::DatasetDescription) -> Self {
+    pub(crate) fn of(description: &pb::DatasetDescription) -> Self {
         Self { watermark_ns: description.watermark_ns, last_ts_ns: description.last_ts_ns }
     }
 
     /// Whether the dataset has come as far as `session`: complete past its midnight, or with a row in or after its day.
     #[must_use]
-    pub fn covers(&self, session: NaiveDate) -> bool {
+    pub(crate) fn covers(&self, session: NaiveDate) -> bool {
         let Some(midnight) = midnight_ns(session) else { return false };
         self.watermark_ns.is_some_and(|w| w >= midnight.saturating_add(DAY_NS))
             || self.last_ts_ns.is_some_and(|last| last >= midnight)
@@ -47,7 +47,7 @@ impl Coverage {
 
     /// The newest session of `calendar` that [`Coverage::covers`].
     #[must_use]
-    pub fn newest(&self, calendar: Calendar) -> Option<NaiveDate> {
+    pub(crate) fn newest(&self, calendar: Calendar) -> Option<NaiveDate> {
         let by_watermark = self.watermark_ns.and_then(|w| date_of(w.checked_sub(DAY_NS)?));
         let by_rows = self.last_ts_ns.and_then(date_of);
         calendar.at_or_before(by_watermark.max(by_rows)?)
@@ -56,7 +56,7 @@ impl Coverage {
 
 /// What a unit upstream has published.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Published {
+pub(crate) struct Published {
     /// How far it has come.
     pub progress: Coverage,
     /// The sessions for which it has rows, as far back as they matter.
@@ -66,7 +66,7 @@ pub struct Published {
 impl Published {
     /// Whether `session` itself was published.
     #[must_use]
-    pub fn has(&self, session: NaiveDate) -> bool {
+    pub(crate) fn has(&self, session: NaiveDate) -> bool {
         let Some(midnight) = midnight_ns(session) else { return false };
         let newest_and_empty =
             self.progress.watermark_ns.is_some_and(|w| w >= midnight.saturating_add(DAY_NS))
@@ -77,7 +77,7 @@ impl Published {
 
 /// The state of the grid from which [`due`] decides.
 #[derive(Debug, Clone, Default)]
-pub struct ScheduleFacts {
+pub(crate) struct ScheduleFacts {
     /// The unit's own output, if it exists.
     pub output: Coverage,
     /// Each input, in the order of the manifest.
@@ -88,7 +88,7 @@ pub struct ScheduleFacts {
 
 /// What a unit does now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Due {
+pub(crate) enum Due {
     /// Run this session.
     Run(NaiveDate),
     /// Wait for the time of a session.
@@ -124,7 +124,7 @@ pub enum Due {
 ///
 /// # Errors
 /// `InvalidRequest` only for a manifest that [`Manifest::check`] refuses too.
-pub fn due(manifest: &Manifest, state: &ScheduleFacts, now_ns: i64) -> Result<Due> {
+pub(crate) fn due(manifest: &Manifest, state: &ScheduleFacts, now_ns: i64) -> Result<Due> {
     let calendar = manifest.calendar()?;
     let published = state.output.newest(calendar);
     match &manifest.schedule {
@@ -179,7 +179,7 @@ fn candidates(calendar: Calendar, published: Option<NaiveDate>, newest: NaiveDat
 
 /// The first session that a unit catches up with if `newest` is the newest.
 #[must_use]
-pub fn catch_up_from(calendar: Calendar, newest: NaiveDate) -> Option<NaiveDate> {
+pub(crate) fn catch_up_from(calendar: Calendar, newest: NaiveDate) -> Option<NaiveDate> {
     calendar.offset(newest, 1 - i64::from(CATCH_UP_SESSIONS_MAX))
 }
 
@@ -208,7 +208,7 @@ fn ready_or_waiting(
 ///
 /// # Errors
 /// `InvalidRequest` if `session` is no session of the unit's calendar.
-pub fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: NaiveDate) -> Result<Due> {
+pub(crate) fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: NaiveDate) -> Result<Due> {
     if !manifest.calendar()?.is_session(session) {
         let why = format!("{session} is no session of {}", manifest.calendar);
         return Err(Error::new(Code::InvalidRequest, why));
