@@ -1,9 +1,9 @@
-//! The one error of the grid, and the one table between our codes and gRPC's.
+//! The error of the grid, and the one table of its codes.
 //!
-//! An error says what went wrong, whose move it is, whether to try again, and what to do. It travels as the `details` of
-//! a gRPC status (an [`pb::ErrorDetail`]), so that a client reads the same error that the shard made; what only knows
-//! gRPC sees the status code and the message. The status code alone is not enough to come back: several of our codes
-//! share one. A status without our details (a proxy's, a transport's) becomes the nearest code of ours.
+//! An error has a message, the side that must act, whether a retry may help, and a hint. It travels as the `details` of a
+//! gRPC status (an [`pb::ErrorDetail`]), so that a client gets the same error that the shard made. A plain gRPC client
+//! sees the status code and the message. Several codes of the grid share one status code, so the details are needed to
+//! read the code back. A status without details (of a proxy, of the transport) becomes the nearest code.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $code:ident => $grpc:ident, $retry:expr, $exit:expr, $side:ident;)*) => {
-        /// What went wrong. `error.proto` says when each is used.
+        /// The kind of an error. `error.proto` says when each code is used.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[$doc])* $code,)* }
 
@@ -24,7 +24,7 @@ macro_rules! codes {
             /// Every code.
             pub const ALL: &'static [Code] = &[$(Code::$code,)*];
 
-            /// The gRPC code that stands for it.
+            /// Its gRPC status code.
             #[must_use]
             pub fn grpc(self) -> tonic::Code {
                 match self { $(Code::$code => tonic::Code::$grpc,)* }
@@ -36,14 +36,14 @@ macro_rules! codes {
                 match self { $(Code::$code => $retry,)* }
             }
 
-            /// Exit code of a process that ends because of it: 1 bug, 3 bad input, 4 unavailable, 5 fenced or
+            /// The exit code of a process that ends with this error: 1 bug, 3 bad input, 4 unavailable, 5 fenced or
             /// conflicting.
             #[must_use]
             pub fn exit_code(self) -> u8 {
                 match self { $(Code::$code => $exit,)* }
             }
 
-            /// Whose move it is, unless the error says otherwise.
+            /// The side that must act, unless the error says otherwise.
             #[must_use]
             pub fn side(self) -> Side {
                 match self { $(Code::$code => Side::$side,)* }
@@ -69,38 +69,38 @@ codes! {
     UnknownField => NotFound, false, 3, Caller;
     /// The dataset has no such symbol.
     UnknownSymbol => NotFound, false, 3, Caller;
-    /// Beyond a stated limit: ask for less.
+    /// A limit is exceeded: ask for less.
     TooLarge => OutOfRange, false, 3, Caller;
-    /// Not allowed.
+    /// The caller may not do this.
     PermissionDenied => PermissionDenied, false, 3, Caller;
     /// The rows do not fit the dataset.
     BadRows => InvalidArgument, false, 3, Caller;
-    /// The epoch has been superseded, or the lease is not held.
+    /// The epoch is not the newest, or the caller does not hold the lease.
     Fenced => FailedPrecondition, false, 5, Caller;
-    /// Something else is there already.
+    /// The request conflicts with existing data.
     Conflict => AlreadyExists, false, 5, Caller;
-    /// Not there now; try again, here or elsewhere.
+    /// A process or the store cannot be reached; try again, here or elsewhere.
     Unavailable => Unavailable, true, 4, Shard;
-    /// Too much at once; try again later.
+    /// The process sheds load; try again later.
     Overloaded => ResourceExhausted, true, 4, Head;
-    /// Not in time.
+    /// The deadline has passed.
     DeadlineExceeded => DeadlineExceeded, true, 4, Head;
-    /// The caller left.
+    /// The caller gave up.
     Cancelled => Cancelled, false, 4, Caller;
-    /// The map of owners is out of date.
+    /// The head's ownership map is out of date.
     StaleEpoch => Aborted, true, 4, Head;
-    /// The store takes no writes now.
+    /// The store cannot take writes now.
     StorageFull => ResourceExhausted, true, 4, Shard;
-    /// What is stored does not read back.
+    /// Stored data cannot be read.
     DataCorrupt => DataLoss, false, 1, Shard;
-    /// A bug, ours.
+    /// A bug in Trellis.
     Internal => Internal, false, 1, Head;
     /// The dataset's fields have changed since the request was planned.
     StaleSchema => Aborted, true, 4, Head;
 }
 
 impl Code {
-    /// The nearest code for a gRPC code that came without our details.
+    /// The nearest code for a gRPC status without details.
     #[must_use]
     pub fn from_grpc(code: tonic::Code) -> Self {
         match code {
@@ -123,10 +123,10 @@ impl Code {
     }
 }
 
-/// Whose move it is.
+/// The side that must act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Who asked.
+    /// The caller.
     Caller,
     /// The head node.
     Head,
@@ -136,7 +136,7 @@ pub enum Side {
     Strategy,
 }
 
-/// What went wrong, where, whose move it is, and what to do. Cheap to clone: flights hand one to many waiters.
+/// An error: its code, message, hint, place and side. Cheap to clone, because a flight gives one to many waiters.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Error(Box<Inner>);
 
@@ -168,73 +168,73 @@ impl Error {
         }))
     }
 
-    /// What to do about it.
+    /// Sets the hint: what the reader of the error can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = hint.into();
         self
     }
 
-    /// The dataset it is about.
+    /// Sets the dataset that the error is about.
     #[must_use]
     pub fn dataset(mut self, dataset: impl AsRef<str>) -> Self {
         self.0.dataset = dataset.as_ref().to_owned();
         self
     }
 
-    /// The symbol it is about.
+    /// Sets the symbol that the error is about.
     #[must_use]
     pub fn symbol(mut self, symbol: impl AsRef<str>) -> Self {
         self.0.symbol = symbol.as_ref().to_owned();
         self
     }
 
-    /// The shard it is about.
+    /// Sets the shard that the error is about.
     #[must_use]
     pub fn shard(mut self, shard: impl AsRef<str>) -> Self {
         self.0.shard = shard.as_ref().to_owned();
         self
     }
 
-    /// The range it is about.
+    /// Sets the range that the error is about.
     #[must_use]
     pub fn range(mut self, range: TimeRange) -> Self {
         self.0.range = range;
         self
     }
 
-    /// Whose move it is, where that differs from the code's usual side.
+    /// Sets the side that must act, if it is not the code's usual side.
     #[must_use]
     pub fn side(mut self, side: Side) -> Self {
         self.0.side = side;
         self
     }
 
-    /// What went wrong.
+    /// The code.
     #[must_use]
     pub fn code(&self) -> Code {
         self.0.code
     }
 
-    /// One sentence.
+    /// The message: one sentence.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// What to do; may be empty.
+    /// The hint; may be empty.
     #[must_use]
     pub fn hint_text(&self) -> &str {
         &self.0.hint
     }
 
-    /// Dataset, symbol and shard it is about; empty where it is about none.
+    /// The dataset, symbol and shard that the error is about; empty if there is none.
     #[must_use]
     pub fn place(&self) -> (&str, &str, &str) {
         (&self.0.dataset, &self.0.symbol, &self.0.shard)
     }
 
-    /// Whose move it is.
+    /// The side that must act.
     #[must_use]
     pub fn whose(&self) -> Side {
         self.0.side
@@ -246,7 +246,7 @@ impl Error {
         self.0.code.retryable()
     }
 
-    /// Reads the error out of a status; one without our details becomes the nearest code.
+    /// Reads the error from a status. A status without details becomes the nearest code.
     #[must_use]
     pub fn from_status(status: &tonic::Status) -> Self {
         if let Ok(detail) = pb::ErrorDetail::decode(status.details())
@@ -255,7 +255,7 @@ impl Error {
             return error;
         }
         let code = match status.code() {
-            // tonic's servers say so when the time that the caller gave has passed
+            // a server of tonic sends this when the caller's deadline has passed
             tonic::Code::Cancelled if status.message() == tonic::TimeoutExpired(()).to_string() => {
                 Code::DeadlineExceeded
             }

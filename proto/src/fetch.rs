@@ -1,9 +1,9 @@
-//! What a shard answers to a fetch, checked against what it was asked.
+//! A shard's replies to a fetch, checked against the request.
 //!
-//! A reply is about chunks of several ranges, by number, and a chunk counts as answered whatever is in it. So a reply
-//! that is valid in itself may still leave a reader waiting for ever (a chunk twice, another never) or hand it rows of
-//! somebody else. [`Awaited`] is therefore made from the request and sees every reply: what it lets through was asked
-//! for, and is answered for the first time.
+//! A reply has chunks of several ranges, by number. A reply that is valid in itself may still be wrong for the request: if
+//! it answers one chunk twice and another never, a reader waits for ever; or it may have rows of another request.
+//! [`Awaited`] is made from the request and checks every reply: it accepts only chunks that were asked for and have not
+//! been answered.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -17,7 +17,7 @@ use crate::{
 /// One reply to a fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Chunks, by their rows.
+    /// Chunks with their rows.
     Batch(ChunkBatch),
     /// Chunks that could not be read.
     Failures(Vec<ChunkFailure>),
@@ -26,7 +26,7 @@ pub enum Answer {
 /// Chunks of ranges of one dataset with the same fields, in one Arrow record batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkBatch {
-    /// Whose rows follow each other in the record batch.
+    /// The runs, in the order of their rows in the record batch.
     pub runs: Vec<ChunkRun>,
     /// Version of the table that was read.
     pub version: u64,
@@ -34,25 +34,25 @@ pub struct ChunkBatch {
     pub known_through: i64,
     /// The event time up to which the series are complete, if the shard says so.
     pub watermark: Option<i64>,
-    /// Position in the watch log that the read is at least as new as.
+    /// Position in the watch log: the read has at least the changes up to it.
     pub seq: u64,
     /// Arrow IPC RecordBatch message.
     pub header: Bytes,
     /// Its body.
     pub body: Bytes,
-    /// One bit for each row, the least significant first: whether it is a retraction. Empty: none is.
+    /// One bit for each row, the least significant first: whether the row is a retraction. Empty: no row is one.
     pub retracted: Bytes,
 }
 
 impl ChunkBatch {
-    /// Rows that the record batch must have.
+    /// Number of rows that the record batch must have.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.runs.iter().map(ChunkRun::rows).sum()
     }
 }
 
-/// Adjacent chunks of one range, complete.
+/// Adjacent whole chunks of one range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkRun {
     /// Index into the request's ranges.
@@ -84,7 +84,7 @@ pub struct ChunkFailure {
     pub range: usize,
     /// The chunks.
     pub chunks: Range<i64>,
-    /// Why.
+    /// The reason.
     pub error: Error,
 }
 
@@ -125,7 +125,7 @@ impl From<Answer> for pb::FetchReply {
     }
 }
 
-/// What a fetch has not been answered yet.
+/// The chunks of a fetch that have not been answered yet.
 #[derive(Debug)]
 pub struct Awaited {
     ranges: Vec<AwaitedRange>,
@@ -134,7 +134,7 @@ pub struct Awaited {
 
 #[derive(Debug)]
 struct AwaitedRange {
-    /// Ranges with the same dataset and fields have the same: their rows may stand in one batch.
+    /// Ranges with the same dataset and fields have the same number: their rows may be in one batch.
     kind: usize,
     asked: Range<i64>,
     /// Ascending, disjoint, none empty.
@@ -168,18 +168,17 @@ impl Awaited {
         self.chunks == 0
     }
 
-    /// Chunks that have not been answered.
+    /// Number of chunks that have not been answered.
     #[must_use]
     pub fn chunks(&self) -> u64 {
         self.chunks
     }
 
-    /// Takes a reply. The record batch itself is not looked into.
+    /// Checks a reply. It does not read the record batch.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if the reply is about nothing, about chunks that were not asked for or have been answered,
-    /// or puts ranges of different datasets or fields together. The call cannot go on: what else it says is not to be
-    /// trusted.
+    /// [`Code::DataCorrupt`] if the reply is empty, has chunks that were not asked for or have been answered, or combines
+    /// ranges of different datasets or fields. The caller must end the fetch: its other replies cannot be trusted.
     pub fn accept(&mut self, reply: pb::FetchReply) -> Result<Answer> {
         match reply.reply {
             Some(pb::fetch_reply::Reply::Batch(batch)) => self.batch(batch).map(Answer::Batch),
@@ -187,20 +186,20 @@ impl Awaited {
                 let failures = failures.failures.into_iter().map(|failure| self.failure(failure));
                 failures.collect::<Result<_>>().map(Answer::Failures)
             }
-            _ => Err(wrong("a reply is about nothing".to_owned())),
+            _ => Err(wrong("a reply is empty".to_owned())),
         }
     }
 
     fn batch(&mut self, batch: pb::ChunkBatch) -> Result<ChunkBatch> {
         if batch.runs.is_empty() {
-            return Err(wrong("a batch is about no chunks".to_owned()));
+            return Err(wrong("a batch has no chunks".to_owned()));
         }
         let mut runs: Vec<ChunkRun> = Vec::with_capacity(batch.runs.len());
         for run in batch.runs {
             let run = ChunkRun { range: run.range as usize, first: run.first, chunk_rows: run.rows };
             if run.first.checked_add_unsigned(run.chunk_rows.len() as u64).is_none() {
                 return Err(wrong(format!(
-                    "the chunks of range {} go on after the last there is",
+                    "the chunks of range {} go beyond the last possible chunk",
                     run.range
                 )));
             }
@@ -209,7 +208,7 @@ impl Awaited {
                 && self.ranges[other.range].kind != self.ranges[run.range].kind
             {
                 return Err(wrong(format!(
-                    "the ranges {} and {} are of different datasets or fields, but in one batch",
+                    "the ranges {} and {} are in one batch, but of different datasets or fields",
                     other.range, run.range
                 )));
             }
@@ -231,7 +230,7 @@ impl Awaited {
         let (range, chunks) = (failure.range as usize, failure.first..failure.end);
         self.answered(range, &chunks)?;
         let error = failure.error.map_or_else(
-            || Error::new(Code::Unavailable, "the shard failed without saying why").side(Side::Shard),
+            || Error::new(Code::Unavailable, "the shard failed without a reason").side(Side::Shard),
             Error::from,
         );
         Ok(ChunkFailure { range, chunks, error })
@@ -240,21 +239,21 @@ impl Awaited {
     fn answered(&mut self, range: usize, chunks: &Range<i64>) -> Result<()> {
         let count = self.ranges.len();
         let Some(of) = self.ranges.get_mut(range) else {
-            return Err(wrong(format!("it is about range {range} of a request for {count}")));
+            return Err(wrong(format!("it has range {range} of a request for {count}")));
         };
         let is = || format!("the chunks {}..{} of range {range}", chunks.start, chunks.end);
         if chunks.is_empty() {
-            return Err(wrong(format!("{} are none", is())));
+            return Err(wrong(format!("{} are an empty range", is())));
         }
         if chunks.start < of.asked.start || chunks.end > of.asked.end {
             let Range { start, end } = of.asked;
-            return Err(wrong(format!("{} were not asked for, but {start}..{end}", is())));
+            return Err(wrong(format!("{} were not asked for, only {start}..{end}", is())));
         }
         let before = of.open.partition_point(|open| open.end <= chunks.start);
         let Some(open) =
             of.open.get(before).cloned().filter(|o| o.start <= chunks.start && chunks.end <= o.end)
         else {
-            return Err(wrong(format!("{} have been answered, at least some of them", is())));
+            return Err(wrong(format!("{} have been answered before, at least some of them", is())));
         };
         let rest = [open.start..chunks.start, chunks.end..open.end];
         of.open.splice(before..=before, rest.into_iter().filter(|rest| !rest.is_empty()));
@@ -268,7 +267,7 @@ fn len(chunks: &Range<i64>) -> u64 {
 }
 
 fn wrong(what: String) -> Error {
-    Error::new(Code::DataCorrupt, format!("the shard's answer does not fit the question: {what}"))
+    Error::new(Code::DataCorrupt, format!("the shard's reply does not fit the request: {what}"))
         .side(Side::Shard)
 }
 
@@ -322,16 +321,19 @@ mod tests {
         let no_failures = Answer::Failures(Vec::new()).into();
         let twice = batch(&[(0, 2, 3), (0, 4, 1)]);
         for (reply, why) in [
-            (nothing, "a reply is about nothing"),
-            (no_failures, "a reply is about nothing"),
-            (batch(&[]), "a batch is about no chunks"),
+            (nothing, "a reply is empty"),
+            (no_failures, "a reply is empty"),
+            (batch(&[]), "a batch has no chunks"),
             (batch(&[(3, 0, 1)]), "range 3 of a request for 3"),
-            (batch(&[(0, 1, 0)]), "the chunks 1..1 of range 0 are none"),
-            (batch(&[(1, 3, 2)]), "the chunks 3..5 of range 1 were not asked for, but 4..8"),
-            (batch(&[(1, 4, 5)]), "the chunks 4..9 of range 1 were not asked for, but 4..8"),
-            (batch(&[(0, i64::MAX, 2)]), "the chunks of range 0 go on after the last there is"),
+            (batch(&[(0, 1, 0)]), "the chunks 1..1 of range 0 are an empty range"),
+            (batch(&[(1, 3, 2)]), "the chunks 3..5 of range 1 were not asked for, only 4..8"),
+            (batch(&[(1, 4, 5)]), "the chunks 4..9 of range 1 were not asked for, only 4..8"),
+            (batch(&[(0, i64::MAX, 2)]), "the chunks of range 0 go beyond the last possible chunk"),
             (twice, "the chunks 4..5 of range 0 have been answered"),
-            (batch(&[(0, 0, 8), (2, 4, 4)]), "the ranges 0 and 2 are of different datasets or fields"),
+            (
+                batch(&[(0, 0, 8), (2, 4, 4)]),
+                "the ranges 0 and 2 are in one batch, but of different datasets",
+            ),
         ] {
             let error = Awaited::of(&asked).accept(reply).unwrap_err();
             assert_eq!(error.code(), Code::DataCorrupt);
@@ -345,13 +347,13 @@ mod tests {
         assert_eq!(Awaited::of(&request(vec![range(&[], i64::MIN, i64::MAX)])).chunks(), u64::MAX);
     }
 
-    /// Replies about chunks of three ranges: of each a range, its first chunk, how many, and whether they failed.
+    /// Replies with chunks of three ranges: for each the range, its first chunk, the number, and whether they failed.
     fn replies() -> impl Strategy<Value = Vec<(usize, i64, usize, bool)>> {
         proptest::collection::vec((0..3_usize, 0..12_i64, 1..4_usize, any::<bool>()), 1..40)
     }
 
     proptest! {
-        /// Against a set of numbers; and whatever is let through is what was sent, bit for bit.
+        /// Compared with a plain set of numbers; an accepted reply comes back as it was sent, bit for bit.
         #[test]
         fn each_chunk_is_answered_once_and_unchanged(replies in replies()) {
             let ranges = vec![range(&["close"], 0, 12), range(&["close"], 2, 9), range(&["close"], 5, 6)];

@@ -1,13 +1,14 @@
-//! The contract of the grid: what travels between clients, head nodes, shards and units, and nothing that runs.
+//! The contract of the grid: the messages between clients, head nodes, shards and units, and the pure code that all of them
+//! share.
 //!
-//! * [`pb`]: the wire types, generated from `proto/trellis/v1/*.proto` (read those first: every field, unit and limit
-//!   is commented there), with gRPC clients and servers.
-//! * [`name`], [`time`], `range`, [`query`], [`spec`]: strict types. What arrives is checked once, on receipt, by `TryFrom` the
-//!   wire type; what is made inside is right by construction.
-//! * [`fetch`]: what shards answer, checked against what they were asked.
+//! * [`pb`]: the wire types, generated from `proto/trellis/v1/*.proto`, with gRPC clients and servers. Read the .proto
+//!   files first: they comment every field, unit and limit.
+//! * [`name`], [`time`], `range`, [`query`], [`spec`]: strict types. A wire type is checked once, on
+//!   receipt, by `TryFrom`; a value made inside a process is valid by construction.
+//! * [`fetch`]: a shard's replies to a fetch, checked against the request.
 //! * [`ticket`]: `SeriesRequest` as a Flight ticket, protobuf or JSON.
-//! * [`error`]: the one error, and the one table between our codes and gRPC's.
-//! * [`runs`]: the record that the run ledger has of each kind of write: pure.
+//! * [`error`]: the error of the grid, and the one table of its codes.
+//! * [`runs`]: the run ledger's record of each kind of write: pure.
 //! * [`placement`]: which head serves a series and which shard owns it: pure, with golden vectors.
 
 pub mod error;

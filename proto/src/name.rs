@@ -1,4 +1,4 @@
-//! Names, checked when they are made: a name that exists is a valid one.
+//! Names. They are checked when they are made, so every value of these types is a valid name.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
 
-/// Longest dataset, field or symbol name in bytes: bounds every key, message and metric label made of them.
+/// Longest dataset, field or symbol name in bytes. It bounds every key, message and metric label made of names.
 pub const NAME_BYTES_MAX: usize = 128;
 
 macro_rules! name_type {
@@ -20,7 +20,7 @@ macro_rules! name_type {
             /// Checks and takes the name.
             ///
             /// # Errors
-            /// [`Code::InvalidRequest`], saying which rule the name breaks.
+            /// [`Code::InvalidRequest`] that names the broken rule.
             pub fn new(name: impl AsRef<str>) -> Result<Self> {
                 let name = name.as_ref();
                 $check(name)?;
@@ -120,7 +120,7 @@ fn check_dataset(name: &str) -> Result<()> {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
     if name.split('.').count() < 2 || !name.split('.').all(plain) {
-        // a form of what was given, where there is one, and else any example
+        // the given name in a valid form if there is one, else an example
         let parts: Vec<String> = name.split('.').map(plain_form).filter(|part| !part.is_empty()).collect();
         let example = if parts.len() < 2 { "equities.daily".to_owned() } else { parts.join(".") };
         return Err(Error::new(Code::InvalidRequest, format!("{name:?} is not a dataset name")).hint(
@@ -151,7 +151,7 @@ fn check_field(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// `Adj Close` as a name may be: `adj_close`.
+/// A valid name like the given text: `adj_close` for `Adj Close`.
 fn plain_form(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
     name.chars().map(plain).collect::<String>().trim_matches('_').to_owned()
@@ -168,8 +168,8 @@ fn check_symbol(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The known name nearest to `wrong`, if one is near enough that a typing error is likely: one change, addition, removal
-/// or swap of neighbours for every four letters begun, whatever the case.
+/// The known name nearest to `wrong`, if a typing error is likely: for every four letters begun it allows one change,
+/// addition, removal or swap of neighbours. Upper and lower case are the same.
 ///
 /// O(known x length^2); callers bound `known`.
 #[must_use]

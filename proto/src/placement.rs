@@ -1,9 +1,9 @@
-//! Which head serves a series, which shard owns it, which shard writes a dataset. Pure; every process of every build must
-//! agree, so the hash is named (XXH3-64, seed 0) and held by golden vectors.
+//! Chooses the head that serves a series, the shard that owns it, and the shard that writes a dataset. Pure. Every process
+//! of every build must agree, so the hash is fixed (XXH3-64, seed 0) and checked by golden vectors.
 //!
-//! Heads are chosen by rendezvous hashing of the *series* (not of the time), so that all requests for a symbol meet on one
-//! head whatever their range, and a head that comes or goes moves only its own share. Shards own declared regions instead:
-//! data does not move because a process was added.
+//! Heads are chosen by rendezvous hashing of the *series*, not of the time. So all requests for a symbol meet on one head,
+//! whatever their range, and a head that joins or leaves moves only its own share. Shards own declared regions instead:
+//! adding a process does not move data.
 
 use std::cmp::Reverse;
 
@@ -25,7 +25,7 @@ pub fn symbol_slot(symbol: &str) -> u16 {
 }
 
 fn score(peer: &str, key: &[&str]) -> u64 {
-    // Zero bytes between the parts: no name has one, so ("ab", "c") and ("a", "bc") differ.
+    // Zero bytes separate the parts. No name has one, so ("ab", "c") and ("a", "bc") differ.
     let mut bytes = Vec::with_capacity(128);
     bytes.extend_from_slice(peer.as_bytes());
     for part in key {
@@ -40,7 +40,7 @@ fn best<'a>(peers: &'a [String], key: &[&str]) -> Option<&'a str> {
     peers.iter().map(String::as_str).max_by_key(|peer| (score(peer, key), Reverse(*peer)))
 }
 
-/// `peers` from best to worst for `key`: the first serves, the next ones are where to go when it is away.
+/// `peers` from best to worst for `key`. The first serves the key; the next ones take over if it cannot be reached.
 #[must_use]
 pub fn rank<'a>(peers: &'a [String], key: &str) -> Vec<&'a str> {
     let mut ranked: Vec<&str> = peers.iter().map(String::as_str).collect();
@@ -48,7 +48,7 @@ pub fn rank<'a>(peers: &'a [String], key: &str) -> Vec<&'a str> {
     ranked
 }
 
-/// The head that all requests for a series go to; `None` without heads.
+/// The head that serves a series; `None` without heads.
 #[must_use]
 pub fn head_of<'a>(heads: &'a [String], dataset: &str, symbol: &str) -> Option<&'a str> {
     best(heads, &[dataset, symbol])
@@ -60,7 +60,7 @@ pub fn home<'a>(shards: &'a [String], dataset: &str) -> Option<&'a str> {
     best(shards, &[dataset])
 }
 
-/// Which shard owns which part of (dataset x symbol x event time). Whole and without overlap by construction.
+/// The owner of each part of (dataset x symbol x event time). It has no gap and no overlap, by construction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnershipMap {
     regions: Vec<Region>,
@@ -74,11 +74,11 @@ struct Region {
     range: TimeRange,
 }
 
-/// From most to least specific: the most specific pattern that matches a dataset decides, as with routes.
+/// Ordered from most to least specific: of the patterns that match a dataset, the most specific decides.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Pattern {
     Exact(String),
-    /// Without the `*`; longer is more specific.
+    /// The pattern without its `*`; a longer one is more specific.
     Prefix(Reverse<usize>, String),
 }
 
@@ -122,14 +122,14 @@ impl SymbolSet {
 }
 
 impl OwnershipMap {
-    /// Builds the map from what each shard says it owns.
+    /// Builds the map from the regions that each shard declares.
     ///
-    /// Within one dataset pattern the hash ranges of all shards must cover the ring without overlap, for all of time; symbol
-    /// lists take their symbols out of the ring, and no symbol may be listed for the same time twice. Of several patterns that
-    /// match a dataset the most specific decides alone.
+    /// Within one dataset pattern, the hash ranges of all shards must cover the ring at every time without overlap. A symbol
+    /// in a list is not on the ring, and may be listed only once for each time. Of several patterns that match a dataset,
+    /// only the most specific counts.
     ///
     /// # Errors
-    /// [`Code::Conflict`] naming the shards and the region that overlaps or that nobody owns.
+    /// [`Code::Conflict`] that names the region with several owners or with none, and the shards.
     pub fn build(shards: &[(String, Vec<pb::Ownership>)]) -> Result<Self> {
         let mut regions = Vec::new();
         for (shard, owns) in shards {
@@ -138,7 +138,7 @@ impl OwnershipMap {
             }
         }
         if regions.is_empty() {
-            return Err(Error::new(Code::Unavailable, "no shard has said what it owns"));
+            return Err(Error::new(Code::Unavailable, "no shard has declared its regions yet"));
         }
         regions.sort_by(|a, b| (&a.pattern, &a.shard).cmp(&(&b.pattern, &b.shard)));
         for group in regions.chunk_by(|a, b| a.pattern == b.pattern) {
@@ -194,7 +194,7 @@ impl Region {
                     return Err(Error::new(
                         Code::InvalidRequest,
                         format!(
-                            "{shard} owns the hash range [{start}, {end}), which is none of [0, {SLOTS})"
+                            "{shard} declares the hash range [{start}, {end}), which is not within [0, {SLOTS})"
                         ),
                     ));
                 }
@@ -216,7 +216,7 @@ impl Region {
     }
 }
 
-/// Overlaps and holes of the regions of one pattern.
+/// Refuses overlaps and gaps among the regions of one pattern.
 fn check_group(group: &[Region]) -> Result<()> {
     for (i, a) in group.iter().enumerate() {
         for b in &group[i + 1..] {
@@ -236,8 +236,8 @@ fn check_group(group: &[Region]) -> Result<()> {
             }
         }
     }
-    // Every slot must be covered for all of time. Slots and times are cut at every bound that occurs, so that each cell is
-    // either wholly inside a region or wholly outside.
+    // Every slot must be covered at every time. Slots and times are cut at every bound of a region, so that each
+    // cell is either wholly inside a region or wholly outside.
     let slots: Vec<&Region> = group.iter().filter(|r| matches!(r.symbols, SymbolSet::Slots { .. })).collect();
     let mut cuts = vec![0, SLOTS];
     let mut times = vec![i64::MIN];
@@ -307,8 +307,8 @@ mod tests {
         }
     }
 
-    /// Golden: a build that places otherwise would split the fleet's caches, or ask the wrong shard. The vectors were made
-    /// with Python's `xxhash` package, not with this code.
+    /// Golden vectors: a build with another placement would split the caches of the fleet, or ask the wrong shard. They were
+    /// made with Python's `xxhash` package, not with this code.
     #[test]
     fn placement_is_the_same_in_every_build() {
         let slots: Vec<u16> = ["AMZN", "AAPL", "BRK.B", "EURUSD"].iter().map(|s| symbol_slot(s)).collect();

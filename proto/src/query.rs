@@ -1,5 +1,4 @@
-//! A read request, strict: what passed is consistent in itself. Whether the dataset, its fields and symbols exist is for
-//! the head to say.
+//! A read request that is consistent in itself. The head checks that the dataset, its fields and symbols exist.
 
 use crate::{
     error::{Code, Error, Result},
@@ -12,12 +11,12 @@ use crate::{
 /// Most symbols listed in one request: a message of about 1 MiB. `*` has no such limit.
 pub const SYMBOLS_MAX: usize = 20_000;
 
-/// Which symbols.
+/// The symbols.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Symbols {
     /// Every symbol of the dataset.
     All,
-    /// These: sorted, no one twice, at least one.
+    /// The listed symbols: sorted, each once, at least one.
     List(Vec<Symbol>),
 }
 
@@ -25,8 +24,8 @@ impl Symbols {
     /// Sorts and checks a list of symbols; `["*"]` is [`Symbols::All`].
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] for an empty list (one that came out empty by mistake must not read the world), a bad name,
-    /// `*` beside others, or more than [`SYMBOLS_MAX`]. A symbol named twice is read once.
+    /// [`Code::InvalidRequest`] for an empty list (one that is empty by mistake must not read every symbol), a bad name, `*`
+    /// beside other symbols, or more than [`SYMBOLS_MAX`]. A symbol that is named twice is read once.
     pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self> {
         let mut all = false;
         let mut list = Vec::new();
@@ -51,7 +50,7 @@ impl Symbols {
                     Code::TooLarge,
                     format!("{n} symbols in one request; at most {SYMBOLS_MAX} are allowed"),
                 )
-                .hint("ask for [\"*\"], or in several requests"));
+                .hint("ask for [\"*\"], or send several requests"));
             }
             _ => {}
         }
@@ -64,26 +63,26 @@ impl Symbols {
 /// A read request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeriesQuery {
-    /// Of which dataset.
+    /// The dataset.
     pub dataset: DatasetName,
-    /// Which fields, in the order of the answer; none named: all, in the order of the schema.
+    /// The fields in the order of the answer; empty: all, in the order of the schema.
     pub fields: Vec<FieldName>,
-    /// Which symbols.
+    /// The symbols.
     pub symbols: Symbols,
-    /// Event times.
+    /// The event times.
     pub range: TimeRange,
-    /// Knowledge time; `None`: the latest.
+    /// The knowledge time; `None`: the latest.
     pub as_of: Option<i64>,
-    /// Whether unconfirmed rows will do.
+    /// Whether rows that may not be the latest are accepted.
     pub allow_stale: bool,
     /// Whether the answer has a `known_at` column.
     pub known_at: bool,
-    /// Refuse a larger answer; 0: the head's limit.
+    /// Most rows of the answer; 0: the head's limit.
     pub rows_max: u64,
 }
 
 impl SeriesQuery {
-    /// Every field and row of `symbols`, latest.
+    /// A request for every field and row of `symbols`, as of the latest.
     #[must_use]
     pub fn new(dataset: DatasetName, symbols: Symbols) -> Self {
         Self {

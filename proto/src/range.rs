@@ -1,16 +1,16 @@
 //! A range of event time: pure.
 
-/// A half-open range `[start, end)` of event time; an absent bound is open.
+/// A half-open range `[start, end)` of event time; an absent bound means no bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct TimeRange {
-    /// First nanosecond inside; `None`: from the beginning.
+    /// The first nanosecond inside; `None`: no bound.
     pub start: Option<i64>,
-    /// First nanosecond after; `None`: to the end.
+    /// The first nanosecond after the range; `None`: no bound.
     pub end: Option<i64>,
 }
 
 impl TimeRange {
-    /// Everything.
+    /// All times.
     pub const ALL: Self = Self { start: None, end: None };
 
     /// Whether `ts` lies inside.
@@ -19,7 +19,7 @@ impl TimeRange {
         self.start.is_none_or(|start| start <= ts) && self.end.is_none_or(|end| ts < end)
     }
 
-    /// What lies in both; possibly empty.
+    /// The intersection of both ranges; possibly empty.
     #[must_use]
     pub fn intersect(&self, other: &Self) -> Self {
         let start = match (self.start, other.start) {
@@ -30,14 +30,14 @@ impl TimeRange {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        // An empty intersection is written with equal bounds, so that every TimeRange is a valid one.
+        // An empty intersection gets equal bounds, so that every TimeRange is valid.
         match (start, end) {
             (Some(s), Some(e)) if e < s => Self { start: Some(s), end: Some(s) },
             _ => Self { start, end },
         }
     }
 
-    /// Whether no nanosecond lies inside.
+    /// Whether the range has no nanosecond.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         matches!((self.start, self.end), (Some(start), Some(end)) if end <= start)

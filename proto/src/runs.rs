@@ -1,7 +1,7 @@
-//! The run ledger, `trellis.runs`: the record of each kind of write, made of what was asked and what was answered. Pure.
+//! The run ledger, `trellis.runs`: makes the record of each kind of write from its request and its answer. Pure.
 //!
-//! The head that passes a write on makes its record, and so does the client whose head could not append it: both are the
-//! same row, because its key (`unit`, `started_ns`) is the same.
+//! The head that passes a write on makes its record. If the head cannot append it, the client makes it, too. Both are the
+//! same row, because they have the same key (`unit`, `started_ns`).
 
 use serde_json::{Map, Value, json};
 
@@ -12,23 +12,24 @@ use crate::{
 
 /// The ledger's name.
 pub const LEDGER: &str = "trellis.runs";
-/// Names with this beginning are the grid's own: nobody publishes to them, and what the grid writes there is not recorded.
+/// Datasets whose names begin so belong to the grid: nobody may publish to them, and the grid's writes to them are not
+/// recorded.
 pub const OWN_PREFIX: &str = "trellis.";
 
-/// What is known of a write beside the request and its answer.
+/// Facts about a write that are not in its request and answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Seen<'a> {
-    /// Who asked, where the request does not say.
+    /// The user who asked, if the request does not say.
     pub by: &'a str,
-    /// When it was asked.
+    /// When the request arrived.
     pub asked_ns: i64,
-    /// When it was answered.
+    /// When the answer was sent.
     pub answered_ns: i64,
     /// 32 hex digits, or empty.
     pub trace_id: &'a str,
 }
 
-/// The name of an outcome, in the ledger and in what `qcu` prints: `succeeded`, `failed`, ...
+/// The name of an outcome, in the ledger and in the output of `qcu`: `succeeded`, `failed`, ...
 #[must_use]
 pub fn outcome_name(outcome: pb::RunOutcome) -> &'static str {
     match outcome {
@@ -42,7 +43,7 @@ pub fn outcome_name(outcome: pb::RunOutcome) -> &'static str {
     }
 }
 
-/// A publish that was acknowledged. What its header's record leaves out comes from the header.
+/// The record of an acknowledged publish. Values that the header's record lacks come from the header.
 #[must_use]
 pub fn published(header: &pb::PublishHeader, ack: &pb::PublishAck, seen: &Seen<'_>) -> pb::RunRecord {
     let given = header.record.clone().unwrap_or_default();
@@ -73,7 +74,7 @@ pub fn published(header: &pb::PublishHeader, ack: &pb::PublishAck, seen: &Seen<'
     }
 }
 
-/// A dataset that was altered.
+/// The record of an alteration.
 #[must_use]
 pub fn altered(
     request: &pb::AlterDatasetRequest,
@@ -99,7 +100,7 @@ pub fn altered(
     changed("alter", &request.dataset, (&request.id, &request.by), Value::Object(how), change, seen)
 }
 
-/// A dataset that was dropped.
+/// The record of a drop.
 #[must_use]
 pub fn dropped(
     request: &pb::DropDatasetRequest,
@@ -109,7 +110,7 @@ pub fn dropped(
     changed("drop", &request.dataset, (&request.id, &request.by), json!({}), change, seen)
 }
 
-/// A dataset that has another name now; recorded under the old one.
+/// The record of a rename, under the old name.
 #[must_use]
 pub fn renamed(
     request: &pb::RenameDatasetRequest,
@@ -120,7 +121,7 @@ pub fn renamed(
     changed("rename", &request.dataset, (&request.id, &request.by), how, change, seen)
 }
 
-/// A dataset that is no unit's output any more.
+/// The record of the end of an ownership.
 #[must_use]
 pub fn released(request: &pb::AcquireLeaseRequest, granted: &pb::Lease, seen: &Seen<'_>) -> pb::RunRecord {
     let by = if request.instance.is_empty() { seen.by } else { &request.instance };
@@ -168,7 +169,7 @@ fn done(dataset: &str, version: u64, seen: &Seen<'_>) -> pb::RunRecord {
     }
 }
 
-/// Who, and how, in the place of a digest of code.
+/// The user and the options, in the place of a digest of code.
 fn told(by: &str, how: Value) -> String {
     let mut all = json!({"by": by});
     if let (Value::Object(all), Value::Object(how)) = (&mut all, how) {
@@ -177,7 +178,7 @@ fn told(by: &str, how: Value) -> String {
     all.to_string()
 }
 
-/// Under which symbol the ledger has a publish: its unit, or `import:DATASET`.
+/// The ledger's symbol for a publish: its unit, or `import:DATASET`.
 fn symbol_of(header: &pb::PublishHeader) -> String {
     match cut(&header.unit) {
         unit if Symbol::new(unit).is_ok() => unit.to_owned(),
@@ -185,12 +186,12 @@ fn symbol_of(header: &pb::PublishHeader) -> String {
     }
 }
 
-/// Under which symbol the ledger has what no unit has done: `import:equities.daily`. No unit's name has a colon.
+/// The ledger's symbol for a write by no unit: `import:equities.daily`. No unit's name has a colon.
 fn symbol(what: &str, dataset: &str) -> String {
     cut(&format!("{what}:{dataset}")).to_owned()
 }
 
-/// As much of it as a symbol may have.
+/// The text, cut to the longest length of a symbol.
 fn cut(name: &str) -> &str {
     &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
 }
@@ -219,7 +220,7 @@ mod tests {
             code_digest: "sha256:1".into(),
             inputs: vec![pb::InputReceipt { name: "px".into(), ..Default::default() }],
             record: Some(pb::RunRecord {
-                // of whom and what it is, the header decides
+                // the header decides the unit, the session and the dataset
                 run_id: "other".into(),
                 unit: "other".into(),
                 output_dataset: "other".into(),

@@ -1,4 +1,4 @@
-//! What a dataset is: its fields, their types, its chunk; and the Arrow schemas that follow from it.
+//! The definition of a dataset: its fields, their types, its chunk; and the Arrow schemas that follow from them.
 
 use std::{fmt, sync::Arc};
 
@@ -13,10 +13,10 @@ use crate::{
     time::ChunkSpan,
 };
 
-/// Most fields of one dataset: bounds messages, and what a claim has to track for each chunk.
+/// Most fields of one dataset. It bounds messages, and the fields that a claim tracks for each chunk.
 pub const FIELDS_MAX: usize = 1_024;
 
-/// Longest value of a setting: zones and calendars have names of some tens of bytes.
+/// Longest value of a setting in bytes; names of zones and calendars have some tens.
 pub const SETTING_BYTES_MAX: usize = 64;
 
 /// Type of a field.
@@ -67,7 +67,7 @@ impl FieldType {
     /// Reads [`Self::name`].
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] naming the types there are.
+    /// [`Code::InvalidRequest`] that lists the types.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.iter().find(|(_, known)| *known == name).map(|(t, _)| *t).ok_or_else(|| {
             Error::new(Code::InvalidRequest, format!("{name:?} is not a field type"))
@@ -95,8 +95,8 @@ impl FieldType {
         Self::ALL.iter().find(|(t, _)| t.to_arrow() == *data_type).map(|(t, _)| *t)
     }
 
-    /// Whether values of this type may become values of `wider` that say the same. All do, except for an [`Self::Int64`] as
-    /// [`Self::Float64`], of which some beyond 2^53 are not the same: those are looked at one by one.
+    /// Whether values of this type can be converted to `wider` without a change. Only [`Self::Int64`] to
+    /// [`Self::Float64`] is not certain: some values beyond 2^53 change, so each value is checked there.
     #[must_use]
     pub fn widens_to(self, wider: Self) -> bool {
         self == wider
@@ -106,14 +106,14 @@ impl FieldType {
             )
     }
 
-    /// The narrowest type that holds the values of both; `None`: there is none.
+    /// The narrowest type that holds the values of both types; `None` if there is none.
     #[must_use]
     pub fn common(self, other: Self) -> Option<Self> {
         let holds = |wider: &Self| self.widens_to(*wider) && other.widens_to(*wider);
         [self, other, Self::Float64].into_iter().find(holds)
     }
 
-    /// Bytes of one value; of a string a guess, for estimates.
+    /// Bytes of one value, for estimates; for a string a guess.
     #[must_use]
     pub fn width(self) -> usize {
         match self {
@@ -177,7 +177,7 @@ pub struct FieldSpec {
     pub name: FieldName,
     /// Its type.
     pub data_type: FieldType,
-    /// Whether a row may lack it. Where not, NaN and infinities are refused too.
+    /// Whether a row may lack the value. If not, NaN and infinities are refused, too.
     pub nullable: bool,
 }
 
@@ -187,25 +187,25 @@ impl FieldSpec {
     }
 }
 
-/// What a dataset is. It changes by [`DatasetSpec::widened`] and [`DatasetSpec::altered`] only.
+/// The definition of a dataset. Only [`DatasetSpec::widened`] and [`DatasetSpec::altered`] change it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetSpec {
     /// Its name.
     pub dataset: DatasetName,
-    /// Its value columns, at least one, no name twice.
+    /// Its value columns: at least one, each name once.
     pub fields: Vec<FieldSpec>,
     /// Its chunk.
     pub chunk: ChunkSpan,
-    /// What it says of its times.
+    /// Its settings about times.
     pub settings: Settings,
 }
 
-/// What a dataset says of its times. In a publisher's spec a setting that is absent means "as the dataset has it".
+/// A dataset's settings about times. In a publisher's spec, an absent setting means "as the dataset has it".
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Exchange calendar whose sessions the dates of the rows are: `XNYS`.
+    /// Exchange calendar of the rows' dates: `XNYS`.
     pub calendar: Option<String>,
-    /// IANA zone whose local midnights name dates: an import makes such a time the midnight UTC of its date.
+    /// IANA zone whose local midnights mean dates: an import changes such a time to midnight UTC of its date.
     pub date_zone: Option<String>,
 }
 
@@ -215,8 +215,7 @@ impl Settings {
         [("calendar", self.calendar.as_deref()), ("date_zone", self.date_zone.as_deref())]
     }
 
-    /// Name and both values of the first setting that `given` has otherwise; what `given` leaves out never differs, nor does
-    /// what is not set here.
+    /// Name and both values of the first setting that differs. A setting that is absent on either side does not differ.
     #[must_use]
     pub fn difference<'a>(&'a self, given: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
         let pairs = self.named().into_iter().zip(given.named());
@@ -229,7 +228,7 @@ impl Settings {
 
 impl DatasetSpec {
     /// # Errors
-    /// [`Code::InvalidRequest`] if there is no field, a name twice, or more than [`FIELDS_MAX`].
+    /// [`Code::InvalidRequest`] if there is no field, a repeated name, or more than [`FIELDS_MAX`].
     pub fn new(dataset: DatasetName, fields: Vec<FieldSpec>, chunk: ChunkSpan) -> Result<Self> {
         let refuse = |why: String| Err(Error::new(Code::InvalidRequest, why).dataset(&dataset));
         if fields.is_empty() {
@@ -252,21 +251,21 @@ impl DatasetSpec {
     /// The same dataset with these settings.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] if a setting is no name: letters, digits and `_/+-`, at most [`SETTING_BYTES_MAX`].
+    /// [`Code::InvalidRequest`] if a setting is not a name: letters, digits and `_/+-`, at most [`SETTING_BYTES_MAX`].
     pub fn with_settings(self, settings: Settings) -> Result<Self> {
         for (name, value) in settings.named() {
             let Some(value) = value else { continue };
             let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_/+-".contains(&b));
             if value.is_empty() || value.len() > SETTING_BYTES_MAX || !plain {
-                return Err(Error::new(Code::InvalidRequest, format!("the {name} {value:?} is no name"))
-                    .hint("a calendar is named as XNYS, a zone as America/New_York")
+                return Err(Error::new(Code::InvalidRequest, format!("the {name} {value:?} is not a name"))
+                    .hint("a calendar has a name such as XNYS, a zone one such as America/New_York")
                     .dataset(&self.dataset));
             }
         }
         Ok(Self { settings, ..self })
     }
 
-    /// A number that differs wherever the spec or `revision` does: tells what was planned with another spec.
+    /// A number that differs if the spec or `revision` differs. It shows that a request was planned with another spec.
     #[must_use]
     pub fn fingerprint(&self, revision: u64) -> u64 {
         let mut bytes = pb::DatasetSpec::from(self).encode_to_vec();
@@ -281,16 +280,17 @@ impl DatasetSpec {
         self.fields.iter().enumerate().find(|(_, field)| field.name.as_str() == name)
     }
 
-    /// The dataset that holds its own rows and those of `wanted`: a field of both has the wider type, and what only `wanted`
-    /// has comes last, and may be missing. Fields and settings that `wanted` leaves out stay, and so does what a field requires.
+    /// The dataset, widened to hold its own rows and those of `wanted`. A field of both has the wider type. A field that only
+    /// `wanted` has comes last and may be missing. Fields and settings that `wanted` leaves out stay. A required field stays
+    /// required.
     ///
     /// # Errors
-    /// [`Code::Conflict`] if there is no such dataset: a field of another type, another chunk, another setting.
+    /// [`Code::Conflict`] if the two do not fit: types without a common wider type, another chunk, another setting.
     pub fn widened(&self, wanted: &Self) -> Result<Self> {
         let refuse = |why: String| {
             Err(Error::new(Code::Conflict, format!("{} exists with another schema: {why}", self.dataset))
                 .dataset(&self.dataset)
-                .hint("give it the schema that it has, use another dataset, or change it: `trellis dataset alter`"))
+                .hint("use the schema of the dataset, use another dataset, or change it with `trellis dataset alter`"))
         };
         if self.chunk != wanted.chunk {
             return refuse(format!("its chunk is {} ns, not {} ns", self.chunk.ns(), wanted.chunk.ns()));
@@ -317,8 +317,8 @@ impl DatasetSpec {
         Self::new(self.dataset.clone(), fields, self.chunk)?.with_settings(self.settings.clone())
     }
 
-    /// Whether whatever fits `given` fits the dataset: the same fields in any order, each as strict or stricter, and no setting
-    /// that differs.
+    /// Whether rows that fit `given` fit the dataset: it has the same fields in any order, each as strict or stricter, and no
+    /// setting differs.
     #[must_use]
     pub fn agrees_with(&self, given: &Self) -> bool {
         self.chunk == given.chunk
@@ -331,10 +331,10 @@ impl DatasetSpec {
             })
     }
 
-    /// The dataset after a change that somebody asked for.
+    /// The dataset after an alteration.
     ///
     /// # Errors
-    /// [`Code::UnknownField`] for a field that is not there, [`Code::InvalidRequest`] for a change that cannot be made.
+    /// [`Code::UnknownField`] for an unknown field, [`Code::InvalidRequest`] for a change that is not possible.
     pub fn altered(&self, change: &Alteration) -> Result<Evolved> {
         let refuse = |why: String| Error::new(Code::InvalidRequest, why).dataset(&self.dataset);
         let mut fields: Vec<(FieldSpec, Option<usize>)> =
@@ -356,7 +356,7 @@ impl DatasetSpec {
         }
         if fields.is_empty() && change.add.is_empty() {
             return Err(refuse(format!("{} would have no field left", self.dataset))
-                .hint("to drop the whole dataset: `trellis dataset drop`"));
+                .hint("drop the whole dataset with `trellis dataset drop`"));
         }
         // all at once, so that two fields can swap their names
         let mut renamed = fields.clone();
@@ -378,8 +378,11 @@ impl DatasetSpec {
         }
         for field in &change.add {
             if !field.nullable {
-                return Err(refuse(format!("the new field {} is missing in every row so far", field.name))
-                    .hint("add it as one that may be missing, without `!`"));
+                return Err(refuse(format!(
+                    "the new field {} would be missing in every present row",
+                    field.name
+                ))
+                .hint("add it as a field that may be missing, without `!`"));
             }
             fields.push((field.clone(), None));
         }
@@ -392,7 +395,7 @@ impl DatasetSpec {
         Ok(Evolved { spec, from })
     }
 
-    /// Schema of an answer with the fields at `fields`: `symbol` (dictionary), `ts`, the fields, then `known_at` if asked.
+    /// Schema of an answer with the fields at `fields`: `symbol` (dictionary), `ts`, the fields, then `known_at` if asked for.
     #[must_use]
     pub fn answer_schema(&self, fields: &[usize], known_at: bool) -> SchemaRef {
         let mut columns =
@@ -404,8 +407,8 @@ impl DatasetSpec {
         Arc::new(Schema::new(columns))
     }
 
-    /// Schema of a chunk run between shard and head: `ts`, `known_at`, then the fields at `fields`. Each may be null,
-    /// whatever the spec says: a retraction has no values.
+    /// Schema of a chunk run between shard and head: `ts`, `known_at`, then the fields at `fields`. Each may be
+    /// null, whatever the spec says, because a retraction has no values.
     #[must_use]
     pub fn chunk_schema(&self, fields: &[usize]) -> SchemaRef {
         let mut columns =
@@ -436,7 +439,7 @@ impl DatasetSpec {
     }
 }
 
-/// A change of a dataset that somebody asked for. Made in this order.
+/// An alteration of a dataset. Its parts are done in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Alteration {
     /// Fields to drop.
@@ -447,9 +450,9 @@ pub struct Alteration {
     pub widen: Vec<(FieldName, FieldType)>,
     /// New fields.
     pub add: Vec<FieldSpec>,
-    /// The calendar, or that there is none; `None`: as it is.
+    /// The new calendar, or that there is none; `None`: no change.
     pub calendar: Option<Option<String>>,
-    /// The zone of its dates, likewise.
+    /// The new zone of its dates, likewise.
     pub date_zone: Option<Option<String>>,
 }
 
@@ -479,24 +482,24 @@ impl TryFrom<pb::AlterDatasetRequest> for Alteration {
     }
 }
 
-/// What a dataset has become, and where its fields' values come from.
+/// A dataset after a change, and where its fields' values come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evolved {
-    /// What it is now.
+    /// The new spec.
     pub spec: DatasetSpec,
-    /// Of each field its position before; `None`: it is new, and missing in every row so far.
+    /// For each field its position before the change; `None`: it is new, and missing in every present row.
     pub from: Vec<Option<usize>>,
 }
 
 impl Evolved {
-    /// `old` as [`DatasetSpec::widened`] to `spec`: what has the same name is the same field.
+    /// The change from `old` to `spec` by [`DatasetSpec::widened`]: fields with the same name are the same.
     #[must_use]
     pub fn by_name(old: &DatasetSpec, spec: DatasetSpec) -> Self {
         let from = spec.fields.iter().map(|f| old.field(f.name.as_str()).map(|(i, _)| i)).collect();
         Self { spec, from }
     }
 
-    /// Whether the rows of `old` are written differently now. A field that is merely new is not written at all.
+    /// Whether the rows of `old` must be rewritten. A new field does not need it: old rows do not have it.
     #[must_use]
     pub fn rewrites(&self, old: &DatasetSpec) -> bool {
         let kept = self.from.iter().flatten().count();
@@ -615,7 +618,7 @@ mod tests {
         })
     }
 
-    /// Which types hold the values of which, said once more, one by one.
+    /// The table of wider types, written out.
     const HOLDS: [(FieldType, &[FieldType]); 7] = [
         (FieldType::Float64, &[FieldType::Float64, FieldType::Int64, FieldType::Float32, FieldType::Int32]),
         (FieldType::Int64, &[FieldType::Int64, FieldType::Int32]),
@@ -641,7 +644,7 @@ mod tests {
             let widened = have.widened(&wanted);
             prop_assert_eq!(widened.is_ok(), possible, "{:?}", widened);
             let Ok(widened) = widened else { return Ok(()) };
-            // the old fields stand where they stood
+            // the old fields keep their places
             for (old, new) in have.fields.iter().zip(&widened.fields) {
                 prop_assert!(old.name == new.name && old.nullable == new.nullable);
                 prop_assert!(holds(new.data_type, old.data_type));
@@ -652,7 +655,7 @@ mod tests {
             }
             let only_wanted = wanted.fields.iter().filter(|f| have.field(f.name.as_str()).is_none()).count();
             prop_assert_eq!(widened.fields.len(), have.fields.len() + only_wanted);
-            // once is enough, and the narrower one says nothing new
+            // widening a second time, or with a narrower spec, changes nothing
             prop_assert_eq!(widened.widened(&wanted).unwrap(), widened.clone());
             prop_assert_eq!(widened.widened(&have).unwrap(), widened.clone());
             let evolved = Evolved::by_name(&have, widened.clone());

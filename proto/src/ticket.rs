@@ -1,4 +1,4 @@
-//! A read request as a Flight ticket: protobuf, or JSON of the same fields, so that any Flight client reads without our
+//! A read request as a Flight ticket: protobuf, or JSON of the same fields, so that any Flight client can read without our
 //! package:
 //!
 //! ```json
@@ -6,9 +6,9 @@
 //!  "start": "2006-08-10", "end": "2016-08-10", "as_of": null}
 //! ```
 //!
-//! In JSON, times are ISO 8601 text or integer nanoseconds, and a bound beyond all time is no bound; `fields` left out means all; `symbols` may be `"*"`; the options
-//! (`allow_stale`, `known_at`, `rows_max`) stand beside the rest. An unknown key is refused, so that a typing error cannot
-//! widen an answer.
+//! In JSON, times are ISO 8601 text or integer nanoseconds. A time beyond 64 bit nanoseconds is no bound. Without `fields`
+//! the answer has all fields. `symbols` may be `"*"`. The options (`allow_stale`, `known_at`, `rows_max`) are keys of the
+//! same object. An unknown key is refused, because a typing error must not widen an answer.
 
 use bytes::Bytes;
 use prost::Message;
@@ -22,13 +22,13 @@ use crate::{
     time,
 };
 
-/// Longest ticket in bytes: 20,000 symbols of the usual length, and no more work than that before a request is refused.
+/// Longest ticket in bytes: room for 20,000 symbols of usual length. It bounds the work before a request is refused.
 pub const TICKET_BYTES_MAX: usize = 4 << 20;
 
 /// Reads a ticket.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] (or [`Code::TooLarge`]) for what is neither form or not a valid request.
+/// [`Code::InvalidRequest`] if it has neither form or is not a valid request; [`Code::TooLarge`] if it is too long.
 pub fn decode(ticket: &[u8]) -> Result<SeriesQuery> {
     if ticket.len() > TICKET_BYTES_MAX {
         return Err(Error::new(
@@ -36,7 +36,7 @@ pub fn decode(ticket: &[u8]) -> Result<SeriesQuery> {
             format!("the ticket has {} bytes; at most {TICKET_BYTES_MAX} are allowed", ticket.len()),
         ));
     }
-    // No protobuf of ours starts with `{` (0x7b is field 15, a group): the first byte decides.
+    // The first byte decides: no protobuf ticket starts with `{` (0x7b, a group of field 15).
     match ticket.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => Err(Error::new(Code::InvalidRequest, "the ticket is empty").hint(FORMS)),
         Some(b'{') => decode_json(ticket),
@@ -87,7 +87,7 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
-/// Nanoseconds, however many, of ISO 8601 text or an integer; `key` is for the error.
+/// ISO 8601 text or an integer as nanoseconds, without a check of the range. Errors name `key`.
 fn time_of(value: serde_json::Value, key: &str) -> Result<Option<i128>> {
     use serde_json::Value;
     let number = match &value {
@@ -120,7 +120,7 @@ fn decode_json(ticket: &[u8]) -> Result<SeriesQuery> {
     query.allow_stale = json.allow_stale;
     query.known_at = json.known_at;
     query.rows_max = json.rows_max;
-    // The strict path of the protobuf form has the rules about fields.
+    // The checks of the protobuf form apply from here on.
     let mut wire = pb::SeriesRequest::from(&query);
     wire.fields = json.fields.unwrap_or_default();
     SeriesQuery::try_from(wire)
@@ -183,7 +183,7 @@ mod tests {
 
         #[test]
         fn garbage_is_refused_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // Random bytes may happen to be a request, but then it is a valid one.
+            // Random bytes may be a request by chance, but then it must be a valid one.
             if let Ok(query) = decode(&bytes) {
                 prop_assert_eq!(decode(&encode(&query)).unwrap(), query);
             }

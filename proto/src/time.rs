@@ -1,5 +1,5 @@
-//! Time as the grid knows it: signed nanoseconds since 1970-01-01T00:00:00Z, half-open ranges, aligned chunks.
-//! Integers only; the calendar arithmetic of parsing is chrono's.
+//! Time: signed nanoseconds since 1970-01-01T00:00:00Z, half-open ranges, aligned chunks. All arithmetic is on integers;
+//! parsing uses chrono.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ pub const DAY_NS: i64 = 86_400 * SECOND_NS;
 
 impl TimeRange {
     /// # Errors
-    /// [`Code::InvalidRequest`] if `end < start`. Equal bounds are a range without a nanosecond, which is allowed.
+    /// [`Code::InvalidRequest`] if `end < start`. Equal bounds are allowed: the range is empty.
     pub fn new(start: Option<i64>, end: Option<i64>) -> Result<Self> {
         if let (Some(start), Some(end)) = (start, end)
             && end < start
@@ -26,7 +26,7 @@ impl TimeRange {
                 Code::InvalidRequest,
                 format!("the range ends ({}) before it starts ({})", format_time(end), format_time(start)),
             )
-            .hint("ranges are [start, end): give the earlier time as start"));
+            .hint("ranges are [start, end): the start must be the earlier time"));
         }
         Ok(Self { start, end })
     }
@@ -38,7 +38,7 @@ impl TimeRange {
 pub struct ChunkSpan(i64);
 
 impl ChunkSpan {
-    /// Shortest span: a chunk is bookkeeping of some hundred bytes, so it must be able to hold more than a row or two.
+    /// Shortest span. Each chunk costs some hundred bytes of bookkeeping, so it should hold more than a row or two.
     pub const MIN_NS: i64 = SECOND_NS;
 
     /// # Errors
@@ -47,7 +47,7 @@ impl ChunkSpan {
         if span_ns < Self::MIN_NS {
             return Err(Error::new(
                 Code::InvalidRequest,
-                format!("a chunk of {span_ns} ns is too short: the least is one second"),
+                format!("a chunk of {span_ns} ns is too short: the shortest is one second"),
             ));
         }
         Ok(Self(span_ns))
@@ -94,27 +94,28 @@ impl ChunkSpan {
     }
 }
 
-/// What 64 bit nanoseconds hold, for messages.
+/// The range of 64 bit nanoseconds, for messages.
 pub const REACH: &str = "64 bit nanoseconds, which reach from 1677-09-21 to 2262-04-11";
 
-/// Least positive integer that is taken as nanoseconds, 1973-03-03. Everything below that people write as a number is
-/// something else: a date in digits (20160810), a year, or seconds, milliseconds or microseconds since 1970.
+/// Least positive integer that is taken as nanoseconds: 1973-03-03. People write smaller numbers as something else: a date
+/// in digits (20160810), a year, or seconds, milliseconds or microseconds since 1970.
 pub const INTEGER_NS_MIN: i64 = 100_000_000_000_000_000;
 
 const FORMS: &str =
     "use ISO 8601 (2016-08-10 or 2016-08-10T13:30:00Z; UTC unless it says otherwise) or integer nanoseconds";
 
-/// The rule for integers as times, at every door: 0, negative ones and those from [`INTEGER_NS_MIN`] on are nanoseconds
-/// since 1970; the ones between are refused, and those beyond 64 bits that are a date in digits (`20160810143059123456`).
+/// Checks an integer that is meant as a time, for every place of the grid that takes times. Zero, negative integers and
+/// those from [`INTEGER_NS_MIN`] on are nanoseconds since 1970. The integers between are refused, and so are integers beyond
+/// 64 bits that are a date in digits (`20160810143059123456`).
 ///
 /// # Errors
-/// [`Code::InvalidRequest`], with the time that was probably meant.
+/// [`Code::InvalidRequest`] with a hint about the time that was probably meant.
 pub fn check_integer(number: i128) -> Result<()> {
     let Ok(ns) = i64::try_from(number) else {
         return match date_in_digits(&number.to_string()) {
             Some(date) => Err(Error::new(
                 Code::InvalidRequest,
-                format!("{number} is not a time: an integer is nanoseconds since 1970, and 64 bits do not hold this one"),
+                format!("{number} is not a time: an integer is nanoseconds since 1970, and this one is beyond 64 bits"),
             )
             .hint(for_date(&date))),
             None => Ok(()),
@@ -133,9 +134,9 @@ fn for_date(date: &str) -> String {
     format!("for that date write \"{date}\"")
 }
 
-/// The date, or date and time, that somebody has written without separators.
+/// The date, or date and time, that the digits are without separators.
 fn date_in_digits(digits: &str) -> Option<String> {
-    // chrono takes digits greedily where nothing separates them: put the separators in
+    // chrono reads digits greedily, so the separators are put in first
     let part = |range: Range<usize>| digits.get(range).unwrap_or("");
     let date = match digits.len() {
         4 => format!("{digits}-01-01"),
@@ -156,7 +157,7 @@ fn date_in_digits(digits: &str) -> Option<String> {
     (years.contains(&part(0..4)) && parse_ns(&text).is_ok()).then_some(text)
 }
 
-/// What somebody who writes `number` as a time means.
+/// A hint about the time that is probably meant by `number`.
 fn meant_by(number: i64) -> String {
     if let Some(date) = date_in_digits(&number.to_string()) {
         return for_date(&date);
@@ -182,17 +183,17 @@ pub fn parse_time(text: &str) -> Result<i64> {
         .map_err(|_| Error::new(Code::InvalidRequest, format!("{text:?} is outside of {REACH}")))
 }
 
-/// As [`parse_time`], for times however far away: what a bound is made of.
+/// As [`parse_time`], without a check of the range: for bounds.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] for what is no time.
+/// [`Code::InvalidRequest`] if the text is not a time.
 pub fn parse_ns(text: &str) -> Result<i128> {
     let text = text.trim();
     let bad =
         |why: &str| Error::new(Code::InvalidRequest, format!("{text:?} is not a time: {why}")).hint(FORMS);
     let digits = text.strip_prefix('-').unwrap_or(text);
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-        let number: i128 = text.parse().map_err(|_| bad("no number of nanoseconds has so many digits"))?;
+        let number: i128 = text.parse().map_err(|_| bad("it has too many digits"))?;
         check_integer(number)?;
         return Ok(number);
     }
@@ -212,16 +213,16 @@ pub fn parse_ns(text: &str) -> Result<i128> {
             return Ok(ns(time.and_utc()));
         }
     }
-    Err(bad("no known form"))
+    Err(bad("its form is unknown"))
 }
 
-/// A time as the start of a range: one before all time is the first nanosecond, one after it the last.
+/// A time as the start of a range. A time before the range of 64 bits becomes the first nanosecond, one after it the last.
 #[must_use]
 pub fn start_bound(ns: i128) -> i64 {
     i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// A time as the end of a range, or as a knowledge time: one after all time is no bound.
+/// A time as the end of a range, or as a knowledge time. A time after the range of 64 bits means no bound.
 #[must_use]
 pub fn end_bound(ns: i128) -> Option<i64> {
     i64::try_from(ns).ok().or((ns < 0).then_some(i64::MIN))
