@@ -1,4 +1,5 @@
-"""What the tests share: an embedded grid with a small made-up market, real data where it can be found, processes."""
+"""Fixtures and helpers of the tests: an embedded grid with a small generated market, real prices if they are on the
+machine, and grids of processes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from trellis.importing import import_files
 TRELLIS = [sys.executable, "-m", "trellis.cli"]
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
-# a machine that compiles beside the tests is slow
+# long, because the machine may compile at the same time
 WAIT_S = 120
 
 
@@ -54,13 +55,13 @@ def import_market(grid: trellis.Grid, files: pathlib.Path) -> None:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Where the shared embedded grid keeps its data."""
+    """The state folder of the shared embedded grid."""
     return tmp_path_factory.mktemp("grid")
 
 
 @pytest.fixture(scope="session")
 def grid(folder: pathlib.Path, market_files: pathlib.Path) -> Iterator[trellis.Grid]:
-    """An embedded grid with `equities.daily`. Tests that publish or import use names of their own."""
+    """A shared embedded grid with `equities.daily`. Tests that publish or import use other dataset names."""
     with trellis.connect(f"embedded://{folder}") as grid:
         import_market(grid, market_files)
         yield grid
@@ -68,14 +69,14 @@ def grid(folder: pathlib.Path, market_files: pathlib.Path) -> Iterator[trellis.G
 
 @pytest.fixture
 def empty(tmp_path: pathlib.Path) -> Iterator[trellis.Grid]:
-    """An embedded grid of the test's own."""
+    """An embedded grid for one test."""
     with trellis.connect(f"embedded://{tmp_path / 'grid'}") as grid:
         yield grid
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """Real prices; skips where they are absent."""
+    """The folder of real prices; skips the test if there is none."""
     for place in (os.environ.get("TRELLIS_SHARED_DATA"), REPOSITORY.parent / "shared" / "data"):
         if place and pathlib.Path(place, "daily").is_dir():
             return pathlib.Path(place)
@@ -83,7 +84,7 @@ def shared_data() -> pathlib.Path:
 
 
 class Processes:
-    """A grid of `trellis up`."""
+    """A grid that `trellis up` runs."""
 
     def __init__(self, state: pathlib.Path, heads: int, shards: int) -> None:
         self.state = state
@@ -124,5 +125,5 @@ def processes(tmp_path_factory: pytest.TempPathFactory, market_files: pathlib.Pa
 
 
 def cli(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in a process of its own."""
+    """Runs the command line in a new process."""
     return subprocess.run([*TRELLIS, *arguments], capture_output=True, text=True, timeout=WAIT_S, **options)

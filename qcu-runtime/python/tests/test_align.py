@@ -1,4 +1,4 @@
-"""Operands and columns with labels: aligned as pandas aligns them, or refused; never taken by position."""
+"""Operands and columns with labels are aligned as pandas aligns them, or refused; never taken by position."""
 
 import datetime as dt
 import pickle
@@ -16,7 +16,7 @@ from trellis import Row, Wide
 from trellis._columns import frame_of, make_frame
 from trellis.errors import BadRequest, BadRows
 
-# enough to meet every kind of overlap; a busy machine is slow
+# enough examples for every kind of overlap; no deadline, because a busy machine is slow
 few = settings(max_examples=25, deadline=None)
 LETTERS = "ABCDEF"
 DAYS = [f"2020-01-0{d}" for d in range(1, 7)]
@@ -223,7 +223,7 @@ def test_what_cannot_be_aligned_is_refused_in_one_sentence_whichever_comes_first
     with pytest.raises(BadRequest, match=told) as refused:
         ours * other
     assert "\n" not in refused.value.message and refused.value.hint
-    # pandas gives an Index on as an array of its values
+    # pandas passes an Index on as an array of its values
     if not isinstance(other, pd.Index):
         with pytest.raises((BadRequest, TypeError, ValueError)):
             other * ours
@@ -342,7 +342,7 @@ def test_an_array_of_the_sessions_is_not_taken_as_one_of_the_symbols():
 def test_integers_that_a_float_would_change_are_refused():
     big = pd.Series({"A": 2**53 + 1, "C": 1})
     with pytest.raises(BadRequest, match="9007199254740993"):
-        ROW + big  # B is missing there, and NaN is a float
+        ROW + big  # the other operand lacks B, and NaN needs a float
     with pytest.raises(BadRequest, match="9007199254740993"):
         Row(("A",), np.array([2**53 + 1])).reindex(["A", "B"])
 

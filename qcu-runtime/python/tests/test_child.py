@@ -1,4 +1,4 @@
-"""The child of `qcu`, spoken to as `qcu` does: packets over a socket, tables in sealed memfds."""
+"""The Python child of `qcu`: the tests send it packets over a socket and tables in sealed memfds, as `qcu` does."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Parent:
         self.folder = folder
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(WAIT_S)
-        # as descriptor 3, whatever its number is here
+        # the child gets the socket as descriptor 3
         again = f"os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'trellis._child'])"
         start = f"import os; os.dup2({theirs.fileno()}, 3); {again}"
         self.child = subprocess.Popen([sys.executable, "-c", start], pass_fds=[theirs.fileno()], stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""The command line: forms, exit codes, and where what is printed."""
+"""The command line: formats, exit codes, and the use of stdout and stderr."""
 
 import json
 
@@ -13,7 +13,7 @@ AMZN = ["equities.daily", "--fields", "close", "--symbols", "AMZN", "--start", "
 
 @pytest.fixture
 def at(folder, grid):
-    """Options that let the command line join the shared grid."""
+    """The environment in which the command line uses the shared grid."""
     import os
 
     return {"env": {**os.environ, "TRELLIS_URL": f"embedded://{folder}"}}

@@ -1,4 +1,4 @@
-"""What a strategy may answer with: columns of every library, and what is refused."""
+"""The answers of a strategy: columns of every library are taken, others are refused."""
 
 import datetime as dt
 import json

@@ -1,4 +1,4 @@
-"""Which grid `connect()` finds, and that looking leaves nothing behind."""
+"""`connect()` finds the right grid, and looking for one leaves no files behind."""
 
 import pytest
 from conftest import EXAMPLES, WAIT_S, Processes, cli
@@ -62,7 +62,7 @@ def test_writing_makes_the_folder_and_whoever_looked_before_sees_it(market_files
 
 @pytest.mark.processes
 def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, market_files, monkeypatch):
-    # nobody waits for the deadline of a call to a grid that has ended
+    # a call to a grid that has ended must not wait for its deadline
     monkeypatch.setattr(trellis.grid, "DEADLINE_S", 100 * WAIT_S)
     state = here / local.STATE
     with trellis.connect() as notebook:
@@ -82,7 +82,7 @@ def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, mark
     with pytest.raises(Unavailable, match="is not running") as refused:
         trellis.connect()
     assert "trellis up" in refused.value.hint
-    # the hint, typed
+    # do as the hint says
     with trellis.connect(f"embedded://{state}") as grid:
         assert f'trellis.connect("{grid.url}")' in refused.value.hint
         assert len(grid.read("t.amzn")) == rows

@@ -1,4 +1,4 @@
-"""A dataset becomes another one, by imports and by hand; what readers and other tools see of it then."""
+"""A dataset is changed by imports and by hand, and readers and other tools see the change."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ DAILY = "prices.daily"
 
 @pytest.fixture
 def lake(empty, tmp_path):
-    """The folder of the dataset in the lake."""
+    """The dataset's folder in the lake."""
     return str(tmp_path / "grid" / "lake" / DAILY)
 
 
@@ -30,7 +30,7 @@ def bring(grid, tmp_path, name, text, **options):
 
 
 def opened_by_others(lake):
-    """The rows by three libraries that have nothing of ours, which must agree: (symbol, session, other columns)."""
+    """The rows as three independent libraries read them, which must agree: (symbol, session, other columns)."""
     frame = pl.read_delta(lake).sort("symbol", "ts_ns").drop("ts", "known_at", "known_at_ns", "retracted", strict=False)
     table = deltalake.DeltaTable(lake)
     assert pl.from_arrow(table.to_pyarrow_table()).sort("symbol", "ts_ns").select(frame.columns).equals(frame)
@@ -67,7 +67,7 @@ def test_a_field_is_widened_added_renamed_and_dropped_for_us_and_for_others(empt
     history = deltalake.DeltaTable(lake).history()
     assert [entry["operation"] for entry in history][:3] == ["ALTER"] * 3
 
-    # swapped names: the values go with them
+    # two fields swap their names, and the values go with the names
     empty.alter(DAILY, add={"other": "float64"})
     empty.alter(DAILY, rename={"price": "other", "other": "price"})
     assert empty.read(DAILY).polars().select("price", "other").rows() == [(None, 10.0), (None, 11.0)]
@@ -96,7 +96,7 @@ def test_a_drop_frees_the_name_and_keeps_what_there_was_in_the_lake(empty, tmp_p
     assert DAILY not in empty.datasets()
     assert pl.read_delta(lake).height == 0
     assert pl.read_delta(lake, version=done["version"] - 1)["n"].to_list() == [10]
-    # the same file again is an import of its own, not one that had been made before
+    # importing the same file again is a new import, not a duplicate
     again = bring(empty, tmp_path, "a.csv", text)
     assert not again["duplicate"] and again["version"] > first["version"]
     assert empty.read(DAILY).polars()["n"].to_list() == [10]
@@ -114,7 +114,7 @@ def test_a_renamed_dataset_has_its_rows_and_their_knowledge_times(empty, tmp_pat
         empty.read(DAILY)
     assert pl.read_delta(lake).height == 0
     assert pl.read_delta(lake.replace(DAILY, "prices.eod"))["n"].to_list() == [10]
-    # the old name is free, and is no way back over the new one
+    # the old name is free; a new dataset under it cannot be renamed to the taken name
     bring(empty, tmp_path, "b.csv", text)
     with pytest.raises(Conflict, match="already"):
         empty.rename(DAILY, "prices.eod")

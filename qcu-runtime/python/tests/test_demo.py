@@ -1,4 +1,4 @@
-"""What the demo says when it cannot run; that it runs is what `make demo` shows."""
+"""The errors of the demo when it cannot run. (`make demo` itself shows that it runs.)"""
 
 import pathlib
 import subprocess

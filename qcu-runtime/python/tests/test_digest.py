@@ -1,4 +1,4 @@
-"""The digest of a run's code: other code has another one, the same code the same."""
+"""The digest of a run's code: different code has a different digest, the same code has the same."""
 
 import importlib
 import os
@@ -24,7 +24,7 @@ declare = trellis.strategy("x", inputs={}, output=trellis.output("tests.x", scor
 
 
 def cell(text, **values):
-    """The strategy `x` of a notebook whose cells are `text`."""
+    """The strategy `x` of a notebook with the cells `text`."""
     notebook = {"__name__": "__main__", **values}
     exec(compile(HEAD + text, "<cell>", "exec"), notebook)
     return notebook["x"]
@@ -176,7 +176,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def imported(folder, **files):
-    """The first of the files as a module; all were there when this process began."""
+    """Imports the first of the files as a module, as if all were older than this process."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     importlib.invalidate_caches()
@@ -185,7 +185,7 @@ def imported(folder, **files):
 
 @pytest.fixture(autouse=True)
 def everything_was_there_before(monkeypatch):
-    """As for a process that began now; `edited` makes a file a later one."""
+    """Pretends that this process began now; `edited` makes a file newer than that."""
     monkeypatch.setattr("trellis.deploy.PROCESS_STARTED", float("inf"))
 
 
@@ -246,7 +246,7 @@ def test_code_that_was_edited_after_it_was_imported_is_told_by_what_runs(folder,
 
 def test_an_edited_file_is_not_deployed_with_what_it_declared_before(folder):
     module = imported(folder, runs=TEXT, helping="N = 1\n")
-    # another file in its place, older by its modification time
+    # replace the file by another one with an older modification time
     other = folder / "other"
     other.write_text(TEXT.replace("helping.N", "-helping.N"))
     os.utime(other, (1.0, 1.0))

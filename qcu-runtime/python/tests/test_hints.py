@@ -1,4 +1,4 @@
-"""Each hint, typed as it says, helps."""
+"""Doing what a hint says helps: each test makes an error and follows its hint."""
 
 import os
 import pathlib
@@ -181,7 +181,7 @@ def test_in_python_the_exception_shows_the_strategys_frames_and_not_ours(tmp_pat
         cause = cause.tb_next
     assert files == [str(tmp_path / "broken_too.py")] * 2
     assert frames_of(told.value.traceback).count("File") == 2
-    # a notebook leaves out what is marked so
+    # a notebook leaves out frames with this mark
     hidden = [f.f_locals.get("__tracebackhide__") for f, _ in _frames(told.value.__traceback__)][1:]
     assert hidden and all(hidden)
 
@@ -201,7 +201,7 @@ def test_a_table_fits_the_terminal_and_is_whole_elsewhere():
         for line in format_table(header, rows, width=width).splitlines():
             assert len(line) <= width
     narrow = format_table(header, rows, width=80)
-    # a number is whole or not there
+    # a number is shown whole or not at all
     assert re.findall(r"[\d,]{5,}", narrow.splitlines()[1]) and "…" in narrow
     assert all(len(number) == 9 for number in re.findall(r"[\d,]{5,}", narrow))
 

@@ -63,7 +63,7 @@ def test_a_bad_row_refuses_the_import_and_the_dataset_stays_as_it_was(empty, tmp
 def test_a_quarantine_keeps_the_good_rows(empty, tmp_path):
     path, aside = tmp_path / "prices.csv", tmp_path / "bad.csv"
     path.write_text(GOOD + "C,2020-01-02,abc,1\n")
-    # what the column is must be known: with a value that is no number it would be text
+    # the column must have a type: with a value that is not a number it would be text
     result = import_files(empty, "t.x", [path], types={"close": "float64"}, quarantine=str(aside))
     assert result["rows"] == 3 and result["quarantined"] == 1
     assert "abc" in aside.read_text() and len(empty.read("t.x")) == 3
@@ -111,13 +111,13 @@ def test_the_command_line_says_the_same(tmp_path):
 
 
 def typed(grid, path, options, **more):
-    """Imports as somebody who types: the options are text of a shell."""
+    """Imports with options written as in a shell."""
     args = command_line._parser().parse_args(["import", "t.x", str(path), *shlex.split(options)])
     return import_files(grid, args.dataset, args.files, **command_line._import_options(args), **more)
 
 
 def suggestions(hint):
-    """The runs of options in a hint, as one would copy them."""
+    """The options in a hint, as a user would copy them."""
     value = r"(?:'[^']*'|[^\s;()']*[^\s;()',:.]|[,.])"
     option = rf"--[a-z-]+(?:=| ){value}"
     return re.findall(rf"{option}(?: {option})*", hint)
@@ -470,7 +470,7 @@ def test_the_same_rows_again_add_nothing_while_they_hold_and_are_a_correction_af
 def test_rows_that_a_file_retracts_are_gone_from_the_latest_and_readable_as_of_before(empty, tmp_path):
     both = daily(tmp_path, "both.csv", "2020-01-02,A,1", "2020-01-03,A,2", "2020-01-02,B,3")
     known = import_files(empty, "f.retract", [both])["known_at"]
-    # other columns are not read, whatever they hold
+    # other columns are not read, so bad values in them do not matter
     wrong = daily(tmp_path, "wrong.csv", "2020-01-03,A,not a number", "2020-01-02,B,")
     taken = import_files(empty, "f.retract", [wrong], retract=True)
     assert taken["rows"] == 2

@@ -1,4 +1,4 @@
-"""Published tables are open to others: the lake folder, read by libraries that have nothing of ours."""
+"""Other tools can read the tables in the lake: these tests read them with independent libraries."""
 
 import itertools
 import random
@@ -60,7 +60,7 @@ def test_old_versions_stay_readable(table):
 
 @pytest.fixture
 def republished(empty, tmp_path):
-    """A session that was published many times, each time with other symbols, and the sets that were published."""
+    """A session published many times, each time with other symbols, and the published sets."""
 
     @trellis.strategy(
         "republished",
@@ -80,7 +80,7 @@ def republished(empty, tmp_path):
         path.write_text(
             "symbol,date,close\n" + "".join(f"{symbol},2025-01-10,{close}.0\n" for symbol, close in rows.items())
         )
-        # the same prices again are another import
+        # importing the same prices again is another import
         import_files(empty, "r.px", [path], run_id=f"prices {number}")
         compute.run(session="2025-01-10", grid=empty, publish=True)
         published.append(sorted((symbol, float(close)) for symbol, close in rows.items() if close > 0))
@@ -95,7 +95,7 @@ def test_a_session_published_again_is_the_new_truth_whole_and_the_past_stays(rep
     grid, table, published = republished
     assert scores(grid.read("r.out")) == published[-1]
     times = sorted(pl.read_delta(table)["known_at_ns"].unique().to_list())
-    # a set without rows that takes none back leaves no row that tells its time
+    # an empty set that retracts nothing leaves no row with its knowledge time
     told = [rows for number, rows in enumerate(published) if rows or (number and published[number - 1])]
     assert [scores(grid.read("r.out", as_of=known_at)) for known_at in times] == told
     assert any(set(s for s, _ in before) - set(s for s, _ in after) for before, after in itertools.pairwise(told))

@@ -1,4 +1,4 @@
-"""The grid against a list of rows: thousands of random questions, every answer compared exactly.
+"""Compares the grid with a plain list of rows: thousands of random reads, every answer compared exactly.
 
 The oracle keeps what was ever known, row by row, and answers by looking at all of it. Corrections come in between, so
 that `as_of` before, between and after them is asked too. The seed is in the test's name.
@@ -48,7 +48,7 @@ def rows_of(frame, fields):
 
 
 def correct(grid, oracle, tmp_path, rng, number):
-    """Imports new values for some rows that are there, and some rows that were not."""
+    """Imports new values for some existing rows, and some new rows."""
     path = tmp_path / f"correction{number}.csv"
     rows = []
     for symbol in rng.sample(sorted(oracle.rows), min(4, len(oracle.rows))):

@@ -1,4 +1,4 @@
-"""The interpreter around the grid: signals, forks, threads, exits, two processes on one folder."""
+"""The Python process around the grid: signals, forks, threads, exits, two processes on one folder."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ import trellis
 SERVER = textwrap.dedent(
     """
     import socket, sys
-    # takes connections and never answers: whoever reads from it waits
+    # accepts connections and never answers, so that reads wait
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     print(listener.getsockname()[1], flush=True)
     kept = []
@@ -53,7 +53,7 @@ def test_ctrl_c_ends_a_wait_at_once():
             port,
         )
         assert waiting.stdout.readline() == "waiting\n"
-        time.sleep(0.5)  # into the wait itself: nothing outside tells when it begins
+        time.sleep(0.5)  # long enough to be inside the wait, whose begin cannot be observed from outside
         sent = time.monotonic()
         waiting.send_signal(signal.SIGINT)
         status, _, err = finished(waiting)
@@ -136,7 +136,7 @@ HOLDER = """
 def test_a_client_takes_over_at_once_when_the_process_that_ran_the_grid_is_killed(
     tmp_path, market_files, monkeypatch, waiting
 ):
-    # whoever waits for the deadline of a call would wait beyond this test's
+    # a call that waited for its deadline would exceed this test's time
     monkeypatch.setattr(trellis.grid, "DEADLINE_S", 100 * WAIT_S)
     holder = python(HOLDER, str(tmp_path), str(market_files / "AMZN.csv"), stdin=subprocess.PIPE)
     assert holder.stdout.readline() == "ready\n", holder.stderr.read()
@@ -145,7 +145,7 @@ def test_a_client_takes_over_at_once_when_the_process_that_ran_the_grid_is_kille
         answers = []
         reader = threading.Thread(target=lambda: answers.append(len(grid.read("t.amzn"))), daemon=True)
         if waiting:
-            # it takes calls and does not answer them
+            # it accepts calls and does not answer them
             holder.send_signal(signal.SIGSTOP)
             reader.start()
         holder.kill()

@@ -1,4 +1,4 @@
-"""Reads from an embedded grid: every form of the call, every form of the answer, every wrong question."""
+"""Reads from an embedded grid: every form of the call and of the answer, and every wrong call."""
 
 import datetime as dt
 import pickle
@@ -68,7 +68,7 @@ def test_only_a_read_as_of_a_fixed_time_is_kept_for_the_next_that_repeats_it(gri
     assert again.receipt == pinned.receipt
     read()
     assert requests() == before + 1, "the latest may have changed"
-    # everything known by then is not all that will have been
+    # rows with this knowledge time may still be added, so the answer is not final
     later = "2100-01-01"
     read(as_of=later), read(as_of=later)
     assert requests() == before + 3
@@ -121,7 +121,7 @@ def test_the_libraries_see_the_same_rows(grid):
     assert str(pandas.ts.dtype) == "datetime64[ns, UTC]" and polars["ts"].dtype == pl.Datetime("ns", "UTC")
     assert (pandas.ts.astype("int64").to_numpy() == polars["ts"].to_physical().to_numpy()).all()
     assert pandas.volume.dtype == np.int64
-    # by the Arrow interface alone
+    # only through the Arrow interface
     assert pl.DataFrame(px).equals(polars) and pa.table(px) == arrow
     (total,) = duckdb.sql("select count(*), sum(volume) from arrow").fetchall()
     assert total == (len(px), pandas.volume.sum())
@@ -134,7 +134,7 @@ def test_missing_values_are_what_each_library_calls_missing(grid):
 
 
 def test_the_receipt_says_what_was_read_and_what_it_cost(empty, market_files):
-    # a grid of its own: what was read before costs nothing
+    # a new grid: earlier reads would cost nothing
     import_market(empty, market_files)
     grid = empty
     first = grid.read(PRICES, ["high"], "DIS", **TEN_YEARS).receipt
@@ -261,7 +261,7 @@ def test_a_closed_grid_says_that_it_is_closed(tmp_path):
 
 def test_memory_that_columns_share_is_counted_once(grid):
     px = grid.read(PRICES)
-    keys, width = 4, 8  # of a symbol; of a time, of a float, of an integer
+    keys, width = 4, 8  # bytes of a symbol; of a time, a float or an integer
     values = len(px) * (keys + width * (len(px.columns) - 1))
     assert len(px.arrow()["close"].chunks) > 1, "one message would prove nothing"
     assert values <= px.nbytes < 1.1 * values

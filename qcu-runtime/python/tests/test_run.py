@@ -1,4 +1,4 @@
-"""Strategies in this process: the inputs they get, what they may answer, what is published."""
+"""Strategies that run in this process: their inputs, their answers, and publishing."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ def declare(name, function, *, inputs=None, **output):
 
 
 def ledger(grid, symbol):
-    """What the ledger has of a unit, or of another writer, oldest first."""
+    """The ledger's rows of a unit or another writer, oldest first."""
     return grid.read("trellis.runs", symbols=[symbol]).arrow().to_pylist()
 
 
@@ -297,7 +297,7 @@ def test_what_a_unit_publishes_is_not_imported_into_until_it_is_released(grid, t
     grid.release("tests.imported_into")
     assert import_files(grid, "tests.imported_into", [file])["rows"] == 1
     assert len(ledger(grid, "release:tests.imported_into")) == 1
-    # the same rows as before the import: they are published, not taken to be there
+    # the same rows as before the import must be published again
     assert not owned.run(session=SESSION, grid=grid, publish=True).published["duplicate"]
 
 
@@ -325,7 +325,7 @@ def test_the_ledger_says_which_code_a_run_was(grid, tmp_path, monkeypatch):
     module = importlib.import_module("coded_in_a_file")
     deployed = grid_free_digest(module.coded)
     assert digest(module.coded) == deployed and deployed.startswith("sha256:")
-    # edited, and not imported again: what runs is not what the file says
+    # the file is edited but not imported again: the running code is not the code of the file
     file.write_text(text.replace("1.0", "2.0"))
     ran = digest(module.coded)
     assert ran.startswith("live:sha256:") and ran == digest(module.coded)
@@ -417,10 +417,10 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
             work()
 
     pool = ThreadPoolExecutor(1)
-    pool.submit(int).result()  # its thread is there before
+    pool.submit(int).result()  # start the thread of the pool now
 
     url = f"embedded://{folder}"
-    # what is kept of a read before is of a grid too
+    # kept answers of earlier reads are refused, too
     grid.read("equities.daily", ["close"], as_of="2016-08-01")
     for work in (
         lambda: trellis.connect(url),
@@ -434,7 +434,7 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
             assert "declare the input" in refused.value.hint
             assert not ledger_has(grid, "reaches_out")
 
-    # Ctrl-C stays what it is, although a refusal was swallowed before it
+    # a KeyboardInterrupt passes on, even if the strategy caught a refusal before it
     def interrupted(ctx, px):
         with contextlib.suppress(Exception):
             grid.datasets()
@@ -442,7 +442,7 @@ def test_a_grid_is_refused_inside_a_strategy_and_in_the_threads_that_it_starts(g
 
     with pytest.raises(KeyboardInterrupt):
         declare("interrupted", interrupted).run(session=SESSION, grid=grid)
-    # others may, at the same time
+    # other threads may call the grid at the same time
     entered, leave = threading.Event(), threading.Event()
 
     def waits(ctx, px):

@@ -1,4 +1,4 @@
-"""What the documents tell people to type, typed: in order, from an empty folder."""
+"""Runs the commands and code of the documents, in order, from an empty folder."""
 
 import ast
 import os
@@ -15,10 +15,10 @@ import trellis
 
 pytestmark = pytest.mark.processes
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# `make` builds the checkout itself, for minutes: the target `test` of it runs this very test
+# `make` builds the checkout for minutes, and its target `test` runs this test
 LEFT_OUT = "make "
 
-# one interpreter for all, as a notebook is
+# runs all blocks in one interpreter, like a notebook
 NOTEBOOK = """
 import pathlib, re, subprocess, sys
 names = {}
@@ -27,7 +27,7 @@ for kind, text in eval(sys.stdin.read()):
     if kind == "sh":
         subprocess.run(["bash", "-euo", "pipefail", "-c", text], check=True, stdin=subprocess.DEVNULL)
         continue
-    # a block that begins with the name of a file is that file
+    # a block that begins with a file's name is written to that file
     if named := re.match(r"# (\\w+\\.py)\\n", text):
         pathlib.Path(named[1]).write_text(text)
     else:
@@ -46,7 +46,7 @@ def environment():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An empty folder, then one with what the README's blocks left there, its grid running."""
+    """A new folder for all tests of this file; its grid is stopped at the end."""
     folder = tmp_path_factory.mktemp("newcomer")
     yield folder
     cli("down", cwd=folder)
@@ -78,7 +78,7 @@ def test_the_packages_and_the_examples_own_lines_run_as_they_are(folder):
              if line.startswith("trellis ")]  # fmt: skip
     assert usage and "g.read" in code
     shutil.copytree(EXAMPLES, folder / "examples", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    # the unit of the README would go on, and hold what the examples publish
+    # else the README's unit would run on and own the output of the examples
     shutil.rmtree(folder / ".trellis" / "units")
     lines = "".join(f"{line.removeprefix('    ')}\n" for line in code.splitlines())
     played(folder, [("sh", "trellis up --detach"), ("python", lines), ("sh", "\n".join(usage)), ("sh", "trellis down")])

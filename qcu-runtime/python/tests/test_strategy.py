@@ -1,4 +1,4 @@
-"""Declarations are checked where they are written."""
+"""A declaration is checked when it is made."""
 
 import functools
 import json

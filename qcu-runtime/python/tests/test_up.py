@@ -1,4 +1,4 @@
-"""A grid of real processes: started, asked by strangers, deployed to, hurt, and stopped."""
+"""A grid of real processes: started, read by other clients, deployed to, damaged, and stopped."""
 
 import contextlib
 import csv
@@ -106,7 +106,7 @@ def test_a_publish_of_a_flight_client_with_nothing_of_ours_is_in_the_ledger(proc
     name = "tests.by_flight"
     with trellis.connect(processes.info["url"]) as grid:
         import_files(grid, name, [file], symbol_column="symbol", fields="close=close")
-        # a PublishHeader: the dataset is its field 1, the kind, an import, its field 2
+        # a PublishHeader: field 1 is the dataset, field 2 the kind (an import)
         command = b"\x0a" + bytes([len(name)]) + name.encode() + b"\x10\x02"
         rows = pa.record_batch(
             {
@@ -314,7 +314,7 @@ def test_progress_of_a_strategy_is_in_the_status(processes, tmp_path):
     cli(*deploying(processes, tmp_path, "slow", body))
     status = until(lambda: (s := processes.processes()["slow"]["status"]) and s.get("progress") and s, "progress")
     assert status["note"] == "runs 2016-08-10: 3 of 10: pairs" and status["state"] == "running"
-    # a notebook is refused while it runs, with what ends it
+    # while the unit runs, a notebook is refused with a hint how to end it
     with trellis.connect(processes.info["url"]) as grid, pytest.raises(Conflict) as refused:
         grid.release("tests.slow")
     assert "`trellis undeploy slow`" in refused.value.hint
@@ -451,7 +451,7 @@ def test_nothing_is_left_behind_however_it_ends(tmp_path, how):
     until(gone, "the end of every process")
     if how != signal.SIGKILL:
         assert not (tmp_path / "state" / "grid.json").exists()
-    # the folder is free, and what was in it is still there
+    # the folder is free, and its data is still there
     again = Processes(tmp_path / "state", 1, 2)
     assert again.stop() == 0
 

@@ -1,4 +1,4 @@
-"""The matrix against pandas: what pandas would give, aligned as pandas aligns."""
+"""Compares the matrix with pandas: same values, same alignment."""
 
 import numpy as np
 import pandas as pd
@@ -131,7 +131,7 @@ def test_no_rows_make_an_empty_matrix():
 
 # --- aligned to a calendar
 
-# of the New York exchange; the fourth was a holiday, the ninth and tenth a weekend
+# sessions of the New York exchange; the fourth was a holiday, the ninth and tenth a weekend
 JULY = [f"2016-07-{d:02}" for d in (1, 5, 6, 7, 8, 11, 12, 13, 14, 15)]
 
 
