@@ -1,6 +1,6 @@
-//! A wall clock of a process that a test can set while the process runs: a small C library, built here and preloaded.
+//! Wall clocks that a test can set while a process runs: a small C library that is built here and preloaded.
 //!
-//! Not a time namespace: those move the monotonic clocks, which no answer depends on, and not the wall clock.
+//! A time namespace would not do: it moves only the monotonic clocks, and answers depend on the wall clock.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 
 use crate::processes::Node;
 
-/// Builds the library in `folder`; `None`, with a line, where there is no C compiler; never in CI.
+/// Builds the library in `folder`. Without a C compiler it prints a line and returns `None`; in CI that is an error.
 ///
 /// # Errors
 /// When the compiler fails.
@@ -39,7 +39,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Gives `node`, which is not running yet, a clock of its own, with its offset in `file`.
+    /// Gives `node` a clock, whose offset is in `file`. The node must not be running yet.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -51,13 +51,13 @@ impl Clock {
         Ok(clock)
     }
 
-    /// Sets it `seconds` before or behind the machine's, from now on.
+    /// Sets the clock `seconds` ahead of the machine's clock, or behind it if negative.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn set(&self, seconds: i64) -> Result<()> {
         use std::io::Write;
-        // In place: the process has the file's page mapped.
+        // Written in place, because the process has mapped the file's page.
         let mut file = fs::File::options().create(true).write(true).truncate(false).open(&self.file)?;
         Ok(file.write_all(&seconds.to_ne_bytes())?)
     }

@@ -1,4 +1,4 @@
-"""The Python child of a unit whose strategy gives its input back; needs the standard library only."""
+"""The Python child of a unit whose strategy returns its input. It needs only the standard library."""
 
 import json
 import os
@@ -12,7 +12,7 @@ while True:
     if json.loads(packet)["op"] == "load":
         channel.send(b'{"ok": "loaded"}')
         continue
-    # Told to whoever watches the folder: the strategy has been called, and nothing of this run is published.
+    # Tells the test that the strategy has been called, and nothing has been published yet.
     with open("called.staged", "w"):
         os.rename("called.staged", "called")
     reply = {"ok": "result", "columns": ["symbol", "ts", "n", "x"]}

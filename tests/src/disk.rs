@@ -1,5 +1,5 @@
-//! A disk that can be full or read-only, for real: a small `tmpfs`, where the tests may mount one (root, in most
-//! containers). Where they may not, callers fall back to what they can do, and say so.
+//! A disk that can be full or read-only: a small `tmpfs`. To mount one, tests must run as root, as in most containers. If
+//! they may not mount, callers do less and print that.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What the filler is written in, and so how exactly a disk is filled: a page.
+/// The unit of filling: a page.
 pub const PAGE: usize = 4096;
 const FILLER: &str = ".filler";
 
@@ -21,7 +21,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts a disk of `bytes`; `None`, with a line that says why, where that is not permitted.
+    /// Mounts a disk of `bytes`. If mounting is not permitted, prints the reason and returns `None`.
     ///
     /// # Errors
     /// When there is no temporary folder.
@@ -43,16 +43,16 @@ impl Disk {
         }
     }
 
-    /// Where it is mounted.
+    /// The folder that it is mounted at.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Fills the disk but for `pages` pages.
+    /// Fills the disk except for `pages` pages.
     ///
     /// # Errors
-    /// Another error than that it is full, or a disk that has not so many pages left.
+    /// Any error but a full disk, or if fewer pages are free.
     pub fn fill_but(&self, pages: usize) -> Result<()> {
         self.free()?;
         let mut filler = File::create(self.filler())?;
@@ -70,10 +70,10 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives back what [`Disk::fill_but`] took.
+    /// Frees the space that [`Disk::fill_but`] took.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub fn free(&self) -> Result<()> {
         match fs::remove_file(self.filler()) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
@@ -84,7 +84,7 @@ impl Disk {
     /// Makes the disk read-only, or writable again.
     ///
     /// # Errors
-    /// What the system says: a file that is open for writing keeps a disk from becoming read-only.
+    /// Any error of the system: a disk cannot become read-only while a file is open for writing.
     pub fn set_read_only(&self, read_only: bool) -> Result<()> {
         let mode = if read_only { "remount,ro" } else { "remount,rw" };
         let out = Command::new("mount").args(["-o", mode]).arg(self.path()).output()?;
@@ -99,7 +99,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: whoever still has a file open keeps it, and the folder is free. What stays mounted is a line in a table.
+        // A lazy unmount frees the folder even if a process has a file open.
         let _ = Command::new("umount").arg("-l").arg(self.path()).output();
     }
 }
@@ -107,7 +107,7 @@ impl Drop for Disk {
 /// Bytes of the file at `path` but for its last part: what a crash leaves of a file that was never synced.
 ///
 /// # Errors
-/// A cut beyond the end, or what the system says.
+/// A cut beyond the end, or any error of the system.
 pub fn truncate(path: &Path, keep: u64) -> Result<()> {
     let file = File::options().write(true).open(path).with_context(|| path.display().to_string())?;
     let size = file.metadata()?.len();

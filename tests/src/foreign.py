@@ -1,4 +1,4 @@
-"""Prints the rows of Delta tables as JSON, read with packages that know nothing of this grid.
+"""Prints the rows of Delta tables as JSON, read with packages that are independent of this grid.
 
 Arguments: fields with commas between them, then the folder of each table.
 """

@@ -1,5 +1,5 @@
-//! A gate between two processes: a TCP proxy that can hold what flows back, and cut every connection. It makes "while the
-//! answer is on its way" a state that a test can stand in, instead of a race. And it counts what flows back.
+//! A gate between two processes: a TCP proxy that can hold the bytes of the server, and cut every connection. With it a test
+//! can act "while the answer is on its way" without a race. It also counts the bytes of the server.
 
 use std::{
     net::SocketAddr,
@@ -19,9 +19,9 @@ use tokio::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// Bytes from the server wait; requests go through.
+    /// Bytes from the server wait; requests pass.
     Held,
-    /// Connections end, and new ones are closed at once.
+    /// Connections are cut, and new ones are closed at once.
     Cut,
 }
 
@@ -36,7 +36,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Listens on a free loopback port and passes on to `target`.
+    /// Listens on a free loopback port and connects each client to `target`.
     ///
     /// # Errors
     /// When no port can be bound.
@@ -57,34 +57,34 @@ impl Gate {
         Ok(Self { addr, state, target, answered, task })
     }
 
-    /// Where clients connect.
+    /// The address for clients.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Bytes that the server has sent to clients: what a client has received is among them.
+    /// Bytes that the server has sent to clients. A client may not have received all of them yet.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
 
-    /// New connections go to `target`.
+    /// Connects new clients to `target`.
     pub fn retarget(&self, target: SocketAddr) {
         self.target.send_replace(target);
     }
 
-    /// Holds what the server sends, until [`Self::open`].
+    /// Holds the bytes of the server until [`Self::open`].
     pub fn hold(&self) {
         self.state.send_replace(State::Held);
     }
 
-    /// Ends every connection and refuses new ones, until [`Self::open`].
+    /// Cuts every connection and refuses new ones until [`Self::open`].
     pub fn cut(&self) {
         self.state.send_replace(State::Cut);
     }
 
-    /// Lets everything through.
+    /// Lets everything pass.
     pub fn open(&self) {
         self.state.send_replace(State::Open);
     }
@@ -106,7 +106,7 @@ async fn pass(
         return;
     }
     let Ok(server) = TcpStream::connect(target).await else { return };
-    // Failing to turn Nagle off only makes the test slower.
+    // If this fails, the test is only slower.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();

@@ -10,13 +10,13 @@ use trellis_qcu::client::{Client, ClientOptions};
 
 use crate::{gate::Gate, oracle::Row};
 
-/// How long a stopped server may finish its calls: a test that needs longer hangs.
+/// How long a stopped server may finish its calls; a test that needs longer hangs.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// Its address.
     pub addr: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<trellis_proto::Result<()>>,
@@ -24,13 +24,13 @@ pub struct Server {
 
 impl Server {
     async fn stop(self) -> Result<()> {
-        // A server that ended by itself has dropped its receiver, and its result says why.
+        // A server that ended by itself has dropped the receiver; its result has the reason.
         let _ = self.stop.send(());
         Ok(self.task.await??)
     }
 }
 
-/// Shards and heads. Between heads and each shard stands a [`Gate`].
+/// Shards and heads, with a [`Gate`] between the heads and each shard.
 #[derive(Debug)]
 pub struct Grid {
     lake: tempfile::TempDir,
@@ -76,7 +76,7 @@ impl Grid {
         self.heads[index].addr
     }
 
-    /// Address of shard `index`, past its gate, while it runs.
+    /// Address of shard `index` itself, not of its gate, while it runs.
     #[must_use]
     pub fn shard(&self, index: usize) -> Option<SocketAddr> {
         self.shards[index].as_ref().map(|shard| shard.addr)
@@ -116,7 +116,7 @@ impl Grid {
         Ok(())
     }
 
-    /// Stops shard `index`; its gate refuses connections from now on.
+    /// Stops shard `index`; its gate then refuses connections.
     ///
     /// # Errors
     /// When it ends with an error.
@@ -142,7 +142,7 @@ impl Grid {
         Ok(())
     }
 
-    /// The URL of the shards, past their gates.
+    /// The URL of the shards themselves, not of their gates.
     #[must_use]
     pub fn shards_direct(&self) -> String {
         let shards: Vec<String> = self.shards.iter().flatten().map(|shard| shard.addr.to_string()).collect();
@@ -163,7 +163,7 @@ async fn start_shard(lake: &Path, index: usize, count: usize) -> Result<Server> 
     let addr = listener.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(trellis_shard::run(config, listener, async {
-        // Dropped or sent: stop.
+        // Stop when the sender is dropped or sends.
         let _ = stopped.await;
     }));
     Ok(Server { addr, stop, task })
@@ -176,7 +176,7 @@ async fn start_head(index: usize, shards: &str) -> Result<Server> {
     let addr = listener.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(trellis_head::run(config, listener, async {
-        // Dropped or sent: stop.
+        // Stop when the sender is dropped or sends.
         let _ = stopped.await;
     }));
     Ok(Server { addr, stop, task })
@@ -201,7 +201,7 @@ pub fn spec(dataset: &str, fields: &[&str]) -> DatasetSpec {
     }
 }
 
-/// `rows` as a batch of `spec`'s rows schema. `known_at` is not part of it: the shard gives it.
+/// `rows` as a batch of `spec`'s rows schema, without `known_at`, which the shard sets.
 ///
 /// # Errors
 /// When the values do not fit the schema.
@@ -218,10 +218,10 @@ pub fn batch(spec: &DatasetSpec, rows: &[Row]) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(spec.rows_schema(), columns)?)
 }
 
-/// Imports `rows` with the knowledge time `known_at`, making the dataset if it is not there.
+/// Imports `rows` with the knowledge time `known_at`. Makes the dataset if it is missing.
 ///
 /// # Errors
-/// What the grid says.
+/// Any error of the grid.
 pub async fn import(
     client: &Client,
     spec: &DatasetSpec,
@@ -243,7 +243,7 @@ pub async fn import(
 /// Retracts the rows at `keys` (symbol and event time) with the knowledge time `known_at`.
 ///
 /// # Errors
-/// What the grid says.
+/// Any error of the grid.
 pub async fn retract(
     client: &Client,
     spec: &DatasetSpec,

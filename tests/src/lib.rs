@@ -1,18 +1,18 @@
-//! Whole grids inside one test process, and the slow, plainly right answer to compare them with.
+//! Tools for tests across crates: whole grids, ways to disturb them, and a slow oracle to compare them with.
 //!
 //! * [`grid`]: shards and heads on loopback ports over a lake in a temporary folder.
-//! * [`gate`]: what stands between heads and shards, to hold an answer or cut a line.
-//! * [`processes`]: real processes of the binaries: killed, paused, started again.
-//! * [`moments`]: moments in the life of a commit, seen from outside of the process.
+//! * [`gate`]: a proxy between heads and shards that holds an answer or cuts a connection.
+//! * [`processes`]: processes of the binaries, which tests kill, pause and start again.
+//! * [`moments`]: waits for a moment in the life of a commit, from outside of the process.
 //! * [`clock`]: wall clocks that a test sets.
 //! * [`disk`]: a disk that fills up and becomes read-only.
-//! * [`traffic`]: publishers, importers and readers that write down what they were told.
-//! * [`units`]: deployed units, killed and started again.
-//! * [`tables`]: a lake as its files are, read without our code.
+//! * [`traffic`]: publishers, importers and readers that record every answer.
+//! * [`units`]: deployed units, which tests kill and start again.
+//! * [`tables`]: the files of a lake, read without the code under test.
 //! * [`oracle`]: a dataset as a sorted list of rows.
-//! * [`rng`]: seeded choices.
+//! * [`rng`]: seeded random choices.
 //!
-//! A crate of its own because only here may head, shard and unit meet; imported by nobody.
+//! This is the only crate that may import head, shard and unit. No crate imports it.
 
 pub mod clock;
 pub mod disk;

@@ -1,5 +1,5 @@
-//! Moments in the life of a commit, seen from outside: the kernel tells (inotify) when a file appears in a table's folder,
-//! and a process can be killed within some microseconds of it. So the binaries under test carry no hooks for tests.
+//! Moments in the life of a commit, seen from outside: inotify tells when a file appears in a table's folder, and a test can
+//! kill a process some microseconds later. So the binaries need no hooks for tests.
 
 use std::{
     ffi::CString,
@@ -12,16 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A moment in the life of a commit, in their order.
+/// The moments in the life of a commit, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Moment {
-    /// The rows are being written to a file that has no name yet that a reader would look at.
+    /// The rows are being written to a temporary file, which no reader opens.
     WritingRows,
-    /// The rows are in their file, which no log entry names yet.
+    /// The rows are in their file, but no log entry names it yet.
     RowsWritten,
-    /// The log entry is being written, under a name that is none.
+    /// The log entry is being written under a temporary name.
     WritingEntry,
-    /// The log entry is there: committed. Nobody has been told.
+    /// The log entry is there: the commit is done, but not acknowledged.
     Committed,
 }
 
@@ -40,25 +40,25 @@ impl Moment {
     }
 }
 
-/// Looks at tables' folders from now on.
+/// Watches tables' folders.
 #[derive(Debug)]
 pub struct Watcher {
     fd: OwnedFd,
 }
 
 impl Watcher {
-    /// Looks at the tables in `folders`, which are there.
+    /// Watches the tables in `folders`, which must exist.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub fn of<'a>(folders: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
         Self::look(folders.into_iter().flat_map(|folder| [folder.to_owned(), folder.join("_delta_log")]))
     }
 
-    /// Looks at one folder of any kind.
+    /// Watches one folder of any kind.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub fn of_folder(folder: &Path) -> io::Result<Self> {
         Self::look([folder.to_owned()])
     }
@@ -83,27 +83,27 @@ impl Watcher {
         Ok(Self { fd })
     }
 
-    /// Blocks until `moment` comes in one of the tables, for at most `limit`; whether it came.
+    /// Blocks until `moment` comes in one of the tables, for at most `limit`. Returns whether it came.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub fn wait(&self, moment: Moment, limit: Duration) -> io::Result<bool> {
         self.wait_for(|name| moment.is(name), limit)
     }
 
-    /// Blocks until a file of such a name appears, for at most `limit`; whether it did.
+    /// Blocks until a file with such a name appears, for at most `limit`. Returns whether it did.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub fn wait_for(&self, is_it: impl Fn(&str) -> bool, limit: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
-        // Aligned for the events' headers, and larger than one event can be.
+        // Aligned for the headers of events, and larger than any event.
         let mut buffer = [0_u64; 512];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-            // SAFETY: one descriptor, which is open; the buffer is as long as is said.
+            // SAFETY: the descriptor is open, and the buffer has the given length.
             let read = unsafe {
                 if libc::poll(&mut poll, 1, ms) == 0 {
                     return Ok(false);
@@ -121,7 +121,7 @@ impl Watcher {
                     error => return Err(error),
                 },
             };
-            // SAFETY: the kernel has filled so many bytes of the buffer.
+            // SAFETY: the kernel has filled this many bytes of the buffer.
             let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), read) };
             if names(bytes).any(&is_it) {
                 return Ok(true);

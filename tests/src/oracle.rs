@@ -1,4 +1,4 @@
-//! A dataset as a sorted list of rows: the slow, plainly right answer.
+//! The oracle: a dataset as a sorted list of rows. It answers slowly, but its code is plainly right.
 
 use std::collections::BTreeMap;
 
@@ -39,12 +39,12 @@ impl Oracle {
         Self { fields: fields.iter().map(|&f| f.to_owned()).collect(), rows: BTreeMap::new() }
     }
 
-    /// Learns a row.
+    /// Adds a row.
     pub fn learn(&mut self, row: Row) {
         self.rows.insert((row.symbol, row.ts, row.known_at), Some(row.values));
     }
 
-    /// Learns that a row no longer holds.
+    /// Retracts a row.
     pub fn retract(&mut self, symbol: &str, ts: i64, known_at: i64) {
         self.rows.insert((symbol.to_owned(), ts, known_at), None);
     }
@@ -57,8 +57,8 @@ impl Oracle {
         symbols
     }
 
-    /// What a read must answer: of each (symbol, ts) the row with the greatest `known_at <= as_of`, unless that is a
-    /// retraction; sorted, cut to `fields`.
+    /// The right answer of a read: for each (symbol, ts) the row with the greatest `known_at <= as_of`, unless that is a
+    /// retraction; sorted, with only `fields`.
     #[must_use]
     pub fn read(
         &self,
@@ -73,7 +73,7 @@ impl Oracle {
         for ((symbol, ts, known_at), values) in &self.rows {
             let wanted = symbols.iter().any(|s| s == symbol) && range.contains(*ts);
             if wanted && as_of.is_none_or(|as_of| *known_at <= as_of) {
-                // Keys ascend by known_at within a (symbol, ts): the last one stays.
+                // Within a (symbol, ts), keys ascend by known_at, so the last one stays.
                 latest.insert((symbol, *ts), (*known_at, values.as_ref()));
             }
         }

@@ -1,12 +1,12 @@
-//! Real processes of the grid's binaries: started and told to be ready, killed, paused, and started again on the same
-//! port over the same state.
+//! Processes of the grid's binaries: a test starts one, waits until it serves, kills or pauses it, and starts it again on the
+//! same port over the same state.
 //!
-//! Nothing is left over: a child is killed when its [`Node`] is dropped, and by the kernel when the test process dies
+//! No process is left over: dropping a [`Node`] kills its process, and the kernel kills it when the test process dies
 //! without unwinding. `PR_SET_PDEATHSIG` fires when the *thread* that started the child ends, so one thread that lives as
-//! long as the test process starts them all; a thread of a pool would kill its children when the pool shrinks.
+//! long as the test process starts them all. A pool's thread would kill its children when the pool shrinks.
 //!
-//! Ports are taken below the range from which the system picks ports of outgoing connections, so that nobody takes the
-//! port of a server while it is dead.
+//! Ports are below the range of outgoing connections, so that no connection takes the port of a server while the server
+//! is dead.
 
 use std::{
     fs::{self, File},
@@ -30,24 +30,22 @@ use trellis_qcu::client::{Client, ClientOptions};
 const BINARIES: [(&str, &str); 3] =
     [("shard", "trellis-shard"), ("head-node", "trellis-head"), ("qcu", "trellis-qcu")];
 
-/// How long a process may take until it serves: a debug build on a loaded machine with two cores takes a second.
+/// How long a process may take until it serves. A debug build on a loaded machine with two cores takes a second.
 const READY_MAX: Duration = Duration::from_secs(30);
-/// How long a process may take to end after a signal it should obey.
+/// How long a process may take to end after SIGTERM.
 const END_MAX: Duration = Duration::from_secs(20);
 /// Ports are chosen from here to below Linux's default range for outgoing connections (32768 to 60999).
 const PORTS: std::ops::Range<u32> = 18_000..32_000;
 /// Lines of each log that a failing test shows.
 const TAIL_LINES: usize = 40;
-/// Bytes of a log that are looked at for these lines.
+/// Bytes at the end of a log in which these lines are looked for.
 const TAIL_BYTES: u64 = 64 << 10;
 
-/// Path of the binary `name`: in a test, built from what is in the checkout now; in a program of this package, the one
-/// beside it.
-///
-/// Variable `GRID_BIN_DIR`: take them from there, as they are.
+/// Path of the binary `name`: in a test, freshly built from the checkout; in a program of this package, the one beside it.
+/// If the variable `GRID_BIN_DIR` is set, binaries are taken from there as they are.
 ///
 /// # Errors
-/// When it cannot be built, or is not there.
+/// When the binary cannot be built, or is missing.
 pub fn binary(name: &str) -> Result<PathBuf> {
     static DIR: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let dir = DIR.get_or_init(|| build().map_err(|error| format!("{error:#}")));
@@ -57,7 +55,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Asks cargo every time: it knows whether they are fresh, and a test of yesterday's binary is worse than none.
+/// Asks cargo every time, because it knows whether the binaries are fresh: a test of an old binary is worse than none.
 fn build() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("GRID_BIN_DIR") {
         return Ok(dir.into());
@@ -74,7 +72,7 @@ fn build() -> Result<PathBuf> {
     let profile = if folder == "debug" { "dev" } else { folder };
     let target = dir.parent().context("a profile's folder without a parent")?;
     let mut cargo = Command::new(env!("CARGO"));
-    // With this package, so that features are those of the test build and nothing is compiled twice.
+    // Built with this package, so that the features are those of the test build and nothing is compiled twice.
     cargo.args(["build", "--quiet", "--profile", profile, "-p", env!("CARGO_PKG_NAME")]);
     for (binary, package) in BINARIES {
         cargo.args(["-p", package, "--bin", binary]);
@@ -89,7 +87,7 @@ fn build() -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
-/// A loopback address that nobody listens on now, outside of the range of outgoing connections.
+/// A free loopback address outside of the range of outgoing connections.
 ///
 /// # Errors
 /// When every port is taken.
@@ -97,7 +95,7 @@ pub fn free_addr() -> Result<SocketAddr> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let span = PORTS.end - PORTS.start;
     for _ in 0..span {
-        // Test processes that run side by side start at different places.
+        // Test processes that run at the same time start at different ports.
         let step = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(97);
         let port = u16::try_from(PORTS.start + step % span)?;
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
@@ -108,7 +106,7 @@ pub fn free_addr() -> Result<SocketAddr> {
     bail!("no free port in {PORTS:?}")
 }
 
-/// One server: what it takes to start it again, and its process while it runs.
+/// One server: the arguments to start it again, and its process while it runs.
 #[derive(Debug)]
 pub struct Node {
     id: String,
@@ -116,7 +114,7 @@ pub struct Node {
     addr: SocketAddr,
     env: Vec<(String, String)>,
     log: PathBuf,
-    /// Bytes that a file of the process may have; for disks that fill up where none can be mounted.
+    /// Largest size of a file of the process: in place of a full disk, if none can be mounted.
     file_bytes_max: Option<u64>,
     running: Option<Running>,
 }
@@ -124,7 +122,7 @@ pub struct Node {
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// Closed without a line if it ends before it serves.
+    /// Gets the ready line; closed without one if the process ends before it serves.
     first_line: mpsc::Receiver<String>,
 }
 
@@ -143,7 +141,7 @@ impl Node {
         Self::new("shard", id, &env, logs)
     }
 
-    /// A head before the shards at `shards`, not started yet. Its log goes to `logs`.
+    /// A head for the shards at `shards`, not started yet. Its log goes to `logs`.
     ///
     /// # Errors
     /// When there is no free port.
@@ -158,7 +156,7 @@ impl Node {
         let log = logs.join(format!("{id}-{}.log", addr.port()));
         let mut node = Self { id, program, addr, env: Vec::new(), log, file_bytes_max: None, running: None };
         node.set("TRELLIS_ID", &node.id.clone()).set("TRELLIS_LISTEN", &addr.to_string());
-        // Killed processes leave nothing to wait for, and stopped ones must not hold up a test.
+        // A short drain: a stopped server must not hold up a test.
         node.set("TRELLIS_DRAIN_MS", "5000");
         for (name, value) in env {
             node.set(name, value);
@@ -166,14 +164,14 @@ impl Node {
         Ok(node)
     }
 
-    /// Sets a variable of its environment; it counts from the next start.
+    /// Sets a variable of its environment, from the next start on.
     pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Bounds the size of every file that it writes, from the next start on.
+    /// Limits the size of every file that it writes, from the next start on.
     pub fn limit_file_bytes(&mut self, max: Option<u64>) -> &mut Self {
         self.file_bytes_max = max;
         self
@@ -185,7 +183,7 @@ impl Node {
         &self.id
     }
 
-    /// Where it listens, from start to start.
+    /// Its address, which stays the same over all starts.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -209,7 +207,7 @@ impl Node {
     /// Starts it and returns at once.
     ///
     /// # Errors
-    /// When it runs already, or its binary does not.
+    /// When it already runs, or its binary cannot be started.
     pub fn launch(&mut self) -> Result<()> {
         ensure!(self.running.is_none(), "{} runs already", self.id);
         let mut child = spawn(self.command()?).with_context(|| self.id.clone())?;
@@ -221,7 +219,7 @@ impl Node {
     /// Blocks until it serves, after [`Node::launch`].
     ///
     /// # Errors
-    /// When it ends, or does not serve within 30 s; with the end of its log. It is gone then.
+    /// When it ends, or does not serve within 30 s; with the end of its log. Its process has then ended.
     pub fn wait_ready(&mut self) -> Result<()> {
         let running = self.running.as_mut().with_context(|| format!("{} does not run", self.id))?;
         let ready = running.first_line.recv_timeout(READY_MAX).unwrap_or_default();
@@ -231,7 +229,7 @@ impl Node {
         if serves {
             return Ok(());
         }
-        // Its output has ended, so it is about to, unless it only was too slow.
+        // Its output has ended, so it is about to end, unless it was only too slow.
         let ended = if ready.is_empty() { running.child.try_wait()? } else { None };
         self.kill();
         let how = ended.map_or_else(|| "does not serve".to_owned(), |status| format!("ended: {status}"));
@@ -244,7 +242,7 @@ impl Node {
             // SAFETY: between fork and exec only async-signal-safe calls are made.
             unsafe {
                 command.pre_exec(move || {
-                    // A write beyond the limit is to fail, not to kill. Ignored signals stay ignored over exec.
+                    // A write beyond the limit must fail, not kill the process. Ignored signals stay ignored over exec.
                     libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
                     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
                     cvt(libc::setrlimit(libc::RLIMIT_FSIZE, &limit))
@@ -254,15 +252,15 @@ impl Node {
         Ok(command)
     }
 
-    /// SIGKILL, if it runs, and returns when it is gone.
+    /// Sends SIGKILL if it runs, and waits until it has ended.
     pub fn kill(&mut self) {
         if let Some(Running { mut child, .. }) = self.running.take() {
-            // Both fail only if it is gone already.
+            // Both fail only if it has already ended.
             let _ = (child.kill(), child.wait());
         }
     }
 
-    /// SIGTERM, and waits until it has ended.
+    /// Sends SIGTERM, and waits until it has ended.
     ///
     /// # Errors
     /// When it does not end in time, or does not run.
@@ -283,7 +281,7 @@ impl Node {
         }
     }
 
-    /// SIGSTOP: from now on it does nothing, and its connections stay.
+    /// Sends SIGSTOP: the process does nothing, and its connections stay.
     ///
     /// # Errors
     /// When it does not run.
@@ -291,7 +289,7 @@ impl Node {
         signal(self.pid().with_context(|| format!("{} does not run", self.id))?, libc::SIGSTOP)
     }
 
-    /// SIGCONT: it goes on as if no time had passed.
+    /// Sends SIGCONT: the process goes on as if no time had passed.
     ///
     /// # Errors
     /// When it does not run.
@@ -299,13 +297,13 @@ impl Node {
         signal(self.pid().with_context(|| format!("{} does not run", self.id))?, libc::SIGCONT)
     }
 
-    /// Whether it has ended by itself: nothing may, but by a signal sent here.
+    /// Whether it has ended without a signal from this test, which no process may.
     pub fn crashed(&mut self) -> Option<ExitStatus> {
         let status = self.running.as_mut()?.child.try_wait().ok()??;
         (status.signal() != Some(libc::SIGKILL)).then_some(status)
     }
 
-    /// Lifts or lowers the bound on the size of its files while it runs.
+    /// Changes the limit on the size of its files while it runs.
     ///
     /// # Errors
     /// When it does not run, or the system refuses.
@@ -313,17 +311,17 @@ impl Node {
         let pid = self.pid().with_context(|| format!("{} does not run", self.id))?;
         let limit =
             libc::rlimit { rlim_cur: bytes.unwrap_or(libc::RLIM_INFINITY), rlim_max: libc::RLIM_INFINITY };
-        // SAFETY: `limit` outlives the call; the old limit is not asked for.
+        // SAFETY: `limit` outlives the call, and the pointer for the old limit is null.
         let done = unsafe {
             libc::prlimit(libc::pid_t::try_from(pid)?, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut())
         };
         Ok(cvt(done)?)
     }
 
-    /// What it has logged so far, over all its starts.
+    /// Its log so far, over all its starts.
     ///
     /// # Errors
-    /// When its log does not read.
+    /// When its log cannot be read.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
     }
@@ -373,7 +371,7 @@ pub struct Cluster {
     /// Heads `head-0`, ...
     pub heads: Vec<Node>,
     lake: PathBuf,
-    // After the nodes: dropped after they are gone.
+    // Declared after the nodes, so that it is dropped when they have ended.
     folder: tempfile::TempDir,
 }
 
@@ -387,7 +385,7 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Starts `heads` heads over `shards` shards, which get `env` besides their own variables.
+    /// Starts `heads` heads over `shards` shards. The shards get `env` besides their own variables.
     ///
     /// # Errors
     /// When one does not start.
@@ -398,7 +396,7 @@ impl Cluster {
         Self::start_in(folder, lake, heads, shards, env)
     }
 
-    /// As [`Cluster::start`], over a lake that is there and that outlives it.
+    /// As [`Cluster::start`], over an existing lake that outlives the cluster.
     ///
     /// # Errors
     /// When one does not start.
@@ -484,9 +482,9 @@ impl Cluster {
 
 type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
 
-/// How to start the binary `program` with `env` and none of the grid's variables that this process has: a server refuses
-/// those that it does not know. It gets a pipe for stdout, appends its stderr to `log`, and ends with this process if
-/// started by [`spawn`].
+/// The command that starts the binary `program` with `env`. The other variables of the grid that this process has are
+/// removed, because a server refuses variables that it does not know. Stdout is a pipe, and stderr is appended to `log`. A
+/// process that [`spawn`] starts ends with this process.
 ///
 /// # Errors
 /// When there is no such binary, or its log cannot be opened.
@@ -514,7 +512,7 @@ pub(crate) fn spawn(command: Command) -> std::io::Result<Child> {
         let (sender, jobs) = mpsc::channel::<Job>();
         std::thread::spawn(move || {
             for (mut command, reply) in jobs {
-                // Who asked waits for the answer.
+                // The caller waits for the answer.
                 let _ = reply.send(command.spawn());
             }
         });
@@ -526,13 +524,13 @@ pub(crate) fn spawn(command: Command) -> std::io::Result<Child> {
     child.recv().map_err(|_| gone())?
 }
 
-/// The first line, and then nothing more: what follows is read and dropped, so that the writer never waits.
+/// Sends the first line. Reads and drops all later lines, so that the writer never waits.
 fn first_line(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, line) = mpsc::channel();
     std::thread::spawn(move || {
         let mut lines = BufReader::new(out).lines();
         if let Some(Ok(line)) = lines.next() {
-            // The starter may have given up.
+            // The receiver may have given up.
             let _ = sender.send(line);
         }
         drop(sender);
@@ -541,10 +539,10 @@ fn first_line(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     line
 }
 
-/// Sends `signal` to process `pid`, a child of ours.
+/// Sends `signal` to the child process `pid`.
 ///
 /// # Errors
-/// What the system says.
+/// Any error of the system.
 pub fn signal(pid: u32, signal: i32) -> Result<()> {
     // SAFETY: a plain system call.
     Ok(cvt(unsafe { libc::kill(libc::pid_t::try_from(pid)?, signal) })?)

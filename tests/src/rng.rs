@@ -1,17 +1,17 @@
-//! Seeded choices for tests, so that a failure is repeated by its printed seed (SplitMix64: Steele, Lea and Flood, 2014).
+//! Seeded random choices for tests: the printed seed repeats a failure (SplitMix64: Steele, Lea and Flood, 2014).
 
 /// A source of choices.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// From a seed that the caller names wherever it reports what came of it.
+    /// From a given seed. The caller must name the seed in its reports.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// From the variable `TRELLIS_SEED`, or from `default`; printed, so that a failing run names its seed.
+    /// From the variable `TRELLIS_SEED`, or from `default`. Prints the seed, so that a failing run names it.
     #[must_use]
     pub fn seeded(default: u64) -> Self {
         let seed = std::env::var("TRELLIS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
@@ -19,15 +19,15 @@ impl Rng {
         Self(seed)
     }
 
-    /// As [`Self::seeded`], with another seed in every run unless the variable gives one.
+    /// As [`Self::seeded`], but without the variable every run has another seed.
     #[must_use]
     pub fn by_chance() -> Self {
         use std::hash::{BuildHasher, RandomState};
-        // the keys of a new state are the system's random numbers
+        // a new state gets its keys from the system's random numbers
         Self::seeded(RandomState::new().hash_one(()))
     }
 
-    /// Another source, whose choices do not depend on how many this one makes from now on: one for each task.
+    /// Another source, for a task: its choices do not depend on the later choices of this one.
     #[must_use]
     pub fn fork(&mut self) -> Self {
         Self(self.bits())
@@ -52,7 +52,7 @@ impl Rng {
         self.below(n) == 0
     }
 
-    /// One of `items`, which are not empty.
+    /// One of `items`, which must not be empty.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }

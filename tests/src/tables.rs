@@ -1,5 +1,4 @@
-//! A lake as its files are: the Delta log read line by line, and the rows as a foreign reader sees them. What a test knows
-//! from here it does not know from the code under test.
+//! Reads the files of a lake without the code under test: the Delta log line by line, and the rows with other readers.
 
 use std::{
     collections::BTreeMap,
@@ -11,42 +10,42 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A publish that a commit carried.
+/// A publish of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedRun {
     /// Run id.
     pub run_id: String,
-    /// Epoch that it was published with; 0 for an import.
+    /// The epoch of the publish; 0 for an import.
     pub epoch: u64,
     /// Rows.
     pub rows: u64,
-    /// The session, as it was named; empty for an import.
+    /// The session; empty for an import.
     pub session: String,
-    /// The knowledge time at which its first input was read, if it says that it read any.
+    /// The knowledge time of its first input, if it has inputs.
     pub read_as_of: Option<i64>,
 }
 
-/// One entry of a table's log.
+/// One entry of a table's log: a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Commit {
     /// Its version.
     pub version: u64,
     /// `WRITE`, `GRANT`, `OPTIMIZE`, ...
     pub operation: String,
-    /// Publishes that it made part of the table.
+    /// Publishes that it committed.
     pub runs: Vec<CommittedRun>,
     /// The epoch that it granted, if any.
     pub granted: Option<u64>,
-    /// Data files that became part of the table.
+    /// Data files that it added.
     pub adds: Vec<String>,
-    /// Data files that ceased to be.
+    /// Data files that it removed.
     pub removes: Vec<String>,
 }
 
 /// Every commit of the table in `folder`, from version 0 on.
 ///
 /// # Errors
-/// An entry that does not read, or a gap between versions.
+/// An entry that cannot be read, or a gap between versions.
 pub fn commits(folder: &Path) -> Result<Vec<Commit>> {
     let log = folder.join("_delta_log");
     let mut paths: Vec<PathBuf> = Vec::new();
@@ -102,8 +101,8 @@ pub fn live_files(commits: &[Commit]) -> usize {
     adds - commits.iter().map(|commit| commit.removes.len()).sum::<usize>()
 }
 
-/// What a log must look like whatever happened: each run committed once, epochs granted one after the other, and each
-/// publish accepted with the newest epoch of its time.
+/// Checks rules that every log must keep: each run is committed once, epochs are granted one after the other, and each
+/// publish has the newest epoch of its time.
 ///
 /// # Errors
 /// The first commit that breaks a rule.
@@ -135,7 +134,7 @@ pub fn check_log(commits: &[Commit]) -> Result<BTreeMap<String, u64>> {
     Ok(versions)
 }
 
-/// A row as it is stored: every known version of it is one.
+/// A stored row: one known version.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct StoredRow {
     /// Symbol.
@@ -148,11 +147,11 @@ pub struct StoredRow {
     pub values: Vec<Option<f64>>,
 }
 
-/// Opens the tables in `folders` with the Python package `deltalake` and with polars, which must agree, and gives the rows
-/// of each with `fields`. `None`, and a line that says so, where Python has no such packages; never in CI.
+/// Reads the tables in `folders` with the Python package `deltalake` and with polars, which must agree. Returns the rows of
+/// each table with `fields`. If Python lacks these packages, prints a line and returns `None`; in CI that is an error.
 ///
 /// # Errors
-/// A table that does not open, or in which the readers do not agree.
+/// When a table cannot be opened, or the readers do not agree.
 pub fn foreign_rows(folders: &[PathBuf], fields: &[&str]) -> Result<Option<Vec<Vec<StoredRow>>>> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
     let has = |python: &Path| {

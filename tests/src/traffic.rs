@@ -1,8 +1,8 @@
-//! Publishers, importers and readers that write down what they were told, so that it can be held against what is there in
-//! the end, whatever was killed meanwhile.
+//! Publishers, importers and readers that record every answer. At the end a test compares the records with the stored data,
+//! whatever it has killed meanwhile.
 //!
 //! An [`Output`] is a dataset with one publisher. Its publishes are numbered; publish `n` of a session writes one row for
-//! each symbol, and each row says `n`. So a reader sees at once whether it got the whole of one publish, and which.
+//! each symbol, and each row contains `n`. So a reader sees whether it got one whole publish, and which one.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,32 +41,32 @@ use crate::{
 pub const ROWS: usize = 12;
 /// Fields of every output: the number of the publish, and a value made of it and the symbol.
 pub const FIELDS: [&str; 2] = ["n", "x"];
-/// How long a call may take, over everything that is killed meanwhile: far above any outage of the test.
+/// How long a call may take: much longer than any outage of the test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a lease lasts that nobody renews.
+/// Life of a lease without renewal.
 const TTL_MS: u32 = 1_000;
-/// A publisher that is killed dies within this long of sending: about what a publish takes.
+/// A killed publisher dies within this time after sending: about as long as a publish takes.
 const DEATH_WITHIN: Duration = Duration::from_millis(40);
 /// Midnight of the first session, 2016-01-01.
 const FIRST_SESSION: i64 = 16_801 * DAY_NS;
-/// Looks that a reader keeps to repeat.
+/// Reads that a reader keeps, to repeat them.
 const REMEMBERED: usize = 64;
 
-/// Through which door rows come in.
+/// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
     /// A unit publishes sessions, under a lease.
     Session,
-    /// A loader imports rows, without one.
+    /// A loader imports rows, without a lease.
     Import,
 }
 
-/// What is known of one publish.
+/// The record of one publish.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Which session it was for.
+    /// Its session.
     pub session: usize,
-    /// The acknowledgement; `None`: nobody waited for it, or it did not come.
+    /// The acknowledgement; `None` if the publisher did not wait for it, or it did not come.
     pub ack: Option<pb::PublishAck>,
 }
 
@@ -78,7 +78,7 @@ pub struct Output {
     door: Door,
     unit: String,
     runs: Mutex<Vec<Run>>,
-    /// Held by the publisher while it works; taken by who needs it to hold still.
+    /// The publisher holds it while it works. Other tasks take it to make the publisher pause.
     still: RwLock<()>,
 }
 
@@ -96,7 +96,7 @@ impl Seen {
     /// A row with [`FIELDS`] as a foreign reader found it.
     ///
     /// # Errors
-    /// When it has no values: nobody publishes such a row.
+    /// When it has no values, because no publisher writes such a row.
     pub(crate) fn stored(row: &StoredRow) -> Result<Self> {
         let [Some(n), Some(x)] = row.values[..] else { bail!("a null in {row:?}") };
         Ok(Self { symbol: row.symbol.clone(), ts: row.ts_ns, known_at: row.known_at_ns, n, x })
@@ -116,7 +116,7 @@ pub(crate) fn session_of(ts: i64) -> usize {
 /// Rows of one session of a dataset with [`FIELDS`], whoever publishes it.
 ///
 /// # Errors
-/// What the grid says.
+/// Any error of the grid.
 pub async fn look(
     client: &Client,
     dataset: &DatasetName,
@@ -132,7 +132,7 @@ pub async fn look(
     Ok((seen.collect(), answer.receipt()))
 }
 
-/// What happened so far; whoever kills something waits for it.
+/// Counts of events. The killer waits for them.
 #[derive(Debug, Default)]
 pub struct Pulse {
     sent: watch::Sender<u64>,
@@ -193,12 +193,12 @@ impl Output {
         &self.unit
     }
 
-    /// The publisher does nothing while this is held.
+    /// Pauses the publisher while the guard is held.
     pub async fn hold_still(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
         self.still.write().await
     }
 
-    /// What is known of each publish, by its number.
+    /// The record of each publish, by its number.
     pub async fn runs(&self) -> Vec<Run> {
         self.runs.lock().await.clone()
     }
@@ -241,10 +241,10 @@ impl Output {
         header
     }
 
-    /// Takes the lease for a new instance, whoever holds it; imports need none.
+    /// Takes the lease for a new instance, whoever holds it. Imports need no lease.
     ///
     /// # Errors
-    /// What the grid says.
+    /// Any error of the grid.
     pub async fn lease(&self, client: &Client, instance: usize) -> Result<Option<pb::Lease>> {
         if self.door == Door::Import {
             return Ok(None);
@@ -263,7 +263,7 @@ impl Output {
     /// Publishes `n` for `session` and waits for the acknowledgement.
     ///
     /// # Errors
-    /// What the grid says.
+    /// Any error of the grid.
     pub async fn publish(
         &self,
         client: &Client,
@@ -276,7 +276,7 @@ impl Output {
         published.with_context(|| format!("publishing {}", self.run_id(n)))
     }
 
-    /// Publishes, corrects, dies and comes back until told to stop.
+    /// Publishes, corrects, dies and starts again until told to stop.
     ///
     /// # Errors
     /// A refusal, or an acknowledgement that does not come within [`PATIENCE`].
@@ -307,7 +307,7 @@ impl Output {
             let ack = match ack {
                 Some(ack) => ack,
                 None => {
-                    // Another process of the unit: it knows the session, and so the run id, but not what came of it.
+                    // A new process of the unit: it knows the session, and so the run id, but not whether the publish was committed.
                     instance += 1;
                     lease = self.lease(&client, instance).await?;
                     if rng.once_in(2) {
@@ -331,7 +331,7 @@ impl Output {
         Ok(())
     }
 
-    /// The next number, and its session: a new one, or, as a correction, one that has been published.
+    /// The next number and its session: a new session, or a published one, which it corrects.
     pub async fn begin(&self, rng: &mut Rng) -> (usize, usize) {
         let mut runs = self.runs.lock().await;
         let sessions = runs.iter().map(|run| run.session + 1).max().unwrap_or(0);
@@ -340,7 +340,7 @@ impl Output {
         (runs.len() - 1, session)
     }
 
-    /// Publish `n` was acknowledged.
+    /// Records that publish `n` was acknowledged.
     ///
     /// # Errors
     /// An acknowledgement of other rows.
@@ -353,7 +353,7 @@ impl Output {
     /// Rows of one session.
     ///
     /// # Errors
-    /// What the grid says.
+    /// Any error of the grid.
     pub async fn look(
         &self,
         client: &Client,
@@ -363,10 +363,10 @@ impl Output {
         look(client, &self.spec.dataset, session, as_of).await
     }
 
-    /// Which publish the rows of one session are: all of one, or none.
+    /// The publish that wrote the rows of one session; `None` without rows.
     ///
     /// # Errors
-    /// Rows of several publishes, a part of one, or other rows than were published.
+    /// Rows of several publishes, a part of one, or rows that were not published.
     pub async fn whole(&self, session: usize, rows: &[Seen]) -> Result<Option<usize>> {
         let Some(first) = rows.first() else { return Ok(None) };
         let n = first.n as usize;
@@ -388,18 +388,18 @@ impl Output {
         Ok(Some(n))
     }
 
-    /// What the newest acknowledged publish of `session` so far was.
+    /// The newest acknowledged publish of `session` so far.
     async fn newest_acknowledged(&self, session: usize) -> Option<i64> {
         let runs = self.runs.lock().await;
         let of_session = runs.iter().filter(|run| run.session == session);
         of_session.filter_map(|run| run.ack.as_ref()).map(|ack| ack.known_at_ns).max()
     }
 
-    /// Holds what a foreign reader found against what was acknowledged: each publish is there once and whole if it was
-    /// acknowledged, and once and whole or not at all if it was not.
+    /// Compares the rows of a foreign reader with the acknowledgements: an acknowledged publish must be there once and whole.
+    /// Any other publish must be there once and whole, or not at all.
     ///
     /// # Errors
-    /// The first publish that is not.
+    /// The first publish that breaks this rule.
     pub async fn check_stored(&self, rows: &[StoredRow]) -> Result<()> {
         let runs = self.runs.lock().await;
         let mut stored: BTreeMap<(usize, i64), Vec<Seen>> = BTreeMap::new();
@@ -435,7 +435,7 @@ impl Output {
     }
 }
 
-/// What the ledger says of one attempt.
+/// The ledger's record of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     /// The unit.
@@ -444,14 +444,14 @@ pub struct Recorded {
     pub run_id: String,
     /// `succeeded`, `failed`, ...
     pub outcome: String,
-    /// The version that the publish became, if there was one.
+    /// The version that the publish committed, if any.
     pub version: Option<u64>,
 }
 
-/// Every attempt in the ledger, in no order.
+/// Every attempt in the ledger, in any order.
 ///
 /// # Errors
-/// What the grid says.
+/// Any error of the grid.
 pub async fn ledger(client: &Client) -> Result<Vec<Recorded>> {
     let mut query = SeriesQuery::new(DatasetName::new(LEDGER)?, Symbols::All);
     for field in ["run_id", "outcome", "output_version"] {
@@ -477,7 +477,7 @@ pub async fn ledger(client: &Client) -> Result<Vec<Recorded>> {
     Ok(recorded)
 }
 
-/// Every few sessions bring new symbols.
+/// The `i`-th symbol of a session. Every few sessions have some new symbols.
 fn symbol(session: usize, i: usize) -> String {
     format!("S{:04}", session / 4 * 3 + i)
 }
@@ -518,8 +518,8 @@ pub(crate) fn parts(rows: &[Seen]) -> String {
 /// Reads sessions of `outputs`, latest and as of knowledge times, through one head or all of them, until told to stop.
 ///
 /// # Errors
-/// A part of a publish; an acknowledged publish that is not there; an answer as of a knowledge time that is not what it
-/// was; an error that does not say to try again.
+/// A part of a publish; a missing acknowledged publish; another answer than before as of the same knowledge time; an error
+/// that is not retryable.
 pub async fn read(
     outputs: Vec<Arc<Output>>,
     heads: Vec<SocketAddr>,
@@ -599,7 +599,7 @@ pub async fn read(
             }
         };
         if let Some(error) = failed {
-            // Heads hear of a new symbol one after the other, until its publish is acknowledged.
+            // Until the publish is acknowledged, some heads may not know its new symbol yet.
             let news = error.code() == Code::UnknownSymbol && !told(&runs, error.place().1);
             if !error.retryable() && !news {
                 bail!("a read through client {through} failed for good: {error}");

@@ -1,9 +1,9 @@
-//! Deployed units as processes: `qcu` over a Python child, started for some sessions, killed at points of a run, and started
-//! again for the sessions that it has not reported, as an orchestrator does.
+//! Deployed units as processes: a test starts `qcu` with a Python child for some sessions, kills it at points of a run, and
+//! starts it again for the sessions that it has not reported, as an orchestrator does.
 //!
-//! The strategy gives its input back. So every publish of a unit must be one publish of its input, whole: the one that was
-//! the newest at the knowledge time at which the unit says it read. A unit that dies between its publish and the report
-//! finds the publish acknowledged when it comes back, or, if its input was corrected meanwhile, publishes the correction.
+//! The strategy returns its input. So every publish of a unit must be one whole publish of its input: the newest one at the
+//! knowledge time at which the unit read. If a unit dies between its publish and the report, its next process gets the
+//! acknowledgement; if the input was corrected meanwhile, it publishes the correction.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,31 +39,31 @@ use crate::{
     traffic::{FIELDS, Output, Pulse, ROWS, Recorded, Seen, look, midnight, parts, session_of},
 };
 
-/// Sessions of one start at most: a process is killed within a few, and one that is not is to end and start, too.
+/// Most sessions of one start. A process is usually killed within a few; one that is not should also end and start again.
 const SESSIONS_MAX: usize = 4;
-/// How long a lease outlives a unit that was killed and does not take over.
+/// How long the lease of a killed unit lasts, if its next process does not take over.
 const TTL_MS: &str = "2000";
-/// Attempts of a run beyond the first: more than outages in its time.
+/// Retries of a run: more than there are outages in its time.
 const RETRIES: u32 = 20;
-/// Seconds are enough for a run, whatever is killed; a unit that says nothing for so long never will.
+/// How long a unit may be silent. A run takes seconds, whatever is killed.
 const SILENCE_MAX: Duration = Duration::from_secs(150);
-/// The name under which the child tells that the strategy has been called.
+/// The file that the child makes when the strategy has been called.
 const CALLED: &str = "called";
-/// Exit codes: nothing to complain of; the grid was away; another process of the unit had taken the lease meanwhile.
+/// Exit codes that are allowed: success; the grid could not be reached; another process of the unit took the lease.
 const EXITS: [i32; 3] = [0, 4, 5];
 
-/// A point in the life of a run, in their order.
+/// The points in the life of a run, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// Whatever it does.
+    /// Any time.
     Any,
-    /// The strategy has been called: nothing has been published.
+    /// The strategy has been called, and nothing has been published.
     Called,
-    /// The publish has been sent: its rows are being written.
+    /// The publish has been sent, and its rows are being written.
     Sent,
-    /// The publish has been committed: the acknowledgement is on its way.
+    /// The publish has been committed, and the acknowledgement is on its way.
     Committed,
-    /// The publish has been acknowledged, and the run is about to be recorded.
+    /// The publish has been acknowledged, and the run will be recorded next.
     Recording,
 }
 
@@ -72,7 +72,7 @@ impl Point {
     pub const ALL: [Self; 5] = [Self::Any, Self::Called, Self::Sent, Self::Committed, Self::Recording];
 }
 
-/// A line of `qcu`.
+/// A line on the stdout of `qcu`.
 #[derive(Debug, Deserialize)]
 struct Line {
     #[serde(default)]
@@ -112,7 +112,7 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Deploys a unit that publishes what `input` has to `dataset`, in a folder of its own in `folder`.
+    /// Deploys a unit that copies the rows of `input` to `dataset`. Its files are in a new folder below `folder`.
     ///
     /// # Errors
     /// When its files cannot be written.
@@ -164,7 +164,7 @@ impl Unit {
         self.input.name()
     }
 
-    /// Runs reported so far.
+    /// Number of runs reported so far.
     #[must_use]
     pub fn runs(&self) -> usize {
         locked(&self.reports).len()
@@ -184,10 +184,10 @@ impl Unit {
         )
     }
 
-    /// Runs sessions that its input has, new ones first, until told to stop; what it has begun then, it ends.
+    /// Runs the sessions of its input, new ones first, until told to stop; it then finishes the sessions that it has begun.
     ///
     /// # Errors
-    /// A refusal but for an old epoch; an exit that says something else than that the grid was away.
+    /// A refusal, except for an old epoch; an exit code that is not allowed.
     pub async fn work(
         self: Arc<Self>,
         heads: Vec<SocketAddr>,
@@ -208,7 +208,7 @@ impl Unit {
         Ok(())
     }
 
-    /// Sessions that nobody has asked for; if there are none, one again: it may have been corrected.
+    /// Sessions that have not been run. If there are none, one is run again: it may have been corrected.
     async fn due(&self, asked: &mut BTreeSet<usize>, rng: &mut Rng) -> Vec<usize> {
         let runs = self.input.runs().await;
         let there: BTreeSet<usize> =
@@ -225,12 +225,13 @@ impl Unit {
     /// Starts processes for `due` until each session has been reported as published.
     async fn run(&self, heads: &[SocketAddr], mut due: Vec<usize>, rng: &mut Rng) -> Result<()> {
         while !due.is_empty() {
-            // Most who start a unit again know that the one before is dead; some wait until its lease has run out.
+            // Most new processes take the lease over, because the old one is known to be dead; some wait
+            // until the lease has ended.
             let mut lines = self.start(heads, &due, !rng.once_in(4))?;
             loop {
                 let line = tokio::time::timeout(SILENCE_MAX, lines.recv()).await;
                 let Some(line) = line.with_context(|| format!("silent for {SILENCE_MAX:?}"))? else { break };
-                // A process that is killed may leave a part of its last line.
+                // A killed process may leave a part of its last line.
                 let Ok(line) = serde_json::from_str::<Line>(&line) else { continue };
                 if let Some(report) = self.report(line)? {
                     due.retain(|session| *session != report.session);
@@ -249,7 +250,7 @@ impl Unit {
     }
 
     fn report(&self, line: Line) -> Result<Option<Report>> {
-        // the rest says what the unit is doing
+        // other lines are statuses
         if line.ready || line.outcome.is_empty() {
             return Ok(None);
         }
@@ -298,7 +299,7 @@ impl Unit {
         Ok(lines)
     }
 
-    /// SIGKILL to `qcu`; whether it ran.
+    /// Sends SIGKILL to `qcu`. Returns whether it ran.
     pub fn kill(&self) -> bool {
         match &mut *locked(&self.process) {
             Some(child) => matches!(child.try_wait(), Ok(None)) && child.kill().is_ok(),
@@ -312,13 +313,13 @@ impl Unit {
         Ok(tokio::task::spawn_blocking(move || child.wait()).await??)
     }
 
-    /// Blocks until a run comes to `point`, for at most `limit`; whether one did.
+    /// Blocks until a run comes to `point`, for at most `limit`. Returns whether one did.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the system.
     pub fn wait(&self, point: Point, lake: &Path, limit: Duration) -> Result<bool> {
         let table = || Watcher::of([lake.join(self.dataset()).as_path()]);
-        // A grant of the lease is a commit, too, but one without rows.
+        // The grant of a lease is also a commit, but without rows.
         let committed = || -> Result<bool> {
             let table = table()?;
             Ok(table.wait(Moment::RowsWritten, limit)? && table.wait(Moment::Committed, limit)?)
@@ -335,11 +336,11 @@ impl Unit {
         })
     }
 
-    /// Holds what is stored of the unit's dataset against its log, its reports and its input: each session that was asked
-    /// for is there, each publish once and whole, with the rows that the input had when it was read.
+    /// Compares the stored rows of the unit's dataset with its log, its reports and its input: each session that was asked for
+    /// must be there, and each publish once and whole, with the rows that the input had when it was read.
     ///
     /// # Errors
-    /// The first publish that is not as it should be.
+    /// The first publish that breaks this rule.
     pub fn check_stored(&self, log: &[Commit], rows: &[StoredRow], input: &[StoredRow]) -> Result<()> {
         let (stored, input) = (publishes(rows)?, publishes(input)?);
         let mut of_session: BTreeMap<usize, Vec<(&str, Option<i64>)>> = BTreeMap::new();
@@ -356,7 +357,7 @@ impl Unit {
                 stored.len()
             );
             let mut contents = BTreeSet::new();
-            // Knowledge times grow from commit to commit.
+            // Knowledge times grow with every commit.
             for ((run_id, read_as_of), rows) in runs.iter().zip(stored.values()) {
                 let read_as_of = read_as_of.with_context(|| format!("{run_id} does not say what it read"))?;
                 let newest = input.get(session).and_then(|all| all.range(..=read_as_of).next_back());
@@ -399,8 +400,8 @@ impl Unit {
         Ok(())
     }
 
-    /// Holds the ledger against the log and the reports: each reported run is recorded with the version that it became, and
-    /// no other success is.
+    /// Compares the ledger with the log and the reports: each reported run must be recorded with the version that it
+    /// committed, and no other success may be.
     ///
     /// # Errors
     /// The first run that is missing or wrong.
@@ -478,13 +479,13 @@ fn publishes(rows: &[StoredRow]) -> Result<BTreeMap<usize, BTreeMap<i64, Vec<See
     Ok(publishes)
 }
 
-/// The version that each run became.
+/// The version that each run committed.
 fn versions(log: &[Commit]) -> BTreeMap<&str, u64> {
     let runs = log.iter().flat_map(|commit| commit.runs.iter().map(move |run| (run, commit.version)));
     runs.map(|(run, version)| (run.run_id.as_str(), version)).collect()
 }
 
-/// A thread that panicked while it held the lock has failed the test already.
+/// Ignores poison: a thread that panicked while it held the lock has already failed the test.
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! Disks that are full, read-only or lose the end of a file: what was acknowledged stays, reads go on, what cannot be done
-//! is refused with the file and the reason, and nobody has to be restarted when the disk is well again.
+//! Disks that are full, read-only or lose the end of a file: acknowledged rows stay, reads go on, other calls are refused
+//! with the file and the reason, and no process needs a restart when the disk works again.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::{
@@ -19,14 +19,14 @@ use trellis_tests::{
     traffic::{Door, FIELDS, Output, PATIENCE},
 };
 
-/// Bytes of the disk that fills up.
+/// Size of the disk, in bytes.
 const DISK_BYTES: usize = 16 << 20;
-/// How long a publish to a broken disk is tried for.
+/// How long a publish to a broken disk is retried.
 const SHORT: Duration = Duration::from_millis(1_000);
-/// Free pages that are tried, each number from 0 on: a publish needs less.
+/// The test leaves 0, 1, 2 ... pages free, below this number; a publish needs fewer.
 const PAGES: usize = 12;
 
-/// One output of a grid with one shard, written through one head.
+/// A grid with one shard and one head, and one output in it.
 struct Unit {
     output: Output,
     client: Client,
@@ -46,14 +46,14 @@ impl Unit {
         unit
     }
 
-    /// Publishes what must be acknowledged.
+    /// Publishes, and expects an acknowledgement.
     async fn publish(&mut self) {
         let (n, session) = self.output.begin(&mut self.rng).await;
         let ack = self.output.publish(&self.client, n, session, self.lease.as_ref()).await.unwrap();
         self.output.acknowledged(n, ack).await.unwrap();
     }
 
-    /// Publishes what may be refused.
+    /// Publishes; the publish may be refused.
     async fn try_publish(&mut self) -> Result<(), Error> {
         let (n, session) = self.output.begin(&mut self.rng).await;
         match self.output.publish(&self.hasty, n, session, self.lease.as_ref()).await {
@@ -65,7 +65,7 @@ impl Unit {
         }
     }
 
-    /// Everything acknowledged reads as it was published, as of its own time.
+    /// Checks that every acknowledged publish is read as it was published, as of its own time.
     async fn check_reads(&self) {
         for (n, run) in self.output.runs().await.iter().enumerate() {
             let Some(ack) = &run.ack else { continue };
@@ -139,7 +139,7 @@ async fn a_full_disk_refuses_publishes_keeps_reads_and_needs_no_restart() {
     let error = unit.try_publish().await.unwrap_err();
     println!("refused {refused} times, at last with: {error}");
 
-    // A shard that starts on a full disk serves what is there.
+    // A shard that starts on a full disk serves the stored rows.
     cluster.shards[0].kill();
     cluster.shards[0].start().unwrap();
     unit.check_reads().await;
@@ -153,7 +153,7 @@ async fn a_full_disk_refuses_publishes_keeps_reads_and_needs_no_restart() {
     drop(cluster);
 }
 
-/// The same where no disk can be mounted: the shard's files may not grow beyond some bytes.
+/// The same without a mounted disk: the size of the shard's files is limited.
 async fn files_that_may_not_grow() {
     println!("a full disk: RLIMIT_FSIZE of the shard instead");
     let cluster = Cluster::start(1, 1, &[]).unwrap();
@@ -214,7 +214,7 @@ async fn a_torn_data_file_is_named_and_harms_no_other_dataset() {
     for keep in [bytes.len() - 1, bytes.len() / 2, 4, 0] {
         truncate(&file, keep as u64).unwrap();
         cluster.shards[0].start().unwrap();
-        // The head may have rows from before; a new one has nothing.
+        // The head may have cached rows; a new head has none.
         cluster.heads[0].kill();
         cluster.heads[0].start().unwrap();
         let error = torn.read_error().await;
@@ -224,7 +224,7 @@ async fn a_torn_data_file_is_named_and_harms_no_other_dataset() {
         sound.check_reads().await;
         sound.publish().await;
 
-        // Restored, it reads again without a restart.
+        // After the file is restored, reads work without a restart.
         fs::write(&file, &bytes).unwrap();
         torn.check_reads().await;
         torn.publish().await;
@@ -256,7 +256,7 @@ async fn a_truncated_log_entry_is_refused_and_never_answered_around() {
         let name = entry.file_name().unwrap().to_string_lossy();
         assert_eq!(error.code(), Code::DataCorrupt, "cut to {keep} bytes: {error:?}");
         assert!(error.message().contains(&*name), "cut to {keep} bytes: {error}");
-        // The version before is there, and would be an answer without what was acknowledged last.
+        // The version before is still there, but an answer from it would lack the last acknowledged publish.
         let refused = torn.try_publish().await.unwrap_err();
         assert_eq!(refused.code(), Code::DataCorrupt, "cut to {keep} bytes: {refused:?}");
         sound.check_reads().await;

@@ -1,12 +1,12 @@
-//! Nothing acknowledged is lost and nothing is doubled, however often shards, heads and units are killed: real processes,
-//! SIGKILL, at every point of a commit and of a run.
+//! No acknowledged write is lost or doubled, however often shards, heads and units are killed. Processes get SIGKILL at
+//! every point of a commit and of a run.
 //!
-//! Publishers, importers, readers and deployed units work on while processes are killed under them. The point is chosen by
-//! what the killer waits for: a publish being sent or acknowledged, a strategy being called, or a file of a commit appearing
-//! in a table's folder. In the end the log, a foreign reader and the grid itself are each asked what is there.
+//! Publishers, importers, readers and deployed units work while processes are killed. The killer waits for an event: a
+//! publish is sent or acknowledged, a strategy is called, or a file of a commit appears in a table's folder. At the end the
+//! test compares the log, the rows of a foreign reader and the answers of the grid with the records.
 //!
-//! `TRELLIS_KILLS`: how many kills, by default 200. `TRELLIS_READERS`: how many readers, by default 3. `TRELLIS_SEED`: which
-//! choices; timing remains the machine's.
+//! `TRELLIS_KILLS`: number of kills, default 200. `TRELLIS_READERS`: number of readers, default 3. `TRELLIS_SEED`: seed of
+//! the choices; the timing still differs from run to run.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::{
@@ -28,28 +28,28 @@ use trellis_tests::{
 
 const KILLS: usize = 200;
 const READERS: usize = 3;
-/// Of the acknowledged publishes, one in so many is asked for again in the end; all are looked up in the log and the files.
+/// One in this many acknowledged publishes is read again at the end; all of them are checked in the log and the files.
 const ASKED_AGAIN: usize = 8;
-/// How long a chosen moment is waited for. After a kill a publish may wait five seconds for a head that is just finding out
-/// what it missed, and two for a shard that starts, and the next one again; what does not work after this does not work.
+/// Longest wait for a chosen moment. After a kill a publish may wait five seconds for a head that catches up with changes,
+/// and two for a shard that starts, and the next publish again.
 const MOMENT_MAX: Duration = Duration::from_secs(60);
-/// Files that a shard merges by default, when it starts and has so many small ones.
+/// Number of small files from which a starting shard merges them, by default.
 const COMPACT_FILES: usize = 64;
 
-/// What a process was killed at.
+/// The event at which a process was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
-    /// A publish had been sent: before anything was written.
+    /// A publish had been sent, and nothing was written.
     Sent,
     /// A publish had been acknowledged.
     Acknowledged,
-    /// A commit was on its way.
+    /// A commit was being made.
     Commit(Moment),
-    /// A compaction was.
+    /// A compaction was being made.
     Compaction(Moment),
 }
 
-/// Dropped in this order: units first, for which the grid would be away.
+/// Fields are dropped in this order: units before the grid that they need.
 struct Mix {
     units: Vec<Arc<Unit>>,
     cluster: Cluster,
@@ -58,7 +58,7 @@ struct Mix {
     tasks: JoinSet<anyhow::Result<()>>,
     stop: watch::Sender<bool>,
     rng: Rng,
-    /// Who was killed at what, and how often.
+    /// How often which process was killed at which event.
     killed: BTreeMap<(&'static str, String), usize>,
     kills: usize,
 }
@@ -104,7 +104,7 @@ impl Mix {
         ];
         let outputs: Vec<Arc<Output>> =
             doors.into_iter().map(|(name, door)| Arc::new(Output::new(name, door))).collect();
-        // Each reads what one of the others brings, by one door or the other.
+        // Each unit reads a dataset that a publisher or an importer writes.
         let copies = [("signals.six", &outputs[0]), ("signals.seven", &outputs[3])];
         let deploy = |(dataset, input)| Arc::new(Unit::deploy(cluster.folder(), dataset, input).unwrap());
         let units: Vec<Arc<Unit>> = copies.into_iter().map(deploy).collect();
@@ -116,7 +116,7 @@ impl Mix {
         for unit in &units {
             tasks.spawn(unit.clone().work(heads.clone(), rng.fork(), stopped.clone(), pulse.clone()));
         }
-        // Every table is there before anything is killed: their folders are looked at.
+        // Every table exists before the first kill, because the killer watches their folders.
         let mut acknowledged = pulse.acknowledged();
         let all = async {
             for output in &outputs {
@@ -136,7 +136,7 @@ impl Mix {
         Self { units, cluster, outputs, pulse, tasks, stop, rng, killed: BTreeMap::new(), kills: 0 }
     }
 
-    /// Waits for a moment, kills, starts again.
+    /// Waits for a moment, kills a process and starts it again.
     async fn kill_one(&mut self) {
         self.check_tasks();
         if self.rng.once_in(8) && self.kill_in_compaction().await {
@@ -151,7 +151,7 @@ impl Mix {
             1 => At::Acknowledged,
             _ => At::Commit(*self.rng.pick(&Moment::ALL)),
         };
-        // The shard that commits, another one, or a head; now and then a head with it.
+        // Kills the shard that commits, another shard, or a head; sometimes a shard and a head.
         let home = self.cluster.home(output.name());
         let (shard, head) = match self.rng.below(10) {
             0..=5 => (Some(home), None),
@@ -179,7 +179,7 @@ impl Mix {
             }
             At::Commit(moment) | At::Compaction(moment) => {
                 let watcher = Watcher::of([self.cluster.table(output.name()).as_path()]).unwrap();
-                // Blocks this thread, which does nothing else, and so is not later than it must be.
+                // Blocks this thread, which has no other work, so that the kill is not late.
                 watcher.wait(moment, MOMENT_MAX).unwrap()
             }
         };
@@ -187,7 +187,7 @@ impl Mix {
         assert!(came, "{at:?} of {} did not come within {MOMENT_MAX:?}", output.name());
     }
 
-    /// Kills a unit at a point of a run, now and then together with what it is talking to. Whoever runs it starts it again.
+    /// Kills a unit at a point of a run, sometimes together with the server that it talks to. The unit's runner starts it again.
     fn kill_unit(&mut self) {
         let unit = self.rng.pick(&self.units).clone();
         let point = *self.rng.pick(&Point::ALL);
@@ -205,20 +205,20 @@ impl Mix {
         self.cluster.start_all().unwrap();
     }
 
-    /// Starts the home shard of a table with many small files, whose first act is to merge them, and kills it while it
-    /// does. `false`: no table has so many.
+    /// Starts the home shard of a table with many small files, which it merges first, and kills it meanwhile. `false`: no
+    /// table has enough small files.
     async fn kill_in_compaction(&mut self) -> bool {
         let lake = self.cluster.lake().to_owned();
         let due = |output: &Output| live_files(&commits(&lake.join(output.name())).unwrap()) >= COMPACT_FILES;
         let Some(output) = self.outputs.iter().find(|output| due(output)).cloned() else { return false };
-        // While its publisher holds still, nobody but the compaction writes.
+        // While its publisher pauses, only the compaction writes.
         let still = output.hold_still().await;
         let home = self.cluster.home(output.name());
         let moment = *self.rng.pick(&Moment::ALL);
         self.cluster.shards[home].kill();
         self.count("home shard", At::Sent);
         if !due(&output) {
-            // It was about to, and has.
+            // The shard merged them before the kill.
             self.cluster.shards[home].start().unwrap();
             return true;
         }
@@ -238,7 +238,7 @@ impl Mix {
         self.kills += 1;
     }
 
-    /// Nobody who works may have failed, and nobody may have ended by himself.
+    /// Checks that no task has failed and no process has ended by itself.
     fn check_tasks(&mut self) {
         if let Some(ended) = self.tasks.try_join_next() {
             panic!("after {} kills: {ended:?}", self.kills);
@@ -250,7 +250,7 @@ impl Mix {
         }
     }
 
-    /// Everybody ends what he has begun, and then every server ends.
+    /// Lets every task finish its work, then stops every server.
     async fn quiet(&mut self) {
         self.check_tasks();
         self.stop.send_replace(true);
@@ -260,7 +260,7 @@ impl Mix {
             }
         };
         timeout(2 * PATIENCE, all).await.expect("everybody ends");
-        // Nothing is in flight once all have drained.
+        // After the drain nothing is in flight.
         for node in self.cluster.heads.iter_mut().chain(&mut self.cluster.shards) {
             let status = node.stop().unwrap();
             assert!(status.success(), "{} ended with {status}:\n{}", node.id(), node.tail());
@@ -292,7 +292,7 @@ impl Mix {
         self.check_units(&logs, stored.as_ref()).await;
     }
 
-    /// What foreign readers find in the tables, where there are any; they open the ledger, too.
+    /// The rows that foreign readers find in the tables, if such readers are installed. They also open the ledger.
     fn foreign(&self, tables: &[String]) -> Option<BTreeMap<String, Vec<StoredRow>>> {
         let folders: Vec<_> = tables.iter().map(|name| self.cluster.table(name)).collect();
         let rows = foreign_rows(&folders, &FIELDS).unwrap()?;
@@ -300,7 +300,7 @@ impl Mix {
         Some(tables.iter().cloned().zip(rows).collect())
     }
 
-    /// The grid knows the runs as the log does, and reads them as of their own knowledge times.
+    /// Checks that the grid's answers agree with the log, and with each run as of its own knowledge time.
     async fn check_grid(&mut self, logs: &BTreeMap<String, Vec<Commit>>) {
         for output in &self.outputs {
             let committed = check_log(&logs[output.name()]).unwrap();
@@ -318,7 +318,7 @@ impl Mix {
                         continue;
                     }
                 }
-                // One that was given up is known if it is there; if not, it is published now.
+                // A publish without an answer is a duplicate if it was committed; if not, it is published now.
                 let again = output.publish(&client, n, run.session, lease.as_ref()).await.unwrap();
                 assert_eq!(again.duplicate, version.is_some(), "{} {n}", output.name());
                 if let Some(ack) = &run.ack {
@@ -333,8 +333,8 @@ impl Mix {
         }
     }
 
-    /// The ledger has every publish of which its writer was told so, and every run that was reported; what units published is read
-    /// as it is stored.
+    /// Checks that the ledger has every publish that was acknowledged as recorded, and every reported run. Rows of units are
+    /// read as they are stored.
     async fn check_units(
         &mut self,
         logs: &BTreeMap<String, Vec<Commit>>,

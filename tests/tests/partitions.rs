@@ -1,9 +1,9 @@
-//! Two publishers of one output, and two shards that both believe to be its home: the lines between them are cut, they
-//! sleep for longer than a lease, their wall clocks are minutes apart and jump, they are killed. Whatever happens, epochs are
-//! accepted in the order in which they were granted, and what was read as of a time reads the same ever after.
+//! Two publishers of one output, and two shards that both believe to be its home. The test cuts connections, pauses
+//! processes for longer than a lease, sets their wall clocks minutes apart, and kills them. In all cases epochs are accepted
+//! in the order of their grants, and a read as of a time always gives the same rows.
 //!
-//! Two homes of one table is what a replaced task looks like that was not quite dead. The choices are seeded
-//! (`TRELLIS_SEED`, `TRELLIS_STEPS`); the processes are real, so the timing is the machine's.
+//! A table has two homes if a task was replaced but still runs. The choices are seeded (`TRELLIS_SEED`, `TRELLIS_STEPS`); the
+//! processes are real, so the timing differs from run to run.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::{
@@ -27,23 +27,23 @@ use trellis_tests::{
 };
 
 const STEPS: usize = 400;
-/// How long a step may wait for somebody who is cut off or asleep.
+/// How long a step may wait for a process that is cut off or paused.
 const STEP: Duration = Duration::from_millis(250);
-/// Life of a lease: a publisher that misses a few steps has lost it.
+/// Life of a lease: a publisher that misses a few steps loses it.
 const TTL_MS: u32 = 200;
-/// Clocks are set so many seconds before or behind.
+/// Offsets of the clocks, in seconds.
 const SKEW_MAX: i64 = 600;
 const DATASET: &str = "signals.one";
 
-/// Two sides, each a publisher, a head and a shard; between them gates.
+/// Two sides with a publisher, a head and a shard each, and gates between them.
 struct Sides {
     output: Arc<Output>,
     shards: Vec<Node>,
     clocks: Option<Vec<Clock>>,
     _heads: Vec<Node>,
-    /// Before each shard; may lead to either.
+    /// The gates that the heads call shards through; each may lead to either shard.
     to_shard: Vec<Gate>,
-    /// Before each head.
+    /// The gates that the publishers call heads through.
     to_head: Vec<Gate>,
     clients: Vec<Client>,
     folder: TempDir,
@@ -59,7 +59,7 @@ impl Sides {
         let (mut to_shard, mut to_head, mut clients) = (Vec::new(), Vec::new(), Vec::new());
         let output = Output::new(DATASET, Door::Session);
         for side in 0..2 {
-            // Both are shard 0 of 1.
+            // Both shards are shard 0 of 1.
             let mut shard = Node::shard(&lake, 0, 1, folder.path()).unwrap();
             if let Some(library) = &library {
                 let file = folder.path().join(format!("clock-{side}"));
@@ -98,7 +98,7 @@ impl Sides {
         self.to_head.iter().map(Gate::addr).collect()
     }
 
-    /// The log and the rows as they are in the end.
+    /// The log and the rows at the end.
     async fn check(&self) {
         let commits = commits(&self.table()).unwrap();
         let committed = check_log(&commits).unwrap();
@@ -117,7 +117,7 @@ impl Sides {
     }
 }
 
-/// What a publisher believes.
+/// A publisher's own view.
 #[derive(Default)]
 struct Believed {
     lease: Option<pb::Lease>,
@@ -127,7 +127,7 @@ fn error_of(error: anyhow::Error) -> Error {
     error.downcast_ref::<Error>().unwrap_or_else(|| panic!("{error:?}")).clone()
 }
 
-/// What may be answered to one who is not the newest: nothing else.
+/// The only errors that a publisher with an old epoch may get.
 fn assert_expected(error: &Error) {
     let expected = error.retryable() || matches!(error.code(), Code::Fenced | Code::Conflict);
     assert!(expected, "{error:?}");
@@ -206,7 +206,7 @@ async fn epochs_are_accepted_in_order_and_the_past_stays_whatever_is_cut_asleep_
                 }
             }
             14 => {
-                // This side's head talks to either shard from now on; the line it has ends first.
+                // Switches this side's head to one of the shards; its present connection is cut first.
                 let target = sides.shards[rng.below(2)].addr();
                 sides.to_shard[side].cut();
                 sides.to_shard[side].retarget(target);
@@ -262,7 +262,8 @@ async fn epochs_are_accepted_in_order_and_the_past_stays_whatever_is_cut_asleep_
         sides.to_shard[side].open();
         sides.to_head[side].open();
     }
-    // Healed, everything read before reads the same from either side, and either side can take over and publish.
+    // With all connections open again, all earlier reads give the same rows on both sides, and each side can take over and
+    // publish.
     for side in 0..2 {
         for (session, as_of, before) in &looks {
             let (rows, _) = sides.output.look(&sides.clients[side], *session, Some(*as_of)).await.unwrap();
@@ -277,8 +278,8 @@ async fn epochs_are_accepted_in_order_and_the_past_stays_whatever_is_cut_asleep_
     println!("{steps} steps in {:.1?}: {counts:?}", started.elapsed());
 }
 
-/// The holder's shard falls asleep in the middle of a commit, for longer than any lease; another epoch is granted and
-/// publishes; the sleeper wakes and goes on where it was.
+/// The holder's shard is paused in the middle of a commit for longer than any lease. Meanwhile another epoch is granted and
+/// publishes. Then the paused shard goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_that_slept_through_a_take_over_commits_nothing_of_the_old_epoch_after_it() {
     let sides = Sides::start().await;
@@ -303,7 +304,7 @@ async fn a_shard_that_slept_through_a_take_over_commits_nothing_of_the_old_epoch
 
         sides.shards[0].resume().unwrap();
         match publish.await.unwrap() {
-            // It had committed before it fell asleep, or at least before the other one did.
+            // It had committed before the pause, or at least before the other publisher did.
             Ok(ack) => {
                 assert!(ack.version < taken_over, "{moment:?}: {} after {taken_over}", ack.version);
                 sides.output.acknowledged(n, ack).await.unwrap();
@@ -315,15 +316,15 @@ async fn a_shard_that_slept_through_a_take_over_commits_nothing_of_the_old_epoch
                 assert!(error.message().contains(&by), "{moment:?}: {error}");
             }
         }
-        // The sleeper's side sees what happened meanwhile.
+        // The paused side sees the publish that was made meanwhile.
         let (rows, _) = sides.output.look(&sides.clients[0], session, None).await.unwrap();
         assert_eq!(sides.output.whole(session, &rows).await.unwrap(), Some(m));
     }
     sides.check().await;
 }
 
-/// The clock of the shard that commits is ten minutes ahead, then ten minutes behind: knowledge only grows, and what was read
-/// as of a time stays.
+/// The clock of the shard that commits is ten minutes ahead, then ten minutes behind: knowledge times only grow, and reads as
+/// of a time stay the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_set_back_does_not_set_knowledge_back() {
     let sides = Sides::start().await;
@@ -340,7 +341,7 @@ async fn a_clock_that_is_set_back_does_not_set_knowledge_back() {
             let ack = sides.output.publish(&sides.clients[0], n, session, Some(&lease)).await.unwrap();
             assert!(ack.known_at_ns > last, "{} after {last}", ack.known_at_ns);
             last = ack.known_at_ns;
-            // It follows the clock forward, and never goes back with it.
+            // Knowledge times follow the clock forward, but never back.
             assert!(last / 1_000_000_000 > now() + SKEW_MAX / 2, "with the clock at {offset} s");
             sides.output.acknowledged(n, ack).await.unwrap();
             let (rows, receipt) = sides.output.look(&sides.clients[0], session, None).await.unwrap();
@@ -357,8 +358,8 @@ async fn a_clock_that_is_set_back_does_not_set_knowledge_back() {
     sides.check().await;
 }
 
-/// A head that lost its line to the shard in the middle of a publish does not know what came of it; the same publish
-/// through another head does.
+/// A head that loses its connection to the shard during a publish does not know the outcome. The same publish through another
+/// head gets the acknowledgement.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publish_whose_acknowledgement_was_cut_off_is_acknowledged_through_another_head() {
     let sides = Sides::start().await;
@@ -368,7 +369,7 @@ async fn a_publish_whose_acknowledgement_was_cut_off_is_acknowledged_through_ano
     let both = client(&sides.addrs(), sides.output.unit(), PATIENCE).await.unwrap();
     let mut duplicates = 0;
     for moment in Moment::ALL {
-        // Through whichever head is asked first: the other one still has its line.
+        // The client may ask either head first; the other one still has its connection.
         for side in 0..2 {
             let (n, session) = sides.output.begin(&mut rng).await;
             let watcher = Watcher::of([sides.table().as_path()]).unwrap();

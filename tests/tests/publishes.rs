@@ -1,5 +1,5 @@
-//! A publish through a head: whole or not at all, on every head once acknowledged, one publisher at a time, and never over
-//! what was known before.
+//! A publish through a head is committed whole or not at all. Every head has it when it is acknowledged. A dataset has one
+//! publisher at a time. A publish never changes what was known before.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use arrow_array::{
@@ -96,7 +96,7 @@ async fn an_acknowledged_publish_and_its_correction_are_on_every_head_at_once() 
     for client in [&one, &two] {
         assert_eq!(read(client, &spec, None).await, [1.0, 2.0, 3.0]);
     }
-    // Cached on both heads by now: the corrections below must reach the caches.
+    // Both heads have cached the rows: the corrections below must reach the caches.
     for round in 0..20 {
         let value = f64::from(round);
         let ack =
@@ -117,13 +117,13 @@ async fn an_acknowledged_publish_and_its_correction_are_on_every_head_at_once() 
 async fn a_session_published_again_is_the_new_truth_whole_on_every_head_and_the_past_stays() {
     let grid = Grid::start(2, 3).await.unwrap();
     let (one, two) = (client_of(&grid, 0).await, client_of(&grid, 1).await);
-    // a retraction has no values, whatever the fields require
+    // a retraction has no values, even of required fields
     let mut spec = spec("signals.mom", &["score"]);
     spec.fields[0].nullable = false;
     let lease = lease(&one, &spec, "a", false).await.unwrap();
     let mut rng = Rng::seeded(11);
     let symbols = ["A", "B", "C", "D", "E", "F"];
-    // What each publish has, and when it became known.
+    // The rows of each publish, and its knowledge time.
     let mut published: Vec<(i64, Vec<f64>)> = Vec::new();
     let mut retracted = 0;
     for round in 0..30 {
@@ -150,7 +150,7 @@ async fn a_session_published_again_is_the_new_truth_whole_on_every_head_and_the_
         assert_eq!(sessions, there, "round {round}");
     }
     assert!(retracted > 20, "{retracted}");
-    // sent once more, the newest run takes nothing back
+    // sending the newest run once more retracts nothing
     let (known_at, rows) = published.last().unwrap();
     let again = [("A", 1.0)];
     publish(&one, &spec, &lease, "last", &again).await.unwrap();
@@ -202,7 +202,7 @@ async fn a_retraction_of_what_is_not_there_is_refused_by_name() {
     assert!(retract("r2", &[("A", ts)]).await.unwrap().duplicate);
     assert!(retract("r3", &[("A", ts)]).await.unwrap().duplicate, "it is gone already");
     assert_eq!(read(&client, &spec, None).await, [2.0]);
-    // a symbol without rows is known, and has none
+    // the grid knows a symbol without rows and returns none
     let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::new(["A"]).unwrap());
     query.known_at = true;
     assert_eq!(client.read(&query).await.unwrap().rows(), 0);

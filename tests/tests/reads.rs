@@ -1,5 +1,5 @@
-//! A read through head and shards answers exactly what a sorted list of rows answers, and overlapping requests cost one
-//! fetch of their union.
+//! A read through heads and shards gives exactly the rows of the oracle, and overlapping requests need one fetch of their
+//! union.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::time::Duration;
@@ -20,10 +20,10 @@ use trellis_tests::{
     rng::Rng,
 };
 
-/// Most polls of a condition that another task makes true: seconds of work, then the test says what it waited for.
+/// Most polls of a condition that another task makes true. They take seconds; then the test fails and names the condition.
 const POLLS: usize = 20_000;
 
-/// Polls until `met` says so.
+/// Polls until `met` is true.
 async fn until<F: Future<Output = bool>>(what: &str, mut met: impl FnMut() -> F) {
     for _ in 0..POLLS {
         if met().await {
@@ -34,7 +34,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut met: impl FnMut() -> F)
     panic!("never: {what}");
 }
 
-/// Business days of `years` years from 2006-08-10 on, one price a day.
+/// One price for each business day of `years` years from 2006-08-10 on.
 fn daily(symbol: &str, years: i64) -> Vec<Row> {
     let first = parse_time("2006-08-10").unwrap();
     (0..years * 365 + years / 4)
@@ -109,17 +109,17 @@ async fn five_years_then_ten_years_fetch_only_what_is_missing() {
     let stats = client.stats().await.unwrap().remove(0);
     assert_eq!(stats.upstream_calls, 2);
     assert_eq!(stats.rows_fetched, ten.rows() as u64, "no row is fetched twice");
-    // Whole chunks are fetched: at most one chunk of 64 days more than asked.
+    // Whole chunks are fetched, so at most one chunk of 64 days more than asked for.
     let beyond = five.receipt().rows_fetched - five.rows() as u64;
     assert!(beyond <= 46, "{beyond} rows beyond the five years");
     grid.stop().await.unwrap();
 }
 
-/// Both requests are on their way at once: the shard's answer is held at the gate until the second has joined.
+/// Both requests run at the same time: the gate holds the shard's answer until the second has joined.
 async fn overlapping_in_flight(first: (&str, &str), second: (&str, &str)) {
     let grid = Grid::start(1, 1).await.unwrap();
     let (client, spec) = prices(&grid).await;
-    // The catalogue is known before the gate closes, so that only the rows wait.
+    // The head knows the catalogue before the gate closes, so that only the rows wait.
     client.describe(None).await.unwrap();
     client.read(&ask(&spec, &["AMZN"], &["volume"], "2016-08-01", "2016-08-02")).await.unwrap();
     let before = client.stats().await.unwrap().remove(0);
@@ -144,7 +144,7 @@ async fn overlapping_in_flight(first: (&str, &str), second: (&str, &str)) {
 
     let after = client.stats().await.unwrap().remove(0);
     let union = one.rows().max(two.rows()) as u64;
-    // The first read above left one chunk of `volume` only: `close` was wholly missing.
+    // The first read above fetched one chunk of `volume` and none of `close`.
     assert_eq!(after.rows_fetched - before.rows_fetched, union, "the union, once");
     assert_eq!(one.receipt().rows_fetched + two.receipt().rows_fetched, union);
     grid.stop().await.unwrap();
@@ -160,8 +160,8 @@ async fn a_ten_year_request_joins_the_five_year_flight_and_claims_the_rest() {
     overlapping_in_flight(("2011-08-10", "2016-08-10"), ("2006-08-10", "2016-08-10")).await;
 }
 
-/// Random corrections, then random questions: open ends, empty ranges, times before, between and after corrections, any
-/// subset of fields and symbols, through two heads and three shards.
+/// Random corrections, then random reads through two heads and three shards: open ends, empty ranges, times before, between
+/// and after corrections, any subset of fields and symbols.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
     const READS: usize = 2_000;
@@ -173,7 +173,7 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
     let (first, days) = (parse_time("2015-01-01").unwrap(), 400);
     let mut oracle = Oracle::new(&["open", "close", "volume"]);
 
-    // Round 0 is the history, later ones correct some of it and add a little; each is known a day after the one before.
+    // Round 0 is the history. Later rounds correct some rows and add a few; each is known a day after the one before.
     let learned = parse_time("2020-01-01").unwrap();
     for round in 0..6i64 {
         let mut batch = Vec::new();
@@ -194,7 +194,7 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
             .await
             .unwrap();
         assert_eq!(ack.rows, batch.len() as u64);
-        // Some of it is retracted half a day later; of that some comes back in a later round.
+        // Some rows are retracted half a day later; a later round brings some of these back.
         let known_at = learned + round * DAY_NS + DAY_NS / 2;
         let gone: Vec<(String, i64)> =
             batch.iter().filter(|_| rng.once_in(12)).map(|row| (row.symbol.clone(), row.ts)).collect();
@@ -222,7 +222,7 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
     grid.stop().await.unwrap();
 }
 
-/// What a read must answer.
+/// The right answer of a read.
 fn expected(oracle: &Oracle, query: &SeriesQuery) -> Vec<Row> {
     let asked: Vec<String> = match &query.symbols {
         Symbols::All => oracle.symbols(),
@@ -239,7 +239,7 @@ fn expected(oracle: &Oracle, query: &SeriesQuery) -> Vec<Row> {
     expected
 }
 
-/// A question about now.
+/// A read of the latest.
 fn question(rng: &mut Rng, spec: &DatasetSpec, symbols: &[String], first: i64, days: i64) -> SeriesQuery {
     let mut query = SeriesQuery::new(spec.dataset.clone(), Symbols::All);
     if !rng.once_in(6) {
@@ -249,7 +249,7 @@ fn question(rng: &mut Rng, spec: &DatasetSpec, symbols: &[String], first: i64, d
     query.fields = spec.fields.iter().filter(|_| !rng.once_in(2)).map(|f| f.name.clone()).collect();
     let mut time = || {
         let day = first + (rng.below(days as usize + 60) as i64 - 30) * DAY_NS;
-        // Bounds between rows as well as on them.
+        // Bounds are on rows and between rows.
         (!rng.once_in(5)).then(|| if rng.once_in(3) { day + 1 } else { day })
     };
     let (a, b) = (time(), time());
@@ -261,8 +261,8 @@ fn question(rng: &mut Rng, spec: &DatasetSpec, symbols: &[String], first: i64, d
     query
 }
 
-/// Corrections go on while what shards tell heads is lost, lines are cut and shards start again. A read may be refused for a
-/// while; what it answers is right, of now and of any time before.
+/// Corrections go on while change events are lost, connections are cut and shards restart. A read may be refused for a while,
+/// but its answer is right, as of now and of any earlier time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
     const ROUNDS: usize = 28;
@@ -278,7 +278,7 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
     let symbols: Vec<String> = (0..12).map(|i| format!("SYM{i}")).collect();
     let (first, days) = (parse_time("2015-01-01").unwrap(), 400);
     let mut oracle = Oracle::new(&["open", "close", "volume"]);
-    // When each correction became known, and what became of the reads.
+    // The knowledge time of each correction, and counts of the reads.
     let (mut known, mut told) = (Vec::new(), [0_usize; 2]);
 
     for round in 0..ROUNDS {
@@ -298,7 +298,7 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
                 ..question(&mut rng, &spec, &symbols, first, days)
             })
             .collect();
-        // The correction is made while its event is held and lost, a line is down, or a shard starts again; the past is read.
+        // During the correction its event is held and lost, a connection is cut, or a shard restarts; reads as of the past go on.
         let shard = rng.below(SHARDS);
         let run = format!("round {round}");
         let correction = import(&client, &spec, &batch, None, &run);
@@ -332,7 +332,7 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
             batch.iter().filter(|_| rng.once_in(20)).map(|row| (row.symbol.clone(), row.ts)).collect();
         batch.into_iter().for_each(|row| oracle.learn(Row { known_at, ..row }));
         known.push(known_at);
-        // Its events may be lost with the next line that is cut.
+        // Its events may be lost with the next cut connection.
         if !gone.is_empty() {
             let run = format!("retraction {round}");
             let known_at = retract(&client, &spec, &gone, None, &run).await.unwrap().known_at_ns;
@@ -340,7 +340,7 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
             known.push(known_at);
         }
 
-        // Events may be on their way to heads that have their line again, or may never come.
+        // Events may still be on their way to heads that have reconnected, or may never come.
         let line_is_cut = rng.once_in(3);
         let shard = rng.below(SHARDS);
         if line_is_cut {
@@ -356,7 +356,7 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
         grid.gate(shard).open();
     }
 
-    // Healed, everything is answered again.
+    // With all connections open, every read is answered again.
     let queries: Vec<SeriesQuery> = (0..READS)
         .map(|_| SeriesQuery {
             as_of: rng.once_in(2).then(|| *rng.pick(&known)),
@@ -371,13 +371,13 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
     grid.stop().await.unwrap();
 }
 
-/// Asks everything at once. Answers must be the oracle's, errors such as pass; counts both.
+/// Sends all reads at once. Answers must equal the oracle's, and errors must be temporary. Counts both.
 async fn check(client: &Client, oracle: &Oracle, queries: &[SeriesQuery], told: &mut [usize; 2]) {
     let answers = futures::future::join_all(queries.iter().map(|query| client.read(query))).await;
     for (query, answer) in queries.iter().zip(answers) {
         match &answer {
             Ok(answer) => {
-                // of now means of the time that the receipt names
+                // the latest means: as of the time in the receipt
                 let as_of = query.as_of.or(Some(answer.receipt().known_through_ns));
                 let then = SeriesQuery { as_of, ..query.clone() };
                 assert_eq!(rows(answer), expected(oracle, &then), "{query:?}");
@@ -428,7 +428,7 @@ async fn a_shard_that_is_away_fails_fast_by_name_and_never_leaves_a_hole() {
     let before = client.read(&cached).await.unwrap();
     grid.stop_shard(0).await.unwrap();
 
-    // Nothing of these five years is cached.
+    // None of these five years is cached.
     let missing = ask(&spec, &["AMZN"], &["close"], "2006-08-10", "2011-08-10");
     let started = tokio::time::Instant::now();
     let error = client_deadline(&grid).await.read(&missing).await.unwrap_err();
@@ -437,7 +437,7 @@ async fn a_shard_that_is_away_fails_fast_by_name_and_never_leaves_a_hole() {
     assert!(error.to_string().contains("shard-0"), "names the shard: {error}");
     assert!(started.elapsed() < Duration::from_secs(10));
 
-    // What was read is still true of the moment it was read at.
+    // The earlier answer is still right as of its own time.
     let mut then = cached.clone();
     then.as_of = Some(before.receipt().known_through_ns);
     assert_eq!(rows(&client.read(&then).await.unwrap()), rows(&before));
@@ -455,7 +455,7 @@ async fn a_shard_that_is_away_fails_fast_by_name_and_never_leaves_a_hole() {
     grid.stop().await.unwrap();
 }
 
-/// A client that gives up soon.
+/// A client with a short deadline.
 async fn client_deadline(grid: &Grid) -> Client {
     let options =
         trellis_qcu::client::ClientOptions { deadline: Duration::from_secs(3), ..Default::default() };

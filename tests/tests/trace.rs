@@ -1,5 +1,5 @@
-//! One trace tells where a run's time went: from the strategy's run through the unit and a head to a shard, received by a
-//! real OTLP collector endpoint from four real processes.
+//! One trace shows where a run's time went, from the strategy through the unit and a head to a shard. Four real processes
+//! send it to an OTLP collector endpoint.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::{collections::BTreeSet, path::Path, process::Stdio, time::Duration};
@@ -13,11 +13,11 @@ use trellis_tests::{
     processes::{Node, binary, client, static_url},
 };
 
-/// Four processes start, run and push; a tenth of it on an idle machine.
+/// Time for four processes to start, run and push. An idle machine needs a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SESSION: &str = "2016-08-10";
 
-/// A unit whose strategy gives its input back: the child is a script that needs nothing but Python.
+/// A unit whose strategy returns its input: the child is a script that needs only Python.
 fn bundle(folder: &Path) {
     let package = folder.join("python/trellis");
     std::fs::create_dir_all(&package).unwrap();

@@ -1,4 +1,4 @@
-//! What an answer weighs on the wire beside its rows: bytes of the socket, counted between the head and its client.
+//! The overhead of an answer on the wire: bytes of the socket between a head and its client, compared with the rows.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use arrow_flight::{Ticket, flight_service_client::FlightServiceClient};
@@ -19,7 +19,7 @@ use trellis_tests::{
 
 const ROWS: i64 = 2_000;
 const FIELDS: [&str; 5] = ["open", "high", "low", "close", "volume"];
-/// Bytes on the wire in those of the rows, at most.
+/// Largest ratio of the bytes on the wire to the bytes of the rows.
 const OF_ROWS: f64 = 1.02;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,7 +27,7 @@ async fn a_warm_slice_of_two_thousand_rows_is_two_percent_larger_on_the_wire_at_
     let grid = Grid::start(1, 1).await.unwrap();
     let spec = spec("equities.daily", &FIELDS);
     let first = parse_time("2006-08-10").unwrap();
-    // more than is asked for at either end, so that the answer is a slice
+    // more rows at both ends than the read asks for, so that the answer is a slice
     let rows: Vec<Row> = (0..ROWS + 500)
         .map(|day| Row {
             symbol: "AMZN".to_owned(),
@@ -46,7 +46,7 @@ async fn a_warm_slice_of_two_thousand_rows_is_two_percent_larger_on_the_wire_at_
     let gate = Gate::to(grid.head(0)).await.unwrap();
     let channel = connect_now(&gate.addr().to_string(), &ChannelOptions::default()).await.unwrap();
     let mut client = limited!(FlightServiceClient::new(channel));
-    // The first answer fills the cache, and what a connection says once is said.
+    // The first answer fills the cache, and the connection sends its first settings.
     let mut overheads = Vec::new();
     for _ in 0..3 {
         let before = gate.answered();

@@ -38,9 +38,7 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
     alter.add_argument(
         "--widen", metavar="F=TYPE", action="append", help="int32 to int64 or float64; int64, float32 to float64"
     )
-    alter.add_argument(
-        "--add", metavar="F=TYPE", action="append", help="a new field, missing in all present rows"
-    )
+    alter.add_argument("--add", metavar="F=TYPE", action="append", help="a new field, missing in all present rows")
     alter.add_argument("--rename-field", metavar="OLD=NEW", action="append")
     alter.add_argument("--drop-field", metavar="F", action="append")
     alter.add_argument("--calendar", metavar="NAME", help='exchange calendar of the dates: XNYS; "" for none')
