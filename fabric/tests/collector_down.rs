@@ -1,5 +1,4 @@
-//! A collector that takes connections and never answers: the worst kind of down. One test in a process of its
-//! own.
+//! A collector that accepts connections and never answers. One test in its own process.
 #![allow(missing_docs, clippy::unwrap_used)] // a test may panic
 
 mod service;
@@ -20,7 +19,7 @@ async fn a_collector_that_hangs_costs_telemetry_and_nothing_else() {
         traces: endpoint.clone(),
         metrics: endpoint.clone(),
         logs: endpoint,
-        // what is logged here is for the exporter, not for the test's output
+        // these log lines are for the exporter, not for the output of the test
         log_filter: Some("off".to_owned()),
         ..Settings::default()
     };

@@ -1,5 +1,4 @@
-//! Telemetry to a real OTLP receiver. One test in a process of its own: telemetry is installed once per
-//! process.
+//! Telemetry to a real OTLP receiver. One test in its own process, because telemetry is installed once per process.
 #![allow(missing_docs, clippy::unwrap_used)] // a test may panic
 
 mod service;
@@ -37,7 +36,7 @@ async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it(
         ..Settings::default()
     };
     let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
-    // as an embedding program might
+    // as a program that embeds the grid may do
     let again = Telemetry::init("something-else", "x");
     assert!(telemetry::exporting());
 
@@ -60,14 +59,14 @@ async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it(
     .instrument(run)
     .await;
 
-    // a call outside of any span, that fails, and one whose answer is abandoned
+    // a call outside of any span that fails, and a call whose answer is abandoned
     let status = unary(near.channel(), "Panic", "").await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Internal);
     let mut ticks = streaming(near.channel(), "Tick").await.unwrap();
     ticks.message().await.unwrap();
     drop(ticks);
 
-    // the abandoned answer's span ends when the server notices
+    // the span of the abandoned answer ends when the server notices it
     near.stop.send(()).unwrap();
     near.ended.await.unwrap().unwrap();
     telemetry.shutdown().await;

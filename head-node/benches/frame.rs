@@ -1,4 +1,4 @@
-//! Cutting and framing alone: what a head computes for a hit, without the network.
+//! The computation of a hit without the network: slicing and framing.
 //!
 //! Expected, from the bytes: 2,520 rows of 20 bytes are copied once, 50 KB at 10 GB/s or more: 5 us, of which the 57
 //! chunks with three columns each are 171 copies of 350 bytes, 10 ns each: 2 us.
@@ -16,7 +16,7 @@ use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, FieldName, FieldType, Symbol, spec::FieldSpec, time::DAY_NS,
 };
 
-/// The two pure files, as they stand in the crate, without making them public.
+/// The two pure files of the crate, included here because they are not public.
 #[allow(dead_code, unused_imports)]
 #[path = "../src"]
 mod pure {

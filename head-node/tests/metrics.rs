@@ -1,5 +1,5 @@
-//! What a head counts, as it arrives at a real OTLP receiver. One test in a process of its own: telemetry is installed once per
-//! process.
+//! The metrics of a head, as a real OTLP receiver gets them. One test in its own process, because telemetry is installed once
+//! per process.
 
 // clippy lets tests unwrap, but not what tests call
 #![allow(clippy::unwrap_used)]
@@ -29,7 +29,7 @@ fn ask(symbol: &str, rest: &str) -> String {
     format!(r#"{{"dataset": "{DATASET}", "symbols": ["{symbol}"], "fields": ["close"]{rest}}}"#)
 }
 
-/// Asks the head for its counters until they are as they should be.
+/// Asks the head for its counters until they are as expected.
 async fn until(grid: &Grid, met: impl Fn(&pb::HeadStats) -> bool) {
     let mut head = grid.head().await;
     while !met(&head.stats(pb::StatsRequest {}).await.unwrap().into_inner()) {
@@ -66,7 +66,7 @@ async fn what_a_head_counts_arrives_at_a_collector() {
     for _ in ["cold", "warm"] {
         grid.get(ask("AMZN", "")).await.unwrap();
     }
-    // two on one flight, which a change overtakes
+    // two reads on one flight, which a change overtakes
     grid.shard.hold(true);
     let overtaken = async {
         until(&grid, |stats| stats.chunks_joined > 0).await;
@@ -76,11 +76,11 @@ async fn what_a_head_counts_arrives_at_a_collector() {
     };
     let (first, second, ()) = futures::join!(grid.get(ask("MSFT", "")), grid.get(ask("MSFT", "")), overtaken);
     assert!(first.is_ok() && second.is_ok());
-    // a change of what is held, which is then asked for again
+    // a change of cached rows, which are then read again
     grid.shard.touch("AMZN");
     until(&grid, |stats| stats.invalidations > 0).await;
     grid.get(ask("AMZN", "")).await.unwrap();
-    // a reader that stops with its unit's share, and one that gives up waiting for some of it
+    // a reader that stops with its unit's whole share, and one that gives up waiting for a part of it
     let wide = || {
         let mut request = Request::new(Ticket::new(ask("*", "")));
         request.metadata_mut().insert("trellis-unit", "wide".parse().unwrap());
@@ -92,13 +92,13 @@ async fn what_a_head_counts_arrives_at_a_collector() {
     impatient.metadata_mut().insert("grpc-timeout", "80m".parse().unwrap());
     assert!(flight.clone().do_get(impatient).await.is_err());
     until(&grid, |stats| stats.requests == 6).await;
-    // one whose rows are on their way
+    // a read whose rows are on their way
     grid.shard.hold(true);
     let mut fetching = flight.clone();
     let volume = ask("MSFT", "").replace("close", "volume");
     let fetching = tokio::spawn(async move { fetching.do_get(Ticket::new(volume)).await });
     until(&grid, |stats| stats.in_flight_bytes > 0).await;
-    // and no shard
+    // and a read without a shard
     grid.shard.go_away();
     while grid.get(ask("AMZN", "")).await.is_ok() {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! A head over real gRPC, before a shard that says what the test wants: what any Flight client sees of it.
+//! A head over real gRPC, with a fake shard whose answers the test sets: the view of any Flight client.
 
 // clippy lets tests unwrap, but not what tests call
 #![allow(clippy::unwrap_used)]
@@ -30,7 +30,7 @@ fn one_symbol() -> BTreeMap<String, Vec<Row>> {
     BTreeMap::from([("AMZN".to_owned(), daily(3_650, 0))])
 }
 
-/// What a plain reader of the rows would answer.
+/// The right answer, computed from the rows.
 fn oracle(series: &BTreeMap<String, Vec<Row>>, query: &SeriesQuery) -> Vec<(String, i64, Option<f64>)> {
     let mut answer = Vec::new();
     for (symbol, rows) in series {
@@ -110,7 +110,7 @@ async fn random_questions_are_answered_as_the_oracle_answers_them() {
         .map(|(i, symbol)| (symbol.to_string(), daily(400 + 300 * i as i64, i as i64 * 7)[i * 50..].to_vec()))
         .collect();
     let grid = Grid::start(series.clone()).await;
-    // a small generator of our own: the seed is the test's name
+    // a small random generator; the seed is the name of the test
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |n: i64| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -289,7 +289,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_pinned() {
 
 #[tokio::test]
 async fn readers_that_stop_hold_their_requests_and_not_their_answers() {
-    // not more on one connection with a small window: that is divided into DATA frames of single bytes, which h2 takes for an attack
+    // Not more on one connection with a small window: its DATA frames would shrink to single bytes, which h2 takes for an attack.
     const READERS: u64 = 80;
     const BUDGET: u64 = 16 << 20;
     let series = one_symbol();
@@ -327,17 +327,17 @@ async fn readers_of_wide_answers_that_stop_hold_one_message_each() {
     for reader in 0..READERS {
         let mut flight = grid.stock_flight().await;
         let mut request = Request::new(Ticket::new(ticket::encode(&query)));
-        // wide answers of one unit wait for each other
+        // large answers of one unit wait for each other
         request.metadata_mut().insert("trellis-unit", format!("unit-{reader}").parse().unwrap());
         let mut stream = flight.do_get(request).await.unwrap().into_inner();
         let mut messages = Vec::new();
-        // schema and dictionary leave with the first rows
+        // schema and dictionary are sent with the first rows
         while messages.len() < 3 {
             messages.push(stream.message().await.unwrap().unwrap());
         }
         stopped.push((messages, stream));
     }
-    // whole calls of another kind: time enough for a transport that asks for too much to do so
+    // whole calls of another kind: a transport that asks for too much has time to do it
     let mut head = grid.head().await;
     let held = READERS * (MESSAGE + (16 << 10)) + BUDGET / 16;
     for _ in 0..20 {
@@ -356,14 +356,14 @@ async fn a_receipt_says_how_long_the_answer_stood_in_queues() {
     let grid = Grid::start_with(series, |config| config.cache_bytes = 64 << 20).await;
     let ask = ticket::encode(&query(&["AMZN"]));
     let mut first = grid.stock_flight().await.do_get(Ticket::new(ask.clone())).await.unwrap().into_inner();
-    // two of this size are more than a unit's share
+    // two answers of this size exceed a unit's share
     let mut flight = grid.flight().await;
     let mut same_connection = flight.clone();
     let second = flight.do_get(Ticket::new(ask));
     let passed = async {
         let mut few = query(&["AMZN"]);
         few.range.end = Some(10_958 * DAY_NS);
-        // which comes after the second, and is small: when it is answered, the second waits
+        // this read comes after the second and is small: when it is answered, the second still waits
         let answer = same_connection.do_get(Ticket::new(ticket::encode(&few))).await.unwrap().into_inner();
         answer.try_collect::<Vec<FlightData>>().await.unwrap();
         while first.message().await.unwrap().is_some() {}
@@ -381,7 +381,7 @@ async fn an_answer_that_gets_no_room_ends_with_its_error_and_not_inside_a_messag
     let ask = ticket::encode(&query(&["AMZN"]));
     grid.get(ask.clone()).await.unwrap();
     let mut stopped = Vec::new();
-    // more than there is room for, each on a connection with a window of its own
+    // more than there is room for, each on its own connection
     for _ in 0..60 {
         let mut flight = grid.stock_flight().await;
         stopped.push((flight.do_get(Ticket::new(ask.clone())).await.unwrap().into_inner(), flight));
@@ -486,7 +486,7 @@ async fn a_publisher_that_breaks_off_publishes_nothing() {
     for message in publish("mom", 3, 2) {
         sent.send(message).await.unwrap();
     }
-    // the stream never ends: the publisher dies
+    // the publisher dies: the stream never ends
     put.abort();
     let noticed = async {
         while grid.shard.publishes().is_empty() {
@@ -588,7 +588,7 @@ async fn changes_of_a_dataset_and_the_end_of_an_ownership_are_in_the_ledger() {
     assert_eq!((recorded[0].run_id.as_str(), recorded[0].output_version), ("a1", Some(9)));
     assert_eq!(recorded[1].output_dataset, "signals.mum");
 
-    // who asks leaves before the shard has answered
+    // the client leaves before the shard has answered
     grid.shard.hold_writes(true);
     let asked = tokio::spawn(async move { head.alter_dataset(alter).await.map(|_| ()) });
     grid.shard.changed(4).await;
@@ -635,7 +635,7 @@ async fn ten_years_and_five_years_cost_one_fetch_of_the_union() {
         grid.shard.hold(true);
         let (first, second) = if five_first { (five, ten) } else { (ten, five) };
         let (a, b) = tokio::join!(grid.get(first), async {
-            // the first is in flight
+            // the first read is in flight
             while grid.shard.fetches().is_empty() {
                 tokio::task::yield_now().await;
             }

@@ -1,5 +1,5 @@
-//! Import, from files to rows. The files are real ones on disk: the tests write them, or find the public market data
-//! (`TRELLIS_SHARED_DATA`, or `../shared/data` beside the checkout; a line says so where it is absent).
+//! Import, from files on disk to rows. The tests write the files, or use public market data (`TRELLIS_SHARED_DATA`, or
+//! `../shared/data` beside the checkout; without it they print a line).
 
 #![allow(clippy::unwrap_used)] // tests, and helpers that only tests call
 
@@ -110,7 +110,7 @@ fn import_text(text: &str, spec: &ImportSpec) -> Result<Import, ImportError> {
     import(&[folder.put("p.csv", text)], spec)
 }
 
-/// `SYMBOL time value value`, one line a row, in order.
+/// One line for each row, in order: `SYMBOL time value value`.
 fn rows(import: &Import) -> Vec<String> {
     let mut found = Vec::new();
     for batch in import.batches() {
@@ -742,7 +742,7 @@ fn a_spec_survives_json() {
     assert!(serde_json::from_str::<ImportSpec>("{\"ts_colum\": \"x\"}").is_err());
 }
 
-/// The public market data, or a line that says that it is absent.
+/// The folder of public market data. Without it, prints a line and returns `None`.
 fn shared_data(test: &str) -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
     let folder = std::env::var_os("TRELLIS_SHARED_DATA").map_or(beside, PathBuf::from);

@@ -1,5 +1,5 @@
-//! Discovery against a real DNS server. Nothing sleeps: tests wait on the watch itself, and on the log lines
-//! that tell of failures (the lines are part of what is promised).
+//! Discovery with a real DNS server. No test sleeps: tests wait on the watch itself, and on the log lines about failures,
+//! which are part of the interface.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,7 +17,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 
 const TWO_SERVICES: &str = "head 1 SRV 1 1 7401 h0\nhead 1 SRV 1 1 7402 h1\nh0 1 A 10.0.0.1\nh1 1 A 10.0.0.2";
 
-/// Retries fast: a test should not wait for a back-off made for fleets.
+/// Fast retries: a test should not wait for the back-off of a fleet.
 fn options() -> Options {
     Options {
         retry_min: Duration::from_millis(20),
@@ -34,7 +34,7 @@ async fn until(peers: &mut watch::Receiver<Peers>, expected: &[&str]) {
     }
 }
 
-/// Messages logged by the discovery on this thread.
+/// Messages that discovery logs on this thread.
 #[derive(Clone)]
 struct Log {
     lines: Arc<Mutex<Vec<String>>>,
@@ -165,7 +165,7 @@ async fn a_name_that_never_was_has_no_peers_and_is_told_once() {
     let mut peers = watch(&knot.url("head"), &options()).unwrap();
     log.until("no addresses", 1).await;
     assert!(peers.borrow().is_empty());
-    // it may still come to be
+    // the name may still be added
     knot.replace("head 1 A 10.0.0.3");
     until(&mut peers, &["10.0.0.3:7400"]).await;
     assert_eq!(log.count("look-up failed"), 1);
@@ -175,7 +175,7 @@ async fn a_name_that_never_was_has_no_peers_and_is_told_once() {
 async fn a_server_that_refuses_is_a_failure_and_not_an_absence() {
     let (log, _guard) = Log::listen();
     let Some(knot) = Knot::start(TWO_SERVICES) else { return };
-    // a zone that it does not have
+    // a zone that the server does not have
     let elsewhere = knot.url("head").replace("trellis.test", "elsewhere.test");
     let peers = watch(&elsewhere, &options()).unwrap();
     log.until("no answer", 1).await;

@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// The zone that is served.
+/// The served zone.
 pub(crate) const ZONE: &str = "trellis.test";
 
 /// A start that takes longer has failed.
@@ -76,7 +76,7 @@ impl Knot {
             "$ORIGIN {ZONE}.\n$TTL 1\n@ SOA ns hostmaster {serial} 60 60 3600 1\n@ NS ns\nns A 127.0.0.1\n{records}\n"
         );
         let file = self.dir.path().join("zone");
-        // whole or not at all: the server may be reading
+        // replaced at once, because the server may be reading
         let fresh = self.dir.path().join("zone.new");
         std::fs::write(&fresh, zone).unwrap();
         std::fs::rename(fresh, file).unwrap();
@@ -86,7 +86,7 @@ impl Knot {
         let dir = self.dir.path();
         let path = dir.display();
         let config = dir.join("knot.conf");
-        // the least it allows; larger answers are truncated
+        // the smallest size that it allows; larger answers are truncated
         let text = format!(
             "server:\n  rundir: \"{path}\"\n  listen: {}@{}\n  udp-max-payload: 1232\n  udp-workers: 1\n  tcp-workers: 1\n  \
              background-workers: 1\n\
@@ -107,7 +107,7 @@ impl Knot {
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (started, waits) = mpsc::channel();
-        // reads on to the end, or the server would block on a full pipe
+        // reads to the end, or the server would block on a full pipe
         std::thread::spawn(move || {
             let mut seen = Vec::new();
             for line in stderr.lines().map_while(Result::ok) {

@@ -1,5 +1,5 @@
-//! What the parts of the crate do over real sockets. One binary, because linking is most of its cost;
-//! telemetry has binaries of its own, because it is installed once per process.
+//! Tests of the crate over real sockets. They are one binary, because linking is most of the cost. Telemetry has its own
+//! binaries, because it is installed once per process.
 #![allow(missing_docs, clippy::unwrap_used)] // a test may panic
 
 mod discovery;

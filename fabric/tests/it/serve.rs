@@ -1,5 +1,4 @@
-//! The server over real sockets. Handshakes prove that a call is running before the drain begins; nothing
-//! sleeps.
+//! The server over real sockets. Handshakes prove that a call is running before the drain begins; no test sleeps.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -15,7 +14,7 @@ use trellis_fabric::{
 
 use crate::service::{BULK_BYTES, NAME, Server, TICK, streaming, unary, unary_within};
 
-/// Longer than any test should take: a drain that is waited out fails the test by its duration.
+/// Longer than any test should take: a test that waits for the whole drain fails by its duration.
 const LONG: Duration = Duration::from_secs(60);
 
 /// Why the call failed, if the peer did not answer with this status itself.
@@ -42,7 +41,7 @@ async fn a_panic_is_an_internal_error_without_its_text_and_the_server_lives() {
     assert_eq!(status.code(), Code::Internal);
     assert!(!status.message().contains("secret"), "{status}");
 
-    // in the middle of a stream; what was not yet sent is lost with it
+    // in the middle of a stream; messages that were not sent yet are lost
     let mut stream = streaming(server.channel(), "PanicLater").await.unwrap();
     let status = loop {
         match stream.message().await {
@@ -67,7 +66,7 @@ async fn a_drain_lets_running_calls_finish_and_refuses_new_ones() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
 
     server.stop.send(()).unwrap();
-    // the watch says so while the held call still runs
+    // the health watch tells it while the held call still runs
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     // new connections are refused, or new calls on old ones: either way at once, and worth a retry elsewhere
     let status = unary(channel, "Echo", "late").await.unwrap_err();
@@ -111,7 +110,7 @@ async fn a_dropped_server_leaves_nothing_behind() {
     server.probe.entered.notified().await;
     server.ended.abort();
     assert_eq!(held.await.unwrap().unwrap_err().code(), Code::Unavailable);
-    // the handler is gone too: only the test holds the service now
+    // the handler has ended, too: only the test holds the service now
     while std::sync::Arc::strong_count(&server.probe.release) > 1 {
         tokio::task::yield_now().await;
     }
@@ -120,7 +119,7 @@ async fn a_dropped_server_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_signal_ends_the_wait_for_it() {
     let mut signal = Box::pin(shutdown::signal());
-    // the first poll installs the handlers: from here on the signal does not kill the test
+    // the first poll installs the handlers: the signal then does not kill the test
     assert!(futures::poll!(&mut signal).is_pending());
     let pid = std::process::id().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -166,7 +165,7 @@ async fn many_calls_cancelled_at_once_do_not_cost_the_connection() {
     let kept = tokio::spawn(unary(channel.clone(), "Hold", ""));
     server.probe.entered.notified().await;
     for _ in 0..10 {
-        // sent and reset in one go: the server learns of many streams and their ends at the same time
+        // sent and reset together: the server sees many streams and their ends at the same time
         let calls = (0..100).map(|_| unary(channel.clone(), "Hold", ""));
         let mut calls = Box::pin(futures::future::join_all(calls));
         assert!(futures::poll!(&mut calls).is_pending());
@@ -188,7 +187,7 @@ async fn a_pool_opens_connections_under_load_only() {
     }
     assert_eq!(peers.len(), 1, "one call after the other");
 
-    // nobody said that they are large; each is in its middle when the next begins
+    // these calls are not declared large; each is half sent when the next begins
     let mut held = Vec::new();
     for _ in 0..2 * CONNECTIONS_MAX {
         let mut answer = streaming(pool.get(0), "Bulk").await.unwrap();

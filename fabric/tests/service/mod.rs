@@ -1,4 +1,4 @@
-//! A small gRPC service without a .proto: each method does one thing that a server must cope with.
+//! A small gRPC service without a .proto: each method does one thing that a server must handle.
 #![allow(dead_code, unreachable_pub)] // each test binary uses some of it
 
 use std::{
@@ -26,17 +26,17 @@ use trellis_fabric::{
 
 pub const NAME: &str = "trellis.test.Probe";
 pub const TICK: &str = "/trellis.test.Probe/Tick";
-/// More than a connection of a pool is to have in flight.
+/// More calls than a pool puts on one connection.
 pub const BULK_BYTES: usize = 2 << 20;
 
 /// The service, and its side of the handshakes.
 #[derive(Clone)]
 pub struct Probe {
-    /// Woken when a held call has entered.
+    /// Woken when a held call has begun.
     pub entered: Arc<Notify>,
-    /// A permit lets one held call go.
+    /// Each permit lets one held call end.
     pub release: Arc<Semaphore>,
-    /// Where `Relay` passes calls on to.
+    /// The server that `Relay` passes calls on to.
     pub next: Option<PeerChannel>,
 }
 

@@ -1,4 +1,4 @@
-//! A head before a shard that is told what to say: rows set by the test, faults on request, calls written down.
+//! A head with a fake shard: the test sets its rows and faults, and it records the calls.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -31,7 +31,7 @@ use trellis_proto::{
 
 pub const DATASET: &str = "equities.daily";
 
-/// One row: event time, knowledge time, seed of its values; `None`: they are missing.
+/// One row: event time, knowledge time, and the seed of its values; `None` if they are missing.
 pub type Row = (i64, i64, Option<i64>);
 
 pub fn spec() -> DatasetSpec {
@@ -67,18 +67,18 @@ struct State {
     /// Symbols whose chunks cannot be read.
     broken: BTreeSet<String>,
     fetches: Vec<pb::FetchRequest>,
-    /// Where each fetch came from: one address is one connection.
+    /// The client address of each fetch: one for each connection.
     fetched_from: Vec<SocketAddr>,
     rows_fetched: u64,
     publishes: Vec<Published>,
-    /// The ledger's answers: what it says instead of taking the next records, and what it has taken.
+    /// The ledger: the errors for the next records, and the records that it has taken.
     ledger_refusals: VecDeque<Error>,
     recorded: Vec<pb::RunRecord>,
     syncs: u64,
     /// Known to whoever asks; not among the series.
     version: u64,
     known_through: i64,
-    /// Position in the log, and who follows it.
+    /// Position in the log, and its watchers.
     seq: u64,
     followers: Vec<mpsc::UnboundedSender<pb::watch_event::Event>>,
     away: bool,
@@ -94,12 +94,12 @@ impl State {
     }
 }
 
-/// What became of a publish.
+/// The end of a publish.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Published {
-    /// The stream ended well, after so many Arrow messages.
+    /// The stream ended well, after this many Arrow messages.
     Whole { unit: String, messages: u64 },
-    /// It did not.
+    /// The stream broke off.
     Broken,
 }
 
@@ -131,7 +131,7 @@ impl FakeShard {
     pub fn mend(&self) {
         self.state.lock().unwrap().broken.clear();
     }
-    /// Tells heads that rows of a symbol have changed, and not which.
+    /// Tells heads that rows of a symbol have changed, but not which ones.
     pub fn touch(&self, symbol: &str) {
         let mut state = self.state.lock().unwrap();
         let ts = || state.series[symbol].iter().map(|row| row.0);
@@ -163,20 +163,20 @@ impl FakeShard {
     pub fn hold_writes(&self, hold: bool) {
         self.hold_writes.send_replace(hold);
     }
-    /// Waits until so many changes of datasets have come.
+    /// Waits until this many changes of datasets have arrived.
     pub async fn changed(&self, changes: u64) {
         let mut come = self.changes.subscribe();
         come.wait_for(|come| *come >= changes).await.unwrap();
     }
-    /// The ledger says this to the next who record, one after the other.
+    /// The ledger refuses the next records with these errors, one after the other.
     pub fn refuse_records(&self, refusals: impl IntoIterator<Item = Error>) {
         self.state.lock().unwrap().ledger_refusals.extend(refusals);
     }
-    /// What is in the ledger.
+    /// The records of the ledger.
     pub fn recorded(&self) -> Vec<pb::RunRecord> {
         self.state.lock().unwrap().recorded.clone()
     }
-    /// What is in the ledger, once it is so much.
+    /// The records of the ledger, once there are this many.
     pub async fn recorded_in_the_end(&self, records: usize) -> Vec<pb::RunRecord> {
         let all = async {
             while self.recorded().len() < records {
@@ -347,7 +347,7 @@ impl shard_server::Shard for FakeShard {
                 Ok(event) => event?,
                 Err(_) => {
                     let state = shard.state.lock().unwrap();
-                    // one that came meanwhile is before the heartbeat, which knows of it
+                    // a change that came meanwhile is sent before the heartbeat, which counts it
                     log.try_recv().unwrap_or_else(|_| state.heartbeat())
                 }
             };
@@ -406,7 +406,7 @@ impl shard_server::Shard for FakeShard {
         &self,
         request: Request<Streaming<pb::PublishMessage>>,
     ) -> Result<Response<pb::PublishAck>, Status> {
-        // a publish that is dropped half-way leaves this behind
+        // recorded if the publish is dropped half-way
         struct Note(FakeShard, Published);
         impl Drop for Note {
             fn drop(&mut self) {
@@ -471,7 +471,7 @@ impl shard_server::Shard for FakeShard {
     }
 }
 
-/// A head that serves, before a fake shard.
+/// A head that serves, with a fake shard.
 pub struct Grid {
     pub shard: FakeShard,
     pub address: SocketAddr,
@@ -514,7 +514,7 @@ impl Grid {
     pub async fn flight(&self) -> FlightServiceClient<Channel> {
         FlightServiceClient::new(self.channel().await).max_decoding_message_size(64 << 20)
     }
-    /// With the windows that HTTP/2 has unless somebody says otherwise: what is not read soon stays at the head.
+    /// A client with the default windows of HTTP/2: messages that it does not read soon stay at the head.
     pub async fn stock_flight(&self) -> FlightServiceClient<Channel> {
         let endpoint = Channel::from_shared(format!("http://{}", self.address)).unwrap();
         let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
@@ -543,13 +543,13 @@ impl Grid {
     }
 }
 
-/// A row a minute from 2000-01-01 on.
+/// One row a minute from 2000-01-01 on.
 pub fn minutes(rows: i64) -> Vec<Row> {
     let start = 10_957 * DAY_NS;
     (0..rows).map(|i| (start + i * 60_000_000_000, 0, Some(i))).collect()
 }
 
-/// Rows of `days` consecutive days from 2000-01-01 on; learned at 10, every 17th corrected at 20.
+/// Rows of `days` consecutive days from 2000-01-01 on: known at 10, and every 17th row corrected at 20.
 pub fn daily(days: i64, seed: i64) -> Vec<Row> {
     let start = 10_957 * DAY_NS;
     let mut rows = Vec::new();

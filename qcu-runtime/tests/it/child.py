@@ -1,4 +1,4 @@
-"""A child that speaks the protocol with the standard library only.
+"""A child process for tests. It speaks the protocol with only the standard library.
 
 The partition, or the function, says what it does.
 """
@@ -36,7 +36,7 @@ def write_pid():
 
 def run(channel, request, fds, function):
     mode = request["partition"] or function.replace("_", " ")
-    if mode == "echo":  # gives its first input back
+    if mode == "echo":  # returns its first input
         print("hello from the strategy", flush=True)
         send(channel, {"op": "progress", "done": 1, "total": 2, "note": "half"})
         send(channel, {"ok": "result", "columns": ["symbol", "ts", "close"]}, fds[:1])
@@ -60,7 +60,7 @@ def run(channel, request, fds, function):
         write_pid()
         while True:
             pass
-    elif mode == "wait":  # for a file, then gives its first input back
+    elif mode == "wait":  # waits for a file, then returns its first input
         write_pid()
         while not os.path.exists("go"):
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-//! The client against heads that answer, break, lie and are not there.
+//! The client with fake heads that answer, break off, answer wrongly, or do not exist.
 
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,7 @@ async fn a_symbol_that_one_head_lists_and_another_does_not_know_yet_is_asked_for
 
 #[tokio::test]
 async fn parts_of_one_answer_are_read_again_as_of_the_least_that_all_heads_know() {
-    // so many that rendezvous gives each head some, whatever its port
+    // enough symbols that rendezvous hashing gives each head some, whatever its port
     let symbols: Vec<String> = (0..64).map(|i| format!("S{i:02}")).collect();
     let rows: Vec<Row> = symbols.iter().map(|symbol| (symbol.clone(), 0, 1.0)).collect();
     let world = world(&[("equities.daily", "close", rows.clone())]);

@@ -1,4 +1,4 @@
-//! A head node made of a map, which fails on demand. Several heads may share one world.
+//! A fake head node: a map of rows that fails on demand. Several heads may share one world.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,17 +33,17 @@ use trellis_proto::{
     time::DAY_NS,
 };
 
-/// Symbol, event time, value of the one field.
+/// Symbol, event time, and value of the one field.
 pub(crate) type Row = (String, i64, f64);
 
-/// What all heads of a grid know.
+/// The state that all heads of a grid share.
 #[derive(Default)]
 pub(crate) struct World {
     pub(crate) datasets: BTreeMap<String, Dataset>,
     pub(crate) published: Vec<(pb::PublishHeader, Vec<Row>, pb::PublishAck)>,
-    /// The ledger, a row for each unit and start.
+    /// The ledger: one row for each unit and start.
     pub(crate) runs: Vec<pb::RunRecord>,
-    /// Heads cannot record what they publish.
+    /// Heads cannot record publishes in the ledger.
     pub(crate) ledger_away: bool,
     /// Holder and epoch by dataset.
     pub(crate) leases: BTreeMap<String, (Option<String>, u64)>,
@@ -67,39 +67,39 @@ pub(crate) struct Dataset {
     pub(crate) watermark_ns: Option<i64>,
 }
 
-/// What the next call does instead of succeeding.
+/// A fault of the next call.
 pub(crate) enum Fault {
-    /// An error before anything else.
+    /// Answers with an error at once.
     Refuse(Error),
-    /// So many messages of an answer, then an error.
+    /// Sends this many messages of an answer, then an error.
     After(usize, Error),
-    /// So many messages, then the end, without a word.
+    /// Sends this many messages, then ends the stream without an error.
     Truncate(usize),
-    /// So many messages, then the rest once [`FakeHead::release`] is called.
+    /// Sends this many messages, and the rest once [`FakeHead::release`] is called.
     Hold(usize),
-    /// Nothing, for ever.
+    /// Never answers.
     Hang,
-    /// The publish is committed, and the acknowledgement lost.
+    /// Commits the publish, and loses the acknowledgement.
     LoseAck,
-    /// The publish is committed, and this said instead.
+    /// Commits the publish, and answers with this error.
     Misreport(Error),
 }
 
 #[derive(Default)]
 struct Own {
-    /// By method; `""` for any.
+    /// Faults by method; `""` for any method.
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     asked: Vec<SeriesQuery>,
     units: Vec<String>,
-    /// What answers say they know, instead of the world's version.
+    /// The knowledge time in answers, instead of the world's version.
     known_through_ns: Option<i64>,
     /// By method.
     calls: BTreeMap<&'static str, usize>,
-    /// Accepted so far.
+    /// Connections accepted so far.
     connections: usize,
 }
 
-/// Reads in their middle.
+/// Reads that are held.
 #[derive(Clone)]
 struct Holding {
     entered: Arc<Semaphore>,
@@ -117,7 +117,7 @@ pub(crate) struct FakeHead {
 
 impl Drop for FakeHead {
     fn drop(&mut self) {
-        // the service inside the server holds clones without the handle
+        // the service in the server has clones without the handle
         if Arc::strong_count(&self.server) == 1 {
             self.server.abort();
         }
@@ -161,37 +161,37 @@ impl FakeHead {
         Self { addr, world: world.clone(), own, holding, server: Arc::new(server) }
     }
 
-    /// The next calls of whatever method fail so, one after another.
+    /// The next calls of any method fail with these faults, one after another.
     pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
         self.fail_on("", faults);
     }
 
-    /// The next calls of `method` fail so, one after another.
+    /// The next calls of `method` fail with these faults, one after another.
     pub(crate) fn fail_on(&self, method: &'static str, faults: impl IntoIterator<Item = Fault>) {
         self.own.lock().unwrap().faults.entry(method).or_default().extend(faults);
     }
 
-    /// From now on answers about the latest say that they know everything up to here.
+    /// Answers about the latest then have this knowledge time.
     pub(crate) fn knows_through(&self, ns: i64) {
         self.own.lock().unwrap().known_through_ns = Some(ns);
     }
 
-    /// How many calls of `method` there were.
+    /// Number of calls of `method`.
     pub(crate) fn calls(&self, method: &str) -> usize {
         self.own.lock().unwrap().calls.get(method).copied().unwrap_or(0)
     }
 
-    /// How many connections have been accepted.
+    /// Number of accepted connections.
     pub(crate) fn connections(&self) -> usize {
         self.own.lock().unwrap().connections
     }
 
-    /// Waits until so many more reads are held.
+    /// Waits until this many more reads are held.
     pub(crate) async fn held(&self, reads: u32) {
         self.holding.entered.acquire_many(reads).await.unwrap().forget();
     }
 
-    /// Lets so many held reads go on.
+    /// Lets this many held reads go on.
     pub(crate) fn release(&self, reads: usize) {
         self.holding.left.add_permits(reads);
     }
@@ -221,7 +221,7 @@ impl Service {
         [method, ""].iter().find_map(|key| own.faults.get_mut(key)?.pop_front())
     }
 
-    /// Faults of questions that are not reads or publishes.
+    /// Faults of calls other than reads and publishes.
     async fn maybe_fail<T>(&self, method: &'static str, request: &Request<T>) -> Result<(), Status> {
         match self.next_fault(method, request) {
             None => Ok(()),
@@ -283,7 +283,7 @@ fn batches(schema: &SchemaRef, rows: &[Row]) -> Vec<RecordBatch> {
         ];
         RecordBatch::try_new(schema.clone(), columns).unwrap()
     };
-    // several of a few rows, and not too many of many
+    // several messages for a few rows, and not too many for many rows
     let rows_of_a_batch = (rows.len() / 16).max(3);
     if rows.is_empty() { vec![batch(&[])] } else { rows.chunks(rows_of_a_batch).map(batch).collect() }
 }
@@ -599,7 +599,7 @@ impl Head for Service {
     }
 }
 
-/// Nothing listens there.
+/// An address on which nothing listens.
 pub(crate) async fn closed_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().to_string()

@@ -1,4 +1,4 @@
-//! What needs processes or sockets. One binary, so that it links once.
+//! Tests that need processes or sockets. They are one binary, so that it is linked once.
 
 // clippy allows it in test functions only, not in their helpers
 #![allow(clippy::unwrap_used)]

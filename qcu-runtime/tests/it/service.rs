@@ -1,4 +1,4 @@
-//! The binary `qcu` against a grid of fake heads, with real children.
+//! The binary `qcu` with a grid of fake heads and real child processes.
 
 use std::{
     path::Path,
@@ -20,7 +20,7 @@ use crate::{
     supervisor::until_gone,
 };
 
-/// Nothing here takes a tenth of it; a machine under load must not fail a test.
+/// Longest wait of a test. Ten times what is needed, because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Midnight of 2016-08-10.
 const SESSION_NS: i64 = 17_023 * DAY_NS;
@@ -30,7 +30,7 @@ struct Qcu {
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-/// A unit whose strategy is the function of the test's child of that name, in a folder of its own.
+/// A unit in a new folder, whose strategy is the function of that name in the test's child.
 struct Bundle {
     folder: tempfile::TempDir,
 }
@@ -78,7 +78,7 @@ impl Bundle {
 }
 
 impl Qcu {
-    /// The next line that is no status.
+    /// The next line that is not a status.
     async fn line(&mut self) -> Value {
         loop {
             let line = self.any_line().await;
@@ -113,7 +113,7 @@ impl Qcu {
 
     fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.process.id().unwrap()).unwrap();
-        // SAFETY: no memory is involved, and the process is not reaped.
+        // SAFETY: the call touches no memory, and the process has not been reaped.
         unsafe { libc::kill(pid, signal) };
     }
 }
@@ -400,10 +400,10 @@ async fn by_schedule_the_newest_closed_session_is_run_once() {
     qcu.ready().await;
     assert_eq!(qcu.line().await["outcome"], json!("succeeded"));
     let before = head.calls("Describe");
-    // it has looked again, and found nothing due
+    // it has checked again and found no due session
     until(|| (head.calls("Describe") > before + 1).then_some(())).await;
     assert_eq!(head.world().published.len(), 1);
-    // a person takes the output over, publishes, and gives it back
+    // a person takes the output over, publishes, and releases it
     head.world().leases.insert("signals.mom".into(), (None, 2));
     let told = qcu.status(|status| status.get("taken_over").is_some()).await;
     assert_eq!((&told["state"], &told["taken_over"]), (&json!("waiting"), &json!("fenced by epoch 2")));
@@ -472,7 +472,7 @@ async fn a_unit_that_a_person_publishes_over_goes_on_with_the_next_session_under
     let mut qcu = bundle.start(&[&head], &[sessions[0], sessions[1], ("TRELLIS_LEASE_TTL_MS", "1000")]);
     qcu.ready().await;
     child_pid(&bundle).await;
-    // taken, published with, and given back
+    // the lease was taken, used and released
     head.world().leases.insert("signals.mom".into(), (None, 2));
     std::fs::write(bundle.path().join("go"), "").unwrap();
     let line = qcu.line().await;
@@ -495,7 +495,7 @@ async fn a_lease_is_renewed_while_a_run_takes_longer_than_it_lasts() {
     let bundle = Bundle::new("wait", |_| {});
     let mut qcu = bundle.start(&[&head], &[ONCE[0], ONCE[1], ("TRELLIS_LEASE_TTL_MS", "1000")]);
     qcu.ready().await;
-    // one renewal may fail without anybody noticing
+    // one renewal may fail without an effect
     let away = Error::new(Code::Unavailable, "the shard restarts");
     head.fail_on("RenewLease", [Fault::Refuse(away)]);
     until(|| (head.calls("RenewLease") > 5).then_some(())).await;
@@ -510,7 +510,7 @@ async fn a_record_that_the_ledger_refuses_does_not_keep_others_away() {
     let world = prices();
     let head = FakeHead::start(&world).await;
     head.world().ledger_away = true;
-    // as part of all that is pending, and by itself
+    // with other pending records, and alone
     let refused = || Fault::Refuse(Error::new(Code::InvalidRequest, "no"));
     head.fail_on("RecordRuns", [refused(), refused()]);
     let bundle = Bundle::new("echo", |_| {});

@@ -1,4 +1,4 @@
-//! Every way a child can end, with real Python processes.
+//! Every way in which a child can end, with real Python processes.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -64,7 +64,7 @@ async fn run_seeing(mode: &str, limits: Limits, progress: impl FnMut(Progress)) 
 }
 
 fn is_gone(pid: u32) -> bool {
-    // a zombie's entry stays until its parent, process 1 here, reaps it
+    // the entry of a zombie stays until its parent (here process 1) reaps it
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
         Err(_) => true,

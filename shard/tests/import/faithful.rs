@@ -1,5 +1,4 @@
-//! No silent difference between what a file says and what is read: random columns of dirt are read as what their cells
-//! say, or refused.
+//! An import never changes a value silently: cells of random dirty columns are read exactly, or refused.
 
 use proptest::prelude::*;
 
@@ -32,7 +31,7 @@ fn decimal(plain: &str) -> Option<Decimal> {
     Some((minus, kept.to_owned(), power))
 }
 
-/// What a cell says by the options, written without marks and signs. Slow, and by the letter.
+/// The number in a cell, read by the options and written without marks and signs: slowly, character by character.
 fn said(cell: &str, spec: &ImportSpec) -> Option<Decimal> {
     let point = spec.decimal.as_deref().unwrap_or(".");
     let mut text = cell.to_owned();
@@ -48,7 +47,7 @@ fn said(cell: &str, spec: &ImportSpec) -> Option<Decimal> {
     decimal(&text)
 }
 
-/// The float says the same, in the fewest digits that name it or in as many as the cell has.
+/// Whether the float equals the cell, in its shortest digits or in as many digits as the cell has.
 fn same(value: f64, cell: &Decimal) -> bool {
     let digits = cell.1.len().max(1) - 1;
     decimal(&format!("{value:e}")).as_ref() == Some(cell)
@@ -196,7 +195,7 @@ proptest! {
         prop_assert_eq!(columns.len(), 1);
         let column = &columns[0];
         if kind == FieldType::String && !packed {
-            // text is no way to read numbers
+            // a column of text never reads as numbers
             let others = cells.iter().filter(|c| !c.is_empty() && said(c, &spec).is_none());
             let numeric = others.clone().filter(|c| looks_numeric(c)).count();
             let digits = |c: &String| c.trim_start_matches(['+', '-']).to_owned();

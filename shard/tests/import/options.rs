@@ -1,4 +1,4 @@
-//! What the caller says of the files: notation, forms of times, where the symbol and the header are.
+//! The options of an import: notation, formats of times, the places of the symbol and the header.
 
 use arrow_array::{Date64Array, TimestampMicrosecondArray, TimestampSecondArray};
 use parquet::{
@@ -105,7 +105,7 @@ fn dates_in_other_forms_are_read_by_the_form_that_the_refusal_names() {
         told.contains("--ts-format %d/%m/%Y (01/02/2016 is 1 February 2016) or --ts-format %m/%d/%Y (01/02/2016 is 2 January 2016)"),
         "{told}"
     );
-    // a field's dates too
+    // dates in a field as well
     let (message, told) = refused("date,listed\n2016-08-10,13/02/2016\n", &amzn());
     assert!(message.contains("listed") && told.contains("--ts-format %d/%m/%Y --ts-format iso"), "{told}");
     let both = formed(&["%d/%m/%Y", "iso"]);
@@ -173,7 +173,7 @@ fn a_unit_that_does_not_fit_its_numbers_is_refused_or_told() {
         let formed = ImportSpec { ts_format: vec![form.into()], ..amzn() };
         assert!(rows(&import_text(&text, &formed).unwrap())[0].starts_with("AMZN 201"), "{cell}");
     }
-    // a history in milliseconds has some numbers that look so
+    // a history in milliseconds has some numbers that look like dates
     let mixed = import_text("ts,x\n200707200000,1\n200793600000,2\n", &unit(TsUnit::Ms)).unwrap();
     assert!(mixed.notes.is_empty(), "{:?}", mixed.notes);
     let early = import_text("ts,x\n160810,1\n", &unit(TsUnit::S)).unwrap();
@@ -554,7 +554,7 @@ fn a_column_without_values_is_no_field_unless_its_type_is_said() {
     let required = ImportSpec { required: vec![field("y")], ..amzn() };
     assert_eq!(places(&problems(import_text(text, &required))), [(2, "y"), (3, "y")]);
 
-    // a field that is there is missing
+    // an existing field is missing in the file
     let folder = Folder::new();
     let file = folder.put("b.csv", "date,x,y\n2016-08-12,,\n");
     let there = import_text(text, &said).unwrap().spec;

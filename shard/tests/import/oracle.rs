@@ -1,4 +1,4 @@
-//! Import against a slow oracle: random small files with dirt, read character by character and row by row.
+//! Compares the import with a slow oracle, which reads random small dirty files character by character and row by row.
 
 use std::collections::btree_map::Entry;
 
@@ -12,7 +12,7 @@ type Spot = (u64, Option<String>);
 /// (symbol, nanoseconds) -> price, count, note
 type Rows = BTreeMap<(String, i64), (Option<f64>, Option<i64>, Option<String>)>;
 
-/// Records with their lines, by the letter of RFC 4180; lines end in LF, CRLF or CR, blank ones are no records.
+/// Records with their line numbers, exactly by RFC 4180. Lines end in LF, CRLF or CR; blank lines are not records.
 fn records(text: &str) -> Vec<(u64, Vec<String>)> {
     let chars: Vec<char> = text.chars().collect();
     let (mut found, mut cells, mut cell) = (Vec::new(), Vec::new(), String::new());
@@ -145,7 +145,7 @@ fn accepted(import: &Import) -> Rows {
     rows
 }
 
-/// NaN is NaN, and nothing is nearly equal.
+/// Exact equality, except that NaN equals NaN.
 fn bits(rows: &Rows) -> Vec<String> {
     rows.iter().map(|(key, (p, c, n))| format!("{key:?} {:?} {c:?} {n:?}", p.map(f64::to_bits))).collect()
 }
@@ -205,7 +205,7 @@ fn row() -> impl Strategy<Value = String> {
     )
 }
 
-/// A file whose columns have their types beyond doubt: clean rows outnumber the dirt.
+/// A file whose column types are clear, because clean rows outnumber the dirt.
 fn file(number: usize) -> impl Strategy<Value = String> {
     prop::collection::vec(row(), 0..25).prop_map(move |rows| {
         let mut text = "Name,date,price,count,note\n".to_owned();

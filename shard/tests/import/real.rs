@@ -1,4 +1,4 @@
-//! Import of real files: public market data with the dirt it came with.
+//! Import of real files: public market data with its real dirt.
 
 use std::{fs::File, io::Read as _, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! A dataset becomes another one: by rows that need it, by its unit, by somebody who asks; and what everybody else sees of it.
+//! Changes of a dataset: by rows that need it, by its unit, by hand; and their effect on readers and publishers.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ async fn an_import_that_needs_a_wider_type_makes_it_so_in_the_commit_of_its_rows
         assert_eq!(fields(client).await, [("value".to_owned(), FieldType::Float64)]);
         assert_ne!(describe(client).await.schema, before.schema);
     }
-    // whole numbers fit what the dataset is now, and an import that is sent again is one
+    // whole numbers fit the widened dataset, and sending an import again is a duplicate
     let again = import_whole(&mut served.client, &[(day(4), 12)]).await.unwrap();
     assert_eq!(again.version, ack.version + 1);
     served.stop().await;
@@ -137,7 +137,7 @@ async fn a_new_field_is_missing_in_the_rows_before_it() {
     let ok = pb::ChunkRange { fields: vec!["ok".to_owned()], ..range(DATASET, "A") };
     let answers = answers(client, vec![ok], pb::FetchOrder::OldestFirst).await;
     assert!(answers.iter().all(|answer| matches!(answer, trellis_proto::fetch::Answer::Batch(_))));
-    // rows without the field are refused: who leaves it out by mistake would make it missing
+    // rows without the field are refused, because leaving it out by mistake would make its values missing
     let refused = import(client, DATASET, &[("A", day(3), 3.0)]).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict, "{refused}");
     assert!(refused.message().contains("it has the field `ok bool`, which is not given"), "{refused}");
@@ -170,7 +170,7 @@ async fn an_alteration_is_one_version_for_everybody_and_is_made_once() {
         let price = pb::ChunkRange { fields: vec!["price".to_owned()], ..range(DATASET, "A") };
         let fetched = fetch(client, vec![price], pb::FetchOrder::OldestFirst).await.remove(0);
         assert_eq!(fetched.latest(), [(day(1), 10.0)]);
-        // who planned before the change is told so, whatever it asks for
+        // a head that planned before the change is told so, whatever it reads
         for schema in [before.schema, 1] {
             let stale = pb::ChunkRange { schema, ..range(DATASET, "A") };
             let refused = fetch(client, vec![stale], pb::FetchOrder::OldestFirst).await.remove(0);
@@ -231,10 +231,10 @@ async fn a_dropped_dataset_is_gone_for_everybody_and_its_name_is_free() {
         }
     }
     assert_eq!(data_files(lake.path(), DATASET).len(), 1, "what it had stays in the lake");
-    // the name is taken by another dataset: of another type, a later version, without the old one's runs
+    // another dataset takes the name: it has another type, a later version, and none of the old run ids
     let made = import_whole(&mut served.client, &[(day(2), 5)]).await.unwrap();
     assert_eq!(made.version, dropped.version + 1);
-    // the answer to the drop may have been lost: asked again, it does not drop this one
+    // the answer to the drop may have been lost: the same request again does not drop the new dataset
     for client in [&mut served.client, &mut other.client] {
         assert_eq!(drop_it(client, "drop-1").await.unwrap(), dropped);
     }
@@ -263,7 +263,7 @@ async fn a_unit_widens_its_output_by_what_it_declares_and_nobody_else_changes_it
         assert!(refused.message().contains("is the output of unit mom"), "{refused}");
     }
     let wide = with_fields(vec![field("rank", FieldType::Int64), field("value", FieldType::Float64)]);
-    // another unit's declaration changes nothing
+    // the declaration of another unit changes nothing
     let other = acquire_with(client, &wide, "other", false).await.unwrap_err();
     assert_eq!(other.code(), Code::PermissionDenied);
     assert_eq!(fields(client).await, [("value".to_owned(), FieldType::Int64)]);
@@ -278,7 +278,7 @@ async fn a_unit_widens_its_output_by_what_it_declares_and_nobody_else_changes_it
     let header = session_header(DATASET, "mom", lease.epoch, "r1", "1970-01-02");
     send(client, header, &[rows]).await.unwrap();
     assert_eq!(read(client, DATASET, "A").await, [(day(1), 0.5)]);
-    // a declaration that leaves out what is there, or narrows it, is refused with what to do
+    // a declaration that lacks a field or narrows one is refused with a hint
     for narrow in [whole_numbers(), spec(DATASET)] {
         let refused = acquire_with(client, &narrow, "mom", false).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidRequest);
@@ -319,7 +319,7 @@ async fn a_renamed_dataset_is_the_same_under_another_name() {
         assert!(describe(client).await.dropped);
         assert_eq!(rename_to(client, "d.b", "rename-1").await.unwrap(), done, "asked again, answered again");
         assert_eq!(rename_to(client, "d.c", "rename-2").await.unwrap_err().code(), Code::UnknownDataset);
-        // a run id stays taken, and the same rows are the same rows
+        // a run id stays used, and the same rows are still a duplicate
         let header = pb::PublishHeader { run_id: "same".to_owned(), ..import_header(&spec("d.b")) };
         let again = send(client, header.clone(), &[batch(&[("A", day(1), 1.0)])]).await.unwrap();
         assert!(again.duplicate);
@@ -328,7 +328,7 @@ async fn a_renamed_dataset_is_the_same_under_another_name() {
         served.stop().await;
         served = Served::local(lake.path()).await;
     }
-    // a name that is taken leaves the dataset as it was
+    // a rename to a used name leaves the dataset unchanged
     import(&mut served.client, DATASET, &[("A", day(2), 2.0)]).await.unwrap();
     assert_eq!(rename_to(&mut served.client, "d.b", "rename-3").await.unwrap_err().code(), Code::Conflict);
     import(&mut served.client, DATASET, &[("A", day(3), 3.0)]).await.unwrap();

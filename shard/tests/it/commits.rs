@@ -1,4 +1,4 @@
-//! Publishes, imports, leases, the ledger: what is accepted, what is refused, what survives.
+//! Publishes, imports, leases and the ledger: accepted, refused, and kept over restarts.
 
 use futures::future::join_all;
 use trellis_proto::{Code, FieldType, pb};
@@ -28,7 +28,7 @@ async fn a_session_is_published_once_and_corrected_by_publishing_again() {
     assert_eq!(fetched.rows, [(day(1), first.known_at_ns, 1.0), (day(1), correction.known_at_ns, 9.0)]);
     assert_eq!(fetched.watermark, Some(day(2)));
 
-    // All of that survives a restart.
+    // All of this survives a restart.
     served.stop().await;
     let mut served = Served::local(lake.path()).await;
     let client = &mut served.client;
@@ -159,7 +159,7 @@ async fn an_import_into_a_units_output_is_refused_until_somebody_ends_its_owners
     served.stop().await;
     let mut served = Served::local(lake.path()).await;
     import(&mut served.client, "signals.mom", &[("A", 0, 2.0)]).await.unwrap();
-    // The unit of before is told who ended it, and any unit may be the next.
+    // The former unit is told who ended the ownership, and any unit may be the next.
     let old = session_header("signals.mom", "mom", 1, "r", "1970-01-01");
     let refused = send(&mut served.client, old, &[batch(&[("A", 0, 1.0)])]).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
@@ -236,7 +236,7 @@ async fn a_publish_with_its_own_lease_is_one_commit_and_leaves_the_lease_free() 
     }
     let foreign = send(client, once("rev", "r", false), &rows(3.0)).await.unwrap_err();
     assert_eq!(foreign.code(), Code::PermissionDenied);
-    // A running process of the unit is not published over, unless one says so; it is told by whom.
+    // A publish over a running process of the unit needs take_over; the process is told who did it.
     let lease = acquire(client, "signals.mom", "mom", false).await.unwrap();
     let refused = send(client, once("mom", "r3", false), &rows(4.0)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict, "{refused}");
@@ -245,11 +245,11 @@ async fn a_publish_with_its_own_lease_is_one_commit_and_leaves_the_lease_free() 
     let fenced = send(client, header, &rows(6.0)).await.unwrap_err();
     assert_eq!(fenced.code(), Code::Fenced);
     assert!(fenced.message().contains("unit mom (r4 of mom) took over at "), "{fenced}");
-    // Given back at once: the unit goes on with the next epoch.
+    // The lease was released at once: the unit goes on with the next epoch.
     let next = acquire(client, "signals.mom", "mom", false).await.unwrap();
     assert_eq!(next.epoch, lease.epoch + 2);
     assert_eq!(read(client, "signals.mom", "A").await, [(day(1), 5.0)]);
-    // Whose output it is changes by a commit, whatever the rows.
+    // The owner changes by a commit, even without rows.
     let taken_by_other = send(client, once("rev", "r6", true), &rows(5.0)).await.unwrap();
     assert!(taken_by_other.version > taken.version && !taken_by_other.duplicate);
     served.stop().await;
@@ -275,7 +275,7 @@ async fn a_failed_import_leaves_the_dataset_as_it_was() {
     let lake = tempfile::tempdir().unwrap();
     let mut served = Served::local(lake.path()).await;
     let client = &mut served.client;
-    // Not even made.
+    // The dataset was not even made.
     let twice = import(client, "d.a", &[("A", 0, 1.0), ("A", 0, 2.0)]).await.unwrap_err();
     assert_eq!(twice.code(), Code::BadRows);
     assert_eq!(twice.message(), "rows 0 and 1: both are A at 1970-01-01");
@@ -289,7 +289,7 @@ async fn a_failed_import_leaves_the_dataset_as_it_was() {
     let refused = send(client, import_header(&other), &[batch(&[("A", 1, 1.0)])]).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict);
     assert!(refused.message().contains("its field value is float64, not string"), "{refused}");
-    // Broken off: the stream ends, but not with its end.
+    // The stream breaks off: it ends without its last message.
     let mut cut = messages(import_header(&spec("d.a")), &[batch(&[("A", 1, 1.0)])]);
     cut.pop();
     let refused = client.publish(tokio_stream::iter(cut)).await.unwrap_err();
@@ -390,7 +390,7 @@ async fn two_shards_that_both_believe_to_be_home_lose_nothing() {
     assert_eq!(read(&mut b.client, "d.a", "A").await, expected);
     let different: std::collections::BTreeSet<i64> = known.into_iter().collect();
     assert_eq!(different.len(), 40);
-    // A lease that one grants fences what the other believes.
+    // A lease that one shard grants fences the epoch that the other one knows.
     let release = |epoch| pb::ReleaseLeaseRequest {
         dataset: "d.a".to_owned(),
         unit: "x".to_owned(),

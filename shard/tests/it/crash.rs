@@ -1,4 +1,4 @@
-//! kill -9 of the real binary: what was acknowledged is there, what was not is whole or absent.
+//! kill -9 of the real binary: acknowledged publishes are kept, other publishes are whole or absent.
 
 use trellis_proto::pb;
 
@@ -13,7 +13,7 @@ async fn acknowledged_publishes_survive_kill_9() {
         let (mut child, address) = spawn(lake.path(), &[]).await;
         let mut client = connect(&address).await;
         let lease = acquire(&mut client, "signals.mom", "mom", true).await.unwrap();
-        // Four publishers at once; the kill comes while their publishes are on the way.
+        // Four publishers at once; the shard is killed during their publishes.
         let (done, mut acks) = tokio::sync::mpsc::channel(64);
         let mut tasks = Vec::new();
         for publisher in 0..4_i64 {
@@ -23,7 +23,7 @@ async fn acknowledged_publishes_survive_kill_9() {
                     let n = first + i * 4 + publisher;
                     let run = format!("r{n}");
                     let header = session_header("signals.mom", "mom", lease.epoch, &run, "1970-01-02");
-                    // each is a part of the session, so none replaces another
+                    // each publish is a partition of the session, so none replaces another
                     let header = pb::PublishHeader { partition: run, ..header };
                     let rows: Vec<(String, i64, f64)> =
                         (0..3).map(|s| (format!("S{s}"), day(1) + n, n as f64)).collect();
@@ -45,7 +45,7 @@ async fn acknowledged_publishes_survive_kill_9() {
         }
         child.start_kill().unwrap();
         child.wait().await.unwrap();
-        // What was acknowledged before the connection broke counts too.
+        // Publishes that were acknowledged before the connection broke count, too.
         while let Some(n) = acks.recv().await {
             acknowledged.push((day(1) + n, n as f64));
         }
@@ -60,7 +60,7 @@ async fn acknowledged_publishes_survive_kill_9() {
     let ranges = (0..3).map(|s| range("signals.mom", &format!("S{s}"))).collect();
     let fetched = fetch(&mut client, ranges, pb::FetchOrder::OldestFirst).await;
     for one in &fetched {
-        // Every publish is whole: each symbol has the same rows; and there is no row twice.
+        // Every publish is whole: each symbol has the same rows, and no row is there twice.
         assert_eq!(one.rows, fetched[0].rows);
         assert_eq!(one.latest().len(), one.rows.len());
         let rows = one.latest();

@@ -1,4 +1,4 @@
-//! A shard over loopback gRPC: one binary, because linking it costs more than running it.
+//! Tests of a shard over loopback gRPC. They are one binary, because linking takes longer than running.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 

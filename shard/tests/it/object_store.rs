@@ -1,6 +1,7 @@
 //! A lake in an object store: two real shards and the real client, over HTTP, against moto's S3.
 //!
-//! It runs where `moto_server` is (`.venv/bin`, or the path): `pip install 'moto[server]'`, 300 MB, is too much to bring along.
+//! It runs if `moto_server` is in `.venv/bin` or on the PATH. `make` does not install it (`pip install 'moto[server]'`),
+//! because it has 300 MB.
 
 use std::{path::Path, process::Stdio};
 
@@ -14,7 +15,7 @@ use trellis_proto::Code;
 
 use crate::support::*;
 
-/// A server with one empty bucket, `lake`.
+/// A server with one empty bucket named `lake`.
 struct Store {
     address: String,
     _server: Child,
@@ -39,7 +40,7 @@ impl Store {
                 break address.trim().to_owned();
             }
         };
-        // It goes on writing a line for each request.
+        // The server writes a line for each request, which must be read.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let mut line = TcpStream::connect(&address).await.unwrap();
         let request = format!(
@@ -52,7 +53,7 @@ impl Store {
         Some(Self { address, _server: server })
     }
 
-    /// A shard that believes to own all of the lake.
+    /// A shard that takes itself for the owner of the whole lake.
     async fn shard(&self) -> (Child, String) {
         let variables = [
             ("AWS_ENDPOINT", format!("http://{}", self.address)),
@@ -74,7 +75,7 @@ async fn two_shards_commit_to_one_table_in_an_object_store() {
     let (one, two) = tokio::join!(store.shard(), store.shard());
     let mut clients = [connect(&one.1).await, connect(&two.1).await];
 
-    // Both commit at once: conditional puts decide who is first, and nobody's rows are lost.
+    // Both shards commit at once: conditional puts decide which is first, and no rows are lost.
     let importers = (0..20_i64).map(|n| {
         let mut client = clients[n as usize % 2].clone();
         async move { import(&mut client, "d.a", &[("A", n, n as f64)]).await.unwrap().version }
@@ -86,7 +87,7 @@ async fn two_shards_commit_to_one_table_in_an_object_store() {
     }
     assert!(*versions.iter().max().unwrap() >= 1, "{versions:?}");
 
-    // A lease that was granted by one shard fences at the other.
+    // A lease of one shard fences publishes at the other.
     let old = acquire(&mut clients[0], "signals.mom", "old", false).await.unwrap();
     let new = acquire(&mut clients[1], "signals.mom", "new", true).await.unwrap();
     let rows = [batch(&[("A", day(1), 1.0)])];

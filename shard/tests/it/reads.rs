@@ -1,4 +1,4 @@
-//! What a fetch answers.
+//! The answers to a fetch.
 
 use proptest::prelude::*;
 use trellis_proto::{Code, fetch::Answer, pb};
@@ -170,7 +170,7 @@ async fn a_long_series_comes_in_bounded_messages_newest_first() {
     served.stop().await;
 }
 
-/// Rows of a message, at most.
+/// Most rows of a message.
 const BATCH_BYTES: usize = 768 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +190,7 @@ async fn many_short_series_are_a_few_messages_and_a_lone_one_is_one() {
         Answer::Failures(failures) => panic!("{failures:?}"),
     });
     let (runs, bytes): (Vec<usize>, Vec<usize>) = bodies.unzip();
-    // a row is 24 bytes; what stands around 126,000 of them is little, and what is full is full
+    // a row has 24 bytes; 126,000 rows need little more, and full messages are full
     assert_eq!((wide.len(), runs.iter().sum::<usize>()), (4, symbols.len()));
     assert!(bytes.iter().sum::<usize>() < 500 * 252 * 24 * 101 / 100, "{bytes:?}");
     assert!(bytes.iter().all(|bytes| *bytes < BATCH_BYTES), "{bytes:?}");
@@ -241,7 +241,7 @@ async fn a_broken_file_fails_its_series_among_many_in_one_message() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is imported in whatever portions, every range gives what a sorted list gives.
+    /// For random imports in random portions, every range gives the rows of the oracle.
     #[test]
     fn a_scan_agrees_with_a_sorted_list(
         imports in proptest::collection::vec(

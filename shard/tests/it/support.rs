@@ -1,4 +1,4 @@
-//! A shard in this process, a client for it, and rows in the shape that a test can read.
+//! A shard in this process, a client of it, and rows in a form that tests compare easily.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +73,7 @@ pub(crate) fn config(lake: &Path) -> Config {
 }
 
 pub(crate) async fn connect(address: &str) -> ShardClient<Channel> {
-    // The shard opens its lake before it accepts; the connection waits in the backlog.
+    // The shard opens its lake before it accepts connections; the connection waits in the backlog.
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     ShardClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
 }
@@ -231,7 +231,7 @@ pub(crate) fn range(dataset: &str, symbol: &str) -> pb::ChunkRange {
     }
 }
 
-/// Rows of one range: (ts, known_at, value), in the order they came in; or the failures.
+/// Rows of one range, (ts, known_at, value), in the order of their arrival; or the failures.
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
     pub(crate) rows: Vec<(i64, i64, f64)>,
@@ -255,7 +255,7 @@ impl Fetched {
     }
 }
 
-/// What each range is answered. Every chunk must be answered exactly once.
+/// The answer for each range. Every chunk must be answered exactly once.
 pub(crate) async fn fetch(
     client: &mut ShardClient<Channel>,
     ranges: Vec<pb::ChunkRange>,

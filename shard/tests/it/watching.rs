@@ -1,4 +1,4 @@
-//! The watch log, confirmation, and waiting for watchers.
+//! The watch log, confirming chunks, and publishes that wait for watchers.
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +26,7 @@ impl Watcher {
         Self { requests, events, hello }
     }
 
-    /// The next change; heartbeats are passed over.
+    /// The next change; heartbeats are skipped.
     async fn change(&mut self) -> pb::Change {
         loop {
             if let Some(Event::Change(change)) = self.events.message().await.unwrap().unwrap().event {
