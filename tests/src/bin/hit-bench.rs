@@ -1,17 +1,17 @@
-//! Latency and throughput of a warm hit, in ratios to a tonic unary echo and to loopback TCP taken in the same rounds.
+//! Latency and throughput of a warm hit, as ratios to a tonic unary echo and to loopback TCP in the same rounds.
 //!
-//! `hit-bench floor` serves both floors and prints their addresses, the echo's and TCP's, as one line.
-//! `hit-bench loop HEAD TICKET N` asks N times and prints microseconds per answer: something to hold a profiler to.
+//! `hit-bench floor` serves both floors and prints the addresses of the echo and of TCP in one line.
+//! `hit-bench loop HEAD TICKET N` reads N times and prints microseconds per answer; it is for profiling.
 //! `hit-bench run HEAD ECHO TCP TICKET ROUNDS SECONDS SEED` prints one line of JSON: the answer's rows and bytes, the seed, and
 //! for 1 and for 16 connections the median over rounds of each target's p50 and requests per second, and the medians of the
 //! ratios inside each round. In each round every target is timed once, in random order. The targets:
 //!
-//! * `echo`: an empty tonic call, the least that gRPC costs;
-//! * `tcp`: as many bytes as the answer has, from a socket into one buffer, the least that moving them costs;
-//! * `drain`: the answer, read off HTTP/2 and dropped;
+//! * `echo`: an empty tonic call, the least cost of gRPC;
+//! * `tcp`: the number of bytes of the answer, read from a socket into one buffer: the least cost of moving them;
+//! * `drain`: the answer, read from HTTP/2 and dropped;
 //! * `hit`: the answer, decoded to Arrow by the client of the grid.
 //!
-//! Pin it from outside (`taskset`): placement is the largest effect.
+//! Pin the process to cores from outside (`taskset`): the placement has the largest effect.
 
 use std::{
     convert::Infallible,
@@ -44,7 +44,7 @@ use trellis_proto::SeriesQuery;
 use trellis_qcu::client::{Client, ClientOptions};
 use trellis_tests::rng::Rng;
 
-/// Bytes of an echoed message: a small request, as a ticket is.
+/// Bytes of an echoed message: as small as a ticket.
 const ECHO_BYTES: usize = 64;
 /// Connections of the throughput figures.
 const CONNECTIONS: usize = 16;
@@ -53,7 +53,7 @@ const WARM_UP: usize = 200;
 const WARM_UP_TIME: Duration = Duration::from_millis(500);
 /// Buffer of the TCP floor at either end: as large as the largest HTTP/2 frame.
 const TCP_BUFFER: usize = 1 << 20;
-/// Answers to one question differ by this much: a receipt says how long it took.
+/// Bytes by which answers to one read may differ, because a receipt has times.
 const RECEIPT_SLACK: usize = 16;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -106,7 +106,7 @@ async fn serve_floor() -> Result<()> {
     Ok(tonic::transport::Server::builder().add_service(Echo).serve_with_incoming(incoming).await?)
 }
 
-/// For each eight bytes, a length, so many bytes.
+/// Answers each eight bytes, which are a length, with that many bytes.
 async fn answer_bytes(mut stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
     let data = vec![7; TCP_BUFFER];
@@ -118,7 +118,7 @@ async fn answer_bytes(mut stream: TcpStream) -> Result<()> {
     }
 }
 
-/// What is timed. Each is one connection, used by one request at a time.
+/// The target of a timing: one connection, used by one request at a time.
 #[derive(Clone)]
 enum Target {
     Echo(Channel),
@@ -222,7 +222,7 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The figures of each round, of one target.
+/// The figures of one target, for each round.
 #[derive(Default)]
 struct Rounds {
     p50_us: Vec<f64>,
@@ -236,7 +236,7 @@ impl Rounds {
     }
 }
 
-/// How often, how long and in which order targets are timed.
+/// The number of rounds, their duration, and the order of targets.
 struct Timing {
     rounds: usize,
     span: Duration,
@@ -287,7 +287,7 @@ async fn run(head: &str, echo: &str, tcp: &str, ticket: &str, timing: &Timing) -
     for connections in [1, CONNECTIONS] {
         let mut all: [Rounds; 4] = Default::default();
         for _ in 0..timing.rounds {
-            // Neither drift of the machine nor what ran before favours any.
+            // Random order, so that neither drift of the machine nor the target before favours one.
             let mut left: Vec<usize> = (0..targets.len()).collect();
             while !left.is_empty() {
                 let which = left.swap_remove(rng.below(left.len()));

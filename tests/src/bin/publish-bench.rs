@@ -1,9 +1,9 @@
-//! Publishes to acknowledgement, through a head and a shard of their own.
+//! Times publishes up to their acknowledgement, through a new head and a new shard.
 //!
-//! `publish-bench PUBLISHERS SECONDS LAKE` starts both over the folder `LAKE`, gives each publisher an output and a connection
-//! of its own, and lets all publish results of 500 rows, one session after the other, each as soon as the one before is
-//! acknowledged. One line of JSON for each figure. The binaries are those beside it. The lake stays: ext4 is slow to make
-//! files for minutes after thousands were removed (it does not use their inodes again), whoever is measured then.
+//! `publish-bench PUBLISHERS SECONDS LAKE` starts both over the folder `LAKE`, with an output and a connection for each
+//! publisher. Each publishes results of 500 rows, one session after the other, as soon as the last one is acknowledged. Each
+//! figure is one line of JSON. The binaries are taken from the program's folder. The lake is not removed: after thousands of
+//! files were removed, ext4 makes files slowly for minutes (it does not reuse their inodes), which would slow the next target.
 
 use std::{
     path::Path,
@@ -32,13 +32,13 @@ const ROWS: usize = 500;
 const FIRST_SESSION: i64 = 16_801 * DAY_NS;
 /// Publishers that are set up at once.
 const SET_UP_PARALLEL: usize = 32;
-/// Of a lease: longer than any run, so that none is renewed meanwhile.
+/// Life of a lease: longer than any run, so that no lease is renewed.
 const TTL_MS: u32 = 3_600_000;
 /// How long a publish may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Publishes of each publisher before the clock runs.
 const WARM_UP: usize = 2;
-/// File descriptors, for a thousand publishers with two connections each: more than the usual limit.
+/// Limit of file descriptors: a thousand publishers with two connections each need more than the usual limit.
 const FILES: u64 = 8_192;
 
 struct Publisher {
@@ -95,7 +95,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes until `end`; how long each took, in seconds.
+    /// Publishes until `end`. Returns the time of each publish in seconds.
     async fn publish_until(mut self, end: Instant) -> Result<Vec<f64>> {
         let mut taken = Vec::new();
         while Instant::now() < end {
@@ -107,7 +107,7 @@ impl Publisher {
     }
 }
 
-/// Raises the limit of this process and of those that it starts.
+/// Raises the limit of this process and of its children.
 fn allow_files() -> Result<()> {
     // SAFETY: plain system calls; `limit` outlives both.
     unsafe {
@@ -122,10 +122,10 @@ fn allow_files() -> Result<()> {
 /// Seconds of processor time that a process has used.
 fn processor_time(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything; after it come the fields from the third on.
+    // The name in parentheses may contain anything; the fields from the third on follow it.
     let (_, fields) = stat.rsplit_once(')').context("no name in /proc/.../stat")?;
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    // SAFETY: no memory is involved.
+    // SAFETY: the call touches no memory.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     Ok(ticks as f64 / per_second as f64)
 }

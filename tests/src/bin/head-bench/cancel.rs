@@ -1,11 +1,11 @@
-//! Readers that leave while a shard is slow: gates hold back what the shards send.
+//! Readers that leave while a shard is slow: gates hold the answers of the shards.
 //!
-//! First, one cold series after another: each reader arrives while the one before it still waits, or just after it has left,
-//! and all but the last leave, at random moments. Measured: upstream calls for each series. Expected: one, however many leave.
+//! First, one cold series after another. Each reader arrives while the one before still waits, or just after it has left; all
+//! but the last leave at random moments. Measured: upstream calls for each series. Expected: one, however many leave.
 //!
-//! Then a wide read of which one shard sends nothing, and whose only reader leaves. Measured: how long after that nothing is in
-//! flight any more, and what reading everything again costs. Expected: cancelled after the grace of 250 ms; no chunk that
-//! had come is fetched twice.
+//! Then a wide read for which one shard sends nothing, and whose only reader leaves. Measured: the time until nothing is in
+//! flight, and the cost of reading everything again. Expected: the fetch is cancelled after the grace of 250 ms, and no chunk
+//! that had arrived is fetched twice.
 
 use std::time::{Duration, Instant};
 
@@ -28,11 +28,11 @@ const SERIES: usize = 16;
 const LEADERS: usize = 12;
 /// Longest time that a leader stays once it waits.
 const STAY_MS: usize = 30;
-/// Longest time that nobody is there: less than the head's grace.
+/// Longest time without a reader: less than the head's grace.
 const GAP_MS: usize = 120;
-/// What has come of the wide read when its reader leaves.
+/// The part of the wide read that has arrived when its reader leaves.
 const ARRIVED_BYTES: u64 = 1 << 20;
-/// A head that takes longer than this for anything here has lost its way.
+/// Longest wait for the head.
 const PATIENCE: Duration = Duration::from_secs(20);
 const CACHE: &str = "512MiB";
 
@@ -44,7 +44,7 @@ fn open(bench: &Bench) {
     (0..SHARDS).for_each(|shard| bench.grid.gate(shard).open());
 }
 
-/// Asks the head for its counters until they are as wanted.
+/// Asks the head for its counters until they are as expected.
 async fn until(head: &Head, what: &str, met: impl Fn(&pb::HeadStats) -> bool) -> Result<pb::HeadStats> {
     let began = Instant::now();
     let client = head.client().await?;
@@ -92,7 +92,7 @@ async fn leave(bench: &Bench, head: &Head, symbol: usize, rng: &mut Rng) -> Resu
     Ok((after.upstream_calls - before.upstream_calls, after.rows_fetched - before.rows_fetched))
 }
 
-/// Series differ in how much of them is asked for.
+/// The reads of different series have different lengths.
 fn start_of(symbol: usize) -> i64 {
     symbol as i64 * 64
 }

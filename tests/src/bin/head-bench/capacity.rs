@@ -1,9 +1,9 @@
-//! Whether a cache keeps its size: ten million chunks are put into one that holds less than half of what is asked for.
+//! The size of the cache: ten million chunks go through a cache that holds less than half of the rows that are read.
 //!
-//! Requests name random symbols, all their days, one field; the last ones a chunk each, so that next to nothing is in flight.
-//! Measured: what is resident then, against the budget.
+//! Each read has a random symbol, all its days and one field; the last reads have one chunk, so that almost nothing is in
+//! flight. Measured: the resident bytes at the end, compared with the budget.
 //!
-//! Expected: 0.99 to 1.0, but for what the last read had in flight.
+//! Expected: 0.99 to 1.0, except for the bytes that the last read had in flight.
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -20,14 +20,14 @@ use crate::{
 
 const SEED: u64 = 23;
 const CHUNKS: u64 = 10_000_000;
-/// All symbols have some 40 MiB in chunks of one field.
+/// The chunks of one field of all symbols have some 40 MiB.
 const CACHE: &str = "16MiB";
-/// Of one request: some 1.3 MiB in chunks.
+/// Symbols of one read: some 1.3 MiB in chunks.
 const SYMBOLS: usize = 16;
-/// Requests between two looks at the counters.
+/// Reads between two checks of the counters.
 const ROUND: usize = 500;
 const LANES: usize = 2;
-/// Single chunks that are asked for at the end: more than a request had in flight.
+/// Single chunks that are read at the end: more than a read had in flight.
 const FILLING: usize = 4_000;
 
 pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
@@ -44,7 +44,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
         let tickets = (0..ROUND).map(|_| ticket()).collect::<Result<Vec<_>>>()?;
         hit_rate = load::closed(&pool, &tickets, LANES).await?.whole()?.hit_rate();
     }
-    // chunk by chunk: what was in flight last, and had its room, was more
+    // chunk by chunk, because the last large read had more in flight, and room for it
     for _ in 0..FILLING {
         let (symbol, day) = (rng.below(market.symbols), rng.below(DAYS as usize) as i64);
         load::read(pool.get(), ticket::encode(&market.query_chunk(symbol, day, CLOSE)?)).await?;

@@ -1,4 +1,4 @@
-//! One figure: what was measured, what it should be, and what it was compared with.
+//! One figure: its value, its bar, and the peer that it is compared with.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ pub(crate) struct Figure {
     name: String,
     value: f64,
     unit: &'static str,
-    /// `None`: there is none, the figure explains another one.
+    /// `None`: the figure has no bar; it explains another one.
     bar: Option<f64>,
     better: Better,
     peer: &'static str,
@@ -26,12 +26,12 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    /// A figure that is better the lower it is.
+    /// A figure for which lower is better.
     pub(crate) fn lower(name: &str, value: f64, unit: &'static str) -> Self {
         Self::new(name, value, unit, Better::Lower)
     }
 
-    /// A figure that is better the higher it is.
+    /// A figure for which higher is better.
     pub(crate) fn higher(name: &str, value: f64, unit: &'static str) -> Self {
         Self::new(name, value, unit, Better::Higher)
     }
@@ -45,7 +45,7 @@ impl Figure {
         self
     }
 
-    /// What it was compared with.
+    /// Sets the peer that it is compared with.
     pub(crate) fn peer(mut self, peer: &'static str) -> Self {
         self.peer = peer;
         self
@@ -64,7 +64,7 @@ impl Figure {
     }
 }
 
-/// The middle one of a few values.
+/// The median of a few values.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! A head node as a process of its own, and what can be seen of it from outside.
+//! A head node as a process, with its memory and counters as seen from outside.
 
 use std::{
     process::Stdio,
@@ -17,16 +17,16 @@ use trellis_qcu::client::{Client, ClientOptions};
 
 use crate::load::Pool;
 
-/// Ended when dropped.
+/// The process; dropping it ends it.
 pub(crate) struct Head {
     process: Child,
     pub(crate) addr: String,
 }
 
 impl Head {
-    /// Starts one before the shards at `shards` (a discovery URL). It knows what the shards have, and no rows.
+    /// Starts a head for the shards at `shards` (a discovery URL). It knows the datasets but has no rows.
     pub(crate) async fn start(binary: &str, shards: &str, cache: &str) -> Result<Self> {
-        // shards know their followers by name
+        // shards tell watchers apart by name
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let mut command = Command::new(binary);
         command

@@ -1,17 +1,17 @@
 //! A herd on a cold head: 20,000 overlapping requests within a tenth of a second, symbols by Zipf(1.0) over 500, 70 % ending
 //! now with one month to ten years of lookback, 30 % walk-forward windows.
 //!
-//! Measured: upstream rows and calls against the minimal union of what was asked (counted here, not by the head), times
-//! from each request's release to its last byte, and the peak of the head's memory: above what it was when idle,
-//! which the bar is for, and of the whole process. Two floors for the time:
+//! Measured: upstream rows and calls, compared with the minimal union of the reads (counted here, not by the head); the times
+//! from each read's release to its last byte; and the peak of the head's memory, of the whole process and above its idle
+//! memory (the bar is for the latter). Two floors for the time:
 //!
-//! * *the minimal union*: a cold head and readers that together ask for each row of the union once;
+//! * *the minimal union*: a cold head and readers that together read each row of the union once;
 //! * *the same answers from memory*: the same herd once more, when everything is cached.
 //!
 //! Expected: 1.02 of the minimal union, because chunks of 64 days round up; calls far below the 2,244 of a model without
 //! group commit. The herd's answers are some ten times its union, and on one machine they share cores and memory bandwidth
-//! with clients and shards, so no head can be as fast as the first floor here; what cold reads cost *beside* moving the
-//! answers is the second ratio.
+//! with clients and shards, so no head can reach the first floor here. The second ratio shows the cost of cold reads without
+//! the cost of sending the answers.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::{
 const REQUESTS: usize = 20_000;
 const RELEASE: Duration = Duration::from_millis(100);
 const CONNECTIONS: usize = 16;
-/// Each with a herd and heads of its own.
+/// Number of rounds, each with its own herd and heads.
 const ROUNDS: u64 = 3;
 const SEED: u64 = 20;
 const CACHE: &str = "512MiB";

@@ -1,16 +1,15 @@
-//! One unit that asks for everything, over and over, beside eight light units of small reads.
+//! One unit that reads everything over and over (the hog), beside eight light units with small reads.
 //!
-//! Measured: p99 of the light units with the hog against without, in alternation. Three hogs: one of wide questions and one of
-//! a flood of small ones, where everything is cached, so that heads and not shards are shared; and one of wide questions
-//! about ranges that are not cached, beside light units each of whose reads is of a chunk that nobody has asked for.
+//! Measured: the p99 of the light units with the hog, compared with the p99 without it, in alternation. There are three hogs:
+//! one sends wide reads and one a flood of small reads, both of cached rows, so that only the head is shared; the third sends
+//! wide reads of ranges that are not cached, beside light units that read a new chunk each time.
 //!
-//! Expected: 1.5 at most for wide answers, whose messages take turns by bytes. The hog's own client is the other half of the
-//! machine's work here; it runs on a thread of the lowest priority, so that it costs the light units no more than it would on
-//! a machine of its own.
+//! Expected: at most 1.5 for wide answers, whose messages take turns by bytes. The hog's client is half of the machine's work.
+//! It runs on a thread of the lowest priority, so that it costs the light units as little as a client on another machine.
 //!
-//! Control: the same hog reads from another head on this machine, with which the light units have nothing to do. What that
-//! does to their p99 is the machine's part (two cores, the kernel's time slices, memory bandwidth; of cold reads, the shards',
-//! too), and about the least that fairness inside a head can reach here.
+//! Control: the same hog reads from another head on this machine, which the light units do not use. The change of their p99 is
+//! then the effect of sharing the machine (two cores, time slices, memory bandwidth; for cold reads also the shards). Fairness
+//! inside a head can hardly do better.
 
 use std::{
     sync::{
@@ -38,15 +37,15 @@ use crate::{
 const LIGHT_UNITS: usize = 8;
 const LIGHT_DAYS: i64 = 365;
 const ROUNDS: usize = 5;
-/// Tasks of a hog of wide questions, and of small ones.
+/// Tasks of a hog with wide reads, and of one with small reads.
 const WIDE_LANES: usize = 4;
 const SMALL_LANES: usize = 64;
 /// The lowest priority that Linux has.
 const LOWEST_PRIORITY: i32 = 19;
-/// Days between two chunks of a symbol that light units ask for cold: the length of a chunk.
+/// Days between two cold reads of a symbol: the length of a chunk.
 const CHUNK_DAYS: i64 = 64;
 
-/// How often the light units read, for how long, at heads with how much room.
+/// The rate of the light units, the duration, and the budget of the heads.
 #[derive(Clone, Copy)]
 struct Pace {
     cache: &'static str,
@@ -56,17 +55,17 @@ struct Pace {
 }
 
 const WARM: Pace = Pace { cache: "512MiB", rate: 40.0, span: Duration::from_secs(2) };
-/// The cache holds less than the hog asks for, and each read is work for a shard.
+/// The cache holds less than the hog reads, so that each read needs a shard.
 const COLD: Pace = Pace { cache: "16MiB", rate: 10.0, span: Duration::from_secs(4) };
 
-/// A hog's client: a thread of its own with a runtime of its own.
+/// A hog's client: a thread with its own runtime.
 struct Hog {
     stop: Arc<AtomicBool>,
     read: Arc<Read>,
     thread: std::thread::JoinHandle<Result<()>>,
 }
 
-/// What a hog has read.
+/// Counts of a hog's reads.
 #[derive(Default)]
 struct Read {
     bytes: AtomicU64,
@@ -76,7 +75,7 @@ struct Read {
 }
 
 impl Read {
-    /// Notes one answer; a refusal for want of room is one.
+    /// Counts one answer. A refusal because of no room is an answer.
     fn add(&self, outcome: load::Outcome) -> Result<()> {
         match outcome {
             Ok((bytes, receipt)) => {
@@ -106,7 +105,7 @@ impl Read {
 }
 
 impl Hog {
-    /// As many tasks as there are `lanes`, each of which reads its ticket over and over, over a connection of its own.
+    /// Starts one task for each of `lanes`. Each reads its ticket over and over on its own connection.
     fn start(head: &Head, lanes: &[Bytes]) -> Result<Self> {
         let (stop, read) = (Arc::new(AtomicBool::new(false)), Arc::new(Read::default()));
         let (stopped, counted) = (stop.clone(), read.clone());
@@ -142,7 +141,7 @@ impl Hog {
     }
 }
 
-/// The light units: a connection each, and the question that each asks next.
+/// The light units: the connection of each, and its next read.
 struct Light<'a> {
     units: Vec<Pool>,
     next: &'a (dyn Fn(usize) -> Result<Bytes> + Sync),

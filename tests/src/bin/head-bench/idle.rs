@@ -1,10 +1,10 @@
-//! One reader of an idle head, each of whose questions is a chunk that nobody has asked for; and the shard asked for the same
-//! chunk directly, each in turn, in random order.
+//! One reader of an idle head: each read is of a chunk that the head has not cached. The same chunk is also fetched from the
+//! shard directly, in random order.
 //!
-//! Measured: the median time of the one against the other's, and beside them that of the same read from memory.
+//! Measured: the ratio of the two median times, and the time of the same read from memory.
 //!
-//! Expected: what a call to the head costs comes on top of the shard's time, and nothing else: where nothing is in flight,
-//! nothing waits for company.
+//! Expected: the time of the shard plus the cost of a call to the head. If nothing is in flight, a fetch does not wait for
+//! others to join.
 
 use std::time::Instant;
 
@@ -29,9 +29,9 @@ use crate::{
 };
 
 const SEED: u64 = 26;
-/// Chunks, each of another symbol.
+/// Number of chunks, each of another symbol.
 const CHUNKS: usize = 200;
-/// The first of them open what is opened at the first question, and do not count.
+/// The first chunks open files and connections, and do not count.
 const WARM_UP: usize = 50;
 const CACHE: &str = "512MiB";
 

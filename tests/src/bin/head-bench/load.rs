@@ -1,5 +1,5 @@
-//! Reading answers to their end, without decoding them, and timing that. What is measured is the head, so this side does as
-//! little as a client can.
+//! Reads answers to their end without decoding them, and times that. The head is measured, so this client does as little as
+//! possible.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -21,10 +21,10 @@ use trellis_fabric::{
 };
 use trellis_proto::{Error, pb};
 
-/// Bytes of the bodies and the receipt, or why there are none.
+/// The bytes of the bodies and the receipt, or the error.
 pub(crate) type Outcome = Result<(u64, pb::Receipt), tonic::Status>;
 
-/// A given number of connections to one head, taken in turn: how many there are is part of what is measured.
+/// Connections to one head, used in turn. Their number is part of the measurement.
 pub(crate) struct Pool {
     channels: Vec<PeerChannel>,
     next: AtomicUsize,
@@ -73,7 +73,7 @@ pub(crate) async fn read(channel: PeerChannel, ticket: Bytes) -> Outcome {
     Ok((bytes, receipt.ok_or_else(|| tonic::Status::data_loss("an answer without a receipt"))?))
 }
 
-/// What many reads together were.
+/// The results of many reads together.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     /// Milliseconds of each read, ascending.
@@ -85,7 +85,7 @@ pub(crate) struct Load {
     pub(crate) chunks_hit: u64,
     /// Hit, joined and fetched.
     pub(crate) chunks: u64,
-    /// Refused for want of room, as a client would try again.
+    /// Reads that the head refused because it had no room; a client would retry them.
     pub(crate) shed: u64,
 }
 
@@ -134,7 +134,7 @@ impl Load {
         Ok(load)
     }
 
-    /// Refuses a load of which something was shed.
+    /// Fails if the head shed any read.
     pub(crate) fn whole(self) -> Result<Self> {
         if self.shed > 0 {
             bail!("{} of {} reads were shed", self.shed, self.shed as usize + self.reads());
@@ -143,7 +143,7 @@ impl Load {
     }
 }
 
-/// Of values that ascend.
+/// A quantile of ascending values.
 pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
     let last = values.len().saturating_sub(1) as f64;
     values.get((last * part).round() as usize).copied().unwrap_or(f64::NAN)
@@ -153,8 +153,8 @@ pub(crate) fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// Releases `tickets` evenly over `within`, whatever becomes of the earlier ones. A read is timed from the moment that it
-/// should begin.
+/// Sends `tickets` evenly over `within`, without waiting for answers. A read is timed from the moment at which it should
+/// begin.
 pub(crate) async fn burst(pool: &Pool, tickets: &[Bytes], within: Duration) -> Result<Load> {
     let began = Instant::now();
     let mut reads = JoinSet::new();
@@ -194,7 +194,7 @@ pub(crate) async fn paced(
     Load::of(began, reads).await
 }
 
-/// One after the other, on `lanes` at once.
+/// Reads on `lanes` tasks at the same time; each task sends one read after the other.
 pub(crate) async fn closed(pool: &Pool, tickets: &[Bytes], lanes: usize) -> Result<Load> {
     let began = Instant::now();
     let mut load = Load::default();
@@ -220,7 +220,7 @@ pub(crate) async fn closed(pool: &Pool, tickets: &[Bytes], lanes: usize) -> Resu
     Ok(load)
 }
 
-/// Several loads as one.
+/// Several loads combined.
 pub(crate) fn together(loads: Vec<Load>) -> Load {
     let mut all = Load::default();
     for load in loads {

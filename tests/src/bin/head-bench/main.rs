@@ -1,17 +1,17 @@
-//! The head node's bars: overlap, memory, freshness, fairness, under the loads that they were set for.
+//! Measures a head node under load: overlap, memory, freshness and fairness, each compared with its bar.
 //!
 //! `head-bench HEAD-NODE-BINARY [SCENARIO...]` starts eight shards in this process over a lake in a temporary folder, fills
-//! it with 500 symbols of ten years of daily rows, and runs the scenarios (all of them if none is named), each with heads of
-//! its own as processes of their own, so that their memory is theirs alone. Every figure is one line of JSON on stdout;
-//! what is going on, and what a scenario could not do, is on stderr. Exits with 1 if a scenario did not come to its end.
+//! it with 500 symbols of ten years of daily rows, and runs the scenarios (all of them if none is named), each with its
+//! own heads. A head is a process, so that its memory can be measured. Every figure is one line of JSON on stdout; progress
+//! and problems are on stderr. It exits with 1 if a scenario did not finish.
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `figure` | what is printed |
-//! | `market` | the rows, who asks for what, the minimal union |
+//! | `figure` | a figure and its JSON |
+//! | `market` | the rows, the reads, the minimal union |
 //! | `head` | a head as a process, its memory and counters |
 //! | `load` | reading to the end and timing it |
-//! | `idle`, `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog`, `capacity` | one scenario each; its first lines say what is measured and expected |
+//! | `idle`, `herd`, `steady`, `shift`, `scan`, `cancel`, `slow_readers`, `hog`, `capacity` | one scenario each; its first lines say the measurement and the expected result |
 //!
 //! Heads, shards and clients share the machine's cores. Times are therefore compared inside one run only: with a floor that
 //! moves the same bytes with the same clients, or with the same load before the disturbance.
@@ -49,7 +49,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const USAGE: &str = "usage: head-bench HEAD-NODE-BINARY [SCENARIO...]";
 const SHARDS: usize = 8;
 
-/// What every scenario finds when it begins: shards that hold the market, and no head.
+/// The state at the start of every scenario: shards with the market, and no head.
 pub(crate) struct Bench {
     binary: String,
     grid: Grid,

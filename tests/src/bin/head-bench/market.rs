@@ -1,4 +1,4 @@
-//! A market of daily rows, who asks for what of it, and the least that has to be fetched for that.
+//! A market of daily rows, the reads of strategies, and the least number of rows that such reads need.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use trellis_tests::{grid::spec, rng::Rng};
 pub(crate) const DAYS: i64 = 3_652;
 const FIRST_DAY: &str = "2008-02-08";
 const FIELDS: [&str; 6] = ["open", "high", "low", "close", "volume", "adjusted"];
-/// Symbols whose rows go as one batch.
+/// Symbols in one batch of rows.
 const BATCH_SYMBOLS: usize = 50;
 
-/// What most strategies ask for.
+/// The fields that most strategies read.
 pub(crate) const CLOSE: &[&str] = &["close"];
 /// Every field.
 pub(crate) const ALL: &[&str] = &[];
@@ -39,7 +39,7 @@ pub(crate) struct Ask {
     pub(crate) end: i64,
 }
 
-/// Whether the market is open: it begins on a Friday.
+/// Whether the market is open on a day. Day 0 is a Friday.
 pub(crate) fn is_session(day: i64) -> bool {
     (day + 4) % 7 < 5
 }
@@ -58,7 +58,7 @@ impl Market {
         Ok(Self { spec: spec(dataset, &FIELDS), symbols, first: parse_time(FIRST_DAY)? })
     }
 
-    /// Rows of these symbols and days. Values tell symbols, days and `version`s apart.
+    /// Rows of these symbols and days. Each symbol, day and `version` has other values.
     pub(crate) fn rows(
         &self,
         symbols: std::ops::Range<usize>,
@@ -82,7 +82,7 @@ impl Market {
         Ok(RecordBatch::try_new(self.spec.rows_schema(), columns)?)
     }
 
-    /// Everything before day `end`, as one import.
+    /// All rows before day `end`, as one import.
     pub(crate) async fn import_history(&self, client: &Client, end: i64) -> Result<()> {
         let batches = (0..self.symbols)
             .step_by(BATCH_SYMBOLS)
@@ -109,7 +109,7 @@ impl Market {
         Ok(client.publish(header, batches).await?)
     }
 
-    /// A question about days `[start, end)`.
+    /// A read of days `[start, end)`.
     pub(crate) fn query(
         &self,
         symbols: Symbols,
@@ -131,7 +131,7 @@ impl Market {
         Ok(ticket::encode(&self.query_one(ask, fields)?))
     }
 
-    /// The whole chunk that `day` lies in.
+    /// The whole chunk that contains `day`.
     pub(crate) fn query_chunk(&self, symbol: usize, day: i64, fields: &[&str]) -> Result<SeriesQuery> {
         let mut query = self.query_one(Ask { symbol, start: day, end: day + 1 }, fields)?;
         let chunk = self.chunk_of(day);
@@ -143,12 +143,12 @@ impl Market {
         self.spec.chunk.chunk_of(self.first + day * DAY_NS)
     }
 
-    /// Everything of these symbols, as one question.
+    /// One read of all rows of these symbols.
     pub(crate) fn ticket_of(&self, symbols: std::ops::Range<usize>) -> Result<Bytes> {
         Ok(ticket::encode(&self.query(Symbols::new(symbols.map(name))?, ALL, 0, DAYS)?))
     }
 
-    /// Everything there is, as one question.
+    /// One read of all rows.
     pub(crate) fn ticket_of_all(&self) -> Result<Bytes> {
         Ok(ticket::encode(&self.query(Symbols::All, ALL, 0, DAYS)?))
     }
@@ -172,14 +172,14 @@ impl Zipf {
         Self { cumulative }
     }
 
-    /// From 0.
+    /// A random rank, from 0.
     pub(crate) fn draw(&self, rng: &mut Rng) -> usize {
         let at = (rng.bits() >> 11) as f64 / (1u64 << 53) as f64;
         self.cumulative.partition_point(|c| *c < at).min(self.cumulative.len() - 1)
     }
 }
 
-/// What strategies ask for of one symbol when `now` is the day after the last session: 70 % look back from now, one month to
+/// A strategy's read of one symbol when `now` is the day after the last session: 70 % look back from now, one month to
 /// ten years; 30 % are walk-forward windows of one to three years anywhere.
 pub(crate) fn window(rng: &mut Rng, symbol: usize, now: i64) -> Ask {
     let (start, end) = if rng.below(10) < 7 {
@@ -192,7 +192,7 @@ pub(crate) fn window(rng: &mut Rng, symbol: usize, now: i64) -> Ask {
     Ask { symbol, start, end }
 }
 
-/// Days of each symbol that anybody has asked for: the least that has to be fetched.
+/// The days of each symbol that any read asked for: the least that has to be fetched.
 pub(crate) struct Union {
     days: Vec<Vec<bool>>,
 }
@@ -218,7 +218,7 @@ impl Union {
         self.days.iter().map(rows).sum::<usize>() as u64
     }
 
-    /// The union as few questions: the runs of each symbol.
+    /// The union as a few reads: the runs of each symbol.
     pub(crate) fn asks(&self) -> Vec<Ask> {
         let mut asks = Vec::new();
         for (symbol, days) in self.days.iter().enumerate() {

@@ -1,12 +1,13 @@
-//! A small hot set under light load, while one client reads everything there is through a cache that holds a fifth of it:
-//! once as one wide question, once symbol after symbol, as a careless backtest would.
+//! A small hot set under light load, while one client reads all rows through a cache that holds a fifth of them: once as one
+//! wide read, once symbol by symbol, as a careless backtest does.
 //!
 //! Measured: hit rate of the hot set during the scan, and its p99 during against before.
 //!
-//! Expected: the wide scan leaves nothing behind, because the head sees how large it is; the other one looks like
-//! ordinary reads, and the hot set stays because it is used more often than the scan turns the cache over.
+//! Expected: the head does not cache the wide scan, because it sees its size. The scan by symbols looks like ordinary reads;
+//! the hot set stays because it is used more often than the scan fills the cache.
 //!
-//! Control: the same scan through another head, with which the hot set's readers have nothing to do: the machine's part.
+//! Control: the same scan through another head, which the readers of the hot set do not use. It shows the effect of sharing
+//! the machine.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
 //! The working set changes completely, with a cache that holds neither the old nor the new one whole.
 //!
-//! Requests are those of the herd in all fields, first over one half of the symbols, then over the other. Measured: chunks
-//! fetched after the change against those that a head fetches which begins cold with the second half; and how many
-//! requests it takes until the hit rate is 90 % of what it was before.
+//! The reads are those of the herd with all fields, first of one half of the symbols, then of the other. Measured: the chunks
+//! fetched after the change, compared with a cold head that starts with the second half; and the number of reads until the
+//! hit rate is back at 90 %.
 //!
-//! Expected: 1.0, because by recency the old set goes first. (By frequency it would stay: a model of TinyLFU missed 5.8
-//! times more after such a change.)
+//! Expected: 1.0, because the least recently used chunks, the old set, go first. (With eviction by frequency they would stay:
+//! a model of TinyLFU missed 5.8 times more after such a change.)
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -20,15 +20,15 @@ use crate::{
 };
 
 const SEED: u64 = 22;
-/// Of each half.
+/// Reads of each half.
 const REQUESTS: usize = 3_000;
-/// A half has some 37 MiB in chunks.
+/// The chunks of a half have some 37 MiB.
 const CACHE: &str = "16MiB";
-/// Requests of which the hit rate is taken together.
+/// Reads in one window of the hit rate.
 const WINDOW: usize = 100;
-/// The hit rate before is that of so many windows.
+/// The hit rate before the change is the mean of this many windows.
 const BEFORE: usize = 10;
-/// Part of the hit rate before that counts as recovered.
+/// The part of the earlier hit rate that counts as recovered.
 const RECOVERED: f64 = 0.9;
 const LANES: usize = 4;
 

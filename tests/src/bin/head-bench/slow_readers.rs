@@ -1,11 +1,12 @@
-//! A herd beside readers that stop reading: those of wide answers after the first message, those of one series before any.
-//! Every one has flow-control windows as small as a stock client's, so what is not read stays at the head.
+//! A herd beside readers that stop: readers of wide answers stop after the first message, readers of one series before it.
+//! Each has the small flow-control windows of a stock client, so unread messages stay at the head.
 //!
-//! Measured: the peak of the process's resident set against the budget: above what it was when idle, which the bar is for,
-//! and of the whole process. It counts everything: chunks cached, in flight and pinned, framed messages that nobody takes,
-//! connections, the allocator's own losses.
+//! Measured: the peak of the process's resident set, compared with the budget: of the whole process, and above its idle memory
+//! (the bar is for the latter). It includes cached, in-flight and pinned chunks, framed messages that no client takes,
+//! connections, and the allocator's losses.
 //!
-//! Expected: within the budget, because chunks that a reader holds take room from the cache; large answers wait for admission.
+//! Expected: within the budget, because chunks that a reader holds take room from the cache, and large answers wait for
+//! admission.
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ const NARROW_CONNECTIONS: usize = 40;
 const HERD: usize = 5_000;
 const RELEASE: Duration = Duration::from_millis(500);
 const CONNECTIONS: usize = 16;
-/// HTTP/2's own default.
+/// The default window of HTTP/2.
 const STOCK_WINDOW_BYTES: u32 = 65_535;
 
 fn stock(unit: String) -> ChannelOptions {
@@ -84,7 +85,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
         .collect::<Result<Vec<_>>>()?;
     let load = load::burst(&herd, &tickets, RELEASE).await?;
     let (peak, stats) = (head.peak()?, head.stats().await?);
-    // one that could not be opened holds nothing
+    // a reader that could not be opened holds nothing
     let mut refused = 0;
     while let Some(ended) = stopped.try_join_next() {
         refused += usize::from(ended?.is_err());

@@ -1,14 +1,14 @@
 //! A working day in twenty seconds: two heads, random overlapping requests, and a publisher that adds sessions and corrects
 //! old rows all the time, through one head or the other.
 //!
-//! Two parts. In the *mix*, requests are those of the herd and both heads begin cold. Measured: rows fetched against the union
-//! of what was asked and of what changed under it; the time from the sending of a correction until each head answers with
-//! it, asked back to back; corrections that a head did not answer with once they were acknowledged; chunks that changes
-//! touched against those that had changed. Then *now*: everybody asks for the last weeks only, while sessions and
-//! corrections of the last days go on. Measured: upstream calls.
+//! It has two parts. In *mix*, the reads are those of the herd, and both heads start cold. Measured: the rows fetched, compared
+//! with the union of the rows read and the rows changed; the time from sending a correction until each head answers with it,
+//! read back to back; corrections that a head lacked after their acknowledgement; and the chunks that changes touched,
+//! compared with the changed chunks. In *now*, all readers read the last weeks only, while sessions and corrections of the
+//! last days are published. Measured: upstream calls.
 //!
-//! Expected: 1.02 of the union; a correction visible in the time of a durable commit, tens of milliseconds; no upstream call
-//! for now, because the newest chunk grows by the log.
+//! Expected: 1.02 of the union; a correction is visible after a durable commit, tens of milliseconds; no upstream call in
+//! *now*, because the watch log extends the newest chunk.
 
 use std::{
     sync::{
@@ -43,17 +43,17 @@ const MIX: Duration = Duration::from_secs(12);
 const NOW: Duration = Duration::from_secs(6);
 /// Reads a second at each head.
 const RATE: f64 = 200.0;
-/// Between two publishes; sessions and corrections take turns.
+/// Time between two publishes; sessions and corrections take turns.
 const PUBLISH_EVERY: Duration = Duration::from_millis(120);
-/// What readers of now ask for, and how far back their corrections go.
+/// Days that readers of *now* read, and days of their corrections.
 const NOW_DAYS: i64 = 30;
 const CORRECTED_DAYS: i64 = 10;
 const CONNECTIONS: usize = 4;
-/// Position of the field that readers look at, in an answer and in what is published.
+/// Position of the checked field, in an answer and in published rows.
 const CLOSE_READ: usize = 2;
 const CLOSE_PUBLISHED: usize = 5;
 
-/// One head and what has been asked of it.
+/// One head, and the union of its reads.
 struct Side {
     head: Head,
     client: Client,
@@ -91,18 +91,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a publisher did in one part of the day.
+/// The publishes of one part of the day.
 #[derive(Default)]
 struct Published {
     sessions: u64,
     corrections: u64,
-    /// (symbol, chunk) pairs that changed, each publish for itself.
+    /// (symbol, chunk) pairs that changed, counted for each publish.
     chunks: u64,
-    /// Corrected rows that had been asked for before, over both heads.
+    /// Corrected rows that had been read before, over both heads.
     rows_changed: u64,
     /// Milliseconds until visible, of each correction at each head, ascending.
     visible: Vec<f64>,
-    /// Heads that answered with the old row after the acknowledgement.
+    /// Answers with the old row after the acknowledgement.
     late: u64,
 }
 
@@ -191,7 +191,7 @@ impl Day<'_> {
         Ok(())
     }
 
-    /// Readers at one head for `span`: of anything, or only of the last days.
+    /// Reads from one head for `span`: all days, or only the last ones.
     async fn read(&self, side: &Side, mut rng: Rng, span: Duration, recent: Option<i64>) -> Result<Load> {
         let zipf = Zipf::new(SYMBOLS);
         let ticket = |_| {
@@ -238,7 +238,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let fetched = sum(&mixed, |stats| stats.rows_fetched);
     let needed = union + published.rows_changed;
 
-    // what readers of now hold
+    // the cached rows of readers of *now*
     for side in &sides {
         for symbol in 0..SYMBOLS {
             let now = day.now.load(SeqCst);
