@@ -151,9 +151,7 @@ impl OwnershipMap {
     /// Empty if no pattern matches the dataset.
     #[must_use]
     pub fn owners(&self, dataset: &str, symbol: &str, range: TimeRange) -> Vec<(TimeRange, &str)> {
-        let mut owners: Vec<(TimeRange, &str)> = self
-            .group(dataset, symbol)
-            .into_iter()
+        let mut owners: Vec<(TimeRange, &str)> = regions_of(&self.regions, dataset, symbol)
             .map(|region| (region.range.intersect(&range), region.shard.as_str()))
             .filter(|(part, _)| !part.is_empty())
             .collect();
@@ -164,25 +162,67 @@ impl OwnershipMap {
     /// The shard that owns `symbol` of `dataset` at `ts`.
     #[must_use]
     pub fn owner(&self, dataset: &str, symbol: &str, ts: i64) -> Option<&str> {
-        let group = self.group(dataset, symbol);
-        group.into_iter().find(|region| region.range.contains(ts)).map(|region| region.shard.as_str())
+        let mut regions = regions_of(&self.regions, dataset, symbol);
+        regions.find(|region| region.range.contains(ts)).map(|region| region.shard.as_str())
+    }
+}
+
+/// What one shard owns: its part of an [`OwnershipMap`], decided by the same rules. It may have holes.
+///
+/// A shard knows its own regions alone. So a shard that owns `*`, beside another one that owns `equities.*`, names both: the
+/// narrower pattern with an empty list of symbols.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedRegions {
+    regions: Vec<Region>,
+}
+
+impl OwnedRegions {
+    /// The regions that `shard` says it owns.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if a region makes no sense.
+    pub fn new(shard: &str, owns: &[pb::Ownership]) -> Result<Self> {
+        let mut regions = owns.iter().map(|region| Region::new(shard, region)).collect::<Result<Vec<_>>>()?;
+        regions.sort_by(|a, b| a.pattern.cmp(&b.pattern));
+        Ok(Self { regions })
     }
 
-    /// The regions, one for each span of time, that a series of a dataset falls in.
-    fn group(&self, dataset: &str, symbol: &str) -> Vec<&Region> {
-        let slot = u32::from(symbol_slot(symbol));
-        let Some(first) = self.regions.iter().find(|r| r.pattern.matches(dataset)) else { return Vec::new() };
-        let holding = |listed: bool| {
-            let holds = move |r: &&Region| {
-                r.pattern == first.pattern
-                    && matches!(r.symbols, SymbolSet::List(_)) == listed
-                    && r.symbols.contains(symbol, slot)
-            };
-            self.regions.iter().filter(holds).collect::<Vec<_>>()
-        };
-        let listed = holding(true);
-        if listed.is_empty() { holding(false) } else { listed }
+    /// Whether the shard owns any event time of `symbol`.
+    #[must_use]
+    pub fn owns(&self, dataset: &str, symbol: &str) -> bool {
+        regions_of(&self.regions, dataset, symbol).next().is_some()
     }
+
+    /// Whether the shard owns all event times `[start, end)` of `symbol`; `false` for an empty range.
+    #[must_use]
+    pub fn owns_all(&self, dataset: &str, symbol: &str, start: i64, end: i64) -> bool {
+        let mut ranges: Vec<TimeRange> =
+            regions_of(&self.regions, dataset, symbol).map(|region| region.range).collect();
+        ranges.sort_by_key(|range| range.start);
+        // In order of their starts: the first gap ends what is owned.
+        let mut reached = start;
+        for range in ranges {
+            if range.end.is_some_and(|end| end <= reached) {
+                continue;
+            }
+            if !range.contains(reached) {
+                break;
+            }
+            reached = range.end.unwrap_or(i64::MAX);
+        }
+        start < end && reached >= end
+    }
+}
+
+/// The regions, one for each span of time, that a series of a dataset falls in. `regions` are in the order of their patterns.
+fn regions_of<'a>(regions: &'a [Region], dataset: &str, symbol: &str) -> impl Iterator<Item = &'a Region> {
+    let slot = u32::from(symbol_slot(symbol));
+    let pattern = regions.iter().map(|region| &region.pattern).find(|pattern| pattern.matches(dataset));
+    let holds =
+        move |region: &&Region| Some(&region.pattern) == pattern && region.symbols.contains(symbol, slot);
+    let is_list = |region: &Region| matches!(region.symbols, SymbolSet::List(_));
+    let listed = regions.iter().filter(holds).any(is_list);
+    regions.iter().filter(holds).filter(move |region| is_list(region) == listed)
 }
 
 impl Region {
@@ -409,6 +449,48 @@ mod tests {
             turned.reverse();
             prop_assert_eq!(head_of(&heads, "a.b", &symbol), head_of(&turned, "a.b", &symbol));
             prop_assert_eq!(rank(&heads, &symbol), rank(&turned, &symbol));
+        }
+
+        /// Each shard names every pattern, as one must where another shard owns a narrower one.
+        #[test]
+        fn a_shard_owns_what_the_map_gives_it(
+            cuts in prop::collection::vec((0u32..=SLOTS, -5i64..5), 3),
+            listed in prop::collection::vec(any::<prop::sample::Index>(), 3),
+            start in -8i64..8,
+            length in 1i64..8,
+        ) {
+            let (patterns, datasets) = (["*", "a.*", "a.b"], ["a.b", "a.c", "b.b"]);
+            let symbols = ["AMZN", "AAPL", "BRK.B"];
+            let mut shards: Vec<_> = names("shard", 3).into_iter().map(|shard| (shard, Vec::new())).collect();
+            for ((pattern, (slot, ts)), listed) in patterns.iter().zip(cuts).zip(listed) {
+                let part = |start, end, start_ns, end_ns| pb::Ownership { start_ns, end_ns, ..owns(pattern, start, end) };
+                // the ring at a slot, and the part after it once more in time
+                if slot > 0 {
+                    shards[0].1.push(part(0, slot, None, None));
+                }
+                if slot < SLOTS {
+                    shards[1].1.push(part(slot, SLOTS, None, Some(ts)));
+                    shards[2].1.push(part(slot, SLOTS, Some(ts), None));
+                }
+                let owner = listed.index(3);
+                for (i, (_, regions)) in shards.iter_mut().enumerate() {
+                    // a list takes its symbol from every shard that knows of it
+                    let symbols: &[&str] = if i == owner { &["EURUSD"] } else { &[] };
+                    regions.push(lists(pattern, symbols));
+                }
+            }
+            let map = OwnershipMap::build(&shards).unwrap();
+            for (shard, owns) in &shards {
+                let owned = OwnedRegions::new(shard, owns).unwrap();
+                for (dataset, symbol) in datasets.iter().flat_map(|d| symbols.iter().map(move |s| (*d, *s))) {
+                    let all = map.owners(dataset, symbol, TimeRange::ALL);
+                    prop_assert_eq!(owned.owns(dataset, symbol), all.iter().any(|(_, owner)| owner == shard));
+                    let range = TimeRange { start: Some(start), end: Some(start + length) };
+                    let owners = map.owners(dataset, symbol, range);
+                    let alone = owners.iter().all(|(_, owner)| owner == shard);
+                    prop_assert_eq!(owned.owns_all(dataset, symbol, start, start + length), alone);
+                }
+            }
         }
 
         #[test]

@@ -65,7 +65,7 @@ impl Shard {
         let shared = Arc::new(Shared {
             shard: config.id.clone(),
             shards: config.shards.clone(),
-            owns: Ownership::new(config.owns.clone())?,
+            owns: Ownership::new(&config.id, config.owns.clone())?,
             watch: WatchLog::new(),
             clock,
         });
@@ -209,7 +209,7 @@ impl Shard {
             ));
         }
         let (from, to) = (spec.chunk.start(range.first), spec.chunk.end(range.end - 1));
-        if !self.shared.owns.owns_range(&range.dataset, &range.symbol, from, to) {
+        if !self.shared.owns.owns_all(&range.dataset, &range.symbol, from, to) {
             return Err(Error::new(
                 Code::StaleEpoch,
                 format!("{} does not own {} of {}", self.shared.shard, range.symbol, range.dataset),

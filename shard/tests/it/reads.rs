@@ -145,6 +145,36 @@ async fn a_shard_answers_only_for_the_symbols_that_it_owns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_nested_pattern_is_answered_by_its_owner_and_not_by_the_shard_with_the_wider_one() {
+    let lake = tempfile::tempdir().unwrap();
+    let url = trellis_shard::config::lake_url(&lake.path().to_string_lossy()).unwrap();
+    let ids = || vec!["shard-0".to_owned(), "shard-1".to_owned()];
+    let start = async |id: &str, owns: &str| {
+        let owns = trellis_shard::config::parse_owns(owns).unwrap();
+        Served::start(trellis_shard::Config::new(id, url.clone(), owns, ids())).await
+    };
+    let slot = u32::from(trellis_proto::placement::symbol_slot("A"));
+    // The wide one owns a part of the nested pattern as well, and "A" is in the other part.
+    let wide = format!(r#"[{{"dataset": "*"}}, {{"dataset": "d.*", "slots": [0, {slot}]}}]"#);
+    let nested = format!(r#"[{{"dataset": "d.*", "slots": [{slot}, 65536]}}]"#);
+    let (mut wide, mut nested) = (start("shard-0", &wide).await, start("shard-1", &nested).await);
+    for dataset in ["d.a", "e.a"] {
+        let home = trellis_proto::placement::home(&ids(), dataset).unwrap().to_owned();
+        let client = if home == "shard-0" { &mut wide.client } else { &mut nested.client };
+        import(client, dataset, &[("A", 0, 1.0)]).await.unwrap();
+    }
+    let (a, b) = (wide.client.clone(), nested.client.clone());
+    for (dataset, mut owner, mut other) in [("d.a", b.clone(), a.clone()), ("e.a", a, b)] {
+        let fetched = fetch(&mut owner, vec![range(dataset, "A")], OLDEST).await;
+        assert_eq!(fetched[0].latest(), [(0, 1.0)], "{dataset}");
+        let fetched = fetch(&mut other, vec![range(dataset, "A")], OLDEST).await;
+        assert_eq!(fetched[0].failures[0].code(), Code::StaleEpoch, "{dataset}");
+    }
+    wide.stop().await;
+    nested.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_series_comes_in_bounded_messages_newest_first() {
     let lake = tempfile::tempdir().unwrap();
     let mut served = Served::local(lake.path()).await;
