@@ -4,58 +4,40 @@
 //! and caching to the head nodes. It owns a part of the symbols for reading, and is *home* to some datasets for writing; the
 //! lake itself is shared by all shards, and any tool that reads Delta Lake reads it.
 //!
-//! | file | subject |
+//! A folder is a room: one subject, and one door, `mod.rs`. The rooms are layers; each uses only those below it in this table.
+//!
+//! | room or file | subject |
 //! | --- | --- |
-//! | [`config`] | what a shard is told when it starts |
-//! | `service`, `receive` | the gRPC edge; receiving a publish |
-//! | `shard` | what a shard does, call by call |
-//! | `catalog`, `table`, `change`, `history` | the datasets; one dataset, version by version; what a version changed; what all of them did |
-//! | `watch` | the log of changes and who follows it |
-//! | `scan`, `live` | from ranges to chunk runs; which rows hold, and which of them a publish takes back |
-//! | `committer`, `publish`, `append`, `lease`, `ledger` | commits, in order; of groups of publishes; checked rows; who may publish; the run ledger |
-//! | `evolve`, `rename` | a dataset becomes another one: wider, altered, dropped; it gets another name |
-//! | `upkeep` | polling, compaction, checkpoints, removal of what nobody needs |
-//! | `file`, `index`, `schema`, `wire` | Parquet files; what is in one; the lake's columns; Arrow messages |
-//! | `delta`, `store` | the Delta log; where the bytes are, and when they are on the disk |
-//! | `ownership`, `pending`, `metrics`, `error`, `clock` | what is answered for; bytes in flight; instruments; errors; the time of day |
-//! | [`import`] | rows out of CSV and Parquet files |
+//! | `edge` | gRPC in |
+//! | `upkeep` | what a shard does unasked: polls, merges files, writes checkpoints, removes old files |
+//! | `shard` | the calls of a shard, in the grid's own types |
+//! | `write` | one commit: publishes, leases, changes of a dataset, the run ledger |
+//! | `scan` | the read path |
+//! | `table` | a dataset as it is now, its log, and who follows its changes |
+//! | `files` | bytes at rest: the store, Parquet files, the lake's columns |
+//! | [`config`], `ownership`, `metrics`, `wire`, `clock`, `error` | settings; what is answered for; instruments; Arrow messages; the time of day; errors |
+//! | [`import`] | rows out of CSV and Parquet files; uses no other room but for two constants |
+//! | `simulation` | tests: two shards in a hostile, deterministic world |
 
 pub mod config;
 pub mod import;
 
-mod append;
-mod catalog;
-mod change;
 mod clock;
-mod committer;
-mod delta;
+mod edge;
 mod error;
-mod evolve;
-mod file;
-mod history;
-mod index;
-mod lease;
-mod ledger;
-mod live;
+mod files;
 mod metrics;
 mod ownership;
-mod pending;
-mod publish;
-mod receive;
-mod rename;
 mod scan;
-mod schema;
-mod service;
 mod shard;
 #[cfg(test)]
 mod simulation;
-mod store;
 mod table;
 #[cfg(test)]
 mod testing;
 mod upkeep;
-mod watch;
 mod wire;
+mod write;
 
 use std::{future::Future, time::Duration};
 
@@ -99,7 +81,7 @@ pub async fn run_and(
     let drain = config.drain;
     let shard = shard::Shard::open(config).await?;
     let upkeep = upkeep::Upkeep::start(shard.clone());
-    let server = ShardServer::new(service::Service { shard: shard.clone() })
+    let server = ShardServer::new(edge::Service::new(shard.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let options = serve::Options {

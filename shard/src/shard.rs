@@ -9,23 +9,17 @@ use trellis_proto::{
 };
 
 use crate::{
-    Config,
-    catalog::{Catalog, Dataset},
     clock::WallClock,
-    committer::{Acquisition, Committer},
-    evolve::{Change, What},
-    lease::{self, Grant, Holder},
-    ledger, live,
+    config::Config,
+    files::{Lake, check_spec},
     metrics::Metrics,
     ownership::Ownership,
-    pending::Pending,
-    publish::{Effect, Publish, Right},
-    receive,
     scan::{self, Ask},
-    schema, service,
-    store::Lake,
-    table::{Shared, Snapshot},
-    watch::{Subscription, WatchLog},
+    table::{Catalog, Context, Grant, Holder, Snapshot, Subscription, WatchLog},
+    write::{
+        Acquisition, Change, ChangeKind, Committers, Effect, ID_BYTES_MAX, LEDGER_RECORDS_MAX, Publish,
+        Right, granted_ttl, ledger_rows, ledger_spec, rename_dataset,
+    },
 };
 
 /// Ranges of one fetch: 20,000 symbols times a few cached islands each.
@@ -41,8 +35,8 @@ pub(crate) struct Shard {
     pub(crate) config: Config,
     pub(crate) catalog: Catalog,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) pending: Arc<Pending>,
-    shared: Arc<Shared>,
+    pub(crate) committers: Committers,
+    context: Arc<Context>,
     incarnation: String,
 }
 
@@ -62,7 +56,7 @@ impl Shard {
             )
             .hint("set TRELLIS_SHARD_IDS to the names of all shards"));
         }
-        let shared = Arc::new(Shared {
+        let context = Arc::new(Context {
             shard: config.id.clone(),
             shards: config.shards.clone(),
             owns: Ownership::new(&config.id, config.owns.clone())?,
@@ -70,7 +64,7 @@ impl Shard {
             clock,
         });
         let metrics = Arc::new(Metrics::new());
-        let catalog = Catalog::new(lake, shared.clone(), config.apply_wait, metrics.clone());
+        let catalog = Catalog::new(lake, context.clone());
         let started = Instant::now();
         catalog.load().await?;
         tracing::info!(
@@ -81,12 +75,12 @@ impl Shard {
             "opened the lake"
         );
         Ok(Arc::new(Self {
-            pending: Pending::new(config.limits.pending_bytes_max),
+            committers: Committers::new(config.apply_wait, metrics.clone()),
             incarnation: uuid::Uuid::new_v4().simple().to_string(),
             config,
             catalog,
             metrics,
-            shared,
+            context,
         }))
     }
 
@@ -94,22 +88,22 @@ impl Shard {
         let mut datasets = Vec::new();
         if !ownership_only {
             self.catalog.discover().await?;
-            for dataset in self.catalog.all() {
-                match dataset.table.refresh().await {
-                    Ok(Some(snapshot)) => datasets.push(snapshot.describe(&self.shared)),
+            for table in self.catalog.all() {
+                match table.refresh().await {
+                    Ok(Some(snapshot)) => datasets.push(snapshot.describe(&self.context)),
                     Ok(None) => {}
                     // One broken dataset must not hide the others; reading it says what is wrong.
                     Err(error) => {
-                        tracing::warn!(dataset = %dataset.table.name, %error, "not described");
-                        datasets.extend(dataset.table.snapshot().map(|s| s.describe(&self.shared)));
+                        tracing::warn!(dataset = %table.name, %error, "not described");
+                        datasets.extend(table.snapshot().map(|s| s.describe(&self.context)));
                     }
                 }
             }
         }
         Ok(pb::ShardDescription {
-            shard: self.shared.shard.clone(),
+            shard: self.context.shard.clone(),
             epoch: OWNERSHIP_EPOCH,
-            owns: self.shared.owns.wire().to_vec(),
+            owns: self.context.owns.wire().to_vec(),
             incarnation: self.incarnation.clone(),
             datasets,
         })
@@ -124,7 +118,7 @@ impl Shard {
     pub(crate) async fn sessions(&self, request: &pb::SessionsRequest) -> Result<pb::SessionsReply> {
         let range = trellis_proto::TimeRange::new(request.start_ns, request.end_ns)?;
         let (_, snapshot) = self.catalog.find(&request.dataset).await?;
-        let days = live::sessions(&snapshot).await?;
+        let days = scan::sessions(&snapshot).await?;
         Ok(pb::SessionsReply { sessions_ns: days.into_iter().filter(|day| range.contains(*day)).collect() })
     }
 
@@ -135,7 +129,7 @@ impl Shard {
                 Code::StaleEpoch,
                 format!("planned with ownership epoch {}, the shard is at {OWNERSHIP_EPOCH}", request.epoch),
             )
-            .shard(&self.shared.shard)
+            .shard(&self.context.shard)
             .hint("ask the shard to describe itself again"));
         }
         if request.ranges.len() > RANGES_MAX {
@@ -160,14 +154,14 @@ impl Shard {
         self.metrics.ranges.add(request.ranges.len() as u64, &[]);
         let order = request.order();
         let mut rows = 0;
-        for (dataset, ranges) in service::by_dataset(request.ranges) {
+        for (dataset, ranges) in by_dataset(request.ranges) {
             // Taken first: the snapshot is at least as new.
-            let seq = self.shared.watch.seq();
+            let seq = self.context.watch.seq();
             let mut failures = Vec::new();
             let mut asks = Vec::new();
             match self.catalog.find(&dataset).await {
                 Err(error) => {
-                    let error = error.dataset(&dataset).shard(&self.shared.shard);
+                    let error = error.dataset(&dataset).shard(&self.context.shard);
                     failures.extend(ranges.iter().map(|(i, range)| scan::refused(*i, range, error.clone())));
                 }
                 Ok((_, snapshot)) => {
@@ -175,13 +169,13 @@ impl Shard {
                         match self.ask(&snapshot, i, &range) {
                             Ok(ask) => asks.push(ask),
                             Err(error) => {
-                                let error = error.dataset(&dataset).shard(&self.shared.shard);
+                                let error = error.dataset(&dataset).shard(&self.context.shard);
                                 failures.push(scan::refused(i, &range, error));
                             }
                         }
                     }
                     if !asks.is_empty() {
-                        rows += scan::scan(snapshot, asks, order, seq, out).await;
+                        rows += scan::read_chunks(snapshot, asks, order, seq, out).await;
                     }
                 }
             }
@@ -209,10 +203,10 @@ impl Shard {
             ));
         }
         let (from, to) = (spec.chunk.start(range.first), spec.chunk.end(range.end - 1));
-        if !self.shared.owns.owns_all(&range.dataset, &range.symbol, from, to) {
+        if !self.context.owns.owns_all(&range.dataset, &range.symbol, from, to) {
             return Err(Error::new(
                 Code::StaleEpoch,
-                format!("{} does not own {} of {}", self.shared.shard, range.symbol, range.dataset),
+                format!("{} does not own {} of {}", self.context.shard, range.symbol, range.dataset),
             )
             .symbol(&range.symbol)
             .hint("symbols are owned by the regions that each shard describes; ask the shards again"));
@@ -248,12 +242,12 @@ impl Shard {
     /// Follows the watch log from where the head left it.
     pub(crate) fn subscribe(&self, start: &pb::WatchStart) -> Subscription {
         let from = (start.incarnation == self.incarnation).then_some(start.seq);
-        self.shared.watch.subscribe(&start.head, from)
+        self.context.watch.subscribe(&start.head, from)
     }
 
     pub(crate) fn hello(&self, seq: u64) -> pb::WatchHello {
         pb::WatchHello {
-            shard: self.shared.shard.clone(),
+            shard: self.context.shard.clone(),
             incarnation: self.incarnation.clone(),
             seq,
             ownership_epoch: OWNERSHIP_EPOCH,
@@ -266,7 +260,7 @@ impl Shard {
 
     /// The knowledge time that holds for every dataset.
     fn known_through(&self) -> i64 {
-        let snapshots = self.catalog.all().into_iter().filter_map(|d| d.table.snapshot());
+        let snapshots = self.catalog.all().into_iter().filter_map(|table| table.snapshot());
         let snapshots = snapshots.filter(|snapshot| !snapshot.life.dropped);
         snapshots.map(|s| s.known_through).min().unwrap_or(i64::MIN)
     }
@@ -278,7 +272,7 @@ impl Shard {
                 format!("{} held ranges; a confirmation has at most {HELD_MAX}", request.held.len()),
             ));
         }
-        let seq = self.shared.watch.seq();
+        let seq = self.context.watch.seq();
         let mut found = std::collections::HashMap::new();
         let mut known_through_ns = i64::MAX;
         let mut oldest: BTreeMap<&str, u64> = BTreeMap::new();
@@ -288,20 +282,20 @@ impl Shard {
         }
         for (name, version) in oldest {
             // A dataset that does not read cannot be confirmed; the read that follows says why.
-            if let Ok((dataset, snapshot)) = self.catalog.find(name).await {
-                dataset.table.recall(version).await;
+            if let Ok((table, snapshot)) = self.catalog.find(name).await {
+                table.recall(version).await;
                 known_through_ns = known_through_ns.min(snapshot.known_through);
-                found.insert(name, (dataset, snapshot));
+                found.insert(name, (table, snapshot));
             }
         }
         let unchanged = request.held.iter().map(|held| {
-            let Some((dataset, snapshot)) = found.get(held.dataset.as_str()) else { return false };
+            let Some((table, snapshot)) = found.get(held.dataset.as_str()) else { return false };
             if held.end <= held.first {
                 return false;
             }
             let chunk = snapshot.spec.chunk;
             let (from, to) = (chunk.start(held.first), chunk.end(held.end - 1));
-            dataset.table.unchanged_since(held.version, &held.symbol, from, to)
+            table.unchanged_since(held.version, &held.symbol, from, to)
         });
         Ok(pb::ConfirmReply { unchanged: unchanged.collect(), seq, known_through_ns })
     }
@@ -317,21 +311,21 @@ impl Shard {
                 ),
             )
             .dataset(&request.dataset)
-            .shard(&self.shared.shard));
+            .shard(&self.context.shard));
         }
-        self.shared.watch.wait_applied(self.shared.watch.seq(), self.config.apply_wait).await;
+        self.context.watch.wait_applied(self.context.watch.seq(), self.config.apply_wait).await;
         Ok(pb::SyncReply { version: snapshot.version })
     }
 
     /// Refuses what another shard must commit.
     pub(crate) fn check_home(&self, dataset: &DatasetName) -> Result<()> {
-        let home = self.shared.home(dataset.as_str());
-        if home == self.shared.shard {
+        let home = self.context.home(dataset.as_str());
+        if home == self.context.shard {
             return Ok(());
         }
         Err(Error::new(
             Code::StaleEpoch,
-            format!("{dataset} is committed by {home}, not by {}", self.shared.shard),
+            format!("{dataset} is committed by {home}, not by {}", self.context.shard),
         )
         .dataset(dataset)
         .shard(home)
@@ -348,7 +342,7 @@ impl Shard {
                     return Err(Error::new(Code::InvalidRequest, "the spec is that of another dataset")
                         .dataset(&name));
                 }
-                schema::check_spec(&spec)?;
+                check_spec(&spec)?;
                 Some(Arc::new(spec))
             }
         };
@@ -360,31 +354,31 @@ impl Shard {
             "" => Holder { unit: String::new(), ..holder("nobody".to_owned(), request.instance)? },
             _ => holder(request.unit, request.instance)?,
         };
-        let ttl = lease::ttl(request.ttl_ms);
+        let ttl = granted_ttl(request.ttl_ms);
         let asked = Acquisition { holder, ttl, take_over: request.take_over, spec };
         let grant = if asked.spec.is_some() {
-            self.committer(&self.catalog.entry(&name)).acquire(asked).await?
+            self.committers.of(&self.catalog.entry(&name)).acquire(asked).await?
         } else {
-            let (dataset, _) = self.catalog.find(name.as_str()).await?;
-            self.committer(&dataset).acquire(asked).await?
+            let (table, _) = self.catalog.find(name.as_str()).await?;
+            self.committers.of(&table).acquire(asked).await?
         };
         Ok(wire_lease(&name, grant))
     }
 
     pub(crate) async fn renew_lease(&self, request: pb::RenewLeaseRequest) -> Result<pb::Lease> {
         let name = self.leasable(&request.dataset)?;
-        let (dataset, _) = self.catalog.find(name.as_str()).await?;
+        let (table, _) = self.catalog.find(name.as_str()).await?;
         let holder = holder(request.unit, request.instance)?;
-        let ttl = lease::ttl(request.ttl_ms);
-        let grant = self.committer(&dataset).renew(holder, request.epoch, ttl).await?;
+        let ttl = granted_ttl(request.ttl_ms);
+        let grant = self.committers.of(&table).renew(holder, request.epoch, ttl).await?;
         Ok(wire_lease(&name, grant))
     }
 
     pub(crate) async fn release_lease(&self, request: pb::ReleaseLeaseRequest) -> Result<()> {
         let name = self.leasable(&request.dataset)?;
-        let (dataset, _) = self.catalog.find(name.as_str()).await?;
+        let (table, _) = self.catalog.find(name.as_str()).await?;
         let holder = holder(request.unit, request.instance)?;
-        self.committer(&dataset).release(holder, request.epoch).await
+        self.committers.of(&table).release(holder, request.epoch).await
     }
 
     fn leasable(&self, dataset: &str) -> Result<DatasetName> {
@@ -410,11 +404,11 @@ impl Shard {
                 .dataset(&name)
                 .hint("zones are named as America/New_York or UTC"));
         }
-        self.change(&name, id, by, What::Alter(change)).await
+        self.change(&name, id, by, ChangeKind::Alter(change)).await
     }
 
     pub(crate) async fn drop_dataset(&self, request: pb::DropDatasetRequest) -> Result<pb::DatasetChange> {
-        self.change(&request.dataset, request.id, request.by, What::Drop).await
+        self.change(&request.dataset, request.id, request.by, ChangeKind::Drop).await
     }
 
     pub(crate) async fn rename_dataset(
@@ -431,29 +425,35 @@ impl Shard {
             let own = format!("datasets named {OWN_PREFIX}* are the grid's own");
             return Err(Error::new(Code::PermissionDenied, own).dataset(&to));
         }
-        self.rename(&name, &to, request.id, request.by).await
+        rename_dataset(&self.catalog, &self.committers, &name, &to, request.id, request.by).await
     }
 
-    async fn change(&self, dataset: &str, id: String, by: String, what: What) -> Result<pb::DatasetChange> {
+    async fn change(
+        &self,
+        dataset: &str,
+        id: String,
+        by: String,
+        kind: ChangeKind,
+    ) -> Result<pb::DatasetChange> {
         check_ids(&id, &by)?;
         let name = self.leasable(dataset)?;
         // a dropped one may be asked for again, by who has not heard that it is
-        let (dataset, _) = self.catalog.find_any(name.as_str()).await?;
-        self.committer(&dataset).change(Change { id, by, what }).await
+        let (table, _) = self.catalog.find_any(name.as_str()).await?;
+        self.committers.of(&table).change(Change { id, by, kind }).await
     }
 
     pub(crate) async fn record_runs(&self, records: &[pb::RunRecord]) -> Result<pb::RecordRunsReply> {
-        if records.is_empty() || records.len() > ledger::RECORDS_MAX {
+        if records.is_empty() || records.len() > LEDGER_RECORDS_MAX {
             return Err(Error::new(
                 Code::InvalidRequest,
-                format!("{} records; a call has 1 to {}", records.len(), ledger::RECORDS_MAX),
+                format!("{} records; a call has 1 to {}", records.len(), LEDGER_RECORDS_MAX),
             ));
         }
-        let spec = Arc::new(ledger::spec()?);
+        let spec = Arc::new(ledger_spec()?);
         self.check_home(&spec.dataset)?;
         let publish = Publish {
             right: Right::Ledger,
-            rows: ledger::rows(&spec, records)?,
+            rows: ledger_rows(&spec, records)?,
             run_id: String::new(),
             digest: String::new(),
             session: None,
@@ -462,17 +462,22 @@ impl Shard {
             note: serde_json::json!({"runs": records.len()}),
             spec: spec.clone(),
         };
-        let ack = self.committer(&self.catalog.entry(&spec.dataset)).publish(publish).await?;
+        let ack = self.committers.of(&self.catalog.entry(&spec.dataset)).publish(publish).await?;
         Ok(pb::RecordRunsReply { version: ack.version })
-    }
-
-    fn committer(&self, dataset: &Dataset) -> Committer {
-        self.catalog.committer(dataset)
     }
 }
 
+/// Ranges by dataset, with their positions in the request.
+fn by_dataset(ranges: Vec<pb::ChunkRange>) -> BTreeMap<String, Vec<(u32, pb::ChunkRange)>> {
+    let mut groups: BTreeMap<String, Vec<(u32, pb::ChunkRange)>> = BTreeMap::new();
+    for (i, range) in ranges.into_iter().enumerate() {
+        groups.entry(range.dataset.clone()).or_default().push((i as u32, range));
+    }
+    groups
+}
+
 fn check_ids(id: &str, by: &str) -> Result<()> {
-    let most = receive::ID_BYTES_MAX;
+    let most = ID_BYTES_MAX;
     for (what, text) in [("id", id), ("name of who asks", by)] {
         if text.len() > most || text.chars().any(char::is_control) {
             let text = format!("the {what} is longer than {most} bytes or has control characters");

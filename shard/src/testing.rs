@@ -22,17 +22,13 @@ use trellis_proto::{
 };
 
 use crate::{
-    Config,
-    append::{Rows, rows_schema},
-    catalog::Dataset,
     clock::WallClock,
-    committer::Acquisition,
-    lease::Holder,
-    publish::{Effect, Publish, Right},
+    config::Config,
+    files::{DurableLocal, Lake},
     scan,
     shard::Shard,
-    store::{DurableLocal, Lake},
-    table::{SessionKey, Snapshot},
+    table::{Holder, SessionKey, Snapshot, Table},
+    write::{Acquisition, Effect, Publish, Right, Rows, rows_schema},
 };
 
 /// The one dataset of these tests: a float field `value`, chunks of 64 days.
@@ -203,7 +199,7 @@ impl Grid {
         files.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet")).count()
     }
 
-    pub(crate) fn dataset(&self) -> Arc<Dataset> {
+    pub(crate) fn table(&self) -> Arc<Table> {
         self.shard.catalog.entry(&DatasetName::new(DATASET).unwrap())
     }
 
@@ -267,7 +263,7 @@ impl Grid {
         let note = serde_json::Value::Null;
         let run_id = run_id.to_owned();
         let publish = Publish { right, spec, rows, run_id, digest, session, watermark, effect, note };
-        self.shard.catalog.committer(&self.dataset()).publish(publish).await
+        self.shard.committers.of(&self.table()).publish(publish).await
     }
 
     pub(crate) async fn lease(&self, unit: &str) {
@@ -277,7 +273,7 @@ impl Grid {
             take_over: true,
             spec: Some(Arc::new(spec())),
         };
-        self.shard.catalog.committer(&self.dataset()).acquire(asked).await.unwrap();
+        self.shard.committers.of(&self.table()).acquire(asked).await.unwrap();
     }
 
     pub(crate) fn range(symbol: &str, first: i64, end: i64) -> pb::ChunkRange {
@@ -311,7 +307,7 @@ impl Grid {
         let (out, replies) = mpsc::channel(1);
         let ask = scan::Ask { range: 0, symbol: symbol.to_owned(), fields: vec![0], first: 0, end: 2 };
         tokio::spawn(async move {
-            scan::scan(snapshot, vec![ask], pb::FetchOrder::OldestFirst, 0, &out).await;
+            scan::read_chunks(snapshot, vec![ask], pb::FetchOrder::OldestFirst, 0, &out).await;
         });
         collect(&oldest_first(vec![Self::range(symbol, 0, 2)]), replies).await
     }

@@ -11,21 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow_array::RecordBatch;
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
-use trellis_proto::{DatasetName, DatasetSpec, Result};
+use trellis_proto::{DatasetName, Result};
 
 use crate::{
-    catalog::Dataset,
-    committer::Rewrite,
-    error::{internal, lost_task, store_error},
-    file::{DataFile, write_file},
-    schema,
+    error::store_error,
+    files::{DataFile, read_all, sweep_staged, write_file},
     shard::Shard,
-    store::sweep_staged,
-    table::Snapshot,
-    wire,
+    table::{Snapshot, Table},
+    write::{Rewrite, finish_rename},
 };
 
 /// Every so many polls the lake is listed for datasets that others made.
@@ -84,7 +79,7 @@ async fn poll(shard: Arc<Shard>) {
         let all = shard.catalog.all();
         let now = turns(all.len(), &mut turn).map(|i| all[i].clone());
         let looked: Vec<_> = futures::stream::iter(now)
-            .map(|dataset| async move { (dataset.table.name.clone(), dataset.table.refresh().await) })
+            .map(|table| async move { (table.name.clone(), table.refresh().await) })
             .buffer_unordered(LOOKS_PARALLEL)
             .collect()
             .await;
@@ -121,28 +116,36 @@ async fn maintain(shard: Arc<Shard>) {
         if sweep {
             swept = Some(Instant::now());
         }
-        for dataset in shard.catalog.all() {
-            let name = dataset.table.name.to_string();
-            if shard.check_home(&dataset.table.name).is_err() {
+        for table in shard.catalog.all() {
+            let name = table.name.to_string();
+            if shard.check_home(&table.name).is_err() {
                 continue;
             }
-            let Some(snapshot) = dataset.table.snapshot() else { continue };
+            let Some(snapshot) = table.snapshot() else { continue };
             if let Some(Ok(to)) = snapshot.moving().map(DatasetName::new)
-                && let Err(error) = shard.finish_rename(&dataset, &to, String::new(), String::new()).await
+                && let Err(error) = finish_rename(
+                    &shard.catalog,
+                    &shard.committers,
+                    &table,
+                    &to,
+                    String::new(),
+                    String::new(),
+                )
+                .await
             {
                 tracing::warn!(dataset = name, %to, %error, "a rename was not finished");
             }
             // Each step is retried at the next round; none of them is needed for correctness.
-            if let Err(error) = compact(&shard, &dataset, &snapshot).await {
+            if let Err(error) = compact(&shard, &table, &snapshot).await {
                 tracing::warn!(dataset = name, %error, "compaction failed");
             }
-            if let Err(error) = checkpoint(&shard, &dataset, &snapshot, &mut seen).await {
+            if let Err(error) = checkpoint(&shard, &table, &snapshot, &mut seen).await {
                 tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
             // what a dropped dataset had stays readable by the log, until another one takes its table
             if sweep
                 && !snapshot.life.dropped
-                && let Err(error) = remove_unneeded(&shard, &dataset).await
+                && let Err(error) = remove_unneeded(&shard, &table).await
             {
                 tracing::warn!(dataset = name, %error, "old files were not removed");
             }
@@ -173,12 +176,12 @@ impl Seen {
 /// Writes a checkpoint when it is due, and then removes entries that nobody needs any more.
 async fn checkpoint(
     shard: &Shard,
-    dataset: &Dataset,
+    table: &Table,
     snapshot: &Snapshot,
     tables: &mut HashMap<DatasetName, Seen>,
 ) -> Result<()> {
-    let log = &dataset.table.log;
-    let name = &dataset.table.name;
+    let log = &table.log;
+    let name = &table.name;
     let seen = match tables.get(name) {
         Some(seen) => *seen,
         None => Seen { checkpoint: log.last_checkpoint().await?, version: None },
@@ -191,12 +194,12 @@ async fn checkpoint(
     }
     log.checkpoint(version).await?;
     tables.insert(name.clone(), Seen { checkpoint: version, version: Some(version) });
-    let oldest = dataset.table.shared.clock.now_ms() - upkeep.log_retention.as_millis() as i64;
+    let oldest = table.context.clock.now_ms() - upkeep.log_retention.as_millis() as i64;
     log.forget_entries(snapshot.version, oldest).await.map(|_| ())
 }
 
 /// Merges small files into one. `false`: there was no need, or somebody else changed them meanwhile.
-pub(crate) async fn compact(shard: &Shard, dataset: &Dataset, snapshot: &Snapshot) -> Result<bool> {
+pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapshot) -> Result<bool> {
     let upkeep = &shard.config.upkeep;
     let mut small: Vec<&Arc<DataFile>> =
         snapshot.files.iter().filter(|f| f.file.size < upkeep.compact_bytes).collect();
@@ -214,39 +217,23 @@ pub(crate) async fn compact(shard: &Shard, dataset: &Dataset, snapshot: &Snapsho
         return Ok(false);
     }
     let rows = read_all(&snapshot.spec, &small).await?;
-    let file = write_file(&dataset.table.log, &snapshot.spec, rows, snapshot.retractable).await?;
+    let file = write_file(&table.log.folder, &snapshot.spec, rows, snapshot.retractable).await?;
     let removes: Vec<_> = small.iter().map(|f| f.file.clone()).collect();
     let count = removes.len() as u64;
-    let done = shard.catalog.committer(dataset).rewrite(Rewrite { removes, adds: vec![file] }).await?;
+    let done = shard.committers.of(table).rewrite(Rewrite { removes, adds: vec![file] }).await?;
     if done {
         shard.metrics.files_compacted.add(count, &[]);
     }
     Ok(done)
 }
 
-/// All rows of some files, exact, sorted by (symbol, ts, known_at).
-pub(crate) async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<RecordBatch> {
-    let mut parts = Vec::new();
-    for file in files {
-        parts.extend(file.read_exact(spec).await?);
-    }
-    let schema = schema::exact_schema(spec);
-    let join = move || -> Result<RecordBatch> {
-        let joined = arrow_select::concat::concat_batches(&schema, &parts)
-            .map_err(|e| internal("merging files", e))?;
-        wire::sort_by_key(&joined, &[0, 1, 2])
-    };
-    tokio::task::spawn_blocking(join).await.map_err(|e| lost_task("merging files", e))?
-}
-
 /// Removes data files that the table does not have, and has not had for the retention: replaced ones, and those of writes
 /// that never committed.
-pub(crate) async fn remove_unneeded(shard: &Shard, dataset: &Dataset) -> Result<usize> {
-    let table = &dataset.table;
+pub(crate) async fn remove_unneeded(shard: &Shard, table: &Table) -> Result<usize> {
     sweep_staged(&table.log.folder.url, STAGED_AGE).await;
     let retention = shard.config.upkeep.retention;
     // Replaced files are kept by the time they were replaced at, which the log says; orphans by their own age.
-    let oldest = table.shared.clock.now_ms() - retention.as_millis() as i64;
+    let oldest = table.context.clock.now_ms() - retention.as_millis() as i64;
     let kept: BTreeSet<String> = table.log.recently_removed(oldest).await?;
     let Some(snapshot) = table.refresh().await? else { return Ok(0) };
     let live: BTreeSet<&str> = snapshot.files.iter().map(|f| f.file.path.as_str()).collect();
@@ -259,7 +246,7 @@ pub(crate) async fn remove_unneeded(shard: &Shard, dataset: &Dataset) -> Result<
         let old = meta.last_modified.timestamp_millis() < oldest;
         if is_data && old && !live.contains(path) && !kept.contains(path) {
             let done = table.log.folder.files.delete(&meta.location).await;
-            done.map_err(|e| store_error("removing", &table.log.file_name(path), &e))?;
+            done.map_err(|e| store_error("removing", &table.log.folder.file_name(path), &e))?;
             removed += 1;
         }
     }
@@ -303,22 +290,22 @@ mod tests {
         grid.import(&[("A", 3, 33.0)]).await.unwrap();
         let before = (grid.rows("A").await, grid.rows("B").await);
         assert_eq!(before.0.len(), 11);
-        let dataset = grid.dataset();
-        let old = dataset.table.snapshot().unwrap();
+        let table = grid.table();
+        let old = table.snapshot().unwrap();
         // Somebody who began to read before goes on reading the old files.
-        assert!(compact(&grid.shard, &dataset, &old).await.unwrap());
-        let new = dataset.table.snapshot().unwrap();
+        assert!(compact(&grid.shard, &table, &old).await.unwrap());
+        let new = table.snapshot().unwrap();
         assert_eq!((old.files.len(), new.files.len(), new.rows()), (11, 1, old.rows()));
         assert!(new.files[0].index.sorted);
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
         assert_eq!(grid.rows_at(old.clone(), "A").await, before.0);
         // The same compaction from the same base does nothing, and leaves nothing.
-        assert!(!compact(&grid.shard, &dataset, &old).await.unwrap());
-        assert_eq!(dataset.table.refresh().await.unwrap().unwrap().rows(), old.rows());
-        assert!(dataset.table.unchanged_since(old.version, "A", 0, 100), "no watcher loses a chunk");
+        assert!(!compact(&grid.shard, &table, &old).await.unwrap());
+        assert_eq!(table.refresh().await.unwrap().unwrap().rows(), old.rows());
+        assert!(table.unchanged_since(old.version, "A", 0, 100), "no watcher loses a chunk");
 
         // With the retention over, the replaced files go; the table is as it was, also after a restart.
-        assert_eq!(remove_unneeded(&grid.shard, &dataset).await.unwrap(), 11);
+        assert_eq!(remove_unneeded(&grid.shard, &table).await.unwrap(), 11);
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
         let grid = grid.restart().await;
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
@@ -337,17 +324,17 @@ mod tests {
                 grid.import(&[("A", i, i as f64)]).await.unwrap();
             }
             let before = grid.rows("A").await;
-            let dataset = grid.dataset();
+            let table = grid.table();
             grid.probe.fail(part, std::io::ErrorKind::Other, when);
-            let base = dataset.table.snapshot().unwrap();
-            assert!(compact(&grid.shard, &dataset, &base).await.is_err());
+            let base = table.snapshot().unwrap();
+            assert!(compact(&grid.shard, &table, &base).await.is_err());
             let grid = grid.restart().await;
             assert_eq!(grid.rows("A").await, before, "{part} {when:?}");
-            let dataset = grid.dataset();
-            let _ = compact(&grid.shard, &dataset, &dataset.table.snapshot().unwrap()).await.unwrap();
+            let table = grid.table();
+            let _ = compact(&grid.shard, &table, &table.snapshot().unwrap()).await.unwrap();
             assert_eq!(grid.rows("A").await, before);
             // What the dead one left behind is swept.
-            remove_unneeded(&grid.shard, &dataset).await.unwrap();
+            remove_unneeded(&grid.shard, &table).await.unwrap();
             assert_eq!(grid.data_files(), 1);
         }
     }
@@ -361,10 +348,10 @@ mod tests {
         for i in 0..5_i64 {
             grid.import(&[("A", i, 0.0)]).await.unwrap();
         }
-        let dataset = grid.dataset();
-        let old = dataset.table.snapshot().unwrap();
-        assert!(compact(&grid.shard, &dataset, &old).await.unwrap());
-        assert_eq!(remove_unneeded(&grid.shard, &dataset).await.unwrap(), 0);
+        let table = grid.table();
+        let old = table.snapshot().unwrap();
+        assert!(compact(&grid.shard, &table, &old).await.unwrap());
+        assert_eq!(remove_unneeded(&grid.shard, &table).await.unwrap(), 0);
         assert_eq!(grid.rows_at(old, "A").await.len(), 5);
     }
 
@@ -378,20 +365,20 @@ mod tests {
             for _ in 0..commits {
                 grid.import(&[("A", 0, 1.0)]).await.unwrap();
             }
-            let dataset = grid.dataset();
-            let snapshot = dataset.table.snapshot().unwrap();
-            checkpoint(&grid.shard, &dataset, &snapshot, &mut seen).await.unwrap();
-            looks.push(dataset.table.log.last_checkpoint().await.unwrap());
+            let table = grid.table();
+            let snapshot = table.snapshot().unwrap();
+            checkpoint(&grid.shard, &table, &snapshot, &mut seen).await.unwrap();
+            looks.push(table.log.last_checkpoint().await.unwrap());
         }
         assert_eq!(looks, [0, 0, 0, 0, 0, 12, 12]);
         // A shard that lives for one look only.
         for i in 0..CHECKPOINT_COMMITS_MIN as i64 {
             grid.import(&[("A", i, 1.0)]).await.unwrap();
         }
-        let dataset = grid.dataset();
-        let snapshot = dataset.table.snapshot().unwrap();
-        checkpoint(&grid.shard, &dataset, &snapshot, &mut HashMap::new()).await.unwrap();
-        assert_eq!(dataset.table.log.last_checkpoint().await.unwrap(), snapshot.version);
+        let table = grid.table();
+        let snapshot = table.snapshot().unwrap();
+        checkpoint(&grid.shard, &table, &snapshot, &mut HashMap::new()).await.unwrap();
+        assert_eq!(table.log.last_checkpoint().await.unwrap(), snapshot.version);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -401,16 +388,16 @@ mod tests {
         for i in 0..6 {
             grid.publish("mom", 1, &format!("r{i}"), &[("A", i, i as f64)]).await.unwrap();
         }
-        let dataset = grid.dataset();
-        let snapshot = dataset.table.snapshot().unwrap();
-        dataset.table.log.checkpoint(snapshot.version).await.unwrap();
+        let table = grid.table();
+        let snapshot = table.snapshot().unwrap();
+        table.log.checkpoint(snapshot.version).await.unwrap();
         grid.publish("mom", 1, "r6", &[("A", 6, 6.0)]).await.unwrap();
         // Without the entries that the checkpoint stands for.
         for version in 0..snapshot.version {
             std::fs::remove_file(grid.path().join(format!("_delta_log/{version:020}.json"))).unwrap();
         }
         let grid = grid.restart().await;
-        let table = grid.dataset().table.clone();
+        let table = grid.table().clone();
         for i in 0..7 {
             assert_eq!(table.run(&format!("r{i}")).unwrap().rows, 1);
         }

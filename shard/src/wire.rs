@@ -2,13 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use arrow_array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array};
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch};
 use arrow_buffer::{BooleanBuffer, Buffer};
 use arrow_ipc::{
     MessageHeader,
     writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
 };
-use arrow_ord::sort::{SortColumn, lexsort_to_indices};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use trellis_proto::{Code, Error, Result, pb};
@@ -98,17 +97,4 @@ impl Decoder {
     pub(crate) fn schema(&self) -> Option<&SchemaRef> {
         self.schema.as_ref()
     }
-}
-
-/// The rows in ascending order of the columns at `key`.
-pub(crate) fn sort_by_key(rows: &RecordBatch, key: &[usize]) -> Result<RecordBatch> {
-    let order = sort_order(rows, key)?;
-    arrow_select::take::take_record_batch(rows, &order).map_err(|e| internal("sorting rows", e))
-}
-
-/// The order that sorts the rows by the columns at `key`; text in order of its bytes.
-pub(crate) fn sort_order(rows: &RecordBatch, key: &[usize]) -> Result<UInt32Array> {
-    let columns: Vec<SortColumn> =
-        key.iter().map(|&i| SortColumn { values: rows.column(i).clone(), options: None }).collect();
-    lexsort_to_indices(&columns, None).map_err(|e| internal("sorting rows", e))
 }

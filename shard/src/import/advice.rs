@@ -3,14 +3,14 @@
 use trellis_proto::{FieldName, FieldType};
 
 use super::{
-    ImportSpec, Problem, Repeats,
-    cell::{NOT_HELD, Wanted},
+    cell::{Example, NOT_HELD, Wanted},
     clock::{Count, Form, ISO, OUTSIDE},
-    header::shell,
+    names::{shell, snake_case},
     number::{BEYOND, Forms, Marks, Signs},
     options::{Checked, mark_name},
-    problem::ImportError,
-    seen::{Example, Seen, Trouble, Verdict},
+    problem::{ImportError, Problem},
+    seen::{Seen, Trouble, Verdict},
+    spec::{ImportSpec, Repeats},
     stamps::{Dates, Stamps, told as told_when},
     table::REPEATED,
 };
@@ -271,7 +271,7 @@ impl Advice<'_> {
                 ));
             }
             let beyond = |p: &&Problem| {
-                p.column.as_deref().is_some_and(|column| super::header::snake_case(column) == name.as_str())
+                p.column.as_deref().is_some_and(|column| snake_case(column) == name.as_str())
                     && (p.reason.contains(NOT_HELD) || p.reason.contains(BEYOND))
             };
             if let Some(p) =
@@ -320,7 +320,7 @@ impl Advice<'_> {
     }
 
     fn is_field(&self, column: &str) -> bool {
-        self.seen.iter().any(|(name, _)| super::header::snake_case(column) == name.as_str())
+        self.seen.iter().any(|(name, _)| snake_case(column) == name.as_str())
     }
 
     fn stamps_hint(&self, say: &mut Vec<String>) {

@@ -12,6 +12,13 @@ use super::{
     number::{self, Notation},
 };
 
+/// A cell, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Example {
+    pub(crate) text: String,
+    pub(crate) line: u64,
+}
+
 /// A value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Cell<'a> {

@@ -12,7 +12,7 @@ use chrono::{
 };
 use chrono_tz::Tz;
 
-use super::{TsUnit, number};
+use super::{number, spec::TsUnit};
 
 /// Why a value is refused, without the value.
 pub(crate) type Reason = Cow<'static, str>;

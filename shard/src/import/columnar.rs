@@ -31,18 +31,21 @@ use parquet::{
 use trellis_proto::{DatasetSpec, FieldName, FieldType, time::DAY_NS};
 
 use super::{
-    ImportSpec, Ticker,
     cell::{BEYOND_32, Cell, Reading, Wanted, float32, float64, missing},
     clock::{Clock, OUTSIDE, Reason, Stamp, When},
-    header::{Header, resolve, shell},
+    header::{Header, resolve},
+    names::shell,
     number,
     options::Checked,
-    plan::Surveyed,
     problem::{BadRows, ImportError},
+    progress::Ticker,
+    records::quoted,
     rows::{Record, Role, Target, rows},
     seen::Seen,
     source::Source,
+    spec::ImportSpec,
     stamps::{Dates, Stamps},
+    survey::{Surveyed, Types},
     table::Table,
     text::present,
 };
@@ -97,9 +100,6 @@ fn fits(from: FieldType, to: FieldType) -> bool {
     let number = |t| matches!(t, Float64 | Float32 | Int64 | Int32);
     from == to || from == String || (number(from) && number(to)) || (from == Int64 && to == Timestamp)
 }
-
-/// The fields of a file; a column of nothing but nulls may have no type.
-pub(crate) type Types = Vec<(FieldName, Option<FieldType>)>;
 
 /// Reads the header, and for each field its type; looks at every cell of text, and at the numbers that a field of the
 /// dataset may not hold.
@@ -651,8 +651,7 @@ pub(crate) fn raw_rows(
         let batch = batch.map_err(|e| damaged(source, &e))?;
         for row in 0..batch.num_rows() {
             line += 1;
-            let cells: Vec<String> =
-                batch.columns().iter().map(|array| super::quarantine::quoted(&shown(array, row))).collect();
+            let cells: Vec<String> = batch.columns().iter().map(|array| quoted(&shown(array, row))).collect();
             each(line, &cells.join(","))?;
         }
     }

@@ -2,8 +2,12 @@
 
 use trellis_proto::{FieldName, Symbol};
 
-use super::{FieldChoice, ImportSpec, problem::ImportError};
-use crate::schema::RETRACTED;
+use super::{
+    names::{shell, snake_case},
+    problem::ImportError,
+    spec::{FieldChoice, ImportSpec},
+};
+use crate::files::RETRACTED;
 
 /// Names that a time column commonly has, tried in this order where the caller names none.
 const TS_NAMES: [&str; 4] = ["ts", "timestamp", "date", "datetime"];
@@ -42,35 +46,6 @@ impl Header {
             None => self.names[self.ts].clone(),
         }
     }
-}
-
-/// `Adj. Close`, `adj-close` and `AdjClose` -> `adj_close`; `OHLCV` -> `ohlcv`.
-pub(crate) fn snake_case(name: &str) -> String {
-    let chars: Vec<char> = name.chars().collect();
-    let mut snake = String::with_capacity(name.len() + 4);
-    for (i, &c) in chars.iter().enumerate() {
-        if !c.is_alphanumeric() {
-            if !snake.is_empty() && !snake.ends_with('_') {
-                snake.push('_');
-            }
-            continue;
-        }
-        let before = i.checked_sub(1).map(|i| chars[i]);
-        let word_starts = c.is_uppercase()
-            && before.is_some_and(|b| {
-                b.is_lowercase()
-                    || b.is_ascii_digit()
-                    || (b.is_uppercase() && chars.get(i + 1).is_some_and(|n| n.is_lowercase()))
-            });
-        if word_starts && !snake.ends_with('_') {
-            snake.push('_');
-        }
-        snake.extend(c.to_lowercase());
-    }
-    while snake.ends_with('_') {
-        snake.pop();
-    }
-    snake
 }
 
 /// The field that a column called `name` becomes.
@@ -361,16 +336,6 @@ impl Columns<'_> {
             fields.push((choice.field.clone(), self.find(&choice.column, "--fields")?));
         }
         Ok(fields)
-    }
-}
-
-/// As it can be typed in a shell.
-pub(crate) fn shell(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./%@".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
     }
 }
 

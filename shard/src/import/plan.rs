@@ -8,29 +8,12 @@ use trellis_proto::{DatasetSpec, FieldName, FieldType, spec::FieldSpec};
 use super::{
     advice::Advice,
     cell::Wanted,
-    columnar::Types,
-    header::Header,
     problem::ImportError,
     seen::{Seen, Trouble, Verdict},
     source::Source,
     stamps::{Dates, Stamps},
+    survey::Surveyed,
 };
-
-/// One source after the survey.
-pub(crate) struct Surveyed {
-    pub(crate) header: Header,
-    /// What the cells look like: of text all, of typed columns those that a field may not hold.
-    pub(crate) seen: Vec<(FieldName, Seen)>,
-    /// Types of typed columns; empty for text.
-    pub(crate) typed: Types,
-    pub(crate) stamps: Stamps,
-    /// Knowledge times of text that are not ISO 8601.
-    pub(crate) known: Dates,
-    /// The zone that a typed file names for its times.
-    pub(crate) zone: Option<String>,
-    /// Its cells are separated by semicolons, as where a comma stands before fractions.
-    pub(crate) semicolon: bool,
-}
 
 /// What was found of all sources together.
 pub(crate) struct Found {

@@ -10,10 +10,12 @@ use std::{
 };
 
 use super::{
-    ImportSpec, columnar,
+    columnar,
     options::Checked,
     problem::{BadRows, ImportError},
+    records::quoted,
     source::Source,
+    spec::ImportSpec,
     text,
 };
 
@@ -38,15 +40,6 @@ pub(crate) fn check(path: &Path, files: &[PathBuf]) -> Result<(), ImportError> {
         format!("--quarantine {}: {why}, and would be written over", path.display()),
         "name a new file",
     ))
-}
-
-/// A CSV cell; quoted only where it must be.
-pub(crate) fn quoted(text: &str) -> String {
-    if text.contains(['"', ',', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.to_owned()
-    }
 }
 
 /// Writes the file whole or not at all; without bad rows it has only its header, so that one of an earlier import does

@@ -262,6 +262,15 @@ impl<R: Read> Records<R> {
     }
 }
 
+/// A CSV cell; quoted only where it must be.
+pub(crate) fn quoted(text: &str) -> String {
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

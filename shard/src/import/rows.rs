@@ -5,7 +5,7 @@ use super::{
     clock::{Clock, Reason},
     header::Header,
     problem::Bad,
-    table::{Key, Table},
+    table::{Key, Rows, Table},
 };
 
 /// What one file's records become.
@@ -48,12 +48,6 @@ pub(crate) trait Record<'a> {
     fn cell(&self, column: usize, field: &Wanted, reading: &Reading) -> Result<Cell<'a>, Reason>;
     /// For messages.
     fn shown(&self, column: usize) -> String;
-}
-
-/// The rows of one record: for each key as many cells as the dataset has fields.
-pub(crate) struct Rows<'a> {
-    pub(crate) keys: Vec<Key>,
-    pub(crate) cells: Vec<Cell<'a>>,
 }
 
 /// The first thing that is wrong, from the left, makes the record bad as a whole.

@@ -2,27 +2,15 @@
 
 use arrow_array::Array;
 use arrow_cast::display::array_value_to_string;
-use trellis_proto::{DatasetSpec, FieldType};
+use trellis_proto::DatasetSpec;
 
-use super::{Part, plan::Surveyed};
+use super::{
+    result::{FieldSample, Part},
+    survey::Surveyed,
+};
 
 /// Values of a field that are shown.
 const VALUES_SHOWN: usize = 3;
-
-/// What was understood of a field.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FieldSample {
-    /// The field.
-    pub field: String,
-    /// Its type.
-    pub data_type: FieldType,
-    /// Its column as the first file with it calls it; with a column for each symbol, how many they are. Absent: no file has it.
-    pub column: Option<String>,
-    /// Rows without a value.
-    pub missing: u64,
-    /// The first values, in the order of the rows; absent where there is none.
-    pub first: Vec<Option<String>>,
-}
 
 pub(super) fn of(spec: &DatasetSpec, parts: &[Part], surveyed: &[Surveyed]) -> Vec<FieldSample> {
     let batches = || parts.iter().flat_map(|part| &part.batches);

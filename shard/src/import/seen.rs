@@ -10,7 +10,7 @@
 use trellis_proto::FieldType;
 
 use super::{
-    cell::{Reading, boolean_word, infinity, is_nan},
+    cell::{Example, Reading, boolean_word, infinity, is_nan},
     clock::iso,
     number::{self, Forms, Signs},
     stamps::Dates,
@@ -30,13 +30,6 @@ const STAND_INS_MAX: usize = 3;
 
 /// Most different words that are remembered for the hint.
 const WORDS_SHOWN: usize = 4;
-
-/// A cell, and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Example {
-    pub(crate) text: String,
-    pub(crate) line: u64,
-}
 
 /// Cells of one kind.
 #[derive(Debug, Clone, Default)]

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use chrono::{Offset, TimeZone};
 
 use super::{
+    cell::Example,
     clock::{Clock, Count, Form, ISO, Stamp, When, compact_day, iso},
     number,
-    seen::Example,
 };
 
 /// Forms of dates that hints know. The day before the month and after it stand side by side: which of them is meant only

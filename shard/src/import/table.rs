@@ -18,11 +18,11 @@ use sha2::{Digest, Sha256};
 use trellis_proto::{DatasetSpec, FieldType, Symbol, spec::FieldSpec, time::DAY_NS, time::SECOND_NS};
 
 use super::{
-    Part, Repeats,
     cell::Cell,
     clock::Reason,
     problem::{Bad, BadRows, ImportError, Place},
-    rows::Rows,
+    result::Part,
+    spec::Repeats,
 };
 
 /// Most rows of one import: everything is sorted in memory, at about 44 bytes a row and 8 a field, and the batches beside
@@ -144,6 +144,12 @@ pub(crate) struct Key {
     pub(crate) symbol: u32,
     pub(crate) ts: i64,
     pub(crate) known_at: Option<i64>,
+}
+
+/// The rows of one record: for each key as many cells as the dataset has fields.
+pub(crate) struct Rows<'a> {
+    pub(crate) keys: Vec<Key>,
+    pub(crate) cells: Vec<Cell<'a>>,
 }
 
 pub(crate) struct Table {

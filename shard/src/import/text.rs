@@ -5,19 +5,21 @@ use std::{io::Read, str};
 use trellis_proto::FieldName;
 
 use super::{
-    ImportSpec, Ticker,
-    cell::{Cell, Reading, Wanted},
+    cell::{Cell, Example, Reading, Wanted},
     clock::{Clock, Reason, iso},
-    header::{Header, has_time, resolve, shell, snake_case},
+    header::{Header, has_time, resolve},
+    names::{shell, snake_case},
     options::{Checked, delimiter_name},
-    plan::Surveyed,
     problem::{Bad, BadRows, ImportError},
+    progress::Ticker,
     records::{RECORD_BYTES_MAX, RecordError, Records},
     rows::{Record, Target, rows},
-    seen::{Example, Seen},
+    seen::Seen,
     source::Source,
+    spec::ImportSpec,
     stamps::Stamps,
-    table::Table,
+    survey::Surveyed,
+    table::{Rows, Table},
 };
 
 /// Lines that are looked at for a header where the first line is none.
@@ -421,7 +423,7 @@ fn row<'a, R: Read>(
     records: &'a Records<R>,
     target: &Target<'_>,
     table: &mut Table,
-) -> Result<super::rows::Rows<'a>, Bad> {
+) -> Result<Rows<'a>, Bad> {
     if let Some(why) = records.wrong_quotes() {
         return Err(Bad::row(why));
     }

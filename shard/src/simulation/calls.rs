@@ -1,6 +1,6 @@
 //! What is asked of a shard, and what it answers: the calls of its service, without the transport.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use tokio::sync::mpsc;
@@ -10,20 +10,17 @@ use trellis_proto::{
     pb,
 };
 
-use super::{
-    model::{Known, Look, Sent},
-    world::TTL,
-};
+use super::model::{Known, Look, Sent};
 use crate::{
-    append::{Rows, rows_schema},
-    catalog::Dataset,
-    lease::Holder,
-    publish::{Publish, Right},
     shard::Shard,
+    table::{Holder, Table},
     testing::{DATASET, rows_of, spec},
     upkeep,
+    write::{Publish, Right, Rows, rows_schema},
 };
 
+/// Life of a lease.
+pub(super) const TTL: Duration = Duration::from_secs(10);
 /// The symbols of a simulation.
 const SYMBOLS: [&str; 2] = ["A", "B"];
 
@@ -177,28 +174,28 @@ pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
             shard.confirm(&request).await.map(|reply| Reply::Confirmed(reply.unchanged))
         }
         Ask::Refresh => match known(&shard) {
-            Some(dataset) => dataset.table.refresh().await.map(|_| Reply::Done(true)),
+            Some(table) => table.refresh().await.map(|_| Reply::Done(true)),
             None => shard.catalog.discover().await.map(|()| Reply::Done(true)),
         },
         Ask::Compact => {
-            let Some(dataset) = known(&shard) else { return Ok(Reply::Done(false)) };
-            let Some(snapshot) = dataset.table.snapshot() else { return Ok(Reply::Done(false)) };
-            upkeep::compact(&shard, &dataset, &snapshot).await.map(Reply::Done)
+            let Some(table) = known(&shard) else { return Ok(Reply::Done(false)) };
+            let Some(snapshot) = table.snapshot() else { return Ok(Reply::Done(false)) };
+            upkeep::compact(&shard, &table, &snapshot).await.map(Reply::Done)
         }
         Ask::Checkpoint => {
-            let Some(dataset) = known(&shard) else { return Ok(Reply::Done(false)) };
-            let Some(snapshot) = dataset.table.snapshot() else { return Ok(Reply::Done(false)) };
-            dataset.table.log.checkpoint(snapshot.version).await.map(|()| Reply::Done(true))
+            let Some(table) = known(&shard) else { return Ok(Reply::Done(false)) };
+            let Some(snapshot) = table.snapshot() else { return Ok(Reply::Done(false)) };
+            table.log.checkpoint(snapshot.version).await.map(|()| Reply::Done(true))
         }
         Ask::Sweep => {
-            let Some(dataset) = known(&shard) else { return Ok(Reply::Done(false)) };
-            upkeep::remove_unneeded(&shard, &dataset).await.map(|removed| Reply::Done(removed > 0))
+            let Some(table) = known(&shard) else { return Ok(Reply::Done(false)) };
+            upkeep::remove_unneeded(&shard, &table).await.map(|removed| Reply::Done(removed > 0))
         }
     }
 }
 
 /// The dataset, if this shard has heard of it.
-fn known(shard: &Shard) -> Option<Arc<Dataset>> {
+fn known(shard: &Shard) -> Option<Arc<Table>> {
     shard.catalog.all().into_iter().next()
 }
 
@@ -219,8 +216,8 @@ async fn publish(shard: &Shard, right: Right, run_id: String, sent: &Sent) -> Re
     let digest = rows.digest(&run_id)?;
     let (session, effect) = (sent.session(), sent.effect.clone());
     let publish = Publish { right, spec, rows, run_id, digest, session, watermark: None, effect, note };
-    let dataset = shard.catalog.entry(&DatasetName::new(DATASET)?);
-    shard.catalog.committer(&dataset).publish(publish).await
+    let table = shard.catalog.entry(&DatasetName::new(DATASET)?);
+    shard.committers.of(&table).publish(publish).await
 }
 
 async fn look(shard: &Arc<Shard>) -> Result<Reply> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use trellis_proto::pb;
 
 use super::disk::Disk;
-use crate::{publish::Effect, table::SessionKey};
+use crate::{table::SessionKey, write::Effect};
 
 /// Where the one dataset of a simulation lies.
 pub(super) const FOLDER: &str = "lake/d.a";

@@ -1,8 +1,5 @@
 //! Two shards that both believe to be the home of one dataset, publishers, a reader, and who decides what happens next.
 
-mod ending;
-mod faults;
-
 use std::{
     collections::BTreeMap,
     sync::{
@@ -19,24 +16,27 @@ use url::Url;
 use super::{
     calls::{Ask, Reply, perform},
     disk::{Disk, Op},
-    model::{Model, Row, Sent, entry_path},
+    model::{Model, Row, Sent},
     seed::Seed,
 };
 use crate::{
-    Config, clock::WallClock, config, publish::Effect, shard::Shard, store::Lake, watch::Subscription,
+    clock::WallClock,
+    config::{self, Config},
+    files::Lake,
+    shard::Shard,
+    table::Subscription,
+    write::Effect,
 };
 
-/// Life of a lease.
-pub(super) const TTL: Duration = Duration::from_secs(10);
 /// While something has been under way for longer than this, no time passes: whatever is under way ends within it and one
 /// step of time, of four minutes at most.
 const AGE_MAX: Duration = Duration::from_secs(120);
 /// Files are removed after this long: more than the age of anything under way, and the difference of two clocks.
-const RETENTION: Duration = Duration::from_secs(2_400);
+pub(super) const RETENTION: Duration = Duration::from_secs(2_400);
 /// When the simulation begins. Long ago, so that no time of the library's own is near it.
 const BEGIN_NS: i64 = 1_000_000_000_000_000_000;
 /// Each is told apart by the process that holds the lease; the first two are two lives of one unit.
-const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
+pub(super) const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
 /// Lines of the trace that a failure shows.
 const TRACE_SHOWN: usize = 60;
 
@@ -49,7 +49,7 @@ pub(super) enum Door {
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Actor {
+pub(super) enum Actor {
     Publisher(usize),
     Importer,
     Reader,
@@ -58,32 +58,32 @@ enum Actor {
 }
 
 /// A call, from the message that asks to the message that answers.
-struct Call {
-    id: usize,
-    actor: Actor,
-    node: usize,
-    ask: Ask,
-    stage: Stage,
+pub(super) struct Call {
+    pub(super) id: usize,
+    pub(super) actor: Actor,
+    pub(super) node: usize,
+    pub(super) ask: Ask,
+    pub(super) stage: Stage,
     since: Instant,
     /// Whether whoever asked still waits.
-    awaited: bool,
+    pub(super) awaited: bool,
 }
 
-enum Stage {
+pub(super) enum Stage {
     Asked,
     Running { life: usize, floor: Option<usize>, task: JoinHandle<Result<Reply>> },
     Answered(Result<Reply>),
 }
 
 /// A shard, life after life.
-struct Node {
-    life: usize,
-    skew_ns: Arc<AtomicI64>,
-    state: State,
-    awake_at: Instant,
+pub(super) struct Node {
+    pub(super) life: usize,
+    pub(super) skew_ns: Arc<AtomicI64>,
+    pub(super) state: State,
+    pub(super) awake_at: Instant,
 }
 
-enum State {
+pub(super) enum State {
     Down,
     Opening(JoinHandle<Result<Arc<Shard>>>),
     Up { shard: Arc<Shard>, watcher: Box<Subscription>, told: Option<u64> },
@@ -91,10 +91,10 @@ enum State {
 
 /// What a publisher believes.
 #[derive(Default)]
-struct Belief {
+pub(super) struct Belief {
     epoch: Option<u64>,
     /// The run that is not known to be published.
-    open: Option<String>,
+    pub(super) open: Option<String>,
     calls: bool,
 }
 
@@ -109,18 +109,18 @@ pub(super) struct Outcome {
 }
 
 pub(super) struct World {
-    seed: Seed,
-    disk: Arc<Disk>,
-    model: Model,
-    nodes: Vec<Node>,
-    calls: Vec<Call>,
-    publishers: [Belief; PUBLISHERS.len()],
+    pub(super) seed: Seed,
+    pub(super) disk: Arc<Disk>,
+    pub(super) model: Model,
+    pub(super) nodes: Vec<Node>,
+    pub(super) calls: Vec<Call>,
+    pub(super) publishers: [Belief; PUBLISHERS.len()],
     importer: Belief,
     reads: bool,
     /// The newest version that the reader has seen of each symbol.
     seen: BTreeMap<String, usize>,
     /// Writes whose askers were told that they had failed, and that are still on their way.
-    late: Vec<(Op, Instant)>,
+    pub(super) late: Vec<(Op, Instant)>,
     now_ns: Arc<AtomicI64>,
     begin: Instant,
     lives: usize,
@@ -226,7 +226,7 @@ impl World {
     }
 
     /// Runs until nobody can go on: paused time moves only then. Then looks at what came of it.
-    async fn settle(&mut self) {
+    pub(super) async fn settle(&mut self) {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let now_ns = BEGIN_NS + self.begin.elapsed().as_nanos() as i64;
         self.now_ns.store(now_ns, Ordering::SeqCst);
@@ -303,7 +303,7 @@ impl World {
     }
 
     /// What a shard answers must be true whether or not the answer arrives.
-    fn check(&mut self, ask: &Ask, reply: &Result<Reply>, floor: Option<usize>) {
+    pub(super) fn check(&mut self, ask: &Ask, reply: &Result<Reply>, floor: Option<usize>) {
         match reply {
             Ok(Reply::Published(ack)) => {
                 let (Ask::Publish { run, .. } | Ask::Once { run, .. } | Ask::Import { run, .. }) = ask else {
@@ -373,7 +373,7 @@ impl World {
         self.nodes[node].awake_at <= Instant::now()
     }
 
-    fn ready_ops(&self) -> Vec<u64> {
+    pub(super) fn ready_ops(&self) -> Vec<u64> {
         let awake: Vec<usize> =
             (0..self.nodes.len()).filter(|&i| self.awake(i)).map(|i| self.nodes[i].life).collect();
         self.disk.ordered(&awake, |op| {
@@ -381,7 +381,7 @@ impl World {
         })
     }
 
-    fn ready_messages(&self) -> Vec<usize> {
+    pub(super) fn ready_messages(&self) -> Vec<usize> {
         let ready = |call: &Call| match call.stage {
             Stage::Asked => self.awake(call.node),
             Stage::Running { .. } => false,
@@ -403,7 +403,7 @@ impl World {
     }
 
     /// A message arrives.
-    fn deliver(&mut self) {
+    pub(super) fn deliver(&mut self) {
         let ready = self.ready_messages();
         let i = *self.seed.pick(&ready);
         if matches!(self.calls[i].stage, Stage::Answered(_)) {
@@ -427,7 +427,7 @@ impl World {
     }
 
     /// A publisher or reader learns what came of its call.
-    fn hear(&mut self, actor: Actor, ask: &Ask, reply: Result<Reply>) {
+    pub(super) fn hear(&mut self, actor: Actor, ask: &Ask, reply: Result<Reply>) {
         let belief = match actor {
             Actor::Publisher(i) => &mut self.publishers[i],
             Actor::Importer => &mut self.importer,
@@ -537,7 +537,7 @@ impl World {
     }
 
     /// Rows that no other run has: a value is given once. A session has two event times, and now and then two partitions.
-    fn new_run(&mut self, door: Door) -> String {
+    pub(super) fn new_run(&mut self, door: Door) -> String {
         let n = self.runs;
         self.runs += 1;
         let mut partition = "";
@@ -592,7 +592,7 @@ impl World {
         }
     }
 
-    fn start(&mut self, node: usize) {
+    pub(super) fn start(&mut self, node: usize) {
         self.lives += 1;
         let life = self.lives;
         let (now, skew) = (self.now_ns.clone(), self.nodes[node].skew_ns.clone());
@@ -607,12 +607,12 @@ impl World {
         self.note(format!("shard {node} starts as life {life}"));
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub(super) fn count(&mut self, what: &'static str) {
         *self.outcome.counts.entry(what).or_default() += 1;
     }
 
     /// Adds a line to the trace, with ordinals for names that are made at random.
-    fn note(&mut self, line: String) {
+    pub(super) fn note(&mut self, line: String) {
         let names = &mut self.names;
         let line = named(&line, |token| {
             let next = names.len();
@@ -653,12 +653,12 @@ impl Drop for World {
 }
 
 /// What somebody who was cut off knows.
-fn gone() -> Error {
+pub(super) fn gone() -> Error {
     Error::new(Code::Unavailable, "the shard is gone, or the line to it")
 }
 
 fn version_of(shard: &Shard) -> Option<u64> {
-    shard.catalog.all().iter().filter_map(|dataset| dataset.table.snapshot()).map(|s| s.version).max()
+    shard.catalog.all().iter().filter_map(|table| table.snapshot()).map(|s| s.version).max()
 }
 
 /// Of either shard: both are shard 0 of 1.

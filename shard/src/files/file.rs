@@ -1,0 +1,511 @@
+//! One Parquet file: how it is written, opened and read.
+//!
+//! Sizes are chosen for reads of one symbol: a page of 4,096 rows is what a read decodes at least (0.2 ms for six
+//! columns), a row group of 65,536 rows keeps the page index small and is what one column read fetches at most. Row
+//! positions come from the file's index, and are narrowed by time with the page index, so no row filter runs.
+
+use std::{ops::Range, sync::Arc};
+
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, NullArray, RecordBatch, StringArray, cast::AsArray, types::Int64Type,
+};
+use arrow_schema::{ArrowError, DataType, Field, Schema};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryFutureExt, future::BoxFuture};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path};
+use parquet::{
+    arrow::{
+        ArrowWriter, ParquetRecordBatchStreamBuilder, ProjectionMask,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection},
+        async_reader::{AsyncFileReader, MetadataFetch},
+    },
+    basic::{Compression, Encoding},
+    errors::ParquetError,
+    file::{
+        metadata::{KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader},
+        page_index::column_index::ColumnIndexMetaData,
+        properties::{EnabledStatistics, WriterProperties},
+    },
+    schema::types::ColumnPath,
+};
+use serde_json::{Map, Value, json};
+use tokio::sync::OnceCell;
+use trellis_proto::{DatasetSpec, Result};
+
+use super::{
+    index::{Builder, FOOTER_KEY, FOOTER_RUN_ROWS_MIN, FileIndex},
+    schema::{KNOWN_AT_NS, RETRACTED, SYMBOL, TS_NS, exact_column, exact_schema, to_lake, wire_field},
+    store::Folder,
+};
+use crate::error::{corrupt, internal, lost_task, parquet_error, store_error};
+
+/// Rows of a row group.
+pub(crate) const ROW_GROUP_ROWS: usize = 65_536;
+/// Rows of a page.
+pub(crate) const PAGE_ROWS: usize = 4_096;
+/// Rows of a file; larger imports make several. 8 Mi rows of six columns are 200-400 MB in memory, 60-150 MB on disk.
+pub(crate) const FILE_ROWS_MAX: usize = 8 << 20;
+/// Rows decoded at once when a whole file is read.
+const BATCH_ROWS: usize = 65_536;
+/// Fetched with the footer, which then needs no second read for files of up to some hundred row groups.
+const FOOTER_BYTES: usize = 64 << 10;
+
+/// How the log names a data file: its path within the dataset's folder, and its size in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileRef {
+    pub(crate) path: String,
+    pub(crate) size: u64,
+}
+
+/// A data file of a table.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    pub(crate) file: FileRef,
+    pub(crate) index: Arc<FileIndex>,
+    path: Path,
+    /// What error messages call it.
+    pub(crate) name: String,
+    store: Arc<dyn ObjectStore>,
+    footer: OnceCell<Footer>,
+}
+
+#[derive(Debug)]
+struct Footer {
+    metadata: ArrowReaderMetadata,
+    pages: Vec<Page>,
+}
+
+/// Rows `[start, end)` of the file and the bounds of their event time.
+#[derive(Debug, Clone, Copy)]
+struct Page {
+    start: u32,
+    end: u32,
+    first_ts: i64,
+    last_ts: i64,
+}
+
+/// A file written, but not yet part of the table.
+#[derive(Debug)]
+pub(crate) struct WrittenFile {
+    pub(crate) file: FileRef,
+    pub(crate) index: Arc<FileIndex>,
+    pub(crate) stats: Value,
+}
+
+/// Writes exact rows, sorted by (symbol, ts, known_at), as a new file of a table that has the column `retracted` or not. On
+/// the disk when it returns; invisible to readers until a commit names it. Not cancel safe in one respect: a file may stay
+/// behind, to be swept later.
+pub(crate) async fn write_file(
+    folder: &Folder,
+    spec: &Arc<DatasetSpec>,
+    rows: RecordBatch,
+    retractable: bool,
+) -> Result<WrittenFile> {
+    let path = format!("part-{}.parquet", uuid::Uuid::new_v4().simple());
+    let spec = spec.clone();
+    let encode = move || -> Result<(Vec<u8>, FileIndex, Value)> {
+        let mut builder = Builder::default();
+        builder.push(
+            rows.column(0).as_string(),
+            rows.column(1).as_primitive(),
+            rows.column(2).as_primitive(),
+            Some(rows.column(3).as_boolean()),
+        )?;
+        let index = builder.finish();
+        debug_assert!(index.sorted, "rows are sorted before they are written");
+        debug_assert!(retractable || !index.retracts(), "the column is added with the first retraction");
+        let lake = to_lake(&spec, &rows, retractable)?;
+        let stats = stats(&lake, &index);
+        Ok((encode(&lake, &index)?, index, stats))
+    };
+    let (bytes, index, stats) =
+        tokio::task::spawn_blocking(encode).await.map_err(|e| lost_task("writing Parquet", e))??;
+    let size = bytes.len() as u64;
+    folder
+        .files
+        .put(&Path::from(path.as_str()), PutPayload::from(bytes))
+        .await
+        .map_err(|e| store_error("writing", &folder.file_name(&path), &e))?;
+    Ok(WrittenFile { file: FileRef { path, size }, index: Arc::new(index), stats })
+}
+
+fn encode(lake: &RecordBatch, index: &FileIndex) -> Result<Vec<u8>> {
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_write_batch_size(PAGE_ROWS / 4)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_column_index_truncate_length(None)
+        .set_statistics_truncate_length(None)
+        .set_dictionary_enabled(false);
+    for field in lake.schema().fields() {
+        let column = ColumnPath::from(field.name().as_str());
+        match field.data_type() {
+            DataType::Utf8 => properties = properties.set_column_dictionary_enabled(column, true),
+            DataType::Int64 | DataType::Int32 | DataType::Timestamp(..) => {
+                properties = properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+            }
+            _ => {}
+        }
+    }
+    if index.rows as usize >= index.runs.len() * FOOTER_RUN_ROWS_MIN {
+        let text = serde_json::to_string(index).map_err(|e| internal("writing a file's index", e))?;
+        properties =
+            properties.set_key_value_metadata(Some(vec![KeyValue::new(FOOTER_KEY.to_owned(), text)]));
+    }
+    let failed = |e: ParquetError| internal("writing Parquet", e);
+    let mut out = Vec::with_capacity(lake.get_array_memory_size() / 2 + FOOTER_BYTES);
+    let mut writer =
+        ArrowWriter::try_new(&mut out, lake.schema(), Some(properties.build())).map_err(failed)?;
+    writer.write(lake).map_err(failed)?;
+    writer.close().map_err(failed)?;
+    Ok(out)
+}
+
+/// Statistics for other readers' pruning. Ours uses the index.
+fn stats(lake: &RecordBatch, index: &FileIndex) -> Value {
+    let mut nulls = Map::new();
+    for (field, column) in lake.schema().fields().iter().zip(lake.columns()) {
+        nulls.insert(field.name().clone(), json!(column.null_count()));
+    }
+    let mut stats = stats_of(index);
+    stats["nullCount"] = json!(nulls);
+    stats
+}
+
+/// What of them the index knows.
+pub(crate) fn stats_of(index: &FileIndex) -> Value {
+    let (mut min, mut max) = (Map::new(), Map::new());
+    let mut bounds = |name: &str, least: Value, greatest: Value| {
+        min.insert(name.to_owned(), least);
+        max.insert(name.to_owned(), greatest);
+    };
+    let time = |ns: i64| {
+        let at = chrono::DateTime::from_timestamp_micros(ns.div_euclid(1_000));
+        at.map_or(Value::Null, |t| json!(t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)))
+    };
+    if let (Some(first), Some(last)) = (index.runs.first(), index.runs.last()) {
+        bounds(SYMBOL, json!(first.symbol.as_str()), json!(last.symbol.as_str()));
+        bounds("ts", time(index.first_ts), time(index.last_ts));
+        bounds(TS_NS, json!(index.first_ts), json!(index.last_ts));
+        bounds("known_at", time(index.known_min), time(index.known_max));
+        bounds(KNOWN_AT_NS, json!(index.known_min), json!(index.known_max));
+    }
+    json!({"numRecords": index.rows, "minValues": min, "maxValues": max})
+}
+
+#[derive(Clone)]
+struct FileReader {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    size: u64,
+}
+
+fn external(error: object_store::Error) -> ParquetError {
+    ParquetError::External(Box::new(error))
+}
+
+impl AsyncFileReader for FileReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        self.store.get_range(&self.path, range).map_err(external).boxed()
+    }
+
+    fn get_byte_ranges(
+        &mut self,
+        ranges: Vec<Range<u64>>,
+    ) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
+        async move { self.store.get_ranges(&self.path, &ranges).await.map_err(external) }.boxed()
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        _: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>, ParquetError>> {
+        async move {
+            let size = self.size;
+            let reader = ParquetMetaDataReader::new()
+                .with_page_index_policy(PageIndexPolicy::Optional)
+                .with_prefetch_hint(Some(FOOTER_BYTES.min(size as usize)));
+            Ok(Arc::new(reader.load_and_finish(Fetcher(self), size).await?))
+        }
+        .boxed()
+    }
+}
+
+struct Fetcher<'a>(&'a mut FileReader);
+
+impl MetadataFetch for Fetcher<'_> {
+    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        self.0.get_bytes(range)
+    }
+}
+
+impl DataFile {
+    /// A file whose index is known.
+    pub(crate) fn new(folder: &Folder, file: FileRef, index: Arc<FileIndex>) -> Self {
+        Self {
+            path: Path::from(file.path.as_str()),
+            name: folder.file_name(&file.path),
+            store: folder.files.clone(),
+            file,
+            index,
+            footer: OnceCell::new(),
+        }
+    }
+
+    /// Opens a file that another process wrote, and indexes it: from its footer, or by reading its key columns.
+    ///
+    /// # Errors
+    /// [`trellis_proto::Code::DataCorrupt`] naming the file.
+    pub(crate) async fn open(folder: &Folder, file: FileRef) -> Result<Self> {
+        let mut opened = Self::new(folder, file, Arc::default());
+        let footer = opened.footer().await?;
+        let stored = footer
+            .metadata
+            .metadata()
+            .file_metadata()
+            .key_value_metadata()
+            .and_then(|pairs| pairs.iter().find(|pair| pair.key == FOOTER_KEY))
+            .and_then(|pair| pair.value.as_deref());
+        let index = match stored {
+            Some(text) => serde_json::from_str(text).map_err(|e| corrupt(&opened.name, e))?,
+            None => opened.build_index().await?,
+        };
+        opened.index = Arc::new(index);
+        Ok(opened)
+    }
+
+    async fn build_index(&self) -> Result<FileIndex> {
+        let mut columns = [SYMBOL, TS_NS, KNOWN_AT_NS].map(str::to_owned).to_vec();
+        columns.extend(self.may_retract().await?.then(|| RETRACTED.to_owned()));
+        let batches = self.read(&columns, None).await?;
+        let name = self.name.clone();
+        let build = move || -> Result<FileIndex> {
+            let mut builder = Builder::default();
+            for batch in &batches {
+                let symbols = text_column(&name, batch.column(0))?;
+                let (Some(ts), Some(known_at)) = (
+                    batch.column(1).as_primitive_opt::<Int64Type>(),
+                    batch.column(2).as_primitive_opt::<Int64Type>(),
+                ) else {
+                    return Err(corrupt(&name, "ts_ns and known_at_ns are not int64"));
+                };
+                if symbols.null_count() + ts.null_count() + known_at.null_count() > 0 {
+                    return Err(corrupt(&name, "symbol, ts_ns or known_at_ns has nulls"));
+                }
+                let retracted =
+                    batch.columns().get(3).map(|column| retractions(&name, column)).transpose()?;
+                builder.push(&symbols, ts, known_at, retracted.as_ref()).map_err(|e| corrupt(&name, e))?;
+            }
+            Ok(builder.finish())
+        };
+        tokio::task::spawn_blocking(build).await.map_err(|e| lost_task("indexing a file", e))?
+    }
+
+    /// Whether the file has the column `retracted`, and its statistics do not say that no row is a retraction.
+    async fn may_retract(&self) -> Result<bool> {
+        use parquet::file::statistics::Statistics;
+        let metadata = &self.footer().await?.metadata;
+        let column = metadata.schema().column_with_name(RETRACTED);
+        if column.is_none_or(|(_, field)| *field.data_type() != DataType::Boolean) {
+            return Ok(false);
+        }
+        let columns = metadata.metadata().file_metadata().schema_descr();
+        let Some(column) = columns.columns().iter().position(|c| c.path().string() == RETRACTED) else {
+            return Ok(false);
+        };
+        let none = |statistics: Option<&Statistics>| match statistics {
+            Some(Statistics::Boolean(bounds)) => bounds.max_opt() == Some(&false),
+            _ => false,
+        };
+        Ok(!metadata.metadata().row_groups().iter().all(|group| none(group.column(column).statistics())))
+    }
+
+    /// The rows `[start, end)` within a run that may fall on `[from, to)`; exact to the page, wider if the file has no
+    /// page index or is not sorted.
+    pub(crate) async fn narrow(&self, start: u32, end: u32, from: i64, to: i64) -> Result<Range<u32>> {
+        if !self.index.sorted {
+            return Ok(start..end);
+        }
+        let pages = &self.footer().await?.pages;
+        let first = pages.partition_point(|page| page.end <= start);
+        let after = pages.partition_point(|page| page.start < end);
+        let hit = |page: &&Page| page.last_ts >= from && page.first_ts < to;
+        // A page may span symbols; its bounds then are wider than those of the run's part, never narrower.
+        let mut hits = pages[first..after].iter().filter(hit);
+        let Some(least) = hits.next() else {
+            return Ok(if pages.is_empty() { start..end } else { start..start });
+        };
+        let last = hits.next_back().unwrap_or(least);
+        Ok(least.start.max(start)..last.end.min(end))
+    }
+
+    /// Reads `columns`, in this order, of the given ascending, disjoint row ranges; of every row without them. A field that the
+    /// file lacks is null in it, by Delta's rules: it was added to the table later.
+    ///
+    /// I/O and decoding run on a blocking thread: decoding keeps a core busy for milliseconds.
+    pub(crate) async fn read(
+        &self,
+        columns: &[String],
+        ranges: Option<Vec<Range<usize>>>,
+    ) -> Result<Vec<RecordBatch>> {
+        let metadata = self.footer().await?.metadata.clone();
+        let reader = self.reader();
+        let mut positions = Vec::with_capacity(columns.len());
+        let mut lacking = Vec::new();
+        for (i, column) in columns.iter().enumerate() {
+            match metadata.schema().index_of(column) {
+                Ok(position) => positions.push(position),
+                Err(_) if [SYMBOL, TS_NS, KNOWN_AT_NS].contains(&column.as_str()) => {
+                    return Err(corrupt(&self.name, format!("it has no column {column}")));
+                }
+                Err(_) => lacking.push((i, Field::new(column, DataType::Null, true))),
+            }
+        }
+        let total = metadata.metadata().file_metadata().num_rows().unsigned_abs() as usize;
+        if ranges.as_ref().and_then(|r| r.last()).is_some_and(|last| last.end > total) {
+            return Err(corrupt(&self.name, format!("it has {total} rows, fewer than its index says")));
+        }
+        let handle = tokio::runtime::Handle::current();
+        let decode = move || -> Result<Vec<RecordBatch>, ParquetError> {
+            let mask = ProjectionMask::roots(metadata.parquet_schema(), positions.iter().copied());
+            let mut builder =
+                ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata).with_projection(mask);
+            builder = match ranges {
+                Some(ranges) => {
+                    let rows: usize = ranges.iter().map(ExactSizeIterator::len).sum();
+                    builder
+                        .with_row_selection(RowSelection::from_consecutive_ranges(ranges.into_iter(), total))
+                        .with_batch_size(rows.clamp(1, BATCH_ROWS))
+                }
+                None => builder.with_batch_size(BATCH_ROWS.min(total.max(1))),
+            };
+            // Decoded columns stand in the file's order; the caller's order is restored.
+            let mut in_file = positions.clone();
+            in_file.sort_unstable();
+            in_file.dedup();
+            let order: Vec<usize> =
+                positions.iter().map(|p| in_file.binary_search(p).unwrap_or_default()).collect();
+            let mut stream = builder.build()?;
+            let mut batches = Vec::new();
+            while let Some(batch) = handle.block_on(stream.next()) {
+                batches.push(with_nulls(&batch?.project(&order)?, &lacking)?);
+            }
+            Ok(batches)
+        };
+        tokio::task::spawn_blocking(decode)
+            .await
+            .map_err(|e| lost_task("decoding a file", e))?
+            .map_err(|e| parquet_error(&self.name, &e))
+    }
+
+    /// All rows, exact, in the file's order.
+    pub(crate) async fn read_exact(&self, spec: &DatasetSpec) -> Result<Vec<RecordBatch>> {
+        let retracts = self.index.retracts();
+        let mut columns = vec![SYMBOL.to_owned(), TS_NS.to_owned(), KNOWN_AT_NS.to_owned()];
+        columns.extend(retracts.then(|| RETRACTED.to_owned()));
+        columns.extend(spec.fields.iter().map(exact_column));
+        let schema = exact_schema(spec);
+        let exact = |batch: RecordBatch| -> Result<RecordBatch> {
+            let symbols = text_column(&self.name, batch.column(0))?;
+            let mut exact: Vec<ArrayRef> =
+                vec![Arc::new(symbols), batch.column(1).clone(), batch.column(2).clone()];
+            exact.push(Arc::new(match retracts {
+                true => retractions(&self.name, batch.column(3))?,
+                false => BooleanArray::from(vec![false; batch.num_rows()]),
+            }));
+            let fields = &batch.columns()[3 + usize::from(retracts)..];
+            for (field, column) in spec.fields.iter().zip(fields) {
+                exact.push(wire_field(field, column)?);
+            }
+            RecordBatch::try_new(schema.clone(), exact).map_err(|e| corrupt(&self.name, e))
+        };
+        self.read(&columns, None).await?.into_iter().map(exact).collect()
+    }
+
+    fn reader(&self) -> FileReader {
+        FileReader { store: self.store.clone(), path: self.path.clone(), size: self.file.size }
+    }
+
+    async fn footer(&self) -> Result<&Footer> {
+        self.footer
+            .get_or_try_init(|| async {
+                let mut reader = self.reader();
+                let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+                let metadata = ArrowReaderMetadata::load_async(&mut reader, options)
+                    .await
+                    .map_err(|e| parquet_error(&self.name, &e))?;
+                let pages = pages(metadata.metadata());
+                Ok(Footer { metadata, pages })
+            })
+            .await
+    }
+}
+
+/// Rows with columns without values put in at their positions, which ascend.
+fn with_nulls(rows: &RecordBatch, lacking: &[(usize, Field)]) -> Result<RecordBatch, ArrowError> {
+    if lacking.is_empty() {
+        return Ok(rows.clone());
+    }
+    let (mut fields, mut columns) = (rows.schema().fields().to_vec(), rows.columns().to_vec());
+    for (at, field) in lacking {
+        fields.insert(*at, Arc::new(field.clone()));
+        columns.insert(*at, Arc::new(NullArray::new(rows.num_rows())));
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+/// A text column of a foreign file may be large or a view or a dictionary.
+fn text_column(name: &str, column: &ArrayRef) -> Result<StringArray> {
+    let text = arrow_cast::cast(column, &DataType::Utf8).map_err(|e| corrupt(name, e))?;
+    Ok(text.as_string::<i32>().clone())
+}
+
+/// The column `retracted`; a row that does not say is no retraction.
+pub(crate) fn retractions(name: &str, column: &ArrayRef) -> Result<BooleanArray> {
+    let retracted = column
+        .as_boolean_opt()
+        .ok_or_else(|| corrupt(name, format!("{RETRACTED} is {}", column.data_type())))?;
+    Ok(match retracted.nulls() {
+        Some(told) => BooleanArray::new(retracted.values() & told.inner(), None),
+        None => retracted.clone(),
+    })
+}
+
+/// The pages of `ts_ns`; empty if the file has no page index.
+fn pages(metadata: &ParquetMetaData) -> Vec<Page> {
+    let columns = metadata.file_metadata().schema_descr();
+    let Some(column) = columns.columns().iter().position(|c| c.path().string() == TS_NS) else {
+        return Vec::new();
+    };
+    let (Some(bounds), Some(offsets)) = (metadata.column_index(), metadata.offset_index()) else {
+        return Vec::new();
+    };
+    let mut pages = Vec::new();
+    let mut base = 0_u32;
+    for (group, row_group) in metadata.row_groups().iter().enumerate() {
+        let rows = row_group.num_rows().unsigned_abs() as u32;
+        let (Some(ColumnIndexMetaData::INT64(bounds)), Some(offsets)) = (
+            bounds.get(group).and_then(|columns| columns.get(column)),
+            offsets.get(group).and_then(|columns| columns.get(column)),
+        ) else {
+            return Vec::new();
+        };
+        let locations = offsets.page_locations();
+        for (i, location) in locations.iter().enumerate() {
+            let end = locations.get(i + 1).map_or(rows, |next| next.first_row_index as u32);
+            let (Some(&first_ts), Some(&last_ts)) = (bounds.min_value(i), bounds.max_value(i)) else {
+                return Vec::new();
+            };
+            pages.push(Page {
+                start: base + location.first_row_index as u32,
+                end: base + end,
+                first_ts,
+                last_ts,
+            });
+        }
+        base += rows;
+    }
+    pages
+}

@@ -1,0 +1,29 @@
+//! Bytes at rest: where the lake's files are, and how a dataset's rows stand in Parquet. This room knows no log and no versions.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `store` | a local folder or S3, and when a write is on the disk |
+//! | `schema` | the columns of a dataset in the lake, and the table properties that say what a dataset is |
+//! | `file` | one Parquet file: written, opened, read |
+//! | `index` | which rows of a file belong to which symbol |
+//! | `rows` | sorting and joining rows |
+
+mod file;
+mod index;
+mod rows;
+mod schema;
+mod store;
+
+#[cfg(test)]
+pub(crate) use self::store::DurableLocal;
+pub(crate) use self::{
+    file::{DataFile, FILE_ROWS_MAX, FileRef, WrittenFile, retractions, stats_of, write_file},
+    index::FileIndex,
+    rows::{join_exact, read_all, sort_by_key, sort_order},
+    schema::{
+        EXACT_KEYS, KNOWN_AT_NS, Life, RETRACTED, SYMBOL, TS_NS, check_spec, delta_schema, exact_column,
+        exact_schema, exact_time, has_retracted_column, spec_difference, spec_of, table_properties,
+        wire_field, wire_time,
+    },
+    store::{Folder, Lake, sweep_staged},
+};

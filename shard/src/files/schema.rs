@@ -1,0 +1,355 @@
+//! How a dataset looks in the lake, and back.
+//!
+//! Delta Lake has no nanoseconds that every reader reads, so each time is stored twice: in microseconds under its own
+//! name, for people and for pruning by other tools, and exactly, as int64 nanoseconds, under `<name>_ns`. Only the
+//! exact column is ever read here. What a dataset is (its fields, nullability, chunk) stands in the table's properties.
+//!
+//! A row that says that an earlier one no longer holds is a *retraction*: the same `symbol` and `ts`, a later `known_at`, no
+//! values, and `retracted` true. Tables that were made before there were retractions lack the column until their first one,
+//! and some of their files for ever: rows without it are no retractions.
+//!
+//! Three shapes of rows occur: *wire* (`symbol`, `ts`, fields: what clients send and get), *exact* (`symbol`, `ts_ns`,
+//! `known_at_ns`, `retracted`, fields in wire types: what is sorted, merged and cut here) and *lake* (what Parquet files
+//! hold).
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow_array::{
+    Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, TimestampNanosecondArray,
+    cast::AsArray,
+    types::{Int64Type, TimestampNanosecondType},
+};
+use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use serde_json::{Value, json};
+use trellis_proto::{
+    ChunkSpan, Code, DatasetName, DatasetSpec, Error, FieldType, Result,
+    name::FieldName,
+    spec::{FieldSpec, Settings},
+    time::DAY_NS,
+};
+
+use crate::error::internal;
+
+/// Table property that holds the spec.
+pub(crate) const SPEC_PROPERTY: &str = "trellis.spec";
+/// Table property that holds the chunk, in nanoseconds, on its own for people.
+pub(crate) const CHUNK_PROPERTY: &str = "trellis.chunk_ns";
+/// Chunk of a table that was made by another tool and says nothing of it.
+const FOREIGN_CHUNK_NS: i64 = 64 * DAY_NS;
+
+/// The exact columns that every file has besides the fields.
+pub(crate) const SYMBOL: &str = "symbol";
+pub(crate) const TS_NS: &str = "ts_ns";
+pub(crate) const KNOWN_AT_NS: &str = "known_at_ns";
+/// The column that tells retractions from rows.
+pub(crate) const RETRACTED: &str = "retracted";
+/// Columns of exact rows before the fields.
+pub(crate) const EXACT_KEYS: usize = 4;
+
+/// Name of the column that holds a field exactly.
+pub(crate) fn exact_column(field: &FieldSpec) -> String {
+    match field.data_type {
+        FieldType::Timestamp => format!("{}_ns", field.name),
+        _ => field.name.to_string(),
+    }
+}
+
+/// Refuses specs whose columns would collide: a field `retracted`, or a timestamp field `x` beside a field `x_ns`.
+pub(crate) fn check_spec(spec: &DatasetSpec) -> Result<()> {
+    if spec.field(RETRACTED).is_some() {
+        return Err(Error::new(
+            Code::InvalidRequest,
+            format!(
+                "a field of {} is named {RETRACTED}, which is how the lake marks retractions",
+                spec.dataset
+            ),
+        )
+        .dataset(&spec.dataset)
+        .hint("give the field another name"));
+    }
+    for field in spec.fields.iter().filter(|f| f.data_type == FieldType::Timestamp) {
+        let exact = exact_column(field);
+        if spec.field(&exact).is_some() {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                format!("the timestamp field {} is stored beside its nanoseconds as {exact}, which is a field too", field.name),
+            )
+            .dataset(&spec.dataset)
+            .hint("rename one of the two"));
+        }
+    }
+    Ok(())
+}
+
+/// Exact rows: `symbol` (utf8), `ts_ns`, `known_at_ns`, `retracted`, then every field in its wire type. What a field
+/// requires was checked when its rows came; here each may be null, because a retraction has no values.
+pub(crate) fn exact_schema(spec: &DatasetSpec) -> SchemaRef {
+    let mut columns = vec![
+        Field::new(SYMBOL, DataType::Utf8, false),
+        Field::new(TS_NS, DataType::Int64, false),
+        Field::new(KNOWN_AT_NS, DataType::Int64, false),
+        Field::new(RETRACTED, DataType::Boolean, false),
+    ];
+    columns.extend(spec.fields.iter().map(|f| Field::new(f.name.as_str(), f.data_type.to_arrow(), true)));
+    Arc::new(Schema::new(columns))
+}
+
+/// Rows as Parquet files hold them, in a table that has the column `retracted` or not.
+pub(crate) fn lake_schema(spec: &DatasetSpec, retractable: bool) -> SchemaRef {
+    let micros = || DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    let mut columns = vec![
+        Field::new(SYMBOL, DataType::Utf8, false),
+        Field::new("ts", micros(), false),
+        Field::new(TS_NS, DataType::Int64, false),
+        Field::new("known_at", micros(), false),
+        Field::new(KNOWN_AT_NS, DataType::Int64, false),
+    ];
+    if retractable {
+        columns.push(Field::new(RETRACTED, DataType::Boolean, true));
+    }
+    for field in &spec.fields {
+        // in a table without retractions the column says what the dataset requires
+        let nullable = retractable || field.nullable;
+        if field.data_type == FieldType::Timestamp {
+            columns.push(Field::new(field.name.as_str(), micros(), nullable));
+            columns.push(Field::new(exact_column(field), DataType::Int64, nullable));
+        } else {
+            columns.push(Field::new(field.name.as_str(), field.data_type.to_arrow(), nullable));
+        }
+    }
+    Arc::new(Schema::new(columns))
+}
+
+/// Exact rows to lake rows, for a table that has the column `retracted` or not.
+pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch, retractable: bool) -> Result<RecordBatch> {
+    let ts = exact.column(1).as_primitive::<Int64Type>();
+    let known_at = exact.column(2).as_primitive::<Int64Type>();
+    let mut columns: Vec<ArrayRef> = vec![
+        exact.column(0).clone(),
+        micros(ts),
+        exact.column(1).clone(),
+        micros(known_at),
+        exact.column(2).clone(),
+    ];
+    if retractable {
+        columns.push(exact.column(3).clone());
+    }
+    for (field, column) in spec.fields.iter().zip(&exact.columns()[EXACT_KEYS..]) {
+        if field.data_type == FieldType::Timestamp {
+            let ns = column.as_primitive::<TimestampNanosecondType>().reinterpret_cast::<Int64Type>();
+            columns.push(micros(&ns));
+            columns.push(Arc::new(ns));
+        } else {
+            columns.push(column.clone());
+        }
+    }
+    RecordBatch::try_new(lake_schema(spec, retractable), columns)
+        .map_err(|e| internal("building lake rows", e))
+}
+
+/// Floors, so that times before 1970 stay in order.
+fn micros(ns: &Int64Array) -> ArrayRef {
+    let us: TimestampMicrosecondArray = ns.unary(|v| v.div_euclid(1_000));
+    Arc::new(us.with_timezone("UTC"))
+}
+
+/// Nanoseconds as the wire's `timestamp[ns, UTC]`, without a copy.
+pub(crate) fn wire_time(ns: &Int64Array) -> ArrayRef {
+    Arc::new(ns.reinterpret_cast::<TimestampNanosecondType>().with_timezone("UTC"))
+}
+
+/// A field's column as read from a file, in its wire type.
+pub(crate) fn wire_field(field: &FieldSpec, column: &ArrayRef) -> Result<ArrayRef> {
+    let wire = field.data_type.to_arrow();
+    if *column.data_type() == wire {
+        return Ok(column.clone());
+    }
+    match (field.data_type, column.data_type()) {
+        (FieldType::Timestamp, DataType::Int64) => Ok(wire_time(column.as_primitive())),
+        // A file of another writer: the same values in another layout (large strings, dictionaries, microseconds).
+        _ => arrow_cast::cast(column, &wire).map_err(|e| {
+            Error::new(
+                Code::DataCorrupt,
+                format!("the column {} holds {} instead of {}: {e}", field.name, column.data_type(), wire),
+            )
+        }),
+    }
+}
+
+/// Nanoseconds out of a timestamp column in wire type.
+pub(crate) fn exact_time(column: &TimestampNanosecondArray) -> Int64Array {
+    column.reinterpret_cast::<Int64Type>()
+}
+
+/// Delta's name of an Arrow type that occurs in a lake schema.
+fn delta_type(data_type: &DataType) -> &'static str {
+    match data_type {
+        DataType::Float64 => "double",
+        DataType::Float32 => "float",
+        DataType::Int64 => "long",
+        DataType::Int32 => "integer",
+        DataType::Boolean => "boolean",
+        DataType::Timestamp(..) => "timestamp",
+        _ => "string",
+    }
+}
+
+/// The `schemaString` of a Delta table for a dataset, with the column `retracted`.
+pub(crate) fn delta_schema(spec: &DatasetSpec) -> String {
+    let fields: Vec<Value> = lake_schema(spec, true)
+        .fields()
+        .iter()
+        .map(|f| {
+            json!({"name": f.name(), "type": delta_type(f.data_type()), "nullable": f.is_nullable(), "metadata": {}})
+        })
+        .collect();
+    json!({"type": "struct", "fields": fields}).to_string()
+}
+
+/// How far a table's definition has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Life {
+    /// Grows with every definition.
+    pub(crate) revision: u64,
+    /// The version at which the dataset was made: runs before it are those of a dataset that was dropped.
+    pub(crate) since: u64,
+    /// There is no dataset any more.
+    pub(crate) dropped: bool,
+}
+
+/// The table properties that say what a dataset is.
+pub(crate) fn table_properties(spec: &DatasetSpec, life: &Life) -> Vec<(String, String)> {
+    let fields: Vec<Value> = spec
+        .fields
+        .iter()
+        .map(|f| json!({"name": f.name.as_str(), "type": f.data_type.name(), "nullable": f.nullable}))
+        .collect();
+    vec![
+        (SPEC_PROPERTY.to_owned(), {
+            let Settings { calendar, date_zone } = &spec.settings;
+            let Life { revision, since, dropped } = life;
+            json!({
+                "fields": fields, "chunk_ns": spec.chunk.ns(), "calendar": calendar, "date_zone": date_zone,
+                "revision": revision, "since": since, "dropped": dropped,
+            })
+            .to_string()
+        }),
+        (CHUNK_PROPERTY.to_owned(), spec.chunk.ns().to_string()),
+    ]
+}
+
+#[derive(serde::Deserialize)]
+struct StoredSpec {
+    fields: Vec<StoredField>,
+    chunk_ns: i64,
+    calendar: Option<String>,
+    date_zone: Option<String>,
+    #[serde(default)]
+    revision: u64,
+    #[serde(default)]
+    since: u64,
+    #[serde(default)]
+    dropped: bool,
+}
+
+#[derive(serde::Deserialize)]
+struct StoredField {
+    name: String,
+    r#type: String,
+    nullable: bool,
+}
+
+/// Reads the spec back from a table's properties, or, for a table that another tool made, from its schema.
+pub(crate) fn spec_of(
+    dataset: &DatasetName,
+    properties: &HashMap<String, String>,
+    schema_json: &str,
+) -> Result<(DatasetSpec, Life)> {
+    let refuse = |why: String| {
+        Error::new(Code::DataCorrupt, format!("the table of {dataset} is not a dataset: {why}"))
+            .dataset(dataset)
+    };
+    if let Some(stored) = properties.get(SPEC_PROPERTY) {
+        let stored: StoredSpec = serde_json::from_str(stored)
+            .map_err(|e| refuse(format!("its property {SPEC_PROPERTY} does not read: {e}")))?;
+        let fields = stored
+            .fields
+            .into_iter()
+            .map(|f| {
+                Ok(FieldSpec {
+                    name: FieldName::new(&f.name)?,
+                    data_type: FieldType::parse(&f.r#type)?,
+                    nullable: f.nullable,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let settings = Settings { calendar: stored.calendar, date_zone: stored.date_zone };
+        let spec = DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(stored.chunk_ns)?)?;
+        let life = Life { revision: stored.revision, since: stored.since, dropped: stored.dropped };
+        return Ok((spec.with_settings(settings)?, life));
+    }
+    let schema: Value =
+        serde_json::from_str(schema_json).map_err(|e| refuse(format!("its schema does not read: {e}")))?;
+    let columns = schema["fields"].as_array().cloned().unwrap_or_default();
+    let name_of = |column: &Value| column["name"].as_str().unwrap_or_default().to_owned();
+    for needed in [SYMBOL, TS_NS, KNOWN_AT_NS] {
+        if !columns.iter().any(|c| name_of(c) == needed) {
+            return Err(refuse(format!("it has no column {needed}")));
+        }
+    }
+    let mut fields = Vec::new();
+    for column in &columns {
+        let name = name_of(column);
+        if [SYMBOL, "ts", TS_NS, "known_at", KNOWN_AT_NS].contains(&name.as_str())
+            || name == RETRACTED && column["type"] == "boolean"
+        {
+            continue;
+        }
+        let data_type = match column["type"].as_str() {
+            Some("double") => FieldType::Float64,
+            Some("float") => FieldType::Float32,
+            Some("long") => FieldType::Int64,
+            Some("integer") => FieldType::Int32,
+            Some("boolean") => FieldType::Bool,
+            Some("string") => FieldType::String,
+            _ => return Err(refuse(format!("its column {name} has the type {}", column["type"]))),
+        };
+        let nullable = column["nullable"].as_bool().unwrap_or(true);
+        fields.push(FieldSpec { name: FieldName::new(&name)?, data_type, nullable });
+    }
+    Ok((DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(FOREIGN_CHUNK_NS)?)?, Life::default()))
+}
+
+/// Whether a table with this schema has the column `retracted`, and not a field of that name.
+pub(crate) fn has_retracted_column(spec: &DatasetSpec, schema_json: &str) -> bool {
+    let schema: Value = serde_json::from_str(schema_json).unwrap_or_default();
+    let has = |c: &Value| c["name"] == RETRACTED && c["type"] == "boolean";
+    spec.field(RETRACTED).is_none() && schema["fields"].as_array().is_some_and(|all| all.iter().any(has))
+}
+
+/// Says how two specs of one dataset differ; `None` if they do not. Settings that `given` leaves out do not differ.
+pub(crate) fn spec_difference(have: &DatasetSpec, given: &DatasetSpec) -> Option<String> {
+    let describe =
+        |f: &FieldSpec| format!("{} {}{}", f.name, f.data_type, if f.nullable { "" } else { " not null" });
+    if have.chunk != given.chunk {
+        return Some(format!("its chunk is {} ns, not {} ns", have.chunk.ns(), given.chunk.ns()));
+    }
+    if let Some((setting, have, given)) = have.settings.difference(&given.settings) {
+        return Some(format!("its {setting} is {have}, not {given}"));
+    }
+    for (i, field) in have.fields.iter().enumerate() {
+        match given.fields.get(i) {
+            Some(other) if other == field => {}
+            Some(other) => {
+                return Some(format!(
+                    "its field {} is `{}`, not `{}`",
+                    i + 1,
+                    describe(field),
+                    describe(other)
+                ));
+            }
+            None => return Some(format!("it has the field `{}`, which is not given", describe(field))),
+        }
+    }
+    given.fields.get(have.fields.len()).map(|extra| format!("it has no field `{}`", describe(extra)))
+}

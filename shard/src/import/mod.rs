@@ -1,0 +1,56 @@
+//! The parse step of `trellis import`: local CSV and Parquet files in; checked, sorted rows and a dataset's spec out. It
+//! knows no lake and no network: the caller publishes what comes out.
+//!
+//! Files are read twice: once to look at every cell, once for the values. Reading once and guessing from the first rows is
+//! what makes a loader fail at row 400,000, or worse, not fail. A type is chosen only if it keeps what every cell says; a
+//! value that no type keeps, or that is written in a way that nobody said how to read, is refused with the option that reads it.
+//!
+//! A bad row is never mended and never dropped in silence. Either nothing is imported and the first bad rows are shown
+//! with file, line, column and reason, or (with a quarantine) the good rows are kept and all bad ones written there.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `read` | the order of the steps |
+//! | `spec`, `options`, `names` | what the caller says; whether it makes sense; names as fields and in a shell |
+//! | `source`, `records` | which files are what: gzip, zip, Parquet; CSV records with their real lines |
+//! | `header`, `seen`, `stamps`, `survey` | which column is what, by name; what cells look like; how times are written; all of that of one file |
+//! | `plan` | the fields and their types |
+//! | `clock`, `number`, `cell` | times; numbers as people write them; values of a type |
+//! | `text`, `columnar`, `rows` | records of CSV; of Parquet; rows from a record |
+//! | `table` | sorts, finds doubles, makes batches, chooses the chunk, digests |
+//! | `result`, `sample`, `progress` | what comes out; what was understood; how far the import has come |
+//! | `problem`, `advice`, `quarantine` | bad rows and errors; what to do about them; where bad rows go |
+
+mod advice;
+mod cell;
+mod clock;
+mod columnar;
+mod header;
+mod names;
+mod number;
+mod options;
+mod plan;
+mod problem;
+mod progress;
+mod quarantine;
+mod read;
+mod records;
+mod result;
+mod rows;
+mod sample;
+mod seen;
+mod source;
+mod spec;
+mod stamps;
+mod survey;
+mod table;
+mod text;
+
+pub use self::{
+    number::NumberSign,
+    problem::{ImportError, Problem},
+    progress::{Phase, Progress},
+    read::read,
+    result::{FieldSample, Import, Part},
+    spec::{FieldChoice, ImportSpec, PROBLEMS_SHOWN, Repeats, TsUnit},
+};

@@ -1,0 +1,28 @@
+//! One file after the survey: its columns, and what their cells look like.
+
+use trellis_proto::{FieldName, FieldType};
+
+use super::{
+    header::Header,
+    seen::Seen,
+    stamps::{Dates, Stamps},
+};
+
+/// The fields of a file; a column of nothing but nulls may have no type.
+pub(crate) type Types = Vec<(FieldName, Option<FieldType>)>;
+
+/// One source after the survey.
+pub(crate) struct Surveyed {
+    pub(crate) header: Header,
+    /// What the cells look like: of text all, of typed columns those that a field may not hold.
+    pub(crate) seen: Vec<(FieldName, Seen)>,
+    /// Types of typed columns; empty for text.
+    pub(crate) typed: Types,
+    pub(crate) stamps: Stamps,
+    /// Knowledge times of text that are not ISO 8601.
+    pub(crate) known: Dates,
+    /// The zone that a typed file names for its times.
+    pub(crate) zone: Option<String>,
+    /// Its cells are separated by semicolons, as where a comma stands before fractions.
+    pub(crate) semicolon: bool,
+}

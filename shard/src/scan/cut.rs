@@ -1,0 +1,343 @@
+//! From what a wave read to the messages that answer it: chunks are cut into runs, and runs go together as record batches.
+
+use std::ops::Range;
+
+use arrow_array::{Array, BooleanArray, RecordBatch, cast::AsArray, types::TimestampNanosecondType};
+use arrow_schema::SchemaRef;
+use bytes::Bytes;
+use trellis_proto::{
+    ChunkSpan, Code, DatasetSpec, Error, Result, TimeRange,
+    fetch::{Answer, ChunkBatch, ChunkFailure, ChunkRun},
+    pb,
+};
+
+use super::{
+    plan::{Ask, Piece},
+    read::{Decoded, FileRows, with_column},
+};
+use crate::{error::internal, files::sort_by_key, table::Snapshot, wire};
+
+/// Rows of a message, at most, unless a single chunk has more: messages of 256 KiB to 1 MiB move best.
+const BATCH_BYTES: usize = 768 << 10;
+
+/// Failures of a message, at most: of some hundred bytes each.
+const FAILURES_MAX: usize = 1_024;
+
+/// A single chunk may be no larger: a message must fit into what every client accepts (64 MiB).
+const CHUNK_BYTES_MAX: usize = 56 << 20;
+
+/// Columns of a chunk schema before the fields.
+const CHUNK_KEYS: usize = 2;
+
+/// Joins each piece's parts, cuts them into runs, and frames those together. In the order to be sent; with rows of each.
+pub(super) fn cut_wave(
+    snapshot: &Snapshot,
+    asks: &[Ask],
+    wave: &[Piece],
+    decoded: Decoded,
+    order: pb::FetchOrder,
+    seq: u64,
+) -> Vec<(pb::FetchReply, u64)> {
+    let mut runs: Vec<CutRun> = Vec::new();
+    let mut failures: Vec<ChunkFailure> = Vec::new();
+    for (piece, parts) in wave.iter().zip(decoded) {
+        match parts.and_then(|parts| join(&snapshot.spec, &asks[piece.ask].fields, parts)) {
+            Ok(rows) => runs.extend(cut(&rows, snapshot.spec.chunk, piece)),
+            Err(error) => {
+                failures.push(failure(snapshot, &asks[piece.ask], piece.first..piece.end, &error));
+            }
+        }
+    }
+    match order {
+        pb::FetchOrder::NewestFirst => runs.sort_by_key(|run| std::cmp::Reverse(run.chunks().end)),
+        pb::FetchOrder::OldestFirst => runs.sort_by_key(|run| run.chunks().end),
+    }
+    let mut replies = Vec::new();
+    for runs in together(runs, |ask| &asks[ask].fields) {
+        match frame(snapshot, asks, &runs, seq) {
+            Ok(batch) => {
+                let rows = batch.rows();
+                replies.push((Answer::Batch(batch).into(), rows));
+            }
+            Err(error) => failures
+                .extend(runs.iter().map(|run| failure(snapshot, &asks[run.ask], run.chunks(), &error))),
+        }
+    }
+    // first: whoever waits for these chunks alone need not wait for the others
+    failed(failures).map(|reply| (reply, 0)).chain(replies).collect()
+}
+
+fn failure(snapshot: &Snapshot, ask: &Ask, chunks: Range<i64>, error: &Error) -> ChunkFailure {
+    let chunk = snapshot.spec.chunk;
+    let range = TimeRange { start: Some(chunk.start(chunks.start)), end: Some(chunk.end(chunks.end - 1)) };
+    let error = error.clone().dataset(&snapshot.spec.dataset).symbol(&ask.symbol).range(range);
+    ChunkFailure { range: ask.range as usize, chunks, error }
+}
+
+/// Why a range is not read at all.
+pub(crate) fn refused(position: u32, range: &pb::ChunkRange, error: Error) -> ChunkFailure {
+    ChunkFailure { range: position as usize, chunks: range.first..range.end, error }
+}
+
+/// The replies that say why chunks could not be read.
+pub(crate) fn failed(failures: Vec<ChunkFailure>) -> impl Iterator<Item = pb::FetchReply> {
+    let mut failures = failures.into_iter();
+    std::iter::from_fn(move || {
+        let some: Vec<_> = failures.by_ref().take(FAILURES_MAX).collect();
+        (!some.is_empty()).then(|| Answer::Failures(some).into())
+    })
+}
+
+/// All rows of a piece, sorted by (ts, known_at).
+fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<FileRows>) -> Result<RecordBatch> {
+    if parts.is_empty() {
+        return Ok(RecordBatch::new_empty(spec.chunk_schema(fields)));
+    }
+    let key = |rows: &RecordBatch, row: usize| -> (i64, i64) {
+        let value = |column: usize| rows.column(column).as_primitive::<TimestampNanosecondType>().value(row);
+        (value(0), value(1))
+    };
+    parts.sort_by_key(|part| key(&part.rows, 0));
+    // Sessions follow each other, so files rarely overlap in time; then joining them is sorting them.
+    let ordered = parts.iter().all(|part| part.sorted)
+        && parts
+            .windows(2)
+            .all(|pair| key(&pair[0].rows, pair[0].rows.num_rows() - 1) <= key(&pair[1].rows, 0));
+    let joined = concat(parts.iter().map(|part| &part.rows), CHUNK_KEYS + fields.len())?;
+    if ordered { Ok(joined) } else { sort_by_key(&joined, &[0, 1]) }
+}
+
+/// Rows with so many columns without `retracted`, with it: what comes from a file without retractions is none.
+fn with_retracted(rows: &RecordBatch, columns: usize) -> Result<RecordBatch> {
+    if rows.num_columns() > columns {
+        return Ok(rows.clone());
+    }
+    let none = std::sync::Arc::new(BooleanArray::from(vec![false; rows.num_rows()]));
+    let all = rows.columns().iter().cloned().chain([none as _]).collect();
+    RecordBatch::try_new(with_column(&rows.schema()), all).map_err(|e| internal("telling retractions", e))
+}
+
+/// Joins rows with so many columns without `retracted`; with it, if any of them has it.
+fn concat<'a>(parts: impl Iterator<Item = &'a RecordBatch> + Clone, columns: usize) -> Result<RecordBatch> {
+    let joined = |schema: &SchemaRef, parts: &mut dyn Iterator<Item = &RecordBatch>| {
+        arrow_select::concat::concat_batches(schema, parts).map_err(|e| internal("joining chunks", e))
+    };
+    if parts.clone().all(|rows| rows.num_columns() == columns) {
+        let Some(first) = parts.clone().next() else {
+            return Err(internal("joining chunks", "there are none"));
+        };
+        return joined(&first.schema(), &mut parts.into_iter());
+    }
+    let parts = parts.map(|rows| with_retracted(rows, columns)).collect::<Result<Vec<_>>>()?;
+    joined(&parts[0].schema(), &mut parts.iter())
+}
+
+/// Adjacent chunks of one ask.
+struct CutRun {
+    /// Position among the asks.
+    ask: usize,
+    first: i64,
+    chunk_rows: Vec<u32>,
+    rows: RecordBatch,
+    /// What they take of a message: themselves, and the counts (chunks without rows are many, sometimes).
+    bytes: usize,
+}
+
+impl CutRun {
+    fn chunks(&self) -> Range<i64> {
+        self.first..self.first + self.chunk_rows.len() as i64
+    }
+}
+
+/// Cuts a piece's rows at chunk boundaries into runs of at most [`BATCH_BYTES`], or one chunk if that has more.
+fn cut(rows: &RecordBatch, chunk: ChunkSpan, piece: &Piece) -> Vec<CutRun> {
+    let ts = rows.column(0).as_primitive::<TimestampNanosecondType>().values();
+    let mut counts = vec![0_u32; (piece.end - piece.first) as usize];
+    let mut row = 0;
+    while let Some(&at) = ts.get(row) {
+        // one division and some comparisons for each chunk, not a division for each row
+        let k = chunk.chunk_of(at);
+        let end = chunk.end(k);
+        // the last nanosecond there is ends no chunk, but lies in one
+        let after = ts[row..].partition_point(|t| *t < end || *t == at);
+        counts[(k - piece.first) as usize] += after as u32;
+        row += after;
+    }
+    let width = (slice_bytes(rows) / rows.num_rows().max(1)).max(1);
+    let mut runs = Vec::new();
+    let (mut start, mut from, mut row) = (0, 0, 0);
+    for i in 0..counts.len() {
+        row += counts[i] as usize;
+        let next = counts.get(i + 1).copied().unwrap_or(0) as usize;
+        let full = (row - from + next) * width > BATCH_BYTES;
+        if i + 1 == counts.len() || (full && row > from) {
+            let chunk_rows = counts[start..=i].to_vec();
+            runs.push(CutRun {
+                ask: piece.ask,
+                first: piece.first + start as i64,
+                bytes: (row - from) * width + size_of_val(chunk_rows.as_slice()),
+                chunk_rows,
+                rows: rows.slice(from, row - from),
+            });
+            (start, from) = (i + 1, row);
+        }
+    }
+    runs
+}
+
+/// Bytes of the rows themselves, not of the buffers that they are slices of.
+fn slice_bytes(rows: &RecordBatch) -> usize {
+    rows.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+}
+
+/// Divides runs into batches: of one set of fields, of at most [`BATCH_BYTES`] (or one run, if that has more). Each has
+/// its runs in the order given; a batch is sent when the next run of its fields does not fit.
+fn together<'a>(runs: Vec<CutRun>, fields: impl Fn(usize) -> &'a [usize]) -> Vec<Vec<CutRun>> {
+    struct Open<'a> {
+        fields: &'a [usize],
+        bytes: usize,
+        runs: Vec<CutRun>,
+    }
+    let mut full = Vec::new();
+    // few: a head asks for one set of fields, or two where it has some of them already
+    let mut open: Vec<Open<'a>> = Vec::new();
+    for run in runs {
+        let fields = fields(run.ask);
+        let at = open.iter().position(|open| open.fields == fields).unwrap_or_else(|| {
+            open.push(Open { fields, bytes: 0, runs: Vec::new() });
+            open.len() - 1
+        });
+        let into = &mut open[at];
+        if !into.runs.is_empty() && into.bytes + run.bytes > BATCH_BYTES {
+            full.push(std::mem::take(&mut into.runs));
+            into.bytes = 0;
+        }
+        into.bytes += run.bytes;
+        into.runs.push(run);
+    }
+    full.extend(open.into_iter().map(|open| open.runs));
+    full
+}
+
+/// Runs of the same fields as one record batch.
+fn frame(snapshot: &Snapshot, asks: &[Ask], runs: &[CutRun], seq: u64) -> Result<ChunkBatch> {
+    let Some(first) = runs.first() else { return Err(internal("framing rows", "there are no runs")) };
+    // one that large is alone
+    if first.bytes > CHUNK_BYTES_MAX {
+        let (dataset, symbol) = (&snapshot.spec.dataset, &asks[first.ask].symbol);
+        let what = format!("a chunk of {dataset} {symbol} is {} bytes", first.bytes);
+        return Err(Error::new(Code::TooLarge, what).hint("import the dataset with a smaller chunk"));
+    }
+    let columns = CHUNK_KEYS + asks[first.ask].fields.len();
+    let mut rows = concat(runs.iter().map(|run| &run.rows), columns)?;
+    let retracted = if rows.num_columns() > columns {
+        wire::bits(rows.remove_column(columns).as_boolean())
+    } else {
+        Bytes::new()
+    };
+    let (header, body) = wire::encode(&rows)?;
+    let runs = runs.iter().map(|run| ChunkRun {
+        range: asks[run.ask].range as usize,
+        first: run.first,
+        chunk_rows: run.chunk_rows.clone(),
+    });
+    Ok(ChunkBatch {
+        runs: runs.collect(),
+        version: snapshot.version,
+        known_through: snapshot.known_through,
+        watermark: snapshot.watermark,
+        seq,
+        header,
+        body,
+        retracted,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{ArrayRef, Int64Array};
+
+    use super::*;
+    use crate::files::wire_time;
+
+    fn rows(ts: &[i64]) -> RecordBatch {
+        let ts: ArrayRef = wire_time(&Int64Array::from(ts.to_vec()));
+        RecordBatch::try_from_iter([("ts", ts.clone()), ("known_at", ts)]).unwrap()
+    }
+
+    fn times(rows: &RecordBatch) -> &[i64] {
+        rows.column(0).as_primitive::<TimestampNanosecondType>().values()
+    }
+
+    #[test]
+    fn every_chunk_is_in_exactly_one_run() {
+        let span = ChunkSpan::new(1_000_000_000).unwrap();
+        let ts: Vec<i64> = (0..400_000).map(|i| -100_000_000_000 + i * 700_000).collect();
+        let runs = cut(&rows(&ts), span, &Piece { ask: 0, first: -110, end: 300 });
+        assert!(runs.len() > 3);
+        assert_eq!(runs.iter().map(|r| r.chunk_rows.len()).sum::<usize>(), 410);
+        assert_eq!(runs.iter().map(|r| r.rows.num_rows()).sum::<usize>(), ts.len());
+        let mut next = -110;
+        for run in &runs {
+            assert_eq!(run.first, next);
+            let mut row = 0;
+            for &count in &run.chunk_rows {
+                for &ts in &times(&run.rows)[row..row + count as usize] {
+                    assert_eq!(span.chunk_of(ts), next);
+                }
+                row += count as usize;
+                next += 1;
+            }
+            assert_eq!(row, run.rows.num_rows());
+            assert!(row * 16 <= BATCH_BYTES);
+        }
+        let none = cut(&rows(&[]), span, &Piece { ask: 0, first: 5, end: 8 });
+        assert_eq!((none.len(), none[0].chunk_rows.clone()), (1, vec![0, 0, 0]));
+        // the last chunk there is ends with time itself
+        let last = span.chunk_of(i64::MAX);
+        let ends = [i64::MAX - 1, i64::MAX - 1, i64::MAX, i64::MAX];
+        let all = cut(&rows(&ends), span, &Piece { ask: 0, first: last, end: last + 1 });
+        assert_eq!((all.len(), all[0].chunk_rows.clone()), (1, vec![4]));
+    }
+
+    #[test]
+    fn runs_go_together_by_fields_in_order_and_within_the_bound() {
+        let fields: [&[usize]; 3] = [&[0], &[0, 1], &[0]];
+        let run = |ask: usize, first: i64, bytes: usize| CutRun {
+            ask,
+            first,
+            chunk_rows: vec![1],
+            rows: rows(&[first]),
+            bytes,
+        };
+        let half = BATCH_BYTES / 2;
+        let sent = |runs: Vec<CutRun>| -> Vec<Vec<(usize, i64)>> {
+            let batches = together(runs, |ask| fields[ask]);
+            batches.iter().map(|batch| batch.iter().map(|run| (run.ask, run.first)).collect()).collect()
+        };
+        assert_eq!(sent(vec![]), Vec::<Vec<(usize, i64)>>::new());
+        assert_eq!(sent(vec![run(0, 9, 1)]), [[(0, 9)]]);
+        // exactly full, then one byte more
+        let runs = vec![run(0, 9, half), run(2, 8, half), run(0, 7, half + 1), run(2, 6, half)];
+        assert_eq!(sent(runs), [vec![(0, 9), (2, 8)], vec![(0, 7)], vec![(2, 6)]]);
+        // other fields do not cut what goes together, and what is too large goes alone
+        let runs = vec![run(0, 9, 1), run(1, 8, 1), run(2, 7, 1), run(1, 6, 3 * BATCH_BYTES), run(1, 5, 1)];
+        assert_eq!(sent(runs), [vec![(1, 8)], vec![(1, 6)], vec![(0, 9), (2, 7)], vec![(1, 5)]]);
+    }
+
+    #[test]
+    fn failures_go_together_within_the_bound() {
+        let failure = |range: usize| ChunkFailure {
+            range,
+            chunks: 0..1,
+            error: Error::new(Code::Unavailable, "the disk is away"),
+        };
+        let replies: Vec<_> = failed((0..FAILURES_MAX + 1).map(failure).collect()).collect();
+        let counts = replies.iter().map(|reply| match &reply.reply {
+            Some(pb::fetch_reply::Reply::Failures(failures)) => failures.failures.len(),
+            _ => 0,
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [FAILURES_MAX, 1]);
+        assert_eq!(failed(Vec::new()).count(), 0);
+    }
+}

@@ -1,0 +1,21 @@
+//! The read path: which rows a head's ranges ask for, read in waves of bounded size, cut at chunk boundaries and framed. And
+//! the rows of a dataset that hold now, which publishes and the list of sessions ask for.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `chunks` | a call from its ranges to its answers |
+//! | `plan`, `read`, `cut` | ranges into waves; a wave out of the files; its rows into messages |
+//! | `live` | the rows that hold now |
+
+mod chunks;
+mod cut;
+mod live;
+mod plan;
+mod read;
+
+pub(crate) use self::{
+    chunks::read_chunks,
+    cut::{failed, refused},
+    live::{Key, Newest, Whose, file_touches, sessions},
+    plan::{Ask, CHUNKS_MAX},
+};

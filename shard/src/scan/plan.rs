@@ -1,0 +1,113 @@
+//! From the ranges of a call to waves of bounded size. Pure but for the snapshot's indexes.
+
+use trellis_proto::{ChunkSpan, DatasetSpec, pb};
+
+use crate::table::Snapshot;
+
+/// Decoded bytes of a wave. Large enough that a row group is rarely shared by two waves, small enough that dozens of calls
+/// fit into memory.
+const WAVE_BYTES: u64 = 32 << 20;
+
+/// Chunks of one range: a run's row counts are listed one by one.
+pub(crate) const CHUNKS_MAX: i64 = 1 << 20;
+
+/// One range of a call, checked against its dataset.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    /// Position in the request.
+    pub(crate) range: u32,
+    pub(crate) symbol: String,
+    /// Positions in the spec.
+    pub(crate) fields: Vec<usize>,
+    /// Chunks `[first, end)`, at most [`CHUNKS_MAX`].
+    pub(crate) first: i64,
+    pub(crate) end: i64,
+}
+
+/// A part of an ask that is read in one wave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Position among the asks.
+    pub(super) ask: usize,
+    pub(super) first: i64,
+    pub(super) end: i64,
+}
+
+impl Piece {
+    /// Event times `[from, to)`.
+    pub(super) fn times(&self, chunk: ChunkSpan) -> (i64, i64) {
+        (chunk.start(self.first), chunk.end(self.end - 1))
+    }
+}
+
+/// Cuts the asks into waves.
+pub(super) fn plan(snapshot: &Snapshot, asks: &[Ask], order: pb::FetchOrder) -> Vec<Vec<Piece>> {
+    let spec = &snapshot.spec;
+    // (slice of time, symbol) decides which wave: all symbols' newest slices come before the next ones.
+    let mut pieces: Vec<(usize, &str, Piece, u64)> = Vec::new();
+    for (i, ask) in asks.iter().enumerate() {
+        let width = row_width(spec, &ask.fields) as u64;
+        let (from, to) = (spec.chunk.start(ask.first), spec.chunk.end(ask.end - 1));
+        let found = estimate(snapshot, &ask.symbol, from, to);
+        let slices = (found.rows * width).div_ceil(WAVE_BYTES).max(1) as i64;
+        let lowest = spec.chunk.chunk_of(found.first_ts.clamp(from, to)).clamp(ask.first, ask.end - 1);
+        let highest = spec.chunk.chunk_of(found.last_ts.clamp(from, to)).clamp(lowest, ask.end - 1) + 1;
+        let slices = slices.min(highest - lowest);
+        let bound = |k: i64| lowest + (highest - lowest) * k / slices;
+        for k in 0..slices {
+            let first = if k == 0 { ask.first } else { bound(k) };
+            let end = if k == slices - 1 { ask.end } else { bound(k + 1) };
+            let slice = match order {
+                pb::FetchOrder::NewestFirst => slices - 1 - k,
+                pb::FetchOrder::OldestFirst => k,
+            };
+            let bytes = found.rows * width / slices as u64;
+            pieces.push((slice as usize, &ask.symbol, Piece { ask: i, first, end }, bytes));
+        }
+    }
+    pieces.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+    let mut waves: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for (_, _, piece, bytes) in pieces {
+        match waves.last_mut() {
+            Some(wave) if bytes <= room => {
+                room -= bytes;
+                wave.push(piece);
+            }
+            _ => {
+                room = WAVE_BYTES.saturating_sub(bytes);
+                waves.push(vec![piece]);
+            }
+        }
+    }
+    waves
+}
+
+struct Estimate {
+    rows: u64,
+    first_ts: i64,
+    last_ts: i64,
+}
+
+/// Rows of `symbol` in `[from, to)`, taking them to be spread evenly over each run.
+fn estimate(snapshot: &Snapshot, symbol: &str, from: i64, to: i64) -> Estimate {
+    let mut all = Estimate { rows: 0, first_ts: i64::MAX, last_ts: i64::MIN };
+    for run in snapshot.files.iter().flat_map(|f| f.index.runs_of(symbol)) {
+        let (first, last) = (run.first_ts.max(from), run.last_ts.min(to.saturating_sub(1)));
+        if first > last {
+            continue;
+        }
+        let share = (last as f64 - first as f64 + 1.0) / (run.last_ts as f64 - run.first_ts as f64 + 1.0);
+        all.rows += (f64::from(run.end - run.start) * share.min(1.0)).ceil() as u64;
+        all.first_ts = all.first_ts.min(first);
+        all.last_ts = all.last_ts.max(last);
+    }
+    if all.rows == 0 {
+        (all.first_ts, all.last_ts) = (from, from);
+    }
+    all
+}
+
+fn row_width(spec: &DatasetSpec, fields: &[usize]) -> usize {
+    16 + fields.iter().map(|&f| spec.fields[f].data_type.width()).sum::<usize>()
+}

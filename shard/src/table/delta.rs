@@ -1,0 +1,470 @@
+//! The Delta log of one table: open, read one entry, commit at a known version, checkpoint, remove what is no longer
+//! needed. The only file that knows the Delta kernel (`buoyant_kernel` is the name that its releases have).
+//!
+//! Opening and checkpointing go through the kernel, which knows every form that other tools write. Commits do not: a
+//! fenced writer must commit at exactly the version it has checked, or not at all. So an entry is put-if-absent at
+//! `version + 1` here, and who loses looks again before anything else. Entries are followed one by one for the same
+//! reason: what changed between two versions is known exactly.
+//!
+//! "It is there already" need not mean that somebody else has won: a client of an object store asks again by itself when
+//! the server answered with an error, and then finds its own entry. So every commit has an id, which its entry carries.
+//!
+//! `txn` actions carry what must survive log clean-up, because checkpoints keep them: see [`crate::table`].
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use delta_kernel::{
+    DeltaResult, Engine,
+    scan::{StatsOptions, state::ScanFile},
+    snapshot::{Snapshot, SnapshotRef},
+};
+use delta_kernel_default_engine::{DefaultEngineBuilder, executor::tokio::TokioMultiThreadExecutor};
+use futures::{StreamExt, stream};
+use object_store::{DynObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
+use parquet::arrow::{
+    ProjectionMask,
+    arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
+};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use trellis_proto::{Code, DatasetName, Error, Result};
+
+use super::{
+    entry::{Actions, Definition, Entry, Txn, decoded, parse_entry},
+    listing::{Listing, LogFile, log_file},
+};
+use crate::{
+    error::{corrupt, lost_task, parquet_error, store_error},
+    files::{FileRef, Folder},
+};
+
+/// The log of one table.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    pub(crate) folder: Folder,
+    dataset: DatasetName,
+}
+
+/// A table's whole state at a version.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) version: u64,
+    pub(crate) definition: Definition,
+    pub(crate) files: Vec<FileRef>,
+    pub(crate) txns: HashMap<String, Txn>,
+}
+
+/// Whether a commit took place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Committed {
+    Yes,
+    /// Somebody else has committed this version, so these actions never will be.
+    Taken,
+}
+
+fn entry_path(version: u64) -> Path {
+    Path::from(format!("_delta_log/{version:020}.json"))
+}
+
+impl Log {
+    pub(crate) fn new(dataset: &DatasetName, folder: Folder) -> Self {
+        Self { folder, dataset: dataset.clone() }
+    }
+
+    /// Whether there is a table.
+    pub(crate) async fn exists(&self) -> Result<bool> {
+        Ok(self.listing().await?.newest().is_some())
+    }
+
+    /// Loads the newest state; `None`: there is no table.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`] naming the log entry that does not read.
+    pub(crate) async fn open(&self) -> Result<Option<State>> {
+        let listing = self.listing().await?;
+        let Some(newest) = listing.newest() else { return Ok(None) };
+        // Before the kernel reads them: an empty entry is one without actions to it, so one that is restored between its look and
+        // ours would be whole here and missing there.
+        let txns = self.transactions(&listing, newest).await?;
+        let (definition, files) = self.load(&listing, newest).await?;
+        Ok(Some(State { version: newest, definition, files, txns }))
+    }
+
+    /// Calls the kernel with the table as of `version`, on a thread that may wait. A shard that stops waits for the end of the
+    /// call: the kernel waits for the runtime that it was called from, and panics if that ends first.
+    async fn calling<T: Send + 'static>(
+        &self,
+        version: u64,
+        call: impl FnOnce(&SnapshotRef, &dyn Engine) -> DeltaResult<T> + Send + 'static,
+    ) -> Result<DeltaResult<T>> {
+        let (root, url) = (self.folder.root.clone(), self.folder.url.clone());
+        let called = self.folder.calls.spawn_blocking(move || {
+            let engine = engine(root);
+            let snapshot = Snapshot::builder_for(url).at_version(version).build(engine.as_ref())?;
+            call(&snapshot, engine.as_ref())
+        });
+        called.await.map_err(|e| lost_task("reading or writing the log", e))
+    }
+
+    async fn load(&self, listing: &Listing, newest: u64) -> Result<(Definition, Vec<FileRef>)> {
+        let refuse = |why: &dyn std::fmt::Display| {
+            corrupt(&self.folder.file_name("_delta_log"), why).dataset(&self.dataset)
+        };
+        let (definition, found) = match self.calling(newest, whole).await? {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                // The kernel does not say which entry it stumbled over; the usual one is the newest.
+                for version in listing.entries().rev() {
+                    self.read(version).await?;
+                }
+                return Err(refuse(&error));
+            }
+        };
+        let mut files = Vec::with_capacity(found.len());
+        for file in found {
+            let path = decoded(&file.path).map_err(|e| refuse(&e))?;
+            if file.deletions {
+                return Err(Error::new(
+                    Code::DataCorrupt,
+                    format!("{} has a deletion vector, which is not supported", self.folder.file_name(&path)),
+                )
+                .dataset(&self.dataset)
+                .hint("rewrite the table without deletion vectors (OPTIMIZE or PURGE in the tool that made them)"));
+            }
+            files.push(FileRef { path, size: file.size });
+        }
+        Ok((definition, files))
+    }
+
+    /// Reads the entry of `version`; `None`: it has not been committed.
+    ///
+    /// # Errors
+    /// [`Code::DataCorrupt`] naming the entry, if it is not whole.
+    pub(crate) async fn read(&self, version: u64) -> Result<Option<Entry>> {
+        let path = entry_path(version);
+        let bytes = match self.folder.files.get(&path).await {
+            Ok(found) => found
+                .bytes()
+                .await
+                .map_err(|e| store_error("reading", &self.folder.file_name(path.as_ref()), &e))?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(store_error("reading", &self.folder.file_name(path.as_ref()), &e)),
+        };
+        parse_entry(&bytes).map(Some).map_err(|why| {
+            corrupt(&self.folder.file_name(path.as_ref()), format!("the log entry is not whole: {why}"))
+                .dataset(&self.dataset)
+        })
+    }
+
+    /// Commits `actions` as `version`, if nobody has. On the disk, or in the store's own guarantee, when it returns.
+    ///
+    /// After an error the commit may have taken place, or may still do so: the answer may have been lost, or the request
+    /// may be on its way.
+    pub(crate) async fn commit(&self, version: u64, actions: &Actions) -> Result<Committed> {
+        let path = entry_path(version);
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.folder.files.put_opts(&path, PutPayload::from(actions.bytes()), options).await {
+            Ok(_) => Ok(Committed::Yes),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                let there = self.read(version).await?;
+                let ours = there.is_some_and(|entry| entry.is_of(actions));
+                Ok(if ours { Committed::Yes } else { Committed::Taken })
+            }
+            Err(e) => Err(store_error("committing", &self.folder.file_name(path.as_ref()), &e)),
+        }
+    }
+
+    /// Writes a checkpoint of `version`, so that the next start need not read every entry.
+    pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
+        let written = self.calling(version, |snapshot, engine| snapshot.checkpoint(engine, None).map(|_| ()));
+        written
+            .await?
+            .map_err(|e| store_error("writing a checkpoint of", &self.folder.file_name("_delta_log"), &e))
+    }
+
+    /// Version of the newest checkpoint; 0 without one.
+    pub(crate) async fn last_checkpoint(&self) -> Result<u64> {
+        Ok(self.listing().await?.checkpoint().map_or(0, |c| c.0))
+    }
+
+    /// Removes entries and checkpoints from before `before_ms` that a later checkpoint has made superfluous; `newest` is the
+    /// version that is served. Returns how many.
+    pub(crate) async fn forget_entries(&self, newest: u64, before_ms: i64) -> Result<usize> {
+        let listing = self.listing().await?;
+        let gone: Vec<Path> = listing.superfluous(newest, before_ms).map(|file| file.path.clone()).collect();
+        let count = gone.len();
+        let mut removed = self.folder.files.delete_stream(stream::iter(gone).map(Ok).boxed());
+        while let Some(one) = removed.next().await {
+            match one {
+                // Another shard has removed it.
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(store_error("cleaning", &self.folder.file_name("_delta_log"), &e)),
+            }
+        }
+        Ok(count)
+    }
+
+    /// The files whose removal was committed at or after `since_ms`: whoever began to read before may still need them.
+    ///
+    /// Entries are kept for longer than files are, so what no entry mentions was removed long ago.
+    pub(crate) async fn recently_removed(&self, since_ms: i64) -> Result<BTreeSet<String>> {
+        let mut removed = BTreeSet::new();
+        for version in self.listing().await?.entries().rev() {
+            let Some(entry) = self.read(version).await? else { break };
+            if entry.committed_ms.is_some_and(|at| at < since_ms) {
+                break;
+            }
+            removed.extend(entry.removes);
+        }
+        Ok(removed)
+    }
+
+    /// The newest value of every application's transaction, from the last checkpoint and the entries after it.
+    async fn transactions(&self, listing: &Listing, newest: u64) -> Result<HashMap<String, Txn>> {
+        let mut txns = HashMap::new();
+        let mut next = 0;
+        if let Some((version, parts)) = listing.checkpoint() {
+            for part in parts {
+                txns.extend(self.checkpoint_transactions(part).await?);
+            }
+            next = version + 1;
+        }
+        for version in next..=newest {
+            let entry = self.read(version).await?.ok_or_else(|| {
+                corrupt(&self.folder.file_name(entry_path(version).as_ref()), "the log entry is missing")
+                    .dataset(&self.dataset)
+            })?;
+            txns.extend(entry.txns);
+        }
+        Ok(txns)
+    }
+
+    async fn checkpoint_transactions(&self, path: &Path) -> Result<Vec<(String, Txn)>> {
+        use arrow_array::{Array, cast::AsArray, types::Int64Type};
+        let name = self.folder.file_name(path.as_ref());
+        let found = self.folder.files.get(path).await.map_err(|e| store_error("reading", &name, &e))?;
+        let bytes = found.bytes().await.map_err(|e| store_error("reading", &name, &e))?;
+        let read = move || -> Result<Vec<(String, Txn)>, parquet::errors::ParquetError> {
+            let metadata = ArrowReaderMetadata::load(&bytes, Default::default())?;
+            let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata);
+            let Some(root) =
+                builder.parquet_schema().root_schema().get_fields().iter().position(|f| f.name() == "txn")
+            else {
+                return Ok(Vec::new());
+            };
+            let mask = ProjectionMask::roots(builder.parquet_schema(), [root]);
+            let mut txns = Vec::new();
+            for batch in builder.with_projection(mask).build()? {
+                let batch = batch?;
+                let rows = batch.column(0).as_struct();
+                let (Some(apps), Some(versions)) =
+                    (rows.column_by_name("appId"), rows.column_by_name("version"))
+                else {
+                    continue;
+                };
+                let (Some(apps), Some(versions)) =
+                    (apps.as_string_opt::<i32>(), versions.as_primitive_opt::<Int64Type>())
+                else {
+                    continue;
+                };
+                let updated =
+                    rows.column_by_name("lastUpdated").and_then(|c| c.as_primitive_opt::<Int64Type>());
+                for i in (0..rows.len()).filter(|&i| rows.is_valid(i) && apps.is_valid(i)) {
+                    let updated_ms = updated.filter(|u| u.is_valid(i)).map_or(0, |u| u.value(i));
+                    txns.push((apps.value(i).to_owned(), Txn { version: versions.value(i), updated_ms }));
+                }
+            }
+            Ok(txns)
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|e| lost_task("reading a checkpoint", e))?
+            .map_err(|e| parquet_error(&name, &e))
+    }
+
+    async fn listing(&self) -> Result<Listing> {
+        let prefix = Path::from("_delta_log");
+        let mut listed = self.folder.files.list(Some(&prefix));
+        let mut files = Vec::new();
+        while let Some(meta) = listed.next().await {
+            let meta = meta.map_err(|e| store_error("listing", &self.folder.file_name("_delta_log"), &e))?;
+            // Other tools have folders of their own in there.
+            let name = meta
+                .location
+                .prefix_match(&prefix)
+                .and_then(|mut rest| rest.next().filter(|_| rest.next().is_none()));
+            if let Some((version, kind)) = name.and_then(|name| log_file(name.as_ref())) {
+                let modified_ms = meta.last_modified.timestamp_millis();
+                files.push(LogFile { version, kind, path: meta.location, modified_ms });
+            }
+        }
+        files.sort_unstable_by(|a, b| (a.version, &a.path).cmp(&(b.version, &b.path)));
+        Ok(Listing { files })
+    }
+}
+
+/// How the kernel reads and writes: on the runtime that it is called from, if that has a thread for it while this one waits.
+/// Else (tests that control the order of everything) on a thread of its own.
+fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
+    let builder = DefaultEngineBuilder::new(store);
+    let runtime = Handle::current();
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::MultiThread => {
+            Box::new(builder.with_task_executor(Arc::new(TokioMultiThreadExecutor::new(runtime))).build())
+        }
+        _ => Box::new(builder.build()),
+    }
+}
+
+/// A data file as the kernel finds it.
+struct Found {
+    /// Encoded as a URL.
+    path: String,
+    size: u64,
+    /// Some of its rows are deleted.
+    deletions: bool,
+}
+
+/// All that a snapshot says. Refuses tables that need what the kernel cannot read.
+fn whole(snapshot: &SnapshotRef, engine: &dyn Engine) -> DeltaResult<(Definition, Vec<Found>)> {
+    let metadata = snapshot.table_configuration().metadata();
+    let definition = Definition {
+        id: metadata.id().to_owned(),
+        name: metadata.name().map(str::to_owned),
+        properties: metadata.configuration().clone(),
+        schema: serde_json::to_string(snapshot.schema().as_ref())?,
+        created_ms: metadata.created_time().unwrap_or(0),
+    };
+    let scan =
+        snapshot.clone().scan_builder().with_stats(StatsOptions::none()).without_row_transforms().build()?;
+    let mut files = Vec::new();
+    for batch in scan.scan_metadata(engine)? {
+        files = batch?.visit_scan_files(files, |files: &mut Vec<Found>, file: ScanFile| {
+            files.push(Found {
+                path: file.path,
+                size: file.size.unsigned_abs(),
+                deletions: file.dv_info.has_vector(),
+            });
+        })?;
+    }
+    Ok((definition, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::Grid;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn old_entries_and_checkpoints_go_when_a_later_checkpoint_covers_them() {
+        let grid = Grid::new().await;
+        for ts in 0..4 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        let log = grid.table().log.clone();
+        let folder = grid.path().join("_delta_log");
+        let names = || {
+            let files = std::fs::read_dir(&folder).unwrap();
+            let mut names: Vec<_> =
+                files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+            names.retain(|name| log_file(name).is_some());
+            names.sort();
+            names.iter().map(|name| name.trim_start_matches('0').to_owned()).collect::<Vec<_>>()
+        };
+        let before = log.open().await.unwrap().unwrap();
+        log.checkpoint(2).await.unwrap();
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 0, "all of them are recent");
+        let age = || {
+            for file in std::fs::read_dir(&folder).unwrap() {
+                let file = std::fs::File::options().write(true).open(file.unwrap().path()).unwrap();
+                file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            }
+        };
+        age();
+        assert_eq!(log.forget_entries(1, 1).await.unwrap(), 0, "version 1 has no checkpoint");
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 2);
+        assert_eq!(names(), ["2.checkpoint.parquet", "2.json", "3.json"]);
+        log.checkpoint(3).await.unwrap();
+        age();
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 2);
+        assert_eq!(names(), ["3.checkpoint.parquet", "3.json"]);
+        let after = log.open().await.unwrap().unwrap();
+        assert_eq!((after.version, &after.definition, &after.txns), (3, &before.definition, &before.txns));
+        let paths = |state: &State| state.files.iter().map(|file| file.path.clone()).collect::<BTreeSet<_>>();
+        assert_eq!(paths(&after), paths(&before));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_stops_waits_for_the_kernels_calls() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let log = grid.table().log.clone();
+        let (entered, leave) =
+            (Arc::new(tokio::sync::Barrier::new(2)), Arc::new(tokio::sync::Barrier::new(2)));
+        let (inside, last) = (entered.clone(), leave.clone());
+        let call = tokio::spawn(async move {
+            let waits = move |_: &SnapshotRef, _: &dyn Engine| {
+                Handle::current().block_on(async { tokio::join!(inside.wait(), last.wait()) });
+                Ok(())
+            };
+            log.calling(0, waits).await
+        });
+        entered.wait().await;
+        // the caller is gone, and its call goes on
+        call.abort();
+        let mut settled = std::pin::pin!(grid.shard.catalog.lake.settle());
+        assert!(futures::poll!(settled.as_mut()).is_pending());
+        leave.wait().await;
+        settled.await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_other_tools_have_made_is_read_or_refused_by_name() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let log = grid.table().log.clone();
+        let open = async |actions: &[Value]| {
+            let lines: Vec<String> = actions.iter().map(Value::to_string).collect();
+            let entry = grid.path().join("_delta_log/00000000000000000001.json");
+            std::fs::write(entry, lines.join("\n")).unwrap();
+            log.open().await.map(|state| state.unwrap().files)
+        };
+        let needs = |feature: &str| {
+            json!({"protocol": {
+                "minReaderVersion": 3,
+                "minWriterVersion": 7,
+                "readerFeatures": [feature],
+                "writerFeatures": [feature],
+            }})
+        };
+        let mut add = json!({"add": {
+            "path": "a%20file.parquet",
+            "partitionValues": {},
+            "size": 7,
+            "modificationTime": 7,
+            "dataChange": true,
+        }});
+        let files = open(&[add.clone()]).await.unwrap();
+        assert!(files.contains(&FileRef { path: "a file.parquet".to_owned(), size: 7 }), "{files:?}");
+        let error = open(&[needs("aFeatureOfTomorrow")]).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+        assert!(error.message().contains("aFeatureOfTomorrow"), "{error}");
+        assert!(open(&[needs("deletionVectors"), add.clone()]).await.is_ok());
+        add["add"]["deletionVector"] = json!({
+            "storageType": "u",
+            "pathOrInlineDv": "vBn[lx{q8@P<9BNH/isA",
+            "offset": 1,
+            "sizeInBytes": 36,
+            "cardinality": 2,
+        });
+        let error = open(&[needs("deletionVectors"), add]).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+        assert!(error.message().contains("a file.parquet has a deletion vector"), "{error}");
+    }
+}

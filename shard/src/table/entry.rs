@@ -1,0 +1,267 @@
+//! One entry of the Delta log: the actions that a commit writes, and how they read back. Pure.
+
+use std::collections::HashMap;
+
+use object_store::path::Path;
+use serde_json::{Map, Value, json};
+use trellis_proto::DatasetSpec;
+
+use crate::files::{FileRef, Life, SYMBOL, TS_NS, delta_schema, table_properties};
+
+/// In an entry's `commitInfo`: the number of its lines.
+const LINES_KEY: &str = "trellisLines";
+
+/// In an entry's `commitInfo`: the commit's id.
+const COMMIT_KEY: &str = "trellisCommit";
+
+/// What a file may hold, by its statistics in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Region {
+    /// Least and greatest, both included.
+    pub(crate) first_symbol: String,
+    pub(crate) last_symbol: String,
+    pub(crate) first_ts: i64,
+    pub(crate) last_ts: i64,
+}
+
+/// The newest value of one application's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Txn {
+    pub(crate) version: i64,
+    pub(crate) updated_ms: i64,
+}
+
+/// What the log says of the table itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Definition {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) properties: HashMap<String, String>,
+    pub(crate) schema: String,
+    pub(crate) created_ms: i64,
+}
+
+/// One entry of the log.
+#[derive(Debug, Default)]
+pub(crate) struct Entry {
+    pub(crate) adds: Vec<FileRef>,
+    pub(crate) removes: Vec<String>,
+    pub(crate) txns: Vec<(String, Txn)>,
+    /// Whether rows were added or removed, rather than moved between files.
+    pub(crate) data_change: bool,
+    /// The committer's wall clock, if it says.
+    pub(crate) committed_ms: Option<i64>,
+    /// The commit's id, if it was made here or by another shard.
+    commit: Option<String>,
+    /// What the added files hold. Other tools cut and round their statistics, so only of an entry that a shard made.
+    pub(crate) regions: Option<Vec<Region>>,
+    /// The table itself became another one (schema, properties, protocol, deletion vectors): load it anew.
+    pub(crate) redefined: bool,
+}
+
+impl Entry {
+    /// Whether these actions made this entry.
+    pub(super) fn is_of(&self, actions: &Actions) -> bool {
+        self.commit.as_ref() == Some(&actions.id)
+    }
+}
+
+/// What a commit does, in Delta's own terms.
+#[derive(Debug)]
+pub(crate) struct Actions {
+    /// Tells this commit from any other.
+    id: String,
+    lines: Vec<Value>,
+}
+
+impl Actions {
+    pub(crate) fn new(operation: &str, info: Map<String, Value>, now_ms: i64) -> Self {
+        let mut commit = Map::from_iter([
+            ("timestamp".to_owned(), json!(now_ms)),
+            ("operation".to_owned(), json!(operation)),
+            ("operationParameters".to_owned(), json!({})),
+            ("engineInfo".to_owned(), json!(concat!("trellis-shard:", env!("CARGO_PKG_VERSION")))),
+        ]);
+        commit.extend(info);
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        commit.insert(COMMIT_KEY.to_owned(), json!(id));
+        Self { id, lines: vec![json!({"commitInfo": commit})] }
+    }
+
+    /// The table itself: in its first entry, and in one that makes a dropped one another dataset.
+    pub(crate) fn create(&mut self, spec: &DatasetSpec, life: &Life, now_ms: i64) {
+        let definition = Definition {
+            id: uuid::Uuid::new_v4().to_string(),
+            name: Some(spec.dataset.to_string()),
+            properties: table_properties(spec, life).into_iter().collect(),
+            schema: delta_schema(spec),
+            created_ms: now_ms,
+        };
+        self.begin(&definition, life.since == 0);
+    }
+
+    /// As [`Self::create`]; `new`: there is no table yet.
+    pub(crate) fn begin(&mut self, definition: &Definition, new: bool) {
+        if new {
+            self.lines.push(json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}));
+        }
+        self.metadata(definition);
+    }
+
+    /// The same table with another definition. What other tools have set stays.
+    pub(crate) fn redefine(&mut self, before: &Definition, spec: &DatasetSpec, life: &Life) {
+        let mut now = before.clone();
+        now.properties.extend(table_properties(spec, life));
+        now.schema = delta_schema(spec);
+        self.metadata(&now);
+    }
+
+    fn metadata(&mut self, of: &Definition) {
+        self.lines.push(json!({"metaData": {
+            "id": of.id,
+            "name": of.name,
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": of.schema,
+            "partitionColumns": [],
+            "createdTime": of.created_ms,
+            "configuration": of.properties,
+        }}));
+    }
+
+    pub(crate) fn add(&mut self, file: &FileRef, stats: &Value, data_change: bool, now_ms: i64) {
+        self.lines.push(json!({"add": {
+            "path": file.path,
+            "partitionValues": {},
+            "size": file.size,
+            "modificationTime": now_ms,
+            "dataChange": data_change,
+            "stats": stats.to_string(),
+        }}));
+    }
+
+    pub(crate) fn remove(&mut self, file: &FileRef, data_change: bool, now_ms: i64) {
+        self.lines.push(json!({"remove": {
+            "path": file.path,
+            "deletionTimestamp": now_ms,
+            "dataChange": data_change,
+            "extendedFileMetadata": true,
+            "partitionValues": {},
+            "size": file.size,
+        }}));
+    }
+
+    pub(crate) fn txn(&mut self, app: &str, version: i64, now_ms: i64) {
+        self.lines.push(json!({"txn": {"appId": app, "version": version, "lastUpdated": now_ms}}));
+    }
+
+    /// The entry's bytes. The first line says how many there are: a cut between two lines leaves lines that read.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut lines = self.lines.clone();
+        lines[0]["commitInfo"][LINES_KEY] = json!(self.lines.len());
+        for line in &lines {
+            out.extend_from_slice(line.to_string().as_bytes());
+            out.push(b'\n');
+        }
+        out
+    }
+}
+
+/// Parses one entry: a JSON object in each line. The reason why not is a clause for an error message.
+pub(super) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    let mut entry = Entry::default();
+    let mut lines = 0;
+    let mut expected = None;
+    let mut regions = Some(Vec::new());
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let action: Value = serde_json::from_str(line).map_err(|e| format!("line {}: {e}", i + 1))?;
+        lines += 1;
+        if let Some(add) = action.get("add") {
+            entry.data_change |= add["dataChange"].as_bool().unwrap_or(true);
+            entry.redefined |= add.get("deletionVector").is_some_and(|dv| !dv.is_null());
+            let size =
+                add["size"].as_u64().ok_or_else(|| format!("line {}: a file without a size", i + 1))?;
+            entry.adds.push(FileRef { path: file_path(add, i)?, size });
+            regions = regions.zip(region(add)).map(|(mut all, one)| {
+                all.push(one);
+                all
+            });
+        } else if let Some(remove) = action.get("remove") {
+            entry.data_change |= remove["dataChange"].as_bool().unwrap_or(true);
+            entry.removes.push(file_path(remove, i)?);
+        } else if let Some(txn) = action.get("txn") {
+            let (Some(app), Some(version)) = (txn["appId"].as_str(), txn["version"].as_i64()) else {
+                return Err(format!("line {}: a transaction without an application or version", i + 1));
+            };
+            let updated_ms = txn["lastUpdated"].as_i64().unwrap_or(0);
+            entry.txns.push((app.to_owned(), Txn { version, updated_ms }));
+        } else if action.get("metaData").is_some() || action.get("protocol").is_some() {
+            entry.redefined = true;
+        } else if let Some(info) = action.get("commitInfo") {
+            expected = info[LINES_KEY].as_u64();
+            entry.commit = info[COMMIT_KEY].as_str().map(str::to_owned);
+            entry.committed_ms = info["timestamp"].as_i64();
+        }
+    }
+    if let Some(expected) = expected.filter(|&expected| expected != lines) {
+        return Err(format!("line {}: the end, after {lines} of {expected} lines", lines + 1));
+    }
+    if lines == 0 {
+        return Err("it is empty".to_owned());
+    }
+    entry.regions = regions.filter(|_| entry.commit.is_some());
+    Ok(entry)
+}
+
+fn region(add: &Value) -> Option<Region> {
+    let stats: Value = serde_json::from_str(add["stats"].as_str()?).ok()?;
+    let (least, greatest) = (&stats["minValues"], &stats["maxValues"]);
+    Some(Region {
+        first_symbol: least[SYMBOL].as_str()?.to_owned(),
+        last_symbol: greatest[SYMBOL].as_str()?.to_owned(),
+        first_ts: least[TS_NS].as_i64()?,
+        last_ts: greatest[TS_NS].as_i64()?,
+    })
+}
+
+fn file_path(action: &Value, line: usize) -> Result<String, String> {
+    let encoded =
+        action["path"].as_str().ok_or_else(|| format!("line {}: a file without a path", line + 1))?;
+    decoded(encoded).map_err(|e| format!("line {}: {e}", line + 1))
+}
+
+/// A data file's path, which the log has encoded as a URL.
+pub(super) fn decoded(path: &str) -> Result<String, object_store::path::Error> {
+    Path::from_url_path(path).map(|p| p.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_reads_back_as_it_was_committed() {
+        let mut actions = Actions::new("WRITE", Map::new(), 7);
+        let file = FileRef { path: "part-1.parquet".to_owned(), size: 12 };
+        actions.add(&file, &json!({"numRecords": 1}), true, 7);
+        actions.remove(&FileRef { path: "part-0.parquet".to_owned(), size: 1 }, false, 7);
+        actions.txn("app", 3, 7);
+        let entry = parse_entry(&actions.bytes()).unwrap();
+        assert_eq!(entry.adds, [file]);
+        assert_eq!(entry.removes, ["part-0.parquet"]);
+        assert_eq!(entry.txns, [("app".to_owned(), Txn { version: 3, updated_ms: 7 })]);
+        assert!(entry.data_change && !entry.redefined);
+    }
+
+    #[test]
+    fn a_torn_entry_says_at_which_line() {
+        let mut actions = Actions::new("WRITE", Map::new(), 7);
+        actions.txn("app", 3, 7);
+        let bytes = actions.bytes();
+        for cut in 1..bytes.len() - 1 {
+            assert!(parse_entry(&bytes[..cut]).unwrap_err().starts_with("line "), "cut at {cut}");
+        }
+        assert_eq!(parse_entry(b"").unwrap_err(), "it is empty");
+    }
+}

@@ -1,0 +1,156 @@
+//! What the commits of a table touched: tells which held chunks are still what they were when they were read.
+//!
+//! What is committed while this process runs is remembered as the watchers were told. What is older is read back from the
+//! log when somebody asks about it, as heads do after a shard's restart: otherwise a restart would make every head fetch
+//! everything again. Of an old entry its files' statistics are left (the files may have been merged since): least and
+//! greatest symbol and event time of each. That says "touched" too often for a few symbols far apart, and never too
+//! seldom; for sessions, which are all symbols of a day, it is exact to the chunk.
+//!
+//! Rejected: to tell by knowledge time which files are newer than what is held. It needs no log, but a merged file is
+//! as new as its newest row, and an import with a knowledge time of its own may be older than what is held.
+
+use std::collections::VecDeque;
+
+use super::{
+    entry::{Entry, Region},
+    touched::Touched,
+};
+
+/// Commits remembered, told or read back: what is held from before them is fetched again. Each is an entry of the
+/// log to read, a file of a kilobyte or two: seconds from an object store, sixteen at once.
+const COMMITS_MAX: usize = 4_096;
+
+/// What the commits after `floor` touched.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    floor: u64,
+    /// By version, ascending.
+    commits: VecDeque<(u64, Past)>,
+}
+
+/// What one commit touched.
+#[derive(Debug)]
+enum Past {
+    /// As the watchers were told.
+    Told(Touched),
+    /// At most these.
+    Logged(Vec<Region>),
+}
+
+impl Past {
+    fn of(entry: Entry) -> Self {
+        if !entry.data_change && !entry.redefined {
+            return Self::Told(Touched::Nothing);
+        }
+        match entry.regions {
+            Some(regions) if entry.removes.is_empty() && !entry.redefined => Self::Logged(regions),
+            _ => Self::Told(Touched::Everything),
+        }
+    }
+
+    fn overlaps(&self, symbol: &str, start: i64, end: i64) -> bool {
+        match self {
+            Self::Told(touched) => touched.overlaps(symbol, start, end),
+            Self::Logged(regions) => regions.iter().any(|r| {
+                (r.first_symbol.as_str()..=r.last_symbol.as_str()).contains(&symbol)
+                    && r.first_ts < end
+                    && start <= r.last_ts
+            }),
+        }
+    }
+}
+
+impl History {
+    /// The table was loaded at `version`; what was before is not remembered.
+    pub(crate) fn begin(&mut self, version: u64) {
+        *self = Self { floor: version, commits: VecDeque::new() };
+    }
+
+    /// A commit, or several at once, made it `version`.
+    pub(crate) fn push(&mut self, version: u64, touched: Touched) {
+        self.commits.push_back((version, Past::Told(touched)));
+        while self.commits.len() > COMMITS_MAX {
+            if let Some((oldest, _)) = self.commits.pop_front() {
+                self.floor = oldest;
+            }
+        }
+    }
+
+    /// Versions whose entries, newest first, would tell what was committed after `version`; as many as fit.
+    pub(crate) fn missing(&self, version: u64) -> impl Iterator<Item = u64> + use<> {
+        let room = COMMITS_MAX.saturating_sub(self.commits.len());
+        (version.saturating_add(1)..=self.floor).rev().take(room)
+    }
+
+    /// An entry was read back; `false`: it is not the next one that is missing.
+    pub(crate) fn recall(&mut self, version: u64, entry: Entry) -> bool {
+        if version != self.floor || version == 0 {
+            return false;
+        }
+        self.floor = version - 1;
+        self.commits.push_front((version, Past::of(entry)));
+        true
+    }
+
+    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
+    pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
+        let later = self.commits.iter().rev().take_while(|(changed, _)| *changed > version);
+        version >= self.floor && !later.into_iter().any(|(_, past)| past.overlaps(symbol, start, end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::entry::parse_entry;
+
+    fn entry(symbols: [&str; 2], ts: [i64; 2]) -> Entry {
+        let stats = serde_json::json!({
+            "minValues": {"symbol": symbols[0], "ts_ns": ts[0]}, "maxValues": {"symbol": symbols[1], "ts_ns": ts[1]},
+        });
+        let add = serde_json::json!({"add": {"path": "p", "size": 1, "dataChange": true, "stats": stats.to_string()}});
+        let info = serde_json::json!({"commitInfo": {"trellisCommit": "c"}});
+        parse_entry(format!("{info}\n{add}\n").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_was_committed_before_is_read_back_from_the_log() {
+        let mut history = History::default();
+        history.begin(3);
+        assert!(!history.unchanged_since(1, "A", 0, 10), "not known");
+        assert_eq!(history.missing(1).collect::<Vec<_>>(), [3, 2]);
+        assert!(!history.recall(2, entry(["A", "A"], [0, 0])), "out of order");
+        assert!(history.recall(3, entry(["B", "D"], [10, 19])));
+        assert!(history.recall(2, entry(["A", "A"], [0, 9])));
+        assert!(history.unchanged_since(2, "A", 0, 100));
+        assert!(!history.unchanged_since(1, "A", 9, 100));
+        assert!(history.unchanged_since(1, "A", 10, 100));
+        assert!(!history.unchanged_since(1, "C", 19, 20), "it may be in a file from B to D");
+        assert!(history.unchanged_since(1, "C", 20, 30));
+        assert!(!history.unchanged_since(0, "C", 20, 30), "further back is not known");
+    }
+
+    #[test]
+    fn an_entry_of_another_tool_says_nothing_of_what_it_touched() {
+        let mut foreign = entry(["A", "A"], [0, 0]);
+        foreign.regions = None;
+        let mut history = History::default();
+        history.begin(1);
+        assert!(history.recall(1, foreign));
+        assert!(!history.unchanged_since(0, "Z", 50, 60));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_forgotten_from_the_oldest_on() {
+        let mut history = History::default();
+        history.begin(10);
+        for version in 11..=10 + COMMITS_MAX as u64 {
+            history.push(version, Touched::Nothing);
+        }
+        assert!(history.unchanged_since(10, "A", 0, 1));
+        assert_eq!(history.missing(0).count(), 0);
+        history.push(11 + COMMITS_MAX as u64, Touched::Nothing);
+        assert!(!history.unchanged_since(10, "A", 0, 1));
+        assert!(history.unchanged_since(11, "A", 0, 1));
+    }
+}

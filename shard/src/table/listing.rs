@@ -1,0 +1,155 @@
+//! The files in a table's `_delta_log`: entries and checkpoints, and which of them nobody needs any more. Pure.
+
+use std::collections::BTreeMap;
+
+use object_store::path::Path;
+
+/// An entry, or a file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LogFile {
+    pub(super) version: u64,
+    pub(super) kind: Kind,
+    pub(super) path: Path,
+    pub(super) modified_ms: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Entry,
+    /// One of so many files that together are a checkpoint.
+    Checkpoint {
+        of: usize,
+    },
+}
+
+/// What a file in `_delta_log` is, by its name.
+pub(super) fn log_file(name: &str) -> Option<(u64, Kind)> {
+    let (digits, rest) = name.split_at_checked(20)?;
+    let version = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
+    let kind = match rest.split('.').collect::<Vec<_>>()[..] {
+        ["", "json"] => Kind::Entry,
+        // Of Delta's second kind if it has an id.
+        ["", "checkpoint", "parquet"] | ["", "checkpoint", _, "parquet"] => Kind::Checkpoint { of: 1 },
+        ["", "checkpoint", _, of, "parquet"] => Kind::Checkpoint { of: of.parse().ok()? },
+        _ => return None,
+    };
+    Some((version, kind))
+}
+
+/// What lies in `_delta_log`, by version.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) files: Vec<LogFile>,
+}
+
+impl Listing {
+    /// The versions of the entries, in order.
+    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = u64> + '_ {
+        self.files.iter().filter(|file| file.kind == Kind::Entry).map(|file| file.version)
+    }
+
+    /// The files of each checkpoint. One that is not all there is none: whoever writes it has not ended.
+    pub(super) fn checkpoints(&self) -> BTreeMap<u64, Vec<&Path>> {
+        let mut found: BTreeMap<(u64, usize), Vec<&Path>> = BTreeMap::new();
+        for file in &self.files {
+            if let Kind::Checkpoint { of } = file.kind {
+                found.entry((file.version, of)).or_default().push(&file.path);
+            }
+        }
+        let all_there = found.into_iter().filter(|((_, of), files)| files.len() >= *of);
+        all_there.map(|((version, _), files)| (version, files)).collect()
+    }
+
+    /// The newest checkpoint.
+    pub(super) fn checkpoint(&self) -> Option<(u64, Vec<&Path>)> {
+        self.checkpoints().pop_last()
+    }
+
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.entries().next_back().max(self.checkpoint().map(|c| c.0))
+    }
+
+    /// What nobody needs who reads `newest`, or a version with a file from `before_ms` or later, or any version after one of
+    /// them: all before the last checkpoint that each of these can be read from.
+    pub(super) fn superfluous(&self, newest: u64, before_ms: i64) -> impl Iterator<Item = &LogFile> {
+        let recent = self.files.iter().filter(|file| file.modified_ms >= before_ms).map(|file| file.version);
+        let first = recent.fold(newest, u64::min);
+        let from = self.checkpoints().range(..=first).next_back().map_or(0, |(version, _)| *version);
+        self.files.iter().filter(move |file| file.version < from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn is_checkpoint(log: &[LogFile], version: u64) -> bool {
+        let here: Vec<_> = log.iter().filter(|file| file.version == version).collect();
+        here.iter().any(|file| file.kind == Kind::Checkpoint { of: 1 })
+            || here.iter().filter(|file| file.kind == Kind::Checkpoint { of: 2 }).count() == 2
+    }
+
+    /// Whether there is a way to `version`: a checkpoint, or the empty table, and every entry after it.
+    fn readable(log: &[LogFile], version: u64) -> bool {
+        let entry = |of: u64| log.iter().any(|file| file.kind == Kind::Entry && file.version == of);
+        (0..=version).all(entry)
+            || (0..=version).any(|from| is_checkpoint(log, from) && (from + 1..=version).all(entry))
+    }
+
+    proptest! {
+        /// A file goes only if every version that may still be read has a checkpoint to begin with that comes after it. So
+        /// all these versions can be read that could before, whichever of those files are gone already.
+        #[test]
+        fn what_goes_from_the_log_is_what_no_version_needs_that_may_be_read(
+            files in prop::collection::btree_map((0u64..8, 0usize..4), 0i64..6, 0..24),
+            newest in 0u64..9,
+            before_ms in 0i64..7,
+            left in prop::collection::vec(any::<bool>(), 24),
+        ) {
+            let named = |((version, what), modified_ms): ((u64, usize), i64)| {
+                let end = match what {
+                    0 => ".json",
+                    1 => ".checkpoint.parquet",
+                    2 => ".checkpoint.0000000001.0000000002.parquet",
+                    _ => ".checkpoint.0000000002.0000000002.parquet",
+                };
+                let name = format!("{version:020}{end}");
+                let (version, kind) = log_file(&name).unwrap();
+                LogFile { version, kind, path: Path::from(name), modified_ms }
+            };
+            let log: Vec<LogFile> = files.into_iter().map(named).collect();
+            let recent = |of: u64| log.iter().any(|file| file.version <= of && file.modified_ms >= before_ms);
+            let read: Vec<u64> = (0..=newest).filter(|version| *version == newest || recent(*version)).collect();
+            let needless = |file: &&LogFile| {
+                read.iter().all(|version| (file.version + 1..=*version).any(|from| is_checkpoint(&log, from)))
+            };
+            let expected: Vec<&LogFile> = log.iter().filter(needless).collect();
+            let listing = Listing { files: log.clone() };
+            let gone: Vec<&LogFile> = listing.superfluous(newest, before_ms).collect();
+            prop_assert_eq!(&gone, &expected);
+            let mut left = left.into_iter();
+            let rest: Vec<LogFile> = log.iter()
+                .filter(|file| !gone.contains(file) || left.next().unwrap_or(false)).cloned().collect();
+            for version in read {
+                prop_assert!(!readable(&log, version) || readable(&rest, version), "version {}", version);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_log_is_what_its_name_says() {
+        let of = |rest: &str| log_file(&format!("00000000000000000012{rest}"));
+        assert_eq!(of(".json"), Some((12, Kind::Entry)));
+        assert_eq!(of(".checkpoint.parquet"), Some((12, Kind::Checkpoint { of: 1 })));
+        let id = ".checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.parquet";
+        assert_eq!(of(id), Some((12, Kind::Checkpoint { of: 1 })));
+        assert_eq!(of(".checkpoint.0000000003.0000000010.parquet"), Some((12, Kind::Checkpoint { of: 10 })));
+        for other in [".crc", ".00000000000000000014.compacted.json", ".checkpoint", "0.json", ""] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(log_file("+0000000000000000012.json"), None);
+        assert_eq!(log_file("_last_checkpoint"), None);
+    }
+}

@@ -1,0 +1,42 @@
+//! A dataset as it is now, and how it came to be: the Delta log of its table, the newest snapshot of it, the spans that each commit
+//! touched, and the log of changes that heads follow.
+//!
+//! Every commit becomes visible in one way, whoever made it: a refresh reads the next entry of the log, builds the next snapshot,
+//! and tells the watchers.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `catalog` | the datasets of the lake |
+//! | `table`, `snapshot` | one dataset, version by version; one dataset at one version |
+//! | `delta`, `listing`, `entry` | the Delta log: reads and commits; its files; the actions of one entry |
+//! | `txns`, `lease`, `runs` | what checkpoints keep; the lease as it is stored; committed runs |
+//! | `touched`, `history`, `change` | the spans of a commit; those of past commits; the event that tells watchers |
+//! | `watch_log`, `context` | the log of changes and its watchers; what all tables of a shard share |
+
+mod catalog;
+mod change;
+mod context;
+mod delta;
+mod entry;
+mod history;
+mod lease;
+mod listing;
+mod runs;
+mod snapshot;
+#[expect(clippy::module_inception, reason = "the room is named after its main type")]
+mod table;
+mod touched;
+mod txns;
+mod watch_log;
+
+pub(crate) use self::{
+    catalog::Catalog,
+    context::Context,
+    delta::Committed,
+    entry::{Actions, Definition},
+    lease::{Grant, Holder, StoredLease, TTL_DEFAULT},
+    runs::{CommittedRun, SessionKey},
+    snapshot::{MOVING_PROPERTY, Snapshot, not_dropped},
+    table::Table,
+    watch_log::{Subscription, WatchLog},
+};

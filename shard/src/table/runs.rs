@@ -1,0 +1,124 @@
+//! The runs that were committed to a dataset: how the shard knows a publish or an import that comes again. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+
+/// What a publish of a session replaces: the last one with the same key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct SessionKey {
+    /// A date, as it was published.
+    pub(crate) session: String,
+    pub(crate) partition: String,
+}
+
+/// A run id that has been committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommittedRun {
+    pub(crate) digest: String,
+    pub(crate) version: u64,
+    pub(crate) known_at: i64,
+    pub(crate) rows: u64,
+    pub(crate) retracted: u64,
+    /// Of a publish of a session.
+    pub(crate) session: Option<SessionKey>,
+}
+
+impl CommittedRun {
+    /// Knowledge time of a change by hand, which brings no rows.
+    const OF_CHANGE: i64 = i64::MIN;
+
+    /// A change by hand that was committed as `version` and wrote `rewritten` files anew.
+    pub(crate) fn of_change(version: u64, rewritten: u64) -> Self {
+        Self {
+            digest: String::new(),
+            version,
+            known_at: Self::OF_CHANGE,
+            rows: rewritten,
+            retracted: 0,
+            session: None,
+        }
+    }
+
+    /// Whether it is a change of the dataset by hand, and no run.
+    pub(super) fn is_change(&self) -> bool {
+        self.known_at == Self::OF_CHANGE
+    }
+}
+
+/// A committed run and its id.
+pub(crate) type NamedRun = (String, CommittedRun);
+
+/// Committed runs by their ids, and of each session the newest.
+#[derive(Debug, Default)]
+pub(super) struct CommittedRuns {
+    by_id: HashMap<String, CommittedRun>,
+    newest: HashMap<SessionKey, String>,
+    /// When the publishes of each partition became known. Of a publish without a partition nothing needs to be kept.
+    partitions: HashMap<SessionKey, BTreeSet<i64>>,
+    /// When the newest publish of any partition of a session became known.
+    partitioned: HashMap<String, i64>,
+    /// The newest import of each content.
+    imports: HashMap<String, String>,
+}
+
+impl CommittedRuns {
+    /// Forgets the runs of a dataset that was dropped.
+    pub(super) fn forget_dropped(&mut self) {
+        let mut before = std::mem::take(self);
+        before.by_id.retain(|_, run| run.is_change());
+        self.by_id = before.by_id;
+    }
+
+    /// Runs come in no order where a table is loaded whole.
+    pub(super) fn add(&mut self, id: String, run: CommittedRun) {
+        // An import that was made again after a change by hand.
+        if self.by_id.get(&id).is_some_and(|known| known.version > run.version) {
+            return;
+        }
+        if let Some(key) = &run.session {
+            let newest = self.newest.get(key).and_then(|id| self.by_id.get(id));
+            if newest.is_none_or(|newest| newest.known_at < run.known_at) {
+                self.newest.insert(key.clone(), id.clone());
+            }
+            if !key.partition.is_empty() {
+                self.partitions.entry(key.clone()).or_default().insert(run.known_at);
+                let newest = self.partitioned.entry(key.session.clone()).or_insert(run.known_at);
+                *newest = run.known_at.max(*newest);
+            }
+        } else if !run.is_change() {
+            let newest = self.imports.get(&run.digest).and_then(|id| self.by_id.get(id));
+            if newest.is_none_or(|newest| newest.known_at < run.known_at) {
+                self.imports.insert(run.digest.clone(), id.clone());
+            }
+        }
+        self.by_id.insert(id, run);
+    }
+
+    /// The newest publish of a session and partition, if nobody has published any other part of the session since.
+    pub(super) fn newest(&self, key: &SessionKey) -> Option<CommittedRun> {
+        let of = |key: &SessionKey| self.by_id.get(self.newest.get(key)?);
+        let newest = of(key)?;
+        let whole = of(&SessionKey { session: key.session.clone(), partition: String::new() });
+        let since = whole.map(|run| run.known_at).max(self.partitioned.get(&key.session).copied());
+        since.is_none_or(|since| since <= newest.known_at).then(|| newest.clone())
+    }
+
+    /// The commit of a run id, if there was one.
+    pub(super) fn get(&self, id: &str) -> Option<CommittedRun> {
+        self.by_id.get(id).cloned()
+    }
+
+    /// The newest import of the content with this digest.
+    pub(super) fn newest_import(&self, digest: &str) -> Option<CommittedRun> {
+        self.imports.get(digest).and_then(|id| self.by_id.get(id)).cloned()
+    }
+
+    /// The knowledge times of the publishes of a session and partition.
+    pub(super) fn published(&self, key: &SessionKey) -> BTreeSet<i64> {
+        self.partitions.get(key).cloned().unwrap_or_default()
+    }
+
+    /// Every committed run, in no order.
+    pub(super) fn all(&self) -> Vec<NamedRun> {
+        self.by_id.iter().map(|(id, run)| (id.clone(), run.clone())).collect()
+    }
+}

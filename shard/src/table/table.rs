@@ -1,0 +1,412 @@
+//! One dataset: an immutable snapshot of what its table holds, swapped whole, and the way from one version to the next.
+//!
+//! Every commit, our own included, becomes visible in one way: [`Table::refresh`] reads the next log entry, builds the next
+//! snapshot and tells the watchers. So there is one order of events for everybody, and a commit of another shard is no
+//! special case. Before it answers, a read looks whether a next entry exists; looks that wait for each other are shared.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb};
+
+use super::{
+    change,
+    context::Context,
+    delta::{Log, State},
+    entry::{Entry, Txn},
+    history::History,
+    lease::StoredLease,
+    runs::{CommittedRun, CommittedRuns, NamedRun, SessionKey},
+    snapshot::Snapshot,
+    touched::Touched,
+    txns::{altered_of, imported_of, lease_of, runs_of, watermark_of},
+};
+use crate::files::{DataFile, FileIndex, FileRef, has_retracted_column, spec_of};
+
+/// Files opened at once when a table is loaded.
+const OPEN_PARALLEL: usize = 16;
+/// Entries of the log read at once when it is asked what was committed before this process began.
+const READ_PARALLEL: usize = 16;
+
+/// One dataset.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) name: DatasetName,
+    pub(crate) log: Log,
+    pub(crate) context: Arc<Context>,
+    /// `None`: there is no table (yet).
+    current: RwLock<Option<Arc<Snapshot>>>,
+    /// Refreshes one after the other; holds how many arrivals the last one covered.
+    refreshing: tokio::sync::Mutex<u64>,
+    arrivals: AtomicU64,
+    runs: Mutex<CommittedRuns>,
+    history: Mutex<History>,
+    /// Reads of older entries one after the other: every head asks at once, and one reading answers all.
+    recalling: tokio::sync::Mutex<()>,
+    /// Indexes of files written here whose commit has not been applied yet: saves reading them back.
+    written: Mutex<HashMap<String, Arc<FileIndex>>>,
+    /// Origin of the leases' clock.
+    opened: Instant,
+}
+
+/// Whether a refresh that finds a table where there was none tells the watchers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Announce {
+    Yes,
+    No,
+}
+
+impl Table {
+    pub(crate) fn new(name: &DatasetName, log: Log, context: Arc<Context>) -> Self {
+        Self {
+            name: name.clone(),
+            log,
+            context,
+            current: RwLock::default(),
+            refreshing: tokio::sync::Mutex::default(),
+            arrivals: AtomicU64::new(0),
+            runs: Mutex::default(),
+            history: Mutex::default(),
+            recalling: tokio::sync::Mutex::default(),
+            written: Mutex::default(),
+            opened: Instant::now(),
+        }
+    }
+
+    /// The time that leases are counted by.
+    pub(crate) fn now(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    /// The newest snapshot that is known; may be behind the log.
+    pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.current.read().clone()
+    }
+
+    /// The snapshot with everything that was committed before this call, by whomever.
+    ///
+    /// # Errors
+    /// The log or a file in it does not read; the snapshot stays what it was.
+    pub(crate) async fn refresh(&self) -> Result<Option<Arc<Snapshot>>> {
+        self.refresh_and(Announce::Yes).await
+    }
+
+    /// As [`Self::refresh`], without telling the watchers of a table that was not known: at start.
+    pub(crate) async fn load(&self) -> Result<Option<Arc<Snapshot>>> {
+        self.refresh_and(Announce::No).await
+    }
+
+    async fn refresh_and(&self, announce: Announce) -> Result<Option<Arc<Snapshot>>> {
+        let ticket = self.arrivals.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut covered = self.refreshing.lock().await;
+        if *covered >= ticket {
+            // A look that began after this call did has ended: it saw all that this one must see.
+            return Ok(self.snapshot());
+        }
+        let covers = self.arrivals.load(Ordering::SeqCst);
+        loop {
+            let Some(current) = self.snapshot() else {
+                let Some(state) = self.log.open().await? else { break };
+                let (next, runs) = self.build(state, None).await?;
+                self.history.lock().begin(next.version);
+                let event = match announce {
+                    Announce::Yes => Some(self.event(&next, &Touched::Everything, &[]).await),
+                    Announce::No => None,
+                };
+                self.install(next, runs, event);
+                continue;
+            };
+            match self.log.read(current.version + 1).await? {
+                None => break,
+                Some(entry) => self.apply(&current, entry).await?,
+            }
+        }
+        *covered = covers;
+        Ok(self.snapshot())
+    }
+
+    /// Remembers the index of a file that was just written here, for the refresh that will find it.
+    pub(crate) fn wrote(&self, path: &str, index: Arc<FileIndex>) {
+        self.written.lock().insert(path.to_owned(), index);
+    }
+
+    /// Forgets the index of a file; should it become part of the table, it is opened like any other.
+    pub(crate) fn forget(&self, path: &str) {
+        self.written.lock().remove(path);
+    }
+
+    /// Forgets a file that was written but not committed, and removes it.
+    pub(crate) async fn discard(&self, path: &str) {
+        use object_store::ObjectStoreExt;
+        self.forget(path);
+        // Nobody refers to it; what cannot be removed now is swept later.
+        let _ = self.log.folder.files.delete(&object_store::path::Path::from(path)).await;
+    }
+
+    /// The commit of a run id, if there was one.
+    pub(crate) fn run(&self, id: &str) -> Option<CommittedRun> {
+        self.runs.lock().get(id)
+    }
+
+    /// The newest publish of a session and partition, if nobody has published any other part of the session since.
+    pub(crate) fn newest_run(&self, key: &SessionKey) -> Option<CommittedRun> {
+        self.runs.lock().newest(key)
+    }
+
+    /// The newest import of the content with this digest.
+    pub(crate) fn newest_import(&self, digest: &str) -> Option<CommittedRun> {
+        self.runs.lock().newest_import(digest)
+    }
+
+    /// When the publishes of a session and partition became known.
+    pub(crate) fn published(&self, key: &SessionKey) -> BTreeSet<i64> {
+        self.runs.lock().published(key)
+    }
+
+    /// Every commit of a run id.
+    pub(crate) fn all_runs(&self) -> Vec<NamedRun> {
+        self.runs.lock().all()
+    }
+
+    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
+    pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
+        self.history.lock().unchanged_since(version, symbol, start, end)
+    }
+
+    /// Learns from the log what was committed after `version`, as far as that is not remembered. What does not read, or
+    /// is not there any more, stays unknown.
+    pub(crate) async fn recall(&self, version: u64) {
+        let _one = self.recalling.lock().await;
+        let missing = self.history.lock().missing(version);
+        let mut entries = futures::stream::iter(missing)
+            .map(|version| async move { (version, self.log.read(version).await) })
+            .buffered(READ_PARALLEL);
+        while let Some((version, entry)) = entries.next().await {
+            let Ok(Some(entry)) = entry else { return };
+            if !self.history.lock().recall(version, entry) {
+                return;
+            }
+        }
+    }
+
+    async fn apply(&self, current: &Snapshot, entry: Entry) -> Result<()> {
+        let version = current.version + 1;
+        let known = |path: &String| current.files.iter().any(|f| f.file.path == *path);
+        if entry.redefined || !entry.removes.iter().all(known) {
+            let state = self.log.open().await?.ok_or_else(|| {
+                Error::new(Code::DataCorrupt, format!("the table of {} is gone", self.name))
+                    .dataset(&self.name)
+            })?;
+            let (next, runs) = self.build(state, Some(current)).await?;
+            let event = self.event(&next, &Touched::Everything, &[]).await;
+            self.history.lock().push(next.version, Touched::Everything);
+            self.install(next, runs, Some(event));
+            return Ok(());
+        }
+        let added = self.open_files(entry.adds, None).await?;
+        let gone: BTreeSet<&str> = entry.removes.iter().map(String::as_str).collect();
+        let mut files: Vec<_> =
+            current.files.iter().filter(|f| !gone.contains(f.file.path.as_str())).cloned().collect();
+        files.extend(added.iter().cloned());
+        let symbols = if entry.data_change && !gone.is_empty() {
+            Arc::new(self.owned_symbols(&files))
+        } else if entry.data_change {
+            let new: Vec<Symbol> =
+                self.owned_symbols(&added).into_iter().filter(|s| !current.symbols.contains(s)).collect();
+            if new.is_empty() {
+                current.symbols.clone()
+            } else {
+                Arc::new(current.symbols.iter().cloned().chain(new).collect())
+            }
+        } else {
+            current.symbols.clone()
+        };
+        let txns: HashMap<String, Txn> = entry.txns.into_iter().collect();
+        let runs = runs_of(&txns, &current.life);
+        let lease = lease_of(&txns, &current.lease);
+        let known_through = known_through(current.known_through, &added, &runs);
+        let next = Arc::new(Snapshot {
+            version,
+            spec: current.spec.clone(),
+            life: current.life,
+            schema: current.schema,
+            definition: current.definition.clone(),
+            retractable: current.retractable,
+            files,
+            symbols,
+            known_through,
+            watermark: watermark_of(&txns).or(current.watermark),
+            lease_learned: self.learned(&lease, Some(current)),
+            lease,
+            imported: imported_of(&txns).or(current.imported),
+            altered: altered_of(&txns).or(current.altered),
+        });
+        let touched = if !entry.data_change {
+            Touched::Nothing
+        } else if gone.is_empty() {
+            Touched::by(&added, |symbol| self.context.owns.owns(self.name.as_str(), symbol))
+        } else {
+            Touched::Everything
+        };
+        let added = if entry.data_change { added } else { Vec::new() };
+        let event = self.event(&next, &touched, &added).await;
+        self.history.lock().push(version, touched);
+        self.install(next, runs, Some(event));
+        Ok(())
+    }
+
+    /// Builds a snapshot from a whole state; files that `before` has are taken from it.
+    async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<(Arc<Snapshot>, Vec<NamedRun>)> {
+        let definition = state.definition;
+        let (spec, life) = spec_of(&self.name, &definition.properties, &definition.schema)?;
+        let files = self.open_files(state.files, before).await?;
+        let created = definition.created_ms.saturating_mul(1_000_000);
+        let runs = runs_of(&state.txns, &life);
+        let lease = lease_of(&state.txns, &StoredLease::Never);
+        let next = Arc::new(Snapshot {
+            version: state.version,
+            symbols: Arc::new(self.owned_symbols(&files)),
+            known_through: known_through(before.map_or(created, |b| b.known_through), &files, &runs),
+            watermark: watermark_of(&state.txns),
+            lease_learned: self.learned(&lease, before),
+            lease,
+            imported: imported_of(&state.txns).filter(|version| *version >= life.since),
+            altered: altered_of(&state.txns).filter(|version| *version >= life.since),
+            schema: spec.fingerprint(life.revision),
+            retractable: has_retracted_column(&spec, &definition.schema),
+            spec: Arc::new(spec),
+            life,
+            definition: Arc::new(definition),
+            files,
+        });
+        Ok((next, runs))
+    }
+
+    fn learned(&self, lease: &StoredLease, before: Option<&Snapshot>) -> Duration {
+        match before {
+            Some(before) if before.lease.epoch() == lease.epoch() => before.lease_learned,
+            Some(_) | None => self.now(),
+        }
+    }
+
+    async fn open_files(&self, files: Vec<FileRef>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
+        let held: HashMap<&str, &Arc<DataFile>> =
+            before.map(|b| b.files.iter().map(|f| (f.file.path.as_str(), f)).collect()).unwrap_or_default();
+        futures::stream::iter(files)
+            .map(|file| {
+                let held = held.get(file.path.as_str()).map(|f| Arc::clone(f));
+                let written = self.written.lock().get(&file.path).cloned();
+                async move {
+                    if let Some(held) = held {
+                        return Ok(held);
+                    }
+                    if let Some(index) = written {
+                        return Ok(Arc::new(DataFile::new(&self.log.folder, file, index)));
+                    }
+                    let opened = DataFile::open(&self.log.folder, file).await;
+                    opened.map(Arc::new).map_err(|e| e.dataset(&self.name))
+                }
+            })
+            .buffered(OPEN_PARALLEL)
+            .try_collect()
+            .await
+    }
+
+    fn owned_symbols(&self, files: &[Arc<DataFile>]) -> BTreeSet<Symbol> {
+        let all: BTreeSet<&Symbol> =
+            files.iter().flat_map(|f| f.index.runs.iter().map(|r| &r.symbol)).collect();
+        all.into_iter().filter(|s| self.context.owns.owns(self.name.as_str(), s.as_str())).cloned().collect()
+    }
+
+    /// What the watchers are told of a version. Its rows travel with it if they can be read; who fetches them learns why not.
+    async fn event(&self, next: &Snapshot, touched: &Touched, added: &[Arc<DataFile>]) -> pb::Change {
+        let rows = change::inline_rows(&self.context, next, touched, added).await.unwrap_or_else(|error| {
+            tracing::warn!(dataset = %self.name, version = next.version, %error, "a change is told without its rows");
+            None
+        });
+        change::event(&self.context, next, touched, added, rows)
+    }
+
+    /// Makes a version visible and tells the watchers. All at once, with everything awaited before: a caller that leaves
+    /// on the way, or a file that does not read, leaves both undone, and the next refresh does both. A version that was
+    /// visible untold would never be told. The watchers come last: a read that has seen the watch log at this change's
+    /// number has its rows.
+    fn install(&self, next: Arc<Snapshot>, runs: Vec<NamedRun>, event: Option<pb::Change>) {
+        {
+            let mut known = self.runs.lock();
+            if self.current.read().as_ref().is_some_and(|before| before.life.since != next.life.since) {
+                known.forget_dropped();
+            }
+            runs.into_iter().for_each(|(id, run)| known.add(id, run));
+        }
+        {
+            let mut written = self.written.lock();
+            if !written.is_empty() {
+                next.files.iter().for_each(|f| drop(written.remove(&f.file.path)));
+            }
+        }
+        *self.current.write() = Some(next);
+        if let Some(event) = event {
+            self.context.watch.push(event);
+        }
+    }
+}
+
+/// A publish without rows has a knowledge time as well, which its publisher was told: nothing may become known before it.
+fn known_through(before: i64, files: &[Arc<DataFile>], runs: &[NamedRun]) -> i64 {
+    let rows = files.iter().filter(|f| f.index.rows > 0).map(|f| f.index.known_max);
+    rows.chain(runs.iter().map(|(_, run)| run.known_at)).fold(before, i64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Poll, ready},
+    };
+
+    use super::*;
+    use crate::testing::Grid;
+
+    #[tokio::test]
+    async fn a_caller_that_leaves_while_a_version_is_read_leaves_it_neither_visible_nor_untold() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 0.0)]).await.unwrap();
+        let other = grid.beside().await;
+        let (table, _) = other.catalog.find("d.a").await.unwrap();
+        let mut watcher = other.subscribe(&pb::WatchStart::default());
+        let mut told = None;
+        let mut left_before_the_end = 0;
+        for polls in 0..30_usize {
+            grid.import(&[("A", 0, polls as f64)]).await.unwrap();
+            {
+                let mut refresh = pin!(table.refresh());
+                let mut left = polls;
+                left_before_the_end += std::future::poll_fn(|cx| {
+                    if left == 0 {
+                        return Poll::Ready(1);
+                    }
+                    left -= 1;
+                    ready!(refresh.as_mut().poll(cx)).unwrap();
+                    Poll::Ready(0)
+                })
+                .await;
+            }
+            while let Ok(change) = watcher.queue.try_recv() {
+                told = Some(change.version);
+            }
+            let visible = table.snapshot().map(|s| s.version);
+            assert!(told.or(Some(0)) >= visible, "{visible:?} after {polls} polls, told of {told:?}");
+        }
+        assert!(left_before_the_end > 5);
+    }
+}

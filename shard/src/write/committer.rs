@@ -1,0 +1,215 @@
+//! The one task that commits to a dataset: publishes, imports, ledger rows, leases, rewrites, one after the other.
+//!
+//! What arrives while a commit is on its way to the disk waits in the queue, and publishes go together as the next commit:
+//! one file, one log entry, two syncs, however many there are. There is no timer, so a lone publish waits for nobody.
+//! Leases go through the same queue, so that a grant and a publish have an order.
+//!
+//! A commit is a compare-and-swap at the version that all checks were made against. Who loses (another shard that believes
+//! to be home, a person with another tool) looks at the new version and checks everything again: the epoch, the run ids,
+//! the knowledge times. So no clock and no belief about who is home carries any weight; the table's order of versions does.
+//!
+//! The judge decides what a publish must satisfy.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use serde_json::Map;
+use tokio::sync::{mpsc, oneshot};
+use trellis_proto::{Code, DatasetName, Error, Result, pb};
+
+use super::{
+    lease::Lease,
+    request::{Acquisition, Change, Publish, Rewrite, Waiting},
+    writer::{CONFLICTS_MAX, Writer},
+};
+use crate::{
+    metrics::Metrics,
+    table::{Actions, Committed, Grant, Holder, Table},
+};
+
+/// Commands that wait for one dataset's committer; beyond it publishers are told to come back.
+const QUEUE_MAX: usize = 4_096;
+
+/// Publishes in one commit: bounds the log entry, to which each adds about 500 bytes.
+const GROUP_MAX: usize = 1_024;
+
+/// Rows in one commit of several publishes: bounds what a publish waits for the ones that it was grouped with.
+const GROUP_ROWS_MAX: usize = 1 << 20;
+
+#[derive(Debug)]
+enum Command {
+    Publish(Box<Publish>, oneshot::Sender<Result<pb::PublishAck>>),
+    Acquire(Acquisition, oneshot::Sender<Result<Grant>>),
+    Renew { holder: Holder, epoch: u64, ttl: Duration, reply: oneshot::Sender<Result<Grant>> },
+    Release { holder: Holder, epoch: u64, reply: oneshot::Sender<Result<()>> },
+    Rewrite(Rewrite, oneshot::Sender<Result<bool>>),
+    Change(Change, oneshot::Sender<Result<pb::DatasetChange>>),
+}
+
+/// The committers of a shard's datasets; each is started when it is first asked for.
+#[derive(Debug)]
+pub(crate) struct Committers {
+    apply_wait: Duration,
+    metrics: Arc<Metrics>,
+    started: Mutex<HashMap<DatasetName, Committer>>,
+}
+
+impl Committers {
+    /// `apply_wait`: how long an acknowledgement waits for the watchers.
+    pub(crate) fn new(apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
+        Self { apply_wait, metrics, started: Mutex::default() }
+    }
+
+    /// The committer of `table`.
+    pub(crate) fn of(&self, table: &Arc<Table>) -> Committer {
+        let start = || Committer::start(table.clone(), self.apply_wait, self.metrics.clone());
+        self.started.lock().entry(table.name.clone()).or_insert_with(start).clone()
+    }
+}
+
+/// The way to a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
+#[derive(Debug, Clone)]
+pub(crate) struct Committer {
+    queue: mpsc::Sender<Command>,
+}
+
+impl Committer {
+    /// Starts the committer of `table`.
+    fn start(table: Arc<Table>, apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
+        let (queue, commands) = mpsc::channel(QUEUE_MAX);
+        let writer = Writer { table, apply_wait, metrics, lease: Lease::Never };
+        tokio::spawn(writer.run(commands));
+        Self { queue }
+    }
+
+    /// Commits rows; acknowledged when they are on the disk and every connected watcher has applied them.
+    ///
+    /// Not cancel safe: a dropped call may still commit. The run id makes asking again safe.
+    pub(crate) async fn publish(&self, publish: Publish) -> Result<pb::PublishAck> {
+        self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
+    }
+
+    pub(crate) async fn acquire(&self, acquisition: Acquisition) -> Result<Grant> {
+        self.ask(|reply| Command::Acquire(acquisition, reply)).await?
+    }
+
+    pub(crate) async fn renew(&self, holder: Holder, epoch: u64, ttl: Duration) -> Result<Grant> {
+        self.ask(|reply| Command::Renew { holder, epoch, ttl, reply }).await?
+    }
+
+    pub(crate) async fn release(&self, holder: Holder, epoch: u64) -> Result<()> {
+        self.ask(|reply| Command::Release { holder, epoch, reply }).await?
+    }
+
+    /// Replaces files by others with the same rows; `false`: one of them is not in the table any more.
+    pub(crate) async fn rewrite(&self, rewrite: Rewrite) -> Result<bool> {
+        self.ask(|reply| Command::Rewrite(rewrite, reply)).await?
+    }
+
+    /// Makes the dataset another one; acknowledged when every connected watcher has applied it.
+    pub(crate) async fn change(&self, change: Change) -> Result<pb::DatasetChange> {
+        self.ask(|reply| Command::Change(change, reply)).await?
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(command(reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => {
+                Error::new(Code::Overloaded, format!("{QUEUE_MAX} commits to this dataset are waiting"))
+            }
+            mpsc::error::TrySendError::Closed(_) => Error::new(Code::Internal, "the committer has ended"),
+        })?;
+        answer.await.map_err(|_| {
+            Error::new(Code::Unavailable, "the shard stopped before it answered; the outcome is not known")
+                .hint("ask again with the same run id")
+        })
+    }
+}
+
+impl Writer {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut next = None;
+        loop {
+            let command = match next.take() {
+                Some(command) => command,
+                None => match commands.recv().await {
+                    Some(command) => command,
+                    None => return,
+                },
+            };
+            match command {
+                Command::Publish(publish, reply) => {
+                    let (group, other) = gather((publish, reply), &mut commands);
+                    next = other;
+                    self.commit_group(group).await;
+                }
+                Command::Acquire(acquisition, reply) => {
+                    let _ = reply.send(self.acquire(acquisition).await);
+                }
+                Command::Renew { holder, epoch, ttl, reply } => {
+                    let _ = reply.send(self.renew(&holder, epoch, ttl).await);
+                }
+                Command::Release { holder, epoch, reply } => {
+                    let _ = reply.send(self.release(&holder, epoch).await);
+                }
+                Command::Rewrite(rewrite, reply) => {
+                    let _ = reply.send(self.rewrite(rewrite).await);
+                }
+                Command::Change(change, reply) => {
+                    let changed = self.change(&change).await;
+                    self.reply_when_applied(vec![(reply, changed)]);
+                }
+            }
+        }
+    }
+
+    async fn rewrite(&mut self, rewrite: Rewrite) -> Result<bool> {
+        for _ in 0..CONFLICTS_MAX {
+            let snapshot = self.look().await?;
+            let all_there = snapshot.as_ref().is_some_and(|s| {
+                s.moving().is_none()
+                    && rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
+            });
+            let (Some(snapshot), true) = (snapshot, all_there) else {
+                self.discard(&rewrite.adds).await;
+                return Ok(false);
+            };
+            let now_ms = self.table.context.clock.now_ms();
+            let mut actions = Actions::new("OPTIMIZE", Map::new(), now_ms);
+            for file in &rewrite.removes {
+                actions.remove(file, false, now_ms);
+            }
+            for file in &rewrite.adds {
+                self.table.wrote(&file.file.path, file.index.clone());
+                actions.add(&file.file, &file.stats, false, now_ms);
+            }
+            // Not through `commit`: a lost race leaves the rewritten files good for the next version.
+            match self.table.log.commit(snapshot.version + 1, &actions).await? {
+                Committed::Yes => {
+                    self.look().await?;
+                    return Ok(true);
+                }
+                Committed::Taken => {}
+            }
+        }
+        self.discard(&rewrite.adds).await;
+        Ok(false)
+    }
+}
+
+/// A publish, and everything that queued up behind it, up to the first command of another kind.
+fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waiting>, Option<Command>) {
+    let mut rows = first.0.rows.len();
+    let mut group = vec![first];
+    while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX && !group[0].0.goes_alone() {
+        match commands.try_recv() {
+            Ok(Command::Publish(publish, reply)) if !publish.goes_alone() => {
+                rows += publish.rows.len();
+                group.push((publish, reply));
+            }
+            Ok(other) => return (group, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (group, None)
+}

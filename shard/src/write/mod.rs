@@ -1,0 +1,37 @@
+//! One commit: what a dataset's committer is asked for, who may ask for it, and how it becomes the next version of the table.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `request` | publishes, leases, changes and rewrites that the committer is asked for |
+//! | `committer` | one task for each dataset that makes its commits, one after the other |
+//! | `writer` | one commit at the next version |
+//! | `publish`, `judge` | a group of publishes as one commit; whether a publish may go into it |
+//! | `grant`, `lease` | leases as commits; who may be granted one |
+//! | `alter`, `evolve`, `convert` | changes by hand; a definition and its files made anew; rows made anew |
+//! | `rename` | a dataset gets another name |
+//! | `append`, `ledger` | checked rows; rows of the run ledger |
+
+mod alter;
+mod append;
+mod committer;
+mod convert;
+mod evolve;
+mod grant;
+mod judge;
+mod lease;
+mod ledger;
+mod publish;
+mod rename;
+mod request;
+mod writer;
+
+#[cfg(test)]
+pub(crate) use self::append::rows_schema;
+pub(crate) use self::{
+    append::Rows,
+    committer::Committers,
+    lease::granted_ttl,
+    ledger::{LEDGER_RECORDS_MAX, ledger_rows, ledger_spec},
+    rename::{finish_rename, rename_dataset},
+    request::{Acquisition, Change, ChangeKind, Effect, ID_BYTES_MAX, Publish, Rewrite, Right},
+};
