@@ -1,5 +1,5 @@
-//! The wall clock as a value: nothing but knowledge times and dates for people comes from it, and no correctness rests on
-//! it. A simulation gives every shard a clock of its own, which is minutes off and jumps.
+//! The wall clock as a value. Knowledge times and dates for people come from it, and correctness does not depend on it. A simulation
+//! gives every shard a clock of its own that is minutes off and jumps.
 
 use std::{
     fmt,
@@ -7,12 +7,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Somebody's time of day. It may jump, forward and back.
+/// A wall clock. It may jump, forward and back.
 #[derive(Clone)]
 pub(crate) struct WallClock(Arc<dyn Fn() -> i64 + Send + Sync>);
 
 impl WallClock {
-    /// The machine's.
+    /// The machine's clock.
     pub(crate) fn system() -> Self {
         Self(Arc::new(|| {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)

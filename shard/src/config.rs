@@ -1,4 +1,4 @@
-//! What a shard is told when it starts. Parsed whole, and refused, before any port is bound.
+//! The configuration of a shard. It is parsed and checked whole before a port is bound.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use trellis_fabric::env::{self, ConfigError, Env, Var};
 use trellis_proto::{Code, Error, Result, pb, placement::SLOTS};
 use url::Url;
 
-/// How often a local lake is looked at for commits of others, for the sake of watchers (reads look for themselves).
+/// Time between two looks at a local lake for commits of others, so that watchers hear of them. A read looks by itself.
 pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
 pub const POLL_REMOTE: Duration = Duration::from_secs(1);
@@ -31,8 +31,8 @@ const OWNS: Var = Var::optional(
 pub const VARIABLES: &[Var] =
     &[ID, env::LISTEN, LAKE, INDEX, COUNT, IDS, OWNS, env::DRAIN_MS, env::LOG, env::LOG_FORMAT];
 
-/// Limits of one publish. Rows are held decoded while they are checked, sorted and encoded, at most four times over, so
-/// these bound memory.
+/// Limits of one publish. While rows are checked, sorted and encoded, memory holds them decoded, up to four times. So these bound
+/// memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Rows of one session publish.
@@ -45,7 +45,7 @@ pub struct Limits {
     pub import_bytes_max: usize,
     /// Fields of one publish or import.
     pub columns_max: usize,
-    /// Bytes of all publishes that are being received, checked or written; beyond it publishers are told to come back.
+    /// Bytes of all publishes that are being received, checked or written; further ones are refused as overload.
     pub pending_bytes_max: usize,
 }
 
@@ -73,9 +73,9 @@ pub struct Upkeep {
     pub checkpoint_commits: u64,
     /// A replaced or orphaned file is removed after this long: far above any read or write in flight.
     pub retention: Duration,
-    /// How long log entries are kept: the history that readers may travel, and what a paused writer cannot outlive.
+    /// How long log entries are kept: how far back readers may go, and longer than a writer may pause.
     pub log_retention: Duration,
-    /// Time between two looks at all of that.
+    /// Time between two rounds of the upkeep.
     pub every: Duration,
 }
 
@@ -103,7 +103,7 @@ pub struct Config {
     pub owns: Vec<pb::Ownership>,
     /// Names of all shards, the same on every shard: they decide which one commits to a dataset.
     pub shards: Vec<String>,
-    /// What one publish may be.
+    /// Limits of a publish.
     pub limits: Limits,
     /// Compaction, checkpoints, removal.
     pub upkeep: Upkeep,
@@ -111,7 +111,7 @@ pub struct Config {
     pub poll: Duration,
     /// How long a publish waits for watchers to apply it before the slow ones are disconnected.
     pub apply_wait: Duration,
-    /// How long calls in flight may take once the shard was told to stop.
+    /// How long calls in flight may take after the shard is told to stop.
     pub drain: Duration,
 }
 

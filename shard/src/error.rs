@@ -1,8 +1,7 @@
 //! From the errors of the libraries below to the grid's one error.
 //!
-//! What a reader of the message needs is the name of the file and what the system said of it. Whether a write may be
-//! tried again depends on the operating system's error number, which the libraries wrap several layers deep, so the
-//! chain of sources is searched for it.
+//! A message names the file and has the system's own words. Whether a write may be tried again depends on the operating system's
+//! error number. The libraries wrap it several layers deep, so it is searched for in the chain of sources.
 
 use std::{error::Error as StdError, io};
 
@@ -23,7 +22,7 @@ pub(crate) fn store_error(doing: &str, path: &str, error: &(dyn StdError + 'stat
     }
 }
 
-/// What is stored in `path` does not read back.
+/// The file `path` cannot be read back.
 pub(crate) fn corrupt(path: &str, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DataCorrupt, format!("{path} cannot be read: {why}")).hint(
         "restore the file, or remove what refers to it with a Delta Lake tool; other data is not affected",
@@ -52,7 +51,7 @@ pub(crate) fn lost_task(doing: &str, error: tokio::task::JoinError) -> Error {
 fn io_cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a io::Error> {
     let mut next = Some(error);
     let mut found = None;
-    // The innermost one carries the error number; wrappers of it do not. Eight layers is more than any library has.
+    // Only the innermost I/O error has the number. No library wraps it in more than eight layers.
     for _ in 0..8 {
         let Some(current) = next else { break };
         if let Some(cause) = current.downcast_ref::<io::Error>() {

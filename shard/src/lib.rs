@@ -49,14 +49,14 @@ pub use config::Config;
 
 /// Full name of the service, as health and reflection list it.
 const SERVICE: &str = "trellis.v1.Shard";
-/// A shard that stops waits for at most so long for the Delta kernel's calls. A checkpoint that is cut short then is written after
-/// the next start.
+/// How long a shard that stops waits for the Delta kernel's calls. A checkpoint that is cut short is written after the next start.
 const SETTLE_WAIT: Duration = Duration::from_secs(3);
 
 /// Opens the lake, then serves until `shutdown` resolves, then finishes the calls in flight, for at most `config.drain`.
 ///
-/// The listener is bound before, so that its address is known; calls wait in its backlog until the lake is open. Not cancel
-/// safe: a dropped `run` leaves connections to their end.
+/// The caller has bound the listener, so that its address is known. Calls wait in its backlog until the lake is open.
+///
+/// Not cancel safe: a dropped `run` does not end open connections.
 ///
 /// # Errors
 /// A configuration that makes no sense, a lake that cannot be listed, or a listener that fails.
@@ -68,7 +68,7 @@ pub async fn run(
     run_and(config, listener, shutdown, || {}).await
 }
 
-/// As [`run`]; `ready` is called once, when the lake is open and calls are about to be answered.
+/// As [`run`]. Calls `ready` once, when the lake is open and the shard begins to answer.
 ///
 /// # Errors
 /// As [`run`].

@@ -5,7 +5,7 @@ use opentelemetry::{
     metrics::{Counter, Histogram, UpDownCounter},
 };
 
-/// The instruments; without an OTLP endpoint they cost a branch.
+/// The instruments. Without an OTLP endpoint each costs a branch.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Fetch calls.

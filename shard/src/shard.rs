@@ -1,4 +1,4 @@
-//! What a shard does, call by call, in the grid's own types.
+//! The calls of a shard, in the grid's own types.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -14,7 +14,7 @@ use crate::{
     files::{Lake, check_spec},
     metrics::Metrics,
     ownership::Ownership,
-    scan::{self, Ask},
+    scan::{self, RangeRequest},
     table::{Catalog, Context, Grant, Holder, Snapshot, Subscription, WatchLog},
     write::{
         Acquisition, Change, ChangeKind, Committers, Effect, ID_BYTES_MAX, LEDGER_RECORDS_MAX, Publish,
@@ -22,11 +22,11 @@ use crate::{
     },
 };
 
-/// Ranges of one fetch: 20,000 symbols times a few cached islands each.
+/// Most ranges of one fetch: 20,000 symbols, with a few gaps between cached chunks each.
 const RANGES_MAX: usize = 200_000;
-/// Held chunk ranges of one confirmation.
+/// Most held ranges of one confirmation.
 const HELD_MAX: usize = 1_000_000;
-/// A shard's ownership is fixed while it runs: a change is a restart, which heads see by the incarnation.
+/// A shard's regions are fixed while it runs. To change them it is started again, and heads see a new incarnation.
 const OWNERSHIP_EPOCH: u64 = 1;
 
 /// A running shard.
@@ -47,7 +47,7 @@ impl Shard {
         Self::over(config, lake, WallClock::system()).await
     }
 
-    /// As [`Self::open`], over a lake in any store, and with any clock.
+    /// As [`Self::open`], with a lake in any store and any clock.
     pub(crate) async fn over(config: Config, lake: Lake, clock: WallClock) -> Result<Arc<Self>> {
         if !config.shards.contains(&config.id) {
             return Err(Error::new(
@@ -92,7 +92,7 @@ impl Shard {
                 match table.refresh().await {
                     Ok(Some(snapshot)) => datasets.push(snapshot.describe(&self.context)),
                     Ok(None) => {}
-                    // One broken dataset must not hide the others; reading it says what is wrong.
+                    // One broken dataset must not hide the others. A read of it says what is wrong.
                     Err(error) => {
                         tracing::warn!(dataset = %table.name, %error, "not described");
                         datasets.extend(table.snapshot().map(|s| s.describe(&self.context)));
@@ -122,7 +122,7 @@ impl Shard {
         Ok(pb::SessionsReply { sessions_ns: days.into_iter().filter(|day| range.contains(*day)).collect() })
     }
 
-    /// What makes a whole fetch wrong, before any of it is answered.
+    /// Refuses a fetch as a whole, before any range is answered.
     pub(crate) fn check_fetch(&self, request: &pb::FetchRequest) -> Result<()> {
         if request.epoch != OWNERSHIP_EPOCH {
             return Err(Error::new(
@@ -143,7 +143,7 @@ impl Shard {
             .map_err(|_| Error::new(Code::InvalidRequest, format!("{} is not an order", request.order)))
     }
 
-    /// Answers every range, by rows or by an error.
+    /// Answers every range, with rows or with an error.
     pub(crate) async fn fetch(
         &self,
         request: pb::FetchRequest,
@@ -155,10 +155,10 @@ impl Shard {
         let order = request.order();
         let mut rows = 0;
         for (dataset, ranges) in by_dataset(request.ranges) {
-            // Taken first: the snapshot is at least as new.
+            // Taken before the snapshot, which then is at least as new.
             let seq = self.context.watch.seq();
             let mut failures = Vec::new();
-            let mut asks = Vec::new();
+            let mut requests = Vec::new();
             match self.catalog.find(&dataset).await {
                 Err(error) => {
                     let error = error.dataset(&dataset).shard(&self.context.shard);
@@ -166,16 +166,16 @@ impl Shard {
                 }
                 Ok((_, snapshot)) => {
                     for (i, range) in ranges {
-                        match self.ask(&snapshot, i, &range) {
-                            Ok(ask) => asks.push(ask),
+                        match self.range_request(&snapshot, i, &range) {
+                            Ok(request) => requests.push(request),
                             Err(error) => {
                                 let error = error.dataset(&dataset).shard(&self.context.shard);
                                 failures.push(scan::refused(i, &range, error));
                             }
                         }
                     }
-                    if !asks.is_empty() {
-                        rows += scan::read_chunks(snapshot, asks, order, seq, out).await;
+                    if !requests.is_empty() {
+                        rows += scan::read_chunks(snapshot, requests, order, seq, out).await;
                     }
                 }
             }
@@ -189,7 +189,13 @@ impl Shard {
         self.metrics.fetch_ms.record(started.elapsed().as_secs_f64() * 1e3, &[]);
     }
 
-    fn ask(&self, snapshot: &Snapshot, position: u32, range: &pb::ChunkRange) -> Result<Ask> {
+    /// Checks one range against its dataset.
+    fn range_request(
+        &self,
+        snapshot: &Snapshot,
+        position: u32,
+        range: &pb::ChunkRange,
+    ) -> Result<RangeRequest> {
         let spec = &snapshot.spec;
         if range.schema != 0 && range.schema != snapshot.schema {
             let changed = format!("the fields of {} have changed since the fetch was planned", range.dataset);
@@ -236,10 +242,16 @@ impl Shard {
             };
             fields.push(i);
         }
-        Ok(Ask { range: position, symbol: range.symbol.clone(), fields, first: range.first, end: range.end })
+        Ok(RangeRequest {
+            position,
+            symbol: range.symbol.clone(),
+            fields,
+            first: range.first,
+            end: range.end,
+        })
     }
 
-    /// Follows the watch log from where the head left it.
+    /// Follows the watch log from the position that the head gives.
     pub(crate) fn subscribe(&self, start: &pb::WatchStart) -> Subscription {
         let from = (start.incarnation == self.incarnation).then_some(start.seq);
         self.context.watch.subscribe(&start.head, from)
@@ -258,7 +270,7 @@ impl Shard {
         pb::Heartbeat { seq, known_through_ns: self.known_through(), ownership_epoch: OWNERSHIP_EPOCH }
     }
 
-    /// The knowledge time that holds for every dataset.
+    /// The knowledge time through which every dataset is complete.
     fn known_through(&self) -> i64 {
         let snapshots = self.catalog.all().into_iter().filter_map(|table| table.snapshot());
         let snapshots = snapshots.filter(|snapshot| !snapshot.life.dropped);
@@ -281,7 +293,7 @@ impl Shard {
             *version = held.version.min(*version);
         }
         for (name, version) in oldest {
-            // A dataset that does not read cannot be confirmed; the read that follows says why.
+            // A dataset that cannot be read is not confirmed. The fetch that follows says why.
             if let Ok((table, snapshot)) = self.catalog.find(name).await {
                 table.recall(version).await;
                 known_through_ns = known_through_ns.min(snapshot.known_through);
@@ -317,7 +329,7 @@ impl Shard {
         Ok(pb::SyncReply { version: snapshot.version })
     }
 
-    /// Refuses what another shard must commit.
+    /// Refuses a write that another shard must commit.
     pub(crate) fn check_home(&self, dataset: &DatasetName) -> Result<()> {
         let home = self.context.home(dataset.as_str());
         if home == self.context.shard {
@@ -347,7 +359,7 @@ impl Shard {
             }
         };
         let holder = match request.unit.as_str() {
-            // nobody's: the dataset is there, and nobody says what it is to be
+            // Without a unit the request ends the ownership of a dataset, which is there and needs no spec.
             "" if spec.is_some() => {
                 return Err(Error::new(Code::InvalidRequest, "the lease is asked for in no unit's name"));
             }
@@ -437,7 +449,7 @@ impl Shard {
     ) -> Result<pb::DatasetChange> {
         check_ids(&id, &by)?;
         let name = self.leasable(dataset)?;
-        // a dropped one may be asked for again, by who has not heard that it is
+        // A client that lost the answer may ask again to drop a dropped dataset.
         let (table, _) = self.catalog.find_any(name.as_str()).await?;
         self.committers.of(&table).change(Change { id, by, kind }).await
     }

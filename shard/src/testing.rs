@@ -305,9 +305,10 @@ impl Grid {
     /// As of a snapshot that may be an old one.
     pub(crate) async fn rows_at(&self, snapshot: Arc<Snapshot>, symbol: &str) -> Vec<(i64, f64)> {
         let (out, replies) = mpsc::channel(1);
-        let ask = scan::Ask { range: 0, symbol: symbol.to_owned(), fields: vec![0], first: 0, end: 2 };
+        let request =
+            scan::RangeRequest { position: 0, symbol: symbol.to_owned(), fields: vec![0], first: 0, end: 2 };
         tokio::spawn(async move {
-            scan::read_chunks(snapshot, vec![ask], pb::FetchOrder::OldestFirst, 0, &out).await;
+            scan::read_chunks(snapshot, vec![request], pb::FetchOrder::OldestFirst, 0, &out).await;
         });
         collect(&oldest_first(vec![Self::range(symbol, 0, 2)]), replies).await
     }

@@ -1,9 +1,9 @@
-//! What a shard does without being asked: looks for commits of others, merges small files, writes checkpoints, removes what
-//! nobody needs.
+//! The work that a shard does by itself: it looks for commits of others, merges small files, writes checkpoints, and removes files
+//! that nobody needs.
 //!
-//! Only a dataset's home does the writing parts. Readers never notice: a replaced file stays for a retention far above any
-//! read in flight, here or in another process, and the replacement is a compare-and-swap that only succeeds while all
-//! replaced files are still in the table, so two compactions cannot both succeed and double the rows.
+//! Only the home of a dataset writes. Readers never notice: a replaced file stays for a retention that is far longer than any read,
+//! in this process or another. A compaction is a compare-and-swap that succeeds only while all replaced files are still in the
+//! table. So two compactions cannot both succeed and double the rows.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,22 +23,22 @@ use crate::{
     write::{Rewrite, finish_rename},
 };
 
-/// Every so many polls the lake is listed for datasets that others made.
+/// Polls between two listings of the lake, which find datasets that others made.
 const DISCOVER_POLLS: u32 = 10;
-/// Datasets that one poll looks at, in turns, or a large lake would be looked at without a pause, to find nothing. With more
-/// than these, what another tool commits is told to watchers later.
+/// Datasets that one poll looks at, in turns. A large lake would otherwise be looked at without a pause, mostly to find nothing. In
+/// a lake with more datasets, watchers hear later of the commits of other tools.
 const LOOKS_PER_POLL: usize = 256;
 /// Looks at once: a look at a remote store is one round trip.
 const LOOKS_PARALLEL: usize = 16;
-/// Bytes of files merged at once; decoded they are some times as much.
+/// Most bytes of files that are merged at once; decoded they are several times as large.
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
-/// A staged file of an unfinished write is removed after this long.
+/// Age at which a staged file of an unfinished write is removed.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
-/// A table that rests gets a checkpoint for so few commits, so that the next start does not read them one by one: of many
-/// tables that are committed to once a day, none would reach the number that a busy one needs. Fewer would not pay for
-/// it: a checkpoint is about as long as eight entries take to read.
+/// Commits after which a table that rests gets a checkpoint, so that the next start does not read them one by one. Many tables are
+/// committed to once a day, and would not reach the number for a busy table for months. A smaller number would not pay: to read
+/// eight entries takes about as long as to read a checkpoint.
 const CHECKPOINT_COMMITS_MIN: u64 = 8;
-/// Orphans are looked for so rarely, and at start: it lists the folder.
+/// Time between two searches for old files, which list each folder. The first one is at start.
 const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
 
 /// The background tasks.
@@ -52,8 +52,8 @@ impl Upkeep {
         Self { tasks: vec![tokio::spawn(poll(shard.clone())), tokio::spawn(maintain(shard))] }
     }
 
-    /// Ends the tasks where they are: what is half done (a merged file, a checkpoint) is done again by the next start, and
-    /// a commit that is on its way is finished by its committer.
+    /// Ends the tasks where they are. The next start repeats unfinished work (a merged file, a checkpoint), and a committer finishes
+    /// the commit that it has begun.
     pub(crate) async fn stop(self) {
         for task in self.tasks {
             task.abort();
@@ -62,11 +62,11 @@ impl Upkeep {
     }
 }
 
-/// Looks for commits of others, for the sake of watchers: reads look for themselves.
+/// Looks for commits of others, so that watchers hear of them. A read looks by itself.
 async fn poll(shard: Arc<Shard>) {
     let mut polls = 0_u32;
     let mut turn = 0;
-    // A dataset that does not read is reported once, not ten times a second.
+    // A dataset that cannot be read is reported once, not ten times a second.
     let mut reported: HashMap<DatasetName, String> = HashMap::new();
     loop {
         tokio::time::sleep(shard.config.poll).await;
@@ -100,7 +100,7 @@ async fn poll(shard: Arc<Shard>) {
     }
 }
 
-/// Which of `count` datasets, by position, this poll looks at; the next goes on where it ends.
+/// The positions of the datasets, of `count`, that this poll looks at. The next poll goes on where it ends.
 fn turns(count: usize, next: &mut usize) -> impl Iterator<Item = usize> + use<> {
     let looks = count.min(LOOKS_PER_POLL);
     let first = if *next < count { *next } else { 0 };
@@ -109,7 +109,7 @@ fn turns(count: usize, next: &mut usize) -> impl Iterator<Item = usize> + use<> 
 }
 
 async fn maintain(shard: Arc<Shard>) {
-    let mut seen: HashMap<DatasetName, Seen> = HashMap::new();
+    let mut seen: HashMap<DatasetName, LastLook> = HashMap::new();
     let mut swept: Option<Instant> = None;
     loop {
         let sweep = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
@@ -135,14 +135,14 @@ async fn maintain(shard: Arc<Shard>) {
             {
                 tracing::warn!(dataset = name, %to, %error, "a rename was not finished");
             }
-            // Each step is retried at the next round; none of them is needed for correctness.
+            // A step that fails is tried again in the next round. Correctness needs none of them.
             if let Err(error) = compact(&shard, &table, &snapshot).await {
                 tracing::warn!(dataset = name, %error, "compaction failed");
             }
             if let Err(error) = checkpoint(&shard, &table, &snapshot, &mut seen).await {
                 tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
-            // what a dropped dataset had stays readable by the log, until another one takes its table
+            // The files of a dropped dataset stay until another dataset takes its table: old versions can be read.
             if sweep
                 && !snapshot.life.dropped
                 && let Err(error) = remove_unneeded(&shard, &table).await
@@ -154,18 +154,18 @@ async fn maintain(shard: Arc<Shard>) {
     }
 }
 
-/// What is known of a table's checkpoints.
+/// A table at its last look, for the decision whether it needs a checkpoint.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct LastLook {
     /// Version of the newest one.
     checkpoint: u64,
     /// Version of the table at the last look; `None`: this is the first.
     version: Option<u64>,
 }
 
-impl Seen {
-    /// Whether the table needs a checkpoint at `version`: much was committed, or some, and nothing since the last look. At
-    /// the first look, what there is was committed before this process began.
+impl LastLook {
+    /// Whether the table needs a checkpoint at `version`: after many commits, or after some if there was none since the last look.
+    /// The first look counts as such, because all commits before it are from before this process began.
     fn due(self, version: u64, commits: u64) -> bool {
         let since = version.saturating_sub(self.checkpoint);
         let rests = self.version.is_none_or(|before| before == version);
@@ -173,32 +173,32 @@ impl Seen {
     }
 }
 
-/// Writes a checkpoint when it is due, and then removes entries that nobody needs any more.
+/// Writes a checkpoint if one is due, and then removes entries that nobody needs any more.
 async fn checkpoint(
     shard: &Shard,
     table: &Table,
     snapshot: &Snapshot,
-    tables: &mut HashMap<DatasetName, Seen>,
+    tables: &mut HashMap<DatasetName, LastLook>,
 ) -> Result<()> {
     let log = &table.log;
     let name = &table.name;
     let seen = match tables.get(name) {
         Some(seen) => *seen,
-        None => Seen { checkpoint: log.last_checkpoint().await?, version: None },
+        None => LastLook { checkpoint: log.last_checkpoint().await?, version: None },
     };
     let upkeep = &shard.config.upkeep;
     let version = snapshot.version;
     if !seen.due(version, upkeep.checkpoint_commits) {
-        tables.insert(name.clone(), Seen { version: Some(version), ..seen });
+        tables.insert(name.clone(), LastLook { version: Some(version), ..seen });
         return Ok(());
     }
     log.checkpoint(version).await?;
-    tables.insert(name.clone(), Seen { checkpoint: version, version: Some(version) });
+    tables.insert(name.clone(), LastLook { checkpoint: version, version: Some(version) });
     let oldest = table.context.clock.now_ms() - upkeep.log_retention.as_millis() as i64;
     log.forget_entries(snapshot.version, oldest).await.map(|_| ())
 }
 
-/// Merges small files into one. `false`: there was no need, or somebody else changed them meanwhile.
+/// Merges small files into one. `false`: there was no need, or another writer replaced one of them meanwhile.
 pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapshot) -> Result<bool> {
     let upkeep = &shard.config.upkeep;
     let mut small: Vec<&Arc<DataFile>> =
@@ -206,7 +206,7 @@ pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapsh
     if small.len() < upkeep.compact_files.max(2) {
         return Ok(false);
     }
-    // The oldest event times first: they are the ones that will not change any more.
+    // The oldest event times first: they change least.
     small.sort_by_key(|f| f.index.first_ts);
     let mut bytes = 0;
     small.retain(|f| {
@@ -227,12 +227,12 @@ pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapsh
     Ok(done)
 }
 
-/// Removes data files that the table does not have, and has not had for the retention: replaced ones, and those of writes
-/// that never committed.
+/// Removes data files that the table has not had for the retention: replaced files, and files of writes that never committed.
+/// Returns how many.
 pub(crate) async fn remove_unneeded(shard: &Shard, table: &Table) -> Result<usize> {
     sweep_staged(&table.log.folder.url, STAGED_AGE).await;
     let retention = shard.config.upkeep.retention;
-    // Replaced files are kept by the time they were replaced at, which the log says; orphans by their own age.
+    // The age of a replaced file counts from its replacement, which the log has. That of an uncommitted file is its own.
     let oldest = table.context.clock.now_ms() - retention.as_millis() as i64;
     let kept: BTreeSet<String> = table.log.recently_removed(oldest).await?;
     let Some(snapshot) = table.refresh().await? else { return Ok(0) };

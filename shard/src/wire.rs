@@ -23,12 +23,12 @@ pub(crate) fn encode(batch: &RecordBatch) -> Result<(Bytes, Bytes)> {
     Ok((data.ipc_message.into(), data.arrow_data.into()))
 }
 
-/// Which rows are retractions, as it is told beside them: a bit for each, or nothing if none is.
+/// One bit for each row: whether it is a retraction. Empty if none is.
 pub(crate) fn bits(retracted: &BooleanArray) -> Bytes {
     if retracted.true_count() == 0 {
         return Bytes::new();
     }
-    // from the first bit on, whatever these are a slice of
+    // The column may be a slice that does not begin at a byte: collect its bits anew.
     let bits = BooleanBuffer::collect_bool(retracted.len(), |row| retracted.value(row));
     Bytes::copy_from_slice(&bits.values()[..retracted.len().div_ceil(8)])
 }
@@ -93,7 +93,7 @@ impl Decoder {
         }
     }
 
-    /// The schema, once it has come.
+    /// The schema, once its message has come.
     pub(crate) fn schema(&self) -> Option<&SchemaRef> {
         self.schema.as_ref()
     }

@@ -1,4 +1,4 @@
-//! Bytes of publishes in memory, bounded over the whole shard. Pure.
+//! A bound on the bytes of all publishes in memory. Pure.
 
 use std::sync::{
     Arc,
@@ -7,14 +7,14 @@ use std::sync::{
 
 use trellis_proto::{Code, Error, Result};
 
-/// The bound and what is taken of it.
+/// The bound, and how many bytes are taken.
 #[derive(Debug)]
 pub(super) struct Pending {
     taken: AtomicUsize,
     most: usize,
 }
 
-/// One publish's part; given back when dropped.
+/// The bytes that one publish has taken. They are given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Guard {
     pending: Arc<Pending>,
@@ -35,7 +35,7 @@ impl Guard {
     /// Takes `bytes` more.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] if that is beyond the bound.
+    /// [`Code::Overloaded`] if that exceeds the bound.
     pub(super) fn add(&mut self, bytes: usize) -> Result<()> {
         let before = self.pending.taken.fetch_add(bytes, Ordering::Relaxed);
         self.taken += bytes;

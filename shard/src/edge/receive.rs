@@ -1,4 +1,4 @@
-//! Receiving a publish: its header, its rows within their limits, and the decision what they are checked against.
+//! Receives a publish: its header, then its rows within their limits. Chooses the spec that the rows are checked against.
 
 use std::{sync::Arc, time::Instant};
 
@@ -20,7 +20,7 @@ use crate::{
 /// Receives, checks and commits one publish.
 ///
 /// # Errors
-/// Every reason that the contract names; nothing has been committed then, unless the error says that it is not known.
+/// Every reason that the contract names. Nothing is committed then, unless the error says that the outcome is not known.
 pub(super) async fn publish(
     shard: &Arc<Shard>,
     pending: &Arc<Pending>,
@@ -68,7 +68,7 @@ async fn checked(
     };
     let given = header.spec.clone().map(DatasetSpec::try_from).transpose()?;
     let spec = match header.retract {
-        // what is not there has nothing to retract, whatever it would be
+        // A dataset that is not there has nothing to retract.
         true => shard.catalog.find(name.as_str()).await?.1.spec.clone(),
         false => spec_for(shard, name, &right, given).await?,
     };
@@ -101,7 +101,7 @@ async fn checked(
             return Err(too_large("bytes", bytes_max, &right));
         }
         pending.add(ipc.data_body.len())?;
-        // A malformed buffer may panic inside the decoder: on another thread that is an error, not an end.
+        // A malformed buffer may panic inside the decoder. On another thread the panic becomes an error.
         let (back, batch) = tokio::task::spawn_blocking(move || {
             let batch = decoder.read(&ipc);
             (decoder, batch)
@@ -120,7 +120,7 @@ async fn checked(
     let Some(arrived) = decoder.schema().cloned() else {
         return Err(Error::new(Code::BadRows, "the publish has no schema, and so no rows"));
     };
-    // not of the dataset's name: it may get another one
+    // Without the dataset's name, which may change.
     let scope = format!("{}\0{}\0{}", header.kind, header.session, header.partition);
     let effect = match within.clone() {
         Some(range) => Effect::Replaces(range),
@@ -159,7 +159,7 @@ async fn checked(
     shard.committers.of(&shard.catalog.entry(name)).publish(publish).await
 }
 
-/// The next message. A stream that ends before its end is said broke off: nothing of it may be kept.
+/// The next message. A stream that ends without its end message broke off, and is refused as a whole.
 async fn next(messages: &mut Streaming<pb::PublishMessage>) -> Result<pb::publish_message::Message> {
     let message = messages.message().await.map_err(|e| Error::from_status(&e))?;
     match message.map(|m| m.message) {
@@ -234,8 +234,8 @@ fn session(text: &str) -> Result<std::ops::Range<i64>> {
     }
 }
 
-/// What the rows are checked against: what the publish says they are, as strictly as the dataset is, or the dataset as it is.
-/// The committer brings them into the form of the dataset as it is then.
+/// The spec that the rows are checked against: the spec that the publish gives, with fields required where the dataset requires
+/// them; or else that of the dataset. The committer converts the rows to the dataset's spec at the time of the commit.
 async fn spec_for(
     shard: &Shard,
     name: &DatasetName,
@@ -277,7 +277,7 @@ async fn spec_for(
     }
 }
 
-/// What a commit says of a publish, for people who read the log.
+/// The note about a publish in the commit, for people who read the log.
 fn note(header: &pb::PublishHeader, rows: usize) -> serde_json::Value {
     let inputs: Vec<_> = header
         .inputs

@@ -1,4 +1,4 @@
-//! The gRPC edge: wire types in, calls, wire types out. No decisions.
+//! The calls of `trellis.v1.Shard`: wire types in, a call of the shard, wire types out.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -11,10 +11,10 @@ use trellis_proto::pb;
 use super::{pending::Pending, receive, watch::watch};
 use crate::shard::Shard;
 
-/// Messages of one fetch that wait for its client: with the wave behind them, what a slow client holds.
+/// Messages of one fetch that wait for its client. A slow client holds these and one wave.
 const FETCH_QUEUE: usize = 4;
 
-/// `trellis.v1.Shard`.
+/// The gRPC service.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     shard: Arc<Shard>,
@@ -57,7 +57,7 @@ impl pb::shard_server::Shard for Service {
         tokio::spawn(tracing::Instrument::instrument(
             async move {
                 tokio::select! {
-                    // The client left: what is not read yet never is.
+                    // The client left: nothing more is read for it.
                     () = out.closed() => {}
                     () = shard.fetch(request, &out) => {}
                 }

@@ -14,8 +14,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Events of one watcher between the log and the transport.
 const WATCH_QUEUE: usize = 16;
 
-/// Follows the watch log for one watcher, from where it left it. The stream ends when the watcher closes its side or does not
-/// keep up.
+/// Sends one watcher the changes after its position. The stream ends when the watcher closes its side or does not keep up.
 pub(super) async fn watch(
     shard: Arc<Shard>,
     mut requests: Streaming<pb::WatchRequest>,
@@ -26,7 +25,7 @@ pub(super) async fn watch(
         return Err(Error::new(Code::InvalidRequest, "a watch begins with its start").into());
     };
     let (out, events) = mpsc::channel(WATCH_QUEUE);
-    // Subscribed before the answer's headers go out: whoever has those misses nothing.
+    // Subscribe before the headers of the answer go out: a watcher that has them misses nothing.
     let mut subscription = shard.subscribe(&start);
     let acknowledge = subscription.acknowledger();
     tokio::spawn(async move {
@@ -61,7 +60,7 @@ pub(super) async fn watch(
                         acknowledge(applied);
                     }
                     Ok(Some(_)) => {}
-                    // It closed its side, or is gone.
+                    // The watcher closed its side, or is gone.
                     Ok(None) | Err(_) => break,
                 },
                 () = tokio::time::sleep(HEARTBEAT) => {

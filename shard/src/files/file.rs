@@ -1,8 +1,8 @@
 //! One Parquet file: how it is written, opened and read.
 //!
-//! Sizes are chosen for reads of one symbol: a page of 4,096 rows is what a read decodes at least (0.2 ms for six
-//! columns), a row group of 65,536 rows keeps the page index small and is what one column read fetches at most. Row
-//! positions come from the file's index, and are narrowed by time with the page index, so no row filter runs.
+//! Sizes are chosen for reads of one symbol. A read decodes at least a page, so a page has 4,096 rows (0.2 ms for six columns). A
+//! row group has 65,536 rows: that keeps the page index small, and bounds what one read of a column fetches. The positions of rows
+//! come from the file's index, and the page index narrows them by time. So there is no row filter.
 
 use std::{ops::Range, sync::Arc};
 
@@ -43,11 +43,11 @@ use crate::error::{corrupt, internal, lost_task, parquet_error, store_error};
 pub(crate) const ROW_GROUP_ROWS: usize = 65_536;
 /// Rows of a page.
 pub(crate) const PAGE_ROWS: usize = 4_096;
-/// Rows of a file; larger imports make several. 8 Mi rows of six columns are 200-400 MB in memory, 60-150 MB on disk.
+/// Most rows of a file; a larger import makes several. 8 Mi rows of six columns are 200-400 MB in memory, 60-150 MB on disk.
 pub(crate) const FILE_ROWS_MAX: usize = 8 << 20;
 /// Rows decoded at once when a whole file is read.
 const BATCH_ROWS: usize = 65_536;
-/// Fetched with the footer, which then needs no second read for files of up to some hundred row groups.
+/// Bytes that the read of the footer fetches: enough in one read for files of up to some hundred row groups.
 const FOOTER_BYTES: usize = 64 << 10;
 
 /// How the log names a data file: its path within the dataset's folder, and its size in bytes.
@@ -63,7 +63,7 @@ pub(crate) struct DataFile {
     pub(crate) file: FileRef,
     pub(crate) index: Arc<FileIndex>,
     path: Path,
-    /// What error messages call it.
+    /// Its name in error messages.
     pub(crate) name: String,
     store: Arc<dyn ObjectStore>,
     footer: OnceCell<Footer>,
@@ -92,9 +92,10 @@ pub(crate) struct WrittenFile {
     pub(crate) stats: Value,
 }
 
-/// Writes exact rows, sorted by (symbol, ts, known_at), as a new file of a table that has the column `retracted` or not. On
-/// the disk when it returns; invisible to readers until a commit names it. Not cancel safe in one respect: a file may stay
-/// behind, to be swept later.
+/// Writes exact rows, sorted by (symbol, ts, known_at), as a new file. `retractable`: the table has the column `retracted`. The file
+/// is on the disk when this returns, and readers do not see it until a commit names it.
+///
+/// Not cancel safe: a dropped call may leave a file behind, which the upkeep removes later.
 pub(crate) async fn write_file(
     folder: &Folder,
     spec: &Arc<DatasetSpec>,
@@ -163,7 +164,7 @@ fn encode(lake: &RecordBatch, index: &FileIndex) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Statistics for other readers' pruning. Ours uses the index.
+/// Statistics by which other tools skip files. This shard uses the index.
 fn stats(lake: &RecordBatch, index: &FileIndex) -> Value {
     let mut nulls = Map::new();
     for (field, column) in lake.schema().fields().iter().zip(lake.columns()) {
@@ -174,7 +175,7 @@ fn stats(lake: &RecordBatch, index: &FileIndex) -> Value {
     stats
 }
 
-/// What of them the index knows.
+/// The statistics that the index has.
 pub(crate) fn stats_of(index: &FileIndex) -> Value {
     let (mut min, mut max) = (Map::new(), Map::new());
     let mut bounds = |name: &str, least: Value, greatest: Value| {
@@ -303,7 +304,7 @@ impl DataFile {
         tokio::task::spawn_blocking(build).await.map_err(|e| lost_task("indexing a file", e))?
     }
 
-    /// Whether the file has the column `retracted`, and its statistics do not say that no row is a retraction.
+    /// Whether the file may have retractions: it has the column `retracted`, and its statistics do not exclude them.
     async fn may_retract(&self) -> Result<bool> {
         use parquet::file::statistics::Statistics;
         let metadata = &self.footer().await?.metadata;
@@ -322,8 +323,8 @@ impl DataFile {
         Ok(!metadata.metadata().row_groups().iter().all(|group| none(group.column(column).statistics())))
     }
 
-    /// The rows `[start, end)` within a run that may fall on `[from, to)`; exact to the page, wider if the file has no
-    /// page index or is not sorted.
+    /// Those of the rows `[start, end)` of a run that may have event times in `[from, to)`; exact to the page. Wider if the file has
+    /// no page index or is not sorted.
     pub(crate) async fn narrow(&self, start: u32, end: u32, from: i64, to: i64) -> Result<Range<u32>> {
         if !self.index.sorted {
             return Ok(start..end);
@@ -332,7 +333,7 @@ impl DataFile {
         let first = pages.partition_point(|page| page.end <= start);
         let after = pages.partition_point(|page| page.start < end);
         let hit = |page: &&Page| page.last_ts >= from && page.first_ts < to;
-        // A page may span symbols; its bounds then are wider than those of the run's part, never narrower.
+        // A page may have rows of several symbols. Its bounds are then wider than those of the run, never narrower.
         let mut hits = pages[first..after].iter().filter(hit);
         let Some(least) = hits.next() else {
             return Ok(if pages.is_empty() { start..end } else { start..start });
@@ -341,10 +342,10 @@ impl DataFile {
         Ok(least.start.max(start)..last.end.min(end))
     }
 
-    /// Reads `columns`, in this order, of the given ascending, disjoint row ranges; of every row without them. A field that the
-    /// file lacks is null in it, by Delta's rules: it was added to the table later.
+    /// Reads `columns`, in this order, of the given row ranges, which are ascending and disjoint; without ranges, of every row. By
+    /// Delta's rules a field that the file lacks is null: it was added to the table later.
     ///
-    /// I/O and decoding run on a blocking thread: decoding keeps a core busy for milliseconds.
+    /// I/O and decoding run on a blocking thread, because decoding keeps a core busy for milliseconds.
     pub(crate) async fn read(
         &self,
         columns: &[String],
@@ -381,7 +382,7 @@ impl DataFile {
                 }
                 None => builder.with_batch_size(BATCH_ROWS.min(total.max(1))),
             };
-            // Decoded columns stand in the file's order; the caller's order is restored.
+            // Decoded columns are in the file's order. Restore the caller's order.
             let mut in_file = positions.clone();
             in_file.sort_unstable();
             in_file.dedup();
@@ -443,7 +444,7 @@ impl DataFile {
     }
 }
 
-/// Rows with columns without values put in at their positions, which ascend.
+/// Puts in columns of nulls at their positions, which ascend.
 fn with_nulls(rows: &RecordBatch, lacking: &[(usize, Field)]) -> Result<RecordBatch, ArrowError> {
     if lacking.is_empty() {
         return Ok(rows.clone());
@@ -456,13 +457,13 @@ fn with_nulls(rows: &RecordBatch, lacking: &[(usize, Field)]) -> Result<RecordBa
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }
 
-/// A text column of a foreign file may be large or a view or a dictionary.
+/// A text column. Other tools write large texts, views and dictionaries as well.
 fn text_column(name: &str, column: &ArrayRef) -> Result<StringArray> {
     let text = arrow_cast::cast(column, &DataType::Utf8).map_err(|e| corrupt(name, e))?;
     Ok(text.as_string::<i32>().clone())
 }
 
-/// The column `retracted`; a row that does not say is no retraction.
+/// The column `retracted`; a row with a null is no retraction.
 pub(crate) fn retractions(name: &str, column: &ArrayRef) -> Result<BooleanArray> {
     let retracted = column
         .as_boolean_opt()

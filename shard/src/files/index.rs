@@ -1,9 +1,9 @@
-//! What one file holds: which rows belong to which symbol, and their bounds. Pure.
+//! The index of one file: which rows belong to which symbol, and their bounds. Pure.
 //!
-//! Files are sorted by (symbol, ts, known_at), so a symbol is one run of rows and a read decodes just those. The index
-//! is made from the rows when a file is written, and stored in the file's footer where it is small beside the data;
-//! files without it (small ones, other writers') are indexed by reading three columns. A file that another tool wrote in
-//! another order has several runs of a symbol and `sorted` unset: correct, only slower.
+//! Files are sorted by (symbol, ts, known_at), so the rows of a symbol are one run, and a read decodes just those. The index is made
+//! when a file is written. The footer of the file has it if it is small beside the data. Other files (small ones, and those of
+//! other tools) are indexed by reading three columns. A file that another tool wrote in another order has several runs of a
+//! symbol, and `sorted` is false: reads are correct and slower.
 
 use arrow_array::{Array, BooleanArray, Int64Array, StringArray};
 use serde::{Deserialize, Serialize};
@@ -32,12 +32,12 @@ pub(crate) struct FileIndex {
     pub(crate) runs: Vec<Run>,
     /// Whether rows are sorted by (symbol, ts, known_at).
     pub(crate) sorted: bool,
-    /// Days since 1970 that any row falls on, ascending.
+    /// Days since 1970 on which there are rows, ascending.
     pub(crate) days: Vec<i64>,
-    /// Those that any retraction falls on; none in most files.
+    /// Days on which there are retractions; none in most files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) retracted_days: Vec<i64>,
-    /// Of those the ones on which no row holds, as far as this file knows; only told of a sorted file.
+    /// Days with retractions on which no row of this file holds; empty if the file is not sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) gone_days: Vec<i64>,
     pub(crate) rows: u64,
@@ -55,7 +55,7 @@ impl FileIndex {
         !self.retracted_days.is_empty()
     }
 
-    /// Whether every row became known at one time: then it is [`Self::known_min`].
+    /// The knowledge time of all rows, if they have one in common.
     pub(crate) fn known_at(&self) -> Option<i64> {
         (self.known_min == self.known_max).then_some(self.known_min)
     }
@@ -101,7 +101,10 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Adds rows. A symbol that is not a valid one makes the file unreadable: the error says which.
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// An invalid symbol, which makes the file unreadable.
     pub(crate) fn push(
         &mut self,
         symbols: &StringArray,
@@ -145,7 +148,7 @@ impl Builder {
             }
             self.last = Some((ts, known_at));
         }
-        // A sorted file visits its days once per symbol.
+        // A sorted file has its days once for each symbol.
         for days in [&mut self.days, &mut self.retracted_days, &mut self.held_days] {
             if days.len() > 1 << 16 {
                 days.sort_unstable();
@@ -155,7 +158,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The last row is the last version of its key.
+    /// Notes that the last row is the last version of its key.
     fn settle(&mut self) {
         let Some((ts, _)) = self.last.filter(|_| !self.retracted) else { return };
         let day = ts.div_euclid(DAY_NS);

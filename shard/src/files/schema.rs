@@ -1,16 +1,18 @@
-//! How a dataset looks in the lake, and back.
+//! A dataset in the lake: its columns, and the table properties that hold its spec.
 //!
-//! Delta Lake has no nanoseconds that every reader reads, so each time is stored twice: in microseconds under its own
-//! name, for people and for pruning by other tools, and exactly, as int64 nanoseconds, under `<name>_ns`. Only the
-//! exact column is ever read here. What a dataset is (its fields, nullability, chunk) stands in the table's properties.
+//! Delta Lake has no nanoseconds that every tool reads, so each time is stored twice: in microseconds under its own name, for people
+//! and for other tools, and exactly, as int64 nanoseconds, under `<name>_ns`. The shard reads only the exact column. The table's
+//! properties have the spec: fields, nullability, chunk.
 //!
-//! A row that says that an earlier one no longer holds is a *retraction*: the same `symbol` and `ts`, a later `known_at`, no
-//! values, and `retracted` true. Tables that were made before there were retractions lack the column until their first one,
-//! and some of their files for ever: rows without it are no retractions.
+//! A *retraction* is a row that says that an earlier row no longer holds: the same `symbol` and `ts`, a later `known_at`, no values,
+//! and `retracted` true. A table that was made before there were retractions gets the column with its first one, and its older
+//! files never have it. Rows without the column are no retractions.
 //!
-//! Three shapes of rows occur: *wire* (`symbol`, `ts`, fields: what clients send and get), *exact* (`symbol`, `ts_ns`,
-//! `known_at_ns`, `retracted`, fields in wire types: what is sorted, merged and cut here) and *lake* (what Parquet files
-//! hold).
+//! Rows have one of three shapes:
+//!
+//! * *wire*: `symbol`, `ts`, fields. Clients send and get these.
+//! * *exact*: `symbol`, `ts_ns`, `known_at_ns`, `retracted`, fields in wire types. The shard sorts, merges and cuts these.
+//! * *lake*: the columns of the Parquet files.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -32,9 +34,9 @@ use crate::error::internal;
 
 /// Table property that holds the spec.
 pub(crate) const SPEC_PROPERTY: &str = "trellis.spec";
-/// Table property that holds the chunk, in nanoseconds, on its own for people.
+/// Table property that holds the chunk, in nanoseconds, for people.
 pub(crate) const CHUNK_PROPERTY: &str = "trellis.chunk_ns";
-/// Chunk of a table that was made by another tool and says nothing of it.
+/// Chunk of a table that another tool made.
 const FOREIGN_CHUNK_NS: i64 = 64 * DAY_NS;
 
 /// The exact columns that every file has besides the fields.
@@ -81,8 +83,8 @@ pub(crate) fn check_spec(spec: &DatasetSpec) -> Result<()> {
     Ok(())
 }
 
-/// Exact rows: `symbol` (utf8), `ts_ns`, `known_at_ns`, `retracted`, then every field in its wire type. What a field
-/// requires was checked when its rows came; here each may be null, because a retraction has no values.
+/// Exact rows: `symbol` (utf8), `ts_ns`, `known_at_ns`, `retracted`, then every field in its wire type. Each field may be null here,
+/// because a retraction has no values. Required values were checked when the rows came.
 pub(crate) fn exact_schema(spec: &DatasetSpec) -> SchemaRef {
     let mut columns = vec![
         Field::new(SYMBOL, DataType::Utf8, false),
@@ -108,7 +110,7 @@ pub(crate) fn lake_schema(spec: &DatasetSpec, retractable: bool) -> SchemaRef {
         columns.push(Field::new(RETRACTED, DataType::Boolean, true));
     }
     for field in &spec.fields {
-        // in a table without retractions the column says what the dataset requires
+        // Without retractions a column is nullable as its field is.
         let nullable = retractable || field.nullable;
         if field.data_type == FieldType::Timestamp {
             columns.push(Field::new(field.name.as_str(), micros(), nullable));
@@ -147,7 +149,7 @@ pub(crate) fn to_lake(spec: &DatasetSpec, exact: &RecordBatch, retractable: bool
         .map_err(|e| internal("building lake rows", e))
 }
 
-/// Floors, so that times before 1970 stay in order.
+/// Microseconds, rounded down, so that times before 1970 stay in order.
 fn micros(ns: &Int64Array) -> ArrayRef {
     let us: TimestampMicrosecondArray = ns.unary(|v| v.div_euclid(1_000));
     Arc::new(us.with_timezone("UTC"))
@@ -166,7 +168,7 @@ pub(crate) fn wire_field(field: &FieldSpec, column: &ArrayRef) -> Result<ArrayRe
     }
     match (field.data_type, column.data_type()) {
         (FieldType::Timestamp, DataType::Int64) => Ok(wire_time(column.as_primitive())),
-        // A file of another writer: the same values in another layout (large strings, dictionaries, microseconds).
+        // Another tool wrote the same values in another layout (large strings, dictionaries, microseconds).
         _ => arrow_cast::cast(column, &wire).map_err(|e| {
             Error::new(
                 Code::DataCorrupt,
@@ -206,18 +208,18 @@ pub(crate) fn delta_schema(spec: &DatasetSpec) -> String {
     json!({"type": "struct", "fields": fields}).to_string()
 }
 
-/// How far a table's definition has come.
+/// Which of its datasets a table holds, and which definition of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Life {
     /// Grows with every definition.
     pub(crate) revision: u64,
-    /// The version at which the dataset was made: runs before it are those of a dataset that was dropped.
+    /// The version at which the dataset was made. Runs before it belong to a dataset that was dropped.
     pub(crate) since: u64,
-    /// There is no dataset any more.
+    /// The dataset was dropped.
     pub(crate) dropped: bool,
 }
 
-/// The table properties that say what a dataset is.
+/// The table properties that hold the spec of a dataset.
 pub(crate) fn table_properties(spec: &DatasetSpec, life: &Life) -> Vec<(String, String)> {
     let fields: Vec<Value> = spec
         .fields

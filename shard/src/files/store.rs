@@ -24,7 +24,7 @@ use url::Url;
 
 use crate::error::store_error;
 
-/// Staged files of writes that never finished are called so.
+/// The suffix of a file while it is written.
 pub(crate) const STAGED_SUFFIX: &str = ".staged";
 
 /// The lake: one folder or prefix with one table in each child.
@@ -37,7 +37,7 @@ pub(crate) struct Lake {
     calls: TaskTracker,
 }
 
-/// One dataset's folder: its own view of the store, and what it takes to name its files in full.
+/// One dataset's folder in the store.
 #[derive(Debug, Clone)]
 pub(crate) struct Folder {
     /// Paths relative to the dataset's folder.
@@ -110,7 +110,7 @@ impl Lake {
         self.calls.wait().await;
     }
 
-    /// Copies a file of one dataset into the folder of another, where the store can without moving its bytes.
+    /// Copies a file of one dataset into the folder of another; without moving its bytes, if the store can.
     pub(crate) async fn copy(&self, from: &DatasetName, to: &DatasetName, file: &str) -> Result<()> {
         let path = |dataset: &DatasetName| {
             let folder = self.prefix.clone().join(dataset.as_str());
@@ -119,7 +119,7 @@ impl Lake {
         self.root.copy(&path(from), &path(to)).await
     }
 
-    /// The names of the lake's folders that are names of datasets. Whether a table is inside shows when it is opened.
+    /// The names of the lake's folders that are valid names of datasets. A folder need not have a table.
     pub(crate) async fn datasets(&self) -> trellis_proto::Result<Vec<DatasetName>> {
         let listed = self
             .root
@@ -135,7 +135,7 @@ impl Lake {
     }
 }
 
-/// The local file system with writes that are on the disk when they return.
+/// The local file system. A write is on the disk when it returns.
 #[derive(Debug, Default)]
 pub(crate) struct DurableLocal {
     inner: Arc<LocalFileSystem>,
@@ -183,7 +183,7 @@ fn durable_put(path: &std::path::Path, parts: &[Bytes], create: bool) -> Result<
         }
         file.sync_all()?;
         if create {
-            // A link fails if the name is taken, and appears with all of its content: put-if-absent.
+            // Put-if-absent: a link fails if the name is taken, and the file appears with all of its content.
             fs::hard_link(&staged, path)?;
             let _ = fs::remove_file(&staged);
         } else {
@@ -208,7 +208,7 @@ async fn durable_put_off_thread(path: PathBuf, parts: Vec<Bytes>, create: bool) 
     Ok(PutResult { e_tag: None, version: None })
 }
 
-/// A multipart write, collected: what is written here in parts are checkpoints, some megabytes at most.
+/// A multipart write, collected in memory. Only checkpoints are written in parts, some megabytes at most.
 #[derive(Debug)]
 struct DurableUpload {
     path: PathBuf,
@@ -268,7 +268,7 @@ impl ObjectStore for DurableLocal {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        // What a reader of the folder must not see as files of the table.
+        // A reader of the folder must not take staged files for files of the table.
         self.inner
             .list(prefix)
             .filter(|meta| {
@@ -323,6 +323,6 @@ pub(crate) async fn sweep_staged(url: &Url, age: std::time::Duration) {
             }
         }
     };
-    // Nothing depends on it: what is left is swept at the next start.
+    // Nothing depends on it: the next start removes what is left.
     let _ = tokio::task::spawn_blocking(sweep).await;
 }

@@ -1,4 +1,4 @@
-//! What to say where a column or a row is refused: the options that read it, as they can be typed. Pure.
+//! Hints for refused columns and rows: the options that read them, as they can be typed. Pure.
 
 use trellis_proto::{FieldName, FieldType};
 
@@ -15,7 +15,7 @@ use super::{
     table::REPEATED,
 };
 
-/// What the survey found of all files, and what the caller said.
+/// Makes hints from the survey of all files and the caller's options.
 pub(crate) struct Advice<'a> {
     pub(crate) spec: &'a ImportSpec,
     pub(crate) checked: &'a Checked,
@@ -25,13 +25,13 @@ pub(crate) struct Advice<'a> {
     pub(crate) known: &'a Dates,
 }
 
-/// Alternatives, each an option or several, with what it makes of an example.
+/// Alternatives: each has one option or several, and the value that an example then has.
 type Choices = Vec<(String, String)>;
 
 impl Advice<'_> {
-    /// Why a column is refused as a whole.
+    /// The error for a column that is refused as a whole.
     pub(crate) fn refusal(&self, name: &FieldName, seen: &Seen, trouble: Trouble) -> ImportError {
-        // a column that is kept as text leaves the others as they are
+        // A column that is kept as text does not change the others.
         let alike = |seen: &Seen| seen.verdict() == Verdict::Refused(trouble);
         let named: Vec<String> = (self.seen.iter())
             .filter(|(other, seen)| other == name || (alike(seen) && !self.checked.types.contains_key(other)))
@@ -86,7 +86,7 @@ impl Advice<'_> {
         ImportError::options(message, hint)
     }
 
-    /// Why a column whose numbers may be codes is refused. `have` is the type of a field that is there: it stays a number.
+    /// The error for a column whose numbers may be codes. `have` is the type of a field that exists: it stays a number.
     pub(crate) fn refusal_of_codes(
         &self,
         name: &FieldName,
@@ -132,7 +132,7 @@ impl Advice<'_> {
         )
     }
 
-    /// The options that read a column's numbers; of all columns together, as the marks are the same for all.
+    /// The options that read a column's numbers. All columns are considered together, because the marks are the same for all.
     fn notation(&self, seen: &Seen, text: &str) -> String {
         let numeric = || self.seen.iter().map(|(_, seen)| seen).filter(|seen| seen.is_numeric());
         let forms = numeric().fold(Forms::ALL, |all, seen| all.both(seen.forms));
@@ -198,7 +198,7 @@ impl Advice<'_> {
         let fixed = base.iter().map(|form| typed(form)).collect::<Vec<_>>().join(" ");
         let example = self.stamps.dates.example().or(dates.example()).map_or("", |e| e.text.as_str());
         if ambiguous.is_empty() {
-            // other cells decide how this one is read
+            // Other cells decide how this one is read.
             let decided = base.iter().find_map(|form| {
                 let either = other(form) != *form && reading(&other(form), example).is_some();
                 reading(form, example).filter(|_| either)
@@ -212,7 +212,7 @@ impl Advice<'_> {
         format!("say {}", told(&choices))
     }
 
-    /// What to do about bad rows. `fields` are those of the dataset, `new` says which of them this import makes.
+    /// The hint for bad rows. `fields` are those of the dataset; `new` says which of them this import makes.
     pub(crate) fn rows(
         &self,
         fields: &[Wanted],
@@ -350,12 +350,12 @@ impl Advice<'_> {
     }
 }
 
-/// What a form of `--ts-format` makes of a date.
+/// A date as a form of `--ts-format` reads it.
 fn reading(form: &str, text: &str) -> Option<String> {
     Form::parse(form).ok()?.read(text)?.ok().map(told_when)
 }
 
-/// `--decimal , --thousands . --notation currency`, without what is so anyway.
+/// `--decimal , --thousands . --notation currency`, without the defaults.
 fn marks_option(marks: Marks, signs: Signs) -> String {
     let mut options = Vec::new();
     if marks.decimal != '.' {
@@ -385,7 +385,7 @@ fn nulls(words: &[String]) -> String {
     words.iter().map(|word| null(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// A word that begins with a dash would be taken for an option.
+/// Quotes a word for the option; one that begins with a dash would be taken for an option.
 fn null(word: &str) -> String {
     if word.starts_with('-') { format!("--null={}", shell(word)) } else { format!("--null {}", shell(word)) }
 }

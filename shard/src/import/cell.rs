@@ -1,7 +1,7 @@
 //! From the text of a cell to a value of a field's type.
 //!
-//! A value is what the cell says, or the cell is refused: a number with more digits than its type holds is no value of that
-//! type, unless the caller named the type (`types`) and so asked for the nearest.
+//! The value is exactly the one in the cell, or the cell is refused. A number with more digits than its type holds is refused, unless
+//! the caller named the type (`types`): then the value is the nearest one.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -33,7 +33,7 @@ pub(crate) enum Cell<'a> {
     Time(i64),
 }
 
-/// A field, and what its cells may do.
+/// A field of the dataset, and how its cells are read.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) spec: FieldSpec,
@@ -41,7 +41,7 @@ pub(crate) struct Wanted {
     pub(crate) nearest: bool,
 }
 
-/// What cells are read by, beside their type.
+/// How cells are read, besides their type.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
     /// Of time fields.
@@ -51,7 +51,7 @@ pub(crate) struct Reading {
     pub(crate) notation: Notation,
 }
 
-/// What is told of a number with more digits than its type has.
+/// The reason for a number with more digits than its type holds.
 pub(crate) const NOT_HELD: &str = "does not hold it";
 pub(crate) const BEYOND_32: &str = "beyond the integers of 32 bits";
 
@@ -60,7 +60,7 @@ impl Reading {
         text.is_empty() || (!self.null.is_empty() && self.null.contains(text))
     }
 
-    /// Reads `text` as a value of `field`. Spaces around it are no part of it, except of text.
+    /// Reads `text` as a value of `field`. Spaces around it are ignored, except in text fields.
     pub(crate) fn cell<'a>(&self, text: &'a str, field: &Wanted) -> Result<Cell<'a>, Reason> {
         let FieldSpec { data_type, nullable, .. } = field.spec;
         let trimmed = text.trim_ascii();

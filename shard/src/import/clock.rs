@@ -2,7 +2,7 @@
 //!
 //! The forms are a closed list of ISO 8601, parsed here rather than by `arrow_cast::parse::string_to_datetime`, which
 //! cannot say whether a local time does not exist or happens twice, and takes a leap second for the second after it.
-//! `01/02/2016` is read only by a form that the caller gives: nobody but its author knows which month that is.
+//! `01/02/2016` is read only by a form that the caller gives, because only its author knows which part is the month.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -14,7 +14,7 @@ use chrono_tz::Tz;
 
 use super::{number, spec::TsUnit};
 
-/// Why a value is refused, without the value.
+/// The reason why a value is refused, without the value.
 pub(crate) type Reason = Cow<'static, str>;
 
 pub(crate) const OUTSIDE: &str = "the time is outside the years 1678 to 2261, which nanoseconds can hold";
@@ -26,12 +26,12 @@ const NANOS_OF_DAY: i64 = 86_400_000_000_000;
 /// The form name that stands for ISO 8601 among the forms that the caller gives.
 pub(crate) const ISO: &str = "iso";
 
-/// What is written, before a zone makes it an instant.
+/// A time as it is written, before a zone makes it an instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     /// A date without a time.
     Day(NaiveDate),
-    /// By the clock on the wall.
+    /// A local time.
     Local(NaiveDateTime),
     /// Nanoseconds, UTC.
     At(i64),
@@ -150,7 +150,7 @@ impl Clock {
         self.text(&value.to_string())
     }
 
-    /// What is written, in no zone yet.
+    /// The time as it is written, before a zone is applied.
     pub(crate) fn written(&self, text: &str) -> Result<When, Reason> {
         if self.unit.is_some() {
             return self.counted(text);
@@ -195,7 +195,7 @@ impl Clock {
     }
 }
 
-/// What an integer that is no time may have been meant as.
+/// The possible meanings of an integer that is no time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Count {
     /// A date, and perhaps a time, that this form reads.

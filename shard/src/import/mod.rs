@@ -1,12 +1,15 @@
-//! The parse step of `trellis import`: local CSV and Parquet files in; checked, sorted rows and a dataset's spec out. It
-//! knows no lake and no network: the caller publishes what comes out.
+//! The parse step of `trellis import`: local CSV and Parquet files in; checked, sorted rows and a dataset's spec out. This room
+//! knows no lake and no network: the caller publishes the rows.
 //!
-//! Files are read twice: once to look at every cell, once for the values. Reading once and guessing from the first rows is
-//! what makes a loader fail at row 400,000, or worse, not fail. A type is chosen only if it keeps what every cell says; a
-//! value that no type keeps, or that is written in a way that nobody said how to read, is refused with the option that reads it.
+//! Files are read twice: once to look at every cell, once for the values. A loader that reads once and guesses types from the first
+//! rows fails at row 400,000, or it reads wrong values without an error. Here a type is chosen only if it keeps the value of every
+//! cell. A value that no type keeps is refused. So is a value in a notation that the caller did not name; the error names the
+//! option that reads it.
 //!
-//! A bad row is never mended and never dropped in silence. Either nothing is imported and the first bad rows are shown
-//! with file, line, column and reason, or (with a quarantine) the good rows are kept and all bad ones written there.
+//! A bad row is never repaired, and never dropped in silence. Either nothing is imported, and the first bad rows are shown with
+//! file, line, column and reason; or, with a quarantine, the good rows are imported and all bad rows are written to a file.
+//!
+//! Callers outside of the crate use what this door exports.
 //!
 //! | file | subject |
 //! | --- | --- |

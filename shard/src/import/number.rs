@@ -1,8 +1,8 @@
 //! Numbers as people write them: marks between thousands, a decimal comma, signs of currency, percent, `1.2M`, `(12.5)`.
-//! Pure. Each is read only if the caller says so; what a cell would need is found out for the hint.
+//! Pure. A notation is read only if the caller names it. For hints this file finds the notations that a cell needs.
 //!
-//! A number is brought to one plain form (`-1234.5e3`) as text, never through a float, so that nothing is rounded on the
-//! way. Whether a float holds it is then asked of that text.
+//! A number is brought to one plain form (`-1234.5e3`) as text, never through a float, so that nothing is rounded. From that text
+//! follows whether a float holds the number.
 
 use std::borrow::Cow;
 
@@ -370,7 +370,7 @@ pub(crate) fn forms_of_plain(text: &str) -> Forms {
     }
 }
 
-/// What is told of an integer that no type holds.
+/// The reason for an integer that no type holds.
 pub(crate) const BEYOND: &str = "beyond the integers of 64 bits";
 
 /// The significant digits of a plain number, and the power of ten of the first. No digits: zero.

@@ -1,10 +1,10 @@
-//! What is wrong with a row, with a file, with the options; and how much of it is kept.
+//! Errors of rows, files and options, and how many of them are kept.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use trellis_proto::{Code, Error};
 
-/// Longest piece of a bad cell that a message repeats: enough to find it, not enough to flood a terminal.
+/// Most bytes of a bad cell that a message shows: enough to find the cell.
 const VALUE_BYTES_SHOWN: usize = 80;
 
 /// Most bad rows that a quarantine takes. Each is remembered until all files are read (about 150 bytes); an import with
@@ -20,7 +20,7 @@ pub struct Problem {
     pub line: u64,
     /// The column as the file calls it; absent where the row as a whole is wrong.
     pub column: Option<String>,
-    /// What stands there, shortened.
+    /// The cell's text, shortened.
     pub value: String,
     /// Why it is refused.
     pub reason: String,
@@ -40,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why an import was refused. Nothing has been imported then.
+/// The error of an import. Nothing has been imported then.
 #[derive(Debug)]
 pub enum ImportError {
     /// The options contradict each other, or do not fit the files or the dataset.
@@ -163,7 +163,7 @@ impl From<ImportError> for Error {
 /// Where a row stands: the index of its source, and its line.
 pub(crate) type Place = (u32, u64);
 
-/// A bad row before its file has a name.
+/// A bad row without the name of its file.
 #[derive(Debug, Clone)]
 pub(crate) struct Bad {
     pub(crate) column: Option<String>,

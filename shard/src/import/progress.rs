@@ -11,7 +11,7 @@ const PROGRESS_ROWS: u64 = 16_384;
 /// How far an import has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// What is being done.
+    /// The phase.
     pub phase: Phase,
     /// The file at work; empty while sorting.
     pub file: &'a str,
@@ -23,7 +23,7 @@ pub struct Progress<'a> {
     pub bytes_total: u64,
 }
 
-/// What an import does at a time.
+/// The phases of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Looking at the columns.
@@ -78,7 +78,7 @@ impl<'a> Ticker<'a> {
             phase: self.phase,
             file: &self.file,
             rows: self.rows,
-            // the directory of an archive is read once more than once
+            // The directory of an archive is read more than once.
             bytes: self.bytes.load(Ordering::Relaxed).min(self.bytes_total),
             bytes_total: self.bytes_total,
         });

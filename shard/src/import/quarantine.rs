@@ -1,7 +1,7 @@
 //! The bad rows as a CSV file: `file,line,column,reason,row`, the last as it stands in its file.
 //!
-//! The rows are read again for it, from the places that were remembered. Remembering the rows themselves would hold as
-//! much as the files in the worst case, and a double is only known once everything has been sorted.
+//! The rows are read again, by their places. To remember the rows themselves would take as much memory as the files in the worst
+//! case, because a double is known only when everything is sorted.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use super::{
 
 const HEADER: &str = "file,line,column,reason,row";
 
-/// Refuses to write over a file that is no quarantine of before.
+/// Refuses to overwrite a file that is no earlier quarantine.
 pub(crate) fn check(path: &Path, files: &[PathBuf]) -> Result<(), ImportError> {
     let Ok(mut there) = File::open(path) else { return Ok(()) };
     let mut start = Vec::new();
@@ -64,7 +64,7 @@ pub(crate) fn write(
         fs::rename(&beside, path).map_err(failed)
     })();
     if result.is_err() {
-        // what is left of it is of no use; the error that matters is the first one
+        // The rest of the file is of no use, and the first error is the one that matters.
         let _ = fs::remove_file(&beside);
     }
     result

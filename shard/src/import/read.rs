@@ -32,7 +32,7 @@ use super::{
 };
 use crate::scan::CHUNKS_MAX;
 
-/// A chunk with which all the times that there are fit into one read: 853,000 chunks of 6 hours.
+/// A chunk so long that one read can take all possible times: 853,000 chunks of 6 hours.
 const FAR_CHUNK_NS: i64 = DAY_NS / 4;
 
 /// The year 1970.
@@ -78,7 +78,7 @@ pub fn read(
         true => Vec::new(),
         false => plan::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?,
     };
-    // a file of nothing but a header is told as empty
+    // A file with a header alone is reported as empty.
     let empty = found.seen.first().filter(|(_, seen)| seen.verdict() == Verdict::Nothing);
     if fields.is_empty() && !spec.retract && empty.is_none_or(|(_, seen)| seen.missing > 0) {
         return Err(ImportError::options(
@@ -225,7 +225,7 @@ fn check_unit(spec: &ImportSpec, found: &Found) -> Result<(), ImportError> {
     }
 }
 
-/// What of the times was read in a way that its reader may not expect.
+/// Notes on times that are read in a way that the caller may not expect.
 fn notes_of_times(spec: &ImportSpec, found: &Found, existing: Option<&DatasetSpec>) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(tz) = spec.tz.as_ref().filter(|_| found.stamps.has_dates_alone()) {
@@ -413,7 +413,7 @@ fn target<'a>(
             "say --date 2014-05-01, or name the file like 20140501_quote.csv",
         ));
     }
-    // a knowledge time is a moment: not a time of the file's day, nor a date of a zone
+    // A knowledge time is an instant: neither a time of the file's day nor a date of a zone.
     let unit = spec.ts_unit.filter(|unit| !unit.of_day());
     let mut forms = checked.clock.forms.to_vec();
     if !forms.is_empty() && !spec.ts_format.iter().any(|form| form == ISO) {

@@ -8,7 +8,7 @@ use super::{
     table::{Key, Rows, Table},
 };
 
-/// What one file's records become.
+/// How the records of one file become rows.
 pub(crate) struct Target<'a> {
     pub(crate) number: u32,
     pub(crate) header: &'a Header,
@@ -23,7 +23,7 @@ pub(crate) struct Target<'a> {
     pub(crate) reading: &'a Reading,
 }
 
-/// What a column is.
+/// The role of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Skip,
@@ -50,7 +50,7 @@ pub(crate) trait Record<'a> {
     fn shown(&self, column: usize) -> String;
 }
 
-/// The first thing that is wrong, from the left, makes the record bad as a whole.
+/// The rows of a record. The first fault, from the left, makes the record bad as a whole.
 pub(crate) fn rows<'a>(
     record: &impl Record<'a>,
     target: &Target<'_>,

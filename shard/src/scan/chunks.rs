@@ -1,20 +1,19 @@
-//! Reading chunks: from ranges to chunk runs.
+//! Answers a call: from its ranges to messages of chunk runs.
 //!
-//! All ranges of a call are planned together, so that a row group that holds forty of the symbols asked for is read once,
-//! not forty times. A call may ask for more than fits in memory, so it is cut into *waves* of bounded size: by symbol, in
-//! the order of the files, and a series that is too long for one wave also by time. Within a wave every file is read once,
-//! in parallel, with just the rows and columns that are wanted; then the wave's runs are cut, framed and sent while the
-//! next wave is not yet read. A client that reads slowly therefore holds one wave and a short queue, no more.
+//! All ranges of a call are planned together, so that a row group with forty of the symbols is read once and not forty times. A
+//! call may ask for more than memory has room for. So it is cut into *waves* of bounded size: by symbol, in the order of the files,
+//! and by time if a series is too long for one wave. Within a wave every file is read once, in parallel, with the rows and columns
+//! that the wave needs. The rows are then cut into runs, framed and sent before the next wave is read. So a slow client holds one
+//! wave and a short queue.
 //!
-//! All runs of a wave are ready at the same moment. Those with the same fields go together as one record batch, up to
-//! a bound: five hundred short series are a few messages, encoded and decoded as that many batches, and a lone
-//! series goes at once. No timer decides, and nothing waits for the next wave.
+//! All runs of a wave are ready at the same moment. Runs with the same fields go together as one record batch, up to a bound: five
+//! hundred short series are a few messages. A lone series goes at once. There is no timer, and no run waits for the next wave.
 //!
-//! Which rows are retractions is read only of files that have any. On the way such rows have one column more, the last; it
-//! leaves the record batch as bits beside it.
+//! The column `retracted` is read only from files that have retractions. It is the last column of their rows; the answer has it as
+//! bits beside the record batch.
 //!
-//! Rejected: one stream per file that merges on the fly. It bounds memory better, but a range's rows come from all files,
-//! so every range would wait for the slowest stream, and decoding would be tied to the client's pace.
+//! Rejected: one stream per file, merged on the fly. It bounds memory better. But a range has rows in all files, so every range
+//! would wait for the slowest stream, and files would be decoded at the client's pace.
 
 use std::sync::Arc;
 
@@ -23,28 +22,29 @@ use trellis_proto::{Result, pb};
 
 use super::{
     cut::cut_wave,
-    plan::{Ask, plan},
+    plan::{RangeRequest, plan},
     read::read_wave,
 };
 use crate::{error::lost_task, table::Snapshot};
 
-/// Reads every ask from one snapshot and sends the replies. Returns early when nobody receives them any more.
+/// Answers every range from one snapshot, and returns how many rows it sent. Stops when nobody receives the answers any more.
 ///
-/// Cancel safe: what is dropped is not read.
+/// Cancel safe: the waves that remain are not read.
 pub(crate) async fn read_chunks(
     snapshot: Arc<Snapshot>,
-    asks: Vec<Ask>,
+    requests: Vec<RangeRequest>,
     order: pb::FetchOrder,
     seq: u64,
     out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
 ) -> u64 {
     let mut rows = 0;
-    let asks: Arc<[Ask]> = asks.into();
-    for wave in plan(&snapshot, &asks, order) {
-        let decoded = read_wave(&snapshot, &asks, &wave).await;
+    let requests: Arc<[RangeRequest]> = requests.into();
+    for wave in plan(&snapshot, &requests, order) {
+        let decoded = read_wave(&snapshot, &requests, &wave).await;
         let replies = {
-            let (snapshot, asks) = (snapshot.clone(), asks.clone());
-            tokio::task::spawn_blocking(move || cut_wave(&snapshot, &asks, &wave, decoded, order, seq)).await
+            let (snapshot, requests) = (snapshot.clone(), requests.clone());
+            tokio::task::spawn_blocking(move || cut_wave(&snapshot, &requests, &wave, decoded, order, seq))
+                .await
         };
         let replies = match replies {
             Ok(replies) => replies,

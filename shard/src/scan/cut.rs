@@ -1,4 +1,4 @@
-//! From what a wave read to the messages that answer it: chunks are cut into runs, and runs go together as record batches.
+//! Makes messages from the rows of a wave: rows are cut at chunk boundaries into runs, and runs go together as record batches.
 
 use std::ops::Range;
 
@@ -12,27 +12,27 @@ use trellis_proto::{
 };
 
 use super::{
-    plan::{Ask, Piece},
+    plan::{Piece, RangeRequest},
     read::{Decoded, FileRows, with_column},
 };
 use crate::{error::internal, files::sort_by_key, table::Snapshot, wire};
 
-/// Rows of a message, at most, unless a single chunk has more: messages of 256 KiB to 1 MiB move best.
+/// Most bytes of rows in a message, unless a single chunk has more: messages of 256 KiB to 1 MiB are the fastest.
 const BATCH_BYTES: usize = 768 << 10;
 
-/// Failures of a message, at most: of some hundred bytes each.
+/// Most failures in a message; each has some hundred bytes.
 const FAILURES_MAX: usize = 1_024;
 
-/// A single chunk may be no larger: a message must fit into what every client accepts (64 MiB).
+/// Most bytes of a single chunk: every client accepts messages of 64 MiB.
 const CHUNK_BYTES_MAX: usize = 56 << 20;
 
 /// Columns of a chunk schema before the fields.
 const CHUNK_KEYS: usize = 2;
 
-/// Joins each piece's parts, cuts them into runs, and frames those together. In the order to be sent; with rows of each.
+/// Joins the rows of each piece, cuts them into runs and frames these. Returns the messages in order, each with its number of rows.
 pub(super) fn cut_wave(
     snapshot: &Snapshot,
-    asks: &[Ask],
+    requests: &[RangeRequest],
     wave: &[Piece],
     decoded: Decoded,
     order: pb::FetchOrder,
@@ -41,10 +41,10 @@ pub(super) fn cut_wave(
     let mut runs: Vec<CutRun> = Vec::new();
     let mut failures: Vec<ChunkFailure> = Vec::new();
     for (piece, parts) in wave.iter().zip(decoded) {
-        match parts.and_then(|parts| join(&snapshot.spec, &asks[piece.ask].fields, parts)) {
+        match parts.and_then(|parts| join(&snapshot.spec, &requests[piece.request].fields, parts)) {
             Ok(rows) => runs.extend(cut(&rows, snapshot.spec.chunk, piece)),
             Err(error) => {
-                failures.push(failure(snapshot, &asks[piece.ask], piece.first..piece.end, &error));
+                failures.push(failure(snapshot, &requests[piece.request], piece.first..piece.end, &error));
             }
         }
     }
@@ -53,33 +53,34 @@ pub(super) fn cut_wave(
         pb::FetchOrder::OldestFirst => runs.sort_by_key(|run| run.chunks().end),
     }
     let mut replies = Vec::new();
-    for runs in together(runs, |ask| &asks[ask].fields) {
-        match frame(snapshot, asks, &runs, seq) {
+    for runs in together(runs, |request| &requests[request].fields) {
+        match frame(snapshot, requests, &runs, seq) {
             Ok(batch) => {
                 let rows = batch.rows();
                 replies.push((Answer::Batch(batch).into(), rows));
             }
-            Err(error) => failures
-                .extend(runs.iter().map(|run| failure(snapshot, &asks[run.ask], run.chunks(), &error))),
+            Err(error) => failures.extend(
+                runs.iter().map(|run| failure(snapshot, &requests[run.request], run.chunks(), &error)),
+            ),
         }
     }
-    // first: whoever waits for these chunks alone need not wait for the others
+    // Failures go first: a reader that waits for these chunks alone does not wait for the others.
     failed(failures).map(|reply| (reply, 0)).chain(replies).collect()
 }
 
-fn failure(snapshot: &Snapshot, ask: &Ask, chunks: Range<i64>, error: &Error) -> ChunkFailure {
+fn failure(snapshot: &Snapshot, request: &RangeRequest, chunks: Range<i64>, error: &Error) -> ChunkFailure {
     let chunk = snapshot.spec.chunk;
     let range = TimeRange { start: Some(chunk.start(chunks.start)), end: Some(chunk.end(chunks.end - 1)) };
-    let error = error.clone().dataset(&snapshot.spec.dataset).symbol(&ask.symbol).range(range);
-    ChunkFailure { range: ask.range as usize, chunks, error }
+    let error = error.clone().dataset(&snapshot.spec.dataset).symbol(&request.symbol).range(range);
+    ChunkFailure { range: request.position as usize, chunks, error }
 }
 
-/// Why a range is not read at all.
+/// The failure of a range that is not read.
 pub(crate) fn refused(position: u32, range: &pb::ChunkRange, error: Error) -> ChunkFailure {
     ChunkFailure { range: position as usize, chunks: range.first..range.end, error }
 }
 
-/// The replies that say why chunks could not be read.
+/// The messages for failures.
 pub(crate) fn failed(failures: Vec<ChunkFailure>) -> impl Iterator<Item = pb::FetchReply> {
     let mut failures = failures.into_iter();
     std::iter::from_fn(move || {
@@ -98,7 +99,7 @@ fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<FileRows>) -> Resul
         (value(0), value(1))
     };
     parts.sort_by_key(|part| key(&part.rows, 0));
-    // Sessions follow each other, so files rarely overlap in time; then joining them is sorting them.
+    // Files rarely overlap in time, because sessions follow each other. Joined in order they are sorted.
     let ordered = parts.iter().all(|part| part.sorted)
         && parts
             .windows(2)
@@ -107,7 +108,7 @@ fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<FileRows>) -> Resul
     if ordered { Ok(joined) } else { sort_by_key(&joined, &[0, 1]) }
 }
 
-/// Rows with so many columns without `retracted`, with it: what comes from a file without retractions is none.
+/// Adds the column `retracted` to rows that have just the first `columns` columns: none of them is a retraction.
 fn with_retracted(rows: &RecordBatch, columns: usize) -> Result<RecordBatch> {
     if rows.num_columns() > columns {
         return Ok(rows.clone());
@@ -117,7 +118,7 @@ fn with_retracted(rows: &RecordBatch, columns: usize) -> Result<RecordBatch> {
     RecordBatch::try_new(with_column(&rows.schema()), all).map_err(|e| internal("telling retractions", e))
 }
 
-/// Joins rows with so many columns without `retracted`; with it, if any of them has it.
+/// Joins rows. They have `columns` columns, and `retracted` beyond those if any of them has it.
 fn concat<'a>(parts: impl Iterator<Item = &'a RecordBatch> + Clone, columns: usize) -> Result<RecordBatch> {
     let joined = |schema: &SchemaRef, parts: &mut dyn Iterator<Item = &RecordBatch>| {
         arrow_select::concat::concat_batches(schema, parts).map_err(|e| internal("joining chunks", e))
@@ -132,14 +133,14 @@ fn concat<'a>(parts: impl Iterator<Item = &'a RecordBatch> + Clone, columns: usi
     joined(&parts[0].schema(), &mut parts.iter())
 }
 
-/// Adjacent chunks of one ask.
+/// Adjacent chunks of one range.
 struct CutRun {
-    /// Position among the asks.
-    ask: usize,
+    /// Position among the requests.
+    request: usize,
     first: i64,
     chunk_rows: Vec<u32>,
     rows: RecordBatch,
-    /// What they take of a message: themselves, and the counts (chunks without rows are many, sometimes).
+    /// Bytes in a message: of the rows, and of the row counts (there may be many chunks without rows).
     bytes: usize,
 }
 
@@ -155,10 +156,10 @@ fn cut(rows: &RecordBatch, chunk: ChunkSpan, piece: &Piece) -> Vec<CutRun> {
     let mut counts = vec![0_u32; (piece.end - piece.first) as usize];
     let mut row = 0;
     while let Some(&at) = ts.get(row) {
-        // one division and some comparisons for each chunk, not a division for each row
+        // One division and some comparisons for each chunk, not a division for each row.
         let k = chunk.chunk_of(at);
         let end = chunk.end(k);
-        // the last nanosecond there is ends no chunk, but lies in one
+        // The greatest time is in the last chunk, and not after it.
         let after = ts[row..].partition_point(|t| *t < end || *t == at);
         counts[(k - piece.first) as usize] += after as u32;
         row += after;
@@ -173,7 +174,7 @@ fn cut(rows: &RecordBatch, chunk: ChunkSpan, piece: &Piece) -> Vec<CutRun> {
         if i + 1 == counts.len() || (full && row > from) {
             let chunk_rows = counts[start..=i].to_vec();
             runs.push(CutRun {
-                ask: piece.ask,
+                request: piece.request,
                 first: piece.first + start as i64,
                 bytes: (row - from) * width + size_of_val(chunk_rows.as_slice()),
                 chunk_rows,
@@ -185,13 +186,13 @@ fn cut(rows: &RecordBatch, chunk: ChunkSpan, piece: &Piece) -> Vec<CutRun> {
     runs
 }
 
-/// Bytes of the rows themselves, not of the buffers that they are slices of.
+/// Bytes of the rows, not of the buffers that they are slices of.
 fn slice_bytes(rows: &RecordBatch) -> usize {
     rows.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum()
 }
 
-/// Divides runs into batches: of one set of fields, of at most [`BATCH_BYTES`] (or one run, if that has more). Each has
-/// its runs in the order given; a batch is sent when the next run of its fields does not fit.
+/// Divides runs into batches. A batch has runs of one set of fields, in the order given, and at most [`BATCH_BYTES`] (or one run
+/// that has more).
 fn together<'a>(runs: Vec<CutRun>, fields: impl Fn(usize) -> &'a [usize]) -> Vec<Vec<CutRun>> {
     struct Open<'a> {
         fields: &'a [usize],
@@ -199,10 +200,10 @@ fn together<'a>(runs: Vec<CutRun>, fields: impl Fn(usize) -> &'a [usize]) -> Vec
         runs: Vec<CutRun>,
     }
     let mut full = Vec::new();
-    // few: a head asks for one set of fields, or two where it has some of them already
+    // There are few: a head requests for one set of fields, or for two if it has some of them already.
     let mut open: Vec<Open<'a>> = Vec::new();
     for run in runs {
-        let fields = fields(run.ask);
+        let fields = fields(run.request);
         let at = open.iter().position(|open| open.fields == fields).unwrap_or_else(|| {
             open.push(Open { fields, bytes: 0, runs: Vec::new() });
             open.len() - 1
@@ -220,15 +221,15 @@ fn together<'a>(runs: Vec<CutRun>, fields: impl Fn(usize) -> &'a [usize]) -> Vec
 }
 
 /// Runs of the same fields as one record batch.
-fn frame(snapshot: &Snapshot, asks: &[Ask], runs: &[CutRun], seq: u64) -> Result<ChunkBatch> {
+fn frame(snapshot: &Snapshot, requests: &[RangeRequest], runs: &[CutRun], seq: u64) -> Result<ChunkBatch> {
     let Some(first) = runs.first() else { return Err(internal("framing rows", "there are no runs")) };
-    // one that large is alone
+    // A run that large is alone in its batch.
     if first.bytes > CHUNK_BYTES_MAX {
-        let (dataset, symbol) = (&snapshot.spec.dataset, &asks[first.ask].symbol);
+        let (dataset, symbol) = (&snapshot.spec.dataset, &requests[first.request].symbol);
         let what = format!("a chunk of {dataset} {symbol} is {} bytes", first.bytes);
         return Err(Error::new(Code::TooLarge, what).hint("import the dataset with a smaller chunk"));
     }
-    let columns = CHUNK_KEYS + asks[first.ask].fields.len();
+    let columns = CHUNK_KEYS + requests[first.request].fields.len();
     let mut rows = concat(runs.iter().map(|run| &run.rows), columns)?;
     let retracted = if rows.num_columns() > columns {
         wire::bits(rows.remove_column(columns).as_boolean())
@@ -237,7 +238,7 @@ fn frame(snapshot: &Snapshot, asks: &[Ask], runs: &[CutRun], seq: u64) -> Result
     };
     let (header, body) = wire::encode(&rows)?;
     let runs = runs.iter().map(|run| ChunkRun {
-        range: asks[run.ask].range as usize,
+        range: requests[run.request].position as usize,
         first: run.first,
         chunk_rows: run.chunk_rows.clone(),
     });
@@ -273,7 +274,7 @@ mod tests {
     fn every_chunk_is_in_exactly_one_run() {
         let span = ChunkSpan::new(1_000_000_000).unwrap();
         let ts: Vec<i64> = (0..400_000).map(|i| -100_000_000_000 + i * 700_000).collect();
-        let runs = cut(&rows(&ts), span, &Piece { ask: 0, first: -110, end: 300 });
+        let runs = cut(&rows(&ts), span, &Piece { request: 0, first: -110, end: 300 });
         assert!(runs.len() > 3);
         assert_eq!(runs.iter().map(|r| r.chunk_rows.len()).sum::<usize>(), 410);
         assert_eq!(runs.iter().map(|r| r.rows.num_rows()).sum::<usize>(), ts.len());
@@ -291,20 +292,20 @@ mod tests {
             assert_eq!(row, run.rows.num_rows());
             assert!(row * 16 <= BATCH_BYTES);
         }
-        let none = cut(&rows(&[]), span, &Piece { ask: 0, first: 5, end: 8 });
+        let none = cut(&rows(&[]), span, &Piece { request: 0, first: 5, end: 8 });
         assert_eq!((none.len(), none[0].chunk_rows.clone()), (1, vec![0, 0, 0]));
         // the last chunk there is ends with time itself
         let last = span.chunk_of(i64::MAX);
         let ends = [i64::MAX - 1, i64::MAX - 1, i64::MAX, i64::MAX];
-        let all = cut(&rows(&ends), span, &Piece { ask: 0, first: last, end: last + 1 });
+        let all = cut(&rows(&ends), span, &Piece { request: 0, first: last, end: last + 1 });
         assert_eq!((all.len(), all[0].chunk_rows.clone()), (1, vec![4]));
     }
 
     #[test]
     fn runs_go_together_by_fields_in_order_and_within_the_bound() {
         let fields: [&[usize]; 3] = [&[0], &[0, 1], &[0]];
-        let run = |ask: usize, first: i64, bytes: usize| CutRun {
-            ask,
+        let run = |request: usize, first: i64, bytes: usize| CutRun {
+            request,
             first,
             chunk_rows: vec![1],
             rows: rows(&[first]),
@@ -312,8 +313,8 @@ mod tests {
         };
         let half = BATCH_BYTES / 2;
         let sent = |runs: Vec<CutRun>| -> Vec<Vec<(usize, i64)>> {
-            let batches = together(runs, |ask| fields[ask]);
-            batches.iter().map(|batch| batch.iter().map(|run| (run.ask, run.first)).collect()).collect()
+            let batches = together(runs, |request| fields[request]);
+            batches.iter().map(|batch| batch.iter().map(|run| (run.request, run.first)).collect()).collect()
         };
         assert_eq!(sent(vec![]), Vec::<Vec<(usize, i64)>>::new());
         assert_eq!(sent(vec![run(0, 9, 1)]), [[(0, 9)]]);

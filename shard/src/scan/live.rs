@@ -1,8 +1,8 @@
-//! Which rows of a dataset hold: of each (symbol, ts) the newest version, unless that is a retraction. And so which of them a
-//! publish that stands for a whole session takes back.
+//! The rows of a dataset that hold now: of each (symbol, ts) the newest version, unless that is a retraction. A publish of a whole
+//! session retracts those of them that it lacks.
 //!
-//! Only a publish that may replace something asks. Whether one may is told by the files' indexes alone, so a new session
-//! costs nothing; and what is read then are the key columns of the rows that fall into the session, no values.
+//! Rows are read only for a publish that may replace some. The files' indexes tell whether it may, so a new session reads nothing.
+//! For the others, the key columns of the session's rows are read, and no values.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,27 +20,27 @@ use crate::{
     table::Snapshot,
 };
 
-/// Files read at once: each is some reads of a store.
+/// Files read at once; each takes some reads of the store.
 const FILES_PARALLEL: usize = 4;
 
 /// Symbol and event time.
 pub(crate) type Key = (Symbol, i64);
 
-/// Whose rows a publish takes back.
+/// Which rows a publish may retract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whose<'a> {
-    /// Whoever's: the publish stands for the session whole.
-    Everybodys,
-    /// Those that became known at one of these times, which are those of its own earlier publishes.
-    Of(&'a BTreeSet<i64>),
+pub(crate) enum Retractable<'a> {
+    /// All rows: the publish has the whole session.
+    All,
+    /// Rows of these knowledge times, those of its partition's earlier publishes.
+    KnownAt(&'a BTreeSet<i64>),
 }
 
-/// The newest version of each key: when it became known, and whether it is a retraction.
+/// The newest version of each key: its knowledge time, and whether it is a retraction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Newest(BTreeMap<Key, (i64, bool)>);
 
 impl Newest {
-    /// Learns of a version.
+    /// Adds a version.
     pub(crate) fn learn(&mut self, key: Key, known_at: i64, retracted: bool) {
         let newest = self.0.entry(key).or_insert((known_at, retracted));
         if known_at >= newest.0 {
@@ -53,17 +53,17 @@ impl Newest {
         self.0.get(key).is_some_and(|(_, retracted)| !retracted)
     }
 
-    /// The days on which any row holds, midnights.
+    /// The midnights of the days on which any row holds.
     pub(crate) fn days(&self) -> BTreeSet<i64> {
         let holds = self.0.iter().filter(|(_, (_, retracted))| !retracted);
         holds.map(|((_, ts), _)| ts.div_euclid(DAY_NS) * DAY_NS).collect()
     }
 
-    /// The rows that hold and that a publish of `rows` does not have any more, sorted.
-    pub(crate) fn lacking(&self, rows: &BTreeSet<Key>, whose: Whose<'_>) -> Vec<Key> {
-        let own = |known_at: &i64| match whose {
-            Whose::Everybodys => true,
-            Whose::Of(times) => times.contains(known_at),
+    /// The rows that hold and that a publish of `rows` lacks, sorted.
+    pub(crate) fn lacking(&self, rows: &BTreeSet<Key>, retractable: Retractable<'_>) -> Vec<Key> {
+        let own = |known_at: &i64| match retractable {
+            Retractable::All => true,
+            Retractable::KnownAt(times) => times.contains(known_at),
         };
         let gone = self
             .0
@@ -72,7 +72,7 @@ impl Newest {
         gone.map(|(key, _)| key.clone()).collect()
     }
 
-    /// What the snapshot has with event times in `[range)`, of the symbols that `of` says yes to.
+    /// Reads the rows of a snapshot with event times in `range`, of the symbols that `of` accepts.
     pub(crate) async fn read(
         snapshot: &Snapshot,
         range: &Range<i64>,
@@ -101,7 +101,7 @@ impl Newest {
     }
 }
 
-/// Whether any row of a file falls on a day of `[range)`.
+/// Whether a file has rows on any day of `range`.
 pub(crate) fn file_touches(index: &FileIndex, range: &Range<i64>) -> bool {
     let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else { return false };
     let (first, last) = (range.start.div_euclid(DAY_NS), last.div_euclid(DAY_NS));
@@ -109,8 +109,8 @@ pub(crate) fn file_touches(index: &FileIndex, range: &Range<i64>) -> bool {
     index.days.get(at).is_some_and(|day| *day <= last)
 }
 
-/// The sessions of which any row holds, midnights, ascending. From the indexes, but for days of which the file that became
-/// known last does not tell enough.
+/// The midnights of the sessions of which any row holds, ascending. The indexes of the files have most of them. Rows are read only
+/// for days that the file with the newest knowledge times does not decide.
 pub(crate) async fn sessions(snapshot: &Snapshot) -> Result<BTreeSet<i64>> {
     let mut days: BTreeSet<i64> = snapshot.files.iter().flat_map(|f| f.index.days.iter().copied()).collect();
     let doubtful: BTreeSet<i64> =
@@ -123,7 +123,7 @@ pub(crate) async fn sessions(snapshot: &Snapshot) -> Result<BTreeSet<i64>> {
         let older = of_day().filter(|index| index.known_max < newest.known_min).count();
         let last = newest.sorted && older + 1 == of_day().count();
         match newest.gone_days.binary_search(&day) {
-            // what holds in the file that became known last holds
+            // Rows that hold in the newest file hold.
             Err(_) if last => {}
             Ok(_) if last && older == 0 => drop(days.remove(&day)),
             _ => drop(unknown.insert(day)),
@@ -148,7 +148,7 @@ pub(crate) async fn sessions(snapshot: &Snapshot) -> Result<BTreeSet<i64>> {
 /// Key columns of some rows of a file.
 struct KeyRows {
     file: Arc<DataFile>,
-    /// Whose rows follow each other in `batches`.
+    /// The symbols, whose rows follow each other in `batches`.
     wanted: Vec<(Symbol, Range<u32>)>,
     batches: Vec<RecordBatch>,
 }
@@ -256,8 +256,8 @@ mod tests {
             for (key, known_at, retracted) in &versions {
                 newest.learn(key.clone(), *known_at, *retracted);
             }
-            let whose = own.as_ref().map_or(Whose::Everybodys, Whose::Of);
-            prop_assert_eq!(newest.lacking(&rows, whose), oracle(&versions, &rows, own.as_ref()));
+            let retractable = own.as_ref().map_or(Retractable::All, Retractable::KnownAt);
+            prop_assert_eq!(newest.lacking(&rows, retractable), oracle(&versions, &rows, own.as_ref()));
         }
     }
 

@@ -16,6 +16,6 @@ mod read;
 pub(crate) use self::{
     chunks::read_chunks,
     cut::{failed, refused},
-    live::{Key, Newest, Whose, file_touches, sessions},
-    plan::{Ask, CHUNKS_MAX},
+    live::{Key, Newest, Retractable, file_touches, sessions},
+    plan::{CHUNKS_MAX, RangeRequest},
 };

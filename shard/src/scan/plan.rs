@@ -4,18 +4,18 @@ use trellis_proto::{ChunkSpan, DatasetSpec, pb};
 
 use crate::table::Snapshot;
 
-/// Decoded bytes of a wave. Large enough that a row group is rarely shared by two waves, small enough that dozens of calls
-/// fit into memory.
+/// Decoded bytes of a wave: large enough that two waves rarely read the same row group, small enough that dozens of calls fit into
+/// memory.
 const WAVE_BYTES: u64 = 32 << 20;
 
-/// Chunks of one range: a run's row counts are listed one by one.
+/// Most chunks of one range: an answer lists the row count of each.
 pub(crate) const CHUNKS_MAX: i64 = 1 << 20;
 
 /// One range of a call, checked against its dataset.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask {
+pub(crate) struct RangeRequest {
     /// Position in the request.
-    pub(crate) range: u32,
+    pub(crate) position: u32,
     pub(crate) symbol: String,
     /// Positions in the spec.
     pub(crate) fields: Vec<usize>,
@@ -24,11 +24,11 @@ pub(crate) struct Ask {
     pub(crate) end: i64,
 }
 
-/// A part of an ask that is read in one wave.
+/// A part of a range that is read in one wave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// Position among the asks.
-    pub(super) ask: usize,
+    /// Position among the requests.
+    pub(super) request: usize,
     pub(super) first: i64,
     pub(super) end: i64,
 }
@@ -40,29 +40,30 @@ impl Piece {
     }
 }
 
-/// Cuts the asks into waves.
-pub(super) fn plan(snapshot: &Snapshot, asks: &[Ask], order: pb::FetchOrder) -> Vec<Vec<Piece>> {
+/// Cuts the ranges into waves.
+pub(super) fn plan(snapshot: &Snapshot, requests: &[RangeRequest], order: pb::FetchOrder) -> Vec<Vec<Piece>> {
     let spec = &snapshot.spec;
-    // (slice of time, symbol) decides which wave: all symbols' newest slices come before the next ones.
+    // Ordered by slice of time, then symbol: the newest slices of all symbols come before the older ones, or the reverse.
     let mut pieces: Vec<(usize, &str, Piece, u64)> = Vec::new();
-    for (i, ask) in asks.iter().enumerate() {
-        let width = row_width(spec, &ask.fields) as u64;
-        let (from, to) = (spec.chunk.start(ask.first), spec.chunk.end(ask.end - 1));
-        let found = estimate(snapshot, &ask.symbol, from, to);
+    for (i, request) in requests.iter().enumerate() {
+        let width = row_width(spec, &request.fields) as u64;
+        let (from, to) = (spec.chunk.start(request.first), spec.chunk.end(request.end - 1));
+        let found = estimate(snapshot, &request.symbol, from, to);
         let slices = (found.rows * width).div_ceil(WAVE_BYTES).max(1) as i64;
-        let lowest = spec.chunk.chunk_of(found.first_ts.clamp(from, to)).clamp(ask.first, ask.end - 1);
-        let highest = spec.chunk.chunk_of(found.last_ts.clamp(from, to)).clamp(lowest, ask.end - 1) + 1;
+        let lowest =
+            spec.chunk.chunk_of(found.first_ts.clamp(from, to)).clamp(request.first, request.end - 1);
+        let highest = spec.chunk.chunk_of(found.last_ts.clamp(from, to)).clamp(lowest, request.end - 1) + 1;
         let slices = slices.min(highest - lowest);
         let bound = |k: i64| lowest + (highest - lowest) * k / slices;
         for k in 0..slices {
-            let first = if k == 0 { ask.first } else { bound(k) };
-            let end = if k == slices - 1 { ask.end } else { bound(k + 1) };
+            let first = if k == 0 { request.first } else { bound(k) };
+            let end = if k == slices - 1 { request.end } else { bound(k + 1) };
             let slice = match order {
                 pb::FetchOrder::NewestFirst => slices - 1 - k,
                 pb::FetchOrder::OldestFirst => k,
             };
             let bytes = found.rows * width / slices as u64;
-            pieces.push((slice as usize, &ask.symbol, Piece { ask: i, first, end }, bytes));
+            pieces.push((slice as usize, &request.symbol, Piece { request: i, first, end }, bytes));
         }
     }
     pieces.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
@@ -89,7 +90,7 @@ struct Estimate {
     last_ts: i64,
 }
 
-/// Rows of `symbol` in `[from, to)`, taking them to be spread evenly over each run.
+/// An estimate of the rows of `symbol` in `[from, to)`: as if the rows of each run were spread evenly.
 fn estimate(snapshot: &Snapshot, symbol: &str, from: i64, to: i64) -> Estimate {
     let mut all = Estimate { rows: 0, first_ts: i64::MAX, last_ts: i64::MIN };
     for run in snapshot.files.iter().flat_map(|f| f.index.runs_of(symbol)) {

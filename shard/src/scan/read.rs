@@ -1,4 +1,4 @@
-//! Reading a wave: every file once, with just the rows and columns that the wave wants.
+//! Reads a wave: every file once, with just the rows and columns that the wave needs.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -7,21 +7,21 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use futures::StreamExt;
 use trellis_proto::{Code, DatasetSpec, Error, Result};
 
-use super::plan::{Ask, Piece};
+use super::plan::{Piece, RangeRequest};
 use crate::{
     error::internal,
     files::{DataFile, KNOWN_AT_NS, RETRACTED, TS_NS, exact_column, retractions, wire_field, wire_time},
     table::Snapshot,
 };
 
-/// Files read at once by one call.
+/// Files that one call reads at once.
 const FILES_PARALLEL: usize = 4;
 
-/// Rows found for the pieces of a wave: for each piece the parts in file order, or why not.
+/// The rows of each piece of a wave, in the order of the files; or the reason why they cannot be read.
 pub(super) type Decoded = Vec<Result<Vec<FileRows>>>;
 
-/// Rows of one piece out of one file, in the dataset's chunk schema of the piece's fields; with `retracted` after them if the
-/// file has retractions.
+/// Rows of one piece from one file, in the chunk schema of the piece's fields. If the file has retractions, `retracted` is the last
+/// column.
 #[derive(Debug)]
 pub(super) struct FileRows {
     pub(super) rows: RecordBatch,
@@ -29,17 +29,21 @@ pub(super) struct FileRows {
     pub(super) sorted: bool,
 }
 
-pub(super) async fn read_wave(snapshot: &Arc<Snapshot>, asks: &[Ask], wave: &[Piece]) -> Decoded {
+pub(super) async fn read_wave(
+    snapshot: &Arc<Snapshot>,
+    requests: &[RangeRequest],
+    wave: &[Piece],
+) -> Decoded {
     let chunk = snapshot.spec.chunk;
     let mut decoded: Decoded = wave.iter().map(|_| Ok(Vec::new())).collect();
     let mut by_symbol: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (i, piece) in wave.iter().enumerate() {
-        by_symbol.entry(&asks[piece.ask].symbol).or_default().push(i);
+        by_symbol.entry(&requests[piece.request].symbol).or_default().push(i);
     }
     let times: Vec<(i64, i64)> = wave.iter().map(|piece| piece.times(chunk)).collect();
     let span = times.iter().fold((i64::MAX, i64::MIN), |all, t| (all.0.min(t.0), all.1.max(t.1)));
 
-    // Which rows of which file, before anything is read.
+    // Choose the rows of each file before anything is read.
     let mut reads = Vec::new();
     for file in &snapshot.files {
         if file.index.rows == 0 || file.index.last_ts < span.0 || file.index.first_ts >= span.1 {
@@ -63,7 +67,7 @@ pub(super) async fn read_wave(snapshot: &Arc<Snapshot>, asks: &[Ask], wave: &[Pi
         .map(|(file, targets)| {
             let (snapshot, times) = (snapshot.clone(), &times);
             async move {
-                let rows = read_file(&snapshot.spec, &file, asks, wave, times, &targets).await;
+                let rows = read_file(&snapshot.spec, &file, requests, wave, times, &targets).await;
                 (targets, rows)
             }
         })
@@ -90,7 +94,7 @@ pub(super) async fn read_wave(snapshot: &Arc<Snapshot>, asks: &[Ask], wave: &[Pi
 async fn read_file(
     spec: &DatasetSpec,
     file: &DataFile,
-    asks: &[Ask],
+    requests: &[RangeRequest],
     wave: &[Piece],
     times: &[(i64, i64)],
     targets: &[(usize, Range<u32>)],
@@ -106,10 +110,10 @@ async fn read_file(
         return Ok(Vec::new());
     }
     let mut fields: Vec<usize> =
-        narrowed.iter().flat_map(|(i, _)| asks[wave[*i].ask].fields.clone()).collect();
+        narrowed.iter().flat_map(|(i, _)| requests[wave[*i].request].fields.clone()).collect();
     fields.sort_unstable();
     fields.dedup();
-    // most files are one commit's: what its index says of every row is not decoded
+    // All rows of most files have one knowledge time, and the index has it: that column is not decoded.
     let learnt = file.index.known_at();
     let retracts = file.index.retracts();
     let mut columns = vec![TS_NS.to_owned()];
@@ -125,7 +129,7 @@ async fn read_file(
     let mut parts = Vec::with_capacity(narrowed.len());
     let mut shapes: Vec<(&[usize], SchemaRef)> = Vec::new();
     for (i, rows) in narrowed {
-        let wanted: &[usize] = &asks[wave[i].ask].fields;
+        let wanted: &[usize] = &requests[wave[i].request].fields;
         let schema = match shapes.iter().find(|(fields, _)| *fields == wanted) {
             Some((_, schema)) => Arc::clone(schema),
             None => {
@@ -146,13 +150,13 @@ async fn read_file(
     Ok(parts)
 }
 
-/// A chunk schema with `retracted` after its columns.
+/// A chunk schema with `retracted` as its last column.
 pub(super) fn with_column(schema: &Schema) -> SchemaRef {
     let retracted = Arc::new(Field::new(RETRACTED, DataType::Boolean, false));
     Arc::new(Schema::new(schema.fields().iter().cloned().chain([retracted]).collect::<Vec<_>>()))
 }
 
-/// Rows of a file with their knowledge time put in as the second column.
+/// Puts the knowledge time in as the second column.
 fn with_known_at(rows: &RecordBatch, known_at: i64) -> Result<RecordBatch> {
     let mut fields = rows.schema().fields().to_vec();
     fields.insert(1, Arc::new(Field::new(KNOWN_AT_NS, DataType::Int64, false)));
@@ -162,7 +166,7 @@ fn with_known_at(rows: &RecordBatch, known_at: i64) -> Result<RecordBatch> {
         .map_err(|e| internal("putting in the knowledge time", e))
 }
 
-/// Ascending, disjoint, not adjacent.
+/// The union of the ranges: ascending, disjoint and not adjacent.
 fn union(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges.sort_by_key(|r| r.start);
     let mut out: Vec<Range<usize>> = Vec::new();
@@ -175,7 +179,7 @@ fn union(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     out
 }
 
-/// The rows `wanted` of a file, of which `batches` hold the rows `ranges` one after the other.
+/// The rows `wanted` of a file. `batches` have the rows `ranges` of it, one after the other.
 fn slices(batches: &[RecordBatch], ranges: &[Range<usize>], wanted: Range<usize>) -> Vec<RecordBatch> {
     let mut ordinal = 0;
     for range in ranges {
@@ -221,7 +225,7 @@ fn times_of(rows: &RecordBatch) -> Result<&Int64Array> {
     })
 }
 
-/// Picks a piece's fields out of what was read for several pieces. Columns stay slices: the copy comes once, at the end.
+/// Picks the fields of one piece from rows that were read for several pieces. Columns stay slices; they are copied once, later.
 fn wire_rows(
     spec: &DatasetSpec,
     file: &DataFile,

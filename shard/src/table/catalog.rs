@@ -1,4 +1,4 @@
-//! The datasets of the lake: found, opened once, kept.
+//! The datasets of the lake. Each is opened once and kept.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,8 +28,8 @@ impl Catalog {
         Self { lake, context, tables: RwLock::default() }
     }
 
-    /// Opens every table of the lake. One that does not open is logged and tried again when it is asked for: the others are
-    /// served.
+    /// Opens every table of the lake. A table that does not open is logged, and opened again when somebody asks for it. The others
+    /// are served.
     ///
     /// # Errors
     /// The lake cannot be listed.
@@ -50,7 +50,7 @@ impl Catalog {
     /// The dataset and its newest snapshot.
     ///
     /// # Errors
-    /// [`Code::UnknownDataset`], or what keeps it from being read.
+    /// [`Code::UnknownDataset`], or the reason why it cannot be read.
     pub(crate) async fn find(&self, name: &str) -> Result<(Arc<Table>, Arc<Snapshot>)> {
         let (table, snapshot) = self.find_any(name).await?;
         if snapshot.life.dropped {
@@ -68,7 +68,7 @@ impl Catalog {
         }
     }
 
-    /// As [`Self::find`], also of a dataset that was dropped.
+    /// As [`Self::find`], and also finds a dropped dataset.
     pub(crate) async fn find_any(&self, name: &str) -> Result<(Arc<Table>, Arc<Snapshot>)> {
         let valid = DatasetName::new(name).map_err(|e| {
             let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}"));
@@ -77,8 +77,8 @@ impl Catalog {
         let held = self.tables.read().get(&valid).cloned();
         let table = match held {
             Some(table) => Some(table),
-            // Looked for before it is kept: a name that somebody made up is not. Then opened by the one object that everybody
-            // shares, so that each version is told to the watchers once, and in order.
+            // Look before it is kept: a made-up name is not kept. All callers then share one `Table`, so watchers are told of each
+            // version once, and in order.
             None if self.log(&valid).exists().await? => Some(self.entry(&valid)),
             None => None,
         };
@@ -89,7 +89,7 @@ impl Catalog {
         table.zip(snapshot).ok_or_else(|| self.unknown(name))
     }
 
-    /// The dataset, whether or not its table is there: to make it.
+    /// The dataset, even if its table is not there yet.
     pub(crate) fn entry(&self, name: &DatasetName) -> Arc<Table> {
         if let Some(held) = self.tables.read().get(name) {
             return held.clone();

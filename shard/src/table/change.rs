@@ -16,17 +16,17 @@ use crate::{
 /// a fetch from every head.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
-/// New rows as they travel with an event.
+/// The new rows of an event.
 #[derive(Debug, Default)]
 pub(crate) struct Inline {
     /// Header and body of an Arrow message.
     header: bytes::Bytes,
     body: bytes::Bytes,
-    /// Which of them are retractions.
+    /// One bit for each row: whether it is a retraction.
     retracted: bytes::Bytes,
 }
 
-/// The event for a commit, with its rows if they are given; its number is given when it is pushed.
+/// The event for a commit, with `rows` if there are any. The watch log numbers it.
 pub(crate) fn event(
     context: &Context,
     next: &Snapshot,
@@ -40,7 +40,7 @@ pub(crate) fn event(
     let known_at_max_ns = filled().map(|f| f.index.known_max).max().unwrap_or(next.known_through);
     let known_at_min_ns = match filled().map(|f| f.index.known_min).min() {
         Some(least) => least,
-        // Nothing is known of the rows: no answer may be taken to be untouched.
+        // The rows are not known: every answer counts as touched.
         None if everything => i64::MIN,
         None => next.known_through,
     };
@@ -70,7 +70,7 @@ pub(crate) fn event(
     }
 }
 
-/// The new rows of owned symbols, if they are few.
+/// The new rows of owned symbols; `None` if they are many.
 pub(crate) async fn inline_rows(
     context: &Context,
     next: &Snapshot,

@@ -1,15 +1,12 @@
-//! The Delta log of one table: open, read one entry, commit at a known version, checkpoint, remove what is no longer
-//! needed. The only file that knows the Delta kernel (`buoyant_kernel` is the name that its releases have).
+//! The Delta log of one table: open it, read one entry, commit at a known version, write a checkpoint, remove old entries. Only
+//! this file uses the Delta kernel (released under the name `buoyant_kernel`).
 //!
-//! Opening and checkpointing go through the kernel, which knows every form that other tools write. Commits do not: a
-//! fenced writer must commit at exactly the version it has checked, or not at all. So an entry is put-if-absent at
-//! `version + 1` here, and who loses looks again before anything else. Entries are followed one by one for the same
-//! reason: what changed between two versions is known exactly.
+//! Opening and checkpoints go through the kernel, which knows every form that other tools write. Commits do not: a writer must
+//! commit at exactly the version that it has checked, or not at all. So this file puts an entry if it is absent, and a writer that
+//! was too late looks at the new version first. Entries are read one by one, so the shard knows exactly what each version changed.
 //!
-//! "It is there already" need not mean that somebody else has won: a client of an object store asks again by itself when
-//! the server answered with an error, and then finds its own entry. So every commit has an id, which its entry carries.
-//!
-//! `txn` actions carry what must survive log clean-up, because checkpoints keep them: see [`crate::table`].
+//! If the entry is there already, its writer may still be this shard: a client of an object store asks again by itself after an
+//! error of the server, and then finds its own entry. So every commit has an id, and its entry has that id.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -47,7 +44,7 @@ pub(crate) struct Log {
     dataset: DatasetName,
 }
 
-/// A table's whole state at a version.
+/// The whole state of a table at a version.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) version: u64,
@@ -60,7 +57,7 @@ pub(crate) struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Committed {
     Yes,
-    /// Somebody else has committed this version, so these actions never will be.
+    /// Another writer has committed this version. These actions will never be part of it.
     Taken,
 }
 
@@ -81,19 +78,19 @@ impl Log {
     /// Loads the newest state; `None`: there is no table.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] naming the log entry that does not read.
+    /// [`Code::DataCorrupt`] naming the log entry that cannot be read.
     pub(crate) async fn open(&self) -> Result<Option<State>> {
         let listing = self.listing().await?;
         let Some(newest) = listing.newest() else { return Ok(None) };
-        // Before the kernel reads them: an empty entry is one without actions to it, so one that is restored between its look and
-        // ours would be whole here and missing there.
+        // Before the kernel reads the entries. The kernel takes an empty entry for one without actions. If such an entry were
+        // restored between the kernel's look and ours, only ours would have it.
         let txns = self.transactions(&listing, newest).await?;
         let (definition, files) = self.load(&listing, newest).await?;
         Ok(Some(State { version: newest, definition, files, txns }))
     }
 
-    /// Calls the kernel with the table as of `version`, on a thread that may wait. A shard that stops waits for the end of the
-    /// call: the kernel waits for the runtime that it was called from, and panics if that ends first.
+    /// Calls the kernel with the table as of `version`, on a blocking thread. The kernel uses the runtime that it was called
+    /// from, and panics if that ends first. So a shard that stops waits for the call.
     async fn calling<T: Send + 'static>(
         &self,
         version: u64,
@@ -115,7 +112,7 @@ impl Log {
         let (definition, found) = match self.calling(newest, whole).await? {
             Ok(loaded) => loaded,
             Err(error) => {
-                // The kernel does not say which entry it stumbled over; the usual one is the newest.
+                // The kernel does not say which entry is broken. Mostly it is the newest one.
                 for version in listing.entries().rev() {
                     self.read(version).await?;
                 }
@@ -138,10 +135,10 @@ impl Log {
         Ok((definition, files))
     }
 
-    /// Reads the entry of `version`; `None`: it has not been committed.
+    /// Reads the entry of `version`; `None`: nobody has committed it.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] naming the entry, if it is not whole.
+    /// [`Code::DataCorrupt`] naming an entry that is not whole.
     pub(crate) async fn read(&self, version: u64) -> Result<Option<Entry>> {
         let path = entry_path(version);
         let bytes = match self.folder.files.get(&path).await {
@@ -158,10 +155,10 @@ impl Log {
         })
     }
 
-    /// Commits `actions` as `version`, if nobody has. On the disk, or in the store's own guarantee, when it returns.
+    /// Commits `actions` as `version`, if nobody has. The entry is durable when this returns.
     ///
-    /// After an error the commit may have taken place, or may still do so: the answer may have been lost, or the request
-    /// may be on its way.
+    /// After an error the commit may have taken place, or may still take place: the answer may be lost, or the request may still
+    /// be on its way.
     pub(crate) async fn commit(&self, version: u64, actions: &Actions) -> Result<Committed> {
         let path = entry_path(version);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
@@ -176,7 +173,7 @@ impl Log {
         }
     }
 
-    /// Writes a checkpoint of `version`, so that the next start need not read every entry.
+    /// Writes a checkpoint of `version`: the next start then reads only the entries after it.
     pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
         let written = self.calling(version, |snapshot, engine| snapshot.checkpoint(engine, None).map(|_| ()));
         written
@@ -189,8 +186,8 @@ impl Log {
         Ok(self.listing().await?.checkpoint().map_or(0, |c| c.0))
     }
 
-    /// Removes entries and checkpoints from before `before_ms` that a later checkpoint has made superfluous; `newest` is the
-    /// version that is served. Returns how many.
+    /// Removes entries and checkpoints from before `before_ms` that no version needs any more; `newest` is the version that the
+    /// shard serves. Returns how many files it removed.
     pub(crate) async fn forget_entries(&self, newest: u64, before_ms: i64) -> Result<usize> {
         let listing = self.listing().await?;
         let gone: Vec<Path> = listing.superfluous(newest, before_ms).map(|file| file.path.clone()).collect();
@@ -206,9 +203,9 @@ impl Log {
         Ok(count)
     }
 
-    /// The files whose removal was committed at or after `since_ms`: whoever began to read before may still need them.
+    /// The files whose removal was committed at or after `since_ms`. A read that began before may still need them.
     ///
-    /// Entries are kept for longer than files are, so what no entry mentions was removed long ago.
+    /// Entries are kept longer than files, so a file that no entry names was removed long ago.
     pub(crate) async fn recently_removed(&self, since_ms: i64) -> Result<BTreeSet<String>> {
         let mut removed = BTreeSet::new();
         for version in self.listing().await?.entries().rev() {
@@ -221,7 +218,7 @@ impl Log {
         Ok(removed)
     }
 
-    /// The newest value of every application's transaction, from the last checkpoint and the entries after it.
+    /// The newest transaction of each application, from the last checkpoint and the entries after it.
     async fn transactions(&self, listing: &Listing, newest: u64) -> Result<HashMap<String, Txn>> {
         let mut txns = HashMap::new();
         let mut next = 0;
@@ -290,7 +287,7 @@ impl Log {
         let mut files = Vec::new();
         while let Some(meta) = listed.next().await {
             let meta = meta.map_err(|e| store_error("listing", &self.folder.file_name("_delta_log"), &e))?;
-            // Other tools have folders of their own in there.
+            // Other tools put folders of their own here.
             let name = meta
                 .location
                 .prefix_match(&prefix)
@@ -305,8 +302,8 @@ impl Log {
     }
 }
 
-/// How the kernel reads and writes: on the runtime that it is called from, if that has a thread for it while this one waits.
-/// Else (tests that control the order of everything) on a thread of its own.
+/// How the kernel reads and writes: on the runtime that it is called from, if that runtime has several threads. In tests that
+/// control the order of all events it has one, and the kernel uses a thread of its own.
 fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
     let builder = DefaultEngineBuilder::new(store);
     let runtime = Handle::current();
@@ -318,16 +315,16 @@ fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
     }
 }
 
-/// A data file as the kernel finds it.
+/// A data file as the kernel lists it.
 struct Found {
-    /// Encoded as a URL.
+    /// Encoded as in a URL.
     path: String,
     size: u64,
-    /// Some of its rows are deleted.
+    /// It has a deletion vector: some of its rows are deleted.
     deletions: bool,
 }
 
-/// All that a snapshot says. Refuses tables that need what the kernel cannot read.
+/// The definition and the files of a snapshot. Refuses tables with features that the kernel cannot read.
 fn whole(snapshot: &SnapshotRef, engine: &dyn Engine) -> DeltaResult<(Definition, Vec<Found>)> {
     let metadata = snapshot.table_configuration().metadata();
     let definition = Definition {

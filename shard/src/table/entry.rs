@@ -14,24 +14,24 @@ const LINES_KEY: &str = "trellisLines";
 /// In an entry's `commitInfo`: the commit's id.
 const COMMIT_KEY: &str = "trellisCommit";
 
-/// What a file may hold, by its statistics in the log.
+/// Bounds of the rows of a file, by its statistics in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Region {
-    /// Least and greatest, both included.
+    /// Least and greatest values; both occur.
     pub(crate) first_symbol: String,
     pub(crate) last_symbol: String,
     pub(crate) first_ts: i64,
     pub(crate) last_ts: i64,
 }
 
-/// The newest value of one application's transaction.
+/// The newest transaction of one application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Txn {
     pub(crate) version: i64,
     pub(crate) updated_ms: i64,
 }
 
-/// What the log says of the table itself.
+/// The definition of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Definition {
     pub(crate) id: String,
@@ -49,13 +49,13 @@ pub(crate) struct Entry {
     pub(crate) txns: Vec<(String, Txn)>,
     /// Whether rows were added or removed, rather than moved between files.
     pub(crate) data_change: bool,
-    /// The committer's wall clock, if it says.
+    /// The wall clock of the committer; `None` if the entry does not have it.
     pub(crate) committed_ms: Option<i64>,
-    /// The commit's id, if it was made here or by another shard.
+    /// The commit's id, if a shard made it.
     commit: Option<String>,
-    /// What the added files hold. Other tools cut and round their statistics, so only of an entry that a shard made.
+    /// Bounds of the added files, if a shard made the entry. Other tools cut and round their statistics.
     pub(crate) regions: Option<Vec<Region>>,
-    /// The table itself became another one (schema, properties, protocol, deletion vectors): load it anew.
+    /// The definition of the table changed (schema, properties, protocol, deletion vectors): load the table anew.
     pub(crate) redefined: bool,
 }
 
@@ -66,7 +66,7 @@ impl Entry {
     }
 }
 
-/// What a commit does, in Delta's own terms.
+/// The actions of a commit, in Delta's terms.
 #[derive(Debug)]
 pub(crate) struct Actions {
     /// Tells this commit from any other.
@@ -88,7 +88,7 @@ impl Actions {
         Self { id, lines: vec![json!({"commitInfo": commit})] }
     }
 
-    /// The table itself: in its first entry, and in one that makes a dropped one another dataset.
+    /// Defines the table: in its first entry, and where a new dataset takes the table of a dropped one.
     pub(crate) fn create(&mut self, spec: &DatasetSpec, life: &Life, now_ms: i64) {
         let definition = Definition {
             id: uuid::Uuid::new_v4().to_string(),
@@ -108,7 +108,7 @@ impl Actions {
         self.metadata(definition);
     }
 
-    /// The same table with another definition. What other tools have set stays.
+    /// Gives the table another definition. Properties that other tools have set stay.
     pub(crate) fn redefine(&mut self, before: &Definition, spec: &DatasetSpec, life: &Life) {
         let mut now = before.clone();
         now.properties.extend(table_properties(spec, life));
@@ -154,7 +154,7 @@ impl Actions {
         self.lines.push(json!({"txn": {"appId": app, "version": version, "lastUpdated": now_ms}}));
     }
 
-    /// The entry's bytes. The first line says how many there are: a cut between two lines leaves lines that read.
+    /// The bytes of the entry. The first line has the number of lines: an entry that is cut between two lines would read well.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut lines = self.lines.clone();
@@ -167,7 +167,7 @@ impl Actions {
     }
 }
 
-/// Parses one entry: a JSON object in each line. The reason why not is a clause for an error message.
+/// Parses one entry: a JSON object in each line. The error is a clause for a message.
 pub(super) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
     let mut entry = Entry::default();
@@ -231,7 +231,7 @@ fn file_path(action: &Value, line: usize) -> Result<String, String> {
     decoded(encoded).map_err(|e| format!("line {}: {e}", line + 1))
 }
 
-/// A data file's path, which the log has encoded as a URL.
+/// A data file's path; the log has it encoded as in a URL.
 pub(super) fn decoded(path: &str) -> Result<String, object_store::path::Error> {
     Path::from_url_path(path).map(|p| p.to_string())
 }

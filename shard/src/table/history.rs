@@ -1,13 +1,13 @@
-//! What the commits of a table touched: tells which held chunks are still what they were when they were read.
+//! The spans that past commits of a table touched. Heads ask whether the chunks that they hold are still up to date.
 //!
-//! What is committed while this process runs is remembered as the watchers were told. What is older is read back from the
-//! log when somebody asks about it, as heads do after a shard's restart: otherwise a restart would make every head fetch
-//! everything again. Of an old entry its files' statistics are left (the files may have been merged since): least and
-//! greatest symbol and event time of each. That says "touched" too often for a few symbols far apart, and never too
-//! seldom; for sessions, which are all symbols of a day, it is exact to the chunk.
+//! Commits from this process's time are remembered as the watchers were told of them. Older ones are read back from the log when
+//! a head asks, which heads do after a shard's restart: otherwise a restart would make every head fetch everything again. Of an
+//! old entry, the statistics of its files are left: least and greatest symbol and event time of each. (The files themselves may
+//! have been merged since.) By these bounds a chunk may count as touched although it is not, if a file has a few symbols far apart.
+//! The opposite never happens. For a session, which has all symbols of a day, the answer is exact to the chunk.
 //!
-//! Rejected: to tell by knowledge time which files are newer than what is held. It needs no log, but a merged file is
-//! as new as its newest row, and an import with a knowledge time of its own may be older than what is held.
+//! Rejected: to compare the knowledge times of the files with those of the held chunks. It needs no log, but a merged file is as
+//! new as its newest row, and an import with its own knowledge time may be older than a held chunk.
 
 use std::collections::VecDeque;
 
@@ -16,28 +16,28 @@ use super::{
     touched::Touched,
 };
 
-/// Commits remembered, told or read back: what is held from before them is fetched again. Each is an entry of the
-/// log to read, a file of a kilobyte or two: seconds from an object store, sixteen at once.
+/// Most commits that are remembered or read back; chunks from before them are fetched again. To read so many entries of one or two
+/// kilobytes from an object store, sixteen at once, takes seconds.
 const COMMITS_MAX: usize = 4_096;
 
-/// What the commits after `floor` touched.
+/// The spans that the commits after `floor` touched.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     floor: u64,
     /// By version, ascending.
-    commits: VecDeque<(u64, Past)>,
+    commits: VecDeque<(u64, PastCommit)>,
 }
 
-/// What one commit touched.
+/// The spans that one commit touched.
 #[derive(Debug)]
-enum Past {
-    /// As the watchers were told.
+enum PastCommit {
+    /// Exactly these: the watchers were told of them.
     Told(Touched),
-    /// At most these.
+    /// Nothing outside of these bounds, which the log has.
     Logged(Vec<Region>),
 }
 
-impl Past {
+impl PastCommit {
     fn of(entry: Entry) -> Self {
         if !entry.data_change && !entry.redefined {
             return Self::Told(Touched::Nothing);
@@ -61,14 +61,14 @@ impl Past {
 }
 
 impl History {
-    /// The table was loaded at `version`; what was before is not remembered.
+    /// Begins anew: the table was loaded at `version`.
     pub(crate) fn begin(&mut self, version: u64) {
         *self = Self { floor: version, commits: VecDeque::new() };
     }
 
-    /// A commit, or several at once, made it `version`.
+    /// Adds one commit, or several that were read at once, up to `version`.
     pub(crate) fn push(&mut self, version: u64, touched: Touched) {
-        self.commits.push_back((version, Past::Told(touched)));
+        self.commits.push_back((version, PastCommit::Told(touched)));
         while self.commits.len() > COMMITS_MAX {
             if let Some((oldest, _)) = self.commits.pop_front() {
                 self.floor = oldest;
@@ -76,23 +76,23 @@ impl History {
         }
     }
 
-    /// Versions whose entries, newest first, would tell what was committed after `version`; as many as fit.
+    /// The versions after `version` that are not remembered, newest first, as many as fit.
     pub(crate) fn missing(&self, version: u64) -> impl Iterator<Item = u64> + use<> {
         let room = COMMITS_MAX.saturating_sub(self.commits.len());
         (version.saturating_add(1)..=self.floor).rev().take(room)
     }
 
-    /// An entry was read back; `false`: it is not the next one that is missing.
+    /// Adds an entry that was read back. `false`: it is not the next missing one.
     pub(crate) fn recall(&mut self, version: u64, entry: Entry) -> bool {
         if version != self.floor || version == 0 {
             return false;
         }
         self.floor = version - 1;
-        self.commits.push_front((version, Past::of(entry)));
+        self.commits.push_front((version, PastCommit::of(entry)));
         true
     }
 
-    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
+    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` if that is not known.
     pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
         let later = self.commits.iter().rev().take_while(|(changed, _)| *changed > version);
         version >= self.floor && !later.into_iter().any(|(_, past)| past.overlaps(symbol, start, end))

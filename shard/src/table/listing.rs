@@ -16,19 +16,19 @@ pub(super) struct LogFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Entry,
-    /// One of so many files that together are a checkpoint.
+    /// One of `of` files that together are a checkpoint.
     Checkpoint {
         of: usize,
     },
 }
 
-/// What a file in `_delta_log` is, by its name.
+/// The version and kind of a file in `_delta_log`, by its name.
 pub(super) fn log_file(name: &str) -> Option<(u64, Kind)> {
     let (digits, rest) = name.split_at_checked(20)?;
     let version = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
     let kind = match rest.split('.').collect::<Vec<_>>()[..] {
         ["", "json"] => Kind::Entry,
-        // Of Delta's second kind if it has an id.
+        // With an id it is a checkpoint of Delta's second form.
         ["", "checkpoint", "parquet"] | ["", "checkpoint", _, "parquet"] => Kind::Checkpoint { of: 1 },
         ["", "checkpoint", _, of, "parquet"] => Kind::Checkpoint { of: of.parse().ok()? },
         _ => return None,
@@ -36,7 +36,7 @@ pub(super) fn log_file(name: &str) -> Option<(u64, Kind)> {
     Some((version, kind))
 }
 
-/// What lies in `_delta_log`, by version.
+/// The files in `_delta_log`, by version.
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) files: Vec<LogFile>,
@@ -48,7 +48,7 @@ impl Listing {
         self.files.iter().filter(|file| file.kind == Kind::Entry).map(|file| file.version)
     }
 
-    /// The files of each checkpoint. One that is not all there is none: whoever writes it has not ended.
+    /// The files of each checkpoint. A checkpoint with a file missing does not count: it is still being written.
     pub(super) fn checkpoints(&self) -> BTreeMap<u64, Vec<&Path>> {
         let mut found: BTreeMap<(u64, usize), Vec<&Path>> = BTreeMap::new();
         for file in &self.files {
@@ -69,8 +69,8 @@ impl Listing {
         self.entries().next_back().max(self.checkpoint().map(|c| c.0))
     }
 
-    /// What nobody needs who reads `newest`, or a version with a file from `before_ms` or later, or any version after one of
-    /// them: all before the last checkpoint that each of these can be read from.
+    /// The files that no reader needs. Readers may read `newest`, each version with a file from `before_ms` or later, and all
+    /// versions after those. So every file goes that is older than the last checkpoint from which all of these can be read.
     pub(super) fn superfluous(&self, newest: u64, before_ms: i64) -> impl Iterator<Item = &LogFile> {
         let recent = self.files.iter().filter(|file| file.modified_ms >= before_ms).map(|file| file.version);
         let first = recent.fold(newest, u64::min);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-/// What a publish of a session replaces: the last one with the same key.
+/// A session and a partition of it. A publish replaces the last one with the same key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey {
     /// A date, as it was published.
@@ -10,7 +10,7 @@ pub(crate) struct SessionKey {
     pub(crate) partition: String,
 }
 
-/// A run id that has been committed.
+/// A run that was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommittedRun {
     pub(crate) digest: String,
@@ -18,12 +18,12 @@ pub(crate) struct CommittedRun {
     pub(crate) known_at: i64,
     pub(crate) rows: u64,
     pub(crate) retracted: u64,
-    /// Of a publish of a session.
+    /// `None` for imports and changes by hand.
     pub(crate) session: Option<SessionKey>,
 }
 
 impl CommittedRun {
-    /// Knowledge time of a change by hand, which brings no rows.
+    /// Stands for the knowledge time of a change by hand, which has no rows.
     const OF_CHANGE: i64 = i64::MIN;
 
     /// A change by hand that was committed as `version` and wrote `rewritten` files anew.
@@ -47,30 +47,30 @@ impl CommittedRun {
 /// A committed run and its id.
 pub(crate) type NamedRun = (String, CommittedRun);
 
-/// Committed runs by their ids, and of each session the newest.
+/// The committed runs of a dataset.
 #[derive(Debug, Default)]
 pub(super) struct CommittedRuns {
     by_id: HashMap<String, CommittedRun>,
     newest: HashMap<SessionKey, String>,
-    /// When the publishes of each partition became known. Of a publish without a partition nothing needs to be kept.
+    /// The knowledge times of the publishes of each partition.
     partitions: HashMap<SessionKey, BTreeSet<i64>>,
-    /// When the newest publish of any partition of a session became known.
+    /// The knowledge time of the newest publish of any partition, by session.
     partitioned: HashMap<String, i64>,
-    /// The newest import of each content.
+    /// The newest import by digest.
     imports: HashMap<String, String>,
 }
 
 impl CommittedRuns {
-    /// Forgets the runs of a dataset that was dropped.
+    /// Forgets the runs when the dataset is dropped. Changes by hand are kept.
     pub(super) fn forget_dropped(&mut self) {
         let mut before = std::mem::take(self);
         before.by_id.retain(|_, run| run.is_change());
         self.by_id = before.by_id;
     }
 
-    /// Runs come in no order where a table is loaded whole.
+    /// Adds a run. When a table is loaded whole, runs come in any order.
     pub(super) fn add(&mut self, id: String, run: CommittedRun) {
-        // An import that was made again after a change by hand.
+        // An import that was made again after a change by hand has two commits.
         if self.by_id.get(&id).is_some_and(|known| known.version > run.version) {
             return;
         }

@@ -7,34 +7,34 @@ use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, Symbol, pb};
 use super::{context::Context, entry::Definition, lease::StoredLease};
 use crate::files::{DataFile, Life};
 
-/// Table property: the name that the dataset is about to get; empty: none.
+/// Table property: the name that the dataset is about to get; empty if there is none.
 pub(crate) const MOVING_PROPERTY: &str = "trellis.moving";
 
-/// What a table holds at one version.
+/// A dataset at one version.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) version: u64,
     pub(crate) spec: Arc<DatasetSpec>,
     pub(crate) life: Life,
-    /// Tells this spec from those before and after it, see [`DatasetSpec::fingerprint`].
+    /// The [`DatasetSpec::fingerprint`] of the spec.
     pub(crate) schema: u64,
-    /// As the log has it.
+    /// The definition in the log.
     pub(crate) definition: Arc<Definition>,
-    /// Whether the table has the column `retracted`: those that were made before there were retractions get it with their
-    /// first.
+    /// Whether the table has the column `retracted`. A table that was made before there were retractions gets it with its first
+    /// retraction.
     pub(crate) retractable: bool,
     pub(crate) files: Vec<Arc<DataFile>>,
-    /// The symbols that have rows, if only retracted ones, and that this shard owns.
+    /// The symbols that this shard owns and that have rows, even if all of those are retracted.
     pub(crate) symbols: Arc<BTreeSet<Symbol>>,
-    /// Every later ordinary commit has a greater knowledge time.
+    /// Every later commit has a greater knowledge time, except an import with a knowledge time of its own.
     pub(crate) known_through: i64,
     pub(crate) watermark: Option<i64>,
     pub(crate) lease: StoredLease,
     /// When this process learned of the lease's epoch, by the clock of the table's leases.
     pub(crate) lease_learned: Duration,
-    /// Version of the newest import: publishes before it may not be what is there.
+    /// Version of the newest import. It may have replaced rows of earlier publishes.
     pub(crate) imported: Option<u64>,
-    /// Version of the newest change by hand: neither publishes nor imports before it need be what is there.
+    /// Version of the newest change by hand. It may have changed rows of earlier publishes and imports.
     pub(crate) altered: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ impl Snapshot {
         Some((first, last))
     }
 
-    /// As it is told to heads.
+    /// The description that heads get.
     pub(crate) fn describe(&self, context: &Context) -> pb::DatasetDescription {
         let bounds = self.bounds();
         pb::DatasetDescription {
@@ -76,10 +76,10 @@ impl Snapshot {
         to.filter(|to| !to.is_empty() && !self.life.dropped)
     }
 
-    /// Refuses to end a dataset that is not about to get the name `to`: another one was made under the old name.
+    /// Refuses to end a dataset that is not about to get the name `to`: it is another dataset under the old name.
     ///
     /// # Errors
-    /// [`Code::Unavailable`]: asked again, the rename begins anew.
+    /// [`Code::Unavailable`]: the rename begins anew when it is asked for again.
     pub(crate) fn check_moves(&self, to: &DatasetName) -> Result<()> {
         if self.moving() == Some(to.as_str()) {
             return Ok(());
@@ -89,7 +89,7 @@ impl Snapshot {
         Err(Error::new(Code::Unavailable, what).dataset(name))
     }
 
-    /// Whether this dataset is no more because it got the name `to`.
+    /// Whether this dataset was dropped because it got the name `to`.
     pub(crate) fn moved_to(&self, to: &DatasetName) -> bool {
         self.life.dropped
             && self.definition.properties.get(MOVING_PROPERTY).is_some_and(|name| name == to.as_str())
@@ -98,7 +98,7 @@ impl Snapshot {
     /// Refuses to write to a dataset that is about to get another name.
     ///
     /// # Errors
-    /// [`Code::Unavailable`]: it passes by itself.
+    /// [`Code::Unavailable`]: the rename ends by itself.
     pub(crate) fn check_stays(&self) -> Result<()> {
         let Some(to) = self.moving() else { return Ok(()) };
         let name = &self.spec.dataset;

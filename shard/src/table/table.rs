@@ -1,8 +1,8 @@
-//! One dataset: an immutable snapshot of what its table holds, swapped whole, and the way from one version to the next.
+//! One dataset, version by version. Its newest snapshot is immutable, and is replaced whole.
 //!
 //! Every commit, our own included, becomes visible in one way: [`Table::refresh`] reads the next log entry, builds the next
-//! snapshot and tells the watchers. So there is one order of events for everybody, and a commit of another shard is no
-//! special case. Before it answers, a read looks whether a next entry exists; looks that wait for each other are shared.
+//! snapshot and tells the watchers. So everybody sees one order of events, and a commit of another shard is no special case.
+//! Every read first looks for a next entry. Reads that arrive at the same time share one look.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -34,27 +34,27 @@ use crate::files::{DataFile, FileIndex, FileRef, has_retracted_column, spec_of};
 
 /// Files opened at once when a table is loaded.
 const OPEN_PARALLEL: usize = 16;
-/// Entries of the log read at once when it is asked what was committed before this process began.
+/// Log entries read at once when a head asks about commits from before this process began.
 const READ_PARALLEL: usize = 16;
 
-/// One dataset.
+/// The table of one dataset.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) name: DatasetName,
     pub(crate) log: Log,
     pub(crate) context: Arc<Context>,
-    /// `None`: there is no table (yet).
+    /// The newest snapshot; `None`: there is no table yet.
     current: RwLock<Option<Arc<Snapshot>>>,
-    /// Refreshes one after the other; holds how many arrivals the last one covered.
+    /// Held during a refresh, so that there is one at a time: how many arrivals the last refresh covered.
     refreshing: tokio::sync::Mutex<u64>,
     arrivals: AtomicU64,
     runs: Mutex<CommittedRuns>,
     history: Mutex<History>,
-    /// Reads of older entries one after the other: every head asks at once, and one reading answers all.
+    /// Held while older entries are read. Every head asks at the same time, and one reading answers all.
     recalling: tokio::sync::Mutex<()>,
-    /// Indexes of files written here whose commit has not been applied yet: saves reading them back.
+    /// Indexes of files that this shard wrote and whose commit is not applied yet: they need not be read back.
     written: Mutex<HashMap<String, Arc<FileIndex>>>,
-    /// Origin of the leases' clock.
+    /// The zero of the clock that leases are counted by.
     opened: Instant,
 }
 
@@ -82,25 +82,25 @@ impl Table {
         }
     }
 
-    /// The time that leases are counted by.
+    /// The time on the clock that leases are counted by.
     pub(crate) fn now(&self) -> Duration {
         self.opened.elapsed()
     }
 
-    /// The newest snapshot that is known; may be behind the log.
+    /// The newest snapshot that this shard knows. It may be behind the log.
     pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.current.read().clone()
     }
 
-    /// The snapshot with everything that was committed before this call, by whomever.
+    /// The snapshot with everything that any writer committed before this call.
     ///
     /// # Errors
-    /// The log or a file in it does not read; the snapshot stays what it was.
+    /// The log, or a file that it names, cannot be read. The snapshot then stays as it was.
     pub(crate) async fn refresh(&self) -> Result<Option<Arc<Snapshot>>> {
         self.refresh_and(Announce::Yes).await
     }
 
-    /// As [`Self::refresh`], without telling the watchers of a table that was not known: at start.
+    /// As [`Self::refresh`], at start: watchers are not told of the table.
     pub(crate) async fn load(&self) -> Result<Option<Arc<Snapshot>>> {
         self.refresh_and(Announce::No).await
     }
@@ -109,7 +109,7 @@ impl Table {
         let ticket = self.arrivals.fetch_add(1, Ordering::SeqCst) + 1;
         let mut covered = self.refreshing.lock().await;
         if *covered >= ticket {
-            // A look that began after this call did has ended: it saw all that this one must see.
+            // A look that began after this call has ended. It saw everything that this call must see.
             return Ok(self.snapshot());
         }
         let covers = self.arrivals.load(Ordering::SeqCst);
@@ -134,12 +134,12 @@ impl Table {
         Ok(self.snapshot())
     }
 
-    /// Remembers the index of a file that was just written here, for the refresh that will find it.
+    /// Keeps the index of a file that this shard wrote, for the refresh that finds its commit.
     pub(crate) fn wrote(&self, path: &str, index: Arc<FileIndex>) {
         self.written.lock().insert(path.to_owned(), index);
     }
 
-    /// Forgets the index of a file; should it become part of the table, it is opened like any other.
+    /// Forgets the index of a file. If the file becomes part of the table, it is opened like any other.
     pub(crate) fn forget(&self, path: &str) {
         self.written.lock().remove(path);
     }
@@ -148,7 +148,7 @@ impl Table {
     pub(crate) async fn discard(&self, path: &str) {
         use object_store::ObjectStoreExt;
         self.forget(path);
-        // Nobody refers to it; what cannot be removed now is swept later.
+        // No version refers to the file. If it cannot be removed now, the upkeep removes it.
         let _ = self.log.folder.files.delete(&object_store::path::Path::from(path)).await;
     }
 
@@ -167,7 +167,7 @@ impl Table {
         self.runs.lock().newest_import(digest)
     }
 
-    /// When the publishes of a session and partition became known.
+    /// The knowledge times of the publishes of a session and partition.
     pub(crate) fn published(&self, key: &SessionKey) -> BTreeSet<i64> {
         self.runs.lock().published(key)
     }
@@ -177,13 +177,13 @@ impl Table {
         self.runs.lock().all()
     }
 
-    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` also if that cannot be told.
+    /// Whether `[start, end)` of `symbol` is as it was at `version`; `false` if that is not known.
     pub(crate) fn unchanged_since(&self, version: u64, symbol: &str, start: i64, end: i64) -> bool {
         self.history.lock().unchanged_since(version, symbol, start, end)
     }
 
-    /// Learns from the log what was committed after `version`, as far as that is not remembered. What does not read, or
-    /// is not there any more, stays unknown.
+    /// Reads from the log which spans were touched after `version`, as far as the history lacks them. Entries that are gone or
+    /// cannot be read stay unknown.
     pub(crate) async fn recall(&self, version: u64) {
         let _one = self.recalling.lock().await;
         let missing = self.history.lock().missing(version);
@@ -264,7 +264,7 @@ impl Table {
         Ok(())
     }
 
-    /// Builds a snapshot from a whole state; files that `before` has are taken from it.
+    /// Builds a snapshot from a whole state. Files that `before` has are not opened again.
     async fn build(&self, state: State, before: Option<&Snapshot>) -> Result<(Arc<Snapshot>, Vec<NamedRun>)> {
         let definition = state.definition;
         let (spec, life) = spec_of(&self.name, &definition.properties, &definition.schema)?;
@@ -327,7 +327,7 @@ impl Table {
         all.into_iter().filter(|s| self.context.owns.owns(self.name.as_str(), s.as_str())).cloned().collect()
     }
 
-    /// What the watchers are told of a version. Its rows travel with it if they can be read; who fetches them learns why not.
+    /// The event for the watchers. If the rows cannot be read it goes without them; a fetch then says why.
     async fn event(&self, next: &Snapshot, touched: &Touched, added: &[Arc<DataFile>]) -> pb::Change {
         let rows = change::inline_rows(&self.context, next, touched, added).await.unwrap_or_else(|error| {
             tracing::warn!(dataset = %self.name, version = next.version, %error, "a change is told without its rows");
@@ -336,10 +336,9 @@ impl Table {
         change::event(&self.context, next, touched, added, rows)
     }
 
-    /// Makes a version visible and tells the watchers. All at once, with everything awaited before: a caller that leaves
-    /// on the way, or a file that does not read, leaves both undone, and the next refresh does both. A version that was
-    /// visible untold would never be told. The watchers come last: a read that has seen the watch log at this change's
-    /// number has its rows.
+    /// Makes a version visible and tells the watchers, without an await in between. A caller that leaves earlier, or a file that
+    /// cannot be read, leaves both undone, and the next refresh does both. Otherwise watchers might never be told of a visible
+    /// version. The watchers come last: a read that saw this change's number in the watch log has its rows.
     fn install(&self, next: Arc<Snapshot>, runs: Vec<NamedRun>, event: Option<pb::Change>) {
         {
             let mut known = self.runs.lock();
@@ -361,7 +360,7 @@ impl Table {
     }
 }
 
-/// A publish without rows has a knowledge time as well, which its publisher was told: nothing may become known before it.
+/// The knowledge time through which the dataset is complete. A publish without rows counts: its publisher was told its time.
 fn known_through(before: i64, files: &[Arc<DataFile>], runs: &[NamedRun]) -> i64 {
     let rows = files.iter().filter(|f| f.index.rows > 0).map(|f| f.index.known_max);
     rows.chain(runs.iter().map(|(_, run)| run.known_at)).fold(before, i64::max)

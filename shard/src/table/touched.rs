@@ -9,18 +9,18 @@ use crate::files::DataFile;
 /// Longest list of spans in one change; beyond it the change says `everything`.
 const SPANS_MAX: usize = 2_000;
 
-/// The event times that a commit touched, as far as this shard owns them.
+/// The event times that a commit touched, of the symbols that this shard owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Touched {
     Nothing,
     /// Sorted by symbol; `[start, end)`.
     Spans(Vec<(Symbol, i64, i64)>),
-    /// Too much to list, or not known.
+    /// Too many spans to list, or not known.
     Everything,
 }
 
 impl Touched {
-    /// What the rows of new files touch.
+    /// The spans of the rows in new files.
     pub(crate) fn by(added: &[Arc<DataFile>], owned: impl Fn(&str) -> bool) -> Self {
         let mut spans: Vec<(Symbol, i64, i64)> = added
             .iter()

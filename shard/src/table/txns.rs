@@ -1,4 +1,4 @@
-//! What outlives the process and the clean-up of the log: `txn` actions, which checkpoints keep. Pure.
+//! `txn` actions keep what must outlive the process and the clean-up of the log: checkpoints have them, too. Pure.
 //!
 //! | application id                     | version               |
 //! | ---------------------------------- | --------------------- |
@@ -123,7 +123,7 @@ pub(super) fn altered_of(txns: &HashMap<String, Txn>) -> Option<u64> {
     txns.get(ALTERED).map(|txn| txn.version.unsigned_abs())
 }
 
-/// The lease after these transactions; `before` them it was another.
+/// The lease after these transactions; `before` is the lease before them.
 pub(super) fn lease_of(txns: &HashMap<String, Txn>, before: &StoredLease) -> StoredLease {
     let released = txns.get(RELEASED).map(|txn| txn.version.unsigned_abs());
     let grant = match (grant_of(txns), before) {

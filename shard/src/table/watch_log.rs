@@ -1,9 +1,9 @@
-//! The log of what changed, and who follows it.
+//! The log of changes, and its watchers.
 //!
-//! Changes get consecutive numbers within one life of the process. The newest ones are kept in a ring, so that a watcher
-//! that lost its stream goes on where it was. A watcher never blocks anything: what does not fit into its queue, or is not
-//! acknowledged in time, disconnects it, and it then treats what it holds as unconfirmed. So a publish waits for watchers
-//! at most for a stated time, and "acknowledged" means that every *connected* watcher has applied the change.
+//! Changes have consecutive numbers within one life of the process. The newest ones are kept in a ring, so that a watcher that
+//! lost its stream can go on where it was. A watcher never blocks anybody: if its queue is full, or if it does not acknowledge in
+//! time, it is disconnected, and treats its chunks as unconfirmed. So a publish waits for watchers for a bounded time, and
+//! "acknowledged" means that every *connected* watcher has applied the change.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use trellis_proto::pb;
 
-/// Changes kept for watchers that come back.
+/// Most changes that are kept for watchers that come back.
 const RING_CHANGES_MAX: usize = 4_096;
-/// Bytes of rows kept with them.
+/// Most bytes of rows that are kept with them.
 const RING_BYTES_MAX: usize = 64 << 20;
 /// Changes queued for one watcher before it is disconnected.
 const QUEUE_CHANGES_MAX: usize = 1_024;
@@ -46,7 +46,7 @@ struct Watcher {
     applied: u64,
 }
 
-/// A watcher's end: where it starts, what it missed, and what comes. Dropping it unsubscribes.
+/// A watcher's end of the log. Dropping it ends the subscription.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     log: Arc<WatchLog>,

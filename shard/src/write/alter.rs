@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Writer {
-    /// Makes a change that somebody asked for.
+    /// Makes a change.
     pub(super) async fn change(&mut self, change: &Change) -> Result<pb::DatasetChange> {
         for _ in 0..CONFLICTS_MAX {
             let Some(before) = self.look().await? else { return Err(self.unknown()) };
@@ -22,7 +22,7 @@ impl Writer {
             }
             if before.life.dropped {
                 return match &change.kind {
-                    // The upkeep goes on with a rename too, and may have ended it first.
+                    // The upkeep finishes renames too, and may have been first.
                     ChangeKind::EndRename(to) if before.moved_to(to) => Ok(self.changed(before.version, 0)),
                     _ => Err(self.unknown()),
                 };
@@ -83,7 +83,7 @@ impl Writer {
                 }
             }
             if matches!(change.kind, ChangeKind::Alter(_)) {
-                // What was written before is not what is there now: the same rows again are to be committed.
+                // The same rows published again are a new commit: the stored ones may lack a value now.
                 actions.altered(version, now_ms);
             }
             let written = evolution.as_ref().map_or(&[][..], |evolution| evolution.adds.as_slice());

@@ -1,7 +1,7 @@
-//! Published rows: checked against the dataset, brought into one form, sorted. Pure.
+//! Published rows: checked against the dataset, brought into one form and sorted. Pure.
 //!
-//! Everything that could make a row unreadable or ambiguous later is refused here, with the number of the row as the
-//! publisher counts it (from 0, over all batches), so that what is committed needs no second look.
+//! A row that could be unreadable or ambiguous later is refused here, with its number as the publisher counts it (from 0, over all
+//! batches). So committed rows need no second check.
 
 use std::{collections::BTreeSet, ops::Range};
 
@@ -25,7 +25,7 @@ use crate::{
     scan::Key,
 };
 
-/// Problems listed in one refusal.
+/// Most problems that one refusal lists.
 pub(crate) const PROBLEMS_MAX: usize = 5;
 
 /// Checked rows: `symbol` (utf8), `ts_ns`, fields in wire types; sorted by (symbol, ts), each (symbol, ts) once.
@@ -96,7 +96,7 @@ impl Rows {
         Ok(Self { batch })
     }
 
-    /// Checks `batches`, which say of which rows of a dataset they are: their columns are `symbol` and `ts`, and nothing else.
+    /// Checks `batches` of keys: their columns are `symbol` and `ts` alone.
     ///
     /// # Errors
     /// As [`Self::check`].
@@ -105,7 +105,7 @@ impl Rows {
         Self::check(&keys, schema, batches, None)
     }
 
-    /// Rows that were made here: in the shape of [`rows_schema`], in any order.
+    /// Rows that the shard itself made: in the shape of [`rows_schema`], in any order.
     pub(crate) fn trusted(batch: &RecordBatch) -> Result<Self> {
         Ok(Self { batch: sort_by_key(batch, &[0, 1])? })
     }
@@ -151,7 +151,7 @@ impl Rows {
         out
     }
 
-    /// Identity of the content: the same rows of the same session give the same digest, however they were sent.
+    /// A digest of the content: the same rows of the same session give the same digest, however they were sent.
     pub(crate) fn digest(&self, scope: &str) -> Result<String> {
         let fields =
             self.batch.columns().iter().map(|c| arrow_row::SortField::new(c.data_type().clone())).collect();
@@ -159,7 +159,7 @@ impl Rows {
         let mut hash = Sha256::new();
         hash.update((scope.len() as u64).to_le_bytes());
         hash.update(scope.as_bytes());
-        // In parts, so that a large publish is not held a third time.
+        // In parts, so that a large publish is not in memory a third time.
         for start in (0..self.batch.num_rows()).step_by(65_536) {
             let part = self.batch.slice(start, 65_536.min(self.batch.num_rows() - start));
             let rows =
@@ -173,7 +173,7 @@ impl Rows {
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// These rows of `old` as rows of what it has become.
+    /// Converts these rows of `old` to rows of `new`.
     ///
     /// # Errors
     /// [`Code::BadRows`] if a field lacks a value that it requires now, [`Code::Conflict`] naming a value that the wider type does
@@ -224,7 +224,7 @@ fn stamped(spec: &DatasetSpec, given: &[ArrayRef], known_at: i64, retracted: boo
 pub(crate) fn rows_schema(spec: &DatasetSpec) -> arrow_schema::SchemaRef {
     let exact = exact_schema(spec);
     let keep: Vec<usize> = (0..exact.fields().len()).filter(|&i| i != 2 && i != 3).collect();
-    // Projecting by positions that exist cannot fail; the whole schema would only fail louder later.
+    // Projecting by positions that exist cannot fail.
     exact.project(&keep).map_or(exact, std::sync::Arc::new)
 }
 
@@ -300,7 +300,7 @@ fn is_text(data_type: &DataType) -> bool {
     }
 }
 
-/// Of any unit; without a zone it is taken to be UTC.
+/// Whether it is a timestamp of any unit in UTC; one without a zone counts as UTC.
 fn is_time(data_type: &DataType) -> bool {
     match data_type {
         DataType::Timestamp(_, None) => true,
@@ -381,7 +381,7 @@ fn convert(
         };
         columns.push(converted);
     }
-    // Problems make the batch unusable, and may make it unbuildable; it is dropped anyway.
+    // With problems the batch is dropped anyway, and it may be impossible to build.
     if problems.count > 0 {
         return Ok(RecordBatch::new_empty(rows_schema(spec)));
     }
@@ -401,7 +401,7 @@ fn time(
     nullable: bool,
     problems: &mut Problems,
 ) -> Result<Int64Array> {
-    // A cast that does not fit gives null; the difference is what overflowed.
+    // A value that does not fit becomes null in the cast: a new null is an overflow.
     let zone = match column.data_type() {
         DataType::Timestamp(_, zone) => zone.clone(),
         _ => None,

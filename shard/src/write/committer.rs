@@ -1,14 +1,13 @@
-//! The one task that commits to a dataset: publishes, imports, ledger rows, leases, rewrites, one after the other.
+//! The one task that commits to a dataset: publishes, imports, ledger rows, leases and rewrites, one after the other.
 //!
-//! What arrives while a commit is on its way to the disk waits in the queue, and publishes go together as the next commit:
-//! one file, one log entry, two syncs, however many there are. There is no timer, so a lone publish waits for nobody.
-//! Leases go through the same queue, so that a grant and a publish have an order.
+//! Requests that arrive while a commit is on its way to the disk wait in a queue. The publishes among them become the next commit
+//! together: one file, one log entry and two syncs, however many publishes there are. There is no timer, so a lone publish is
+//! committed at once. Leases go through the same queue, so that a grant and a publish have an order.
 //!
-//! A commit is a compare-and-swap at the version that all checks were made against. Who loses (another shard that believes
-//! to be home, a person with another tool) looks at the new version and checks everything again: the epoch, the run ids,
-//! the knowledge times. So no clock and no belief about who is home carries any weight; the table's order of versions does.
-//!
-//! The judge decides what a publish must satisfy.
+//! A commit is a compare-and-swap at the version that all checks were made against. If another writer was faster (another shard
+//! that takes itself for the home, or a person with another tool), the committer looks at the new version and checks everything
+//! again: the epoch, the run ids, the knowledge times. So correctness needs no clock, and no agreement on the home; it needs the
+//! order of the table's versions alone.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -27,13 +26,13 @@ use crate::{
     table::{Actions, Committed, Grant, Holder, Table},
 };
 
-/// Commands that wait for one dataset's committer; beyond it publishers are told to come back.
+/// Most requests in the queue of one dataset; further ones are refused as overload.
 const QUEUE_MAX: usize = 4_096;
 
-/// Publishes in one commit: bounds the log entry, to which each adds about 500 bytes.
+/// Most publishes in one commit: each adds about 500 bytes to the log entry.
 const GROUP_MAX: usize = 1_024;
 
-/// Rows in one commit of several publishes: bounds what a publish waits for the ones that it was grouped with.
+/// Most rows in one commit of several publishes: bounds how long a small publish waits for the others of its group.
 const GROUP_ROWS_MAX: usize = 1 << 20;
 
 #[derive(Debug)]
@@ -67,7 +66,7 @@ impl Committers {
     }
 }
 
-/// The way to a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
+/// A handle of a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
 #[derive(Debug, Clone)]
 pub(crate) struct Committer {
     queue: mpsc::Sender<Command>,
@@ -82,9 +81,9 @@ impl Committer {
         Self { queue }
     }
 
-    /// Commits rows; acknowledged when they are on the disk and every connected watcher has applied them.
+    /// Commits rows. Returns when they are on the disk and every connected watcher has applied them.
     ///
-    /// Not cancel safe: a dropped call may still commit. The run id makes asking again safe.
+    /// Not cancel safe: a dropped call may still commit. With a run id it is safe to ask again.
     pub(crate) async fn publish(&self, publish: Publish) -> Result<pb::PublishAck> {
         self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
     }
@@ -101,12 +100,12 @@ impl Committer {
         self.ask(|reply| Command::Release { holder, epoch, reply }).await?
     }
 
-    /// Replaces files by others with the same rows; `false`: one of them is not in the table any more.
+    /// Replaces files by others with the same rows. `false`: a file to replace is not in the table any more.
     pub(crate) async fn rewrite(&self, rewrite: Rewrite) -> Result<bool> {
         self.ask(|reply| Command::Rewrite(rewrite, reply)).await?
     }
 
-    /// Makes the dataset another one; acknowledged when every connected watcher has applied it.
+    /// Changes the dataset. Returns when every connected watcher has applied the change.
     pub(crate) async fn change(&self, change: Change) -> Result<pb::DatasetChange> {
         self.ask(|reply| Command::Change(change, reply)).await?
     }
@@ -183,7 +182,7 @@ impl Writer {
                 self.table.wrote(&file.file.path, file.index.clone());
                 actions.add(&file.file, &file.stats, false, now_ms);
             }
-            // Not through `commit`: a lost race leaves the rewritten files good for the next version.
+            // Not through `commit`, which would remove the files: they are as good for the next version.
             match self.table.log.commit(snapshot.version + 1, &actions).await? {
                 Committed::Yes => {
                     self.look().await?;
@@ -197,7 +196,7 @@ impl Writer {
     }
 }
 
-/// A publish, and everything that queued up behind it, up to the first command of another kind.
+/// A publish and the publishes behind it in the queue, up to the first request of another kind.
 fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waiting>, Option<Command>) {
     let mut rows = first.0.rows.len();
     let mut group = vec![first];

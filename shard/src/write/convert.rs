@@ -1,4 +1,4 @@
-//! Rows of a dataset as rows of what it has become. Pure.
+//! Converts rows to a later definition of their dataset. Pure.
 
 use std::sync::Arc;
 
@@ -14,8 +14,7 @@ use trellis_proto::{
 
 use crate::error::internal;
 
-/// Rows of `old` as rows of what it has become. Their columns are those of the fields, in order, after `symbol`, `ts_ns` and
-/// whatever else each row has.
+/// Converts rows of `old` to rows of `new`. The columns of the fields are the last ones, in order.
 ///
 /// # Errors
 /// [`Code::Conflict`] naming a value that the wider type does not hold.
@@ -23,7 +22,7 @@ pub(super) fn converted(old: &DatasetSpec, new: &Evolved, rows: &RecordBatch) ->
     let keys = rows.num_columns() - old.fields.len();
     let mut columns: Vec<ArrayRef> = rows.columns()[..keys].to_vec();
     let mut fields = rows.schema().fields()[..keys].to_vec();
-    // whether a field requires a value, in rows of this kind
+    // Whether rows of this kind may lack the field.
     let nullable = |i: usize| rows.schema().field(keys + i).is_nullable();
     for (field, from) in new.spec.fields.iter().zip(&new.from) {
         let (column, may_lack) = match from {

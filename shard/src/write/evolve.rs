@@ -1,19 +1,18 @@
-//! A dataset becomes another one: wider with the rows or the unit that need it, altered, dropped or renamed by somebody.
+//! A dataset changes its definition: a publish or a unit needs a wider one, or a person alters, drops or renames it.
 //!
-//! The definition changes in one commit, together with everything that depends on it. What is stored differently from then on
-//! (a field's name or type, a field that is gone) is written anew, file by file, in that commit: no file is ever read with
-//! another type than its own, here or by other tools. A field that is merely new costs a line of the log, because files
-//! without a column are read as if it were null everywhere, by Delta's rules.
+//! The definition changes in one commit, together with everything that depends on it. If a field gets another name or type, or is
+//! dropped, that commit also replaces the files, written anew one by one. So neither this shard nor another tool ever reads a
+//! column of two types. A new field costs a line of the log: by Delta's rules, a file without the column has nulls there.
 //!
-//! Rejected: to keep the old files and convert when they are read. It costs nothing at once, but every other reader of the
+//! Rejected: to keep the old files and convert them when they are read. The change would be free, but every other reader of the
 //! lake fails on a column of two types.
 //!
-//! Each definition has a number, its *revision*. A head states what it has planned with, so rows of one definition are never
-//! taken for rows of another, not even where a field was dropped and another one of its name was added.
+//! Each definition has a number, its *revision*. A head sends the revision that it planned with. So it never takes rows of one
+//! definition for rows of another, even if a field was dropped and a new field has its name.
 //!
-//! A dropped table is a table without rows that says so: its log goes on. So a version says more than the ones before it
-//! whatever happened in between, and a dataset that takes the name later is a later version of the same table. Runs that
-//! were committed before its first version are not its own.
+//! A dropped dataset leaves a table without rows that says so, and the log of the table goes on. So versions grow whatever happens
+//! in between, and a dataset that takes the name later is a later version of the same table. The runs that were committed before
+//! its first version do not belong to it.
 
 use std::sync::Arc;
 
@@ -26,18 +25,18 @@ use crate::{
     table::{Actions, Snapshot},
 };
 
-/// What a commit has to hold besides its own actions, so that the table becomes another one.
+/// What a commit adds to its actions so that the table gets another definition.
 #[derive(Debug)]
 pub(super) struct Evolution {
     pub(super) spec: Arc<DatasetSpec>,
-    /// Stored differently from now on.
+    /// Files with the old columns.
     removes: Vec<FileRef>,
-    /// In their place.
+    /// The files that replace them.
     pub(super) adds: Vec<WrittenFile>,
 }
 
 impl Evolution {
-    /// Adds the new definition and the files that are written anew.
+    /// Adds the new definition and the new files to a commit.
     pub(super) fn describe(&self, actions: &mut Actions, before: &Snapshot, now_ms: i64) {
         let life = Life { revision: before.life.revision + 1, ..before.life };
         actions.redefine(&before.definition, &self.spec, &life);
@@ -51,10 +50,10 @@ impl Evolution {
 }
 
 impl Writer {
-    /// Writes anew what is stored differently once the table has become `evolved`, one file at a time.
+    /// Writes the files anew whose columns differ in `evolved`, one after the other.
     ///
     /// # Errors
-    /// [`Code::Conflict`] naming a value that the wider type does not hold; nothing is left behind then.
+    /// [`Code::Conflict`] naming a value that the wider type does not hold. The new files are removed then.
     pub(super) async fn evolution(&self, before: &Snapshot, evolved: Evolved) -> Result<Evolution> {
         check_spec(&evolved.spec)?;
         let mut evolution =
@@ -92,11 +91,11 @@ impl Writer {
         write_file(&self.table.log.folder, &Arc::new(evolved.spec.clone()), rows, true).await
     }
 
-    /// What the dataset must become to be what a unit declares; `None`: it is so already.
+    /// The definition that a unit declares; `None`: the dataset has it already.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] if the declaration leaves something out, is narrower or another one. Not a conflict, as it is for
-    /// rows: who asks for a lease waits for a conflict to pass.
+    /// [`Code::InvalidRequest`] if the declaration lacks a field, or has a narrower or another type. For a publish that is a
+    /// conflict. Here it is not: a unit waits for a conflict to pass, and this one does not pass.
     pub(super) fn declared(&self, have: &DatasetSpec, given: &DatasetSpec) -> Result<Option<Evolved>> {
         let refuse = |why: &str| {
             Error::new(Code::InvalidRequest, why).dataset(&self.table.name).hint(
@@ -114,10 +113,10 @@ impl Writer {
     }
 }
 
-/// What the dataset must become to hold what is `given` as well; `None`: it holds it as it is.
+/// The narrowest definition that holds both; `None`: that is `have`.
 ///
 /// # Errors
-/// [`Code::Conflict`] if there is no such dataset.
+/// [`Code::Conflict`] if none does.
 pub(super) fn wider(have: &DatasetSpec, given: &DatasetSpec) -> Result<Option<Evolved>> {
     let wide = have.widened(given)?;
     Ok((!have.agrees_with(&wide)).then(|| Evolved::by_name(have, wide)))

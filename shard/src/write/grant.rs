@@ -48,7 +48,7 @@ impl Writer {
                     self.lease = lease;
                     return self.granted();
                 }
-                // granted once more with what it declares now
+                // The holder has the lease, but declares more fields now: grant it once more with them.
                 Acquire::Already(_) => Grant {
                     epoch: self.lease.epoch() + 1,
                     holder: asked.holder.clone(),
@@ -79,7 +79,7 @@ impl Writer {
             let written = evolution.as_ref().map_or(&[][..], |(_, evolution)| evolution.adds.as_slice());
             if self.commit(version, &actions, written).await?.is_some() {
                 self.look().await?;
-                // If the look found a still larger epoch, the grant is history already.
+                // A still larger epoch was committed meanwhile: this grant is void.
                 if self.lease.epoch() <= grant.epoch {
                     self.lease = Lease::granted(self.table.now(), grant);
                     return self.granted();
@@ -108,7 +108,7 @@ impl Writer {
         }
     }
 
-    /// Gives the lease back, durably: a shard that starts later need not wait for a holder that has ended.
+    /// Gives the lease back, durably: a shard that starts later does not wait for a holder that has ended.
     pub(super) async fn release(&mut self, holder: &Holder, epoch: u64) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let snapshot = self.look().await?;
@@ -123,7 +123,7 @@ impl Writer {
             if matches!(committed, Ok(None)) {
                 continue;
             }
-            // Whatever became of the commit, its holder is done with it.
+            // The holder has given the lease up, whether or not the commit succeeded.
             self.lease = released;
             committed?;
             self.look().await?;

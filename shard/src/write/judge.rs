@@ -27,30 +27,30 @@ use super::{
 use crate::{
     error::lost_task,
     files::{KNOWN_AT_NS, RETRACTED, check_spec, spec_difference},
-    scan::{Key, Newest, Whose, file_touches},
+    scan::{Key, Newest, Retractable, file_touches},
     table::{CommittedRun, Grant, Holder, Snapshot},
 };
 
-/// How long before the midnight (UTC) of its date a session may be published: then that date begins, in the zone furthest east. Who
-/// publishes further ahead has mistaken the date, and the unit of the output would take all sessions up to that one as published.
+/// A session may be published from this long before the midnight (UTC) of its date on: then the date begins in the zone furthest
+/// east. An earlier publish has a wrong date, and the unit would take all sessions before that date as published.
 const SESSION_AHEAD_NS: i64 = 14 * 3_600 * SECOND_NS;
 
 /// A publish that goes into the next commit.
 pub(super) struct Accepted {
     pub(super) publish: Box<Publish>,
     pub(super) known_at: i64,
-    /// The epoch that is granted and given back with it.
+    /// The epoch that its commit grants and gives back.
     pub(super) once: Option<Grant>,
-    /// The rows that it takes back, if it replaces any.
+    /// The rows that it retracts because it replaces a session.
     retracted: Vec<Key>,
     /// Least and greatest event time of its rows.
     span: Option<(i64, i64)>,
-    /// Who waits for it: its publisher, and any that sent the same run id meanwhile.
+    /// Its publisher, and every publisher that sent the same run id meanwhile.
     pub(super) replies: Vec<Reply>,
 }
 
 impl Accepted {
-    /// What is stored: its rows, and what it retracts.
+    /// Its rows and its retractions as they are stored.
     pub(super) fn exact(&self, spec: &DatasetSpec) -> Result<Vec<RecordBatch>> {
         if self.publish.effect == Effect::Retracts {
             return Ok(vec![retractions(spec, &self.publish.rows.keys()?, self.known_at)?]);
@@ -74,18 +74,18 @@ impl Accepted {
         }
     }
 
-    /// Rows that it takes back.
+    /// How many rows it retracts.
     pub(super) fn retracts(&self) -> usize {
         if self.publish.effect == Effect::Retracts { self.publish.rows.len() } else { self.retracted.len() }
     }
 
-    /// Whether it has or retracts rows on event times of `range`.
+    /// Whether it writes or retracts rows with event times in `range`.
     fn touches(&self, range: &Range<i64>) -> bool {
         self.span.is_some_and(|(first, last)| first < range.end && range.start <= last)
             || self.retracted.iter().any(|key| range.contains(&key.1))
     }
 
-    /// Tells what will hold when it is committed.
+    /// Adds its rows and retractions to `newest`.
     fn tell(&self, range: &Range<i64>, newest: &mut Newest) -> Result<()> {
         for key in self.publish.rows.keys()?.into_iter().filter(|key| range.contains(&key.1)) {
             newest.learn(key, self.known_at, false);
@@ -97,20 +97,21 @@ impl Accepted {
     }
 }
 
-/// What holds of the ranges that publishes of a group replace, as it will be after those that were accepted.
+/// The newest rows of each range that a publish of the group replaces, with the accepted publishes applied.
 type Ranges = Vec<(Range<i64>, Newest)>;
 
 /// Whether a publish goes into the next commit.
 enum Verdict {
     Accept(Option<Grant>),
-    /// Already committed: this acknowledgement again.
+    /// The run is committed already: its acknowledgement.
     Duplicate(pb::PublishAck),
     Refuse(Error),
 }
 
 impl Writer {
-    /// Answers those that cannot be committed, and gives the others their knowledge times. One for which the dataset has to
-    /// become a wider one is committed alone, so that it is refused alone if that cannot be; what comes after it is returned.
+    /// Answers the publishes that cannot be committed, and gives the others their knowledge times. A publish that needs a wider
+    /// dataset is committed alone, so that it is refused alone if the dataset cannot become wider. The publishes after it are
+    /// returned as well, not judged.
     pub(super) async fn judge(
         &self,
         snapshot: Option<&Snapshot>,
@@ -135,7 +136,7 @@ impl Writer {
                 continue;
             }
             let fitted = match &spec {
-                // keys have no fields
+                // Keys have no fields.
                 Some(have) if publish.effect == Effect::Retracts => {
                     publish.spec = have.clone();
                     Ok(false)
@@ -168,7 +169,7 @@ impl Writer {
                         | Right::Session { .. }
                         | Right::Once { .. }
                         | Right::Ledger => {
-                            // Each publish of a group has its own, so that two corrections of one row keep their order.
+                            // Each publish has its own knowledge time, so that two corrections of one row keep their order.
                             next_known_at += 1;
                             next_known_at - 1
                         }
@@ -180,7 +181,7 @@ impl Writer {
                     let span = publish.rows.span();
                     let new = Accepted { publish, known_at, once, retracted, span, replies: vec![reply] };
                     for (range, newest) in ranges.iter_mut().filter(|(range, _)| new.touches(range)) {
-                        // The rows' symbols have been looked at when they came.
+                        // This fails only for an invalid symbol, and the symbols were checked when the rows came.
                         let _ = new.tell(range, newest);
                     }
                     accepted.push(new);
@@ -198,8 +199,8 @@ impl Writer {
         (accepted, later)
     }
 
-    /// The rows that a publish takes back because it replaces them, after those that were accepted before it. Nothing is read
-    /// unless there may be any.
+    /// The rows that a publish retracts because it replaces their session, with the accepted publishes applied. Reads files only
+    /// if they may have such rows.
     async fn replaced(
         &self,
         snapshot: Option<&Snapshot>,
@@ -236,15 +237,15 @@ impl Writer {
                 ranges.len() - 1
             }
         };
-        let whose = own.as_ref().map_or(Whose::Everybodys, Whose::Of);
-        let gone = ranges[at].1.lacking(&publish.rows.keys()?, whose);
+        let retractable = own.as_ref().map_or(Retractable::All, Retractable::KnownAt);
+        let gone = ranges[at].1.lacking(&publish.rows.keys()?, retractable);
         if !gone.is_empty() {
             self.check_retractable(&publish.spec)?;
         }
         Ok(gone)
     }
 
-    /// Refuses to retract what does not hold: whoever asks means another row.
+    /// Refuses to retract a row that does not hold: the request means another row.
     async fn check_held(&self, snapshot: Option<&Snapshot>, rows: &Rows) -> Result<()> {
         let spec = match snapshot {
             Some(snapshot) => &snapshot.spec,
@@ -281,7 +282,7 @@ impl Writer {
             .hint("a retraction names the symbol and the exact time of a row that is read now; nothing was retracted"))
     }
 
-    /// A dataset of before there were retractions may have a field of that name.
+    /// Refuses to retract rows of a dataset that was made before there were retractions and has a field `retracted`.
     fn check_retractable(&self, spec: &DatasetSpec) -> Result<()> {
         check_spec(spec).map_err(|_| {
             Error::new(
@@ -299,10 +300,10 @@ impl Writer {
         publish: &Publish,
         now_ns: i64,
     ) -> Verdict {
-        // Before the epoch: a publish that was acknowledged once is acknowledged again, even after a take-over.
-        // Not so after the dataset was dropped: the runs of that one are not this one's.
+        // Run ids are checked before the epoch: a publish that was acknowledged once is acknowledged again, even after a
+        // take-over. The runs of a dropped dataset do not count for the dataset that has its name now.
         let may_be_known = snapshot.is_some() && !publish.run_id.is_empty();
-        // Nor what an import brought before a change by hand, which may have taken it away.
+        // An import from before a change by hand does not count: the change may have removed its rows.
         let altered =
             snapshot.and_then(|s| s.altered).filter(|_| matches!(publish.right, Right::Import { .. }));
         let known = self.table.run(&publish.run_id).filter(|_| may_be_known);
@@ -352,12 +353,12 @@ impl Writer {
         }
     }
 
-    /// The epoch that a publish with its own lease gets.
+    /// The epoch for a publish with its own lease.
     fn once(&self, holder: &Holder, take_over: bool, now_ns: i64) -> Result<Grant> {
         let (name, now) = (self.table.name.as_str(), self.table.now());
         match self.lease.acquire(name, now, now_ns, holder, Duration::ZERO, take_over)? {
             Acquire::Commit(grant) => Ok(grant),
-            // It holds a lease of its own, and gives it back with this one.
+            // The holder has a lease already, and gives it back with this one.
             Acquire::Already(lease) => Ok(Grant {
                 epoch: lease.epoch() + 1,
                 holder: holder.clone(),
@@ -367,10 +368,9 @@ impl Writer {
         }
     }
 
-    /// The newest import of the same rows, if nothing of their symbols and times was written since: another attempt that brings
-    /// them adds nothing. If something was, it goes back to rows of before, and is a correction; if the dataset was changed by
-    /// hand since, its rows may lack what the file has. Decided from the indexes of
-    /// the files alone: a file that also has newer rows counts as newer.
+    /// The newest import of the same rows, if this import adds nothing to it. It does add something if rows of the same symbols
+    /// and times were written since (then it corrects them), or if the dataset was changed by hand since (then rows may lack what
+    /// the import has). Decided from the indexes of the files alone: a file that also has newer rows counts as newer.
     fn imported_before(
         &self,
         snapshot: Option<&Snapshot>,
@@ -394,8 +394,8 @@ impl Writer {
         (!written_since).then_some(last)
     }
 
-    /// The last publish of the same session, if it had the same rows and they are still what the session is. Another attempt
-    /// that computes them again adds nothing. Compared with the last one only: going back to rows of before is a correction.
+    /// The last publish of the same session, if it had the same rows and nothing has changed them since. Another attempt with these
+    /// rows adds nothing. An older publish does not count: to go back to its rows is a correction.
     fn unchanged(
         &self,
         snapshot: Option<&Snapshot>,
@@ -412,7 +412,7 @@ impl Writer {
         };
         let last = self.table.newest_run(session)?;
         let still = [snapshot.imported, snapshot.altered].iter().flatten().all(|other| *other < last.version);
-        // who takes an output over commits that, whatever the rows
+        // A take-over is committed whatever the rows are.
         (last.digest == publish.digest && still && snapshot.lease.owner() == Some(unit)).then_some(last)
     }
 
@@ -429,8 +429,8 @@ impl Writer {
         }
     }
 
-    /// Acknowledges what this shard serves, once every watcher has applied it: also a publish that is acknowledged again,
-    /// because those who were there the first time may not have yet.
+    /// Acknowledges publishes once every watcher has applied the newest version. That holds for duplicates as well: a watcher may
+    /// not have applied the first commit yet.
     pub(super) fn acknowledge_when_applied(&self, acks: Vec<(Reply, pb::PublishAck)>) {
         self.reply_when_applied(acks.into_iter().map(|(reply, ack)| (reply, Ok(ack))).collect());
     }
@@ -445,10 +445,10 @@ impl Writer {
     }
 }
 
-/// Makes a publish one of the dataset that there is, or that must be; `true`: the dataset must become a wider one.
+/// Brings a publish into the form of the dataset, or of the wider dataset that it needs. `true`: the dataset must become wider.
 ///
 /// # Errors
-/// [`Code::Conflict`] if there is no such dataset, or nobody may make it for this publish.
+/// [`Code::Conflict`] if no wider dataset holds both, or if this kind of publish may not make it wider.
 async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
     let dataset = &have.dataset;
     let way = match publish.right {
@@ -468,7 +468,7 @@ async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
     };
     let may_lack = match publish.right {
         Right::Session { .. } | Right::Once { .. } | Right::Import { .. } => false,
-        // of an older shard, beside newer ones
+        // An older shard writes fewer fields than newer ones.
         Right::Ledger => true,
     };
     if let Some(lacks) = have.fields.iter().find(|f| publish.spec.field(f.name.as_str()).is_none())
@@ -496,8 +496,8 @@ async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
     Ok(wider.is_some())
 }
 
-/// Refuses an explicit knowledge time that is not later than all that the dataset has for the same symbols: it would
-/// change what was known in the past.
+/// Refuses an explicit knowledge time unless it is later than every row of the same symbols: it would change what was known in
+/// the past.
 async fn check_known_later(snapshot: &Snapshot, rows: &Rows, known_at: i64) -> Result<()> {
     for file in snapshot.files.iter().filter(|f| f.index.rows > 0 && f.index.known_max >= known_at) {
         for (symbol, _) in rows.symbols() {

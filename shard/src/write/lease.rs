@@ -1,21 +1,22 @@
 //! Who may publish to a dataset. Pure: time is passed in, as the time since the shard started.
 //!
-//! Safety rests on the *epoch*, a number that only grows and stands in the table: a publish names the epoch it was
-//! granted, and is refused if a larger one has been committed, whatever any clock says. The *expiry* is only about
-//! liveness: it decides when another holder may be granted the next epoch without taking over. It is counted on the home
-//! shard's monotonic clock alone, from a grant or a renewal. A shard that has just started, or has just learned of an
-//! epoch that another shard granted, does not know when the holder last renewed, so it waits a whole time to live.
+//! The *epoch* makes publishing safe. It is a number that only grows, and the table has it. A publish names the epoch that it was
+//! granted. It is refused if a larger epoch has been committed, whatever any clock says.
 //!
-//! A holder whose lease ran out may go on as long as nobody took the next epoch: refusing it would help nobody.
+//! The *expiry* decides when another holder may be granted the next epoch without taking over. The home shard counts it on its own
+//! monotonic clock, from a grant or a renewal. A shard that has just started, or has just learned of another shard's grant, does
+//! not know when the holder last renewed. So it waits a whole time to live. A holder whose lease ran out may go on until another
+//! holder takes the next epoch.
 //!
-//! What was given back stands in the table too, so a shard that starts later need not wait for it. Of a lease that was not,
-//! such a shard says which of the two it knows: that its holder lives (it was granted or renewed in this shard's life), or
-//! only that it may. The first is for a person to decide, the second is known after one time to live.
+//! The table also has the newest epoch that was given back, so a shard that starts later does not wait for it. Of a lease that
+//! was not given back, the shard knows one of two things: the holder lives, because it was granted or renewed the lease since the
+//! shard started; or the holder may live. In the first case a person decides. In the second the shard knows after one time to
+//! live.
 //!
-//! A dataset is the output of the *unit* that was granted its newest epoch, running or not. Another instance of that unit
-//! gets the next epoch once the lease is given back or has run out; another unit only by taking over, or a slip of a name
-//! in its declaration would make it the publisher of what somebody else computes, at the first restart over there. Nobody
-//! imports into it. A person may end that: the next epoch is then granted to *nobody*, which fences whoever published.
+//! A dataset is the output of the *unit* with the newest epoch, whether or not that unit runs. Another instance of the unit gets
+//! the next epoch once the lease is given back or has run out. Another unit gets it only by taking over: otherwise a wrong name in
+//! a declaration would make a unit the publisher of another unit's output. An import into an output is refused. A person may end
+//! the ownership: the next epoch is then granted to *nobody*, and the unit is fenced.
 
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ use trellis_proto::{Code, Error, Result, time::format_time};
 
 use crate::table::{Grant, Holder, StoredLease, TTL_DEFAULT};
 
-/// Shortest and longest time to live that is granted; what is asked for beyond is brought within.
+/// Shortest time to live that is granted; a shorter request gets this one.
 pub(crate) const TTL_MIN: Duration = Duration::from_millis(100);
-/// An hour: a holder that died keeps others waiting no longer than this.
+/// Longest time to live that is granted: others wait no longer for a holder that has died.
 pub(crate) const TTL_MAX: Duration = Duration::from_secs(3_600);
 
 /// The lease of one dataset, as its home shard knows it.
@@ -43,7 +44,7 @@ pub(crate) enum Lease {
 /// Answer to a request for the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Acquire {
-    /// The asker holds it already: nothing to commit.
+    /// The holder has it already: there is nothing to commit.
     Already(Lease),
     /// Commit this grant, then call [`Lease::granted`].
     Commit(Grant),
@@ -58,8 +59,8 @@ impl Lease {
         }
     }
 
-    /// Brought up to what stands in the table, which was learned at `learned`: a larger epoch there has always won, and
-    /// what was given back stays so.
+    /// This lease after a look at the table, whose newest epoch the shard learned of at `learned`. A larger epoch in the table
+    /// has always won, and a lease that was given back stays so.
     #[must_use]
     pub(crate) fn caught_up(&self, learned: Duration, stored: &StoredLease) -> Self {
         match stored {
@@ -76,8 +77,8 @@ impl Lease {
     /// Asks for the lease of `dataset`.
     ///
     /// # Errors
-    /// Where `take_over` is not set: [`Code::PermissionDenied`] if it is another unit's output, [`Code::Conflict`] while the
-    /// lease of another instance runs, [`Code::Unavailable`] while it may. All name the holder.
+    /// Without `take_over`: [`Code::PermissionDenied`] if the dataset is another unit's output, [`Code::Conflict`] while the lease
+    /// of another instance runs, [`Code::Unavailable`] while the shard does not know whether it runs. All name the holder.
     pub(crate) fn acquire(
         &self,
         dataset: &str,
@@ -114,7 +115,7 @@ impl Lease {
         }
     }
 
-    /// Any → Held, or, granted to nobody, Released: the grant has been committed.
+    /// The grant has been committed: any → Held, or Released if it was granted to nobody.
     pub(crate) fn granted(now: Duration, grant: Grant) -> Self {
         if grant.holder.is_nobody() {
             return Self::Released { grant };
@@ -126,7 +127,7 @@ impl Lease {
     /// Held → Held for another `ttl`.
     ///
     /// # Errors
-    /// [`Code::Fenced`] if the asker does not hold the newest epoch.
+    /// [`Code::Fenced`] if `holder` does not hold the newest epoch.
     pub(crate) fn renew(&self, now: Duration, holder: &Holder, epoch: u64, ttl: Duration) -> Result<Self> {
         let grant = self.held(epoch, &holder.unit)?;
         if grant.holder != *holder {
@@ -135,7 +136,7 @@ impl Lease {
         Ok(Self::Held { grant: grant.clone(), expires: now + ttl, heard: true })
     }
 
-    /// Held → Released, to be committed. `None`: the asker does not hold it any more, or never did.
+    /// Held → Released, to be committed. `None`: `holder` does not hold the lease.
     pub(crate) fn release(&self, holder: &Holder, epoch: u64) -> Option<Self> {
         match self {
             Self::Held { grant, .. } if grant.epoch == epoch && grant.holder == *holder => {
@@ -148,7 +149,7 @@ impl Lease {
     /// Whether `unit` may publish with `epoch`.
     ///
     /// # Errors
-    /// [`Code::Fenced`] saying which epoch holds and who has it.
+    /// [`Code::Fenced`] naming the newest epoch and its holder.
     pub(crate) fn check_publish(&self, unit: &str, epoch: u64) -> Result<()> {
         self.held(epoch, unit).map(|_| ())
     }
@@ -178,7 +179,7 @@ fn fenced(grant: &Grant, epoch: u64) -> Error {
             grant.holder.instance,
             format_time(grant.since_ns)
         );
-        // Not fenced: that passes when the other publisher ends, and this does not.
+        // Not `Fenced`: a fence passes when the other publisher ends, and this does not pass.
         return Error::new(Code::PermissionDenied, text)
             .hint("the dataset is no unit's output now; start the unit again if it is to be this one's");
     }
@@ -237,7 +238,7 @@ fn output_of_other(dataset: &str, grant: &Grant) -> Error {
     )
 }
 
-/// What a request asks for, brought within what is granted.
+/// The time to live that is granted for a request; 0 asks for the default.
 pub(crate) fn granted_ttl(asked_ms: u32) -> Duration {
     match asked_ms {
         0 => TTL_DEFAULT,

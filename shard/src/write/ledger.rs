@@ -22,7 +22,7 @@ use trellis_proto::{
 use super::append::{Rows, rows_schema};
 use crate::{error::internal, files::wire_time};
 
-/// Records of one call.
+/// Most records of one call.
 pub(crate) const LEDGER_RECORDS_MAX: usize = 10_000;
 
 const FIELDS: [(&str, FieldType, bool); 16] = [
@@ -45,7 +45,7 @@ const FIELDS: [(&str, FieldType, bool); 16] = [
 ];
 const TRACE_ID: &str = "trace_id";
 
-/// What the ledger is.
+/// The spec of the ledger.
 pub(crate) fn ledger_spec() -> Result<DatasetSpec> {
     let field =
         |name: &str, data_type, nullable| Ok(FieldSpec { name: FieldName::new(name)?, data_type, nullable });
@@ -58,7 +58,7 @@ pub(crate) fn ledger_spec() -> Result<DatasetSpec> {
 /// Records as rows of the ledger.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] naming the record that makes no sense.
+/// [`Code::InvalidRequest`] naming the invalid record.
 pub(crate) fn ledger_rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Result<Rows> {
     for (i, record) in records.iter().enumerate() {
         let refuse = |why: &str| {
@@ -67,7 +67,7 @@ pub(crate) fn ledger_rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Resu
         if Symbol::new(&record.unit).is_err() {
             return refuse("the unit's name is not valid");
         }
-        // an attempt that failed before its inputs were read has none
+        // An attempt that failed before its inputs were read has no run id.
         if record.run_id.is_empty() && record.outcome() == pb::RunOutcome::Succeeded {
             return refuse("it succeeded and has no run id");
         }
@@ -112,7 +112,7 @@ pub(crate) fn ledger_rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Resu
     Rows::trusted(&batch)
 }
 
-/// JSON, because what a run reads is a list and a field is one value.
+/// The inputs of a run as JSON: they are a list, and a field is one value.
 fn inputs(receipts: &[pb::InputReceipt]) -> String {
     let list: Vec<_> = receipts
         .iter()

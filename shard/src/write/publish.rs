@@ -26,7 +26,7 @@ impl Writer {
         }
     }
 
-    /// Commits those that may go together; the rest comes after.
+    /// Commits the publishes that may go together, and returns the others for the next commit.
     async fn commit_some(&mut self, group: Vec<Waiting>) -> Vec<Waiting> {
         let mut waiting = group;
         for _ in 0..CONFLICTS_MAX {
@@ -55,8 +55,7 @@ impl Writer {
                     for a in accepted {
                         let mut replies = a.replies.into_iter();
                         if let Some(first) = replies.next() {
-                            // The others asked for the same run: they are answered as its duplicates next time, or not at all;
-                            // their clients ask again.
+                            // The others sent the same run. Their clients ask again, and are answered as duplicates then.
                             waiting.push((a.publish, first));
                         }
                         for other in replies {
@@ -84,7 +83,7 @@ impl Writer {
         Vec::new()
     }
 
-    /// Writes and commits; `None`: somebody else has committed this version.
+    /// Writes the rows and commits them. `None`: another writer has committed this version.
     async fn commit_rows(&self, snapshot: Option<&Snapshot>, accepted: &[Accepted]) -> Result<Option<u64>> {
         let Some(first) = accepted.first() else { return Ok(None) };
         let spec = &first.publish.spec;
@@ -96,7 +95,7 @@ impl Writer {
             }
             None => None,
         };
-        // Whatever defines the table gives it the column.
+        // Every commit that defines the table gives it the column `retracted`.
         let defined = evolution.is_some() || live.is_none_or(|s| s.retractable);
         let redefined = live.filter(|_| !defined && accepted.iter().any(|a| a.retracts() > 0));
         let mut files = match self.write(spec, accepted, defined || redefined.is_some()).await {
@@ -117,7 +116,7 @@ impl Writer {
             evolution.describe(&mut actions, before, now_ms);
         }
         if live.is_none() {
-            // An empty table claims the time it was made as known, so it was made before its first rows became known.
+            // A table is complete up to the time it was made at. So this one is made before its first rows become known.
             let first_known = accepted.iter().map(|a| a.known_at).min().unwrap_or(0);
             create(&mut actions, snapshot, spec, now_ms.min(first_known.div_euclid(1_000_000) - 1));
         }
@@ -133,7 +132,7 @@ impl Writer {
         if accepted.iter().any(|a| matches!(a.publish.right, Right::Import { .. })) {
             actions.imported(version, now_ms);
         }
-        // Whoever it came with is alone in its commit.
+        // A publish with its own lease is alone in its commit.
         if let Some(grant) = accepted.iter().find_map(|a| a.once.as_ref()) {
             actions.grant(grant, now_ms);
             actions.release(grant.epoch, now_ms);
@@ -181,10 +180,10 @@ impl Writer {
         Ok(files)
     }
 
-    /// Makes the commit visible, then answers once the watchers have it. The next group does not wait for them.
+    /// Makes the commit visible, then answers once the watchers have applied it. The next group does not wait for the watchers.
     async fn acknowledge(&mut self, accepted: Vec<Accepted>, version: u64) {
         if let Err(error) = self.look().await {
-            // It is committed and durable, but this shard cannot serve it: not visible, so not acknowledged.
+            // The commit is durable, but this shard cannot serve it. So it is not acknowledged.
             for reply in accepted.into_iter().flat_map(|a| a.replies) {
                 let _ = reply.send(Err(error.clone()));
             }

@@ -1,15 +1,14 @@
 //! A dataset gets another name.
 //!
-//! A name is a folder with a log of its own, so no single commit can do it. It goes in three steps; each can be made again,
-//! and each leaves a lake that reads right:
+//! A name is a folder with a log of its own, so a rename is more than one commit. It has three steps. Each step can be repeated,
+//! and after each step the lake reads right:
 //!
-//! 1. The old table says that it moves. From then on it is read as before, and nobody writes to it.
-//! 2. The new table is made in one commit, of copies of the old one's files. It says where it comes from.
+//! 1. The old table is marked: it is about to move. From then on it is read as before, and nobody writes to it.
+//! 2. The new table is made in one commit, from copies of the old files. It is marked with its origin.
 //! 3. The old table is dropped.
 //!
-//! Who dies on the way leaves the mark of the first step; the home of the old table goes on from there when it is asked again,
-//! and with its upkeep. Between the second step and the third the rows can be read under both names, and at no time under
-//! none.
+//! If the shard dies in between, the first mark stays. The home of the old table then finishes the rename, with its upkeep or
+//! when it is asked again. Between the second step and the third, both names can be read. At least one name always can.
 
 use std::sync::Arc;
 
@@ -76,7 +75,7 @@ pub(crate) async fn finish_rename(
     Ok(pb::DatasetChange { dataset: to.to_string(), version: made.version, files_rewritten: 0 })
 }
 
-/// Makes the table of the new name, unless that has been done.
+/// Makes the table of the new name, unless it has been made.
 async fn copy_to(catalog: &Catalog, table: &Table, from: &Snapshot, to: &DatasetName) -> Result<()> {
     let target = catalog.entry(to);
     let log = &target.log;
@@ -123,7 +122,7 @@ async fn copy_to(catalog: &Catalog, table: &Table, from: &Snapshot, to: &Dataset
         for (id, run) in table.all_runs() {
             actions.run(&id, &CommittedRun { version, ..run }, now_ms);
         }
-        // All runs have this version now: none of them is later than the last import or change.
+        // All runs, imports and changes by hand have this version now. The judge compares these versions.
         if from.imported.is_some() {
             actions.imported(version, now_ms);
         }

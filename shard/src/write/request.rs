@@ -1,4 +1,4 @@
-//! What a dataset's committer is asked for.
+//! The requests to a dataset's committer.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -15,88 +15,95 @@ use crate::{
 /// Longest run id, session partition, code digest and name of a person, in bytes: the log keeps them.
 pub(crate) const ID_BYTES_MAX: usize = 256;
 
-/// What may be published.
+/// By which right a publish is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Right {
-    /// The holder of the lease with this epoch.
+    /// The unit holds the lease with this epoch.
     Session { unit: String, epoch: u64 },
-    /// Who may be granted the lease now: taken, used and given back in one commit.
+    /// The publish takes a lease, uses it and gives it back, all in one commit.
     Once { holder: Holder, take_over: bool },
-    /// It is no unit's output. With a knowledge time of its own, or that of the commit.
+    /// The dataset is no unit's output. Without a knowledge time of its own, the import gets that of the commit.
     Import { known_at: Option<i64> },
-    /// The shard itself.
+    /// The shard itself records runs.
     Ledger,
 }
 
-/// What a publish means to rows that are there already.
+/// What a publish does to the rows that the dataset has already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// Its rows stand for themselves: a row of the same key is corrected, others stay.
+    /// A row of the same key is corrected. All other rows stay.
     Adds,
-    /// Its rows are all that holds of these event times. With a partition: all that holds of what the partition has published.
+    /// Rows with these event times that the publish lacks are retracted; with a partition, only those that the partition published.
     Replaces(Range<i64>),
-    /// Its rows are keys: what the dataset has there no longer holds.
+    /// Its rows are keys, and the rows with these keys are retracted.
     Retracts,
 }
 
-/// Checked rows on their way into the table.
+/// Checked rows to be committed.
 #[derive(Debug)]
 pub(crate) struct Publish {
     pub(crate) right: Right,
-    /// What the rows were checked against; the table is made with it if it is not there.
+    /// The spec that the rows were checked against. A table that is not there is made with it.
     pub(crate) spec: Arc<DatasetSpec>,
     pub(crate) rows: Rows,
-    /// Empty: not idempotent.
+    /// If it is empty, the same publish sent twice is committed twice.
     pub(crate) run_id: String,
     pub(crate) digest: String,
-    /// Which session and partition it publishes; `None` of imports and the ledger.
+    /// The session and partition that it publishes; imports and the ledger have none.
     pub(crate) session: Option<SessionKey>,
     pub(crate) watermark: Option<i64>,
     pub(crate) effect: Effect,
-    /// For people: goes into the commit's metadata.
+    /// For people: the commit's metadata has it.
     pub(crate) note: Value,
 }
 
 impl Publish {
-    /// Whether it goes into a commit of its own. An import with its own knowledge time, or one that retracts, is checked against
-    /// what is known of its symbols, and what it would be grouped with is not known yet. A publish with its own lease fences the
-    /// others.
+    /// Whether it needs a commit of its own. An import that retracts or has its own knowledge time is checked against the rows of
+    /// the table, which lack those of its group. A publish with its own lease fences the others.
     pub(crate) fn goes_alone(&self) -> bool {
         matches!(self.right, Right::Import { known_at: Some(_) } | Right::Once { .. })
             || self.effect == Effect::Retracts
     }
 
-    /// What a partition's publish stands for; `None` for all others.
+    /// The session and partition; `None` if it has no partition.
     pub(super) fn partition(&self) -> Option<&SessionKey> {
         self.session.as_ref().filter(|key| !key.partition.is_empty())
     }
 }
 
-/// Who waits for an acknowledgement.
+/// Sends the answer to the publisher.
 pub(super) type Reply = oneshot::Sender<Result<pb::PublishAck>>;
 
 /// A publish that is not judged yet.
 pub(super) type Waiting = (Box<Publish>, Reply);
 
-/// A request for the lease. What it may be answered, by code: [`Code::Conflict`] while another instance holds it, which passes
-/// by itself; [`Code::PermissionDenied`] if it is another unit's output, and [`Code::InvalidRequest`] if the dataset has another
-/// schema, which do not; [`Code::Unavailable`] while it is not known whether another instance still lives, and if the table was
-/// changed under the request too often, which asking again settles.
+/// A request for the lease. It may be refused with
+///
+/// * [`Code::Conflict`]: another instance holds the lease. That passes by itself.
+/// * [`Code::PermissionDenied`]: the dataset is another unit's output.
+/// * [`Code::InvalidRequest`]: the dataset has another schema.
+/// * [`Code::Unavailable`]: the shard does not know yet whether another instance lives, or others changed the table too often
+///   meanwhile. Ask again.
+///
+/// [`Code::Conflict`]: trellis_proto::Code::Conflict
+/// [`Code::PermissionDenied`]: trellis_proto::Code::PermissionDenied
+/// [`Code::InvalidRequest`]: trellis_proto::Code::InvalidRequest
+/// [`Code::Unavailable`]: trellis_proto::Code::Unavailable
 #[derive(Debug)]
 pub(crate) struct Acquisition {
     pub(crate) holder: Holder,
     pub(crate) ttl: Duration,
     pub(crate) take_over: bool,
-    /// Makes the dataset if it is not there; if it is, must match.
+    /// A dataset that is not there is made with it. One that is there must match it.
     pub(crate) spec: Option<Arc<DatasetSpec>>,
 }
 
 /// A request to change a dataset.
 #[derive(Debug)]
 pub(crate) struct Change {
-    /// Asked again with the same, it is answered again.
+    /// A change that comes again with the same id is answered as the first time.
     pub(crate) id: String,
-    /// Who asks; for people.
+    /// The person who asks, for other people.
     pub(crate) by: String,
     pub(crate) kind: ChangeKind,
 }
@@ -106,7 +113,7 @@ pub(crate) struct Change {
 pub(crate) enum ChangeKind {
     Alter(Alteration),
     Drop,
-    /// The steps of a rename, see [`rename`](super::rename): it begins, it has been done, it is given up.
+    /// The steps of a rename, see [`rename`](super::rename): it begins, the copy is made, it is given up.
     BeginRename(DatasetName),
     EndRename(DatasetName),
     CancelRename,

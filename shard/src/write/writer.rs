@@ -1,5 +1,5 @@
-//! One dataset's writer: the newest state that it has seen, and a commit at the next version. The other files of this room give
-//! it the kinds of commits that there are.
+//! The writer of one dataset: it looks at the newest version and commits the next one. Other files of this room add the kinds of
+//! commits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,10 +13,10 @@ use crate::{
     table::{Actions, Committed, Snapshot, Table},
 };
 
-/// Commits lost in a row before the publisher is told to come back. Only another writer of the same table can cause one.
+/// Attempts at one commit. An attempt is lost only to another writer of the same table.
 pub(super) const CONFLICTS_MAX: usize = 16;
 
-/// Commits to one dataset. Used by its committer alone, one commit after the other.
+/// Commits to one dataset, one commit after the other.
 pub(super) struct Writer {
     pub(super) table: Arc<Table>,
     /// How long an acknowledgement waits for the watchers.
@@ -26,7 +26,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// The newest state, with the lease brought up to it.
+    /// The newest version, after the lease has been brought up to it.
     pub(super) async fn look(&mut self) -> Result<Option<Arc<Snapshot>>> {
         let snapshot = self.table.refresh().await?;
         if let Some(snapshot) = &snapshot {
@@ -35,9 +35,10 @@ impl Writer {
         Ok(snapshot)
     }
 
-    /// Commits; `None`: somebody else has committed this version. The files that `actions` add are removed only where it is
-    /// certain that they are not, and will not become, part of the table; others are swept when they have been in no
-    /// version for the retention.
+    /// Commits `actions` as `version`. `None`: another writer has committed this version.
+    ///
+    /// If the commit fails, `files` are removed only if they certainly never become part of the table. The upkeep removes the
+    /// others after the retention.
     pub(super) async fn commit(
         &self,
         version: u64,
@@ -55,7 +56,7 @@ impl Writer {
                 Ok(None)
             }
             Err(error) => {
-                // A disk that takes no writes has answered; any other error leaves the outcome open.
+                // A disk that takes no writes has not committed. After any other error the outcome is open.
                 let refused = error.code() == Code::StorageFull;
                 if refused && matches!(self.table.log.read(version).await, Ok(None)) {
                     self.discard(files).await;
@@ -67,14 +68,14 @@ impl Writer {
         }
     }
 
-    /// Removes files that were written and that no version of the table will have.
+    /// Removes files that were written and never become part of the table.
     pub(super) async fn discard(&self, files: &[WrittenFile]) {
         for file in files {
             self.table.discard(&file.file.path).await;
         }
     }
 
-    /// Answers once every connected watcher has applied what was committed so far. Whatever comes next does not wait for them.
+    /// Answers once every connected watcher has applied all commits so far. The next commit does not wait for the watchers.
     pub(super) fn reply_when_applied<T: Send + 'static>(&self, replies: Vec<(oneshot::Sender<T>, T)>) {
         let (watch, patience) = (self.table.context.watch.clone(), self.apply_wait);
         let seq = watch.seq();
@@ -87,7 +88,7 @@ impl Writer {
     }
 }
 
-/// The actions that make the dataset: its table, or another one of the table of a dropped dataset.
+/// Adds the actions that make a dataset: a new table, or the next dataset in the table of a dropped one.
 pub(super) fn create(actions: &mut Actions, dropped: Option<&Snapshot>, spec: &DatasetSpec, now_ms: i64) {
     let Some(dropped) = dropped else { return actions.create(spec, &Life::default(), now_ms) };
     let life = Life { revision: dropped.life.revision + 1, since: dropped.version + 1, dropped: false };
