@@ -63,7 +63,7 @@ def test_writing_makes_the_folder_and_whoever_looked_before_sees_it(market_files
 @pytest.mark.processes
 def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, market_files, monkeypatch):
     # a call to a grid that has ended must not wait for its deadline
-    monkeypatch.setattr(trellis.grid, "DEADLINE_S", 100 * WAIT_S)
+    monkeypatch.setattr("trellis._link.DEADLINE_S", 100 * WAIT_S)
     state = here / local.STATE
     with trellis.connect() as notebook:
         rows = bring_in(notebook, market_files)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ._declaration import Declaration
-from ._imports import is_own, reached_by_name
+from ._sources import is_own, reached_by_name
 from .frame import Frame
 
 # types whose repr is their whole value

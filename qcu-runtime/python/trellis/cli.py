@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from typing import Any
 from . import __version__, local
 from ._table import format_table
 from ._time import to_session
-from .datasets import add_commands, pairs, table_of
+from .datasets import add_command, add_commands, pairs, table_of
 from .errors import BadRequest, StrategyError, TrellisError, Unavailable, frames_of
 from .frame import Frame
 from .grid import connect
@@ -93,12 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trellis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
-        sub.add_argument("--json", action="store_true", help="JSON instead of text")
-        return sub
-
+    command = functools.partial(add_command, commands)
     up = command("up", _up, "Run a grid of processes on this machine, until SIGINT or SIGTERM.")
     up.add_argument("--heads", type=int, default=1, metavar="N", help="head nodes (default 1)")
     up.add_argument("--shards", type=int, default=1, metavar="N", help="shards (default 1)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,16 +14,21 @@ from .errors import BadRequest
 from .grid import connect
 
 
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], about: str
+) -> argparse.ArgumentParser:
+    """Adds a command, with the option `--json`, to the subparsers `commands`."""
+    command = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="JSON instead of text")
+    return command
+
+
 def add_commands(dataset: argparse.ArgumentParser) -> None:
     """Adds the commands to the parser of `trellis dataset`."""
     actions = dataset.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def action(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
-        sub.add_argument("--json", action="store_true", help="JSON instead of text")
-        return sub
-
+    action = functools.partial(add_command, actions)
     action("list", _list, "List all datasets with their rows and fields.")
 
     show = action("show", _show, "Show a dataset's fields, settings, size and version.")
@@ -69,22 +75,14 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> None:
     with connect() as grid:
         datasets = grid.describe()
-    if args.json:
-        print(json.dumps(datasets))
-        return
-    print(format_table(*table_of(datasets)))
+    _print(args, datasets, format_table(*table_of(datasets)))
 
 
 def _show(args: argparse.Namespace) -> None:
     with connect() as grid:
         dataset = grid.describe(args.dataset)
-    if args.json:
-        print(json.dumps(dataset))
-        return
-    print(dataset)
-    for name in ("calendar", "date_zone"):
-        if dataset[name]:
-            print(f"  {name}: {dataset[name]}")
+    settings = [f"\n  {name}: {dataset[name]}" for name in ("calendar", "date_zone") if dataset[name]]
+    _print(args, dataset, f"{dataset}{''.join(settings)}")
 
 
 def _alter(args: argparse.Namespace) -> None:
@@ -101,10 +99,8 @@ def _alter(args: argparse.Namespace) -> None:
     with connect() as grid:
         done = grid.alter(args.dataset, **change)
         now = grid.describe(args.dataset)
-    if args.json:
-        print(json.dumps({**done, "fields": now["fields"]}))
-        return
-    print(f"{done['dataset']}: {_fields(now)}, version {done['version']}")
+    told = f"{done['dataset']}: {_fields(now)}, version {done['version']}"
+    _print(args, {**done, "fields": now["fields"]}, told)
 
 
 def _drop(args: argparse.Namespace) -> None:
@@ -120,25 +116,24 @@ def _drop(args: argparse.Namespace) -> None:
             if sys.stdin.readline().strip() != args.dataset:
                 raise BadRequest("the name does not match: nothing was dropped")
         done = grid.drop(args.dataset)
-    if args.json:
-        print(json.dumps(done))
-        return
-    print(f"{done['dataset']}: dropped; version {done['version'] - 1} of its table in the lake has its rows")
+    told = f"{done['dataset']}: dropped; version {done['version'] - 1} of its table in the lake has its rows"
+    _print(args, done, told)
 
 
 def _rename(args: argparse.Namespace) -> None:
     with connect() as grid:
         done = grid.rename(args.dataset, args.to)
-    if args.json:
-        print(json.dumps(done))
-        return
-    print(f"{args.dataset} is now {done['dataset']}, version {done['version']}")
+    _print(args, done, f"{args.dataset} is now {done['dataset']}, version {done['version']}")
 
 
 def _release(args: argparse.Namespace) -> None:
     with connect() as grid:
         grid.release(args.dataset, take_over=args.take_over)
-    print(json.dumps({"dataset": args.dataset}) if args.json else f"{args.dataset}: no unit owns it now")
+    _print(args, {"dataset": args.dataset}, f"{args.dataset}: no unit owns it now")
+
+
+def _print(args: argparse.Namespace, result: Any, text: str) -> None:
+    print(json.dumps(result) if args.json else text)
 
 
 def table_of(datasets: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -27,8 +27,8 @@ from typing import Any
 
 from . import _inside, _trellis, local
 from ._declaration import PROCESS_STARTED, Declaration, file_version, source_file, strategies_of
-from ._imports import reached_by, set_since
 from ._live import live_digest
+from ._sources import reached_by, set_since
 from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable, traceback_of
 
 LOCK_FILE = "packages.lock"

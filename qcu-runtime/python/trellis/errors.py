@@ -11,7 +11,7 @@ import os
 import traceback
 from typing import Any
 
-from ._imports import is_own
+from ._sources import is_own
 
 __all__ = [
     "BadRequest",

@@ -1,23 +1,22 @@
-"""`connect` and `Grid`: reads from a grid, and everything else that it is asked."""
+"""`connect` and `Grid`: the calls of a grid."""
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import pathlib
-import threading
 import uuid
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import _inside, _trellis, local
 from ._arguments import field_list, symbol_list, text
 from ._declaration import Declaration
+from ._link import Embedded, Remote
+from ._pinned import Pinned
 from ._time import format_ns, to_end, to_session, to_start
-from .errors import BadRequest, Closed, Unavailable, UnknownDataset
+from .errors import BadRequest, Closed, Unavailable
 from .frame import Frame
 
 __all__ = ["Dataset", "Grid", "connect"]
@@ -25,11 +24,6 @@ __all__ = ["Dataset", "Grid", "connect"]
 _Client = _trellis.Client
 
 CONNECT_TIMEOUT_S = 5.0
-# the deadline of one call, retries included; the first large read of a cold grid takes seconds, not minutes
-DEADLINE_S = 120.0
-# the bytes of kept answers of each Grid; one answer may take a quarter of it
-PINNED_BYTES_MAX = 64 << 20
-
 _DAY_NS = 86_400_000_000_000
 
 
@@ -56,7 +50,7 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
     _inside.refuse_grid("connect()")
     named = url or os.environ.get("TRELLIS_URL")
     if named and not named.startswith("embedded:"):
-        return Grid(named, _Remote(named, unit, timeout))
+        return Grid(named, Remote(named, unit, timeout))
     folder = _embedded_folder(named or "embedded://")
     if not named:
         found = local.started(folder)
@@ -67,161 +61,14 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
                 f'trellis.connect("embedded://{folder}"), or TRELLIS_URL=embedded://{folder}',
             )
         if found is not None and found["kind"] == "up":
-            return Grid(found["url"], _Remote(found["url"], unit, timeout, local.lock_file(folder)))
-    return Grid(f"embedded://{folder}", _Embedded(folder, unit, timeout))
+            return Grid(found["url"], Remote(found["url"], unit, timeout, local.lock_file(folder)))
+    return Grid(f"embedded://{folder}", Embedded(folder, unit, timeout))
 
 
 def _embedded_folder(url: str) -> pathlib.Path:
     path = url.removeprefix("embedded:").removeprefix("//")
     folder = pathlib.Path(path or local.STATE)
     return folder.expanduser().resolve()
-
-
-class _Remote:
-    """A connection to a grid that runs elsewhere. If its process holds `lock`, calls end when that process does."""
-
-    def __init__(self, url: str, unit: str | None, timeout: float, lock: pathlib.Path | None = None) -> None:
-        self.url = url
-        self.client = _trellis.Client(url, unit, timeout, DEADLINE_S, lock)
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(self.client, *args)
-
-    def close(self) -> None:
-        pass
-
-
-# calls whose first argument is a dataset that must exist: without a grid in the folder they are refused
-_OF_A_DATASET = (
-    _Client.read,
-    _Client.describe,
-    _Client.symbols,
-    _Client.sessions,
-    _Client.alter,
-    _Client.drop,
-    _Client.rename,
-    _trellis.end_ownership,
-)
-
-
-class _Embedded:
-    """A connection to the grid of a folder, which runs in this process or in the one that opened the folder first.
-
-    If there is no grid yet, the first call that writes makes it, with its folder.
-    """
-
-    def __init__(self, folder: pathlib.Path, unit: str | None, timeout: float) -> None:
-        self.folder, self.unit, self.timeout = folder, unit, timeout
-        self.lock = threading.Lock()
-        self.client: _trellis.Client | None = None
-        self.url, self.ours = "", False
-        if local.has_grid(folder):
-            self.open()
-
-    def open(self) -> None:
-        while True:
-            url, self.ours = local.open_embedded(self.folder)
-            # if another process runs the grid, calls end when that process does
-            lock = None if self.ours else local.lock_file(self.folder)
-            try:
-                self.client = _Client(url, self.unit, self.timeout, DEADLINE_S, lock)
-            except BaseException as error:
-                # The process may have ended since it was found: try again, with its successor or as the successor.
-                again = isinstance(error, Unavailable) and not self.ours and not self.runs(url)
-                self.close()
-                if not again:
-                    raise
-            else:
-                self.url = url
-                return
-
-    def runs(self, url: str) -> bool:
-        """Whether the folder's grid listens at `url`."""
-        found = local.holder(self.folder)
-        return found is not None and found["url"] == url
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        if self.ours:
-            return function(self.client, *args)
-        if self.client is None and not local.has_grid(self.folder):
-            asked = _dataset_asked(function, args)
-            if asked is not None:
-                raise self.nothing(asked)
-            if function in (_Client.describe, _Client.stats):
-                return []
-        self.follow()
-        while True:
-            try:
-                return function(self.client, *args)
-            except Unavailable:
-                if not self.follow():
-                    raise
-
-    def follow(self) -> bool:
-        """Opens the folder again if the process that ran its grid has ended. Returns whether it did."""
-        with self.lock:
-            if self.ours or (self.client is not None and self.runs(self.url)):
-                return False
-            self.open()
-            return True
-
-    def nothing(self, dataset: str) -> UnknownDataset:
-        unset = "" if os.environ.get("TRELLIS_URL") else ", and TRELLIS_URL is not set"
-        return UnknownDataset(
-            f"there is no dataset {dataset}: nothing has been imported in {self.folder}{unset}",
-            hint=f"import it with `trellis import {dataset} FILE`, or connect to another grid: trellis.connect(URL)",
-            code="UNKNOWN_DATASET",
-            dataset=dataset,
-        )
-
-    def close(self) -> None:
-        if self.ours:
-            local.close_embedded(self.folder)
-
-
-def _dataset_asked(function: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
-    """The dataset that must exist for a call; None for calls about no dataset, and calls that make it."""
-    if function is _trellis.prefetch:
-        return next((i["dataset"] for i in json.loads(args[0])["inputs"]), None)
-    return args[0] if args and function in _OF_A_DATASET else None
-
-
-class _Pinned:
-    """A cache of answers as of a fixed time: such an answer does not change.
-
-    It keeps only answers whose receipt says that they have everything known at that time. A kept answer has the fields
-    of its first read until this Grid alters or drops the dataset. The least recently used answers go first.
-    """
-
-    def __init__(self) -> None:
-        self.answers: OrderedDict[tuple[Any, ...], tuple[_trellis.Rows, dict[str, Any]]] = OrderedDict()
-        self.nbytes = 0
-        self.lock = threading.Lock()
-
-    def get(self, question: tuple[Any, ...]) -> tuple[_trellis.Rows, dict[str, Any]] | None:
-        with self.lock:
-            answer = self.answers.get(question)
-            if answer is not None:
-                self.answers.move_to_end(question)
-            return answer
-
-    def put(self, question: tuple[Any, ...], rows: _trellis.Rows, reply: dict[str, Any]) -> None:
-        final = reply["known_through_ns"] == reply["as_of_ns"] and not reply["stale"]
-        if not final or rows.nbytes > PINNED_BYTES_MAX // 4:
-            return
-        with self.lock:
-            if question not in self.answers:
-                self.nbytes += rows.nbytes
-            self.answers[question] = rows, reply
-            while self.nbytes > PINNED_BYTES_MAX:
-                _, (oldest, _) = self.answers.popitem(last=False)
-                self.nbytes -= oldest.nbytes
-
-    def forget(self, dataset: str) -> None:
-        with self.lock:
-            for question in [question for question in self.answers if question[0] == dataset]:
-                rows, _ = self.answers.pop(question)
-                self.nbytes -= rows.nbytes
 
 
 class Dataset(dict[str, Any]):
@@ -242,7 +89,7 @@ class Grid:
     def __init__(self, url: str, link: Any) -> None:
         self.url = url
         self._link = link
-        self._pinned = _Pinned()
+        self._pinned = Pinned()
         self._finalizer = weakref.finalize(self, link.close)
 
     def _check_usable(self) -> None:

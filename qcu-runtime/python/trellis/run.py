@@ -13,7 +13,7 @@ from . import _inside, _trellis
 from ._columns import frame_of
 from ._context import Context
 from ._declaration import Declaration
-from ._imports import OURS
+from ._sources import OURS
 from .errors import BadRequest, StrategyError, TrellisError, printable, traceback_of
 from .frame import Frame
 
