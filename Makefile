@@ -1,8 +1,8 @@
-# What a person runs. Everything is set up inside this checkout: .venv/ and target/.
-#   make demo [DATA=dir]   a local grid, from nothing to published results
-#   make test              every Rust and Python test
-#   make bench             figures, on stdout and under target/bench/
-#   make lint              formatting and lints, as CI runs them
+# The commands of this checkout. They install everything inside it: .venv/ and target/.
+#   make demo [DATA=dir]   run a local grid, from nothing to published results
+#   make test              run every Rust and Python test
+#   make bench             measure: tables on stdout, JSON under target/bench/
+#   make lint              check formatting and lints, as CI does
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +17,7 @@ DATA ?=
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# --- set-up: each step leaves a stamp, so that a second run costs nothing -------------------------------------------
+# --- set-up: each step leaves a stamp, so that a second run has nothing to do ----------------------------------------
 
 setup: $(BIN)/.tools
 
@@ -29,9 +29,9 @@ $(BIN)/.tools: tests/requirements.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-# cargo is asked every time (it knows best what changed) and shows its progress; pip then only packs what it built.
+# cargo runs every time, because it knows what has changed; pip then only packs the results.
 wheel: setup
-	@echo "== building the binaries and the wheel (profile $(PROFILE); the first time takes minutes)"
+	@echo "== building the binaries and the wheel (profile $(PROFILE); the first build takes minutes)"
 	@cargo build --profile $(PROFILE) -p trellis-head -p trellis-shard -p trellis-qcu -p trellis-python
 	@stamp=$$(cat target/$(PROFILE)/lib_trellis.so target/$(PROFILE)/{head-node,shard,qcu} qcu-runtime/python/pyproject.toml | sha256sum); \
 	if [ "$$stamp" != "$$(cat $(BIN)/.wheel 2>/dev/null)" ]; then \

@@ -16,7 +16,7 @@ PYTEST = re.compile(r"(\d+) (passed|failed|error|errors|skipped)")
 
 
 def stream(command: list[str], **env: str) -> tuple[int, list[str]]:
-    """Runs `command` with its output shown as it comes, and returned."""
+    """Runs `command`. Shows its output as it comes, and returns it."""
     print("==", " ".join(command), flush=True)
     lines = []
     with subprocess.Popen(
@@ -37,10 +37,10 @@ def stream(command: list[str], **env: str) -> tuple[int, list[str]]:
 
 def main() -> int:
     passed = failed = skipped = 0
-    # Tests of whole grids start the real programs. Asked for together with the tests, these have the tests'
-    # features, and all is compiled once; alone, tokio lacks `test-util`, and what uses it is built again.
+    # Tests of whole grids start the real programs. Built together with the tests, they have the tests'
+    # features, and nothing is compiled twice. Built alone, tokio lacks `test-util` and is built again.
     stream(["cargo", "build", "--workspace", "--bins", "--tests", "--quiet"])
-    # not TRELLIS_: programs refuse variables of that name that they do not know
+    # without the prefix TRELLIS_: programs refuse unknown variables with it
     programs = {"GRID_BIN_DIR": str(ROOT / "target/debug")}
     rust, lines = stream(["cargo", "test", "--workspace", "--no-fail-fast", "--quiet"], **programs)
     for match in filter(None, map(CARGO.match, lines)):

@@ -1,9 +1,8 @@
-"""`flight_server.py FOLDER`: Arrow Flight's C++ server with the tables of a folder in memory; prints its
-address.
+"""`flight_server.py FOLDER`: Arrow Flight's C++ server with a folder's tables in memory. Prints its address.
 
-A ticket is a file's path in the folder, without its suffix, and all of it is the answer; or JSON of `table`,
-the same path, `columns`, `start` and `end`, which has the table cut by `ts`. The choice and the cut, which
-copies nothing, are Python; rows go out as C++ sends them.
+A ticket is a file's path in the folder without its suffix: the answer is the whole table. Or it is JSON of
+`table` (that path), `columns`, `start` and `end`: the answer is the part of the table with these `ts`. Python
+selects the part without copying it; C++ sends the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 def read(path: Path) -> pa.Table:
     if path.suffix == ".parquet":
-        # in one piece, so that a cut of it is one batch
+        # one chunk, so that a slice of it is one batch
         return pq.read_table(path).combine_chunks()
     return pa.ipc.open_stream(path.read_bytes()).read_all()
 

@@ -1,4 +1,4 @@
-"""The grid under test, the folder and the processes of a bench."""
+"""Starts the grid under test, and handles the folder and the processes of a bench."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "target" / "bench"
 PROFILE = os.environ.get("PROFILE", "demo")
 ROUNDS = int(os.environ.get("ROUNDS", "7"))
-# Seconds that one target is timed for in one round.
+# Seconds for which one target is timed in one round.
 SPAN = float(os.environ.get("SPAN", "0.25"))
-# Of a server, to end after it was told to.
+# Seconds for a server to end after SIGTERM.
 STOP_S = 30
 
 
 def program(name: str) -> str:
-    """A command of the wheel's environment."""
+    """The path of a command in the wheel's environment."""
     return str(ROOT / ".venv" / "bin" / name)
 
 
 def built(name: str) -> str | None:
-    """The path of a binary of the crate of tests, once it is built; None, and a line, if it cannot be."""
-    # With the packages of `make wheel`: dependencies are compiled already with the features of all together.
+    """Builds a binary of the crate `tests`: its path; None, and a printed line, if the build fails."""
+    # Built with the packages of `make wheel`, whose dependencies are compiled already with the same features.
     packages = ("tests", "head", "shard", "qcu", "python")
     command = ["cargo", "build", "-q", "--profile", PROFILE, "--bin", name]
     command += [word for package in packages for word in ("-p", f"trellis-{package}")]
@@ -45,7 +45,7 @@ def built(name: str) -> str | None:
 def start(
     command: list[str], *, cpus: str | None = None, user: str | None = None, **options: Any
 ) -> subprocess.Popen:
-    """A process that ends with this one, however this one ends."""
+    """Starts a process that ends when this process ends, however that happens."""
     prefix = ["setpriv", "--pdeathsig", "TERM"]
     if user:
         prefix += ["--reuid", user, "--regid", user, "--clear-groups"]
@@ -55,7 +55,7 @@ def start(
 
 
 def stop(process: subprocess.Popen, how: signal.Signals = signal.SIGTERM) -> None:
-    """Told to end; killed if it does not."""
+    """Sends SIGTERM to a process, and kills it if it does not end."""
     if process.poll() is None:
         process.send_signal(how)
     try:
@@ -67,7 +67,7 @@ def stop(process: subprocess.Popen, how: signal.Signals = signal.SIGTERM) -> Non
 
 @contextlib.contextmanager
 def grid(state: Path, cpus: str | None = None) -> Iterator[Grid]:
-    """`trellis up` on the data of the folder `state`: one head with nothing in its cache, one shard."""
+    """Runs `trellis up` on the data of the folder `state`: one head with an empty cache, one shard."""
     log = state.with_suffix(".log")
     with log.open("w") as stderr:
         command = [program("trellis"), "up", "--json", "--state", str(state)]
@@ -96,7 +96,7 @@ class Grid:
         )
 
     def files(self, dataset: str) -> list[str]:
-        """The Parquet files that the dataset's table consists of."""
+        """The Parquet files of the dataset's table."""
         from deltalake import DeltaTable
 
         folder = self.lake / dataset
@@ -105,7 +105,7 @@ class Grid:
 
 @contextlib.contextmanager
 def pinned(cpus: set[int]) -> Iterator[None]:
-    """Holds this process and all below it on these cores; afterwards on the former ones."""
+    """Runs this process and its children on these cores; at the end on the former ones again."""
     before = os.sched_getaffinity(0)
     _pin(cpus)
     try:
@@ -118,7 +118,7 @@ def _pin(cpus: set[int]) -> None:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # the command's name, in parentheses, may hold anything
+            # the command's name, in parentheses, may contain anything
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(stat.parent.name))
     left = [os.getpid()]

@@ -1,8 +1,7 @@
-"""A cold herd: 64 workers, in 8 processes of 8 threads, released at once on one symbol, each with a
-window of its own.
+"""A cold herd: 64 workers, 8 processes of 8 threads, read one symbol at the same moment, each another window.
 
-Every round asks a symbol that the head has not seen. The alternatives keep what they keep: their files
-lie in the page cache; Redis and the C++ Flight server hold the series.
+Every round reads a symbol that the head has not seen. The alternatives are warm: their files are in the page
+cache, and Redis and the C++ Flight server have the series in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from report import Report, aligned, number, say
 from stage import Stage, agree, stage, wire
 
 PROCESSES, THREADS = 8, 8
-# Not Redis with the exact answer: no window comes twice, so nobody could have put it there.
+# Redis with the exact answer is left out: no window is read twice, so no client could have stored it.
 TARGETS = [
     "Wheel",
     "ArrowFlightSeries",
@@ -35,14 +34,14 @@ TARGETS = [
 # Of the span that is asked about; windows overlap as those of many strategies on one stock do.
 WINDOW = (0.05, 1.0)
 OF_BEST = 0.8
-# Rows that the head asked its shard for, in the union of the windows.
+# Largest ratio of the rows that the head fetched to the union of the windows.
 FETCHED = 1.03
 # Symbols of the minute dataset: one for the hit path, one to warm connections up, one for each round.
 MINUTE_SYMBOLS = market.minute_symbols(2 + ROUNDS)
 
 
 def windows(dataset: str, symbol: str, chance: random.Random) -> tuple[list[Question], int]:
-    """A window for each worker, and the rows of their union. Minutes are asked for within the last year."""
+    """A window for each worker, and the rows of their union. Windows of minutes are within the last year."""
     at = market.times(dataset)
     if dataset == MINUTE:
         at = at[-market.ROWS["98,280 x 6"] :]
@@ -75,7 +74,7 @@ def _herd(report: Report, on: Stage, dataset: str, symbols: list[str]) -> None:
     chance = random.Random(market.SEED)
     totals: dict[str, list[float]] = {target: [] for target in on.workers}
     amplified, asked = [], []
-    # the first round opens what is opened at the first question, and does not count
+    # the first round opens files and connections, and does not count
     for number_of_round, symbol in enumerate(symbols):
         questions, union = windows(dataset, symbol, chance)
         shares = [list(map(wire, questions[n::PROCESSES])) for n in range(PROCESSES)]
@@ -125,7 +124,7 @@ def _herd(report: Report, on: Stage, dataset: str, symbols: list[str]) -> None:
 
 
 def _fetched(on: Stage, dataset: str) -> int:
-    """Rows of a dataset that the grid's heads have asked upstream."""
+    """Rows of a dataset that the grid's heads have fetched from shards."""
     with trellis.connect(on.running.url) as connected:
         counts = [
             d["rows_fetched"]

@@ -1,7 +1,7 @@
-"""Warm hits read by the Rust client, against what gRPC and loopback TCP cost alone: `hit-bench`.
+"""Warm hits read by the Rust client, compared with gRPC and loopback TCP alone: `hit-bench`.
 
-Its JSON has a ratio under each key `A_of_B_p50` and `A_of_B_rps`; all of them are written, and those that
-say something of the answer's size are shown: small ones beside the echo, large ones beside TCP.
+Its JSON has a ratio under each key `A_of_B_p50` and `A_of_B_rps`. All ratios are written. The table shows
+only those that fit the size of the answer: small answers compared with the echo, large ones with TCP.
 """
 
 from __future__ import annotations

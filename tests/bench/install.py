@@ -1,4 +1,4 @@
-"""The peers: their clients in an environment of the bench's own, their servers from Debian's packages."""
+"""Installs the peers: their clients in an environment of the bench, their servers from Debian's packages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ENVIRONMENT = OUT / "venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 WHEEL = ROOT / "qcu-runtime" / "python"
-# How long packages may take to come.
+# Seconds for the download of packages.
 FETCH_S = 600
 
 
 def clients() -> None:
-    """The environment with every client that can be had, and the wheel."""
+    """Makes the environment with the wheel and every client that can be installed."""
     stamp = ENVIRONMENT / "stamp"
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
@@ -35,7 +35,7 @@ def clients() -> None:
     if _fetched([*pip, "-r", str(REQUIREMENTS)]):
         stamp.write_text(wanted)
         return
-    # what one cannot be had without need not keep the others away; without a stamp, the next run tries again
+    # one missing client must not prevent the others; without a stamp, the next run tries again
     for line in REQUIREMENTS.read_text().splitlines():
         if line and not line.startswith("#") and not _fetched([*pip, line]):
             say(f"  {line} cannot be installed: its targets will be skipped")
@@ -49,7 +49,7 @@ def _fetched(command: list[str]) -> bool:
 
 
 def servers() -> None:
-    """Redis and PostgreSQL, if they are missing and may be installed."""
+    """Installs Redis and PostgreSQL if they are missing, and if this user may do it."""
     if redis() and postgres():
         return
     script = ROOT / ".ci" / "install-test-peers"
@@ -62,11 +62,11 @@ def servers() -> None:
 
 
 def redis() -> str | None:
-    """The server's program."""
+    """The path of a server's program."""
     return shutil.which("redis-server")
 
 
 def postgres() -> Path | None:
-    """The folder of PostgreSQL's newest programs."""
+    """The folder with the programs of the newest PostgreSQL."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     return found[-1].parent if found else None

@@ -1,4 +1,4 @@
-"""What the benches ask, and made-up prices to ask it of, the same for the same seed.
+"""The reads of the benches, and generated prices for them, the same for the same seed.
 
 `equities.daily` holds ten years of 500 symbols, `equities.minute` two years of a few; both with open,
 high, low, close and volume. Prices are random walks in cents, so that they compress as prices do.
@@ -29,7 +29,7 @@ NS = "datetime64[ns]"
 
 @dataclass(frozen=True)
 class Question:
-    """A read of a dataset. Times are nanoseconds of UTC; no symbols are all of them."""
+    """A read of a dataset. Times are nanoseconds in UTC; no symbols means all."""
 
     name: str
     dataset: str
@@ -39,7 +39,7 @@ class Question:
     end: int
 
     def ticket(self) -> str:
-        """As a Flight ticket of the grid."""
+        """The read as a Flight ticket of the grid."""
         fields = asdict(self)
         del fields["name"]
         if not self.symbols:
@@ -99,7 +99,7 @@ def _last_year(name: str, dataset: str, fields: list[str], symbols: list[str], y
     return Question(name, dataset, fields, symbols, int(day[0]), int(end))
 
 
-# What each is called in the tables, and how many rows it has.
+# The name of each read in the tables, and its number of rows.
 QUESTIONS = {
     "2,520 rows": _last_year("2,520 rows", DAILY, ["close"], ["D007"], DAILY_YEARS),
     "98,280 x 6": _last_year("98,280 x 6", MINUTE, OHLCV, ["M000"]),
@@ -110,5 +110,5 @@ ROWS = {
     "98,280 x 6": SESSIONS_A_YEAR * MINUTES_A_SESSION,
     "500 symbols": len(DAILY_SYMBOLS) * SESSIONS_A_YEAR,
 }
-# Whose time is that of their bytes.
+# The reads whose time depends on their bytes.
 LARGE = {"98,280 x 6", "500 symbols"}

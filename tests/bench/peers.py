@@ -1,4 +1,4 @@
-"""The same questions asked of the grid and of what one would use in its place, by one and by 16 Python
+"""The same reads from the grid and from systems that one would use in its place, by one and by 16 Python
 clients, on all cores and all on one. In each round every target is timed once, in random order; a figure is
 the median over the rounds of the ratio inside each.
 """
@@ -18,24 +18,24 @@ from report import Report, aligned, number, say
 from stage import Stage, agree, stage, wire
 
 CLIENTS = 16
-# What is appended to a cell's name where everything runs on one core.
+# The end of a cell's name if everything runs on one core.
 ONE_CORE = ", one core"
-# What one would use in the place of a grid.
+# The systems that one would use in the place of a grid.
 ALTERNATIVES = ["ArcticDb", "Polars", "PolarsSymbol", "DuckDb", "DuckDbSymbol", "Postgres"]
 TARGETS = ["Wheel", "WheelAgain", "StockFlight", "ArrowFlight", "RedisAnswer", *ALTERNATIVES]
 OURS = {"Wheel", "WheelAgain", "StockFlight"}
-# Not asked for more than one symbol: it would be a file each.
+# Not asked for several symbols: each would be a file.
 ONE_SYMBOL = {"PolarsSymbol", "DuckDbSymbol"}
-# How many times slower than the wheel each alternative is at least, one client.
+# Bar: how many times slower than the wheel each alternative is at least, with one client.
 SLOWER = 5.0
-# The wheel's p50 in that of a GET of the exact answer; the second, of a read that was made before.
+# Bars: the ratio of the wheel's p50 to that of a GET of the exact answer; the second is for a repeated read.
 OF_REDIS, OF_REDIS_REPEATED = 1.1, 0.1
-# Requests per second of 16 stock clients, in those of a C++ server; of large answers.
+# Bar: the ratio of the requests per second of 16 stock clients to those of a C++ server, for large answers.
 OF_ARROW_FLIGHT = 1.0
 
 
 class Cell:
-    """One question, asked by so many clients, placed so: each target's p50 and rate, of each round."""
+    """One read by a number of clients on given cores: each target's p50 and rate, for each round."""
 
     def __init__(self, question: str, clients: int, placement: str) -> None:
         self.question, self.clients, self.placement = question, clients, placement
@@ -109,7 +109,7 @@ def _figures(report: Report, cell: Cell, titles: dict[str, str]) -> None:
     what, scale, unit = ("p50", 1e3, "ms") if alone else ("rate", 1, "rps")
 
     def add(of: str, to: str, better: str, bar: float | None = None) -> None:
-        """The ratio of two targets; without a bar, as on one core, it is only in the matrix."""
+        """The ratio of two targets. Without a bar, as on one core, it is only in the matrix."""
         if of not in cell.rounds or to not in cell.rounds:
             return
         bar = None if cell.placement else bar

@@ -1,14 +1,14 @@
 """Publishes: results of 500 rows, each durable before it is acknowledged, by 1, 100 and 1,000 publishers.
 
-Every publisher has an output of its own and publishes one session after the other. The same rows are
-written to Delta tables by the Python package `deltalake` (a commit for each result, by some processes that
-take the tables in turn), and copied into tables of PostgreSQL (a transaction for each result, a connection
-for each publisher). Sync is on for all: PostgreSQL as it comes (`fsync`, `synchronous_commit`), `deltalake`
-by a sync of the files and folders that a commit has written, which the package leaves to the file system;
-what it does without is told beside it. What a publish here has and they have not: the rows are checked, the
-publisher is fenced, a result sent twice is stored once, and every reader that is connected has been told.
+Every publisher has its own output and publishes one session after the other. The peers write the same rows:
+the Python package `deltalake` to Delta tables (a commit for each result; a few processes take the tables in
+turn), and PostgreSQL to tables (a transaction for each result, a connection for each publisher). All of them
+sync to disk: PostgreSQL by default (`fsync`, `synchronous_commit`), `deltalake` by a sync of the files and
+folders of each commit, which the package itself does not do; its figure without the sync is shown as well.
+Only the grid also checks the rows, fences the publisher, stores a result that is sent twice once, and tells
+every connected reader.
 
-`publish.py ROLE ARGUMENT...` is a client of a peer, started by `table`.
+`publish.py ROLE ARGUMENT...` is a client of a peer; `table` starts it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from typing import Any
 
 ROWS = 500
 PUBLISHERS = (1, 100, 1000)
-# That one target is timed for.
+# Seconds for which one target is timed.
 SECONDS = float(os.environ.get("PUBLISH_SECONDS", "10"))
-# Processes that write with `deltalake`, or hold the connections to PostgreSQL: two for each core keep them
-# busy while others wait for the disk, more only take turns.
+# Processes that write with `deltalake`, or have the connections to PostgreSQL. Two for each core keep the
+# cores busy while others wait for the disk; more processes only take turns.
 PROCESSES = 2 * (os.cpu_count() or 1)
 DAY_US = 86_400_000_000
 # Midnight of the first session, 2016-01-01.
@@ -48,7 +48,7 @@ def scores(session: int) -> Iterator[float]:
 
 
 def timed(publish: Callable[[], None], seconds: float) -> dict[str, Any]:
-    """One result after the other, until the time is over."""
+    """Publishes one result after the other until the time is over."""
     taken, began = [], time.perf_counter()
     at = began
     while at - began < seconds:
@@ -64,7 +64,7 @@ def answer(result: dict[str, Any]) -> None:
 
 
 def begin() -> None:
-    """Says that this client is set up, and waits for the others."""
+    """Reports that this client is ready, and waits for the others."""
     answer({"ready": True})
     sys.stdin.readline()
 
@@ -172,7 +172,7 @@ ROLES = {"delta": delta, "postgres": postgres}
 
 
 def together(python: str, role: str, where: str, publishers: int, *more: object) -> dict[str, float]:
-    """Divides the publishers among processes, and lets these begin together."""
+    """Divides the publishers among processes, which start together."""
     from grid import start, stop
     from report import Failure
 
@@ -239,7 +239,7 @@ def table(folder: Path) -> None:
 
 
 def grid(binary: str, folder: Path, publishers: int, report: Any) -> float:
-    """A head and a shard; their publishes in a second."""
+    """Publishes a second of a head and a shard."""
     command = [binary, str(publishers), str(SECONDS), str(folder / f"trellis-{publishers}")]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -249,7 +249,7 @@ def grid(binary: str, folder: Path, publishers: int, report: Any) -> float:
 
 
 def peers(folder: Path, publishers: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What can be had of them, one after the other."""
+    """Measures the peers that are installed, one after the other."""
     import install
     import servers
     from report import Failure, say

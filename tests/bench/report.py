@@ -1,4 +1,4 @@
-"""Figures: one JSON object each, and tables that a person reads."""
+"""Figures as JSON objects, and tables for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEYS = ("name", "value", "unit", "bar", "better", "peer", "detail", "versions")
 
 
 class Failure(Exception):
-    """A table cannot be measured. The message says why; the other tables are not concerned."""
+    """A table cannot be measured, for the reason in the message. The other tables go on."""
 
 
 def say(*words: object) -> None:
@@ -59,7 +59,7 @@ class Report:
         detail: dict[str, Any] | None = None,
         shown: bool = True,
     ) -> None:
-        """A figure; `detail` says what it is made of. One that is not `shown` is only written."""
+        """Adds a figure; `detail` has its parts. A figure that is not `shown` is only written."""
         if shown:
             self.shown.add(len(self.figures))
         figure = (name, round(value, 4), unit, bar, better, peer, detail or {}, {})
@@ -91,7 +91,7 @@ class Report:
             )
         if not self.shown:
             return
-        # what a figure is made of is of any length: behind the columns, not one of them
+        # the parts of a figure may have any length, so they are printed after the columns
         for line, row in zip(aligned([row[:-1] for row in rows]), rows, strict=True):
             say(f"{line}   {row[-1]}".rstrip())
         out.mkdir(parents=True, exist_ok=True)

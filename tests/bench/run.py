@@ -1,19 +1,18 @@
-"""`make bench`: figures of a local grid beside floors and alternatives, in one run on one machine.
+"""`make bench`: figures of a local grid, compared with floors and alternatives in one run on one machine.
 
 `run.py [TABLE...]` prints tables, and writes `target/bench/TABLE.json`: arrays of {name, value, unit,
 bar, better, peer, detail, versions}. Figures are ratios inside a round, then the median over rounds;
-absolute times of a shared machine mean little. A peer that cannot be had is skipped with a line, and so
-is its figure.
+absolute times of a shared machine mean little. A peer that cannot be installed is skipped with a line.
 
 | table | subject | file |
 | --- | --- | --- |
-| hit | warm reads by the Rust client, beside gRPC and TCP alone | `hit` |
-| peers | the same questions by Python clients, of the grid and its alternatives | `peers` |
+| hit | warm reads by the Rust client, compared with gRPC and TCP alone | `hit` |
+| peers | the same reads by Python clients from the grid and its alternatives | `peers` |
 | herd64 | 64 overlapping windows of one symbol at once | `herd64` |
-| scenarios | what a head does under load: memory, fairness, freshness | `rust` |
-| publish | publishes, beside Delta tables and PostgreSQL | `publish` |
+| scenarios | a head under load: memory, fairness, freshness | `rust` |
+| publish | publishes, compared with Delta tables and PostgreSQL | `publish` |
 
-ROUNDS (7) and SPAN (0.25 seconds that a target is timed for in a round) shorten or lengthen a run.
+The variables ROUNDS (7) and SPAN (0.25: seconds for a target in a round) set the length of a run.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from report import Failure, say
 
 
 class Prices:
-    """A folder with the benches' prices in a lake; made when the first table asks for it."""
+    """The folder with the benches' prices in a lake. It is made when the first table needs it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

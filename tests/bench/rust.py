@@ -1,4 +1,4 @@
-"""Tables that Rust programs measure: each line of their stdout that is a figure is one of the table."""
+"""Tables that Rust programs measure: each figure on their stdout is a line of the table."""
 
 from __future__ import annotations
 

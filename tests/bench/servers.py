@@ -1,4 +1,4 @@
-"""Servers of the peers: each on a free loopback port, in a folder of its own, for as long as a `with`."""
+"""Servers of the peers, as context managers: each has a free loopback port and its own folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 import install
 from grid import start, stop
 
-# From its start until a server answers.
+# Seconds from the start of a server to its first answer.
 READY_S = 30
-# PostgreSQL's cache holds all of the benches' tables, as the grid's does.
+# PostgreSQL's cache is large enough for all tables, like the grid's.
 SHARED_BUFFERS = "1GB"
-# 64 threads of the herd, and what else is connected.
+# 64 threads of the herd, and some other connections.
 CONNECTIONS = 160
 
 
@@ -44,7 +44,7 @@ def _accepts(port: int) -> bool:
 
 
 def version(program: str | Path) -> str:
-    """What a program says of itself."""
+    """The output of a program, with which it tells its version."""
     return subprocess.run(
         [program, "--version"], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
@@ -62,7 +62,7 @@ def versions(server: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def redis(log: Path) -> Iterator[str]:
-    """Redis, in memory only. Its address."""
+    """Runs Redis, in memory only. Yields its address."""
     program = install.redis()
     if not program:
         raise OSError("redis-server is not installed")
@@ -89,11 +89,11 @@ def redis(log: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgres(log: Path, **settings: object) -> Iterator[str]:
-    """A new cluster of PostgreSQL, without fsync unless `settings` say otherwise. Its URI."""
+    """Runs a new cluster of PostgreSQL, without fsync unless `settings` change that. Yields its URI."""
     programs = install.postgres()
     if not programs:
         raise OSError("PostgreSQL is not installed")
-    # it refuses to run as root, and its user must be able to reach its folder
+    # PostgreSQL refuses to run as root, and its user must be able to reach its folder
     user = "postgres" if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="trellis-bench-postgres-"))
     if user:
@@ -120,20 +120,20 @@ def postgres(log: Path, **settings: object) -> Iterator[str]:
             for name, value in all_settings.items():
                 command += ["-c", f"{name}={value}"]
             process = start(command, user=user, stdout=out, stderr=out, cwd=folder)
-        # it accepts connections before it serves them
+        # PostgreSQL accepts connections before it serves them
         ask = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
         _wait("PostgreSQL", process, lambda: subprocess.run(ask).returncode == 0)
         yield f"postgresql://bench@127.0.0.1:{port}/postgres"
     finally:
         if process:
-            # SIGINT: open connections are ended, not waited for
+            # SIGINT ends open connections; SIGTERM would wait for them
             stop(process, signal.SIGINT)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def arrow_flight(tables: Path, log: Path) -> Iterator[str]:
-    """Arrow Flight's C++ server, which holds the tables of a folder. Its address."""
+    """Runs Arrow Flight's C++ server with the tables of a folder. Yields its address."""
     program = Path(__file__).with_name("flight_server.py")
     with log.open("w") as out:
         process = start(

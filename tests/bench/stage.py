@@ -1,4 +1,4 @@
-"""The targets of a table, ready to be asked: servers started, stores filled, clients connected."""
+"""Prepares the targets of a table: starts servers, fills stores, connects clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from report import Failure, say
 from versions import WIRE, ours
 from workers import WorkerError, Workers
 
-# The server that a target asks, where it is not the grid.
+# The server of a target, if it is not the grid.
 SERVERS = {
     "RedisAnswer": "redis",
     "RedisSeries": "redis",
@@ -41,7 +41,7 @@ def wire(question: Question) -> dict[str, Any]:
 
 
 class Stage:
-    """Clients of the targets that could be had, connected; and why the others could not."""
+    """The connected clients of the targets, and the reasons why other targets are missing."""
 
     def __init__(self, folder: Path, state: Path, running: Grid, cleanup: contextlib.ExitStack) -> None:
         self.folder, self.running, self.cleanup = folder, running, cleanup
@@ -57,7 +57,7 @@ class Stage:
         self.versions = ours(WIRE)
 
     def copy_symbols(self, symbols: dict[str, list[str]]) -> None:
-        """A Parquet file for each symbol: what a user of polars would keep."""
+        """Writes a Parquet file for each symbol, as a user of polars may keep them."""
         for dataset, names in symbols.items():
             folder = self.folder / "symbols" / dataset
             folder.mkdir(parents=True)
@@ -67,7 +67,7 @@ class Stage:
                 pq.write_table(rows, folder / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
 
     def copy_answers(self, questions: list[Question]) -> None:
-        """The exact answers, as the head gave them, each in one batch."""
+        """Stores the exact answers of the head, each in one batch."""
         folder = self.folder / "answers"
         folder.mkdir()
         with flight.connect(f"grpc://{self.running.head}") as client:
@@ -78,7 +78,7 @@ class Stage:
                     writer.write_table(answer)
 
     def open(self, targets: list[str], clients: int) -> None:
-        """Starts servers and clients, and has stores filled. What cannot be had is skipped with a line."""
+        """Starts servers and clients, and fills stores. A target that cannot run is skipped with a line."""
         install.clients()
         install.servers()
         logs = self.folder / "logs"
@@ -103,7 +103,7 @@ class Stage:
             raise Failure("the wheel itself cannot be asked: there is nothing to compare with")
 
     def _serve(self, name: str, logs: Path) -> str:
-        """Starts a server, and notes its address; or answers why it cannot be had."""
+        """Starts a server and stores its address; or returns the reason why it cannot run."""
         log = logs / f"{name}.log"
         enter = {
             "redis": lambda: servers.redis(log),
@@ -128,6 +128,6 @@ def stage(folder: Path, state: Path) -> Iterator[Stage]:
 
 
 def agree(what: str, rows: dict[str, Any]) -> None:
-    """Fails if targets answered different numbers of rows."""
+    """Fails if targets returned different numbers of rows."""
     if len({json.dumps(count) for count in rows.values()}) > 1:
         raise Failure(f"the targets disagree about the rows of {what}: {rows}")

@@ -1,13 +1,13 @@
-"""What can be asked the same questions: the grid by two clients, and what one would use in its place.
+"""The targets of the same reads: the grid with two clients, and the systems that one would use in its place.
 
-A target is made before its process forks into clients, so its module may be imported but nothing opened:
-that is `connect`'s to do, in each client, after the first has filled the store with `load`. `ask` answers
-how many rows it got, which are in memory then, in the target's own kind of table. Each peer is asked in
-its quickest way that was found, and where its order is the storage's it need not sort.
+A target is made before its process forks into clients, so it may import its library but open nothing.
+`connect` opens connections in each client, after the first client has filled the store with `load`. `ask`
+returns the number of rows that it got; the rows are then in memory, in the target's own kind of table. Each
+peer is asked in the quickest way that was found. It need not sort rows that its storage has in order.
 
-`world` says where everything is: `grid` and `head`, the addresses of the servers, `lake`, each dataset's
-files in the grid's own lake, `kept`, a folder for all tables of a run, `symbols`, a folder with copies of
-single symbols, `answers`, a folder with the exact answers.
+`world` has the places: `grid` and `head` are the addresses of the servers, `lake` has each dataset's files in
+the grid's lake, `kept` is a folder for all tables of a run, `symbols` a folder with copies of single symbols,
+`answers` a folder with the exact answers.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Target:
             setattr(self, name.rpartition(".")[2], importlib.import_module(name))
 
     def load(self) -> None:
-        """Fills the store; by one client, before any connects."""
+        """Fills the store. One client does it, before any connects."""
 
     def connect(self) -> None:
         """Opens connections."""
 
     def columns(self, question: dict[str, Any]) -> list[str]:
-        """What an answer needs: the symbol only where it is not known."""
+        """The columns of an answer; the symbol only if the read has several."""
         return [*([] if question["symbols"] else ["symbol"]), "ts", *question["fields"]]
 
     @contextlib.contextmanager
     def borrowed(self, make: Callable[[], Any]) -> Iterator[Any]:
-        """A connection that no other thread uses meanwhile; made if all are in use."""
+        """A connection that no other thread uses meanwhile. A new one is made if all are in use."""
         try:
             connection = self.idle.pop()
         except IndexError:
@@ -87,7 +87,7 @@ class Wheel(Target):
 
 
 class WheelAgain(Wheel):
-    """Reads as of a time that is pinned, as a run's are, each but the first of which repeats another."""
+    """Reads as of a fixed time, like those of a run; each read repeats the first one."""
 
     title = "trellis, the wheel, a read that repeats another"
 
@@ -118,7 +118,7 @@ class _Flight(Target):
 
 
 class StockFlight(_Flight):
-    """The grid's head, asked by a client that knows nothing of it."""
+    """The grid's head, read by a plain Flight client."""
 
     title = "trellis, stock pyarrow client"
     address = "head"
@@ -128,7 +128,7 @@ class StockFlight(_Flight):
 
 
 class ArrowFlight(_Flight):
-    """Arrow Flight's C++ server, which holds the exact answers."""
+    """Arrow Flight's C++ server with the exact answers."""
 
     title = "Arrow Flight C++ server"
     address = "flight"
@@ -138,7 +138,7 @@ class ArrowFlight(_Flight):
 
 
 class ArrowFlightSeries(_Flight):
-    """Arrow Flight's C++ server, which holds all of a symbol and cuts it."""
+    """Arrow Flight's C++ server with all rows of a symbol, which it slices."""
 
     title = "Arrow Flight C++ server, cutting a symbol's table"
     modules = ("json", "pyarrow.flight")
@@ -183,7 +183,7 @@ class RedisAnswer(_Redis):
 
 
 class RedisSeries(_Redis):
-    """Redis with all of a symbol under one key, cut by the client."""
+    """Redis with all rows of a symbol under one key; the client slices them."""
 
     title = "Redis, a symbol a key"
     modules = ("redis", "pyarrow", "pyarrow.parquet", "numpy")
@@ -238,7 +238,7 @@ class ArcticDb(Target):
 
     def ask(self, question: dict[str, Any]) -> int:
         library = self.libraries[question["dataset"]]
-        # both ends belong to a date range here
+        # a date range of ArcticDB includes both ends
         how = {
             "date_range": (
                 moment(question["start"]).replace(tzinfo=None),
@@ -254,7 +254,7 @@ class ArcticDb(Target):
 
 
 class _Parquet(Target):
-    """What reads Parquet files: the lake's, which hold all symbols, or a copy of the one symbol."""
+    """Readers of Parquet files: the lake's files with all symbols, or a copy of the one symbol."""
 
     a_file_a_symbol = False
 
@@ -265,7 +265,7 @@ class _Parquet(Target):
         return [f"{self.world['symbols']}/{question['dataset']}/{symbol}.parquet"]
 
     def filtered(self, question: dict[str, Any]) -> list[str]:
-        """The symbol, where the files hold others."""
+        """The symbol, if the files have others, too."""
         return [] if self.a_file_a_symbol else question["symbols"]
 
 

@@ -1,4 +1,4 @@
-"""Versions of what is measured here, for the figures' `versions`."""
+"""Versions of the measured software, for `versions` in the figures."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import tomllib
 
 from grid import ROOT
 
-# Between a question and its answer, on either side of the wire.
+# Crates between a read and its answer, on both sides of the wire.
 WIRE = ("tonic", "h2", "hyper", "tokio", "prost", "arrow-flight", "arrow-ipc")
-# What a head keeps chunks with, and what its shards read them with.
+# Crates that a head keeps chunks with, and that shards read them with.
 STORE = ("moka", "buoyant_kernel", "parquet")
 
 
 def ours(crates: tuple[str, ...] = ()) -> dict[str, str]:
-    """Of the grid: its revision, the compiler, and these crates as `Cargo.lock` has them."""
+    """Versions of the grid: its revision, the compiler, and these crates from `Cargo.lock`."""
     revision = _says("git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12")
     told = {"trellis": revision, "rustc": _says("rustc", "--version").removeprefix("rustc ")}
     locked: dict[str, list[str]] = {}
@@ -25,7 +25,7 @@ def ours(crates: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def _says(*command: str) -> str:
-    """The only line of a command; nothing where it cannot be asked, as git outside of a clone."""
+    """The one line that a command prints; "" if it fails, like git outside of a clone."""
     try:
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     except OSError:

@@ -1,9 +1,9 @@
-"""Clients of a target, each a process: what drives them, and what they run.
+"""Clients of a target: the processes, and the object that drives them.
 
 `Workers` starts `python workers.py TARGET CLIENTS WORLD` in the bench's environment. That process imports
 the target's libraries once and forks into the clients; commands and answers are lines of JSON on its
-stdin and stdout. Clients begin together, at a moment of the machine's one monotonic clock that is far
-enough away for all to have heard of it.
+stdin and stdout. Clients start together, at a time of the machine's monotonic clock that is late enough for
+the command to reach all of them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Until a command has reached every client, and threads have been started and sleep. On a busy machine it may
-# be too short: a client that is late begins at once.
+# Seconds for a command to reach every client, and for threads to start. On a busy machine it may be too
+# short: a late client begins at once.
 LEAD_S = {"time": 0.03, "herd": 0.5}
-# Of a client, to answer one command; filling PostgreSQL takes tens of seconds.
+# Seconds for a client to answer one command; filling PostgreSQL takes tens of seconds.
 ANSWER_S = 300
 
 
 class WorkerError(Exception):
-    """A client could not do what it was told."""
+    """A client failed at a command."""
 
 
 class Workers:
-    """The clients of one target, driven from here."""
+    """Drives the clients of one target."""
 
     def __init__(self, python: Path, target: str, clients: int, world: Path, log: Path) -> None:
         self.log = log
@@ -78,7 +78,7 @@ class Workers:
 
 
 class _Client:
-    """One process; obeys commands one after the other."""
+    """The process of one client: it does one command after the other."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
@@ -93,7 +93,7 @@ class _Client:
         return self.target.ask(question)
 
     def time(self, question: dict[str, Any], at: float, span: float) -> tuple[list[float], float]:
-        """Asks from `at` on for `span` seconds, once at least: seconds of each, and of all."""
+        """Reads from time `at` on for `span` seconds, at least once: the seconds of each read and of all."""
         taken = []
         first = _sleep_until(at)
         while True:
@@ -105,7 +105,7 @@ class _Client:
                 return taken, ended - first
 
     def herd(self, questions: list[dict[str, Any]], at: float) -> tuple[int, float]:
-        """Asks everything at once, a thread each: rows of all, and when the last ended."""
+        """Sends all reads at once, a thread for each. Returns the rows of all, and the end of the last."""
         rows, ended, failed = [], [], []
 
         def one(question: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ def _sleep_until(at: float) -> float:
 
 
 class _Parent:
-    """The process that forks the clients and hands commands on."""
+    """The process that forks the clients and passes commands on."""
 
     def __init__(self, target: Any, clients: int) -> None:
         fork = multiprocessing.get_context("fork")
@@ -157,7 +157,7 @@ class _Parent:
             self.pipes.append(ours)
 
     def each(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """The same command to as many clients as there are arguments, at once."""
+        """Sends a command to as many clients as there are arguments, at the same time."""
         asked = self.pipes[: len(arguments)]
         for pipe, of_pipe in zip(asked, arguments, strict=True):
             pipe.send((method, of_pipe))
@@ -178,7 +178,7 @@ class _Parent:
         self.each("connect", [()] * len(self.pipes))
 
     def ask(self, question: dict[str, Any]) -> list[int]:
-        """Rows that each client got."""
+        """The number of rows that each client got."""
         return self.each("ask", [(question,)] * len(self.pipes))
 
     def time(self, question: dict[str, Any], clients: int, span: float) -> dict[str, float]:
@@ -197,7 +197,7 @@ class _Parent:
 
 
 def _client(target: Any, pipe: Any, inherited: list[Any]) -> None:
-    # else a client would keep the pipes of the others open, and its own
+    # else a client would keep its own pipes and those of others open
     for other in inherited:
         other.close()
     _Client(target).run(pipe)
@@ -206,7 +206,7 @@ def _client(target: Any, pipe: Any, inherited: list[Any]) -> None:
 def main() -> None:
     from targets import TARGETS
 
-    # libraries print; answers have a stdout of their own
+    # libraries may print, so answers go to a copy of stdout
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     name, clients, world = sys.argv[1:]

@@ -430,7 +430,7 @@ impl Unit {
     /// Holds what the grid reads against what is stored, for one in `one_in` publishes.
     ///
     /// # Errors
-    /// What the grid says, or the first publish that it reads otherwise.
+    /// Any error of the grid, or the first publish that it reads otherwise.
     pub async fn check_read(
         &self,
         client: &Client,

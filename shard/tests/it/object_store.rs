@@ -98,7 +98,7 @@ async fn two_shards_commit_to_one_table_in_an_object_store() {
     let again = send(&mut clients[1], header("new", new.epoch, "r2"), &rows).await.unwrap();
     assert!(again.duplicate && again.version == ack.version);
 
-    // What is in the store is all there is.
+    // The store has everything: a new shard needs nothing else.
     drop((one, two));
     let next = store.shard().await;
     let mut client = connect(&next.1).await;
