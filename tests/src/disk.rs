@@ -104,7 +104,7 @@ impl Drop for Disk {
     }
 }
 
-/// Bytes of the file at `path` but for its last part: what a crash leaves of a file that was never synced.
+/// The bytes of the file at `path` without its end, as after a crash before a sync.
 ///
 /// # Errors
 /// A cut beyond the end, or any error of the system.

@@ -427,7 +427,7 @@ impl Unit {
         Ok(())
     }
 
-    /// Holds what the grid reads against what is stored, for one in `one_in` publishes.
+    /// Compares reads of the grid with the stored rows, for one in `one_in` publishes.
     ///
     /// # Errors
     /// Any error of the grid, or the first publish that it reads otherwise.

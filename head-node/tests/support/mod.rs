@@ -75,7 +75,7 @@ struct State {
     ledger_refusals: VecDeque<Error>,
     recorded: Vec<pb::RunRecord>,
     syncs: u64,
-    /// Known to whoever asks; not among the series.
+    /// Version and knowledge time in the shard's answers.
     version: u64,
     known_through: i64,
     /// Position in the log, and its watchers.

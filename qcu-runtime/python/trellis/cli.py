@@ -568,7 +568,9 @@ def _format_of(args: argparse.Namespace) -> str:
         return "json"
     suffix = pathlib.Path(args.out or "").suffix.lower().lstrip(".")
     if args.out and suffix not in ("csv", "json", "parquet", "arrow"):
-        raise BadRequest(f"--out {args.out}: does not tell the format", hint="add --format csv, json, parquet or arrow")
+        raise BadRequest(
+            f"--out {args.out}: its suffix does not name a format", hint="add --format csv, json, parquet or arrow"
+        )
     form = suffix or "table"
     if form in ("parquet", "arrow") and not args.out and sys.stdout.isatty():
         raise BadRequest(f"{form} is binary and not for a terminal", hint="add --out FILE")

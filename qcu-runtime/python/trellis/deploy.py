@@ -267,7 +267,7 @@ def deploy_strategies(
 
 
 def _watched(state: pathlib.Path, unit: dict[str, Any], until: Until, show: Callable[[str], None]) -> dict[str, Any]:
-    """Waits for a unit. Returns what is known of its process then."""
+    """Waits for a unit. Returns the state of its process then."""
     deadline = time.monotonic() + STARTED_WAIT_S
     while True:
         if local.holder(state) is None:

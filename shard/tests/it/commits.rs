@@ -61,8 +61,8 @@ async fn an_old_epoch_is_fenced_across_take_over_and_restart() {
         served.stop().await;
         served = Served::local(lake.path()).await;
     }
-    // Whose output it is stands in the table, and when the holder last renewed does not: another one of its instances comes
-    // back until it is heard of, or a whole time to live has passed.
+    // The table has the owner, but not the last renewal of the lease. So another instance of the unit is refused until the
+    // holder is heard of, or a whole time to live has passed.
     let held = acquire(&mut served.client, "signals.mom", "old", false).await.unwrap_err();
     assert_eq!(held.code(), Code::PermissionDenied);
     let held = acquire_as(&mut served.client, &spec("signals.mom"), "new", "new-2", false).await.unwrap_err();

@@ -93,7 +93,7 @@ impl Head {
         self.status("VmHWM")
     }
 
-    /// The peak is what is resident now.
+    /// Sets the peak to the present resident bytes.
     pub(crate) fn forget_peak(&self) -> Result<()> {
         // 5: see proc_pid_clear_refs(5)
         Ok(std::fs::write(format!("/proc/{}/clear_refs", self.pid()?), "5")?)

@@ -132,7 +132,7 @@ impl Hog {
         Ok(Self { stop, read, thread })
     }
 
-    /// Ends it. Returns what it has read.
+    /// Ends the hog. Returns the counts of its reads.
     async fn stop(self) -> Result<Arc<Read>> {
         self.stop.store(true, Relaxed);
         let ended = tokio::task::spawn_blocking(|| self.thread.join()).await?;

@@ -35,7 +35,7 @@ const CHUNKS: usize = 200;
 const WARM_UP: usize = 50;
 const CACHE: &str = "512MiB";
 
-/// The shards, and who owns what.
+/// The shards and their ownership.
 struct Shards {
     channels: Vec<(String, u64, PeerChannel)>,
     owners: OwnershipMap,

@@ -170,7 +170,7 @@ pub(crate) async fn burst(pool: &Pool, tickets: &[Bytes], within: Duration) -> R
     Load::of(began, reads).await
 }
 
-/// `rate` reads a second for `span`, whatever becomes of the earlier ones. A read is timed from the moment that it is sent:
+/// `rate` reads a second for `span`, without waiting for answers. A read is timed from the moment that it is sent:
 /// the timer's grain is larger than a hit.
 pub(crate) async fn paced(
     pool: &Pool,
