@@ -18,7 +18,7 @@ use trellis_proto::{
 
 /// The two pure files of the crate, included here because they are not public.
 #[allow(dead_code, unused_imports)]
-#[path = "../src"]
+#[path = "../src/answer"]
 mod pure {
     pub(crate) mod frame;
     pub(crate) mod slice;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -13,14 +13,14 @@ use parking_lot::RwLock;
 use trellis_proto::{DatasetName, Result, SeriesQuery, pb};
 
 use crate::{
+    answer::{AnswerLimits, Facts, Plan, STEP_BYTES, Shape},
     config::Config,
-    engine::{Dataset, DatasetCounts, Engine},
-    fair::{self, Fair},
-    frame::Shape,
-    ledger::Kept,
-    metrics::Metrics,
-    plan::{self, Facts, Limits, Plan},
-    stats::Stats,
+    engine::Engine,
+    held::Dataset,
+    ledger::Ledger,
+    limits::{Fair, TurnLimits},
+    metrics::{Metrics, OfDatasets, Read},
+    stats::{DatasetCounts, EngineStats, Stats},
 };
 
 /// Bytes of messages that are framed and not yet written to a socket, of one unit. Enough for every core to have several
@@ -50,13 +50,13 @@ const SHAPES_MAX: usize = 64;
 pub(crate) struct HeadNode {
     config: Config,
     engine: Engine,
-    limits: Limits,
+    limits: AnswerLimits,
     stats: Stats,
     metrics: Metrics,
     admission: Fair,
     egress: Fair,
     shapes: RwLock<HashMap<DatasetName, Vec<CachedShape>>>,
-    kept: Kept,
+    ledger: Arc<Ledger>,
     draining: AtomicBool,
 }
 
@@ -69,28 +69,34 @@ struct CachedShape {
 
 impl HeadNode {
     pub(crate) fn new(config: Config, engine: Engine) -> Arc<Self> {
-        let admitted = (config.cache_bytes / ADMISSION_SHARE).max(plan::STEP_BYTES);
+        let admitted = (config.cache_bytes / ADMISSION_SHARE).max(STEP_BYTES);
         // one unit may hold half of that: its slow readers then wait for each other, and others do not
-        let admission = fair::Limits {
+        let admission = TurnLimits {
             bytes: admitted,
             unit_bytes: admitted / 2,
             turn_bytes: 0,
             lease: Some(ADMISSION_LEASE),
         };
-        let egress = fair::Limits {
+        let egress = TurnLimits {
             bytes: EGRESS_BYTES,
             unit_bytes: EGRESS_UNIT_BYTES,
             turn_bytes: EGRESS_TURN_BYTES,
             lease: Some(EGRESS_LEASE),
         };
-        Arc::new_cyclic(|this| Self {
-            limits: Limits { rows: config.answer_rows_max, bytes: config.answer_bytes_max },
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
+            limits: AnswerLimits { rows: config.answer_rows_max, bytes: config.answer_bytes_max },
             stats: Stats::default(),
-            metrics: Metrics::new(this.clone()),
+            metrics: {
+                let (of_answers, of_engine) = (this.clone(), this.clone());
+                let answers: Read<OfDatasets> =
+                    Arc::new(move || Some(of_answers.upgrade()?.stats.datasets()));
+                let engine: Read<EngineStats> = Arc::new(move || Some(of_engine.upgrade()?.engine.stats()));
+                Metrics::new(&answers, &engine)
+            },
             admission: Fair::new(admission),
             egress: Fair::new(egress),
             shapes: RwLock::default(),
-            kept: Kept::default(),
+            ledger: Ledger::new(engine.clone()),
             draining: AtomicBool::new(false),
             config,
             engine,
@@ -103,7 +109,7 @@ impl HeadNode {
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }
-    pub(crate) fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> AnswerLimits {
         self.limits
     }
     pub(crate) fn stats(&self) -> &Stats {
@@ -121,9 +127,8 @@ impl HeadNode {
         &self.egress
     }
 
-    /// Room for the records that wait to be appended to the ledger.
-    pub(crate) fn kept(&self) -> &Kept {
-        &self.kept
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     /// From here on new requests are refused.
@@ -144,7 +149,7 @@ impl HeadNode {
             last_ts: dataset.last_ts,
             symbols: &symbols,
         };
-        plan::plan(query, facts, self.limits)
+        Plan::new(query, facts, self.limits)
     }
 
     /// The shape of answers with these fields. As long as the dataset's spec stays, so does a shape.
@@ -166,6 +171,7 @@ impl HeadNode {
         shapes.push(CachedShape { schema, fields: fields.to_vec(), known_at, shape: shape.clone() });
         shape
     }
+
     /// Counters since the head started.
     pub(crate) fn describe_stats(&self) -> pb::HeadStats {
         let (answers, engine) = (&self.stats.answers, self.engine.stats());

@@ -25,7 +25,7 @@ use trellis_proto::{
     runs::{LEDGER, Seen},
 };
 
-use crate::{head::HeadNode, shards::jitter};
+use crate::{engine::Engine, shards::jitter};
 
 /// A writer waits for its record at most so long: as long as for a shard that is late to serve its rows. `PublishAck.recorded`
 /// promises it to clients.
@@ -43,25 +43,15 @@ const KEPT: Duration = Duration::from_secs(10 * 60);
 /// Records that a head keeps while the ledger is away: one publish of each of 40,000 units, and some more.
 const KEPT_MAX: usize = 50_000;
 
-/// Room for the records that wait to be appended.
-#[derive(Debug)]
-pub(crate) struct Kept(Semaphore);
-
-impl Default for Kept {
-    fn default() -> Self {
-        Self(Semaphore::new(KEPT_MAX))
-    }
-}
-
 /// Who asked for a write, and when.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
+pub(crate) struct Origin {
     by: String,
     at_ns: i64,
     trace_id: String,
 }
 
-impl Asked {
+impl Origin {
     pub(crate) fn of<T>(request: &Request<T>) -> Self {
         let unit = request.metadata().get(UNIT.as_str()).and_then(|unit| unit.to_str().ok());
         let from = request.remote_addr().map(|addr| addr.to_string());
@@ -69,7 +59,7 @@ impl Asked {
         Self { by, at_ns: now_ns(), trace_id: telemetry::trace_id() }
     }
 
-    /// What is known once the write is done, which is now.
+    /// The origin of a write that was done just now.
     pub(crate) fn done(&self) -> Seen<'_> {
         Seen { by: &self.by, asked_ns: self.at_ns, answered_ns: now_ns(), trace_id: &self.trace_id }
     }
@@ -80,44 +70,58 @@ fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Appends records: durable when it returns, and visible unless a shard hangs.
-///
-/// # Errors
-/// What the ledger's home shard says.
-pub(crate) async fn append(head: &HeadNode, runs: Vec<pb::RunRecord>) -> Result<pb::RecordRunsReply> {
-    let ledger = DatasetName::new(LEDGER)?;
-    let (_, channel) = head.engine().home_channel(&ledger).await?;
-    let mut shard = ShardClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let reply = shard.record_runs(pb::RecordRunsRequest { runs }).await;
-    let reply = reply.map_err(|status| Error::from_status(&status))?.into_inner();
-    // The record is durable. A shard that hangs has delayed the write itself already, and is not waited for twice.
-    let _ = time::timeout(SEEN_WAIT, head.engine().sync_others(&ledger, reply.version)).await;
-    Ok(reply)
+/// The ledger, as this head writes it.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    engine: Engine,
+    /// Room for the records that wait to be appended.
+    kept: Semaphore,
 }
 
-/// Records a write that is done. `false`: the ledger did not take it at once, or has not answered within [`ANSWER_WAIT`]; it is
-/// tried further.
-pub(crate) async fn record(head: &Arc<HeadNode>, record: pb::RunRecord) -> bool {
-    let (tell, told) = oneshot::channel();
-    tokio::spawn(keep_appending(head.clone(), record, tell).in_current_span());
-    matches!(time::timeout(ANSWER_WAIT, told).await, Ok(Ok(true)))
+impl Ledger {
+    pub(crate) fn new(engine: Engine) -> Arc<Self> {
+        Arc::new(Self { engine, kept: Semaphore::new(KEPT_MAX) })
+    }
+
+    /// Appends records: durable when it returns, and visible unless a shard hangs.
+    ///
+    /// # Errors
+    /// The error of the ledger's home shard.
+    pub(crate) async fn append(&self, runs: Vec<pb::RunRecord>) -> Result<pb::RecordRunsReply> {
+        let ledger = DatasetName::new(LEDGER)?;
+        let (_, channel) = self.engine.home_channel(&ledger).await?;
+        let mut shard = ShardClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let reply = shard.record_runs(pb::RecordRunsRequest { runs }).await;
+        let reply = reply.map_err(|status| Error::from_status(&status))?.into_inner();
+        // The record is durable. A shard that hangs has delayed the write itself already, and is not waited for twice.
+        let _ = time::timeout(SEEN_WAIT, self.engine.sync_others(&ledger, reply.version)).await;
+        Ok(reply)
+    }
+
+    /// Records a write that is done. `false`: the first attempt failed, or has not ended within [`ANSWER_WAIT`]; the head goes on
+    /// trying.
+    pub(crate) async fn record(self: &Arc<Self>, record: pb::RunRecord) -> bool {
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(keep_appending(Arc::clone(self), record, tell).in_current_span());
+        matches!(time::timeout(ANSWER_WAIT, told).await, Ok(Ok(true)))
+    }
 }
 
 /// Appends a record, again and again while that may help. Tells whether the first attempt succeeded.
-async fn keep_appending(head: Arc<HeadNode>, record: pb::RunRecord, tell: oneshot::Sender<bool>) {
+async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: oneshot::Sender<bool>) {
     let begun = Instant::now();
     let (mut tell, mut kept, mut pause) = (Some(tell), None, RETRY_MIN);
     loop {
-        let appending = time::timeout(APPEND_TIMEOUT, append(&head, vec![record.clone()]));
+        let appending = time::timeout(APPEND_TIMEOUT, ledger.append(vec![record.clone()]));
         let late = |_| Err(Error::new(Code::Unavailable, "the ledger's shard did not answer in time"));
         let appended = appending.await.unwrap_or_else(late);
         if let Some(tell) = tell.take() {
-            // The writer may have been answered without it meanwhile.
+            // the writer may have been answered without it meanwhile
             let _ = tell.send(appended.is_ok());
         }
         let Err(error) = appended else { return };
         if kept.is_none() {
-            kept = head.kept().0.try_acquire().ok();
+            kept = ledger.kept.try_acquire().ok();
         }
         if !error.retryable() || kept.is_none() || begun.elapsed() > KEPT {
             tracing::error!(%error, unit = record.unit, run_id = record.run_id, "a write cannot be recorded in the ledger");

@@ -3,50 +3,48 @@
 //!
 //! It is not a store: it keeps nothing that a shard does not have, and it decides nothing about what may be published.
 //!
-//! The life of a read, file by file:
+//! The rooms. Each folder has one subject, and others import from its door, `mod.rs`. A room imports only from rooms below it.
 //!
-//! | step | file |
+//! | room | subject |
 //! | --- | --- |
-//! | a request arrives, over Arrow Flight | [`flight_service`]; `DoGet` in [`doget`] |
-//! | it is checked against what the dataset has, and limited | [`plan`] (pure) |
-//! | its chunks are taken, joined or claimed | [`engine`] and the files it names |
-//! | they are cut by event time and knowledge time | [`slice`] (pure) |
-//! | each message waits for room and for its unit's turn | [`fair`], `memory` |
-//! | and is framed as Arrow IPC in Flight in gRPC, as the client takes them | [`frame`] (pure), `doget/pump.rs` |
-//! | what it cost is counted | [`stats`], [`metrics`] |
+//! | `edge/` | gRPC in: Arrow Flight, `DoGet`, `DoPut`, and `trellis.v1.Head` |
+//! | `engine/` | one read, from the question to its chunks: taken, joined or claimed, and fetched |
+//! | `follow/` | finding the shards, and applying the log of each to what is held |
+//! | `held/` | what is kept: claims, chunks, series, datasets, the cache |
+//! | `shards/` | the other end: each shard, and which of them owns what |
+//! | `limits/` | who may take how much: the memory budget, fair turns |
+//! | `answer/` | what is sent: the plan of a request, the cut of a chunk, the framing of messages (pure) |
 //!
-//! Beside it: [`put`] relays a publish, [`ledger`] records each write, [`service`] answers what is not about rows, [`head`] is
-//! what all of these share, [`config`] what a head is told, [`error`] how errors look at the edge.
+//! The life of a read: `edge/doget` reads the request, `answer/plan` checks and limits it, `engine/reading` has its chunks,
+//! `answer/slice` cuts them by event time and knowledge time, and `answer/frame` frames them when `limits` give room and a turn.
+//!
+//! At the top: `head` is what the services share, `ledger` records each write, `stats` and `metrics` count, [`config`] is what a head
+//! is told at its start, `error` how errors look at the edge.
+//!
+//! ## Words
+//!
+//! * **Claim**: a chunk of one series that one read has asked a shard for. Other reads of the chunk join it.
+//! * **Flight**: the fetch of a run of adjacent claimed chunks. It belongs to the head, not to the read that claimed them.
+//! * **Stake**: one read's interest in a flight. When the last stake is given back, the flight has a grace and is then given up.
+//! * **Slot**: a place in a series that holds one ready chunk, from its insertion until it is evicted or replaced.
+//! * **Generation**: a gapless stretch of one shard's log. Chunks that were fetched or checked in the current generation, and that no
+//!   change has touched since, are the latest.
+//! * **Poison**: a mark on a chunk in flight that a change has overtaken. Reads that joined before may use the chunk, later reads do
+//!   not join it, and it is not stored if it turns out to be older than the change.
 
-mod cache;
-mod changes;
-mod chunk;
-mod claims;
+mod answer;
 pub mod config;
-mod datasets;
-mod doget;
-pub mod engine;
+mod edge;
+mod engine;
 mod error;
-mod fair;
-mod fetch;
-mod flight;
-mod flight_service;
-mod frame;
+mod follow;
 mod head;
+mod held;
 mod ledger;
-mod memory;
+mod limits;
 mod metrics;
-mod plan;
-mod put;
-mod reading;
-mod series;
-mod service;
 mod shards;
-mod slice;
-mod state;
 mod stats;
-mod union;
-mod watch;
 
 use std::sync::Arc;
 
@@ -62,10 +60,9 @@ use trellis_proto::{Code, DESCRIPTOR_SET, Error, Result, pb::head_server::HeadSe
 pub use config::Config;
 
 use crate::{
+    edge::{Flight, Service},
     engine::{Engine, EngineConfig},
-    flight_service::Flight,
     head::HeadNode,
-    service::Service,
 };
 
 /// A head node that has started: it watches its shards and can serve.

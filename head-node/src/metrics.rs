@@ -3,100 +3,37 @@
 //! Counters are read when they are exported, from the counters that `Stats` also answers with, so that a request pays for
 //! them once. Only durations are recorded as they happen.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Weak},
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use opentelemetry::{
     KeyValue,
-    metrics::{AsyncInstrument, Histogram, Meter},
+    metrics::{Histogram, Meter},
 };
 use trellis_fabric::telemetry;
+use trellis_proto::DatasetName;
 
-use crate::{
-    engine::EngineStats,
-    head::HeadNode,
-    stats::{Answers, DatasetStats, Outcome},
-};
+use crate::stats::{Answers, DatasetStats, EngineStats, Outcome};
 
 /// Seconds: from a hit in memory to a cold read of years.
 const DURATION_BOUNDS: [f64; 14] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
-/// The queues of a head.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Queue {
-    /// Large answers, for their share of the memory.
-    Admission,
-    /// Messages, for their turn to be framed and sent.
-    Egress,
-    /// What is asked of shards and what is framed, for room in the budget.
-    Memory,
-    /// Claims, for a call to their shard.
-    Shard,
+/// The time that reads wait in the queues of the head.
+pub(crate) fn queue_duration() -> Histogram<f64> {
+    telemetry::meter("trellis-head")
+        .f64_histogram("trellis.head.queue.duration")
+        .with_unit("s")
+        .with_description(
+            "Time in a queue of the head, by queue: admission, egress and memory of what had to wait, shard of every claim.",
+        )
+        .with_boundaries(DURATION_BOUNDS.into())
+        .build()
 }
 
-impl Queue {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Admission => "admission",
-            Self::Egress => "egress",
-            Self::Memory => "memory",
-            Self::Shard => "shard",
-        }
-    }
-}
-
-/// How long it was waited in each queue.
-#[derive(Debug)]
-pub(crate) struct Waits {
-    duration: Histogram<f64>,
-}
-
-impl Waits {
-    pub(crate) fn new() -> Self {
-        let duration = telemetry::meter("trellis-head")
-            .f64_histogram("trellis.head.queue.duration")
-            .with_unit("s")
-            .with_description(
-                "Time in a queue of the head, by queue: admission, egress and memory of what had to wait, shard of every claim.",
-            )
-            .with_boundaries(DURATION_BOUNDS.into())
-            .build();
-        Self { duration }
-    }
-
-    pub(crate) fn record(&self, queue: Queue, waited: Duration) {
-        self.duration.record(waited.as_secs_f64(), &[KeyValue::new("trellis.queue", queue.name())]);
-    }
-
-    /// Waits for `turn` and says how long it took. What comes at once is not recorded and costs no look at the clock; what is
-    /// given up is recorded when it is.
-    pub(crate) async fn of<F: Future>(&self, queue: Queue, mut turn: Pin<&mut F>) -> (F::Output, Duration) {
-        if let Poll::Ready(turn) = futures::poll!(turn.as_mut()) {
-            return (turn, Duration::ZERO);
-        }
-        let wait = Wait { waits: self, queue, since: Instant::now() };
-        let turn = turn.await;
-        (turn, wait.since.elapsed())
-    }
-}
-
-/// Recorded when dropped.
-struct Wait<'a> {
-    waits: &'a Waits,
-    queue: Queue,
-    since: Instant,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.waits.record(self.queue, self.since.elapsed());
-    }
-}
+/// Reads figures on export; `None` when their head is gone.
+pub(crate) type Read<T> = Arc<dyn Fn() -> Option<T> + Send + Sync>;
+/// The counters of every dataset that was asked for.
+pub(crate) type OfDatasets = Vec<(DatasetName, Arc<DatasetStats>)>;
 
 /// The instruments of one head.
 pub(crate) struct Metrics {
@@ -104,12 +41,12 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the instruments; those that are read on export read from `head` for as long as it lives.
-    pub(crate) fn new(head: Weak<HeadNode>) -> Self {
+    /// Makes the instruments. Counters and gauges are read from `answers` and `engine` on export.
+    pub(crate) fn new(answers: &Read<OfDatasets>, engine: &Read<EngineStats>) -> Self {
         let meter = telemetry::meter("trellis-head");
-        of_answers(&meter, &head);
-        of_engine(&meter, &head);
-        of_datasets(&meter, &head);
+        of_answers(&meter, answers);
+        of_engine(&meter, engine);
+        of_datasets(&meter, engine);
         let duration = meter
             .f64_histogram("trellis.head.read.duration")
             .with_unit("s")
@@ -135,9 +72,9 @@ impl Metrics {
 }
 
 /// A counter of answers for each dataset.
-fn of_answers(meter: &Meter, head: &Weak<HeadNode>) {
-    type Read = fn(&Answers) -> u64;
-    let counters: [(&'static str, &'static str, &'static str, Read); 6] = [
+fn of_answers(meter: &Meter, answers: &Read<OfDatasets>) {
+    type Count = fn(&Answers) -> u64;
+    let counters: [(&'static str, &'static str, &'static str, Count); 6] = [
         ("trellis.head.reads", "{read}", "Reads.", |a| a.requests.get()),
         ("trellis.head.reads.failed", "{read}", "Reads that ended with an error.", |a| a.failed.get()),
         (
@@ -151,25 +88,23 @@ fn of_answers(meter: &Meter, head: &Weak<HeadNode>) {
         ("trellis.head.io", "By", "Arrow bytes of answers.", |a| a.bytes.get()),
     ];
     for (name, unit, about, read) in counters {
-        let head = head.clone();
+        let answers = answers.clone();
         let counter = meter.u64_observable_counter(name).with_unit(unit).with_description(about);
         let _observed = counter
             .with_callback(move |observer| {
-                let Some(head) = head.upgrade() else { return };
-                for (_, dataset) in head.stats().datasets() {
+                for (_, dataset) in answers().into_iter().flatten() {
                     observer.observe(read(&dataset.answers), &dataset.attributes);
                 }
             })
             .build();
     }
-    let head = head.clone();
+    let answers = answers.clone();
     let _observed = meter
         .u64_observable_counter("trellis.head.chunks")
         .with_unit("{chunk}")
         .with_description("Series chunks of answers, by how they were had: hit, joined, fetched.")
         .with_callback(move |observer| {
-            let Some(head) = head.upgrade() else { return };
-            for (_, dataset) in head.stats().datasets() {
+            for (_, dataset) in answers().into_iter().flatten() {
                 let by_source = |source, n| {
                     let source = KeyValue::new("trellis.source", source);
                     observer.observe(n, &[dataset.attributes[0].clone(), source]);
@@ -183,9 +118,9 @@ fn of_answers(meter: &Meter, head: &Weak<HeadNode>) {
 }
 
 /// What the engine counts, and its gauges.
-fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
-    type Read = fn(&EngineStats) -> u64;
-    let counters: [(&'static str, &'static str, &'static str, Read); 10] = [
+fn of_engine(meter: &Meter, engine: &Read<EngineStats>) {
+    type Count = fn(&EngineStats) -> u64;
+    let counters: [(&'static str, &'static str, &'static str, Count); 10] = [
         ("trellis.head.upstream.calls", "{call}", "Calls to shards for chunks.", |s| s.upstream_calls),
         ("trellis.head.upstream.rows", "{row}", "Rows received from shards.", |s| s.rows_fetched),
         ("trellis.head.upstream.io", "By", "Arrow bytes received from shards.", |s| s.bytes_fetched),
@@ -202,17 +137,23 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
         ("trellis.head.confirms", "{call}", "Checks of what is held after a lost log.", |s| s.confirms),
     ];
     for (name, unit, about, read) in counters {
-        let head = head.clone();
+        let engine = engine.clone();
         let counter = meter.u64_observable_counter(name).with_unit(unit).with_description(about);
-        let _observed = counter.with_callback(move |observer| observe(&head, observer, read)).build();
+        let _observed = counter
+            .with_callback(move |observer| {
+                if let Some(stats) = engine() {
+                    observer.observe(read(&stats), &[]);
+                }
+            })
+            .build();
     }
-    let gauges: [(&'static str, Read); 4] = [
+    let gauges: [(&'static str, Count); 4] = [
         ("resident", |s| s.resident_bytes),
         ("in_flight", |s| s.in_flight_bytes),
         ("pinned", |s| s.pinned_bytes),
         ("budget", |s| s.budget_bytes),
     ];
-    let head = head.clone();
+    let engine = engine.clone();
     let _observed = meter
         .u64_observable_gauge("trellis.head.memory")
         .with_unit("By")
@@ -220,8 +161,7 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
             "Memory: chunks resident and in flight; what readers pin, with answers and requests; the budget of all three.",
         )
         .with_callback(move |observer| {
-            let Some(head) = head.upgrade() else { return };
-            let stats = head.engine().stats();
+            let Some(stats) = engine() else { return };
             for (state, read) in gauges {
                 observer.observe(read(&stats), &[KeyValue::new("trellis.state", state)]);
             }
@@ -230,44 +170,19 @@ fn of_engine(meter: &Meter, head: &Weak<HeadNode>) {
 }
 
 /// What the head fetched of each dataset for what it was asked.
-fn of_datasets(meter: &Meter, head: &Weak<HeadNode>) {
-    let head = head.clone();
+fn of_datasets(meter: &Meter, engine: &Read<EngineStats>) {
+    let engine = engine.clone();
     let _observed = meter
         .f64_observable_gauge("trellis.head.amplification")
         .with_unit("1")
         .with_description("Rows received from shards per row in the union of all ranges asked.")
         .with_callback(move |observer| {
-            let Some(head) = head.upgrade() else { return };
-            for dataset in head.engine().stats().datasets.iter().filter(|d| d.rows_union > 0) {
+            let Some(stats) = engine() else { return };
+            for dataset in stats.datasets.iter().filter(|d| d.rows_union > 0) {
                 let amplification = dataset.rows_fetched as f64 / dataset.rows_union as f64;
                 let attribute = KeyValue::new("trellis.dataset", dataset.dataset.to_string());
                 observer.observe(amplification, &[attribute]);
             }
         })
         .build();
-}
-
-fn observe(head: &Weak<HeadNode>, observer: &dyn AsyncInstrument<u64>, read: fn(&EngineStats) -> u64) {
-    if let Some(head) = Weak::upgrade(head) {
-        let head: Arc<HeadNode> = head;
-        observer.observe(read(&head.engine().stats()), &[]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_comes_at_once_has_not_waited() {
-        let waits = Waits::new();
-        let (turn, waited) = waits.of(Queue::Egress, std::pin::pin!(async { 1 })).await;
-        assert_eq!((turn, waited), (1, Duration::ZERO));
-        let later = std::pin::pin!(async {
-            tokio::task::yield_now().await;
-            2
-        });
-        let (turn, waited) = waits.of(Queue::Egress, later).await;
-        assert!(turn == 2 && waited > Duration::ZERO);
-    }
 }

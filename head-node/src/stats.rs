@@ -1,4 +1,4 @@
-//! Counters of answers since the head started; the engine counts what lies below them.
+//! Counters since the head started: of its answers, and the figures of the engine.
 
 use std::{
     collections::HashMap,
@@ -12,6 +12,56 @@ use std::{
 use opentelemetry::KeyValue;
 use parking_lot::RwLock;
 use trellis_proto::{Code, DatasetName};
+
+/// Figures since the head started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EngineStats {
+    /// Rows received from shards, all known versions counted.
+    pub(crate) rows_fetched: u64,
+    /// Rows in the union of all ranges asked for so far.
+    pub(crate) rows_union: u64,
+    /// Chunks of answers that others had asked for.
+    pub(crate) chunks_joined: u64,
+    /// Chunks of answers that had to be asked for.
+    pub(crate) chunks_fetched: u64,
+    /// Fetch calls.
+    pub(crate) upstream_calls: u64,
+    /// Message bytes received by them.
+    pub(crate) bytes_fetched: u64,
+    /// Bytes in the cache.
+    pub(crate) resident_bytes: u64,
+    /// Bytes reserved for what has been asked for.
+    pub(crate) in_flight_bytes: u64,
+    /// Bytes that only readers hold.
+    pub(crate) pinned_bytes: u64,
+    /// What these three may be together.
+    pub(crate) budget_bytes: u64,
+    /// Chunks closed or patched by changes.
+    pub(crate) invalidations: u64,
+    /// Flights that a change overtook.
+    pub(crate) poisoned_flights: u64,
+    /// Flights that everybody left.
+    pub(crate) cancelled_flights: u64,
+    /// Chunks let go for room.
+    pub(crate) evictions: u64,
+    /// Claims refused for want of memory.
+    pub(crate) shed: u64,
+    /// Batched checks after lost logs.
+    pub(crate) confirms: u64,
+    /// By dataset, sorted by name.
+    pub(crate) datasets: Vec<DatasetCounts>,
+}
+
+/// The part of [`EngineStats`] that one dataset has.
+#[derive(Debug, Clone)]
+pub(crate) struct DatasetCounts {
+    pub(crate) dataset: DatasetName,
+    pub(crate) rows_fetched: u64,
+    pub(crate) rows_union: u64,
+    pub(crate) chunks_joined: u64,
+    pub(crate) chunks_fetched: u64,
+    pub(crate) upstream_calls: u64,
+}
 
 /// One number that only grows.
 #[derive(Debug, Default)]

@@ -1,22 +1,33 @@
 //! The engine against a scripted shard on loopback.
 
-use std::sync::atomic::Ordering;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use arrow_flight::{Ticket, flight_service_client::FlightServiceClient};
 use bytes::Bytes;
+use futures::future::join_all;
+use tokio::sync::watch;
 use trellis_fabric::{
     channel::{self, ChannelOptions},
-    discovery::Peer,
+    discovery::{Peer, Peers},
 };
 use trellis_proto::{
+    Code, DatasetName, Result,
     fetch::{Answer, ChunkBatch},
+    pb::{self, FetchOrder},
     time::DAY_NS,
 };
 
-use super::{fake::*, *};
+use super::{
+    facade::{Engine, EngineConfig},
+    fake::*,
+    reading::{Ask, ReadCounts, Reading, SYNC_WAIT, SeriesChunks},
+};
 use crate::{
-    chunk::{KnownAt, Values},
-    claims::{self, model},
+    held::{ISLAND_ROWS_MAX, KnownAt, Values, model},
+    shards::{Link, Shard},
 };
 
 const TEN_YEARS: i64 = 3_650;
@@ -26,7 +37,8 @@ async fn engine_with(fakes: &[&Fake], budget: u64) -> Engine {
     let peers: Peers = fakes.iter().map(|fake| Peer { addr: fake.addr.to_string() }).collect();
     let (sender, receiver) = watch::channel(peers);
     tokio::spawn(async move { sender.closed().await });
-    let config = EngineConfig { grace: Duration::from_millis(1), ..EngineConfig::new("head-0", budget) };
+    let config =
+        EngineConfig { head_id: "head-0".into(), budget_bytes: budget, grace: Duration::from_millis(1) };
     Engine::start(config, receiver)
 }
 
@@ -35,6 +47,12 @@ async fn start(symbols: &[&str], days: i64) -> (Fake, Engine) {
     let engine = engine_with(&[&fake], BUDGET).await;
     engine.ready().await;
     (fake, engine)
+}
+
+/// Shards whose logs are followed.
+fn live(engine: &Engine) -> usize {
+    let live = |shard: &&Arc<Shard>| matches!(&*shard.link.borrow(), Link::Live);
+    engine.core.shards.all().iter().filter(live).count()
 }
 
 /// Rows of `[start, end)`, in days, of some fields (positions) of one symbol.
@@ -67,8 +85,7 @@ async fn reading(engine: &Engine, q: &Q) -> Reading {
             allow_stale: q.allow_stale,
             unit: "test".into(),
             deadline: q.deadline,
-            time_order: false,
-            again: false,
+            order: FetchOrder::NewestFirst,
         })
         .unwrap()
 }
@@ -164,7 +181,7 @@ async fn a_list_of_datasets_is_whole_or_an_error() {
     };
     assert_eq!(list.len(), 1, "the first answer, after {refused} errors");
     fake.go_away();
-    until("the shard is away", || matches!(&*engine.core.shards()[0].link.borrow(), Link::Away(_))).await;
+    until("the shard is away", || matches!(&*engine.core.shards.all()[0].link.borrow(), Link::Away(_))).await;
     let error = engine.datasets().await.unwrap_err();
     assert_eq!((error.code(), error.place().2), (Code::Unavailable, "shard-0"));
 }
@@ -223,7 +240,7 @@ async fn columns_are_claimed_like_time() {
 
 #[tokio::test]
 async fn an_island_is_read_again_if_that_costs_less_than_a_second_range() {
-    assert_eq!(SPAN as u64, claims::ISLAND_ROWS_MAX, "a chunk of a row a day is as much as an island may be");
+    assert_eq!(SPAN as u64, ISLAND_ROWS_MAX, "a chunk of a row a day is as much as an island may be");
     // a row more by a correction; another column of the island on its way; the chunks asked for
     let cases: [(bool, bool, &[_]); 3] =
         [(false, false, &[(0, 10)]), (true, false, &[(0, 4), (5, 10)]), (false, true, &[(0, 4), (5, 10)])];
@@ -288,7 +305,7 @@ async fn a_small_answer_is_asked_for_newest_first_and_a_large_one_in_the_order_i
         while answer.message().await.unwrap().is_some() {}
     }
     let orders: Vec<_> = fake.fetches().iter().map(pb::FetchRequest::order).collect();
-    assert_eq!(orders, [pb::FetchOrder::NewestFirst, pb::FetchOrder::OldestFirst]);
+    assert_eq!(orders, [FetchOrder::NewestFirst, FetchOrder::OldestFirst]);
 }
 
 #[tokio::test]
@@ -446,7 +463,7 @@ async fn a_read_of_the_past_joins_what_was_asked_for_before_the_log_was_lost() {
     let described = fake.describes() + 2;
     fake.lose_log(true);
     fake.commit("AMZN", &[3], false);
-    until("the log is followed again", || fake.describes() >= described && engine.stats().shards[0].1).await;
+    until("the log is followed again", || fake.describes() >= described && live(&engine) == 1).await;
 
     let past = |as_of| Q { as_of: Some(as_of), ..q("AMZN", 0, 640) };
     let (mut known, mut unknown) = (begin(&engine, &past(100)).await, begin(&engine, &past(105)).await);
@@ -526,11 +543,11 @@ async fn after_a_restart_of_the_shard_one_check_finds_what_has_changed() {
     read(&engine, &q("AMZN", 0, 640)).await.unwrap();
     read(&engine, &q("MSFT", 0, 640)).await.unwrap();
     fake.go_away();
-    until("the loss is noticed", || !engine.stats().shards[0].1).await;
+    until("the loss is noticed", || live(&engine) == 0).await;
     fake.lose_log(true);
     fake.commit("MSFT", &[3], false);
     fake.come_back();
-    until("the log is followed again", || engine.stats().shards[0].1).await;
+    until("the log is followed again", || live(&engine) == 1).await;
     assert_eq!(fake.confirms().len(), 1);
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
     assert_eq!(fake.fetches().len(), 2, "AMZN had not changed");
@@ -546,8 +563,7 @@ async fn a_gap_in_the_log_is_noticed() {
     fake.skip();
     let confirms = fake.confirms().len();
     fake.commit("AMZN", &[3], true);
-    until("what is held has been checked", || fake.confirms().len() > confirms && engine.stats().shards[0].1)
-        .await;
+    until("what is held has been checked", || fake.confirms().len() > confirms && live(&engine) == 1).await;
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap().len(), 641);
 }
 
@@ -557,7 +573,7 @@ async fn a_log_that_goes_on_where_it_was_lost_needs_no_check() {
     read(&engine, &q("AMZN", 0, 640)).await.unwrap();
     fake.lose_log(false);
     // the next commit may come before or after the head is back; both must be right
-    until("the log is followed again", || engine.stats().shards[0].1).await;
+    until("the log is followed again", || live(&engine) == 1).await;
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
     assert_eq!((fake.confirms().len(), fake.fetches().len()), (0, 1));
 }
@@ -568,7 +584,7 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
     read(&engine, &q("AMZN", 0, 640)).await.unwrap();
     fake.go_away();
     let strict = q("AMZN", 0, 640);
-    until("the shard is away", || matches!(&*engine.core.shards()[0].link.borrow(), Link::Away(_))).await;
+    until("the shard is away", || matches!(&*engine.core.shards.all()[0].link.borrow(), Link::Away(_))).await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
     let error = read(&engine, &strict).await.unwrap_err();
@@ -588,7 +604,7 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
     // never a hole: what is not in memory is refused even so
     assert!(read(&engine, &Q { fields: vec![1], ..tolerant }).await.is_err());
     fake.come_back();
-    until("the shard is back", || engine.stats().shards[0].1).await;
+    until("the shard is back", || live(&engine) == 1).await;
     assert_eq!(read(&engine, &strict).await.unwrap(), days(0, 640));
     assert_eq!(fake.fetches().len(), 1);
 }
@@ -604,7 +620,7 @@ async fn who_tolerates_it_waits_a_while_for_a_shard_that_is_there_and_is_served_
     let strict = spawn(&engine, &q("AMZN", 0, 640)).await;
     let tolerant = spawn(&engine, &Q { allow_stale: true, ..q("AMZN", 0, 640) }).await;
     tokio::task::yield_now().await;
-    tokio::time::advance(crate::reading::SYNC_WAIT - Duration::from_millis(1)).await;
+    tokio::time::advance(SYNC_WAIT - Duration::from_millis(1)).await;
     assert!(!strict.is_finished() && !tolerant.is_finished(), "the check may be over at any moment");
     // timers are kept in whole milliseconds
     tokio::time::advance(Duration::from_millis(2)).await;
@@ -629,10 +645,7 @@ async fn a_wide_read_is_one_call_a_shard() {
     a.set_owns(vec![owns(0, 30_000)]);
     b.set_owns(vec![owns(30_000, 65_536)]);
     let engine = engine_with(&[&a, &b], BUDGET).await;
-    until("both shards own everything together", || {
-        engine.stats().shards.iter().filter(|s| s.1).count() == 2
-    })
-    .await;
+    until("both shards own everything together", || live(&engine) == 2).await;
     let wide = Q { symbols: names.clone(), ..q("", 0, 256) };
     let mut reading = reading(&engine, &wide).await;
     let all = finish(&wide, &mut reading).await.unwrap();
@@ -731,7 +744,7 @@ async fn shards_that_do_not_own_everything_once_serve_nobody() {
     a.set_owns(vec![owns(0, 30_000)]);
     b.set_owns(vec![owns(40_000, 65_536)]);
     let engine = engine_with(&[&a, &b], BUDGET).await;
-    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    until("both shards are followed", || live(&engine) == 2).await;
     let error = read(&engine, &q("AMZN", 0, 64)).await.unwrap_err();
     assert!(error.retryable() && error.message().contains("own"), "{error}");
 }
@@ -744,7 +757,7 @@ async fn a_series_may_be_divided_by_time_between_shards() {
     a.set_owns(vec![pb::Ownership { end_ns: Some(border), ..owns(0, 65_536) }]);
     b.set_owns(vec![pb::Ownership { start_ns: Some(border), ..owns(0, 65_536) }]);
     let engine = engine_with(&[&a, &b], BUDGET).await;
-    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    until("both shards are followed", || live(&engine) == 2).await;
     assert_eq!(read(&engine, &q("AMZN", 10, 630)).await.unwrap(), days(10, 630));
     assert_eq!((chunks_asked(&a), chunks_asked(&b)), (vec![5], vec![5]));
     let mut again = reading(&engine, &q("AMZN", 300, 400)).await;
@@ -767,7 +780,7 @@ async fn no_disturbance_makes_an_answer_wrong() {
     a.set_owns(vec![owns(0, 30_000)]);
     b.set_owns(vec![owns(30_000, 65_536)]);
     let engine = engine_with(&[&a, &b], 1 << 20).await;
-    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    until("both shards are followed", || live(&engine) == 2).await;
 
     let readers: Vec<_> = (0..6u64)
         .map(|reader| {
@@ -854,7 +867,7 @@ async fn no_disturbance_makes_an_answer_wrong() {
         fake.come_back();
         fake.learn(known_at);
     }
-    until("both shards are followed", || engine.stats().shards.iter().filter(|s| s.1).count() == 2).await;
+    until("both shards are followed", || live(&engine) == 2).await;
     // and in the end everybody sees everything
     for name in names {
         let truth = owner(name, &a, &b).truth(name, 0, 800, i64::MAX);
@@ -881,10 +894,10 @@ async fn a_stale_epoch_is_learnt_and_the_chunks_asked_for_once_more() {
 #[tokio::test]
 async fn a_fetch_that_panics_fails_its_readers_at_once() {
     let (fake, engine) = start(&["AMZN"], 640).await;
-    engine.core.panic_on_arrival.store(true, Ordering::Relaxed);
+    engine.core.fetcher.panic_on_arrival.store(true, Ordering::Relaxed);
     let error = read(&engine, &q("AMZN", 0, 640)).await.unwrap_err();
     assert_eq!(error.code(), Code::Internal);
-    engine.core.panic_on_arrival.store(false, Ordering::Relaxed);
+    engine.core.fetcher.panic_on_arrival.store(false, Ordering::Relaxed);
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
     assert_eq!(fake.fetches().len(), 2);
 }
@@ -893,11 +906,11 @@ async fn a_fetch_that_panics_fails_its_readers_at_once() {
 async fn a_fetch_that_panics_over_a_failure_fails_its_readers_at_once() {
     let (fake, engine) = start(&["AMZN"], 640).await;
     fake.fail("AMZN", 2, 1, Code::Unavailable);
-    engine.core.panic_on_arrival.store(true, Ordering::Relaxed);
+    engine.core.fetcher.panic_on_arrival.store(true, Ordering::Relaxed);
     let deadline = Some(std::time::Instant::now() + Duration::from_secs(20));
     let only = Q { deadline, ..q("AMZN", 128, 192) };
     assert_eq!(read(&engine, &only).await.unwrap_err().code(), Code::Internal);
-    engine.core.panic_on_arrival.store(false, Ordering::Relaxed);
+    engine.core.fetcher.panic_on_arrival.store(false, Ordering::Relaxed);
     assert_eq!(read(&engine, &only).await.unwrap(), days(128, 192));
 }
 
@@ -1080,8 +1093,7 @@ async fn a_dropped_dataset_is_unknown_until_it_is_made_again() {
         allow_stale: false,
         unit: "test".into(),
         deadline: None,
-        time_order: false,
-        again: false,
+        order: FetchOrder::NewestFirst,
     };
     assert_eq!(engine.read(ask).unwrap_err().code(), Code::UnknownDataset);
     fake.applied(fake.swap_fields()).await;

@@ -1,0 +1,208 @@
+//! `trellis.v1.Head`: questions that are not about rows, and what is passed on to a dataset's home shard.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+use trellis_fabric::channel::PeerChannel;
+use trellis_proto::{
+    Code, DatasetName, Error, Result, Symbol, TimeRange,
+    pb::{self, head_server, shard_client::ShardClient},
+    runs::{self, Seen},
+};
+
+use crate::{error, head::HeadNode, ledger::Origin};
+
+/// The home shard of a dataset.
+type Home = ShardClient<PeerChannel>;
+
+/// The service.
+pub(crate) struct Service {
+    head: Arc<HeadNode>,
+}
+
+impl Service {
+    pub(crate) fn new(head: Arc<HeadNode>) -> Self {
+        Self { head }
+    }
+
+    fn admit(&self) -> Result<()> {
+        if self.head.is_draining() { Err(error::draining(self.head.id())) } else { Ok(()) }
+    }
+
+    /// The shard that commits to a dataset, whether it exists already or not.
+    async fn home(&self, dataset: &str) -> Result<Home> {
+        self.admit()?;
+        let (_, channel) = self.head.engine().home_channel(&DatasetName::new(dataset)?).await?;
+        Ok(ShardClient::new(channel))
+    }
+
+    /// Has the home shard change a dataset. Before the asker is answered, the other shards know of the change and the ledger has it.
+    async fn change<F>(
+        &self,
+        dataset: &str,
+        origin: Origin,
+        ask: impl FnOnce(Home) -> F,
+        record: impl FnOnce(&pb::DatasetChange, &Seen<'_>) -> pb::RunRecord + Send + 'static,
+    ) -> Result<Response<pb::DatasetChange>, Status>
+    where
+        F: Future<Output = Result<Response<pb::DatasetChange>, Status>> + Send + 'static,
+    {
+        let (answer, head) = (ask(self.home(dataset).await?), self.head.clone());
+        let old = DatasetName::new(dataset)?;
+        to_its_end(async move {
+            let change = pass(answer.await)?;
+            let record = record(change.get_ref(), &origin.done());
+            let (new, version) = (DatasetName::new(&change.get_ref().dataset)?, change.get_ref().version);
+            let synced = async {
+                if new == old {
+                    head.engine().sync_others(&old, version).await;
+                } else {
+                    // The old name has ended. The new one's home may be another shard, which has to learn of it.
+                    head.engine().sync_others(&old, 0).await;
+                    head.engine().sync_all(&new, version).await;
+                }
+            };
+            tokio::join!(synced, head.ledger().record(record));
+            Ok(change)
+        })
+        .await
+    }
+}
+
+/// A shard's answer as ours, its error unchanged.
+fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
+    match answer {
+        Ok(answer) => Ok(Response::new(answer.into_inner())),
+        Err(status) => Err(Error::from_status(&status).into()),
+    }
+}
+
+/// Goes on with a write although its client leaves: what the shard has done is told and recorded all the same.
+async fn to_its_end<T: Send + 'static>(
+    write: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let ended = tokio::spawn(write.in_current_span()).await;
+    ended.map_err(|_| Error::new(Code::Internal, "the relay of a write failed"))?
+}
+
+#[tonic::async_trait]
+impl head_server::Head for Service {
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeReply>, Status> {
+        self.admit()?;
+        let request = request.into_inner();
+        let datasets = if request.dataset.is_empty() {
+            self.head.engine().datasets().await?
+        } else {
+            vec![self.head.engine().dataset(&DatasetName::new(&request.dataset)?).await?]
+        };
+        let datasets = datasets.iter().map(|dataset| dataset.as_ref().into()).collect();
+        Ok(Response::new(pb::DescribeReply { datasets }))
+    }
+
+    async fn symbols(
+        &self,
+        request: Request<pb::SymbolsRequest>,
+    ) -> Result<Response<pb::SymbolsReply>, Status> {
+        self.admit()?;
+        let name = DatasetName::new(request.into_inner().dataset)?;
+        let dataset = self.head.engine().dataset(&name).await?;
+        let symbols = self.head.engine().symbols(&name).await?;
+        let symbols = symbols.iter().map(Symbol::to_string).collect();
+        Ok(Response::new(pb::SymbolsReply { symbols, version: dataset.version }))
+    }
+
+    async fn sessions(
+        &self,
+        request: Request<pb::SessionsRequest>,
+    ) -> Result<Response<pb::SessionsReply>, Status> {
+        self.admit()?;
+        let request = request.into_inner();
+        let name = DatasetName::new(&request.dataset)?;
+        let TimeRange { start, end } = TimeRange::new(request.start_ns, request.end_ns)?;
+        let sessions_ns = self.head.engine().sessions(&name, start, end).await?;
+        Ok(Response::new(pb::SessionsReply { sessions_ns }))
+    }
+
+    async fn stats(&self, _: Request<pb::StatsRequest>) -> Result<Response<pb::HeadStats>, Status> {
+        Ok(Response::new(self.head.describe_stats()))
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<pb::AcquireLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        let origin = Origin::of(&request);
+        let request = request.into_inner();
+        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
+        to_its_end(async move {
+            let granted = pass(home.acquire_lease(request.clone()).await)?;
+            // A lease alone writes no rows, and is not recorded. The end of an ownership is.
+            if request.unit.is_empty() {
+                head.ledger().record(runs::released(&request, granted.get_ref(), &origin.done())).await;
+            }
+            Ok(granted)
+        })
+        .await
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<pb::RenewLeaseRequest>,
+    ) -> Result<Response<pb::Lease>, Status> {
+        let request = request.into_inner();
+        pass(self.home(&request.dataset).await?.renew_lease(request).await)
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<pb::ReleaseLeaseRequest>,
+    ) -> Result<Response<pb::ReleaseLeaseReply>, Status> {
+        let request = request.into_inner();
+        pass(self.home(&request.dataset).await?.release_lease(request).await)
+    }
+
+    async fn alter_dataset(
+        &self,
+        request: Request<pb::AlterDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        let origin = Origin::of(&request);
+        let (said, request) = (request.get_ref().clone(), request.into_inner());
+        let alter = |mut home: Home| async move { home.alter_dataset(request).await };
+        let dataset = said.dataset.clone();
+        self.change(&dataset, origin, alter, move |change, seen| runs::altered(&said, change, seen)).await
+    }
+
+    async fn drop_dataset(
+        &self,
+        request: Request<pb::DropDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        let origin = Origin::of(&request);
+        let (said, request) = (request.get_ref().clone(), request.into_inner());
+        let drop = |mut home: Home| async move { home.drop_dataset(request).await };
+        let dataset = said.dataset.clone();
+        self.change(&dataset, origin, drop, move |change, seen| runs::dropped(&said, change, seen)).await
+    }
+
+    async fn rename_dataset(
+        &self,
+        request: Request<pb::RenameDatasetRequest>,
+    ) -> Result<Response<pb::DatasetChange>, Status> {
+        let origin = Origin::of(&request);
+        let (said, request) = (request.get_ref().clone(), request.into_inner());
+        let rename = |mut home: Home| async move { home.rename_dataset(request).await };
+        let dataset = said.dataset.clone();
+        self.change(&dataset, origin, rename, move |change, seen| runs::renamed(&said, change, seen)).await
+    }
+
+    async fn record_runs(
+        &self,
+        request: Request<pb::RecordRunsRequest>,
+    ) -> Result<Response<pb::RecordRunsReply>, Status> {
+        self.admit()?;
+        Ok(Response::new(self.head.ledger().append(request.into_inner().runs).await?))
+    }
+}

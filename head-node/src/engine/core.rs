@@ -1,0 +1,39 @@
+//! The parts that make an engine.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use trellis_proto::DatasetName;
+
+use super::{describe::Describer, fetch::Fetcher, waits::Waits};
+use crate::{follow::Follower, held::Holdings, shards::Shards};
+
+/// The parts that make an engine, shared by its reads.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) shards: Arc<Shards>,
+    pub(super) holdings: Arc<Holdings>,
+    pub(super) follower: Arc<Follower>,
+    pub(super) fetcher: Arc<Fetcher>,
+    pub(super) describer: Describer,
+    pub(super) waits: Arc<Waits>,
+    /// Datasets that no shard knew a moment ago, and until when the shards are not asked again.
+    pub(super) unknown: Mutex<HashMap<DatasetName, Instant>>,
+}
+
+impl Core {
+    pub(super) fn new(follower: Arc<Follower>) -> Self {
+        let (shards, holdings) = (Arc::clone(&follower.shards), Arc::clone(&follower.holdings));
+        let waits = Arc::new(Waits::new());
+        Self {
+            fetcher: Arc::new(Fetcher::new(Arc::clone(&shards), Arc::clone(&holdings), Arc::clone(&waits))),
+            shards,
+            holdings,
+            follower,
+            describer: Describer::default(),
+            waits,
+            unknown: Mutex::default(),
+        }
+    }
+}

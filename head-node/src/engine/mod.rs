@@ -1,0 +1,26 @@
+//! One read, from the question to its chunks, and what else the services ask of the shards' data.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `facade` | [`Engine`]: the methods that the services call |
+//! | `reading` | one read: chunks are taken, joined or claimed, and waited for |
+//! | `fetch` | the queue of claims of each shard, and the calls that fetch them |
+//! | `describe` | asking every shard which datasets it has |
+//! | `waits` | how long reads wait in the queues of the head |
+//! | `core` | the parts that make an engine |
+
+mod core;
+mod describe;
+mod facade;
+mod fetch;
+mod reading;
+mod waits;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use facade::{Engine, EngineConfig};
+pub(crate) use reading::{Ask, Reading, SeriesChunks};
+pub(crate) use waits::WaitQueue;

@@ -1,0 +1,703 @@
+//! One read: what is there is taken, what is missing is claimed or joined and waited for, series by series.
+//!
+//! A read fixes its knowledge time when it begins: the `as_of` that was asked for, but never later than what every shard concerned is
+//! known through. So an answer is one cut through all its series, whatever arrives meanwhile: a publish that touches symbols of
+//! several shards is in it whole or not at all, and asking again with the receipt's `known_through` gives the same rows.
+//!
+//! Claims are made ahead of what the reader has taken, up to a window of expected bytes: far enough to fill the calls to the shards,
+//! near enough that a reader who stops holds a bounded amount.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::Range,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use trellis_proto::{Code, Error, Result, Symbol, TimeRange, pb::FetchOrder};
+
+use super::{
+    core::Core,
+    fetch::{Fetcher, Work},
+};
+use crate::{
+    held::{
+        Chunk, ChunkOutcome, ChunkRef, ClaimPlan, ColumnSet, Dataset, FlightId, Holdings, Part, Payload,
+        Route, Series, SeriesEffects, Table, Taken, Token, Waiter, Want, routes_of,
+    },
+    shards::{Link, Shard},
+};
+
+/// Expected bytes that one read claims ahead of its reader, as a part of the budget...
+const WINDOW_SHARE: u64 = 16;
+/// ...and at most.
+const WINDOW_BYTES_MAX: u64 = 64 << 20;
+/// A read that is expected to take more than this part of the budget leaves nothing behind: kept, it would push out everything that
+/// others use, and be gone itself before it is read again.
+const SCAN_SHARE: u64 = 4;
+/// How often a chunk may come and go before a read gives up on it.
+const ROUNDS_MAX: u32 = 8;
+/// How long a read waits for shards that are being brought up to date.
+pub(crate) const SYNC_WAIT: Duration = Duration::from_secs(5);
+/// Chunks of one series in one read, at most: each costs some bookkeeping even if it is empty.
+const CHUNKS_MAX: i64 = 1 << 20;
+/// Series that are planned in one go, after which others have their turn.
+const SERIES_PLANNED: usize = 32;
+/// Chunks of a series for which room is made before it is known whether they are there: ten years of days are 57.
+const TAKEN_MIN: usize = 64;
+
+/// A question to the engine. Everything in it has been checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    /// As [`super::facade::Engine::dataset`] returned it.
+    pub(crate) dataset: Arc<Dataset>,
+    /// Sorted, without duplicates.
+    pub(crate) symbols: Vec<Symbol>,
+    /// Positions in the dataset's spec; any order.
+    pub(crate) fields: Vec<usize>,
+    /// Event time, inclusive. The engine clamps it to the dataset's bounds.
+    pub(crate) start: i64,
+    /// Event time, exclusive.
+    pub(crate) end: i64,
+    /// Knowledge time, inclusive; `None`: the latest. One that the head has not reached asks for
+    /// [`super::facade::Engine::caught_up`] first.
+    pub(crate) as_of: Option<i64>,
+    /// The shards that this left behind: of what they own nothing later than their knowledge time is known.
+    pub(crate) behind: Arc<[Arc<str>]>,
+    /// Accept what cannot be confirmed as the latest while a shard is away.
+    pub(crate) allow_stale: bool,
+    /// In whose name.
+    pub(crate) unit: Arc<str>,
+    /// When the answer is of no use any more.
+    pub(crate) deadline: Option<std::time::Instant>,
+    /// Which chunks the shards send first.
+    pub(crate) order: FetchOrder,
+}
+
+/// The chunks of one series of an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct SeriesChunks {
+    /// Whose.
+    pub(crate) symbol: Symbol,
+    /// Ascending in event time, none empty. The first and the last may hold rows outside the range.
+    pub(crate) chunks: Vec<ChunkRef>,
+}
+
+/// How a read was answered so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ReadCounts {
+    /// Chunks that were there.
+    pub(crate) hit: u64,
+    /// Chunks that others had asked a shard for.
+    pub(crate) joined: u64,
+    /// Chunks that this read asked a shard for.
+    pub(crate) fetched: u64,
+    /// Rows that came because this read asked.
+    pub(crate) rows_fetched: u64,
+    /// The shards concerned.
+    pub(crate) shards: BTreeSet<String>,
+    /// Oldest and newest version of any chunk; `None`: no chunks.
+    pub(crate) versions: Option<(u64, u64)>,
+    /// The knowledge time for which the answer is true; `None` before the read has begun.
+    pub(crate) known_through: Option<i64>,
+    /// The least of the shards' watermarks; `None`: one of them did not say.
+    pub(crate) watermark: Option<i64>,
+    /// Some of it could not be confirmed as the latest.
+    pub(crate) stale: bool,
+}
+
+/// An answer in the making. Dropping it at any point is safe and disturbs nobody else.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    core: Arc<Core>,
+    table: Arc<Table>,
+    ask: Ask,
+    phase: Phase,
+    counts: ReadCounts,
+    cut: Option<i64>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// → `Running`, when the shards concerned can be asked.
+    New,
+    /// → `Over`, after the last series or an error.
+    Running(Running),
+    Over,
+}
+
+/// A read that has begun.
+#[derive(Debug)]
+struct Running {
+    columns: ColumnSet,
+    /// The range asked for, cut to the dataset's bounds.
+    start: i64,
+    end: i64,
+    as_of: i64,
+    /// Whether the chunks may stay when their readers are gone.
+    store: bool,
+    /// Expected bytes of one series.
+    series_bytes: u64,
+    /// Expected bytes that may be claimed ahead of the reader.
+    window: u64,
+    /// The window is being filled.
+    refilling: bool,
+    /// Claims that wait for the rest of the window.
+    works: Vec<Work>,
+    fetcher: Arc<Fetcher>,
+    upcoming: VecDeque<RoutedSeries>,
+    ahead: VecDeque<PlannedSeries>,
+}
+
+/// A series that is still to be planned.
+#[derive(Debug)]
+struct RoutedSeries {
+    series: Arc<Series>,
+    routes: Arc<[Route]>,
+}
+
+/// A series of which the ready chunks are taken, and the others joined or claimed.
+#[derive(Debug)]
+struct PlannedSeries {
+    series: Arc<Series>,
+    waiter: Arc<Waiter>,
+    routes: Vec<PlannedRoute>,
+    taken: Vec<Taken<Arc<Chunk>>>,
+}
+
+#[derive(Debug)]
+struct PlannedRoute {
+    route: Route,
+    want: Want,
+    missing: Vec<i64>,
+    stakes: Stakes,
+    rounds: u32,
+}
+
+/// Stakes in flights, given back when dropped.
+#[derive(Debug)]
+struct Stakes {
+    holdings: Arc<Holdings>,
+    series: Arc<Series>,
+    shard: Arc<Shard>,
+    token: Token,
+    flights: Vec<FlightId>,
+    /// Those of `flights` that this read claimed.
+    claimed: Vec<FlightId>,
+}
+
+impl Drop for Stakes {
+    fn drop(&mut self) {
+        if self.flights.is_empty() {
+            return;
+        }
+        let mut effects = SeriesEffects::default();
+        self.series.lock().claims.leave(&self.flights, self.token, &mut effects);
+        self.holdings.settle(&self.series, &self.shard, effects);
+    }
+}
+
+/// Why a read cannot begin now.
+enum Obstacle {
+    /// These shards are being brought up to date.
+    Syncing(Vec<Arc<Shard>>),
+    /// A shard has not described the dataset, which may be new: the head can ask for a description.
+    Undescribed(Error),
+    Error(Error),
+}
+
+impl Reading {
+    pub(super) fn new(core: Arc<Core>, table: Arc<Table>, ask: Ask) -> Self {
+        Self { core, table, ask, phase: Phase::New, counts: ReadCounts::default(), cut: None }
+    }
+
+    /// How it was answered so far.
+    pub(crate) fn counts(&self) -> &ReadCounts {
+        &self.counts
+    }
+
+    /// The knowledge time to cut at: rows with a later `known_at` are not part of the answer. `None` before the read has begun, which
+    /// the first call of [`Self::next`] or [`Self::try_all_ready`] does. Other reads of the same answer are to be asked `as_of` it.
+    pub(crate) fn cut(&self) -> Option<i64> {
+        self.cut
+    }
+
+    /// Everything, if all of it is in memory: no waiting, one short lock for each series. `None` changes nothing.
+    pub(crate) fn try_all_ready(&mut self) -> Option<Vec<SeriesChunks>> {
+        if matches!(self.phase, Phase::New) && self.begin(false).is_err() {
+            return None;
+        }
+        let Phase::Running(running) = &mut self.phase else { return None };
+        if !running.ahead.is_empty() {
+            return None;
+        }
+        let now = self.core.holdings.memory.now();
+        let mut taken_of: Vec<Vec<Taken<Arc<Chunk>>>> = Vec::with_capacity(running.upcoming.len());
+        let mut touch = Vec::new();
+        let chunks = self.table.spec.chunk.cover(running.start, running.end);
+        for source in &running.upcoming {
+            let mut taken = Vec::with_capacity(((chunks.end - chunks.start) as usize).min(TAKEN_MIN));
+            let mut state = source.series.lock();
+            for route in source.routes.iter() {
+                let Some(want) = running.want(&self.table, route) else { continue };
+                if !state.claims.take_ready(&want, &route.part.standing(), now, &mut taken, &mut touch) {
+                    return None;
+                }
+            }
+            taken_of.push(taken);
+        }
+        self.core.holdings.cache.touch(&touch);
+        let sources = std::mem::take(&mut running.upcoming);
+        let Running { start, end, as_of, .. } = *running;
+        let mut answer = Vec::with_capacity(taken_of.len());
+        for (source, taken) in sources.into_iter().zip(taken_of) {
+            self.counts.hit += taken.len() as u64;
+            let finish = Finish { table: &self.table, as_of, start, end };
+            answer.push(finish.series(&mut self.counts, &source.series, taken));
+        }
+        Some(answer)
+    }
+
+    /// The next series, as soon as all its chunks are there; `None` when there are no more. After an error there is nothing more.
+    /// Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<Result<SeriesChunks>> {
+        let deadline = self.ask.deadline.map(Instant::from_std);
+        let next = match deadline {
+            None => self.advance().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, self.advance()).await {
+                Ok(next) => next,
+                Err(_) => Err(Error::new(Code::DeadlineExceeded, "the read's deadline passed")
+                    .dataset(&self.table.name)),
+            },
+        };
+        match next {
+            Ok(series) => series.map(Ok),
+            Err(error) => {
+                self.phase = Phase::Over;
+                Some(Err(error))
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Result<Option<SeriesChunks>> {
+        if matches!(self.phase, Phase::New) {
+            self.begin_when_synced().await?;
+        }
+        loop {
+            while self.plan_ahead() {
+                tokio::task::yield_now().await;
+            }
+            let Phase::Running(running) = &mut self.phase else { return Ok(None) };
+            let Some(front) = running.ahead.front_mut() else {
+                self.phase = Phase::Over;
+                return Ok(None);
+            };
+            let (table, core) = (&self.table, &self.core);
+            if front.collect(core, table, &mut self.counts, running.store, &self.ask)? {
+                let Some(done) = running.ahead.pop_front() else { return Ok(None) };
+                let Running { start, end, as_of, .. } = *running;
+                let finish = Finish { table: &self.table, as_of, start, end };
+                return Ok(Some(finish.series(&mut self.counts, &done.series, done.taken)));
+            }
+            let waiter = Arc::clone(&front.waiter);
+            std::future::poll_fn(|cx| waiter.poll(cx)).await;
+        }
+    }
+
+    async fn begin_when_synced(&mut self) -> Result<()> {
+        let until = Instant::now() + SYNC_WAIT;
+        let mut asked = false;
+        loop {
+            let syncing = match self.begin(self.ask.allow_stale && Instant::now() >= until) {
+                Ok(()) => return Ok(()),
+                Err(Obstacle::Syncing(shards)) => shards,
+                Err(Obstacle::Undescribed(_)) if !asked => {
+                    asked = true;
+                    self.core.describer.describe_all(&self.core.shards, &self.core.holdings).await;
+                    continue;
+                }
+                Err(Obstacle::Undescribed(error)) => return Err(error),
+                Err(Obstacle::Error(error)) => return Err(error),
+            };
+            for shard in syncing {
+                let left = until.saturating_duration_since(Instant::now());
+                match shard.live(left).await {
+                    Ok(()) => {}
+                    Err(_) if self.ask.allow_stale => {}
+                    Err(error) => return Err(self.placed(error)),
+                }
+            }
+        }
+    }
+
+    fn placed(&self, error: Error) -> Error {
+        let range = TimeRange { start: Some(self.ask.start), end: Some(self.ask.end) };
+        error.dataset(&self.table.name).range(range)
+    }
+
+    /// Fixes the read's knowledge time and range. Changes nothing if it cannot be done now. `unsynced`: what is held of shards that are
+    /// being brought up to date will do, as stale.
+    fn begin(&mut self, unsynced: bool) -> std::result::Result<(), Obstacle> {
+        let shards = &self.core.shards;
+        let all_series = self.table.series_of(&self.ask.symbols);
+        // Several reads of one answer share the dataset they were asked with, and so their knowledge time.
+        let asked = &self.ask.dataset;
+        let mut known_through = if asked.settled { asked.known_through } else { i64::MAX };
+        let mut watermark = Some(i64::MAX);
+        let mut counts = ReadCounts::default();
+        let mut parts: Vec<&Part> = Vec::new();
+        let mut sources = VecDeque::with_capacity(all_series.len());
+        for series in all_series {
+            let routes =
+                routes_of(shards, &self.table, &series).map_err(|error| match shards.ownership().map {
+                    Ok(_) => Obstacle::Undescribed(error),
+                    Err(_) => Obstacle::Error(error),
+                })?;
+            sources.push_back(RoutedSeries { series, routes });
+        }
+        for route in sources.iter().flat_map(|source| source.routes.iter()) {
+            let part = &*route.part;
+            if parts.iter().any(|known| std::ptr::eq(*known, part)) {
+                continue;
+            }
+            // the knowledge time before everything else, so that everything else is at least as new
+            known_through = known_through.min(part.standing().known_through);
+            watermark = watermark.min(part.watermark());
+            counts.shards.insert(part.shard.id.to_string());
+            parts.push(part);
+        }
+        if self.ask.as_of.is_none_or(|as_of| as_of > known_through) {
+            let mut syncing = Vec::new();
+            for part in &parts {
+                let shard = &part.shard;
+                if self.ask.behind.contains(&shard.id) {
+                    if !self.ask.allow_stale {
+                        let why = format!("shard {} does not say what is newest", shard.id);
+                        let error = Error::new(Code::Unavailable, why).shard(&shard.id);
+                        return Err(Obstacle::Error(self.placed(error)));
+                    }
+                    counts.stale = true;
+                }
+                match &*shard.link.borrow() {
+                    Link::Live => {}
+                    Link::Syncing if unsynced => counts.stale = true,
+                    Link::Syncing => syncing.push(Arc::clone(shard)),
+                    Link::Away(_) if self.ask.allow_stale => counts.stale = true,
+                    Link::Away(error) => return Err(Obstacle::Error(self.placed(error.clone()))),
+                }
+            }
+            if !syncing.is_empty() {
+                return Err(Obstacle::Syncing(syncing));
+            }
+        }
+        counts.known_through = Some(known_through);
+        counts.watermark = watermark.filter(|_| !parts.is_empty());
+
+        let dataset = self.table.dataset();
+        let (start, end) = match (dataset.first_ts, dataset.last_ts) {
+            (Some(first), Some(last)) => {
+                (self.ask.start.max(first), self.ask.end.min(last.saturating_add(1)))
+            }
+            _ => (0, 0),
+        };
+        let empty = end <= start || sources.is_empty();
+        if empty {
+            sources.clear();
+        }
+        let columns = self.table.layout.columns(&self.ask.fields);
+        let chunks = self.table.spec.chunk.cover(start, end);
+        let chunks = if empty { 0 } else { chunks.end - chunks.start };
+        if chunks > CHUNKS_MAX {
+            return Err(Obstacle::Error(
+                self.placed(
+                    Error::new(Code::TooLarge, format!("the range spans {chunks} chunks of the dataset"))
+                        .hint(format!("at most {CHUNKS_MAX} at once: ask for a shorter range")),
+                ),
+            ));
+        }
+        let series_bytes = self.table.expected_bytes(chunks as u64, columns);
+        let budget = self.core.holdings.memory.budget();
+        let store = series_bytes.saturating_mul(sources.len() as u64) <= budget / SCAN_SHARE;
+        let as_of = self.ask.as_of.map_or(known_through, |as_of| as_of.min(known_through));
+        self.cut = Some(as_of);
+        self.counts = counts;
+        self.phase = Phase::Running(Running {
+            columns,
+            start,
+            end,
+            as_of,
+            store,
+            series_bytes,
+            window: WINDOW_BYTES_MAX.min(budget / WINDOW_SHARE),
+            refilling: false,
+            works: Vec::new(),
+            fetcher: Arc::clone(&self.core.fetcher),
+            upcoming: sources,
+            ahead: VecDeque::new(),
+        });
+        Ok(())
+    }
+
+    /// Plans some series of the window; its claims go to each shard together when it is full. True: there is room for more.
+    fn plan_ahead(&mut self) -> bool {
+        let Phase::Running(running) = &mut self.phase else { return false };
+        let ahead = running.ahead.len() as u64 * running.series_bytes;
+        // refilled when half empty, so that claims come in batches
+        running.refilling |= running.ahead.is_empty() || ahead <= running.window / 2;
+        if !running.refilling {
+            return false;
+        }
+        for _ in 0..SERIES_PLANNED {
+            let full = (running.ahead.len() as u64 + 1).saturating_mul(running.series_bytes) > running.window;
+            let Some(source) = running.upcoming.front().filter(|_| running.ahead.is_empty() || !full) else {
+                running.refilling = false;
+                break;
+            };
+            let mut planned = PlannedSeries {
+                series: Arc::clone(&source.series),
+                waiter: Arc::default(),
+                routes: Vec::new(),
+                taken: Vec::new(),
+            };
+            for route in source.routes.iter() {
+                let Some(want) = running.want(&self.table, route) else { continue };
+                planned.routes.push(PlannedRoute {
+                    route: route.clone(),
+                    want: want.clone(),
+                    missing: Vec::new(),
+                    stakes: Stakes {
+                        holdings: Arc::clone(&self.core.holdings),
+                        series: Arc::clone(&source.series),
+                        shard: Arc::clone(&route.part.shard),
+                        token: self.core.holdings.next_token(),
+                        flights: Vec::new(),
+                        claimed: Vec::new(),
+                    },
+                    rounds: 0,
+                });
+                let index = planned.routes.len() - 1;
+                let plan = planned.plan(
+                    index,
+                    &self.core.holdings,
+                    &self.table,
+                    &[want.chunks],
+                    running.store,
+                    &self.ask,
+                    &mut running.works,
+                );
+                self.counts.hit += plan.0;
+                self.counts.joined += plan.1;
+                self.counts.fetched += plan.2;
+                self.table.counters.chunks_joined.fetch_add(plan.1, Relaxed);
+                self.table.counters.chunks_fetched.fetch_add(plan.2, Relaxed);
+            }
+            running.upcoming.pop_front();
+            running.ahead.push_back(planned);
+        }
+        if !running.refilling {
+            running.submit();
+        }
+        running.refilling
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // other readers may have joined these claims
+        self.submit();
+    }
+}
+
+impl Running {
+    fn submit(&mut self) {
+        self.fetcher.submit_all(std::mem::take(&mut self.works));
+    }
+
+    /// The part of the read on a route; `None`: no chunks.
+    fn want(&self, table: &Table, route: &Route) -> Option<Want> {
+        let chunks = table.spec.chunk.cover(self.start, self.end);
+        let chunks: Range<i64> = chunks.start.max(route.chunks.start)..chunks.end.min(route.chunks.end);
+        (!chunks.is_empty()).then_some(Want { chunks, columns: self.columns, as_of: self.as_of })
+    }
+}
+
+impl PlannedSeries {
+    /// Takes, joins and claims the chunks of a route. Returns how many were hit, joined and claimed.
+    #[allow(clippy::too_many_arguments)]
+    fn plan(
+        &mut self,
+        index: usize,
+        holdings: &Holdings,
+        table: &Arc<Table>,
+        runs: &[Range<i64>],
+        store: bool,
+        ask: &Ask,
+        works: &mut Vec<Work>,
+    ) -> (u64, u64, u64) {
+        let planned = &mut self.routes[index];
+        let now = holdings.memory.now();
+        let mut plan = ClaimPlan::default();
+        {
+            let mut state = self.series.lock();
+            let standing = planned.route.part.standing();
+            for chunks in runs {
+                let want = Want { chunks: chunks.clone(), ..planned.want.clone() };
+                let mut next_flight = || holdings.next_flight();
+                state.claims.plan(
+                    &want,
+                    &standing,
+                    now,
+                    planned.stakes.token,
+                    &self.waiter,
+                    &mut next_flight,
+                    &mut plan,
+                );
+            }
+            // while the series is locked, so that no stake is settled before it is counted
+            self.waiter.expect(plan.stakes);
+        }
+        holdings.cache.touch(&plan.touch);
+        let hit = plan.taken.len() as u64;
+        self.taken.append(&mut plan.taken);
+        planned.missing.append(&mut plan.missing);
+        for flight in plan.flights {
+            if !planned.stakes.flights.contains(&flight) {
+                planned.stakes.flights.push(flight);
+            }
+        }
+        for claim in plan.claims {
+            planned.stakes.claimed.push(claim.flight);
+            let (part, series) = (&planned.route.part, &self.series);
+            works.push(Work::new(&ask.unit, ask.order, table, part, series, claim, store));
+        }
+        (hit, plan.joined, plan.claimed)
+    }
+
+    /// Takes what has come. True: nothing is missing any more.
+    ///
+    /// # Errors
+    /// Of a chunk that is needed.
+    fn collect(
+        &mut self,
+        core: &Core,
+        table: &Arc<Table>,
+        counts: &mut ReadCounts,
+        store: bool,
+        ask: &Ask,
+    ) -> Result<bool> {
+        let mut whole = true;
+        let mut works = Vec::new();
+        for index in 0..self.routes.len() {
+            if self.routes[index].missing.is_empty() {
+                continue;
+            }
+            let mut lost: Vec<Range<i64>> = Vec::new();
+            {
+                let planned = &mut self.routes[index];
+                let state = self.series.lock();
+                let claims = &state.claims;
+                let standing = planned.route.part.standing();
+                let mut failed = None;
+                let taken = &mut self.taken;
+                planned.missing.retain(|chunk| {
+                    match claims.outcome(*chunk, &planned.want, &standing, planned.stakes.token) {
+                        ChunkOutcome::Taken(chunk) => taken.push(chunk),
+                        ChunkOutcome::Waiting => return true,
+                        ChunkOutcome::Failed(error) => failed = Some(error),
+                        ChunkOutcome::Lost => match lost.last_mut() {
+                            Some(run) if run.end == *chunk => run.end += 1,
+                            _ => lost.push(*chunk..*chunk + 1),
+                        },
+                    }
+                    false
+                });
+                if let Some(error) = failed {
+                    return Err(error);
+                }
+                if planned.missing.is_empty() {
+                    let claimed = std::mem::take(&mut planned.stakes.claimed);
+                    let rows: u64 = claimed.iter().map(|flight| claims.rows_received(*flight)).sum();
+                    counts.rows_fetched += rows;
+                }
+                if !lost.is_empty() {
+                    planned.rounds += 1;
+                }
+            }
+            let planned = &mut self.routes[index];
+            if planned.rounds > ROUNDS_MAX {
+                let shard = &planned.route.part.shard;
+                return Err(Error::new(Code::Unavailable, "chunks kept changing while they were read")
+                    .shard(&shard.id)
+                    .dataset(&table.name)
+                    .symbol(&self.series.symbol));
+            }
+            if !lost.is_empty() {
+                // chunks that are hit in this round were counted as claimed or joined before
+                let (_, _, _) = self.plan(index, &core.holdings, table, &lost, store, ask, &mut works);
+            }
+            whole &= self.routes[index].missing.is_empty();
+        }
+        core.fetcher.submit_all(works);
+        if whole {
+            self.taken.sort_unstable_by_key(|taken| taken.chunk);
+            self.routes.clear();
+        }
+        Ok(whole)
+    }
+}
+
+/// What is done with a series before it is handed out.
+struct Finish<'a> {
+    table: &'a Table,
+    as_of: i64,
+    start: i64,
+    end: i64,
+}
+
+impl Finish<'_> {
+    /// Counts, and lets the empty chunks go.
+    fn series(
+        &self,
+        counts: &mut ReadCounts,
+        series: &Series,
+        taken: Vec<Taken<Arc<Chunk>>>,
+    ) -> SeriesChunks {
+        let mut union = 0;
+        series
+            .lock()
+            .asked
+            .add(self.start, self.end, |start, end| union += rows_between(self.table, &taken, start, end));
+        if union > 0 {
+            self.table.counters.rows_union.fetch_add(union, Relaxed);
+        }
+        let mut chunks = Vec::with_capacity(taken.len());
+        for taken in taken {
+            let version = taken.payload.version();
+            counts.versions = Some(match counts.versions {
+                Some((least, most)) => (least.min(version), most.max(version)),
+                None => (version, version),
+            });
+            let known_through = taken.known_through.min(self.as_of);
+            counts.known_through = counts.known_through.into_iter().chain([known_through]).min();
+            if taken.payload.rows() > 0 {
+                chunks.push(ChunkRef::new(taken.payload, known_through));
+            }
+        }
+        SeriesChunks { symbol: series.symbol.clone(), chunks }
+    }
+}
+
+fn rows_between(table: &Table, taken: &[Taken<Arc<Chunk>>], start: i64, end: i64) -> u64 {
+    let span = table.spec.chunk;
+    let cover = span.cover(start, end);
+    let from = taken.partition_point(|t| t.chunk < cover.start);
+    let to = taken.partition_point(|t| t.chunk < cover.end);
+    taken[from..to.max(from)]
+        .iter()
+        .map(|t| {
+            let ts = t.payload.ts();
+            (ts.partition_point(|t| *t < end) - ts.partition_point(|t| *t < start)) as u64
+        })
+        .sum()
+}

@@ -1,0 +1,143 @@
+//! One task for each peer that discovery names.
+//!
+//! The task asks which shard is at the peer, follows the shard's log ([`super::watch`]), and starts again when the connection is lost.
+//! The first attempt after a loss is immediate, and readers wait for it. When it fails the shard is away, and reads that need it fail
+//! at once.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use trellis_fabric::{
+    channel::{ChannelOptions, Pool},
+    discovery::{Peer, Peers},
+};
+use trellis_proto::{Code, Error, Result};
+
+use super::watch::{Follower, Position};
+use crate::shards::{Link, Shard, jitter};
+
+/// First wait after a failed attempt to reach a shard; doubled up to [`RETRY_MAX`], with jitter.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// Longest wait: a shard that comes back is found within this time.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Keeps one task for each peer, until `stop`.
+pub(crate) async fn follow_peers(
+    follower: Arc<Follower>,
+    mut peers: watch::Receiver<Peers>,
+    stop: CancellationToken,
+) {
+    let channels = ChannelOptions::of_unit(follower.head_id.as_str());
+    let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
+    loop {
+        let now = Arc::clone(&peers.borrow_and_update());
+        running.retain(|peer, stop| {
+            let stays = now.contains(peer);
+            if !stays {
+                tracing::info!(%peer, "a shard has left the peers");
+                stop.cancel();
+            }
+            stays
+        });
+        for peer in now.iter() {
+            running.entry(peer.clone()).or_insert_with(|| {
+                let stop = stop.child_token();
+                let (follower, channels) = (Arc::clone(&follower), channels.clone());
+                tokio::spawn(follow_peer(follower, channels, peer.clone(), stop.clone()));
+                stop
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = peers.changed() => if changed.is_err() {
+                // discovery has ended: the peers that are there stay
+                stop.cancelled().await;
+                return;
+            },
+        }
+    }
+}
+
+/// Finds the shard at `peer` and follows it, until `stop`.
+async fn follow_peer(follower: Arc<Follower>, channels: ChannelOptions, peer: Peer, stop: CancellationToken) {
+    let mut shard: Option<Arc<Shard>> = None;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = reach(&follower, &channels, &peer, &mut shard) => {}
+    }
+    if let Some(shard) = shard {
+        follower.shards.set_link(&shard, Link::Away(shard.away("it has left the grid")));
+        forget(&follower, &shard);
+    }
+}
+
+async fn reach(follower: &Follower, channels: &ChannelOptions, peer: &Peer, known: &mut Option<Arc<Shard>>) {
+    let shards = &follower.shards;
+    let mut position = Position::default();
+    let mut wait = RETRY_MIN;
+    loop {
+        let error = match identify(follower, channels, peer, known).await {
+            Ok(shard) => {
+                let ended = follower.follow(&shard, &mut position).await;
+                if ended.was_live {
+                    // it was there a moment ago: the next attempt is immediate, and readers wait for it
+                    wait = RETRY_MIN;
+                    tracing::info!(shard = %shard.id, error = %ended.error, "the log of a shard was lost");
+                    shards.set_link(&shard, Link::Syncing);
+                    continue;
+                }
+                ended.error
+            }
+            Err(error) => error,
+        };
+        match known {
+            Some(shard) => {
+                tracing::warn!(shard = %shard.id, %error, "a shard is away");
+                shards.set_link(shard, Link::Away(shard.away(error.message())));
+            }
+            None => tracing::warn!(%peer, %error, "a shard cannot be reached"),
+        }
+        // jitter, so that the heads of a fleet do not come back in step
+        tokio::time::sleep(wait.mul_f64(0.5 + jitter())).await;
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+/// The shard at a peer: the `known` one, if it is still there.
+///
+/// # Errors
+/// As [`crate::shards::Shards::identify`]; [`Code::InvalidRequest`] if the peer's address is not one.
+async fn identify(
+    follower: &Follower,
+    channels: &ChannelOptions,
+    peer: &Peer,
+    known: &mut Option<Arc<Shard>>,
+) -> Result<Arc<Shard>> {
+    let pool = match known {
+        Some(shard) => shard.pool().clone(),
+        None => Pool::connect(&peer.addr, channels)
+            .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))?,
+    };
+    let shard = follower.shards.identify(&peer.addr, pool, known.as_ref()).await?;
+    if let Some(before) = known {
+        if Arc::ptr_eq(before, &shard) {
+            return Ok(shard);
+        }
+        tracing::warn!(%peer, was = %before.id, now = %shard.id, "another shard answers at this address");
+        forget(follower, before);
+    }
+    follower.shards.add(&shard);
+    *known = Some(Arc::clone(&shard));
+    Ok(shard)
+}
+
+/// Takes a shard out of the grid, with its part of each dataset.
+fn forget(follower: &Follower, shard: &Arc<Shard>) {
+    if follower.shards.remove(shard) {
+        for table in follower.holdings.tables() {
+            table.forget(shard);
+        }
+        follower.shards.rebuild_ownership();
+    }
+}

@@ -1,0 +1,355 @@
+//! What the shards say their datasets are, and what this head holds of each.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use trellis_proto::{DatasetName, DatasetSpec, Error, Result, Symbol, pb};
+
+use super::{
+    chunk::ColumnLayout,
+    claims::{ColumnSet, Standing},
+    part::{Described, Part},
+    series::Series,
+};
+use crate::shards::{Link, Shard};
+
+/// Bytes that a chunk takes besides its rows, for estimates of what is about to come.
+const CHUNK_OVERHEAD: f64 = 700.0;
+/// Weight of an arrival in the running estimate of rows in a chunk.
+const DENSITY_WEIGHT: f64 = 0.05;
+
+/// A dataset as all shards together describe it. A snapshot: a later change makes a new one.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// What it is.
+    pub spec: Arc<DatasetSpec>,
+    /// Tells this spec from those before and after it.
+    pub(crate) schema: u64,
+    /// Newest version that any shard has announced.
+    pub version: u64,
+    /// The knowledge time that every shard has reached.
+    pub known_through: i64,
+    /// Event time up to which it is complete, if anybody said.
+    pub watermark: Option<i64>,
+    /// Least event time of any row; `None`: no rows.
+    pub first_ts: Option<i64>,
+    /// Greatest event time of any row; `None`: no rows.
+    pub last_ts: Option<i64>,
+    /// Rows stored, every known version counted.
+    pub rows: u64,
+    /// Symbols, of all shards.
+    pub symbols: u64,
+    /// The shard that commits to it.
+    pub home: String,
+    /// Whether no shard was being brought up to date when `known_through` was taken: only then does it cover everything that had
+    /// been acknowledged to a publisher.
+    pub(crate) settled: bool,
+}
+
+impl From<&Dataset> for pb::DatasetDescription {
+    fn from(dataset: &Dataset) -> Self {
+        Self {
+            spec: Some((&*dataset.spec).into()),
+            version: dataset.version,
+            known_through_ns: dataset.known_through,
+            watermark_ns: dataset.watermark,
+            first_ts_ns: dataset.first_ts,
+            last_ts_ns: dataset.last_ts,
+            rows: dataset.rows,
+            symbols: dataset.symbols,
+            home: dataset.home.clone(),
+            schema: dataset.schema,
+            dropped: false,
+        }
+    }
+}
+
+/// Counters of one dataset since the head started.
+#[derive(Debug, Default)]
+pub(crate) struct TableCounters {
+    pub(crate) rows_fetched: AtomicU64,
+    pub(crate) rows_union: AtomicU64,
+    pub(crate) chunks_joined: AtomicU64,
+    pub(crate) chunks_fetched: AtomicU64,
+    pub(crate) upstream_calls: AtomicU64,
+}
+
+/// The symbols of a dataset, valid until one is added.
+#[derive(Debug, Default)]
+struct SymbolList {
+    /// Grows with everything that may add a symbol.
+    stamp: u64,
+    list: Option<Arc<[Symbol]>>,
+}
+
+/// One dataset in this head, as long as its spec stays what it is. With another spec it is another table: what is held or on its
+/// way of the one never meets what is of the other.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) name: DatasetName,
+    pub(crate) spec: Arc<DatasetSpec>,
+    /// What shards call this spec.
+    pub(crate) schema: u64,
+    pub(crate) layout: ColumnLayout,
+    snapshot: RwLock<Arc<Dataset>>,
+    parts: RwLock<BTreeMap<String, Arc<Part>>>,
+    series: RwLock<HashMap<Symbol, Arc<Series>>>,
+    symbols: Mutex<SymbolList>,
+    /// One listing at a time; the others wait for its result.
+    pub(crate) listing: tokio::sync::Mutex<()>,
+    /// Rows of a chunk, on average, as `f64` bits; 0: none has come yet.
+    density: AtomicU64,
+    pub(crate) counters: Arc<TableCounters>,
+}
+
+impl Table {
+    /// A dataset as it was described first.
+    pub(crate) fn new(spec: DatasetSpec, schema: u64, version: u64) -> Self {
+        let spec = Arc::new(spec);
+        let dataset = Dataset {
+            spec: Arc::clone(&spec),
+            schema,
+            version,
+            known_through: i64::MIN,
+            watermark: None,
+            first_ts: None,
+            last_ts: None,
+            rows: 0,
+            symbols: 0,
+            home: String::new(),
+            settled: false,
+        };
+        Self {
+            name: spec.dataset.clone(),
+            layout: ColumnLayout::of(spec.fields.len()),
+            spec,
+            schema,
+            snapshot: RwLock::new(Arc::new(dataset)),
+            parts: RwLock::default(),
+            series: RwLock::default(),
+            symbols: Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
+            density: AtomicU64::new(0),
+            counters: Arc::default(),
+        }
+    }
+
+    /// The same dataset with another spec since `version`. What the shards have said stays; the parts are new ones, so that the
+    /// knowledge of this table does not move with the other's.
+    pub(crate) fn redefined(&self, spec: DatasetSpec, schema: u64, version: u64) -> Self {
+        let parts = self.parts.read();
+        let part = |part: &Arc<Part>| Part::new(&part.shard, part.standing(), part.described());
+        let parts = parts.iter().map(|(id, of)| (id.clone(), Arc::new(part(of)))).collect();
+        let table = Self {
+            parts: RwLock::new(parts),
+            counters: Arc::clone(&self.counters),
+            ..Self::new(spec, schema, version)
+        };
+        table.refresh();
+        table
+    }
+
+    /// The dataset as of now.
+    pub(crate) fn dataset(&self) -> Arc<Dataset> {
+        Arc::clone(&self.snapshot.read())
+    }
+
+    pub(crate) fn part(&self, shard: &str) -> Option<Arc<Part>> {
+        self.parts.read().get(shard).cloned()
+    }
+
+    pub(crate) fn parts(&self) -> Vec<Arc<Part>> {
+        self.parts.read().values().cloned().collect()
+    }
+
+    /// Takes what `shard` says of the dataset. Knowledge advances separately, after what it covers has been applied.
+    pub(crate) fn describe(
+        &self,
+        shard: &Arc<Shard>,
+        standing: Standing,
+        said: &pb::DatasetDescription,
+    ) -> Arc<Part> {
+        let part = {
+            let mut parts = self.parts.write();
+            let new = |described| Arc::new(Part::new(shard, standing, described));
+            let part = parts.entry(shard.id.to_string()).or_insert_with(|| new(Described::default()));
+            if !Arc::ptr_eq(&part.shard, shard) {
+                *part = new(part.described());
+            }
+            Arc::clone(part)
+        };
+        part.describe(said);
+        self.refresh();
+        part
+    }
+
+    /// Makes the snapshot anew from what the shards have said.
+    pub(crate) fn refresh(&self) {
+        // held throughout, so that the newest state is written last
+        let mut snapshot = self.snapshot.write();
+        let parts = self.parts();
+        let mut dataset = Dataset {
+            symbols: 0,
+            known_through: i64::MAX,
+            first_ts: None,
+            last_ts: None,
+            ..(**snapshot).clone()
+        };
+        for part in &parts {
+            let described = part.described();
+            if described.version >= dataset.version {
+                dataset.version = described.version;
+                dataset.watermark = described.watermark;
+                dataset.rows = described.rows;
+                dataset.home = described.home;
+            }
+            // the union: too wide a bound costs a known-empty chunk, too narrow a one would lose rows
+            dataset.first_ts = dataset.first_ts.into_iter().chain(described.first_ts).min();
+            dataset.last_ts = dataset.last_ts.into_iter().chain(described.last_ts).max();
+            dataset.symbols += described.symbols;
+            dataset.known_through = dataset.known_through.min(part.standing().known_through);
+        }
+        *snapshot = Arc::new(dataset);
+    }
+
+    /// The dataset with its knowledge time as of now: the least of the shards that can be asked (of all, if none can).
+    pub(crate) fn described(&self) -> Arc<Dataset> {
+        let (mut live, mut all) = (i64::MAX, i64::MAX);
+        let mut settled = true;
+        for part in self.parts.read().values() {
+            let known_through = part.standing().known_through;
+            all = all.min(known_through);
+            match &*part.shard.link.borrow() {
+                Link::Live => live = live.min(known_through),
+                Link::Syncing => settled = false,
+                Link::Away(_) => {}
+            }
+        }
+        let known_through = if live < i64::MAX { live } else { all };
+        // after the knowledge time, so that the bounds are at least as new
+        let dataset = self.dataset();
+        if dataset.known_through == known_through && dataset.settled == settled {
+            return dataset;
+        }
+        Arc::new(Dataset { known_through, settled, ..(*dataset).clone() })
+    }
+
+    /// A shard has left the grid.
+    pub(crate) fn forget(&self, shard: &Arc<Shard>) {
+        let mut parts = self.parts.write();
+        if parts.get(&*shard.id).is_some_and(|part| Arc::ptr_eq(&part.shard, shard)) {
+            parts.remove(&*shard.id);
+        }
+    }
+
+    /// The series of these symbols, in their order. Those that nobody has asked for before are made.
+    pub(crate) fn series_of(&self, symbols: &[Symbol]) -> Vec<Arc<Series>> {
+        let known: Vec<Option<Arc<Series>>> = {
+            let series = self.series.read();
+            symbols.iter().map(|symbol| series.get(symbol).cloned()).collect()
+        };
+        let made = |symbol: &Symbol| {
+            let mut series = self.series.write();
+            let new = || Arc::new(Series::new(symbol.clone()));
+            Arc::clone(series.entry(symbol.clone()).or_insert_with(new))
+        };
+        let each = known.into_iter().zip(symbols);
+        each.map(|(known, symbol)| known.unwrap_or_else(|| made(symbol))).collect()
+    }
+
+    /// The series of a symbol, if it was ever asked for.
+    pub(crate) fn series(&self, symbol: &str) -> Option<Arc<Series>> {
+        self.series.read().get(symbol).cloned()
+    }
+
+    pub(crate) fn all_series(&self) -> Vec<Arc<Series>> {
+        self.series.read().values().cloned().collect()
+    }
+
+    /// The list of symbols, if it is still valid, and the stamp to bring a new one with.
+    pub(crate) fn symbols(&self) -> (u64, Option<Arc<[Symbol]>>) {
+        let symbols = self.symbols.lock();
+        (symbols.stamp, symbols.list.clone())
+    }
+
+    /// A list that was asked for at `stamp`. Kept unless a symbol may have been added since.
+    pub(crate) fn set_symbols(&self, stamp: u64, list: &Arc<[Symbol]>) {
+        let mut symbols = self.symbols.lock();
+        if symbols.stamp == stamp {
+            symbols.list = Some(Arc::clone(list));
+        }
+    }
+
+    /// A change brings rows of these symbols; `None`: of any.
+    pub(crate) fn symbols_may_grow<'a>(&self, spans: Option<impl Iterator<Item = &'a str>>) {
+        let mut symbols = self.symbols.lock();
+        let known = match (&symbols.list, spans) {
+            (Some(list), Some(mut spans)) => {
+                spans.all(|symbol| list.binary_search_by(|s| s.as_str().cmp(symbol)).is_ok())
+            }
+            _ => false,
+        };
+        if !known {
+            symbols.stamp += 1;
+            symbols.list = None;
+        }
+    }
+
+    /// Bytes that so many chunks of one series are expected to take.
+    pub(crate) fn expected_bytes(&self, chunks: u64, columns: ColumnSet) -> u64 {
+        let width: usize = 16
+            + self
+                .layout
+                .fields(columns)
+                .iter()
+                .map(|f| self.spec.fields[*f].data_type.width())
+                .sum::<usize>();
+        (chunks as f64 * (self.expected_rows() * width as f64 + CHUNK_OVERHEAD)) as u64
+    }
+
+    fn expected_rows(&self) -> f64 {
+        let learned = f64::from_bits(self.density.load(Relaxed));
+        if learned > 0.0 {
+            return learned;
+        }
+        let dataset = self.dataset();
+        match (dataset.first_ts, dataset.last_ts) {
+            (Some(first), Some(last)) => {
+                let chunks = (self.spec.chunk.chunk_of(last) - self.spec.chunk.chunk_of(first) + 1) as f64;
+                dataset.rows as f64 / (chunks * dataset.symbols.max(1) as f64)
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// Chunks have come with so many rows together.
+    pub(crate) fn learn(&self, chunks: usize, rows: u64) {
+        if chunks == 0 {
+            return;
+        }
+        let seen = (rows as f64 / chunks as f64).max(1e-3);
+        let before = f64::from_bits(self.density.load(Relaxed));
+        let after = if before > 0.0 { before + (seen - before) * DENSITY_WEIGHT } else { seen };
+        // a lost update is a lost observation
+        self.density.store(after.to_bits(), Relaxed);
+    }
+}
+
+/// The spec in a description.
+///
+/// # Errors
+/// [`trellis_proto::Code::InvalidRequest`] if there is none, or it is not valid.
+pub(crate) fn spec_of(said: &pb::DatasetDescription) -> Result<DatasetSpec> {
+    said.spec
+        .clone()
+        .ok_or_else(|| {
+            Error::new(trellis_proto::Code::InvalidRequest, "a dataset is described without its spec")
+        })?
+        .try_into()
+}

@@ -1,0 +1,38 @@
+//! What the head holds of the shards' data: chunks, the claims on those that are missing, and what the shards say of each dataset.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `claims` | pure: which chunks of one series are ready, in flight, or waited for |
+//! | `chunk` | the rows of one chunk, in one allocation |
+//! | `waiter` | waking a reader when its stakes are settled |
+//! | `asked` | the ranges of one series that were ever asked for |
+//! | `part` | one shard's part of one dataset, and how far it is known |
+//! | `series` | one series: its claim map under its lock, and its routes |
+//! | `datasets` | one dataset: its series, its parts, its counters |
+//! | `routes` | which shard owns which chunks of a series |
+//! | `cache` | the order of use of all slots, and eviction |
+//! | `holdings` | all datasets by name, and carrying out what a claim map asks for |
+
+mod asked;
+mod cache;
+mod chunk;
+mod claims;
+mod datasets;
+mod holdings;
+mod part;
+mod routes;
+mod series;
+mod waiter;
+
+pub(crate) use chunk::{ChangeRows, Chunk, ChunkRef, KnownAt, RunShape, Stamp, Values, decode, retractions};
+pub(crate) use claims::{
+    ChunkOutcome, Claim, ClaimPlan, ColumnSet, Event, FlightId, Payload, Standing, Taken, Token, Want,
+};
+#[cfg(test)]
+pub(crate) use claims::{ISLAND_ROWS_MAX, model};
+pub(crate) use datasets::{Dataset, Table};
+pub(crate) use holdings::Holdings;
+pub(crate) use part::Part;
+pub(crate) use routes::{chunks_owned, routes_of};
+pub(crate) use series::{Route, Series, SeriesEffects};
+pub(crate) use waiter::Waiter;

@@ -1,0 +1,12 @@
+//! The other end: the shards that this head knows, how each is called, and which of them owns what. Knows no series.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `shard` | one shard: its name and address, its link, its calls, what it says of itself |
+//! | `registry` | all shards, the ownership map over them, and the signal that something has changed |
+
+mod registry;
+mod shard;
+
+pub(crate) use registry::Shards;
+pub(crate) use shard::{Generation, Link, Shard, jitter};

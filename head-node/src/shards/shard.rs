@@ -1,0 +1,168 @@
+//! One shard: who it is, whether it can be reached, and how it is called.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use trellis_fabric::{
+    channel::{PeerChannel, Pool},
+    limited,
+};
+use trellis_proto::{Code, Error, Result, Side, pb, pb::shard_client::ShardClient};
+
+/// A shard that does not say who it is within this time is away.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A gapless stretch of one shard's log. A new one begins with every loss of the log. Unique over all shards; 0 is none.
+pub(crate) type Generation = u64;
+
+/// Whether a shard can be asked.
+#[derive(Debug, Clone)]
+pub(crate) enum Link {
+    /// The head is connecting, or checks what it holds against the shard. Readers wait for it.
+    Syncing,
+    /// The head follows the shard's log without a gap.
+    Live,
+    /// The last attempt to reach it failed, with this error. The head tries again in the background.
+    Away(Error),
+}
+
+/// One shard.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    /// The shard's name.
+    pub(crate) id: Arc<str>,
+    pub(crate) addr: String,
+    /// Tells it from every other shard that this head has found, also from an earlier one of the same name.
+    pub(crate) number: u64,
+    pool: Pool,
+    pub(crate) link: watch::Sender<Link>,
+    owns: Mutex<Vec<pb::Ownership>>,
+    /// The ownership epoch of its last description.
+    epoch: AtomicU64,
+    generation: AtomicU64,
+    /// Notified when a flight to this shard has been given up: its call may be of no use any more.
+    pub(crate) flights_cancelled: Notify,
+    /// Notified when the log may be lost or late: the head then begins a new session of the log.
+    pub(crate) suspect: Notify,
+}
+
+impl Shard {
+    /// The shard that says `said` of itself at `addr`.
+    pub(super) fn new(said: pb::ShardDescription, addr: String, pool: Pool, number: u64) -> Self {
+        Self {
+            id: said.shard.into(),
+            addr,
+            number,
+            pool,
+            link: watch::Sender::new(Link::Syncing),
+            owns: Mutex::new(said.owns),
+            epoch: AtomicU64::new(said.epoch),
+            // no generation has begun yet; the number serves as one that nothing else has
+            generation: AtomicU64::new(number),
+            flights_cancelled: Notify::new(),
+            suspect: Notify::new(),
+        }
+    }
+
+    /// The connections to it.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation.load(Relaxed)
+    }
+    pub(crate) fn set_generation(&self, generation: Generation) {
+        self.generation.store(generation, Relaxed);
+    }
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+    pub(crate) fn owns(&self) -> Vec<pb::Ownership> {
+        self.owns.lock().clone()
+    }
+    pub(crate) fn client(&self) -> ShardClient<PeerChannel> {
+        limited!(ShardClient::new(self.pool.first()))
+    }
+    /// A client for one call whose answer has about `expected` bytes, over a connection with room for them.
+    pub(crate) fn fetch_client(&self, expected: u64) -> ShardClient<PeerChannel> {
+        limited!(ShardClient::new(self.pool.get(expected)))
+    }
+    pub(crate) fn channel(&self) -> PeerChannel {
+        self.pool.get(0)
+    }
+
+    /// Waits until the shard can be asked, at most `timeout`. Cancel safe.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) async fn live(&self, timeout: Duration) -> Result<()> {
+        let mut link = self.link.subscribe();
+        let settled = link.wait_for(|link| !matches!(link, Link::Syncing));
+        match tokio::time::timeout(timeout, settled).await {
+            Ok(Ok(link)) => match &*link {
+                Link::Away(error) => Err(error.clone()),
+                _ => Ok(()),
+            },
+            _ => Err(self.away("it has not been brought up to date in time")),
+        }
+    }
+
+    /// The error of a read that needs this shard while it is away.
+    pub(crate) fn away(&self, why: &str) -> Error {
+        Error::new(Code::Unavailable, format!("shard {} at {} is away: {why}", self.id, self.addr))
+            .side(Side::Shard)
+            .shard(&self.id)
+            .hint("try again in a moment; reads with allow_stale, or of an as_of in the past, may be answered from memory")
+    }
+
+    /// Takes what the shard says that it owns. Returns whether that has changed: the ownership map is then to be built anew.
+    pub(super) fn take_description(&self, said: &pb::ShardDescription) -> bool {
+        let changed = {
+            let mut owns = self.owns.lock();
+            let changed = *owns != said.owns || self.epoch.load(Relaxed) != said.epoch;
+            owns.clone_from(&said.owns);
+            self.epoch.store(said.epoch, Relaxed);
+            changed
+        };
+        if changed {
+            tracing::info!(shard = %self.id, epoch = said.epoch, "ownership has changed");
+        }
+        changed
+    }
+
+    /// Asks the shard what it owns and, unless `ownership_only`, which datasets it has. Cancel safe.
+    ///
+    /// # Errors
+    /// The shard's, or [`Code::Unavailable`] after [`DESCRIBE_TIMEOUT`].
+    pub(crate) async fn describe(&self, ownership_only: bool) -> Result<pb::ShardDescription> {
+        describe(&self.pool, ownership_only, &self.addr).await
+    }
+}
+
+/// Asks the shard at `addr` to describe itself.
+///
+/// # Errors
+/// The shard's, or [`Code::Unavailable`] after [`DESCRIBE_TIMEOUT`].
+pub(super) async fn describe(pool: &Pool, ownership_only: bool, addr: &str) -> Result<pb::ShardDescription> {
+    let mut client: ShardClient<PeerChannel> = limited!(ShardClient::new(pool.first()));
+    let ask = client.describe(pb::ShardDescribeRequest { ownership_only });
+    match tokio::time::timeout(DESCRIBE_TIMEOUT, ask).await {
+        Ok(Ok(said)) => Ok(said.into_inner()),
+        Ok(Err(status)) => Err(Error::from_status(&status)),
+        Err(_) => {
+            Err(Error::new(Code::Unavailable, format!("the shard at {addr} did not say who it is in time")))
+        }
+    }
+}
+
+/// In `[0, 1)`; good enough to spread retries.
+pub(crate) fn jitter() -> f64 {
+    (uuid::Uuid::new_v4().as_u128() >> 75) as f64 / (1u64 << 53) as f64
+}
