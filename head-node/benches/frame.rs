@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow_buffer::{BooleanBuffer, Buffer};
+use arrow_buffer::{BooleanBuffer, Buffer, ScalarBuffer};
 use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, FieldName, FieldType, Symbol, spec::FieldSpec, time::DAY_NS,
 };
@@ -20,23 +20,25 @@ use trellis_proto::{
 #[allow(dead_code, unused_imports)]
 #[path = "../src/answer"]
 mod pure {
+    pub(crate) mod column;
     pub(crate) mod frame;
     pub(crate) mod slice;
 }
-use pure::slice;
-
-use pure::frame::{Column, Framer, Shape, Source, Values};
-use slice::{Known, Window};
+use pure::{
+    column::{Column, KnownAt, Values},
+    frame::{Framer, Shape, Source},
+    slice::Window,
+};
 
 #[derive(Clone)]
-struct Chunk(Arc<(Buffer, Buffer)>);
+struct Chunk(Arc<(ScalarBuffer<i64>, Column)>);
 
 impl Source for Chunk {
-    fn ts(&self) -> &Buffer {
+    fn ts(&self) -> &ScalarBuffer<i64> {
         &self.0.0
     }
-    fn known(&self) -> Known<'_> {
-        Known::Constant(5)
+    fn known_at(&self) -> &KnownAt {
+        &KnownAt::Constant(5)
     }
     fn corrected(&self) -> bool {
         false
@@ -44,8 +46,8 @@ impl Source for Chunk {
     fn retracted(&self) -> Option<&BooleanBuffer> {
         None
     }
-    fn column(&self, _: usize) -> Column<'_> {
-        Column { nulls: None, values: Values::Fixed(&self.0.1) }
+    fn column(&self, _: usize) -> &Column {
+        &self.0.1
     }
 }
 
@@ -64,7 +66,8 @@ fn chunks(rows: usize, of: usize) -> Vec<Chunk> {
     let ts: Vec<i64> = (0..rows as i64).map(|i| i * DAY_NS).collect();
     let chunk = |ts: &[i64]| {
         let values: Vec<f64> = ts.iter().map(|t| *t as f64).collect();
-        Chunk(Arc::new((Buffer::from_vec(ts.to_vec()), Buffer::from_vec(values))))
+        let column = Column { nulls: None, values: Values::Fixed(Buffer::from_vec(values)) };
+        Chunk(Arc::new((ts.to_vec().into(), column)))
     };
     ts.chunks(of).map(chunk).collect()
 }

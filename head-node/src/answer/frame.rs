@@ -1,18 +1,17 @@
-//! From slices of chunks to the bytes of an answer.
+//! From the cuts of chunks to the bytes of an answer.
 //!
-//! An answer is a schema message, one dictionary message with the answer's symbols, and record batches. Three things
-//! decide its cost, and none of them can be had from arrow-flight's encoder, which sizes a slice by the buffers under it
-//! (a 40 KB slice of a large table becomes 21 messages) and whose messages are copied once more by the codec:
+//! An answer is a schema message, one dictionary message with the symbols, and record batches. Three things decide its cost. The encoder
+//! of arrow-flight offers none of them: it sizes a slice by the whole buffers under it (a 40 KB slice of a large table becomes 21
+//! messages), and tonic's codec copies its messages once more.
 //!
-//! * **One message for many slices.** Ten years of daily prices are 57 chunks of 44 rows; 500 symbols are 500 slices. Their
-//!   rows go into one record batch, written straight into the buffer that the transport sends: each byte is copied once.
-//! * **Nothing copied where a slice is large.** A run of [`SHARE_BYTES_MIN`] or more goes out as the cache's own buffer,
-//!   between two pieces of written bytes; its pin is released when the transport has sent it.
-//! * **Messages of a size that moves well** ([`MESSAGE_BYTES`]), whatever the sizes of the slices: small ones are gathered,
-//!   large ones divided.
+//! * **One message for many slices.** Ten years of daily prices are 57 chunks of 44 rows; 500 symbols are 500 slices. Their rows go into
+//!   one record batch, written straight into the buffer that the transport sends: each byte is copied once.
+//! * **No copy of a large slice.** A run of [`SHARE_BYTES_MIN`] or more goes out as the cache's own buffer, between two pieces of
+//!   written bytes. Its chunk is pinned until the transport has sent it.
+//! * **Messages of a good size** ([`MESSAGE_BYTES`]), whatever the sizes of the slices: small slices are gathered, large ones divided.
 //!
-//! Nothing is framed before it is asked for: a reader that stops reading holds what was asked for ([`Shape::probe`] says how that
-//! can be little) and the chunks that were pushed but not yet framed. Encoded replies are not kept: framing costs a few
+//! Nothing is framed before it is asked for. So a reader that stops reading holds the pieces that were asked for ([`Shape::probe`] says
+//! how those can be few bytes) and the chunks that were pushed but not framed. Encoded answers are not kept: framing takes a few
 //! microseconds of a request's hundred.
 
 mod header;
@@ -22,7 +21,7 @@ mod tests;
 
 use std::{ops::Range, sync::Arc};
 
-use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, Buffer, NullBuffer, bit_util};
+use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, Buffer, ScalarBuffer, bit_util};
 use arrow_flight::{FlightData, SchemaAsIpc};
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::{DataType, SchemaRef};
@@ -31,58 +30,42 @@ use prost::Message;
 use trellis_proto::{DatasetSpec, FieldType, Symbol};
 
 use self::{
-    header::{ALIGN, DICTIONARY_ALIGN, Headers, Layout},
+    header::{ALIGN, BodyLayout, DICTIONARY_ALIGN, Headers},
     rope::Rope,
 };
-use super::slice::{self, Known, Window};
+use super::{
+    column::{Column, KnownAt, Values},
+    slice::{self, Window},
+};
 
-/// Size of a message's body that is aimed at. Between 256 KiB and 1 MiB throughput is flat; below, per-message costs
-/// show, above, clients that assemble messages copy more than their caches hold.
+/// Wanted size of a message's body. Between 256 KiB and 1 MiB the throughput is the same. With smaller messages the cost per message
+/// shows; with larger ones, clients that assemble messages copy more than their CPU caches hold.
 pub(crate) const MESSAGE_BYTES: usize = 512 << 10;
 
-/// What is left at the end goes out as one message up to this size rather than as a full one and a scrap.
+/// Rows up to this size at the end of an answer go out as one message, rather than as a full message and a small one.
 pub(crate) const LAST_MESSAGE_BYTES: usize = 1 << 20;
 
-/// From this length on a run of values is shared, not copied: a shared piece costs an HTTP/2 frame, a system call and two
-/// allocations, about what copying 64 KiB costs.
+/// A run of values of at least this length is shared, not copied: a shared piece costs an HTTP/2 frame, a system call and two
+/// allocations, about as much as to copy 64 KiB.
 pub(crate) const SHARE_BYTES_MIN: usize = 64 << 10;
 
-/// Bytes that leave by themselves to find out whether the reader has room, see [`Shape::probe`]. h2 takes many DATA frames of less
-/// than this that are not read for an attack and closes the connection (`DEFAULT_DATA_FRAME_OVERHEAD_THRESHOLD` of 0.4.20).
+/// Bytes of a piece that finds out whether the reader has room, see [`Shape::probe`]. Many smaller DATA frames that the reader does not
+/// read look like an attack to h2, which then closes the connection (`DEFAULT_DATA_FRAME_OVERHEAD_THRESHOLD` of 0.4.20).
 pub(crate) const PROBE_BYTES: usize = 256;
 
-/// What the framer needs of a chunk. The engine's chunk implements it; tests bring their own.
+/// A chunk, as the framer reads it. `held::Chunk` implements it; tests and the bench bring their own.
 ///
-/// A clone keeps the chunk's memory, and its place in the head's accounts, for as long as the clone lives.
+/// A clone keeps the chunk's memory, and its bytes in the head's gauges, for as long as it lives.
 pub(crate) trait Source: Clone + Send + Sync + 'static {
     /// Event times, sorted.
-    fn ts(&self) -> &Buffer;
-    /// Knowledge times, one for each row, or the one of all rows.
-    fn known(&self) -> Known<'_>;
+    fn ts(&self) -> &ScalarBuffer<i64>;
+    fn known_at(&self) -> &KnownAt;
     /// Whether some event time occurs more than once, or some row is a retraction.
     fn corrected(&self) -> bool;
     /// Which rows are retractions; `None`: none is.
     fn retracted(&self) -> Option<&BooleanBuffer>;
-    /// The field at this position of the dataset's spec; one of those asked.
-    fn column(&self, field: usize) -> Column<'_>;
-}
-
-/// The values of one field of one chunk.
-pub(crate) struct Column<'a> {
-    /// Which values are there; `None`: all.
-    pub(crate) nulls: Option<&'a NullBuffer>,
-    /// The values.
-    pub(crate) values: Values<'a>,
-}
-
-/// Values as Arrow lays them out; row 0 is the chunk's first row.
-pub(crate) enum Values<'a> {
-    /// Of equal width, from the buffer's first byte on.
-    Fixed(&'a Buffer),
-    /// One bit each.
-    Bits(&'a BooleanBuffer),
-    /// Text: one offset more than rows, and what they point into.
-    Text(&'a [i32], &'a Buffer),
+    /// The field at this position of the dataset's spec; one of those asked for.
+    fn column(&self, field: usize) -> &Column;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +75,7 @@ enum Kind {
     Text,
 }
 
-/// What all answers with the same dataset, fields and options have in common. Made once, shared by requests.
+/// The layout that all answers with the same dataset, fields and options share. Made once.
 #[derive(Debug)]
 pub(crate) struct Shape {
     /// Position in the dataset's spec, and layout.
@@ -121,14 +104,14 @@ impl Shape {
         Self { fields, known_at, row_bytes, has_text, schema_message }
     }
 
-    /// Bytes of a row without its text: a lower bound of what it takes on the wire.
+    /// Bytes of a row without its text: a lower bound of its bytes on the wire.
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
     }
 
-    /// A little of the answer's beginning, from `sent` on; `None` if there is not enough left. hyper asks for a piece before the
-    /// reader's window has room for one, and for the next when there was room: so a piece that is asked for after this one will
-    /// move, and until then whoever waits for the reader holds nearly nothing.
+    /// A small piece of the answer's beginning, from `sent` on; `None` if too few bytes are left. hyper asks for one piece before the
+    /// reader's window has room, and for the next one when there was room. So a piece that is asked for after this one can be sent at
+    /// once, and until then an answer that waits for its reader holds few bytes.
     pub(crate) fn probe(&self, sent: usize) -> Option<Bytes> {
         let end = sent + PROBE_BYTES;
         (end <= self.schema_message.len()).then(|| self.schema_message.slice(sent..end))
@@ -158,7 +141,7 @@ fn schema_message(schema: &SchemaRef) -> Bytes {
     message.into()
 }
 
-/// What has been framed so far.
+/// Totals of the messages framed so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Framed {
     /// Rows.
@@ -169,16 +152,16 @@ pub(crate) struct Framed {
     pub(crate) batches: u64,
 }
 
-/// A chunk some of whose rows are part of the answer.
-struct Part<S> {
+/// A chunk with rows in the answer, and the position of its symbol.
+struct KeyedChunk<S> {
     key: i32,
     source: S,
 }
 
-/// Rows of one part. `part` counts from the answer's first part on.
+/// Rows of one chunk. `chunk` counts from the answer's first chunk on.
 #[derive(Debug, Clone)]
 struct Cut {
-    part: usize,
+    chunk: usize,
     rows: Range<u32>,
 }
 
@@ -191,48 +174,48 @@ impl Cut {
     }
 }
 
-/// Frames one answer. [`Framer::begin`] it, push what belongs to it in order, [`Framer::frame`] whenever [`Framer::is_full`],
-/// and [`Framer::finish`] at the end; [`Framer::pop`] hands out the bytes. What is pushed may also be pushed before it is begun.
+/// Frames one answer: [`Framer::begin`], then [`Framer::push`] for each chunk in order, [`Framer::frame`] whenever [`Framer::is_full`],
+/// and [`Framer::finish`] at the end. [`Framer::pop`] hands out the bytes. Chunks may be pushed before `begin`.
 pub(crate) struct Framer<S> {
     shape: Arc<Shape>,
     begun: bool,
-    parts: Vec<Part<S>>,
-    /// Number of `parts[0]`.
-    first_part: usize,
+    chunks: Vec<KeyedChunk<S>>,
+    /// Number of `chunks[0]`.
+    first_chunk: usize,
     /// Pushed and not yet framed.
     cuts: Vec<Cut>,
     /// Rows and bytes of `cuts`.
     rows: usize,
     bytes: usize,
-    /// The cuts of the message being framed, and where its buffers lie: kept for their memory.
+    /// The cuts of the message being framed, and where its buffers lie. Kept so that their memory is used again.
     taken: Vec<Cut>,
-    layout: Layout,
+    layout: BodyLayout,
     headers: Headers<'static>,
     rope: Rope,
     framed: Framed,
 }
 
 impl<S: Source> Framer<S> {
-    /// An answer of which nothing has been written.
+    /// An answer without any bytes yet.
     pub(crate) fn new(shape: Arc<Shape>) -> Self {
         Self {
             shape,
             begun: false,
-            parts: Vec::new(),
-            first_part: 0,
+            chunks: Vec::new(),
+            first_chunk: 0,
             cuts: Vec::new(),
             rows: 0,
             bytes: 0,
             taken: Vec::new(),
-            layout: Layout::default(),
+            layout: BodyLayout::default(),
             headers: Headers::default(),
             rope: Rope::default(),
             framed: Framed::default(),
         }
     }
 
-    /// Begins the answer, if it has not been begun: it is about `symbols`, the keys of what is pushed are positions in it, and the
-    /// first `sent` bytes have left already.
+    /// Begins the answer, unless it has begun: writes the schema and the dictionary of `symbols`. The keys of pushed chunks are
+    /// positions in `symbols`. The first `sent` bytes of the answer have left already.
     pub(crate) fn begin(&mut self, symbols: &[Symbol], sent: usize) {
         if !std::mem::replace(&mut self.begun, true) {
             self.open(symbols, sent);
@@ -241,22 +224,21 @@ impl<S: Source> Framer<S> {
 
     /// Makes room for so many chunks.
     pub(crate) fn reserve(&mut self, chunks: usize) {
-        self.parts.reserve(chunks);
+        self.chunks.reserve(chunks);
         self.cuts.reserve(chunks);
     }
 
-    /// Adds what `window` leaves of a chunk of the symbol at `key`. Returns the number of rows added.
+    /// Adds the rows in `window` of a chunk of the symbol at `key`. Returns their number.
     pub(crate) fn push(&mut self, key: usize, source: &S, window: &Window) -> usize {
-        let part = self.first_part + self.parts.len();
+        let chunk = self.first_chunk + self.chunks.len();
         let before = self.cuts.len();
-        let ts = source.ts().typed_data::<i64>();
-        slice::cut(ts, source.known(), source.corrected(), source.retracted(), window, |rows| {
-            self.cuts.push(Cut { part, rows });
+        slice::cut(source.ts(), source.known_at(), source.corrected(), source.retracted(), window, |rows| {
+            self.cuts.push(Cut { chunk, rows });
         });
         if self.cuts.len() == before {
             return 0;
         }
-        self.parts.push(Part { key: key as i32, source: source.clone() });
+        self.chunks.push(KeyedChunk { key: key as i32, source: source.clone() });
         let (mut rows, mut bytes) = (0, 0);
         for cut in &self.cuts[before..] {
             rows += cut.len();
@@ -267,14 +249,9 @@ impl<S: Source> Framer<S> {
         rows
     }
 
-    /// Whether there is enough for a message, whatever comes after.
+    /// Whether there are rows for a message that need not wait for more rows.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes > LAST_MESSAGE_BYTES
-    }
-
-    /// Whether everything pushed fits one message.
-    pub(crate) fn is_small(&self) -> bool {
-        !self.is_full()
     }
 
     /// Rows pushed so far.
@@ -282,12 +259,12 @@ impl<S: Source> Framer<S> {
         self.framed.rows + self.rows as u64
     }
 
-    /// Bytes pushed so far, about.
+    /// Bytes pushed so far, without padding.
     pub(crate) fn bytes(&self) -> u64 {
         self.framed.bytes + self.bytes as u64
     }
 
-    /// Bytes pushed and not yet framed, about.
+    /// Bytes pushed and not yet framed, without padding.
     pub(crate) fn bytes_left(&self) -> u64 {
         self.bytes as u64
     }
@@ -297,7 +274,7 @@ impl<S: Source> Framer<S> {
         self.shape.row_bytes
     }
 
-    /// What has been framed so far.
+    /// Totals of the messages framed so far.
     pub(crate) fn framed(&self) -> Framed {
         self.framed
     }
@@ -308,7 +285,7 @@ impl<S: Source> Framer<S> {
         self.batch(|_| Vec::new());
     }
 
-    /// Frames what is left, as one message, which carries what `receipt` says of the whole answer. Only when not
+    /// Frames the rows that are left as one message, with the receipt that `receipt` makes of the totals. Only when not
     /// [`Framer::is_full`].
     pub(crate) fn finish(&mut self, receipt: impl FnOnce(Framed) -> Vec<u8>) {
         debug_assert!(!self.is_full());
@@ -316,14 +293,14 @@ impl<S: Source> Framer<S> {
         self.batch(receipt);
     }
 
-    /// Lets go of everything that was pushed and not framed.
+    /// Drops everything that was pushed and not framed.
     pub(crate) fn forget(&mut self) {
-        self.first_part += self.parts.len();
-        (self.parts, self.cuts) = (Vec::new(), Vec::new());
+        self.first_chunk += self.chunks.len();
+        (self.chunks, self.cuts) = (Vec::new(), Vec::new());
         (self.rows, self.bytes) = (0, 0);
     }
 
-    /// Nothing more will be framed: what was begun comes out, so that no message ends in its middle.
+    /// Ends the answer early: [`Framer::pop`] hands out every message that was framed, whole.
     pub(crate) fn abandon(&mut self) {
         self.rope.close();
     }
@@ -334,14 +311,14 @@ impl<S: Source> Framer<S> {
     }
 
     fn source(&self, cut: &Cut) -> &S {
-        &self.parts[cut.part - self.first_part].source
+        &self.chunks[cut.chunk - self.first_chunk].source
     }
 
     fn bytes_of(&self, cut: &Cut) -> usize {
         let mut bytes = cut.len() * self.shape.row_bytes;
         if self.shape.has_text {
             for (field, _) in &self.shape.fields {
-                if let Values::Text(offsets, _) = self.source(cut).column(*field).values {
+                if let Values::Text(offsets, _) = &self.source(cut).column(*field).values {
                     bytes += text(offsets, cut.range()).len();
                 }
             }
@@ -349,7 +326,7 @@ impl<S: Source> Framer<S> {
         bytes
     }
 
-    /// How many of the cut's rows fit `budget` bytes.
+    /// The number of the cut's rows that fit `budget` bytes.
     fn rows_within(&self, cut: &Cut, budget: usize) -> usize {
         if !self.shape.has_text {
             return cut.len().min(budget / self.shape.row_bytes);
@@ -357,7 +334,7 @@ impl<S: Source> Framer<S> {
         let (mut fits, mut too_many) = (0, cut.len() + 1);
         while too_many - fits > 1 {
             let middle = fits + (too_many - fits) / 2;
-            let head = Cut { part: cut.part, rows: cut.rows.start..cut.rows.start + middle as u32 };
+            let head = Cut { chunk: cut.chunk, rows: cut.rows.start..cut.rows.start + middle as u32 };
             if self.bytes_of(&head) <= budget { fits = middle } else { too_many = middle }
         }
         fits
@@ -388,7 +365,7 @@ impl<S: Source> Framer<S> {
         self.taken.extend(self.cuts.drain(..whole));
         if let Some(at) = divided {
             let rest = &mut self.cuts[0];
-            self.taken.push(Cut { part: rest.part, rows: rest.rows.start..at });
+            self.taken.push(Cut { chunk: rest.chunk, rows: rest.rows.start..at });
             rest.rows.start = at;
             if rest.rows.is_empty() {
                 self.cuts.remove(0);
@@ -396,7 +373,7 @@ impl<S: Source> Framer<S> {
         }
     }
 
-    /// Frames the record batch of the cuts in `taken`, and lets go of the parts that nothing needs any more.
+    /// Frames the record batch of the cuts in `taken`, and drops the chunks that no further cut needs.
     fn batch(&mut self, receipt: impl FnOnce(Framed) -> Vec<u8>) {
         let rows: usize = self.taken.iter().map(Cut::len).sum();
         let bytes: usize = self.taken.iter().map(|cut| self.bytes_of(cut)).sum();
@@ -415,16 +392,16 @@ impl<S: Source> Framer<S> {
         self.write(rows, &nulls);
         self.rope.close();
 
-        let first_needed = self.cuts.first().map_or(self.first_part + self.parts.len(), |cut| cut.part);
-        self.parts.drain(..first_needed - self.first_part);
-        self.first_part = first_needed;
+        let first_needed = self.cuts.first().map_or(self.first_chunk + self.chunks.len(), |cut| cut.chunk);
+        self.chunks.drain(..first_needed - self.first_chunk);
+        self.first_chunk = first_needed;
     }
 
     /// Fills `layout`; returns the number of nulls of each field.
     fn lay_out(&mut self, rows: usize) -> Vec<usize> {
         let mut layout = std::mem::take(&mut self.layout);
         layout.clear();
-        let plain = |layout: &mut Layout, width: usize| {
+        let plain = |layout: &mut BodyLayout, width: usize| {
             layout.column(rows, 0);
             layout.buffer(0, ALIGN);
             layout.buffer(rows * width, ALIGN);
@@ -436,10 +413,10 @@ impl<S: Source> Framer<S> {
             let (mut null_count, mut text_bytes) = (0, 0);
             for cut in &self.taken {
                 let column = self.source(cut).column(*field);
-                if let Some(nulls) = column.nulls.filter(|nulls| nulls.null_count() > 0) {
+                if let Some(nulls) = column.nulls.as_ref().filter(|nulls| nulls.null_count() > 0) {
                     null_count += nulls.slice(cut.range().start, cut.len()).null_count();
                 }
-                if let Values::Text(offsets, _) = column.values {
+                if let Values::Text(offsets, _) = &column.values {
                     text_bytes += text(offsets, cut.range()).len();
                 }
             }
@@ -466,21 +443,21 @@ impl<S: Source> Framer<S> {
     fn write(&mut self, rows: usize, nulls: &[usize]) {
         let mut rope = std::mem::take(&mut self.rope);
         for cut in &self.taken {
-            let key = self.parts[cut.part - self.first_part].key;
+            let key = self.chunks[cut.chunk - self.first_chunk].key;
             rope.repeat(key.to_le_bytes(), cut.len());
         }
         header::pad(&mut rope, rows * size_of::<i32>(), ALIGN);
 
         for cut in &self.taken {
             let source = self.source(cut);
-            copy_or_share(&mut rope, source, source.ts(), scaled(cut, size_of::<i64>()));
+            copy_or_share(&mut rope, source, source.ts().inner(), scaled(cut, size_of::<i64>()));
         }
         header::pad(&mut rope, rows * size_of::<i64>(), ALIGN);
 
         for ((field, kind), nulls) in self.shape.fields.iter().zip(nulls) {
             let field = *field;
             if *nulls > 0 {
-                self.bits(&mut rope, rows, |bits, cut, source| match source.column(field).nulls {
+                self.bits(&mut rope, rows, |bits, cut, source| match &source.column(field).nulls {
                     Some(nulls) => append(bits, nulls.inner(), cut.range()),
                     None => bits.append_n(cut.len(), true),
                 });
@@ -489,14 +466,14 @@ impl<S: Source> Framer<S> {
                 Kind::Fixed(width) => {
                     for cut in &self.taken {
                         let source = self.source(cut);
-                        if let Values::Fixed(values) = source.column(field).values {
+                        if let Values::Fixed(values) = &source.column(field).values {
                             copy_or_share(&mut rope, source, values, scaled(cut, *width));
                         }
                     }
                     header::pad(&mut rope, rows * width, ALIGN);
                 }
                 Kind::Bits => self.bits(&mut rope, rows, |bits, cut, source| {
-                    if let Values::Bits(values) = source.column(field).values {
+                    if let Values::Bits(values) = &source.column(field).values {
                         append(bits, values, cut.range());
                     }
                 }),
@@ -506,9 +483,9 @@ impl<S: Source> Framer<S> {
 
         if self.shape.known_at {
             for cut in &self.taken {
-                match self.source(cut).known() {
-                    Known::Constant(at) => rope.repeat(at.to_le_bytes(), cut.len()),
-                    Known::PerRow(at) => {
+                match self.source(cut).known_at() {
+                    KnownAt::Constant(at) => rope.repeat(at.to_le_bytes(), cut.len()),
+                    KnownAt::PerRow(at) => {
                         for at in &at[cut.range()] {
                             rope.copy(&at.to_le_bytes());
                         }
@@ -520,7 +497,7 @@ impl<S: Source> Framer<S> {
         self.rope = rope;
     }
 
-    /// Bits of different alignment are gathered first: they are a 64th of what values take.
+    /// Gathers bits before it writes them, because the cuts have different alignments. Bits are a 64th of the bytes of values.
     fn bits(&self, rope: &mut Rope, rows: usize, add: impl Fn(&mut BooleanBufferBuilder, &Cut, &S)) {
         let mut bits = BooleanBufferBuilder::new(rows);
         for cut in &self.taken {
@@ -535,7 +512,7 @@ impl<S: Source> Framer<S> {
         let mut end = 0i32;
         rope.copy(&end.to_le_bytes());
         for cut in &self.taken {
-            if let Values::Text(offsets, _) = self.source(cut).column(field).values {
+            if let Values::Text(offsets, _) = &self.source(cut).column(field).values {
                 let range = cut.range();
                 let shift = end - offsets[range.start];
                 for offset in &offsets[range.start + 1..=range.end] {
@@ -547,14 +524,14 @@ impl<S: Source> Framer<S> {
         header::pad(rope, (rows + 1) * size_of::<i32>(), ALIGN);
         for cut in &self.taken {
             let source = self.source(cut);
-            if let Values::Text(offsets, data) = source.column(field).values {
+            if let Values::Text(offsets, data) = &source.column(field).values {
                 copy_or_share(rope, source, data, text(offsets, cut.range()));
             }
         }
         header::pad(rope, end as usize, ALIGN);
     }
 
-    /// Schema and dictionary; they leave together with the first batch.
+    /// Writes the schema and the dictionary, which leave together with the first batch.
     fn open(&mut self, symbols: &[Symbol], sent: usize) {
         let bytes: usize = symbols.iter().map(|symbol| symbol.as_str().len()).sum();
         self.layout.clear();
@@ -582,25 +559,25 @@ impl<S: Source> Framer<S> {
     }
 }
 
-/// A cached buffer on its way out.
-struct Shared<S> {
+/// A buffer of a chunk on its way out, which pins the chunk.
+struct PinnedBuffer<S> {
     buffer: Buffer,
     _pin: S,
 }
 
-impl<S> AsRef<[u8]> for Shared<S> {
+impl<S> AsRef<[u8]> for PinnedBuffer<S> {
     fn as_ref(&self) -> &[u8] {
         &self.buffer
     }
 }
 
-/// Writes bytes of a chunk's buffer.
+/// Writes bytes of a chunk's buffer, by a copy or by sharing the buffer.
 fn copy_or_share<S: Source>(rope: &mut Rope, source: &S, buffer: &Buffer, range: Range<usize>) {
     if range.len() < SHARE_BYTES_MIN {
         return rope.copy(&buffer[range]);
     }
     let buffer = buffer.slice_with_length(range.start, range.len());
-    rope.share(Bytes::from_owner(Shared { buffer, _pin: source.clone() }));
+    rope.share(Bytes::from_owner(PinnedBuffer { buffer, _pin: source.clone() }));
 }
 
 fn scaled(cut: &Cut, width: usize) -> Range<usize> {

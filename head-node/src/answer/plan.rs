@@ -1,5 +1,5 @@
-//! What to read for a request: its fields and symbols found, its range cut to what the dataset has, its size estimated
-//! before anything is read. Pure: facts in, a plan or a refusal out.
+//! The plan of a request: finds its fields and symbols, cuts its range to the dataset's bounds, and estimates its size before anything is
+//! read. Pure: facts in, a plan or a refusal out.
 
 use std::ops::Range;
 
@@ -9,18 +9,18 @@ use trellis_proto::{
 
 use super::slice::Window;
 
-/// An estimate assumes that rows are spread evenly over symbols and time. Real ones are not, so a request is refused
-/// unread only when its estimate is this many times over the limit; closer ones are counted while they are read.
+/// An estimate assumes that rows are spread evenly over symbols and time, which real rows are not. So a request is refused unread only if
+/// its estimate is this many times over the limit. Rows of other requests are counted while they are read.
 const ESTIMATE_SLACK: f64 = 2.0;
 
-/// A series of more than this many bytes is read in steps, so that a reader who stops in the middle holds two of them in
-/// memory and not the whole series. (Series after series is the engine's to pace.)
+/// A series of more bytes is read in steps of this many, so that a reader that stops in the middle holds two steps in memory and not the
+/// whole series. (The engine bounds how many series are read ahead.)
 pub(crate) const STEP_BYTES: u64 = 32 << 20;
 
-/// Most steps of one answer: each has a list entry and at least one chunk.
+/// Most steps of one answer: each is an entry of a list, and has at least one chunk.
 const STEPS_MAX: f64 = 65_536.0;
 
-/// What the plan has to know of a dataset.
+/// The facts of a dataset that a plan needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts<'a> {
     pub(crate) spec: &'a DatasetSpec,
@@ -33,7 +33,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) symbols: &'a [Symbol],
 }
 
-/// What one answer may be at most.
+/// Most rows and bytes of one answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AnswerLimits {
     pub(crate) rows: u64,
@@ -47,15 +47,15 @@ pub(crate) struct Plan {
     pub(crate) fields: Vec<usize>,
     /// Sorted; the answer's dictionary.
     pub(crate) symbols: Vec<Symbol>,
-    /// Event times asked that the dataset has, and the knowledge time.
+    /// The range asked for, cut to the dataset's bounds, and the knowledge time.
     pub(crate) window: Window,
-    /// Most rows that this answer may have.
+    /// Most rows of this answer.
     pub(crate) rows_max: u64,
-    /// Rows, estimated.
+    /// Estimated rows.
     pub(crate) rows: f64,
 }
 
-/// A part of an answer that is read at once: all symbols over all of the range, or one symbol over a part of it.
+/// A part of an answer that is one read: all symbols over the whole range, or one symbol over a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Step {
     /// Positions in the plan's symbols.
@@ -64,13 +64,13 @@ pub(crate) struct Step {
     pub(crate) end: i64,
 }
 
-/// An answer has more rows than it may.
+/// The error of an answer with too many rows.
 pub(crate) fn too_many_rows(query: &SeriesQuery, max: u64, found: &str) -> Error {
     let whose = if query.rows_max == max { "the request allows" } else { "the limit is" };
     by_parts(query, format!("the answer has {found} rows; {whose} {max}"))
 }
 
-/// An answer has more bytes than it may.
+/// The error of an answer with too many bytes.
 pub(crate) fn too_many_bytes(query: &SeriesQuery, max: u64, found: &str) -> Error {
     by_parts(query, format!("the answer has {found}; the limit is {}", size(max as f64)))
 }
@@ -90,7 +90,7 @@ fn size(bytes: f64) -> String {
     }
 }
 
-/// Bytes of an answer's row, text guessed.
+/// Bytes of a row of the answer; of text a guess.
 fn row_bytes(spec: &DatasetSpec, fields: &[usize], known_at: bool) -> usize {
     let of_fields: usize = fields.iter().map(|&i| spec.fields[i].data_type.width()).sum();
     size_of::<i32>() + size_of::<i64>() + of_fields + if known_at { size_of::<i64>() } else { 0 }
@@ -138,7 +138,7 @@ fn symbols(spec: &DatasetSpec, known: &[Symbol], asked: &Symbols) -> Result<Vec<
     Ok(asked.clone())
 }
 
-/// The range asked, cut to what the dataset has: an open end must not become a chunk for every week since 1677.
+/// The range asked for, cut to the dataset's bounds: an open end must not become a chunk for every week since 1677.
 fn window(query: &SeriesQuery, facts: Facts<'_>) -> Window {
     let (Some(first), Some(last)) = (facts.first_ts, facts.last_ts) else {
         return Window { start: 0, end: 0, as_of: query.as_of };
@@ -196,7 +196,7 @@ impl Plan {
         if of_symbol <= STEP_BYTES as f64 {
             return vec![Step { symbols: 0..self.symbols.len(), start, end }];
         }
-        // cut at the borders of chunks, so that none is visited twice
+        // cut between chunks, so that no chunk is read twice
         let chunks = spec.chunk.cover(start, end);
         let cuts = (of_symbol / STEP_BYTES as f64).ceil().min(STEPS_MAX / self.symbols.len() as f64).max(1.0);
         let of_step = ((chunks.end - chunks.start) as f64 / cuts).ceil().max(1.0) as i64;

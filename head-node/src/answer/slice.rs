@@ -1,11 +1,10 @@
-//! The exact cut of one chunk: by event time and by knowledge time.
+//! The exact cut of one chunk, by event time and by knowledge time.
 //!
-//! A chunk holds every known version of its rows, sorted by `(ts, known_at)`. An answer holds, of each `ts` in
-//! `[start, end)`, the version with the greatest `known_at` that is not after `as_of`, unless that one is a retraction:
-//! then nothing holds there. Two facts make the common cut cheap. A chunk in which no row was ever corrected or retracted
-//! needs no grouping: each row stands for itself. And where nothing is filtered row by row, what is left is one contiguous
-//! run, which the framer copies, or shares, as a block. Only corrected rows break a run; the cut then yields the runs
-//! between them, in order.
+//! A chunk holds every known version of its rows, sorted by `(ts, known_at)`. Of each `ts` in `[start, end)` an answer has the version
+//! with the greatest `known_at` that is not after `as_of`, unless that version is a retraction. Two facts make the common cut cheap. In a
+//! chunk without corrections and retractions each row stands for itself, so no grouping is needed. And if no single row is left out, the
+//! cut is one contiguous run, which the framer copies or shares as a block. Corrected rows break a run: the cut then calls back with each
+//! run between them, in order.
 //!
 //! The alternative, a boolean mask and the `filter` kernel, allocates new arrays for every chunk, corrected or not.
 
@@ -13,42 +12,26 @@ use std::ops::Range;
 
 use arrow_buffer::BooleanBuffer;
 
-/// What to keep of a chunk.
+use super::column::KnownAt;
+
+/// The rows to keep of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
     /// Event time, nanoseconds, inclusive.
     pub(crate) start: i64,
     /// Event time, nanoseconds, exclusive.
     pub(crate) end: i64,
-    /// Knowledge time, nanoseconds, inclusive; `None`: the latest of everything.
+    /// Knowledge time, nanoseconds, inclusive; `None`: the latest.
     pub(crate) as_of: Option<i64>,
 }
 
-/// The knowledge times of a chunk's rows.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Known<'a> {
-    /// Every row was learned at this moment.
-    Constant(i64),
-    /// One for each row.
-    PerRow(&'a [i64]),
-}
-
-impl Known<'_> {
-    fn at(&self, row: usize) -> i64 {
-        match self {
-            Known::Constant(at) => *at,
-            Known::PerRow(at) => at[row],
-        }
-    }
-}
-
-/// Calls `keep` with the runs of rows that `window` leaves, ascending, none empty, no two adjacent.
+/// Calls `keep` with the runs of rows in `window`, ascending, none empty, no two adjacent.
 ///
-/// `ts` is sorted; `corrected` says that some `ts` occurs more than once, or that some row is a retraction; `retracted`
-/// says which are.
+/// `ts` is sorted. `corrected` says that some `ts` occurs more than once, or that some row is a retraction; `retracted` says which rows
+/// are retractions.
 pub(crate) fn cut(
     ts: &[i64],
-    known: Known<'_>,
+    known: &KnownAt,
     corrected: bool,
     retracted: Option<&BooleanBuffer>,
     window: &Window,
@@ -61,13 +44,13 @@ pub(crate) fn cut(
     let whole = |range: Range<usize>| range.start as u32..range.end as u32;
     match (corrected, window.as_of, known) {
         (false, None, _) => return keep(whole(range)),
-        (false, Some(as_of), Known::Constant(at)) => {
-            if at <= as_of {
+        (false, Some(as_of), KnownAt::Constant(at)) => {
+            if *at <= as_of {
                 keep(whole(range));
             }
             return;
         }
-        (false, Some(as_of), Known::PerRow(at)) if at[range.clone()].iter().all(|at| *at <= as_of) => {
+        (false, Some(as_of), KnownAt::PerRow(at)) if at[range.clone()].iter().all(|at| *at <= as_of) => {
             return keep(whole(range));
         }
         _ => {}
@@ -104,7 +87,7 @@ pub(crate) fn cut(
     }
 }
 
-/// The rows with `start <= ts < end`. Interior chunks of a long range are whole: two comparisons.
+/// The rows with `start <= ts < end`. Chunks inside a long range are whole, and take only two comparisons.
 fn in_range(ts: &[i64], start: i64, end: i64) -> Range<usize> {
     let (Some(first), Some(last)) = (ts.first(), ts.last()) else { return 0..0 };
     let from = if *first >= start { 0 } else { ts.partition_point(|t| *t < start) };
@@ -118,13 +101,13 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    fn rows(ts: &[i64], known: Known<'_>, corrected: bool, window: &Window) -> Vec<u32> {
+    fn rows(ts: &[i64], known: &KnownAt, corrected: bool, window: &Window) -> Vec<u32> {
         rows_of(ts, known, corrected, None, window)
     }
 
     fn rows_of(
         ts: &[i64],
-        known: Known<'_>,
+        known: &KnownAt,
         corrected: bool,
         retracted: Option<&BooleanBuffer>,
         window: &Window,
@@ -162,7 +145,9 @@ mod tests {
         let ts = [10, 20, 30, 40];
         let all = Window { start: i64::MIN, end: i64::MAX, as_of: None };
         let mut runs = Vec::new();
-        cut(&ts, Known::PerRow(&[1, 9, 2, 3]), false, None, &all, |run| runs.push((run.start, run.end)));
+        cut(&ts, &KnownAt::PerRow(vec![1, 9, 2, 3].into()), false, None, &all, |run| {
+            runs.push((run.start, run.end))
+        });
         assert_eq!(runs, [(0, 4)]);
     }
 
@@ -170,34 +155,34 @@ mod tests {
     fn the_start_is_in_and_the_end_is_out() {
         let ts = [10, 20, 30, 40];
         let window = |start, end| Window { start, end, as_of: None };
-        assert_eq!(rows(&ts, Known::Constant(0), false, &window(20, 40)), [1, 2]);
-        assert_eq!(rows(&ts, Known::Constant(0), false, &window(20, 20)), NONE);
-        assert_eq!(rows(&ts, Known::Constant(0), false, &window(11, 20)), NONE);
-        assert_eq!(rows(&ts, Known::Constant(0), false, &window(41, 99)), NONE);
-        assert_eq!(rows(&[], Known::Constant(0), false, &window(0, 99)), NONE);
-        assert_eq!(rows(&ts, Known::Constant(0), false, &window(30, 20)), NONE);
+        assert_eq!(rows(&ts, &KnownAt::Constant(0), false, &window(20, 40)), [1, 2]);
+        assert_eq!(rows(&ts, &KnownAt::Constant(0), false, &window(20, 20)), NONE);
+        assert_eq!(rows(&ts, &KnownAt::Constant(0), false, &window(11, 20)), NONE);
+        assert_eq!(rows(&ts, &KnownAt::Constant(0), false, &window(41, 99)), NONE);
+        assert_eq!(rows(&[], &KnownAt::Constant(0), false, &window(0, 99)), NONE);
+        assert_eq!(rows(&ts, &KnownAt::Constant(0), false, &window(30, 20)), NONE);
     }
 
     #[test]
     fn a_correction_is_seen_from_its_knowledge_time_on() {
         let ts = [10, 20, 20, 30];
-        let known = Known::PerRow(&[1, 1, 5, 1]);
+        let known = KnownAt::PerRow(vec![1, 1, 5, 1].into());
         let as_of = |as_of| Window { start: 0, end: 99, as_of };
-        assert_eq!(rows(&ts, known, true, &as_of(Some(0))), NONE);
-        assert_eq!(rows(&ts, known, true, &as_of(Some(1))), [0, 1, 3]);
-        assert_eq!(rows(&ts, known, true, &as_of(Some(4))), [0, 1, 3]);
-        assert_eq!(rows(&ts, known, true, &as_of(Some(5))), [0, 2, 3]);
-        assert_eq!(rows(&ts, known, true, &as_of(None)), [0, 2, 3]);
+        assert_eq!(rows(&ts, &known, true, &as_of(Some(0))), NONE);
+        assert_eq!(rows(&ts, &known, true, &as_of(Some(1))), [0, 1, 3]);
+        assert_eq!(rows(&ts, &known, true, &as_of(Some(4))), [0, 1, 3]);
+        assert_eq!(rows(&ts, &known, true, &as_of(Some(5))), [0, 2, 3]);
+        assert_eq!(rows(&ts, &known, true, &as_of(None)), [0, 2, 3]);
     }
 
     #[test]
     fn a_retraction_hides_its_row_from_its_knowledge_time_until_the_row_comes_back() {
         let ts = [10, 10, 10, 20];
-        let known = Known::PerRow(&[1, 3, 5, 1]);
+        let known = KnownAt::PerRow(vec![1, 3, 5, 1].into());
         let retracted = BooleanBuffer::from(vec![false, true, false, false]);
         let as_of = |as_of| {
             let window = Window { start: 0, end: 99, as_of };
-            rows_of(&ts, known, true, Some(&retracted), &window)
+            rows_of(&ts, &known, true, Some(&retracted), &window)
         };
         assert_eq!(as_of(Some(2)), [0, 3]);
         assert_eq!(as_of(Some(3)), [3]);
@@ -227,12 +212,12 @@ mod tests {
             let corrected = ts.windows(2).any(|w| w[0] == w[1]) || some.is_some();
             let window = Window { start, end: start + len, as_of };
             let want = oracle(&ts, &known, &retractions, &window);
-            let of_rows = Known::PerRow(&known);
-            prop_assert_eq!(&rows_of(&ts, of_rows, corrected, some, &window), &want);
+            let of_rows = KnownAt::PerRow(known.clone().into());
+            prop_assert_eq!(&rows_of(&ts, &of_rows, corrected, some, &window), &want);
             // saying "corrected" of a chunk that is not costs time, never correctness
-            prop_assert_eq!(&rows_of(&ts, of_rows, true, Some(&retracted), &window), &want);
+            prop_assert_eq!(&rows_of(&ts, &of_rows, true, Some(&retracted), &window), &want);
             if constant {
-                prop_assert_eq!(&rows(&ts, Known::Constant(6), false, &window), &want);
+                prop_assert_eq!(&rows(&ts, &KnownAt::Constant(6), false, &window), &want);
             }
         }
     }

@@ -1,11 +1,11 @@
-//! One read: what is there is taken, what is missing is claimed or joined and waited for, series by series.
+//! One read: ready chunks are taken, the others joined or claimed and then waited for, series by series.
 //!
-//! A read fixes its knowledge time when it begins: the `as_of` that was asked for, but never later than what every shard concerned is
-//! known through. So an answer is one cut through all its series, whatever arrives meanwhile: a publish that touches symbols of
-//! several shards is in it whole or not at all, and asking again with the receipt's `known_through` gives the same rows.
+//! A read fixes its knowledge time when it begins: the `as_of` that was asked for, but never later than the knowledge time of each shard
+//! concerned. So an answer is one cut through all its series, whatever arrives meanwhile. A publish that touches symbols of several shards
+//! is in it whole or not at all, and a later read as of the receipt's `known_through` gets the same rows.
 //!
-//! Claims are made ahead of what the reader has taken, up to a window of expected bytes: far enough to fill the calls to the shards,
-//! near enough that a reader who stops holds a bounded amount.
+//! Claims are made ahead of the reader, up to a window of expected bytes: far enough to fill the calls to the shards, near enough that a
+//! reader that stops holds a bounded amount.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -22,54 +22,55 @@ use super::{
     fetch::{Fetcher, Work},
 };
 use crate::{
+    answer::Source,
     held::{
-        Chunk, ChunkOutcome, ChunkRef, ClaimPlan, ColumnSet, Dataset, FlightId, Holdings, Part, Payload,
-        Route, Series, SeriesEffects, Table, Taken, Token, Waiter, Want, routes_of,
+        Chunk, ChunkOutcome, ClaimPlan, ColumnSet, Dataset, FlightId, Holdings, Part, Payload, Route, Series,
+        SeriesEffects, Table, Taken, Token, Waiter, Want, routes_of,
     },
     shards::{Link, Shard},
 };
 
-/// Expected bytes that one read claims ahead of its reader, as a part of the budget...
+/// Expected bytes that one read claims ahead of its reader, as a part of the budget.
 const WINDOW_SHARE: u64 = 16;
-/// ...and at most.
+/// The same at most, for large budgets.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
-/// A read that is expected to take more than this part of the budget leaves nothing behind: kept, it would push out everything that
-/// others use, and be gone itself before it is read again.
+/// The chunks of a read that is expected to take more than this part of the budget are not stored: they would evict everything that
+/// other reads use, and would be evicted themselves before they are read again.
 const SCAN_SHARE: u64 = 4;
-/// How often a chunk may come and go before a read gives up on it.
+/// How often a read plans a lost chunk again before it fails.
 const ROUNDS_MAX: u32 = 8;
 /// How long a read waits for shards that are being brought up to date.
 pub(crate) const SYNC_WAIT: Duration = Duration::from_secs(5);
-/// Chunks of one series in one read, at most: each costs some bookkeeping even if it is empty.
+/// Most chunks of one series in one read: each costs some bookkeeping even if it is empty.
 const CHUNKS_MAX: i64 = 1 << 20;
-/// Series that are planned in one go, after which others have their turn.
+/// Series that are planned before other tasks may run.
 const SERIES_PLANNED: usize = 32;
-/// Chunks of a series for which room is made before it is known whether they are there: ten years of days are 57.
+/// Most chunks of a series for which a hit allocates before it looks for them: ten years of days are 57.
 const TAKEN_MIN: usize = 64;
 
-/// A question to the engine. Everything in it has been checked.
+/// A read as the engine is asked for it. Everything in it has been checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
     /// As [`super::facade::Engine::dataset`] returned it.
     pub(crate) dataset: Arc<Dataset>,
     /// Sorted, without duplicates.
     pub(crate) symbols: Vec<Symbol>,
-    /// Positions in the dataset's spec; any order.
+    /// Positions in the dataset's spec, in any order.
     pub(crate) fields: Vec<usize>,
     /// Event time, inclusive. The engine clamps it to the dataset's bounds.
     pub(crate) start: i64,
     /// Event time, exclusive.
     pub(crate) end: i64,
-    /// Knowledge time, inclusive; `None`: the latest. One that the head has not reached asks for
-    /// [`super::facade::Engine::caught_up`] first.
+    /// Knowledge time, inclusive; `None`: the latest. For a time that the head has not reached, the caller first calls
+    /// [`super::facade::Engine::caught_up`].
     pub(crate) as_of: Option<i64>,
-    /// The shards that this left behind: of what they own nothing later than their knowledge time is known.
+    /// The shards that did not answer that call. Of their series nothing after their knowledge time is known.
     pub(crate) behind: Arc<[Arc<str>]>,
-    /// Accept what cannot be confirmed as the latest while a shard is away.
+    /// Accept chunks that cannot be confirmed as the latest while a shard is away.
     pub(crate) allow_stale: bool,
-    /// In whose name.
+    /// The unit that asks.
     pub(crate) unit: Arc<str>,
-    /// When the answer is of no use any more.
+    /// The read fails after this time.
     pub(crate) deadline: Option<std::time::Instant>,
     /// Which chunks the shards send first.
     pub(crate) order: FetchOrder,
@@ -78,22 +79,21 @@ pub(crate) struct Ask {
 /// The chunks of one series of an answer.
 #[derive(Debug, Clone)]
 pub(crate) struct SeriesChunks {
-    /// Whose.
     pub(crate) symbol: Symbol,
     /// Ascending in event time, none empty. The first and the last may hold rows outside the range.
-    pub(crate) chunks: Vec<ChunkRef>,
+    pub(crate) chunks: Vec<Arc<Chunk>>,
 }
 
-/// How a read was answered so far.
+/// The figures of a read so far.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ReadCounts {
-    /// Chunks that were there.
+    /// Chunks that were ready.
     pub(crate) hit: u64,
-    /// Chunks that others had asked a shard for.
+    /// Chunks that other reads had claimed.
     pub(crate) joined: u64,
-    /// Chunks that this read asked a shard for.
+    /// Chunks that this read claimed.
     pub(crate) fetched: u64,
-    /// Rows that came because this read asked.
+    /// Rows that came for the claims of this read.
     pub(crate) rows_fetched: u64,
     /// The shards concerned.
     pub(crate) shards: BTreeSet<String>,
@@ -103,7 +103,7 @@ pub(crate) struct ReadCounts {
     pub(crate) known_through: Option<i64>,
     /// The least of the shards' watermarks; `None`: one of them did not say.
     pub(crate) watermark: Option<i64>,
-    /// Some of it could not be confirmed as the latest.
+    /// Some chunks could not be confirmed as the latest.
     pub(crate) stale: bool,
 }
 
@@ -212,18 +212,18 @@ impl Reading {
         Self { core, table, ask, phase: Phase::New, counts: ReadCounts::default(), cut: None }
     }
 
-    /// How it was answered so far.
+    /// The figures of the read so far.
     pub(crate) fn counts(&self) -> &ReadCounts {
         &self.counts
     }
 
-    /// The knowledge time to cut at: rows with a later `known_at` are not part of the answer. `None` before the read has begun, which
-    /// the first call of [`Self::next`] or [`Self::try_all_ready`] does. Other reads of the same answer are to be asked `as_of` it.
+    /// The knowledge time to cut at: rows with a later `known_at` are not part of the answer. Other reads of the same answer use it as
+    /// their `as_of`. `None` before the read has begun, with the first call of [`Self::next`] or [`Self::try_all_ready`].
     pub(crate) fn cut(&self) -> Option<i64> {
         self.cut
     }
 
-    /// Everything, if all of it is in memory: no waiting, one short lock for each series. `None` changes nothing.
+    /// All series, if all their chunks are ready; takes one short lock for each series, and does not wait. `None` takes nothing.
     pub(crate) fn try_all_ready(&mut self) -> Option<Vec<SeriesChunks>> {
         if matches!(self.phase, Phase::New) && self.begin(false).is_err() {
             return None;
@@ -259,8 +259,7 @@ impl Reading {
         Some(answer)
     }
 
-    /// The next series, as soon as all its chunks are there; `None` when there are no more. After an error there is nothing more.
-    /// Cancel safe.
+    /// Waits for the next series with all its chunks; `None` after the last series, and after an error. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<Result<SeriesChunks>> {
         let deadline = self.ask.deadline.map(Instant::from_std);
         let next = match deadline {
@@ -336,8 +335,8 @@ impl Reading {
         error.dataset(&self.table.name).range(range)
     }
 
-    /// Fixes the read's knowledge time and range. Changes nothing if it cannot be done now. `unsynced`: what is held of shards that are
-    /// being brought up to date will do, as stale.
+    /// Fixes the read's knowledge time and range. Changes nothing if that is not possible now. `unsynced`: chunks of shards that are
+    /// being brought up to date are taken, and the answer is marked stale.
     fn begin(&mut self, unsynced: bool) -> std::result::Result<(), Obstacle> {
         let shards = &self.core.shards;
         let all_series = self.table.series_of(&self.ask.symbols);
@@ -439,11 +438,11 @@ impl Reading {
         Ok(())
     }
 
-    /// Plans some series of the window; its claims go to each shard together when it is full. True: there is room for more.
+    /// Plans some series of the window. When the window is full, its claims go to each shard together. True: there is room for more.
     fn plan_ahead(&mut self) -> bool {
         let Phase::Running(running) = &mut self.phase else { return false };
         let ahead = running.ahead.len() as u64 * running.series_bytes;
-        // refilled when half empty, so that claims come in batches
+        // the window is filled again when it is half empty, so that claims go in batches
         running.refilling |= running.ahead.is_empty() || ahead <= running.window / 2;
         if !running.refilling {
             return false;
@@ -574,7 +573,7 @@ impl PlannedSeries {
         (hit, plan.joined, plan.claimed)
     }
 
-    /// Takes what has come. True: nothing is missing any more.
+    /// Takes the chunks that have come. True: no chunk is missing any more.
     ///
     /// # Errors
     /// Of a chunk that is needed.
@@ -647,7 +646,7 @@ impl PlannedSeries {
     }
 }
 
-/// What is done with a series before it is handed out.
+/// Hands out the chunks of a series.
 struct Finish<'a> {
     table: &'a Table,
     as_of: i64,
@@ -656,7 +655,7 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    /// Counts, and lets the empty chunks go.
+    /// Adds to the counts, and leaves out the empty chunks.
     fn series(
         &self,
         counts: &mut ReadCounts,
@@ -681,7 +680,7 @@ impl Finish<'_> {
             let known_through = taken.known_through.min(self.as_of);
             counts.known_through = counts.known_through.into_iter().chain([known_through]).min();
             if taken.payload.rows() > 0 {
-                chunks.push(ChunkRef::new(taken.payload, known_through));
+                chunks.push(taken.payload);
             }
         }
         SeriesChunks { symbol: series.symbol.clone(), chunks }

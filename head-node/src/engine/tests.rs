@@ -26,7 +26,8 @@ use super::{
     reading::{Ask, ReadCounts, Reading, SYNC_WAIT, SeriesChunks},
 };
 use crate::{
-    held::{ISLAND_ROWS_MAX, KnownAt, Values, model},
+    answer::{KnownAt, Source, Values},
+    held::{ISLAND_ROWS_MAX, Payload, model},
     shards::{Link, Shard},
 };
 
@@ -90,19 +91,19 @@ async fn reading(engine: &Engine, q: &Q) -> Reading {
         .unwrap()
 }
 
-/// The rows of a series that the cut leaves, checked column by column: (day, known_at).
+/// The rows of a series up to the cut, checked column by column: (day, known_at).
 fn rows(q: &Q, cut: i64, series: &SeriesChunks) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for chunk in &series.chunks {
         assert!(chunk.rows() > 0);
-        for i in 0..chunk.rows() {
+        for i in 0..chunk.rows() as usize {
             let known_at = match chunk.known_at() {
                 KnownAt::Constant(at) => *at,
                 KnownAt::PerRow(at) => at[i],
             };
             let row = (chunk.ts()[i] / DAY_NS, known_at);
             for field in &q.fields {
-                let Values::Fixed(values) = chunk.field(*field).unwrap().values() else { panic!("floats") };
+                let Values::Fixed(values) = &chunk.column(*field).values else { panic!("floats") };
                 assert_eq!(values.typed_data::<f64>()[i], value(*field, row));
             }
             if row.0 >= q.start && row.0 < q.end && known_at <= cut {
@@ -233,7 +234,7 @@ async fn columns_are_claimed_like_time() {
     assert_eq!(both.await.unwrap().0.unwrap(), days(0, 640));
     let asked: Vec<Vec<String>> = fake.fetches().iter().map(|f| f.ranges[0].fields.clone()).collect();
     assert_eq!(asked, [["close"], ["open"]]);
-    // all columns are one chunk now: a read of both is a hit
+    // the slot has all columns now: a read of both is a hit
     let mut again = reading(&engine, &Q { fields: vec![1, 0], ..q("AMZN", 0, 640) }).await;
     assert_eq!(again.try_all_ready().unwrap().len(), 1);
 }
@@ -241,7 +242,7 @@ async fn columns_are_claimed_like_time() {
 #[tokio::test]
 async fn an_island_is_read_again_if_that_costs_less_than_a_second_range() {
     assert_eq!(SPAN as u64, ISLAND_ROWS_MAX, "a chunk of a row a day is as much as an island may be");
-    // a row more by a correction; another column of the island on its way; the chunks asked for
+    // (a row is added by a correction; another column of the island is in flight; the chunks that are fetched)
     let cases: [(bool, bool, &[_]); 3] =
         [(false, false, &[(0, 10)]), (true, false, &[(0, 4), (5, 10)]), (false, true, &[(0, 4), (5, 10)])];
     for (corrected, going, ranges) in cases {
@@ -270,7 +271,7 @@ async fn an_island_is_read_again_if_that_costs_less_than_a_second_range() {
 #[tokio::test]
 async fn that_there_is_nothing_is_asked_for_once() {
     let fake = Fake::start("shard-0", &["AMZN"], 640).await;
-    // listed late: its other chunks lie within the dataset's bounds, and are empty
+    // a symbol listed late: its other chunks lie within the dataset's bounds, and are empty
     fake.commit("NVDA", &[600], false);
     let engine = engine_with(&[&fake], BUDGET).await;
     engine.ready().await;
@@ -342,7 +343,7 @@ async fn a_fetch_that_everybody_left_is_cancelled_and_what_came_stays() {
 }
 
 #[tokio::test]
-async fn what_has_been_left_of_a_call_that_goes_on_is_not_asked_for_again() {
+async fn chunks_left_by_their_readers_in_a_call_that_goes_on_are_not_fetched_again() {
     let (fake, engine) = start(&["AMZN", "MSFT"], 640).await;
     fake.hold();
     let leaving = begin(&engine, &Q { symbols: vec!["AMZN", "MSFT"], ..q("", 0, 640) }).await;
@@ -382,7 +383,7 @@ async fn a_call_ends_when_the_last_who_waits_for_any_of_it_is_served() {
 }
 
 #[tokio::test]
-async fn what_was_left_before_it_was_asked_for_is_not_asked_for() {
+async fn a_claim_that_its_readers_left_while_it_was_queued_is_not_fetched() {
     let (fake, engine) = start(&["AMZN", "GOOG", "MSFT", "NVDA"], 64).await;
     fake.hold();
     let mut going = Vec::new();
@@ -415,7 +416,7 @@ async fn a_chunk_that_cannot_be_read_fails_only_who_needs_it() {
     let error = all.await.unwrap().0.unwrap_err();
     assert_eq!((error.code(), error.place()), (Code::DataCorrupt, (DATASET, "AMZN", "shard-0")));
     assert_eq!(finish(&late_q, &mut late).await.unwrap()[0], days(320, 640));
-    // the shard reads it now: only that chunk is asked for
+    // the shard can read it now: only that chunk is fetched
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
     assert_eq!(chunks_asked(&fake), [10, 1]);
 }
@@ -449,7 +450,7 @@ async fn a_change_over_a_flight_is_seen_by_later_readers_only() {
     assert_eq!(read(&engine, &q("AMZN", 576, 640)).await.unwrap(), corrected);
     assert_eq!(fake.fetches().len(), 2);
     assert_eq!(engine.stats().poisoned_flights, 1);
-    // the past is as it was
+    // an answer of the past has not changed
     let past = Q { as_of: Some(105), ..q("AMZN", 576, 640) };
     assert_eq!(read(&engine, &past).await.unwrap(), days(576, 640));
 }
@@ -479,7 +480,7 @@ async fn readers_of_now_cost_no_calls_while_the_tail_grows() {
     let (fake, engine) = start(&["AMZN"], 630).await;
     let mut expected = days(0, 630);
     assert_eq!(read(&engine, &q("AMZN", 0, 10_000)).await.unwrap(), expected);
-    // over the end of the chunk at 640, too
+    // also over the end of the chunk at 640
     for day in 630..700 {
         let seq = fake.commit("AMZN", &[day], true);
         fake.applied(seq).await;
@@ -487,7 +488,7 @@ async fn readers_of_now_cost_no_calls_while_the_tail_grows() {
         assert_eq!(read(&engine, &q("AMZN", 0, 10_000)).await.unwrap(), expected);
     }
     assert_eq!(fake.fetches().len(), 1);
-    // a correction of an old row, too
+    // also a correction of an old row
     let seq = fake.commit("AMZN", &[5], true);
     fake.applied(seq).await;
     expected.insert(6, (5, 100 + 71 * 10));
@@ -500,7 +501,7 @@ async fn a_read_at_a_knowledge_time_that_is_not_reached_catches_up_first() {
     let (fake, engine) = start(&["AMZN"], TEN_YEARS).await;
     let name = DATASET.parse().unwrap();
     let before = engine.dataset(&name).await.unwrap().known_through;
-    // committed, and answered by another head; this one has not been told yet
+    // a commit that another head has answered, and this head has not been told of yet
     fake.withhold();
     fake.commit("AMZN", &[600], true);
     let at = fake.known_through();
@@ -532,7 +533,7 @@ async fn a_change_without_rows_closes_exactly_the_touched_chunks() {
     fake.applied(seq).await;
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap().len(), 642);
     assert_eq!(chunks_asked(&fake), [10, 2]);
-    // what was known before is still answered from memory
+    // reads of an earlier knowledge time are still answered from memory
     assert_eq!(read(&engine, &Q { as_of: Some(100), ..q("AMZN", 0, 640) }).await.unwrap(), days(0, 640));
     assert_eq!(fake.fetches().len(), 2);
 }
@@ -601,7 +602,7 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
     let (answer, counts) = spawn(&engine, &tolerant).await.await.unwrap();
     assert_eq!(answer.unwrap(), days(0, 640));
     assert!(counts.stale && counts.known_through == Some(100));
-    // never a hole: what is not in memory is refused even so
+    // never a hole: a read of chunks that are not in memory is refused all the same
     assert!(read(&engine, &Q { fields: vec![1], ..tolerant }).await.is_err());
     fake.come_back();
     until("the shard is back", || live(&engine) == 1).await;
@@ -610,7 +611,7 @@ async fn while_a_shard_is_away_only_the_past_and_the_tolerant_are_served() {
 }
 
 #[tokio::test]
-async fn who_tolerates_it_waits_a_while_for_a_shard_that_is_there_and_is_served_then() {
+async fn a_read_with_allow_stale_waits_a_while_for_a_syncing_shard_and_is_then_served() {
     let (fake, engine) = start(&["AMZN"], 640).await;
     read(&engine, &q("AMZN", 0, 640)).await.unwrap();
     fake.hold_confirms(true);
@@ -622,7 +623,7 @@ async fn who_tolerates_it_waits_a_while_for_a_shard_that_is_there_and_is_served_
     tokio::task::yield_now().await;
     tokio::time::advance(SYNC_WAIT - Duration::from_millis(1)).await;
     assert!(!strict.is_finished() && !tolerant.is_finished(), "the check may be over at any moment");
-    // timers are kept in whole milliseconds
+    // tokio rounds timers to milliseconds
     tokio::time::advance(Duration::from_millis(2)).await;
     until("both have waited long enough", || strict.is_finished() && tolerant.is_finished()).await;
     let error = strict.await.unwrap().0.unwrap_err();
@@ -672,7 +673,7 @@ async fn of_many_series_in_one_message_each_has_its_own_fate() {
     for other in &others {
         joined.push(begin(&engine, other).await);
     }
-    // the failure is told while the rows are still to come
+    // the reader gets the error while other rows are still on their way
     fake.release(1);
     let error = finish(&failing, &mut failing_reading).await.unwrap_err();
     assert_eq!((error.code(), error.place().1), (Code::DataCorrupt, "MSFT"));
@@ -690,7 +691,7 @@ async fn rows_that_are_not_of_their_chunk_fail_its_readers_alone() {
     let (fake, engine) = start(&["AMZN", "MSFT"], 640).await;
     fake.together();
     fake.hold();
-    // of AMZN, as it is asked first, the two newest chunks
+    // AMZN is asked for first: the two newest chunks of it
     fake.spoil(|answers| {
         let Answer::Batch(batch) = &mut answers[0] else { panic!("all in one") };
         let (a, b) = (batch.runs[0].first, batch.runs[1].first);
@@ -732,7 +733,7 @@ async fn a_shard_that_breaks_the_contract_is_refused_and_nobody_waits() {
         assert_eq!((error.code(), error.place().2), (Code::DataCorrupt, "shard-0"));
         assert!(error.message().contains(why), "{error}");
     }
-    // one that says too little is asked again
+    // a shard whose answer is too short is asked again
     fake.spoil(|answers| drop(answers.pop()));
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
 }
@@ -768,8 +769,8 @@ fn owner<'a>(symbol: &str, a: &'a Fake, b: &'a Fake) -> &'a Fake {
     if trellis_proto::placement::symbol_slot(symbol) < 30_000 { a } else { b }
 }
 
-/// Readers, corrections, lost logs, restarts, absences and failures at once, on two threads. Every answer must be the one cut through
-/// all commits that it says it is.
+/// Readers, corrections, lost logs, restarts, absences and failures at once, on two threads. Every answer must be the cut through all
+/// commits at the knowledge time of its receipt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_disturbance_makes_an_answer_wrong() {
     let seed = model::seed();
@@ -797,7 +798,7 @@ async fn no_disturbance_makes_an_answer_wrong() {
                     q.allow_stale = rng.one_in(4);
                     let mut reading = reading(&engine, &q).await;
                     if rng.one_in(5) {
-                        // one look, and gone
+                        // polled once, then dropped
                         let _ = futures::poll!(Box::pin(reading.next()));
                         continue;
                     }
@@ -829,7 +830,7 @@ async fn no_disturbance_makes_an_answer_wrong() {
                 known_at += 10;
                 owner(name, &a, &b).commit_at(known_at, name, &[day, day + 3], what % 2 == 0);
             }
-            // the other shard sees it, sooner or later
+            // the other shard sees the commit later
             20..=39 => fake.learn(known_at),
             40..=41 => fake.lose_log(false),
             42 => fake.lose_log(true),
@@ -868,7 +869,7 @@ async fn no_disturbance_makes_an_answer_wrong() {
         fake.learn(known_at);
     }
     until("both shards are followed", || live(&engine) == 2).await;
-    // and in the end everybody sees everything
+    // in the end every reader sees every commit
     for name in names {
         let truth = owner(name, &a, &b).truth(name, 0, 800, i64::MAX);
         let mut answer = Vec::new();
@@ -960,7 +961,7 @@ async fn everything_together_stays_within_the_budget() {
         assert!(all <= budget + budget / 20, "{all} of {budget}: {stats:?}");
         stats
     };
-    // a slow reader holds what it has got while others go on
+    // a slow reader holds its chunks while other reads go on
     let mut held = Vec::new();
     let slow = Q { symbols: names[..8].to_vec(), ..q("", 0, TEN_YEARS) };
     let mut reading_slowly = reading(&engine, &slow).await;
@@ -978,7 +979,7 @@ async fn everything_together_stays_within_the_budget() {
     assert_eq!(engine.stats().pinned_bytes, 0);
 }
 
-/// Two hundred symbols, and an engine in which a question about all of them is a scan: too large to be stored.
+/// Two hundred symbols, and an engine in which a read of all of them is too large to be stored.
 async fn where_all_is_a_scan() -> (Vec<&'static str>, Fake, Engine) {
     let names: Vec<&'static str> =
         (0..200).map(|i| -> &'static str { Box::leak(format!("S{i:03}").into_boxed_str()) }).collect();
@@ -1019,13 +1020,13 @@ async fn a_scan_leaves_the_hot_set_where_it_is() {
     .await;
 }
 
-/// The values of the first field, whatever it is, and how they were had.
+/// The values of the first field, and the figures of the read.
 async fn first_field(engine: &Engine, q: &Q) -> Result<Vec<f64>> {
     let mut reading = reading(engine, q).await;
     let mut found = Vec::new();
     while let Some(series) = reading.next().await {
         for chunk in &series?.chunks {
-            let Values::Fixed(values) = chunk.field(0).unwrap().values() else { panic!("floats") };
+            let Values::Fixed(values) = &chunk.column(0).values else { panic!("floats") };
             found.extend_from_slice(values.typed_data::<f64>());
         }
     }
@@ -1033,7 +1034,7 @@ async fn first_field(engine: &Engine, q: &Q) -> Result<Vec<f64>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_of_old_fields_is_never_given_for_the_new_ones() {
+async fn chunks_of_old_fields_never_answer_reads_of_new_ones() {
     let (fake, engine) = start(&["A"], 10).await;
     let q = q("A", 0, 10);
     let of = |column: usize| (0..10).map(|day| value(column, (day, 1))).collect::<Vec<f64>>();
@@ -1047,12 +1048,12 @@ async fn what_is_held_of_old_fields_is_never_given_for_the_new_ones() {
     let stats = engine.stats();
     assert_eq!(stats.datasets.len(), 1);
     assert_eq!(stats.datasets[0].chunks_fetched, 4, "the counters go on");
-    // what was held of the fields before is not there any more
+    // no chunk of the old fields is held any more
     until("it is counted", || engine.stats().resident_bytes > 0).await;
     let one = engine.stats().resident_bytes;
     fake.applied(fake.swap_fields()).await;
     first_field(&engine, &q).await.unwrap();
-    // readers are woken before what they waited for is counted
+    // readers are woken before their chunks are counted
     until("the same is held again", || engine.stats().resident_bytes == one).await;
 }
 

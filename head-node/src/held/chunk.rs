@@ -1,10 +1,10 @@
-//! The payload of a chunk: every known row of some columns, immutable, in one allocation of its own.
+//! The rows of one chunk: every known row of some columns, immutable, in one allocation of its own.
 //!
-//! What a shard sends is one message for many chunks of many series; a slice of it would keep the whole message alive for
-//! as long as its smallest reader. So each chunk is copied out on arrival, all its columns into one buffer of exactly their
-//! size, and the message is dropped. (To count the message once and let its chunks share it was rejected: what is evicted
-//! would free nothing while a neighbour stays, so that a full cache could not make room.) The allocation counts itself in
-//! [`Memory`] until its last holder is gone, whoever that is: every [`Buffer`] handed out shares it.
+//! A shard sends one message for many chunks of many series. A slice of the message would keep all of it alive until the last reader of
+//! any of its chunks is gone. So on arrival the head copies each chunk, all its columns, into one buffer of exactly their size, and drops
+//! the message. To let chunks share the message, counted once, was rejected: an eviction would free nothing while another chunk of the
+//! message stays, so that a full cache could not make room. The allocation counts itself in [`Memory`] until its last holder is gone;
+//! every [`Buffer`] that is handed out shares it.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -15,25 +15,28 @@ use bytes::Bytes;
 use trellis_proto::{Code, DatasetSpec, Error, FieldType, Result, Side, fetch::ChunkRun};
 
 use super::claims::{ColumnSet, Payload};
-use crate::limits::Memory;
+use crate::{
+    answer::{Column, KnownAt, Source, Values},
+    limits::Memory,
+};
 
-/// Buffers inside an allocation start at multiples of this...
+/// Buffers inside an allocation start at multiples of this.
 const ALIGN: usize = 64;
-/// ...but for small allocations, where padding would be a good part of them: Arrow itself asks for 8.
+/// The same inside a small allocation, of which padding would be a large part. Arrow itself asks for 8.
 const ALIGN_SMALL: usize = 8;
-/// What is small.
+/// Allocations of fewer bytes are small.
 const SMALL_BYTES: usize = 4 << 10;
 
-/// What a chunk takes besides its buffers: the chunk, its columns' headers, reference counts, allocator rounding.
+/// Bytes that a chunk takes besides its buffers: the struct, reference counts, the rounding of the allocator.
 const CHUNK_BYTES: u64 = 320;
-/// As [`CHUNK_BYTES`], of each column.
+/// The same for each of its columns.
 const COLUMN_BYTES: u64 = 80;
 
 /// Bits of a [`ColumnSet`].
 const BITS: usize = u128::BITS as usize;
 
-/// Which fields of a dataset a bit of a [`ColumnSet`] stands for: one, unless the dataset has more than 128; then as many
-/// adjacent ones as it takes, which are fetched and kept together.
+/// The fields of a dataset that each bit of a [`ColumnSet`] stands for. It is one field, unless the dataset has more than 128: then it is
+/// as many adjacent fields as needed, which are fetched and kept together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ColumnLayout {
     fields: usize,
@@ -45,64 +48,24 @@ impl ColumnLayout {
         Self { fields, per_bit: fields.div_ceil(BITS).max(1) }
     }
 
-    /// The columns that hold the fields at these positions.
+    /// The set of columns for the fields at these positions.
     pub(crate) fn columns(&self, fields: &[usize]) -> ColumnSet {
         ColumnSet(fields.iter().fold(0, |set, field| set | 1 << (field / self.per_bit)))
     }
 
-    /// The positions of the fields that columns hold, ascending.
+    /// The positions of the fields in these columns, ascending.
     pub(crate) fn fields(&self, columns: ColumnSet) -> Vec<usize> {
         (0..self.fields).filter(|field| columns.0 >> (field / self.per_bit) & 1 == 1).collect()
     }
 }
 
-/// The knowledge times of a chunk's rows.
+/// One field that a chunk holds.
 #[derive(Debug, Clone)]
-pub(crate) enum KnownAt {
-    /// Every row was learned at this moment.
-    Constant(i64),
-    /// One for each row.
-    PerRow(ScalarBuffer<i64>),
-}
-
-impl KnownAt {
-    fn at(&self, row: usize) -> i64 {
-        match self {
-            Self::Constant(at) => *at,
-            Self::PerRow(at) => at[row],
-        }
-    }
-}
-
-/// Values of one field, as Arrow lays them out; row 0 is the chunk's first row.
-#[derive(Debug, Clone)]
-pub(crate) enum Values {
-    /// Of equal width.
-    Fixed(Buffer),
-    /// One bit each.
-    Bits(BooleanBuffer),
-    /// Text: one offset more than rows, from 0, and what they point into.
-    Text(ScalarBuffer<i32>, Buffer),
-}
-
-/// One field of one chunk.
-#[derive(Debug, Clone)]
-pub(crate) struct Column {
-    field: u16,
+struct Field {
+    /// Its position in the dataset's spec.
+    position: u16,
     data_type: FieldType,
-    nulls: Option<Box<NullBuffer>>,
-    values: Values,
-}
-
-impl Column {
-    /// Which values are there; `None`: all.
-    pub(crate) fn nulls(&self) -> Option<&NullBuffer> {
-        self.nulls.as_deref()
-    }
-    /// The values; where a null is, anything.
-    pub(crate) fn values(&self) -> &Values {
-        &self.values
-    }
+    column: Column,
 }
 
 /// The rows of one chunk.
@@ -113,17 +76,18 @@ pub(crate) struct Chunk {
     version: u64,
     known_through: i64,
     rows: u32,
+    /// Whether some event time occurs more than once, or some row is a retraction.
     corrected: bool,
     /// Which rows are retractions; `None`: none is. Boxed, because it is rare and chunks are many.
     retracted: Option<Box<BooleanBuffer>>,
     ts: ScalarBuffer<i64>,
     known_at: KnownAt,
-    /// Ascending by field.
-    fields: Box<[Column]>,
+    /// Ascending by position.
+    fields: Box<[Field]>,
     bytes: u64,
 }
 
-/// What a payload says of itself besides its rows.
+/// The description of a chunk beside its rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     pub(crate) columns: ColumnSet,
@@ -132,19 +96,17 @@ pub(crate) struct Stamp {
 }
 
 impl Chunk {
-    /// What it counts as in [`Memory`]: nothing if it has no rows (all empty chunks of one arrival are one).
+    /// Its bytes in [`Memory`]: 0 if it has no rows (all empty chunks of one run share one allocation).
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
-    pub(crate) fn ts(&self) -> &ScalarBuffer<i64> {
-        &self.ts
-    }
-    /// The field at this position of the spec, if it is held.
-    pub(crate) fn field(&self, field: usize) -> Option<&Column> {
-        self.fields.binary_search_by_key(&field, |c| usize::from(c.field)).ok().map(|i| &self.fields[i])
+    /// The field at this position of the dataset's spec, if the chunk has it.
+    pub(crate) fn field(&self, position: usize) -> Option<&Column> {
+        let found = self.fields.binary_search_by_key(&position, |field| usize::from(field.position));
+        found.ok().map(|i| &self.fields[i].column)
     }
 
-    /// A chunk that is known to have no rows.
+    /// A chunk without rows.
     pub(crate) fn empty(memory: &Arc<Memory>, stamp: Stamp) -> Arc<Self> {
         Arc::new(Self {
             memory: Arc::clone(memory),
@@ -161,10 +123,10 @@ impl Chunk {
         })
     }
 
-    /// The same chunk with the rows of a commit put in their places: one symbol's and one chunk's part of it.
+    /// The same chunk with the rows of a commit in their places. `rows` are those of this symbol and this chunk.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if the rows are not what their schema says.
+    /// [`Code::DataCorrupt`] if the rows do not have the types of their schema.
     pub(crate) fn patched(
         self: &Arc<Self>,
         rows: &ChangeRows,
@@ -182,7 +144,7 @@ impl Chunk {
         Ok(pack(&self.memory, stamp, &fields, &[mine, theirs], &order))
     }
 
-    /// A chunk of nothing but the rows of a commit.
+    /// A chunk that has only the rows of a commit.
     ///
     /// # Errors
     /// As [`Self::patched`].
@@ -218,7 +180,7 @@ impl Payload for Arc<Chunk> {
             _ if self.rows == 0 => true,
             (KnownAt::Constant(a), KnownAt::Constant(b)) => a == b,
             (KnownAt::PerRow(a), KnownAt::PerRow(b)) => a == b,
-            // one of them would have been found constant
+            // equal times would have been found to be constant in both
             _ => false,
         }
     }
@@ -231,21 +193,41 @@ impl Payload for Arc<Chunk> {
         if self.rows == 0 {
             return Chunk::empty(&self.memory, stamp);
         }
-        let mut columns: Vec<&Column> = self.fields.iter().collect();
-        columns.extend(other.fields.iter().filter(|c| self.field(usize::from(c.field)).is_none()));
-        columns.sort_by_key(|c| c.field);
-        let fields: Vec<_> = columns.iter().map(|c| (c.field, c.data_type)).collect();
+        let mut held: Vec<&Field> = self.fields.iter().collect();
+        held.extend(other.fields.iter().filter(|field| self.field(usize::from(field.position)).is_none()));
+        held.sort_by_key(|field| field.position);
+        let fields: Vec<_> = held.iter().map(|field| (field.position, field.data_type)).collect();
         let rows = Rows {
             ts: &self.ts,
-            known: self.known_at.clone(),
+            known_at: self.known_at.clone(),
             retracted: self.retracted.as_deref().cloned(),
-            parts: columns.into_iter().map(Part::of_column).collect(),
+            columns: held.into_iter().map(|field| field.column.clone()).collect(),
         };
         pack(&self.memory, stamp, &fields, &[rows], &[(0, 0..self.rows as usize)])
     }
 }
 
-/// The bytes of one chunk, counted from allocation to the last reader's drop.
+impl Source for Arc<Chunk> {
+    fn ts(&self) -> &ScalarBuffer<i64> {
+        &self.ts
+    }
+    fn known_at(&self) -> &KnownAt {
+        &self.known_at
+    }
+    fn corrected(&self) -> bool {
+        self.corrected
+    }
+    fn retracted(&self) -> Option<&BooleanBuffer> {
+        self.retracted.as_deref()
+    }
+    fn column(&self, position: usize) -> &Column {
+        // a bug of the engine; to serve wrong values would be worse
+        self.field(position)
+            .unwrap_or_else(|| panic!("a chunk came without field {position}, which was asked for"))
+    }
+}
+
+/// The bytes of one chunk, counted from their allocation until the last reader drops them.
 #[derive(Debug)]
 struct Counted {
     data: MutableBuffer,
@@ -280,7 +262,6 @@ pub(crate) struct ChangeRows {
 }
 
 impl ChangeRows {
-    /// Some of them.
     pub(crate) fn slice(&self, rows: Range<usize>) -> Self {
         Self {
             batch: self.batch.slice(rows.start, rows.len()),
@@ -289,80 +270,49 @@ impl ChangeRows {
     }
 }
 
-/// Rows to copy from: the keys, and for each field its values.
+/// Rows to copy from: their keys, and a column for each field.
 struct Rows<'a> {
     ts: &'a [i64],
-    known: KnownAt,
+    known_at: KnownAt,
     /// Which are retractions; `None`: none is.
     retracted: Option<BooleanBuffer>,
-    parts: Vec<Part<'a>>,
+    columns: Vec<Column>,
 }
 
-struct Part<'a> {
-    nulls: Option<&'a NullBuffer>,
-    values: PartValues<'a>,
-}
-
-enum PartValues<'a> {
-    Fixed(&'a [u8], usize),
-    Bits(&'a BooleanBuffer),
-    Text(&'a [i32], &'a [u8]),
-}
-
-fn width(data_type: FieldType) -> usize {
-    data_type.width()
-}
-
-impl<'a> Part<'a> {
-    fn of_column(column: &'a Column) -> Self {
-        let values = match &column.values {
-            Values::Fixed(buffer) => PartValues::Fixed(buffer.as_slice(), width(column.data_type)),
-            Values::Bits(bits) => PartValues::Bits(bits),
-            Values::Text(offsets, text) => PartValues::Text(offsets, text.as_slice()),
-        };
-        Self { nulls: column.nulls(), values }
+/// The same values as a column of ours; shares their buffers.
+///
+/// # Errors
+/// [`Code::DataCorrupt`] if the array is not of this type.
+fn column_of(array: &dyn Array, data_type: FieldType) -> Result<Column> {
+    use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
+    if *array.data_type() != data_type.to_arrow() {
+        return Err(corrupt(format!("a {data_type} field came as {}", array.data_type())));
     }
-
-    fn of_array(array: &'a dyn Array, data_type: FieldType) -> Result<Self> {
-        use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
-        if *array.data_type() != data_type.to_arrow() {
-            return Err(corrupt(format!("a {data_type} field came as {}", array.data_type())));
+    let fixed = |values: &Buffer| Values::Fixed(values.clone());
+    let values = match data_type {
+        FieldType::Float64 => fixed(array.as_primitive::<Float64Type>().values().inner()),
+        FieldType::Float32 => fixed(array.as_primitive::<Float32Type>().values().inner()),
+        FieldType::Int64 => fixed(array.as_primitive::<Int64Type>().values().inner()),
+        FieldType::Int32 => fixed(array.as_primitive::<Int32Type>().values().inner()),
+        FieldType::Timestamp => fixed(array.as_primitive::<TimestampNanosecondType>().values().inner()),
+        FieldType::Bool => Values::Bits(array.as_boolean().values().clone()),
+        FieldType::String => {
+            let text = array.as_string::<i32>();
+            Values::Text(text.offsets().inner().clone(), text.values().clone())
         }
-        let width = width(data_type);
-        let values = match data_type {
-            FieldType::Float64 => {
-                PartValues::Fixed(array.as_primitive::<Float64Type>().values().inner(), width)
-            }
-            FieldType::Float32 => {
-                PartValues::Fixed(array.as_primitive::<Float32Type>().values().inner(), width)
-            }
-            FieldType::Int64 => PartValues::Fixed(array.as_primitive::<Int64Type>().values().inner(), width),
-            FieldType::Int32 => PartValues::Fixed(array.as_primitive::<Int32Type>().values().inner(), width),
-            FieldType::Timestamp => {
-                PartValues::Fixed(array.as_primitive::<TimestampNanosecondType>().values().inner(), width)
-            }
-            FieldType::Bool => PartValues::Bits(array.as_boolean().values()),
-            FieldType::String => {
-                let text = array.as_string::<i32>();
-                PartValues::Text(text.offsets(), text.values().as_slice())
-            }
-        };
-        Ok(Self { nulls: array.nulls(), values })
-    }
+    };
+    Ok(Column { nulls: array.nulls().cloned().map(Box::new), values })
 }
 
 impl<'a> Rows<'a> {
     fn of_chunk(chunk: &'a Chunk, fields: &[FieldAt]) -> Self {
-        let parts = fields
-            .iter()
-            .filter_map(|(field, _)| chunk.field(usize::from(*field)))
-            .map(Part::of_column)
-            .collect();
+        let held = fields.iter().filter_map(|(position, _)| chunk.field(usize::from(*position)));
+        let columns = held.cloned().collect();
         let retracted = chunk.retracted.as_deref().cloned();
-        Self { ts: &chunk.ts, known: chunk.known_at.clone(), retracted, parts }
+        Self { ts: &chunk.ts, known_at: chunk.known_at.clone(), retracted, columns }
     }
 
-    /// Of a batch with `ts` and `known_at` at `keys` and the `i`th field at `at(i)`.
+    /// The rows of a batch in which `ts` is column `keys`, `known_at` the next one, and field `i` is column `at(i)`.
     fn of_batch(
         batch: &'a RecordBatch,
         retracted: Option<BooleanBuffer>,
@@ -371,13 +321,13 @@ impl<'a> Rows<'a> {
         at: impl Fn(usize) -> usize,
     ) -> Result<Self> {
         let ts = time(batch, keys)?;
-        let known = KnownAt::PerRow(time(batch, keys + 1)?.clone());
-        let parts = fields
+        let known_at = KnownAt::PerRow(time(batch, keys + 1)?.clone());
+        let columns = fields
             .iter()
             .enumerate()
-            .map(|(i, (_, data_type))| Part::of_array(batch.column(at(i)).as_ref(), *data_type))
+            .map(|(i, (_, data_type))| column_of(batch.column(at(i)).as_ref(), *data_type))
             .collect::<Result<_>>()?;
-        Ok(Self { ts, known, retracted, parts })
+        Ok(Self { ts, known_at, retracted, columns })
     }
 
     fn of_change(rows: &'a ChangeRows, fields: &[FieldAt]) -> Result<Self> {
@@ -398,7 +348,7 @@ fn time(batch: &RecordBatch, column: usize) -> Result<&ScalarBuffer<i64>> {
     }
 }
 
-/// The order of (ts, known_at) over two sorted sets of rows, as runs. A key that is in both is taken from the first.
+/// Two sorted sets of rows merged by (ts, known_at): runs of rows of set 0 or 1. A key that is in both is taken from the first.
 fn interleave(a: &Rows<'_>, b: &Rows<'_>) -> Vec<(usize, Range<usize>)> {
     let mut order: Vec<(usize, Range<usize>)> = Vec::new();
     let mut push = |source: usize, row: usize| match order.last_mut() {
@@ -407,8 +357,8 @@ fn interleave(a: &Rows<'_>, b: &Rows<'_>) -> Vec<(usize, Range<usize>)> {
     };
     let (mut i, mut j) = (0, 0);
     while i < a.ts.len() || j < b.ts.len() {
-        let mine = a.ts.get(i).map(|ts| (*ts, a.known.at(i)));
-        let theirs = b.ts.get(j).map(|ts| (*ts, b.known.at(j)));
+        let mine = a.ts.get(i).map(|ts| (*ts, a.known_at.at(i)));
+        let theirs = b.ts.get(j).map(|ts| (*ts, b.known_at.at(j)));
         match (mine, theirs) {
             (Some(x), Some(y)) if x == y => j += 1,
             (Some(x), Some(y)) if y < x => {
@@ -447,13 +397,13 @@ fn pack(
             order
                 .iter()
                 .filter_map(|(s, run)| {
-                    Some(sources[*s].parts[f].nulls?.slice(run.start, run.len()).null_count())
+                    Some(sources[*s].columns[f].nulls.as_ref()?.slice(run.start, run.len()).null_count())
                 })
                 .sum()
         })
         .collect();
 
-    // exact size first, so that there is one allocation and nothing to spare in it
+    // the exact size first, so that there is one allocation without spare bytes
     let bits = rows.div_ceil(8);
     let mut sizes = vec![rows * 8];
     if constant.is_none() {
@@ -466,12 +416,12 @@ fn pack(
         if *nulls > 0 {
             sizes.push(bits);
         }
-        match sources[order[0].0].parts[f].values {
-            PartValues::Fixed(_, width) => sizes.push(rows * width),
-            PartValues::Bits(_) => sizes.push(bits),
-            PartValues::Text(..) => {
+        match sources[order[0].0].columns[f].values {
+            Values::Fixed(_) => sizes.push(rows * fields[f].1.width()),
+            Values::Bits(_) => sizes.push(bits),
+            Values::Text(..) => {
                 sizes.push((rows + 1) * 4);
-                sizes.push(order.iter().map(|(s, run)| text_range(&sources[*s].parts[f], run).len()).sum());
+                sizes.push(order.iter().map(|(s, run)| text_range(&sources[*s].columns[f], run).len()).sum());
             }
         }
     }
@@ -491,8 +441,8 @@ fn pack(
     if constant.is_none() {
         let start = data.len();
         for (s, run) in order {
-            match &sources[*s].known {
-                KnownAt::PerRow(known) => data.extend_from_slice(&known[run.clone()]),
+            match &sources[*s].known_at {
+                KnownAt::PerRow(known_at) => data.extend_from_slice(&known_at[run.clone()]),
                 KnownAt::Constant(at) => data.extend(std::iter::repeat_n(*at, run.len())),
             }
         }
@@ -514,7 +464,7 @@ fn pack(
         if *nulls > 0 {
             let mut valid = BooleanBufferBuilder::new(rows);
             for (s, run) in order {
-                match sources[*s].parts[f].nulls {
+                match &sources[*s].columns[f].nulls {
                     Some(nulls) => valid.append_buffer(&nulls.inner().slice(run.start, run.len())),
                     None => valid.append_n(run.len(), true),
                 }
@@ -524,28 +474,29 @@ fn pack(
             place(&mut data, start);
         }
         let start = data.len();
-        match sources[order[0].0].parts[f].values {
-            PartValues::Fixed(..) => {
+        match sources[order[0].0].columns[f].values {
+            Values::Fixed(_) => {
+                let width = fields[f].1.width();
                 for (s, run) in order {
-                    if let PartValues::Fixed(values, width) = sources[*s].parts[f].values {
+                    if let Values::Fixed(values) = &sources[*s].columns[f].values {
                         data.extend_from_slice(&values[run.start * width..run.end * width]);
                     }
                 }
             }
-            PartValues::Bits(_) => {
+            Values::Bits(_) => {
                 let mut values = BooleanBufferBuilder::new(rows);
                 for (s, run) in order {
-                    if let PartValues::Bits(part) = sources[*s].parts[f].values {
+                    if let Values::Bits(part) = &sources[*s].columns[f].values {
                         values.append_buffer(&part.slice(run.start, run.len()));
                     }
                 }
                 data.extend_from_slice(&values.as_slice()[..bits]);
             }
-            PartValues::Text(..) => {
+            Values::Text(..) => {
                 let mut end = 0i32;
                 data.push(end);
                 for (s, run) in order {
-                    if let PartValues::Text(offsets, _) = sources[*s].parts[f].values {
+                    if let Values::Text(offsets, _) = &sources[*s].columns[f].values {
                         let base = end - offsets[run.start];
                         data.extend(offsets[run.start + 1..=run.end].iter().map(|offset| offset + base));
                         end = offsets[run.end] + base;
@@ -554,9 +505,9 @@ fn pack(
                 place(&mut data, start);
                 let start = data.len();
                 for (s, run) in order {
-                    let part = &sources[*s].parts[f];
-                    if let PartValues::Text(_, text) = part.values {
-                        data.extend_from_slice(&text[text_range(part, run)]);
+                    let column = &sources[*s].columns[f];
+                    if let Values::Text(_, text) = &column.values {
+                        data.extend_from_slice(&text[text_range(column, run)]);
                     }
                 }
                 place(&mut data, start);
@@ -584,14 +535,14 @@ fn pack(
     let fields = fields
         .iter()
         .zip(&nulls)
-        .map(|((field, data_type), nulls)| {
+        .map(|((position, data_type), nulls)| {
             let nulls = (*nulls > 0).then(|| Box::new(NullBuffer::new(BooleanBuffer::new(next(), 0, rows))));
             let values = match data_type {
                 FieldType::Bool => Values::Bits(BooleanBuffer::new(next(), 0, rows)),
                 FieldType::String => Values::Text(ScalarBuffer::new(next(), 0, rows + 1), next()),
                 _ => Values::Fixed(next()),
             };
-            Column { field: *field, data_type: *data_type, nulls, values }
+            Field { position: *position, data_type: *data_type, column: Column { nulls, values } }
         })
         .collect();
     Arc::new(Chunk {
@@ -609,21 +560,21 @@ fn pack(
     })
 }
 
-fn text_range(part: &Part<'_>, run: &Range<usize>) -> Range<usize> {
-    match part.values {
-        PartValues::Text(offsets, _) => offsets[run.start] as usize..offsets[run.end] as usize,
+fn text_range(column: &Column, run: &Range<usize>) -> Range<usize> {
+    match &column.values {
+        Values::Text(offsets, _) => offsets[run.start] as usize..offsets[run.end] as usize,
         _ => 0..0,
     }
 }
 
 fn constant_of(sources: &[Rows<'_>], order: &[(usize, Range<usize>)]) -> Option<i64> {
     let (source, run) = order.first()?;
-    let first = sources[*source].known.at(run.start);
+    let first = sources[*source].known_at.at(run.start);
     order
         .iter()
-        .all(|(s, run)| match &sources[*s].known {
+        .all(|(s, run)| match &sources[*s].known_at {
             KnownAt::Constant(at) => *at == first,
-            KnownAt::PerRow(known) => known[run.clone()].iter().all(|at| *at == first),
+            KnownAt::PerRow(known_at) => known_at[run.clone()].iter().all(|at| *at == first),
         })
         .then_some(first)
 }
@@ -640,7 +591,7 @@ pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<Re
     let message =
         arrow_ipc::root_as_message(header).map_err(|e| corrupt(format!("not an Arrow message: {e}")))?;
     let batch = message.header_as_record_batch().ok_or_else(|| corrupt("not an Arrow record batch"))?;
-    // the reader does not look whether a buffer lies in the body: it would panic
+    // Arrow's reader does not check that a buffer lies in the body: it would panic
     let inside = |buffer: &arrow_ipc::Buffer| {
         let end = buffer.offset().checked_add(buffer.length());
         buffer.offset() >= 0 && buffer.length() >= 0 && end.is_some_and(|end| end as usize <= body.len())
@@ -653,10 +604,10 @@ pub(crate) fn decode(header: &[u8], body: Bytes, schema: SchemaRef) -> Result<Re
         .map_err(|e| corrupt(format!("an Arrow record batch does not read: {e}")))
 }
 
-/// Which of so many rows are retractions, as it is told beside them.
+/// Reads the bits that say which of `rows` rows are retractions; `None`: none is.
 ///
 /// # Errors
-/// [`Code::DataCorrupt`] if it is told of another number of rows.
+/// [`Code::DataCorrupt`] if the bits are for another number of rows.
 pub(crate) fn retractions(bits: &Bytes, rows: usize) -> Result<Option<BooleanBuffer>> {
     match bits.len() {
         0 => Ok(None),
@@ -665,7 +616,7 @@ pub(crate) fn retractions(bits: &Bytes, rows: usize) -> Result<Option<BooleanBuf
     }
 }
 
-/// What the rows of runs are to be read as.
+/// How to read the rows of the runs that come for one set of columns.
 #[derive(Debug, Clone)]
 pub(crate) struct RunShape {
     pub(crate) columns: ColumnSet,
@@ -682,7 +633,7 @@ impl RunShape {
         Self { columns, schema, fields: fields_of(layout, columns, spec), spec: Arc::clone(spec) }
     }
 
-    /// Names of the fields to ask for.
+    /// The names of the fields to ask the shard for.
     pub(crate) fn names(&self) -> Vec<String> {
         self.fields
             .iter()
@@ -690,10 +641,10 @@ impl RunShape {
             .collect()
     }
 
-    /// Reads the record batch of runs that have so many rows together.
+    /// Reads the record batch of runs that have `rows` rows together.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if it is not one, or has another number of rows.
+    /// [`Code::DataCorrupt`] if it is no record batch, or has another number of rows.
     pub(crate) fn decode(&self, header: &[u8], body: Bytes, rows: u64) -> Result<RecordBatch> {
         let batch = decode(header, body, Arc::clone(&self.schema))?;
         match batch.num_rows() as u64 == rows {
@@ -702,10 +653,10 @@ impl RunShape {
         }
     }
 
-    /// Divides a record batch into the chunks of its runs, run by run.
+    /// Begins to divide a record batch into the chunks of its runs, run by run.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if a column is not of its type, or if `retracted` is not of these rows.
+    /// [`Code::DataCorrupt`] if a column is not of its type, or if `retracted` is for another number of rows.
     pub(crate) fn unpack<'a>(
         &'a self,
         memory: &'a Arc<Memory>,
@@ -737,7 +688,7 @@ impl Unpack<'_> {
     /// The chunks of the next run.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if its rows are not as the contract says: outside their chunk, or out of order.
+    /// [`Code::DataCorrupt`] if its rows break the contract: a row is outside its chunk, or out of order.
     pub(crate) fn next(&mut self, run: &ChunkRun, stamp: Stamp) -> Result<Vec<Arc<Chunk>>> {
         let mut from = self.row;
         self.row += run.rows() as usize;
@@ -748,7 +699,7 @@ impl Unpack<'_> {
                 let rows = from..from + *rows as usize;
                 from = rows.end;
                 if rows.is_empty() {
-                    // all empty chunks of a run are one
+                    // all empty chunks of a run share one
                     return Ok(Arc::clone(empty.get_or_insert_with(|| Chunk::empty(self.memory, stamp))));
                 }
                 self.check(k, rows.clone())?;
@@ -761,7 +712,7 @@ impl Unpack<'_> {
     fn check(&self, k: i64, rows: Range<usize>) -> Result<()> {
         let (start, end) = self.shape.spec.chunk.range(k);
         let (ts, known_at) = (&self.rows.ts[rows.clone()], &self.known_at[rows]);
-        // sorted, as the second check says
+        // the first and the last row are enough if the rows are sorted, which is checked next
         if ts.first().is_some_and(|t| *t < start) || ts.last().is_some_and(|t| *t >= end) {
             return Err(corrupt(format!("a row of chunk {k} lies outside it")));
         }
@@ -769,44 +720,6 @@ impl Unpack<'_> {
             true => Ok(()),
             false => Err(corrupt(format!("the rows of chunk {k} are not sorted, or one is there twice"))),
         }
-    }
-}
-
-/// A reader's hold on one chunk of an answer. While any clone, or any buffer got from one, lives, the chunk's memory does, and counts
-/// as pinned if the cache has let it go.
-#[derive(Debug, Clone)]
-pub(crate) struct ChunkRef {
-    chunk: Arc<Chunk>,
-    known_through: i64,
-}
-
-impl ChunkRef {
-    pub(crate) fn new(chunk: Arc<Chunk>, known_through: i64) -> Self {
-        Self { chunk, known_through }
-    }
-    /// Rows, all known versions counted.
-    pub(crate) fn rows(&self) -> usize {
-        self.chunk.rows as usize
-    }
-    /// Event times, sorted.
-    pub(crate) fn ts(&self) -> &ScalarBuffer<i64> {
-        &self.chunk.ts
-    }
-    /// Knowledge times; of equal event times ascending.
-    pub(crate) fn known_at(&self) -> &KnownAt {
-        &self.chunk.known_at
-    }
-    /// The field at this position *of the dataset's spec*; `None` only if it was not asked for.
-    pub(crate) fn field(&self, field: usize) -> Option<&Column> {
-        self.chunk.field(field)
-    }
-    /// Whether some event time occurs more than once, or some row is a retraction.
-    pub(crate) fn corrected(&self) -> bool {
-        self.chunk.corrected
-    }
-    /// Which rows are retractions; `None`: none is.
-    pub(crate) fn retracted(&self) -> Option<&BooleanBuffer> {
-        self.chunk.retracted.as_deref()
     }
 }
 
@@ -902,7 +815,7 @@ mod tests {
             let mut next = |run: &ChunkRun| -> Result<Vec<(u32, Vec<i64>, usize)>> {
                 let chunks = unpack.next(run, STAMP)?;
                 let seen = chunks.iter().map(|chunk| {
-                    let nulls = chunk.field(0).and_then(|c| c.nulls().map(NullBuffer::null_count));
+                    let nulls = chunk.field(0).and_then(|c| c.nulls.as_deref().map(NullBuffer::null_count));
                     (chunk.rows, chunk.ts().iter().map(|ts| ts / SECOND_NS).collect(), nulls.unwrap_or(0))
                 });
                 Ok(seen.collect())
@@ -971,7 +884,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_record_batch_of_these_columns_is_refused() {
+    fn bytes_that_are_no_record_batch_of_these_columns_are_refused() {
         let shape = shape();
         let (header, body, _) = message(&shape, &[1, 2], Some(7.0));
         let why = |header: &[u8], body: &Bytes, rows: u64| {

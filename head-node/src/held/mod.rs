@@ -1,4 +1,4 @@
-//! What the head holds of the shards' data: chunks, the claims on those that are missing, and what the shards say of each dataset.
+//! The data that the head holds: chunks, claims on the missing ones, and the shards' description of each dataset.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -11,7 +11,7 @@
 //! | `datasets` | one dataset: its series, its parts, its counters |
 //! | `routes` | which shard owns which chunks of a series |
 //! | `cache` | the order of use of all slots, and eviction |
-//! | `holdings` | all datasets by name, and carrying out what a claim map asks for |
+//! | `holdings` | all datasets by name, and carrying out the effects of a claim map |
 
 mod asked;
 mod cache;
@@ -24,7 +24,7 @@ mod routes;
 mod series;
 mod waiter;
 
-pub(crate) use chunk::{ChangeRows, Chunk, ChunkRef, KnownAt, RunShape, Stamp, Values, decode, retractions};
+pub(crate) use chunk::{ChangeRows, Chunk, RunShape, Stamp, decode, retractions};
 pub(crate) use claims::{
     ChunkOutcome, Claim, ClaimPlan, ColumnSet, Event, FlightId, Payload, Standing, Taken, Token, Want,
 };

@@ -1,5 +1,5 @@
-//! What stands before the bytes of a message: the Arrow IPC header (a flatbuffer that says where in the body each buffer
-//! lies), inside the protobuf layout of `FlightData`, inside gRPC's length prefix.
+//! The bytes before the body of a message: the Arrow IPC header (a flatbuffer that says where in the body each buffer lies), inside the
+//! protobuf layout of `FlightData`, inside gRPC's length prefix.
 //!
 //! ```text
 //! 0x00 len:u32be | 0x12 len header | [0x1a len app_metadata] | 0xc2 0x3e len body
@@ -16,25 +16,25 @@ use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 
 use super::rope::Rope;
 
-/// Each buffer of a record batch starts at a multiple of this. The format asks for 8 and recommends 64, the width of the
-/// widest vector registers.
+/// Each buffer of a record batch starts at a multiple of this. The format asks for 8 and recommends 64, the width of the widest vector
+/// registers.
 pub(crate) const ALIGN: usize = 64;
 
-/// The same for a dictionary, which is read once and compared as text: padding would be most of a small one.
+/// The same for a dictionary. With 64, padding would be most of a small dictionary.
 pub(crate) const DICTIONARY_ALIGN: usize = 8;
 
-/// Most bytes that gRPC's and protobuf's prefixes take: 5 + three times tag and length.
+/// Most bytes of the prefixes of gRPC and protobuf: 5, and three times a tag and a length.
 pub(crate) const PREFIX_BYTES_MAX: usize = 5 + 3 * (2 + 5);
 
 /// Where the buffers of one batch lie.
 #[derive(Debug, Default)]
-pub(crate) struct Layout {
+pub(crate) struct BodyLayout {
     nodes: Vec<FieldNode>,
     buffers: Vec<Buffer>,
     body: usize,
 }
 
-impl Layout {
+impl BodyLayout {
     pub(crate) fn clear(&mut self) {
         self.nodes.clear();
         self.buffers.clear();
@@ -56,15 +56,15 @@ impl Layout {
     }
 }
 
-/// Pads what was written of a buffer of `len` bytes.
+/// Writes the padding after a buffer of `len` bytes.
 pub(crate) fn pad(rope: &mut Rope, len: usize, align: usize) {
     rope.copy(&[0; ALIGN][..len.next_multiple_of(align) - len]);
 }
 
-/// A header of a dozen columns has fewer bytes.
+/// First capacity of a header: enough for a dozen columns.
 const HEADER_BYTES: usize = 1 << 10;
 
-/// Builds headers; keeps its memory from one to the next.
+/// Builds headers, and uses its memory again for the next one.
 #[derive(Default)]
 pub(crate) struct Headers<'a>(Option<FlatBufferBuilder<'a>>);
 
@@ -76,14 +76,14 @@ impl<'a> Headers<'a> {
     }
 
     /// The header of a record batch.
-    pub(crate) fn record_batch(&mut self, rows: usize, layout: &Layout) -> &[u8] {
+    pub(crate) fn record_batch(&mut self, rows: usize, layout: &BodyLayout) -> &[u8] {
         let builder = self.builder();
         let batch = batch(builder, rows, layout).as_union_value();
         finish(builder, MessageHeader::RecordBatch, batch, layout)
     }
 
     /// The header of dictionary 0, whole, not a delta.
-    pub(crate) fn dictionary(&mut self, values: usize, layout: &Layout) -> &[u8] {
+    pub(crate) fn dictionary(&mut self, values: usize, layout: &BodyLayout) -> &[u8] {
         let builder = self.builder();
         let data = batch(builder, values, layout);
         let mut dictionary = DictionaryBatchBuilder::new(builder);
@@ -97,7 +97,7 @@ impl<'a> Headers<'a> {
 fn batch<'a>(
     builder: &mut FlatBufferBuilder<'a>,
     rows: usize,
-    layout: &Layout,
+    layout: &BodyLayout,
 ) -> WIPOffset<arrow_ipc::RecordBatch<'a>> {
     let buffers = builder.create_vector(&layout.buffers);
     let nodes = builder.create_vector(&layout.nodes);
@@ -112,7 +112,7 @@ fn finish<'b>(
     builder: &'b mut FlatBufferBuilder<'_>,
     kind: MessageHeader,
     header: WIPOffset<UnionWIPOffset>,
-    layout: &Layout,
+    layout: &BodyLayout,
 ) -> &'b [u8] {
     let mut message = MessageBuilder::new(builder);
     message.add_version(MetadataVersion::V5);
@@ -124,7 +124,7 @@ fn finish<'b>(
     builder.finished_data()
 }
 
-/// Writes all of a message but its body, of which `body` bytes must follow.
+/// Writes a message up to its body; `body` bytes must follow.
 pub(crate) fn open(rope: &mut Rope, header: &[u8], app_metadata: &[u8], body: usize) {
     let mut prefix = [0u8; PREFIX_BYTES_MAX];
     let mut at = 5;

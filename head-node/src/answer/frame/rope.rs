@@ -1,10 +1,10 @@
-//! Output bytes: small ones copied together, large ones shared.
+//! A queue of output bytes: small runs are copied into one piece, large buffers are pieces of their own.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// A queue of bytes in the order written. What is copied in a row comes out as one piece.
+/// A queue of bytes in the order written. Copies that follow each other come out as one piece.
 #[derive(Debug, Default)]
 pub(crate) struct Rope {
     done: VecDeque<Bytes>,
@@ -12,7 +12,7 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    /// Makes room for `bytes` to be copied without moving what is there.
+    /// Makes room for `bytes` to be copied without a reallocation.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         self.tail.reserve(bytes);
     }
@@ -21,7 +21,7 @@ impl Rope {
         self.tail.extend_from_slice(bytes);
     }
 
-    /// `count` times the same bytes.
+    /// Copies the same bytes `count` times.
     pub(crate) fn repeat<const N: usize>(&mut self, value: [u8; N], count: usize) {
         let from = self.tail.len();
         self.tail.resize(from + N * count, 0);
@@ -35,7 +35,7 @@ impl Rope {
         self.done.push_back(bytes);
     }
 
-    /// What is copied from here on comes out as another piece.
+    /// Ends the current piece: later copies come out as another one.
     pub(crate) fn close(&mut self) {
         if !self.tail.is_empty() {
             self.done.push_back(self.tail.split().freeze());

@@ -1,5 +1,5 @@
-//! What is framed is decoded by the readers that clients have (arrow-flight's, and arrow-ipc's stream reader) and
-//! compared with rows made the plain way.
+//! The framed bytes are decoded by the readers that clients use (arrow-flight's, and arrow-ipc's stream reader), and compared with rows
+//! that were made without our code.
 
 use std::sync::Arc;
 
@@ -20,19 +20,18 @@ use super::*;
 #[derive(Clone)]
 pub(crate) struct Chunk(Arc<Inner>);
 struct Inner {
-    ts: Buffer,
-    known: ScalarBuffer<i64>,
-    constant: bool,
+    ts: ScalarBuffer<i64>,
+    known_at: KnownAt,
     corrected: bool,
-    columns: Vec<ArrayRef>,
+    columns: Vec<Column>,
 }
 
 impl Source for Chunk {
-    fn ts(&self) -> &Buffer {
+    fn ts(&self) -> &ScalarBuffer<i64> {
         &self.0.ts
     }
-    fn known(&self) -> Known<'_> {
-        if self.0.constant { Known::Constant(self.0.known[0]) } else { Known::PerRow(&self.0.known) }
+    fn known_at(&self) -> &KnownAt {
+        &self.0.known_at
     }
     fn corrected(&self) -> bool {
         self.0.corrected
@@ -40,31 +39,28 @@ impl Source for Chunk {
     fn retracted(&self) -> Option<&BooleanBuffer> {
         None
     }
-    fn column(&self, field: usize) -> Column<'_> {
-        let array = &self.0.columns[field];
-        let nulls = array.nulls();
-        let values = match array.data_type() {
-            DataType::Float64 => {
-                Values::Fixed(array.as_primitive::<arrow_array::types::Float64Type>().values().inner())
-            }
-            DataType::Float32 => {
-                Values::Fixed(array.as_primitive::<arrow_array::types::Float32Type>().values().inner())
-            }
-            DataType::Int64 => {
-                Values::Fixed(array.as_primitive::<arrow_array::types::Int64Type>().values().inner())
-            }
-            DataType::Int32 => Values::Fixed(array.as_primitive::<Int32Type>().values().inner()),
-            DataType::Timestamp(_, _) => Values::Fixed(
-                array.as_primitive::<arrow_array::types::TimestampNanosecondType>().values().inner(),
-            ),
-            DataType::Boolean => Values::Bits(array.as_boolean().values()),
-            DataType::Utf8 => {
-                Values::Text(array.as_string::<i32>().value_offsets(), array.as_string::<i32>().values())
-            }
-            other => panic!("no field has the type {other}"),
-        };
-        Column { nulls, values }
+    fn column(&self, field: usize) -> &Column {
+        &self.0.columns[field]
     }
+}
+
+fn column(array: &dyn Array) -> Column {
+    use arrow_array::types::{Float32Type, Float64Type, Int64Type, TimestampNanosecondType};
+    let fixed = |values: &Buffer| Values::Fixed(values.clone());
+    let values = match array.data_type() {
+        DataType::Float64 => fixed(array.as_primitive::<Float64Type>().values().inner()),
+        DataType::Float32 => fixed(array.as_primitive::<Float32Type>().values().inner()),
+        DataType::Int64 => fixed(array.as_primitive::<Int64Type>().values().inner()),
+        DataType::Int32 => fixed(array.as_primitive::<Int32Type>().values().inner()),
+        DataType::Timestamp(_, _) => fixed(array.as_primitive::<TimestampNanosecondType>().values().inner()),
+        DataType::Boolean => Values::Bits(array.as_boolean().values().clone()),
+        DataType::Utf8 => {
+            let text = array.as_string::<i32>();
+            Values::Text(text.offsets().inner().clone(), text.values().clone())
+        }
+        other => panic!("no field has the type {other}"),
+    };
+    Column { nulls: array.nulls().cloned().map(Box::new), values }
 }
 
 type Row = (i64, i64, Option<i64>);
@@ -87,12 +83,13 @@ fn chunk(rows: &[Row], lead: usize) -> Chunk {
     // the first `lead` rows are cut off again, so that bits and offsets do not start at zero
     let mut padded: Vec<Row> = (0..lead).map(|i| (0, 0, (i % 2 == 0).then_some(i as i64))).collect();
     padded.extend_from_slice(rows);
-    let columns = columns(&padded).iter().map(|column| column.slice(lead, rows.len())).collect();
+    let columns = columns(&padded).iter().map(|array| column(&array.slice(lead, rows.len()))).collect();
     let ts: Vec<i64> = rows.iter().map(|row| row.0).collect();
-    let known: ScalarBuffer<i64> = rows.iter().map(|row| row.1).collect::<Vec<_>>().into();
+    let known: Vec<i64> = rows.iter().map(|row| row.1).collect();
     let corrected = ts.windows(2).any(|pair| pair[0] == pair[1]);
     let constant = !rows.is_empty() && known.iter().all(|at| *at == known[0]) && !corrected;
-    Chunk(Arc::new(Inner { ts: Buffer::from_vec(ts), known, constant, corrected, columns }))
+    let known_at = if constant { KnownAt::Constant(known[0]) } else { KnownAt::PerRow(known.into()) };
+    Chunk(Arc::new(Inner { ts: ts.into(), known_at, corrected, columns }))
 }
 
 fn spec() -> DatasetSpec {
@@ -205,7 +202,7 @@ fn a_small_answer_is_one_piece_and_one_message() {
     for part in rows.chunks(44) {
         assert_eq!(framer.push(0, &chunk(part, 0), &ALL), part.len());
     }
-    assert!(framer.is_small());
+    assert!(!framer.is_full());
     framer.finish(|framed| {
         assert_eq!(framed.rows, 2_520);
         b"receipt".to_vec()
@@ -265,8 +262,8 @@ fn long_runs_are_shared_and_their_pin_goes_with_the_last_byte() {
         framer.frame();
         while let Some(piece) = framer.pop() {
             bytes.extend_from_slice(&piece);
-            let values = source.0.columns[0].to_data();
-            let ours = [&source.0.ts, &values.buffers()[0]];
+            let Values::Fixed(values) = &source.0.columns[0].values else { panic!("floats") };
+            let ours = [source.0.ts.inner(), values];
             shared += usize::from(ours.iter().any(|b| b.as_ptr_range().contains(&piece.as_ptr())));
             pieces.push(piece);
         }
@@ -324,11 +321,10 @@ fn a_row_larger_than_a_message_is_a_message() {
         ["a".to_owned(), "b".repeat(3 << 20), "c".to_owned(), "d".repeat(700 << 10), "e".repeat(700 << 10)];
     let array = StringArray::from_iter_values(&notes);
     let source = Chunk(Arc::new(Inner {
-        ts: Buffer::from_vec((0..notes.len() as i64).collect::<Vec<_>>()),
-        known: vec![1; notes.len()].into(),
-        constant: true,
+        ts: (0..notes.len() as i64).collect(),
+        known_at: KnownAt::Constant(1),
         corrected: false,
-        columns: vec![Arc::new(array)],
+        columns: vec![column(&array)],
     }));
     let mut framer = Framer::new(shape);
     framer.begin(&symbols(1), 0);
@@ -367,7 +363,7 @@ fn the_bytes_of_a_small_answer_are_these() {
 }
 
 #[test]
-fn what_left_as_probes_is_not_sent_twice_and_an_abandoned_answer_ends_with_a_whole_message() {
+fn probed_bytes_are_not_sent_twice_and_an_abandoned_answer_ends_with_a_whole_message() {
     let shape = Arc::new(Shape::new(&spec(), &[0, 1, 2, 3, 4, 5, 6], false));
     let symbols = symbols(2);
     let framed = |probes: usize, finish: bool| {
@@ -442,7 +438,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
-    fn what_clients_decode_is_what_the_oracle_says(world in world(), message_bytes in prop_oneof![Just(0usize), 200usize..60_000]) {
+    fn clients_decode_the_rows_of_the_oracle(world in world(), message_bytes in prop_oneof![Just(0usize), 200usize..60_000]) {
         let shape = Arc::new(Shape::new(&spec(), &world.fields, world.known_at));
         let symbols = symbols(world.series.len());
         let mut framer = Framer::new(shape.clone());
@@ -478,7 +474,7 @@ proptest! {
         prop_assert_eq!(framer.rows(), want.len() as u64);
         framer.finish(|_| b"receipt".to_vec());
         prop_assert_eq!(framer.framed().rows, want.len() as u64);
-        prop_assert_eq!((framer.rows, framer.bytes, framer.parts.len()), (0, 0, 0));
+        prop_assert_eq!((framer.rows, framer.bytes, framer.chunks.len()), (0, 0, 0));
         bytes.extend(drain(&mut framer).0);
 
         let messages = messages(&bytes);

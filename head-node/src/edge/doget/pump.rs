@@ -1,4 +1,4 @@
-//! One answer, from the plan to the trailers: reads step by step, frames message by message.
+//! One answer, from the plan to the trailers: read step by step, framed message by message.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -8,7 +8,6 @@ use std::{
     vec,
 };
 
-use arrow_buffer::{BooleanBuffer, Buffer};
 use bytes::Bytes;
 use http::HeaderMap;
 use prost::Message;
@@ -17,21 +16,21 @@ use trellis_proto::{
     pb::{self, FetchOrder},
 };
 
-use super::{Account, within};
+use super::{account::Account, request::within};
 use crate::{
     answer::{
-        Column, Framer, Known, LAST_MESSAGE_BYTES, MESSAGE_BYTES, PROBE_BYTES, Plan, STEP_BYTES, Shape,
-        Source, Step, Values, Window, too_many_bytes, too_many_rows,
+        Framer, LAST_MESSAGE_BYTES, MESSAGE_BYTES, PROBE_BYTES, Plan, STEP_BYTES, Shape, Step, Window,
+        too_many_bytes, too_many_rows,
     },
     engine::{Ask, Reading, SeriesChunks, WaitQueue},
     error,
     head::HeadNode,
-    held::{self, ChunkRef, Dataset, KnownAt},
+    held::{Chunk, Dataset},
     limits::Turn,
     stats::Outcome,
 };
 
-/// What goes to the transport next.
+/// The next piece for the transport.
 pub(super) enum Sent {
     Data(Bytes),
     End(HeaderMap),
@@ -39,11 +38,11 @@ pub(super) enum Sent {
 
 #[derive(Debug)]
 enum Stage {
-    /// Rows are missing, or not framed. → `Ended`
+    /// Some rows are not framed yet. → `Ended`
     Reading,
-    /// Nothing more will be framed; some may not have been handed out, and these come after it. → `Over`
+    /// Everything is framed. Pieces may be left to hand out, and then these trailers. → `Over`
     Ended(HeaderMap),
-    /// The trailers are out.
+    /// The trailers are handed out.
     Over,
 }
 
@@ -51,36 +50,37 @@ enum Stage {
 pub(super) struct Pump {
     head: Arc<HeadNode>,
     dataset: Arc<Dataset>,
+    /// Shards that did not say what is newest, see [`Ask::behind`].
     behind: Arc<[Arc<str>]>,
     query: SeriesQuery,
     plan: Plan,
     unit: Arc<str>,
     deadline: Option<Instant>,
     steps: vec::IntoIter<Step>,
-    /// What was read has been let go of until it is to be framed. Its bytes, about.
+    /// The chunks that were read have been dropped, to be read again when the answer is framed: the bytes of their rows.
     forgotten: Option<u64>,
-    /// Bytes that left as probes, before anything was framed.
+    /// Bytes that left as probes before the first message.
     probed: usize,
-    /// Permission to frame, waiting for the reader to have room for a probe.
+    /// The turn to frame the first message, kept while the reader has no room for a probe.
     turn: Option<Turn>,
     /// The step being read.
     reading: Option<(Step, Reading)>,
-    /// Permission to pin that step's chunks, if it is a large one.
+    /// The turn to pin the chunks of that step, if the answer is large.
     admission: Option<Turn>,
     shape: Arc<Shape>,
-    framer: Framer<ChunkRef>,
-    /// Framed, and not handed out.
+    framer: Framer<Arc<Chunk>>,
+    /// Pieces that are framed and not handed out.
     out: VecDeque<Bytes>,
-    /// Position in the plan's symbols of the series last taken.
+    /// Position in the plan's symbols of the series taken last.
     key: usize,
-    found: Found,
+    totals: Totals,
     stage: Stage,
 }
 
-/// What the readings of the answer say together.
+/// The receipt's figures of all readings of the answer together.
 #[derive(Debug, Default)]
-struct Found {
-    /// The knowledge time of the first reading, for which all of them must be true.
+struct Totals {
+    /// The knowledge time of the first reading, at which all readings are cut.
     cut: Option<i64>,
     versions: Option<(u64, u64)>,
     /// `None` while nothing has been read.
@@ -118,13 +118,13 @@ impl Pump {
             framer,
             out: VecDeque::new(),
             key: 0,
-            found: Found::default(),
+            totals: Totals::default(),
             stage: Stage::Reading,
         }
     }
 
-    /// Everything before the response: reads what the first message needs, and frames it if few wait for their readers, so that it
-    /// leaves with the response's headers. A hit is not waited for anywhere in here.
+    /// Everything before the response: reads the rows of the first message, and frames it if few answers wait for their readers, so that
+    /// it leaves with the response's headers. For a hit this does not wait anywhere.
     pub(super) async fn begin(&mut self, account: &mut Account) -> Result<()> {
         let more = !self.hit(account)? && self.fill(account).await?;
         let bytes = self.message_bytes();
@@ -138,7 +138,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Sends nearly nothing, and finds out with it whether the reader has room.
+    /// Sends a probe: a small piece, which finds out whether the reader has room. False: there is nothing left to probe with.
     fn probe(&mut self) -> bool {
         let Some(probe) = self.shape.probe(self.probed) else { return false };
         self.probed += probe.len();
@@ -146,9 +146,9 @@ impl Pump {
         true
     }
 
-    /// Lets go of what was read, all of it: an answer that waits must not hold the memory that it may be waiting for, nor chunks
-    /// that the cache then drops in vain. It is read again when it is to be framed, with the same knowledge time and so the same
-    /// rows, and is in the cache unless that was short of room.
+    /// Drops everything that was read. An answer that waits must not hold memory that it may be waiting for, nor chunks whose eviction
+    /// would then free nothing. The rows are read again when the answer is framed, at the same knowledge time. The chunks are still in
+    /// the cache then, unless it was short of room.
     fn forget(&mut self, bytes: u64) {
         self.framer.forget();
         self.steps = self.plan.steps(&self.dataset.spec, self.framer.row_bytes()).into_iter();
@@ -156,7 +156,7 @@ impl Pump {
         self.forgotten = Some(bytes);
     }
 
-    /// Takes all rows if that takes no waiting and they fit one message. Otherwise what it did is the beginning of the long way.
+    /// Takes all rows if they are in memory and fit one message. Otherwise [`Self::fill`] goes on from here.
     fn hit(&mut self, account: &mut Account) -> Result<bool> {
         if self.steps.len() > 1 || self.is_large() {
             return Ok(false);
@@ -173,10 +173,10 @@ impl Pump {
             }
             self.count(&reading, account);
         }
-        Ok(self.framer.is_small())
+        Ok(!self.framer.is_full())
     }
 
-    /// The next piece, the trailers after the last, `None` after them.
+    /// The next piece, then the trailers, then `None`.
     pub(super) async fn next(&mut self, account: &mut Account) -> Option<Sent> {
         loop {
             if let Some(bytes) = self.out.pop_front() {
@@ -203,10 +203,10 @@ impl Pump {
         }
     }
 
-    /// Frames one message when it is the unit's turn.
+    /// Frames one message in a turn of the unit.
     async fn frame(&mut self, account: &mut Account) -> Result<()> {
         if self.framer.framed().batches > 0 {
-            // what is framed is copied: others may have their turn between two messages
+            // framing copies bytes without a wait: other tasks run between two messages
             tokio::task::yield_now().await;
         }
         let (mut more, bytes) = match self.forgotten {
@@ -222,7 +222,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Bytes of the next message, about.
+    /// Bytes of the next message, without padding.
     fn message_bytes(&self) -> u64 {
         let bytes = self.framer.bytes_left();
         if self.framer.is_full() { MESSAGE_BYTES as u64 } else { bytes }
@@ -240,8 +240,8 @@ impl Pump {
         }
     }
 
-    /// Waits for room and for the unit's turn to frame so many bytes. `None`: before the first message the reader is asked, with a
-    /// probe, whether it has room. Its turn may be over when it has.
+    /// Waits for room and for a turn of the unit to frame so many bytes. `None`: a probe is sent before the first message. The turn is
+    /// kept for the next call, but its lease may have run out by then.
     async fn turn(&mut self, bytes: u64, account: &mut Account) -> Result<Option<Turn>> {
         if let Some(turn) = self.turn.take().filter(Turn::is_out) {
             return Ok(Some(turn));
@@ -255,7 +255,7 @@ impl Pump {
         Ok(None)
     }
 
-    /// Reads until there is a message's worth of rows (`true`) or no more (`false`).
+    /// Reads until there are rows for a full message (`true`) or no more rows (`false`).
     async fn fill(&mut self, account: &mut Account) -> Result<bool> {
         while !self.framer.is_full() {
             if let Some((step, mut reading)) = self.reading.take() {
@@ -299,12 +299,12 @@ impl Pump {
             fields: self.plan.fields.clone(),
             start: step.start,
             end: step.end,
-            as_of: self.found.cut.or(self.query.as_of),
+            as_of: self.totals.cut.or(self.query.as_of),
             behind: self.behind.clone(),
             allow_stale: self.query.allow_stale,
             unit: self.unit.clone(),
             deadline: self.deadline,
-            // what is sent first has to come first
+            // the first messages need the oldest rows
             order: if self.is_large() { FetchOrder::OldestFirst } else { FetchOrder::NewestFirst },
         })
     }
@@ -316,7 +316,7 @@ impl Pump {
             Error::new(Code::Internal, format!("rows of {symbol} came out of order"))
                 .dataset(&self.query.dataset)
         })?;
-        let window = Window { start: step.start, end: step.end, as_of: self.found.cut };
+        let window = Window { start: step.start, end: step.end, as_of: self.totals.cut };
         self.framer.reserve(chunks.len());
         for chunk in chunks {
             self.framer.push(self.key, chunk, &window);
@@ -332,10 +332,13 @@ impl Pump {
         Ok(())
     }
 
-    /// Takes the knowledge time of the first reading as the answer's; the others were asked for the same.
+    /// Takes the knowledge time of the first reading as the answer's. The other readings are asked as of the same time.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] if a later reading knows less.
     fn agree(&mut self, reading: &Reading) -> Result<()> {
-        match (self.found.cut, reading.cut()) {
-            (None, cut) => self.found.cut = cut,
+        match (self.totals.cut, reading.cut()) {
+            (None, cut) => self.totals.cut = cut,
             (Some(ours), Some(theirs)) if theirs < ours => {
                 let message = "a shard knows less now than when the answer began";
                 return Err(Error::new(Code::Unavailable, message).dataset(&self.query.dataset));
@@ -345,45 +348,45 @@ impl Pump {
         Ok(())
     }
 
-    /// Adds up what a reading says when it is over.
+    /// Adds the figures of a reading that is over.
     fn count(&mut self, reading: &Reading, account: &mut Account) {
-        let (counts, answer, found) = (reading.counts(), &mut account.answer, &mut self.found);
+        let (counts, answer, totals) = (reading.counts(), &mut account.answer, &mut self.totals);
         answer.chunks_hit += if self.forgotten.is_none() { counts.hit } else { 0 };
         answer.chunks_joined += counts.joined;
         answer.chunks_fetched += counts.fetched;
         answer.rows_fetched += counts.rows_fetched;
         answer.stale |= counts.stale;
-        found.shards.extend(counts.shards.iter().cloned());
-        found.watermark = Some(found.watermark.map_or(counts.watermark, |ours| ours.min(counts.watermark)));
+        totals.shards.extend(counts.shards.iter().cloned());
+        totals.watermark = Some(totals.watermark.map_or(counts.watermark, |ours| ours.min(counts.watermark)));
         if let Some((least, most)) = counts.versions {
-            let (ours_least, ours_most) = found.versions.unwrap_or((least, most));
-            found.versions = Some((least.min(ours_least), most.max(ours_most)));
+            let (ours_least, ours_most) = totals.versions.unwrap_or((least, most));
+            totals.versions = Some((least.min(ours_least), most.max(ours_most)));
         }
     }
 
     /// Frames the last message, with the receipt.
     fn finish(&mut self, account: &mut Account, turn: Turn) {
-        let (found, answer, started) = (&self.found, &mut account.answer, account.started);
+        let (totals, answer, started) = (&self.totals, &mut account.answer, account.started);
         let (version_min, version_max) =
-            found.versions.unwrap_or((self.dataset.version, self.dataset.version));
+            totals.versions.unwrap_or((self.dataset.version, self.dataset.version));
         let (query, head, dataset) = (&self.query, &self.head, &self.dataset);
         self.framer.finish(|framed| {
             let receipt = pb::Receipt {
                 dataset: query.dataset.to_string(),
                 as_of_ns: query.as_of,
-                known_through_ns: found.cut.unwrap_or_else(|| {
+                known_through_ns: totals.cut.unwrap_or_else(|| {
                     query.as_of.map_or(dataset.known_through, |as_of| as_of.min(dataset.known_through))
                 }),
                 version_min,
                 version_max,
-                watermark_ns: found.watermark.unwrap_or(dataset.watermark),
+                watermark_ns: totals.watermark.unwrap_or(dataset.watermark),
                 rows: framed.rows,
                 bytes: framed.bytes,
                 chunks_hit: answer.chunks_hit,
                 chunks_joined: answer.chunks_joined,
                 chunks_fetched: answer.chunks_fetched,
                 rows_fetched: answer.rows_fetched,
-                shards: found.shards.iter().cloned().collect(),
+                shards: totals.shards.iter().cloned().collect(),
                 stale: answer.stale,
                 elapsed_us: started.elapsed().as_micros() as u64,
                 queued_us: answer.queued.as_micros() as u64,
@@ -399,7 +402,7 @@ impl Pump {
         self.collect(turn);
     }
 
-    /// Takes what was framed, counted from here on. The turn lasts until the transport has let go of all of it.
+    /// Takes the framed pieces, which count as pinned from here on. The turn lasts until the transport has let go of all of them.
     fn collect(&mut self, turn: Turn) {
         let turn = Arc::new(turn);
         while let Some(piece) = self.framer.pop() {
@@ -411,41 +414,11 @@ impl Pump {
         }
     }
 
-    /// Keeps the end of a message for the next piece: hyper asks for the one after that when the reader has room for this one, and
-    /// so not before nearly all of the message is sent.
+    /// Splits off the end of a message as a piece of its own. hyper asks for the piece after it when the reader has room for it, and so
+    /// not before nearly all of the message is sent.
     fn hold_back(&mut self) {
         let Some(mut last) = self.out.pop_back() else { return };
         let end = last.split_off(last.len().saturating_sub(PROBE_BYTES));
         self.out.extend([last, end]);
-    }
-}
-
-impl Source for ChunkRef {
-    fn ts(&self) -> &Buffer {
-        ChunkRef::ts(self).inner()
-    }
-    fn known(&self) -> Known<'_> {
-        match self.known_at() {
-            KnownAt::Constant(at) => Known::Constant(*at),
-            KnownAt::PerRow(at) => Known::PerRow(at),
-        }
-    }
-    fn corrected(&self) -> bool {
-        ChunkRef::corrected(self)
-    }
-    fn retracted(&self) -> Option<&BooleanBuffer> {
-        ChunkRef::retracted(self)
-    }
-    fn column(&self, field: usize) -> Column<'_> {
-        let Some(column) = self.field(field) else {
-            // a bug of the engine's; serving wrong values would be a worse one
-            panic!("a chunk came without field {field}, which was asked for");
-        };
-        let values = match column.values() {
-            held::Values::Fixed(values) => Values::Fixed(values),
-            held::Values::Bits(values) => Values::Bits(values),
-            held::Values::Text(offsets, data) => Values::Text(offsets, data),
-        };
-        Column { nulls: column.nulls(), values }
     }
 }
