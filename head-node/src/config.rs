@@ -1,4 +1,4 @@
-//! What a head node is told when it starts. Parsed whole, and refused, before any port is bound.
+//! The configuration of a head node. It is read whole, and refused if it is wrong, before any port is bound.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,26 +7,26 @@ use trellis_fabric::env::{self, ConfigError, Env, Invalid, Var};
 /// Where the shards are.
 const SHARDS: Var =
     Var::required("TRELLIS_SHARDS", "where the shards are: static://HOST:PORT,HOST:PORT or dns://NAME:PORT");
-/// Memory.
+/// The memory budget.
 const CACHE_BYTES: Var = Var::or(
     "TRELLIS_CACHE_BYTES",
     "512MiB",
     "memory for chunks (kept, on their way in, held by readers), answers on their way out, and requests",
 );
-/// Longest answer.
+/// Most bytes of an answer.
 const ANSWER_BYTES: Var =
     Var::or("TRELLIS_ANSWER_BYTES", "4GiB", "longest answer to one read; more is refused");
-/// Rows of an answer.
+/// Most rows of an answer.
 const ANSWER_ROWS: Var =
     Var::or("TRELLIS_ANSWER_ROWS", "200000000", "most rows of one answer; more are refused");
-/// Time that an abandoned fetch goes on.
+/// How long an abandoned fetch goes on.
 const GRACE_MS: Var = Var::or(
     "TRELLIS_GRACE_MS",
     "250",
     "milliseconds that a fetch goes on after its last reader has left, in case another one comes",
 );
 
-/// Where units go.
+/// The folder of the `trellis up` that runs this head.
 const STATE: Var = Var::optional(
     "TRELLIS_STATE",
     "state folder of the `trellis up` that runs this head; told to clients, who deploy units there",
@@ -47,7 +47,7 @@ pub const VARS: &[Var] = &[
     env::LOG_FORMAT,
 ];
 
-/// A head node's configuration. Make one with [`Config::new`] and change what differs.
+/// A head node's configuration. Make one with [`Config::new`] and change its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The head's name.
@@ -68,7 +68,7 @@ pub struct Config {
     pub drain: Duration,
 }
 
-/// What a process needs to know besides its head.
+/// The configuration of the process: its head, and where it listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// The head's own configuration.
@@ -78,7 +78,7 @@ pub struct Process {
 }
 
 impl Config {
-    /// A head named `id` before the shards at `shards_url`, with every default.
+    /// The configuration of a head named `id` with the shards at `shards_url`, and every default.
     #[must_use]
     pub fn new(id: impl Into<String>, shards_url: impl Into<String>) -> Self {
         Self {
@@ -95,10 +95,10 @@ impl Config {
 }
 
 impl Process {
-    /// Reads the environment.
+    /// Reads the configuration from the environment.
     ///
     /// # Errors
-    /// All variables that are missing, wrong or unknown.
+    /// Names every variable that is missing, wrong or unknown.
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
         let id = env.with(&env::ID, node_name);
         let listen = env.parse(&env::LISTEN);
@@ -132,7 +132,7 @@ impl Process {
     }
 }
 
-/// Below this a budget does not hold the chunks of one wide answer.
+/// Least memory: a smaller budget does not hold the chunks of one wide answer.
 const CACHE_BYTES_MIN: u64 = 16 << 20;
 
 fn size_from(text: &str, min: u64) -> Result<u64, String> {
@@ -143,7 +143,7 @@ fn size_from(text: &str, min: u64) -> Result<u64, String> {
     }
 }
 
-/// `[a-z0-9][a-z0-9_.-]{0,62}`: a DNS label's alphabet, and a fair length for a metric's attribute.
+/// `[a-z0-9][a-z0-9_.-]{0,62}`: the alphabet of DNS names, and short enough for an attribute of a metric.
 fn node_name(name: &str) -> Result<String, String> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let first = name.bytes().next().is_some_and(plain);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_told_at_once() {
+    fn all_problems_are_reported_at_once() {
         let problems = parse(&[("TRELLIS_ID", "Head 0"), ("TRELLIS_CACHE_BYTES", "1KiB")]).unwrap_err();
         let told = problems.to_string();
         for name in ["TRELLIS_ID", "TRELLIS_SHARDS", "TRELLIS_CACHE_BYTES"] {

@@ -1,4 +1,4 @@
-//! What the services of one head share: its engine, its limits, its accounts.
+//! One head, as its services share it: the engine, the ledger, the limits, the counters.
 
 use std::{
     collections::HashMap,
@@ -23,27 +23,27 @@ use crate::{
     stats::{DatasetCounts, EngineStats, Stats},
 };
 
-/// Bytes of messages that are framed and not yet written to a socket, of one unit. Enough for every core to have several
-/// under way; little enough that who comes next finds a millisecond of work before it, not what one unit has piled up.
+/// Most bytes of one unit's messages that are framed and not yet written to a socket. Enough for several messages on every core; few
+/// enough that another unit waits for a millisecond of work, and not for everything that one unit has asked for.
 const EGRESS_UNIT_BYTES: u64 = 2 << 20;
 
-/// The same of all units together: what one leaves, so that who comes next need not wait for a turn.
+/// The same of all units together: one unit leaves half of it, so that another unit need not wait for a turn.
 const EGRESS_BYTES: u64 = 2 * EGRESS_UNIT_BYTES;
 
-/// What a message counts for beside its bytes, for the request, a system call and wake-ups. They cost more than moving so much, but
-/// sixteen small answers of one unit are to find their turns at once.
+/// Added to the bytes of each message, for the request, a system call and wake-ups. Those cost more than to move so many bytes, but with
+/// this figure sixteen small answers of one unit still get their turns at once.
 const EGRESS_TURN_BYTES: u64 = 32 << 10;
 
-/// A message that is not written after this long is waiting for its reader, not for us.
+/// A message that is not written after this time waits for its reader, and not for the head.
 const EGRESS_LEASE: Duration = Duration::from_millis(1);
 
-/// Part of the memory budget that large answers may hold while they are read and sent.
+/// Large answers may pin this part of the memory budget while they are read and sent.
 const ADMISSION_SHARE: u64 = 2;
 
-/// An answer that takes longer than this has a reader who is slow, and stands in the way of the others of its unit.
+/// An answer that takes longer than this has a slow reader. Its turn ends, so that the unit's other answers need not wait for it.
 const ADMISSION_LEASE: Duration = Duration::from_secs(10);
 
-/// Shapes kept of one dataset: more combinations of fields than strategies ask for.
+/// Most shapes that are kept of one dataset: more than the combinations of fields that strategies ask for.
 const SHAPES_MAX: usize = 64;
 
 /// One head node, shared by its services.
@@ -70,7 +70,7 @@ struct CachedShape {
 impl HeadNode {
     pub(crate) fn new(config: Config, engine: Engine) -> Arc<Self> {
         let admitted = (config.cache_bytes / ADMISSION_SHARE).max(STEP_BYTES);
-        // one unit may hold half of that: its slow readers then wait for each other, and others do not
+        // one unit may hold half of it, so that its slow readers delay only that unit
         let admission = TurnLimits {
             bytes: admitted,
             unit_bytes: admitted / 2,
@@ -118,11 +118,11 @@ impl HeadNode {
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
-    /// Memory that large answers hold.
+    /// Turns to pin the chunks of large answers.
     pub(crate) fn admission(&self) -> &Fair {
         &self.admission
     }
-    /// Messages on their way out.
+    /// Turns to frame and send messages.
     pub(crate) fn egress(&self) -> &Fair {
         &self.egress
     }
@@ -152,7 +152,7 @@ impl HeadNode {
         Plan::new(query, facts, self.limits)
     }
 
-    /// The shape of answers with these fields. As long as the dataset's spec stays, so does a shape.
+    /// The shape of answers with these fields, kept as long as the dataset's spec stays the same.
     pub(crate) fn shape(&self, dataset: &Dataset, fields: &[usize], known_at: bool) -> Arc<Shape> {
         let schema = dataset.schema;
         let is = |cached: &&CachedShape| {
@@ -200,7 +200,7 @@ impl HeadNode {
             rows_fetched: engine.rows_fetched,
             rows_union: engine.rows_union,
             chunks_hit: answers.chunks_hit.get(),
-            // Counted when a read is planned, so that they show reads that still wait.
+            // The engine counts these two when a read is planned, so that reads that still wait are in them.
             chunks_joined: engine.chunks_joined,
             chunks_fetched: engine.chunks_fetched,
             upstream_calls: engine.upstream_calls,

@@ -27,23 +27,22 @@ use trellis_proto::{
 
 use crate::{engine::Engine, shards::jitter};
 
-/// A writer waits for its record at most so long: as long as for a shard that is late to serve its rows. `PublishAck.recorded`
-/// promises it to clients.
+/// Longest wait of a writer for its record: as long as for a shard that is late to serve its rows. `PublishAck.recorded` promises it to
+/// clients.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
-/// The other shards are told of a record for at most so long. A shard that did not hear of it finds it with its next look at the
-/// table.
+/// Longest time for telling the other shards of a record. A shard that is not told finds it with its next look at the table.
 const SEEN_WAIT: Duration = Duration::from_millis(500);
-/// One attempt takes at most so long: a shard that has not answered by then has probably lost the call.
+/// Longest time of one attempt: a shard that has not answered by then has probably lost the call.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the first failed attempt, with jitter; doubles.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// The head tries a record for so long: in that time a shard that was lost is started again, and opens its tables.
+/// The head tries to append a record for so long: in that time a lost shard is started again, and opens its tables.
 const KEPT: Duration = Duration::from_secs(10 * 60);
-/// Records that a head keeps while the ledger is away: one publish of each of 40,000 units, and some more.
+/// Most records that a head keeps while the ledger is away: one publish of each of 40,000 units, and some more.
 const KEPT_MAX: usize = 50_000;
 
-/// Who asked for a write, and when.
+/// The origin of a write: its caller, its time, its trace.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     by: String,

@@ -1,7 +1,7 @@
-//! A head node: answers reads of time series, from its cache where it can, from the shards where it must, and relays
-//! publishes to the shards that commit them.
+//! A head node: it answers reads of time series, from its cache if it can and from the shards if it must, and passes publishes on to the
+//! shards that commit them.
 //!
-//! It is not a store: it keeps nothing that a shard does not have, and it decides nothing about what may be published.
+//! It is not a store: every row that it keeps is on a shard, too. It does not decide which publishes are allowed; the home shard does.
 //!
 //! The rooms. Each folder has one subject, and others import from its door, `mod.rs`. A room imports only from rooms below it.
 //!
@@ -9,17 +9,17 @@
 //! | --- | --- |
 //! | `edge/` | gRPC in: Arrow Flight, `DoGet`, `DoPut`, and `trellis.v1.Head` |
 //! | `engine/` | one read, from the question to its chunks: taken, joined or claimed, and fetched |
-//! | `follow/` | finding the shards, and applying the log of each to what is held |
-//! | `held/` | what is kept: claims, chunks, series, datasets, the cache |
-//! | `shards/` | the other end: each shard, and which of them owns what |
-//! | `limits/` | who may take how much: the memory budget, fair turns |
-//! | `answer/` | what is sent: the plan of a request, the cut of a chunk, the framing of messages (pure) |
+//! | `follow/` | finding the shards, and applying the log of each to the chunks that are held |
+//! | `held/` | the data that is held: claims, chunks, series, datasets, the cache |
+//! | `shards/` | the other end: each shard, and the map of their ownership |
+//! | `limits/` | the memory budget, and turns that units share fairly |
+//! | `answer/` | the content of an answer: the plan of a request, the cut of a chunk, the framing of messages (pure) |
 //!
 //! The life of a read: `edge/doget` reads the request, `answer/plan` checks and limits it, `engine/reading` has its chunks,
 //! `answer/slice` cuts them by event time and knowledge time, and `answer/frame` frames them when `limits` give room and a turn.
 //!
-//! At the top: `head` is what the services share, `ledger` records each write, `stats` and `metrics` count, [`config`] is what a head
-//! is told at its start, `error` how errors look at the edge.
+//! At the top: `head` is one head as its services share it, `ledger` records each write, `stats` and `metrics` count, [`config`] reads
+//! the configuration, and `error` encodes errors at the edge.
 //!
 //! ## Words
 //!
@@ -65,14 +65,14 @@ use crate::{
     head::HeadNode,
 };
 
-/// A head node that has started: it watches its shards and can serve.
+/// A head node that has started: it follows its shards and can serve.
 pub struct Head {
     node: Arc<HeadNode>,
     config: Config,
 }
 
 impl Head {
-    /// Starts a head: from here on it looks for its shards and follows what they tell. Needs a Tokio runtime.
+    /// Starts a head: from here on it looks for its shards and follows their logs. Needs a Tokio runtime.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] if the discovery URL is not one.
@@ -93,17 +93,17 @@ impl Head {
         Ok(Self { node: HeadNode::new(config.clone(), engine), config })
     }
 
-    /// Resolves when the head knows all of its shards and what they have. It may be awaited while the head serves.
+    /// Resolves when the head knows all of its shards and follows their logs. It may be awaited while the head serves.
     pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
         let node = Arc::clone(&self.node);
         async move { node.engine().ready().await }
     }
 
-    /// Serves on `listener` until `shutdown` resolves; then answers in flight may finish, for at most the
-    /// configured time, and new requests are refused as retryable.
+    /// Serves on `listener` until `shutdown` resolves. Then it refuses new requests as retryable, and finishes the answers in flight, for
+    /// at most the configured time.
     ///
     /// # Errors
-    /// A listener that fails.
+    /// [`Code::Unavailable`] if the listener fails.
     pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<()> {
         let Self { node, config } = self;
         let service = HeadServer::new(Service::new(node.clone()))

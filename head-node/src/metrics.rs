@@ -1,7 +1,7 @@
 //! Every instrument of the head: names, units, attributes, in one place.
 //!
-//! Counters are read when they are exported, from the counters that `Stats` also answers with, so that a request pays for
-//! them once. Only durations are recorded as they happen.
+//! Counters are read on export, from the counters of [`crate::stats`], so that a request counts only once. Only durations are recorded as
+//! they happen.
 
 use std::{sync::Arc, time::Duration};
 
@@ -117,7 +117,7 @@ fn of_answers(meter: &Meter, answers: &Read<OfDatasets>) {
         .build();
 }
 
-/// What the engine counts, and its gauges.
+/// The counters and gauges of the engine.
 fn of_engine(meter: &Meter, engine: &Read<EngineStats>) {
     type Count = fn(&EngineStats) -> u64;
     let counters: [(&'static str, &'static str, &'static str, Count); 10] = [
@@ -169,7 +169,7 @@ fn of_engine(meter: &Meter, engine: &Read<EngineStats>) {
         .build();
 }
 
-/// What the head fetched of each dataset for what it was asked.
+/// For each dataset, the rows fetched for each row asked for.
 fn of_datasets(meter: &Meter, engine: &Read<EngineStats>) {
     let engine = engine.clone();
     let _observed = meter

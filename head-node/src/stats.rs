@@ -13,38 +13,38 @@ use opentelemetry::KeyValue;
 use parking_lot::RwLock;
 use trellis_proto::{Code, DatasetName};
 
-/// Figures since the head started.
+/// Figures of the engine since the head started.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EngineStats {
     /// Rows received from shards, all known versions counted.
     pub(crate) rows_fetched: u64,
-    /// Rows in the union of all ranges asked for so far.
+    /// Rows in the union of all ranges that were ever asked for.
     pub(crate) rows_union: u64,
-    /// Chunks of answers that others had asked for.
+    /// Chunks of answers that other reads had claimed.
     pub(crate) chunks_joined: u64,
-    /// Chunks of answers that had to be asked for.
+    /// Chunks of answers that had to be claimed.
     pub(crate) chunks_fetched: u64,
     /// Fetch calls.
     pub(crate) upstream_calls: u64,
-    /// Message bytes received by them.
+    /// Message bytes that they received.
     pub(crate) bytes_fetched: u64,
     /// Bytes in the cache.
     pub(crate) resident_bytes: u64,
-    /// Bytes reserved for what has been asked for.
+    /// Bytes reserved for chunks on their way.
     pub(crate) in_flight_bytes: u64,
     /// Bytes that only readers hold.
     pub(crate) pinned_bytes: u64,
-    /// What these three may be together.
+    /// The limit of these three together.
     pub(crate) budget_bytes: u64,
-    /// Chunks closed or patched by changes.
+    /// Chunks that changes have closed or patched.
     pub(crate) invalidations: u64,
     /// Flights that a change overtook.
     pub(crate) poisoned_flights: u64,
-    /// Flights that everybody left.
+    /// Flights that all readers left.
     pub(crate) cancelled_flights: u64,
-    /// Chunks let go for room.
+    /// Chunks evicted.
     pub(crate) evictions: u64,
-    /// Claims refused for want of memory.
+    /// Claims refused for lack of memory.
     pub(crate) shed: u64,
     /// Batched checks after lost logs.
     pub(crate) confirms: u64,
@@ -63,7 +63,7 @@ pub(crate) struct DatasetCounts {
     pub(crate) upstream_calls: u64,
 }
 
-/// One number that only grows.
+/// A number that only grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -94,7 +94,7 @@ pub(crate) struct Answers {
     pub(crate) busy_us: Counter,
 }
 
-/// What one answer adds.
+/// The figures of one answer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answer {
     pub(crate) rows: u64,
@@ -165,7 +165,7 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    /// Counters of a dataset that exists: what a request merely names must not make an entry.
+    /// The counters of a dataset, made if they are new. The caller has found the dataset: a name that a request made up gets no counters.
     pub(crate) fn dataset(&self, name: &DatasetName) -> Arc<DatasetStats> {
         if let Some(stats) = self.datasets.read().get(name) {
             return stats.clone();
@@ -177,7 +177,7 @@ impl Stats {
         self.datasets.write().entry(name.clone()).or_insert_with(new).clone()
     }
 
-    /// Counts an answer; of requests that failed before their dataset was found, `dataset` is `None`.
+    /// Counts an answer. `dataset` is `None` if the request failed before its dataset was found.
     pub(crate) fn add(
         &self,
         dataset: Option<&DatasetStats>,

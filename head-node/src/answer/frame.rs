@@ -2,7 +2,7 @@
 //!
 //! An answer is a schema message, one dictionary message with the symbols, and record batches. Three things decide its cost. The encoder
 //! of arrow-flight offers none of them: it sizes a slice by the whole buffers under it (a 40 KB slice of a large table becomes 21
-//! messages), and tonic's codec copies its messages once more.
+//! messages), and tonic's codec copies each message once more.
 //!
 //! * **One message for many slices.** Ten years of daily prices are 57 chunks of 44 rows; 500 symbols are 500 slices. Their rows go into
 //!   one record batch, written straight into the buffer that the transport sends: each byte is copied once.

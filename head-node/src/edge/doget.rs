@@ -1,47 +1,39 @@
 //! `DoGet`: from a ticket to a streamed answer, by an HTTP body of our own.
 //!
-//! tonic's server streaming would encode each message with prost into its own buffer: one copy of the body more than
-//! framing makes, and no buffer could be shared. So this path answers HTTP/2 requests itself, inside tonic's server,
-//! with bytes that are gRPC messages already. All other methods of Flight go through the generated service.
+//! tonic's server streaming would encode each message with prost into a buffer of its own: one more copy of the body, and no buffer could
+//! be shared. So this file answers HTTP/2 requests itself, inside tonic's server, with bytes that are gRPC messages already. All other
+//! methods of Flight go through the generated service.
 //!
-//! Before the response everything is read that the first message needs: until then an error is a response of its own;
-//! after that it is in the trailers, so that no client takes a part of an answer for the whole. What is cached is read
-//! without waiting anywhere. A message is framed when it is its unit's turn, and the turn lasts until the message is
-//! written to the socket: a unit that floods the head waits here, not in the run queue of its threads before everybody
-//! else.
+//! Everything that the first message needs is read before the response begins. Up to then an error is a response of its own; after that
+//! it is in the trailers, so that no client takes a part of an answer for the whole. A hit is read without any wait. A message is framed
+//! in a turn of its unit, and the turn lasts until the message is written to the socket: so a unit that floods the head waits for turns,
+//! and does not fill the run queue of the head's threads.
 //!
-//! As long as few answers wait for their readers, the first message is framed with the response, and leaves with it, and
-//! each further one when hyper asks for it, which is while the one before waits for the reader's window. Otherwise a message
-//! is framed when the reader has room for it, so that a slow reader holds at most one, and nothing of a short answer.
+//! While few answers wait for their readers, the first message is framed with the response and leaves with it. Each further message is
+//! framed when hyper asks for it, which is while the one before waits for the reader's window. While many answers wait, a message is
+//! framed when its reader has room for it. So a slow reader holds at most one message, and of a short answer none.
 
+mod account;
 mod pump;
 mod request;
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Instant,
-};
+use std::{pin::pin, sync::Arc, time::Instant};
 
 use futures::stream;
 use http::{HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tonic::{Status, body::Body};
-use tracing::{Instrument, Span, field::Empty};
-use trellis_fabric::telemetry;
-use trellis_proto::{Code, Error, Result, SeriesQuery};
+use tracing::Instrument;
+use trellis_proto::{Code, Result, SeriesQuery};
 
-use self::pump::{Pump, Sent};
-use crate::{
-    engine::WaitQueue,
-    error,
-    head::HeadNode,
-    limits::OpenRequest,
-    stats::{Answer, DatasetStats, Outcome},
+use self::{
+    account::Account,
+    pump::{Pump, Sent},
 };
+use crate::{error, head::HeadNode, stats::Outcome};
 
-/// How often a request is planned before its reader is told that the dataset keeps changing.
+/// How often a request is planned before it fails because the dataset keeps changing.
 const PLANS_MAX: u32 = 4;
 
 /// Path of the method.
@@ -71,7 +63,7 @@ pub(crate) async fn serve(head: Arc<HeadNode>, request: http::Request<Body>) -> 
     response
 }
 
-/// Everything up to the first message.
+/// Reads the request, plans it, and makes the first message.
 async fn begin(
     head: Arc<HeadNode>,
     request: http::Request<Body>,
@@ -84,21 +76,21 @@ async fn begin(
     let (parts, body) = request.into_parts();
     let unit = request::unit(&parts.headers)?;
     let deadline = request::timeout(&parts.headers)?.map(|timeout| account.started + timeout);
-    // of no use while the answer waits
+    // the headers need not take memory while the answer waits
     drop(parts);
     let query = request::query(body).await?;
-    // pinned here: passed by value, it would have room in each future that it goes through
+    // Pinned here: passed by value, it would take room in each future that it passes through.
     let asked = pin!(async {
         let mut planned = 1;
         loop {
             match planned_once(&head, &query, &unit, deadline, account, planned > 1).await {
-                // a dataset's spec has changed under the plan: before anything is sent, another plan is as good
+                // The dataset's spec has changed since the plan was made. Nothing is sent yet, so the request is planned again.
                 Err(error) if error.code() == Code::StaleSchema && planned < PLANS_MAX => planned += 1,
                 other => return other,
             }
         }
     });
-    within(deadline, asked).await
+    request::within(deadline, asked).await
 }
 
 async fn planned_once(
@@ -120,93 +112,4 @@ async fn planned_once(
     let mut pump = Box::new(Pump::new(head.clone(), asked, query.clone(), plan, unit.clone(), deadline));
     pump.begin(account).await?;
     Ok(pump)
-}
-
-/// `future`, or [`error::deadline`] if it takes too long.
-async fn within<T, F>(deadline: Option<Instant>, future: Pin<&mut F>) -> Result<T>
-where
-    F: Future<Output = Result<T, Error>>,
-{
-    match deadline {
-        None => future.await,
-        Some(at) => {
-            tokio::time::timeout_at(at.into(), future).await.unwrap_or_else(|_| Err(error::deadline()))
-        }
-    }
-}
-
-/// What a request takes of the head's memory, and what its answer adds to the head's counters, its metrics and its span: when it is
-/// closed, or when it is dropped, however it ended.
-struct Account {
-    head: Arc<HeadNode>,
-    request: Option<OpenRequest>,
-    closed: bool,
-    dataset: Option<Arc<DatasetStats>>,
-    started: Instant,
-    answer: Answer,
-    outcome: Outcome,
-    span: Span,
-}
-
-impl Account {
-    fn open(head: Arc<HeadNode>) -> Self {
-        let span = if telemetry::exporting() {
-            tracing::info_span!(
-                target: "trellis::read",
-                "read",
-                trellis.dataset = Empty,
-                trellis.rows = Empty,
-                trellis.bytes = Empty,
-                trellis.chunks.hit = Empty,
-                trellis.chunks.joined = Empty,
-                trellis.chunks.fetched = Empty,
-                trellis.outcome = Empty,
-            )
-        } else {
-            Span::none()
-        };
-        let (answer, started) = (Answer::default(), Instant::now());
-        Self {
-            head,
-            request: None,
-            closed: false,
-            dataset: None,
-            started,
-            answer,
-            outcome: Outcome::Left,
-            span,
-        }
-    }
-
-    /// Waits for a turn in one of the head's queues.
-    async fn queue<F: Future>(&mut self, queue: WaitQueue, turn: Pin<&mut F>) -> F::Output {
-        let (turn, waited) = self.head.engine().waits().of(queue, turn).await;
-        self.answer.queued += waited;
-        turn
-    }
-
-    /// Adds it up, once: before its last byte leaves, so that whoever has read an answer finds it counted.
-    fn close(&mut self) {
-        if std::mem::replace(&mut self.closed, true) {
-            return;
-        }
-        let took = self.started.elapsed();
-        let Self { answer, span, .. } = self;
-        self.head.stats().add(self.dataset.as_deref(), answer, self.outcome, took);
-        self.head.metrics().answered(self.dataset.as_deref(), self.outcome, took);
-        if !span.is_disabled() {
-            span.record("trellis.rows", answer.rows);
-            span.record("trellis.bytes", answer.bytes);
-            span.record("trellis.chunks.hit", answer.chunks_hit);
-            span.record("trellis.chunks.joined", answer.chunks_joined);
-            span.record("trellis.chunks.fetched", answer.chunks_fetched);
-            span.record("trellis.outcome", self.outcome.name());
-        }
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        self.close();
-    }
 }

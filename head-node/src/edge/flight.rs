@@ -1,8 +1,8 @@
-//! Arrow Flight for any client: what there is (`ListFlights`, `GetFlightInfo`, `GetSchema`), reading (`DoGet`, passed to
-//! [`doget`]), publishing (`DoPut`, passed to [`put`]), and one action.
+//! Arrow Flight for any client: which datasets there are (`ListFlights`, `GetFlightInfo`, `GetSchema`), reads (`DoGet`, passed to
+//! [`doget`]), publishes (`DoPut`, passed to [`put`]), and one action.
 //!
-//! A descriptor is a path of one part, a dataset's name (all of it), or a command, a ticket (protobuf or JSON). The
-//! ticket of the one endpoint is read at this address: heads do not send clients elsewhere, the client's own placement
+//! A descriptor is a path of one part, the name of a dataset (a read of all of it), or a command, which is a ticket (protobuf or JSON).
+//! `FlightInfo` has one endpoint, and its ticket is read at this address: heads do not send clients elsewhere, a client's own placement
 //! does.
 
 use std::{
@@ -32,7 +32,7 @@ use crate::{answer::field_positions, error, head::HeadNode, held::Dataset};
 /// Name of the action that lists the symbols of a dataset.
 const SYMBOLS: &str = "symbols";
 
-/// The service as it stands in the server: `DoGet` by our own body, the rest by the generated code.
+/// The Flight service: `DoGet` by our own HTTP body, the other methods by the generated code.
 #[derive(Clone)]
 pub(crate) struct Flight {
     head: Arc<HeadNode>,
@@ -58,7 +58,7 @@ impl Service<http::Request<Body>> for Flight {
     type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // both ways are always ready
+        // our own body and the generated code are always ready
         Poll::Ready(Ok(()))
     }
 
@@ -92,7 +92,7 @@ fn encoding(failed: &ArrowError) -> Error {
 }
 
 impl Rest {
-    /// What a descriptor asks for.
+    /// The dataset and the query of a descriptor.
     async fn find(&self, descriptor: &FlightDescriptor) -> Result<(Arc<Dataset>, SeriesQuery), Error> {
         if self.head.is_draining() {
             return Err(error::draining(self.head.id()));
@@ -171,7 +171,7 @@ impl FlightService for Rest {
     ) -> Result<Response<FlightInfo>, Status> {
         let descriptor = request.into_inner();
         let (dataset, query) = self.find(&descriptor).await?;
-        // what DoGet would refuse is refused here
+        // a query that DoGet would refuse is refused here, too
         self.head.plan(&dataset, &query).await?;
         Ok(Response::new(Self::info(&dataset, &query, descriptor)?))
     }
@@ -188,7 +188,7 @@ impl FlightService for Rest {
     }
 
     async fn do_get(&self, _: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        // `Flight` takes it before it gets here
+        // never called: `Flight` answers DoGet itself
         unimplemented("second DoGet")
     }
 

@@ -1,15 +1,15 @@
 //! `DoPut`: a publish, passed on to the dataset's home shard as it arrives.
 //!
-//! Nothing is collected: a message is taken from the publisher when the shard has room for it. The delicate case is a
-//! publisher that breaks off. The end of the stream means "this is all of it", and gRPC makes it easy to take a break for
-//! an end: tonic's server hands a request stream that was *cancelled* to its handler as one that ended. At this side
-//! [`Watched`] sees which of the two it was. Towards the shard a publish is whole only with its
-//! [`PublishEnd`](pb::PublishEnd), which a broken one never gets. The call is made by a task of its own, because the
-//! handler is dropped with its client, and the shard's word is needed to tell the other shards.
+//! The head collects nothing: it takes a message from the publisher when the shard has room for it. The difficult case is a publisher
+//! that breaks off. The end of the stream means "this is all of it", and gRPC makes it easy to take a break for an end: tonic's server
+//! hands a request stream that was *cancelled* to its handler as one that ended. On the side of the publisher [`Watched`] tells the two
+//! apart. On the side of the shard a publish is whole only with its [`PublishEnd`](pb::PublishEnd), which a broken publish never gets.
+//! The call to the shard is made by a task of its own, because the handler is dropped when its client leaves, and the head needs the
+//! shard's answer to tell the other shards.
 //!
-//! The head passes the shard's acknowledgement or error on to the client. An acknowledgement means that the rows are durable. Before
-//! it passes one on, the head tells the other shards, so that whoever asks any of them afterwards sees the rows, and records the
-//! publish in the ledger.
+//! The head passes the shard's acknowledgement or error on to the client. An acknowledgement means that the rows are durable. Before it
+//! passes one on, the head tells the other shards, so that a later read from any shard sees the rows, and records the publish in the
+//! ledger.
 
 use std::{
     pin::Pin,
@@ -94,7 +94,7 @@ async fn publish(
             let (_, recorded) = tokio::join!(synced, head.ledger().record(record));
             Ok(pb::PublishAck { recorded, ..ack })
         }
-        // what broke the publish, rather than what the shard says of the break
+        // the error that broke the publish, rather than the shard's error about the break
         Err(status) => Err(Error::from_status(&broke.try_recv().unwrap_or(status))),
     }
 }
@@ -112,7 +112,7 @@ fn header(first: &FlightData) -> Result<pb::PublishHeader> {
         .map_err(|error| invalid(format!("the command cannot be read: {error}")).hint(HINT))
 }
 
-/// Who publishes must be who the header says. Imports name no unit.
+/// Checks that the caller is the unit of the header. Imports name no unit.
 fn check_unit(header: &pb::PublishHeader, caller: &str) -> Result<()> {
     if header.unit.is_empty() || header.unit == caller {
         return Ok(());
@@ -121,13 +121,13 @@ fn check_unit(header: &pb::PublishHeader, caller: &str) -> Result<()> {
     Err(Error::new(Code::PermissionDenied, message).dataset(&header.dataset))
 }
 
-/// What is left to pass on to the shard.
+/// The messages that are left to pass on to the shard.
 enum Rest {
     Messages { messages: Streaming<FlightData>, ending: Ending, broken: oneshot::Sender<Status>, sent: u64 },
     Nothing,
 }
 
-/// The messages for the shard. If the publisher's stream breaks there is no end among them, and `broken` says why.
+/// The messages for the shard. If the publisher's stream breaks, there is no `PublishEnd` among them, and `broken` gets the error.
 fn outgoing(
     header: pb::PublishHeader,
     first: FlightData,
@@ -168,7 +168,7 @@ fn ipc(message: FlightData) -> Option<publish_message::Message> {
         .then(|| publish_message::Message::Ipc(pb::IpcMessage { data_header, data_body }))
 }
 
-/// Whether a request's body ended, rather than broke.
+/// Whether the body of a request has ended, rather than broken off.
 #[derive(Debug, Clone, Default)]
 struct Ending(Arc<AtomicBool>);
 
@@ -178,7 +178,7 @@ impl Ending {
     }
 }
 
-/// Lets [`relay`] see how the body of this request ends.
+/// Watches the end of this request's body for [`relay`].
 pub(crate) fn watched(request: http::Request<Body>) -> http::Request<Body> {
     let (mut parts, body) = request.into_parts();
     let ending = Ending::default();
@@ -186,7 +186,7 @@ pub(crate) fn watched(request: http::Request<Body>) -> http::Request<Body> {
     http::Request::from_parts(parts, Body::new(Watched { body, ending }))
 }
 
-/// A body that notes its end.
+/// A body that records its end.
 struct Watched {
     body: Body,
     ending: Ending,

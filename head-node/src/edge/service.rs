@@ -1,4 +1,4 @@
-//! `trellis.v1.Head`: questions that are not about rows, and what is passed on to a dataset's home shard.
+//! `trellis.v1.Head`: questions about datasets, and writes that the head passes on to a dataset's home shard.
 
 use std::sync::Arc;
 
@@ -30,14 +30,15 @@ impl Service {
         if self.head.is_draining() { Err(error::draining(self.head.id())) } else { Ok(()) }
     }
 
-    /// The shard that commits to a dataset, whether it exists already or not.
+    /// The home shard of a dataset, which need not exist yet.
     async fn home(&self, dataset: &str) -> Result<Home> {
         self.admit()?;
         let (_, channel) = self.head.engine().home_channel(&DatasetName::new(dataset)?).await?;
         Ok(ShardClient::new(channel))
     }
 
-    /// Has the home shard change a dataset. Before the asker is answered, the other shards know of the change and the ledger has it.
+    /// Has the home shard change a dataset. Before the client gets the answer, the other shards know of the change, and the ledger has a
+    /// record of it.
     async fn change<F>(
         &self,
         dataset: &str,
@@ -58,7 +59,7 @@ impl Service {
                 if new == old {
                     head.engine().sync_others(&old, version).await;
                 } else {
-                    // The old name has ended. The new one's home may be another shard, which has to learn of it.
+                    // The old name has ended. The home of the new name may be another shard, which has to learn of it.
                     head.engine().sync_others(&old, 0).await;
                     head.engine().sync_all(&new, version).await;
                 }
@@ -70,7 +71,7 @@ impl Service {
     }
 }
 
-/// A shard's answer as ours, its error unchanged.
+/// A shard's answer as the head's, with an unchanged error.
 fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
     match answer {
         Ok(answer) => Ok(Response::new(answer.into_inner())),
@@ -78,7 +79,7 @@ fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
     }
 }
 
-/// Goes on with a write although its client leaves: what the shard has done is told and recorded all the same.
+/// Goes on with a write even if its client leaves: the other shards and the ledger must learn of it.
 async fn to_its_end<T: Send + 'static>(
     write: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {

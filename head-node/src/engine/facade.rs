@@ -92,7 +92,7 @@ impl Engine {
         }
     }
 
-    /// A dataset as of now. One that no shard has spoken of is asked for once.
+    /// A dataset as of now. If no shard has described it, the shards are asked for their datasets once.
     ///
     /// # Errors
     /// [`Code::UnknownDataset`]; [`Code::Unavailable`] if a shard that might know it cannot be asked.
@@ -100,9 +100,9 @@ impl Engine {
         Ok(self.table(name).await?.described())
     }
 
-    /// A dataset with everything applied that had been committed before the call, and the shards that could not be asked for
-    /// it. A read at a knowledge time that this head has not reached needs that: what another head has answered at the same
-    /// time must be in it. The shards are asked by one call at a time; whoever comes meanwhile shares the next. Cancel safe.
+    /// A dataset with every commit from before the call applied, and the shards that could not be asked whether they have more. A read at
+    /// a knowledge time that this head has not reached needs this: it must have every row that another head has answered at the same
+    /// time. Each shard is asked by one call at a time; all callers that come meanwhile share the next one. Cancel safe.
     ///
     /// # Errors
     /// As [`Self::dataset`].
@@ -120,11 +120,11 @@ impl Engine {
             Some(Arc::clone(&part.shard.id))
         });
         let behind = join_all(asked).await.into_iter().flatten().collect();
-        // what was committed may have made it another one
+        // a commit may have changed the dataset's spec, so that it has another table
         Ok((self.table(name).await?.described(), behind))
     }
 
-    /// Every dataset, sorted by name. Waits for shards that have not told yet what they have.
+    /// Every dataset, sorted by name. Waits for shards that have not described their datasets yet.
     ///
     /// # Errors
     /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if a shard is away: the head may not know
@@ -190,11 +190,10 @@ impl Engine {
         Ok(sessions.into_iter().collect())
     }
 
-    /// Begins a read. Nothing happens until it is polled.
+    /// A read. It begins when it is polled.
     ///
     /// # Errors
-    /// [`Code::UnknownDataset`] if the dataset is not this engine's, [`Code::StaleSchema`] if it has another spec by now: to be
-    /// planned anew.
+    /// [`Code::UnknownDataset`]; [`Code::StaleSchema`] if the dataset has another spec by now, so that the read must be planned again.
     pub(crate) fn read(&self, ask: Ask) -> Result<Reading> {
         let name = &ask.dataset.spec.dataset;
         let table = self.core.holdings.table(name).ok_or_else(|| self.unknown_dataset(name))?;
@@ -239,14 +238,14 @@ impl Engine {
         })
     }
 
-    /// Waits until every other shard serves `dataset` at `version` or newer, at most [`SYNC_TIMEOUT`]. A shard that does not is not waited
-    /// for: what is held from it is unconfirmed until its log has been checked. Returns the shards that did not.
+    /// Waits until every shard but the dataset's home serves `dataset` at `version` or newer, at most [`SYNC_TIMEOUT`]. Returns the shards
+    /// that do not by then; everything held from those is unconfirmed until their logs have been checked.
     pub(crate) async fn sync_others(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
         let home = self.home(dataset).map(|home| home.id.to_string()).unwrap_or_default();
         self.sync(dataset, version, &home).await
     }
 
-    /// As [`Self::sync_others`], also of the dataset's home: the commit was another shard's.
+    /// As [`Self::sync_others`], but waits for the dataset's home, too: for a commit that another shard made.
     pub(crate) async fn sync_all(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
         self.sync(dataset, version, "").await
     }
@@ -279,12 +278,12 @@ impl Engine {
         &self.core.waits
     }
 
-    /// Whether so many bytes of an answer may be made before the transport has asked for them.
+    /// Whether so many bytes of an answer may be framed before the transport asks for them.
     pub(crate) fn has_room_ahead(&self, bytes: u64) -> bool {
         self.core.holdings.memory.has_room_ahead(bytes)
     }
 
-    /// Waits until so many bytes of an answer may be made.
+    /// Waits until there is room to frame so many bytes of an answer.
     ///
     /// # Errors
     /// [`Code::Overloaded`].
@@ -292,7 +291,7 @@ impl Engine {
         self.core.holdings.memory.room(bytes).await
     }
 
-    /// Counts a piece of an answer until the transport has let go of it, and keeps `with` so long; the cache gives way to it.
+    /// Counts a piece of an answer as pinned until the transport has let go of it, and keeps `with` as long. Evicts if needed.
     pub(crate) fn hold<T: Send + 'static>(&self, bytes: Bytes, with: T) -> Bytes {
         let held = self.core.holdings.memory.hold(bytes, with);
         self.core.holdings.cache.make_room();
@@ -357,7 +356,7 @@ impl Engine {
         if let Some(error) = refused {
             return Err(error.dataset(name));
         }
-        // A dataset that cannot be opened is not described; its shard says why when it is asked for it.
+        // A shard does not describe a dataset that it cannot open. It says why when the head asks it for the dataset's symbols.
         let (home, channel) = self.home_channel(name).await?;
         let ask = pb::SymbolsRequest { dataset: name.to_string() };
         if let Err(status) = ShardClient::new(channel).symbols(ask).await {
@@ -384,8 +383,8 @@ impl Engine {
         }
     }
 
-    /// Asks every shard, also those that have not been heard to have a part of the dataset: it may have come a moment ago. One that
-    /// does not know the dataset has nothing of it.
+    /// Asks every shard, also those that have not described the dataset: it may have come a moment ago. The answer of a shard that does
+    /// not know the dataset is empty.
     async fn each<T: Default, F>(&self, ask: impl Fn(ShardClient<PeerChannel>) -> F) -> Result<Vec<T>>
     where
         F: Future<Output = Result<T, Status>>,
@@ -409,7 +408,7 @@ impl Engine {
     }
 }
 
-/// What a shard answers within [`SYNC_TIMEOUT`].
+/// A shard's answer, or an error after [`SYNC_TIMEOUT`].
 async fn within_sync<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T> {
     match tokio::time::timeout(SYNC_TIMEOUT, call).await {
         Ok(answer) => answer.map_err(|status| Error::from_status(&status)),

@@ -1,4 +1,4 @@
-//! A shard that does what a test says: it has rows, holds answers back, fails on request, and remembers what it was asked.
+//! A scripted shard: it has the rows of a test, holds answers back, fails on request, and records its calls.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,7 +34,7 @@ pub(super) const SPAN: i64 = 64;
 /// A row: day, knowledge time.
 pub(super) type Row = (i64, i64);
 
-/// Value of a column of a row; tells rows, versions and columns apart.
+/// The value of a column in a row: different for each row, version and column.
 pub(super) fn value(column: usize, row: Row) -> f64 {
     row.0 as f64 + row.1 as f64 * 1e-3 + column as f64 * 1e6
 }
@@ -50,7 +50,7 @@ pub(super) fn spec() -> DatasetSpec {
         .unwrap()
 }
 
-/// The same dataset with its first two fields in each other's place.
+/// The same dataset with its first two fields exchanged.
 fn spec_swapped(swapped: bool) -> DatasetSpec {
     let mut spec = spec();
     if swapped {
@@ -59,7 +59,7 @@ fn spec_swapped(swapped: bool) -> DatasetSpec {
     spec
 }
 
-/// What a test does to an answer before it is sent.
+/// Changes an answer before it is sent, so that it breaks the contract.
 pub(super) type Spoil = fn(&mut Vec<Answer>);
 
 #[derive(Debug, Default)]
@@ -80,13 +80,13 @@ struct State {
     syncs: usize,
     /// Events that watchers have not been told, if they are withheld.
     withheld: Option<Vec<pb::WatchEvent>>,
-    /// How often the fields have been changed: every other time the first two are in each other's place.
+    /// How often the first two fields have been exchanged.
     changes: u64,
-    /// Answers to come for chunks: how often each fails, and how.
+    /// For a chunk, how many of the next answers fail, and with which code.
     failures: HashMap<(String, i64), (usize, Code)>,
-    /// What is asked with the same fields is answered in one message; otherwise each chunk in its own.
+    /// All chunks with the same fields come in one message; otherwise each chunk in its own.
     together: bool,
-    /// Done to the next answer.
+    /// Applied to the next answer.
     spoil: Option<Spoil>,
     down: bool,
 }
@@ -111,7 +111,7 @@ pub(super) struct Fake {
     asked: watch::Sender<usize>,
     /// Fetches whose caller went away.
     cancelled: watch::Sender<usize>,
-    /// Checks of what is held wait.
+    /// Calls of Confirm wait.
     confirms_held: watch::Sender<bool>,
     /// Last position that a watcher acknowledged.
     applied: watch::Sender<u64>,
@@ -195,7 +195,7 @@ impl Fake {
     pub(super) fn fail(&self, symbol: &str, chunk: i64, times: usize, code: Code) {
         self.state.lock().failures.insert((symbol.to_owned(), chunk), (times, code));
     }
-    /// From now on chunks come together.
+    /// From now on all chunks with the same fields come in one message.
     pub(super) fn together(&self) {
         self.state.lock().together = true;
     }
@@ -209,7 +209,7 @@ impl Fake {
     pub(super) fn confirms(&self) -> Vec<pb::ConfirmRequest> {
         self.state.lock().confirms.iter().filter(|confirm| !confirm.held.is_empty()).cloned().collect()
     }
-    /// Whether checks of what is held wait, from now on.
+    /// Whether calls of Confirm wait, from now on.
     pub(super) fn hold_confirms(&self, held: bool) {
         self.confirms_held.send_replace(held);
     }
@@ -233,13 +233,13 @@ impl Fake {
         self.cancelled.subscribe().wait_for(|cancelled| *cancelled >= calls).await.unwrap();
     }
 
-    /// Commits rows; watchers are told, with the rows themselves if `inline`.
+    /// Commits rows, and tells the watchers; the change has the rows if `inline`.
     pub(super) fn commit(&self, symbol: &str, days: &[i64], inline: bool) -> u64 {
         let known_at = self.state.lock().known_through + 10;
         self.commit_at(known_at, symbol, days, inline)
     }
 
-    /// As [`Self::commit`], known at a time of its own.
+    /// As [`Self::commit`], with this knowledge time.
     pub(super) fn commit_at(&self, known_at: i64, symbol: &str, days: &[i64], inline: bool) -> u64 {
         let mut state = self.state.lock();
         state.version += 1;
@@ -287,7 +287,7 @@ impl Fake {
         state.seq
     }
 
-    /// The first two fields change places.
+    /// Exchanges the first two fields.
     pub(super) fn swap_fields(&self) -> u64 {
         let mut state = self.state.lock();
         state.version += 1;
@@ -308,7 +308,7 @@ impl Fake {
         state.seq
     }
 
-    /// The dataset is dropped.
+    /// Drops the dataset.
     pub(super) fn drop_dataset_now(&self) -> u64 {
         let mut state = self.state.lock();
         state.version += 1;
@@ -327,7 +327,7 @@ impl Fake {
         state.seq
     }
 
-    /// A commit on another shard has been seen: nothing of this one's is touched.
+    /// Sees a commit of another shard, which touches no chunk of this one.
     pub(super) fn learn(&self, known_at: i64) {
         let mut state = self.state.lock();
         if known_at <= state.known_through {
@@ -354,14 +354,14 @@ impl Fake {
         self.applied.subscribe().wait_for(|applied| *applied >= seq).await.unwrap();
     }
 
-    /// What a read of `[start, end)`, in days, as of `as_of` must return: every version, as the chunks have them.
+    /// The rows that a read of `[start, end)`, in days, as of `as_of` must return: every version, as the chunks have them.
     pub(super) fn truth(&self, symbol: &str, start: i64, end: i64, as_of: i64) -> Vec<Row> {
         let state = self.state.lock();
         let rows = state.rows[symbol].iter();
         rows.filter(|row| row.0 >= start && row.0 < end && row.1 <= as_of).copied().collect()
     }
 
-    /// The log breaks. `restart`: the shard comes back as a new process.
+    /// Breaks the log. `restart`: the shard comes back as a new process.
     pub(super) fn lose_log(&self, restart: bool) {
         let mut state = self.state.lock();
         if restart {
@@ -376,7 +376,7 @@ impl Fake {
         self.state.lock().seq += 1;
     }
 
-    /// Everything is refused, and the log breaks.
+    /// Refuses all calls, and breaks the log.
     pub(super) fn go_away(&self) {
         let mut state = self.state.lock();
         state.down = true;
@@ -412,7 +412,7 @@ impl State {
         }
     }
 
-    /// Of ranges with the same fields.
+    /// Answers ranges with the same fields.
     fn batch(&self, ranges: &[pb::ChunkRange], chunks: &[(usize, i64)]) -> ChunkBatch {
         let ask = &ranges[chunks[0].0];
         let (mut rows, mut runs): (Vec<Row>, _) = (Vec::new(), Vec::new());
@@ -423,7 +423,7 @@ impl State {
             runs.push(ChunkRun { range, first: chunk, chunk_rows: vec![(rows.len() - before) as u32] });
         }
         let spec = spec();
-        // what is in a column is told by its name
+        // the values of a column follow from its name
         let fields: Vec<usize> = ask.fields.iter().map(|name| spec.field(name).unwrap().0).collect();
         let mut columns =
             vec![times(rows.iter().map(|row| row.0 * DAY_NS)), times(rows.iter().map(|row| row.1))];

@@ -566,7 +566,7 @@ fn retry(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, work: &Work, chunks: Range<
     });
 }
 
-/// Sends a claim to the shard that owns its chunks by now, once: the shard that was asked has said that it does not.
+/// Sends a claim to the shard that owns its chunks now, once. The shard that was asked does not own them any more.
 fn reroute(fetcher: &Arc<Fetcher>, mut work: Work, error: Error) {
     let routes = routes_of(&fetcher.shards, &work.table, &work.series);
     let chunks = work.chunks.clone();

@@ -1,4 +1,4 @@
-//! One read, from the question to its chunks, and what else the services ask of the shards' data.
+//! The engine answers the services: it reads chunks, lists datasets and symbols, and finds the home shard of a write.
 //!
 //! | file | subject |
 //! | --- | --- |

@@ -101,13 +101,13 @@ pub(crate) struct ReadCounts {
     pub(crate) versions: Option<(u64, u64)>,
     /// The knowledge time for which the answer is true; `None` before the read has begun.
     pub(crate) known_through: Option<i64>,
-    /// The least of the shards' watermarks; `None`: one of them did not say.
+    /// The least of the shards' watermarks; `None`: a shard has none.
     pub(crate) watermark: Option<i64>,
     /// Some chunks could not be confirmed as the latest.
     pub(crate) stale: bool,
 }
 
-/// An answer in the making. Dropping it at any point is safe and disturbs nobody else.
+/// A read. It can be dropped at any point, and no other read is disturbed.
 #[derive(Debug)]
 pub(crate) struct Reading {
     core: Arc<Core>,

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_comes_at_once_has_not_waited() {
+    async fn a_turn_that_is_ready_at_once_has_not_waited() {
         let waits = Waits::new();
         let (turn, waited) = waits.of(WaitQueue::Egress, std::pin::pin!(async { 1 })).await;
         assert_eq!((turn, waited), (1, Duration::ZERO));

@@ -120,7 +120,7 @@ async fn session(
         shards.redescribe(shard, &shard.describe(true).await?);
     }
     if resumed {
-        // what was acknowledged to publishers while this head was away is in the log, and must be applied first
+        // a publish that was acknowledged while this head was away is in the log, and must be applied first
         let end = confirm(shard, Vec::new()).await?.seq;
         while position.seq < end {
             if !next(follower, shard, &mut events, &acks, position).await? {

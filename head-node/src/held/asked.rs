@@ -1,7 +1,7 @@
-//! What has been asked of one series so far, as a set of intervals of event time: the yardstick for what had to be fetched.
+//! The ranges of event time that were ever asked of one series. Their union is the least that had to be fetched.
 
-/// Most intervals kept for one series. Beyond that the two nearest are joined, and rows in the gap between them will not be counted
-/// when they are first asked for: the union is then a little too small, and the figure made from it too strict.
+/// Most intervals kept for one series. Beyond that the two nearest are joined. Rows in the gap between them are then not counted when
+/// they are first asked for: the union is a little too small, and the amplification that is computed from it a little too large.
 const INTERVALS_MAX: usize = 64;
 
 /// Sorted, disjoint, not adjacent half-open intervals.
@@ -9,7 +9,7 @@ const INTERVALS_MAX: usize = 64;
 pub(crate) struct AskedRanges(Vec<(i64, i64)>);
 
 impl AskedRanges {
-    /// Adds `[start, end)`; calls `new` with the parts that were not there before, ascending.
+    /// Adds `[start, end)`; calls `new` with the parts of it that were not asked for before, ascending.
     pub(crate) fn add(&mut self, start: i64, end: i64, mut new: impl FnMut(i64, i64)) {
         if end <= start {
             return;
@@ -64,7 +64,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_new_is_what_a_set_says(ranges in proptest::collection::vec((0i64..60, 0i64..20), 0..40)) {
+        fn the_new_parts_are_those_of_a_set_of_points(ranges in proptest::collection::vec((0i64..60, 0i64..20), 0..40)) {
             let mut asked = AskedRanges::default();
             let mut set = std::collections::BTreeSet::new();
             for (start, length) in ranges {

@@ -1,12 +1,12 @@
-//! Which slots stay: what was used least recently goes, as long as everything in memory is over the budget.
+//! The order of use of all slots. While everything in memory is over the budget, the slot that was used least recently is evicted.
 //!
-//! The claim maps hold the chunks; here is only the order in which they were used. Every insertion has a key of its own: nothing is
-//! overwritten, and nothing is loaded through it. Room is made by the gauges as they are at that moment ([`Memory::is_over`]), so what
-//! is in flight or pinned takes room from the cache, and gives it back, without a word here.
+//! The claim maps hold the chunks; the cache holds only the order. Every insertion has a key of its own, so no entry is ever overwritten.
+//! The cache asks the gauges whether to evict ([`Memory::is_over`]). So bytes in flight and pinned bytes take room from the cache and
+//! give it back, and it need not be told.
 //!
-//! The rejected choice is a concurrent cache with a capacity of its own, moka: what is not cached had to be put into it as weight
-//! without content, and its bookkeeping, worked off in batches, was half of what a full head did for a chunk that came. By frequency
-//! (TinyLFU) large entries were refused for ever, and a shift of the working set missed 5.8 times more.
+//! The rejected choice is moka, a concurrent cache with a capacity of its own. Bytes outside the cache had to be entries without content,
+//! and moka's bookkeeping was half of the work of a full head for each chunk that came. Its eviction by frequency (TinyLFU) refused large
+//! entries for ever, and missed 5.8 times more after a change of the working set.
 
 use std::sync::{
     Arc,
@@ -45,27 +45,27 @@ impl Cache {
         }
     }
 
-    /// An id for an insertion.
+    /// The id of a new insertion.
     pub(crate) fn next_id(&self) -> SlotId {
         self.ids.fetch_add(1, Relaxed)
     }
 
-    /// A slot has been put into a series, and is counted. The caller must not hold any series' lock: room may have to be made.
+    /// Adds a slot that has been put into a series and counted. May evict, so the caller must not hold the lock of any series.
     pub(crate) fn insert(&self, series: &Arc<Series>, chunk: i64, id: SlotId) {
         self.slots.lock().put(id, Place { series: Arc::clone(series), chunk });
-        // whoever removed the slot before it was known here could not say so
+        // a slot may have been taken out of its series before this call
         if !series.has(chunk, id) {
             self.remove(id);
         }
         self.make_room();
     }
 
-    /// A slot has been removed from its series.
+    /// Removes a slot that has been taken out of its series.
     pub(crate) fn remove(&self, id: SlotId) {
         let _ = self.slots.lock().pop(&id);
     }
 
-    /// Slots have been used.
+    /// Makes these slots the most recently used.
     pub(crate) fn touch(&self, ids: &[SlotId]) {
         if ids.is_empty() {
             return;
@@ -76,7 +76,7 @@ impl Cache {
         }
     }
 
-    /// Lets slots go until everything together is within the budget, or none is left. The caller must not hold any series' lock.
+    /// Evicts slots until everything together is within the budget, or none is left. The caller must not hold the lock of any series.
     pub(crate) fn make_room(&self) {
         while self.memory.is_over() {
             let Some((id, Place { series, chunk })) = self.slots.lock().pop_lru() else { return };
@@ -87,7 +87,7 @@ impl Cache {
         }
     }
 
-    /// Slots that were let go for room.
+    /// Slots evicted so far.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.load(Relaxed)
     }
@@ -108,11 +108,11 @@ mod tests {
     const STANDING: Standing = Standing { generation: 1, known_through: 1 };
     const STAMP: Stamp = Stamp { columns: ColumnSet(1), version: 1, known_through: 1 };
     const WRITERS: usize = 4;
-    /// Slots that fit. Chunks without rows weigh as much as a slot.
+    /// Slots that fit into the budget. A chunk without rows counts as one slot.
     const SLOTS: u64 = 4_096;
     /// Chunks of one writer: more than fit, so that insertions and evictions never end.
     const CHUNKS: u64 = SLOTS;
-    /// A hundred times what fits. (The benches put ten million chunks into a head.)
+    /// A hundred times the slots that fit. (The benches put ten million chunks into a head.)
     const INSERTIONS: u64 = 400_000;
 
     fn put(cache: &Cache, series: &Arc<Series>, chunk: i64) -> SlotId {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_least_recently_goes_first() {
+    fn the_slot_used_least_recently_is_evicted_first() {
         let cache = Cache::new(&Memory::new(3 * SLOT_BYTES));
         let series = series();
         let ids: Vec<SlotId> = (0..3).map(|chunk| put(&cache, &series, chunk)).collect();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_cached_takes_room_and_gives_it_back() {
+    fn bytes_outside_the_cache_take_room_and_give_it_back() {
         let memory = Memory::new(10 * SLOT_BYTES);
         let (cache, series) = (Cache::new(&memory), series());
         for chunk in 0..10 {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_before_it_was_known_here_leaves_nothing_behind() {
+    fn a_slot_that_was_removed_before_it_is_added_leaves_nothing_behind() {
         let cache = Cache::new(&Memory::new(10 * SLOT_BYTES));
         cache.insert(&series(), 0, cache.next_id());
         assert!(cache.slots.lock().is_empty());

@@ -1,23 +1,24 @@
-//! Who has, who fetches and who waits for which chunk of one series: pure, no clock, no task, no I/O.
+//! The claim map of one series: which chunks are ready, which are being fetched, and which reads wait for them. Pure: no clock, no
+//! task, no I/O.
 //!
-//! A series is a plane of (column x chunk). Each point of it is *absent*, *claimed* by one flight, or *ready* in a slot.
-//! A read names a rectangle and, in one call of [`ClaimMap::plan`], takes what is ready, joins what is claimed, and claims
-//! what is absent; so two reads that overlap in time or in columns never fetch a point twice, in whichever order they come.
-//! The rejected choice is one growing extent per series: merging extents copies what is already there, and two reads of
-//! different ranges fetch and store the same extent over each other.
+//! A series is a plane of (column x chunk). Each point of it is *absent*, *claimed* by one flight, or *ready* in a slot. A read names a
+//! rectangle. One call of [`ClaimMap::plan`] takes the ready points, joins the claimed ones, and claims the absent ones. So two reads
+//! that overlap in time or in columns never fetch a point twice, in whichever order they come. The rejected choice is one growing extent
+//! per series: to merge extents copies data that is already there, and two reads of different ranges fetch and store the same extent
+//! twice.
 //!
-//! **Versions.** Every read has a knowledge time; "the latest" is the [`Standing::known_through`] of the moment the read
-//! began. A slot answers a read if all commits up to that time are in it: because it is *confirmed* (fetched, patched or
-//! checked in the current [`Generation`] of the shard's watch log, and no change has touched it since), or because its own
-//! `known_through` reaches that far. A change that cannot be patched in *closes* a slot: it answers earlier knowledge
-//! times for ever, and no later one. Rows are identified by (ts, known_at) and never change, so two payloads with the
-//! same row keys are the same version and their columns can be joined; otherwise the older is dropped.
+//! **Versions.** Every read has a knowledge time; "the latest" is the [`Standing::known_through`] of the moment the read began. A slot
+//! answers a read if all commits up to that time are in it. That is so if the slot is *confirmed* (fetched, patched or checked in the
+//! current [`Generation`] of the shard's log, and not touched by a change since), or if its own `known_through` reaches that far. A
+//! change that cannot be patched into a slot *closes* it: the slot answers earlier knowledge times for ever, and no later one. Rows are
+//! identified by (ts, known_at) and never change. So two payloads with the same row keys are the same version, and their columns can be
+//! joined; otherwise the older payload is dropped.
 //!
-//! **Poison.** A change that overlaps a chunk in flight may or may not be in what the shard is about to send. Reads that
-//! joined before have an earlier knowledge time, and may have the data; later reads do not join; and if the arriving data
-//! turns out to be older than the change, it is not stored.
+//! **Poison.** A change that overlaps a chunk in flight may or may not be in the data that the shard is about to send. Reads that joined
+//! before have an earlier knowledge time, and may have the data. Later reads do not join. If the data turns out to be older than the
+//! change, it is not stored.
 //!
-//! What has to happen outside (wake somebody, tell the cache) is returned in [`Effects`].
+//! The map wakes nobody and calls nobody: the caller carries out the [`Effects`] that it returns.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -27,18 +28,18 @@ use crate::shards::Generation;
 
 /// Identity of one fetch of adjacent chunks of one series. Never reused.
 pub(crate) type FlightId = u64;
-/// Identity of one insertion. Never reused: what is said of one is never taken for another.
+/// Identity of one insertion into a slot. Never reused, so that a late message about one insertion is not taken for another.
 pub(crate) type SlotId = u64;
-/// One reader's stake in flights. Never reused.
+/// Identity of one read's stakes in flights. Never reused.
 pub(crate) type Token = u64;
 /// The generation of a slot that is known not to be the latest.
 pub(crate) const CLOSED: Generation = 0;
 
-/// Ready chunks between two claims are fetched again if they hold at most this many rows together: one more range costs
-/// the shard a seek (2 to 5 us), which is what decoding and sending about as many rows costs.
+/// Ready chunks between two claims are fetched again if they hold at most this many rows together: another range costs the shard a seek
+/// (2 to 5 us), about as much as to decode and send so many rows.
 pub(crate) const ISLAND_ROWS_MAX: u64 = 64;
 
-/// A set of columns, as bits. What a bit stands for is [`super::chunk::ColumnLayout`]'s business.
+/// A set of columns, as bits. [`super::chunk::ColumnLayout`] says which fields a bit stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct ColumnSet(pub(crate) u128);
 
@@ -60,17 +61,17 @@ impl ColumnSet {
     }
 }
 
-/// What a slot holds: all known rows of some columns of one chunk.
+/// The content of a slot: all known rows of some columns of one chunk.
 pub(crate) trait Payload: Clone {
     fn columns(&self) -> ColumnSet;
-    /// Version of the table that was read.
+    /// Version of the table that it was read from.
     fn version(&self) -> u64;
-    /// Every later ordinary commit has a greater known_at.
+    /// The knowledge time up to which it is complete.
     fn known_through(&self) -> i64;
     fn rows(&self) -> u32;
-    /// Whether both hold the same rows (and so the same version) of possibly different columns.
+    /// Whether both hold the same rows, and so the same version, whatever their columns.
     fn same_rows(&self, other: &Self) -> bool;
-    /// Both columns; only called if [`Self::same_rows`].
+    /// The columns of both; only called if [`Self::same_rows`].
     fn join(&self, other: &Self) -> Self;
 }
 
@@ -82,7 +83,7 @@ pub(crate) struct Standing {
     pub(crate) known_through: i64,
 }
 
-/// The rectangle that a read wants, and when.
+/// The rectangle that a read wants, and its knowledge time.
 #[derive(Debug, Clone)]
 pub(crate) struct Want {
     pub(crate) chunks: Range<i64>,
@@ -100,7 +101,7 @@ pub(crate) struct Taken<P> {
     pub(crate) known_through: i64,
 }
 
-/// A flight to launch.
+/// A flight that the caller has to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claim {
     pub(crate) flight: FlightId,
@@ -108,22 +109,22 @@ pub(crate) struct Claim {
     pub(crate) chunks: Range<i64>,
 }
 
-/// What [`ClaimMap::plan`] found and did.
+/// The result of [`ClaimMap::plan`].
 #[derive(Debug)]
 pub(crate) struct ClaimPlan<P> {
     pub(crate) taken: Vec<Taken<P>>,
-    /// Chunks that are to be waited for, ascending.
+    /// Chunks that the read has to wait for, ascending.
     pub(crate) missing: Vec<i64>,
     /// Flights with a stake of this read's token, own claims included.
     pub(crate) flights: Vec<FlightId>,
     pub(crate) claims: Vec<Claim>,
-    /// Chunks of which nothing had to be claimed, but something joined.
+    /// Chunks that joined other flights, without a claim.
     pub(crate) joined: u64,
-    /// Chunks of which something had to be claimed.
+    /// Chunks with a claim.
     pub(crate) claimed: u64,
-    /// Stakes taken; each is settled once, in [`Effects::wake`].
+    /// Stakes taken. Each is settled once, by [`Effects::wake`].
     pub(crate) stakes: usize,
-    /// Slots whose last use is long enough ago to tell the cache.
+    /// Slots whose use the cache has to be told of: their last use was at an earlier `now`.
     pub(crate) touch: Vec<SlotId>,
 }
 
@@ -142,39 +143,38 @@ impl<P> Default for ClaimPlan<P> {
     }
 }
 
-/// What became of a chunk that was waited for.
+/// The state of a chunk that a read waits for.
 #[derive(Debug)]
 pub(crate) enum ChunkOutcome<P> {
     Taken(Taken<P>),
     Failed(Error),
     /// Still in flight.
     Waiting,
-    /// It came and went (evicted, superseded, of another version than its other columns): plan again.
+    /// It has come and is gone (evicted, superseded, of another version than its other columns): the read must plan it again.
     Lost,
 }
 
-/// A flight whose last reader has left, and for which time in its life that was: who comes back and leaves again begins a new
-/// grace.
+/// A flight whose last reader has left. A reader that joins and leaves again begins a new grace, so the number of times counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Abandoned {
     pub(crate) flight: FlightId,
     times: u32,
 }
 
-/// What must happen outside, in any order, after the series has been let go of.
+/// What the caller has to do, in any order, when it no longer holds the lock of the series.
 #[derive(Debug)]
 pub(crate) struct Effects<P, W> {
-    /// Stakes that are settled: every chunk has come or failed.
+    /// Waiters of stakes that are settled: every chunk has come or failed.
     pub(crate) wake: Vec<W>,
-    /// Stakes of which some chunk has failed and others are on their way: worth a look, whoever needs that chunk need not wait.
+    /// Waiters of stakes of which one chunk has failed while others are on their way: a reader that needs that chunk need not wait.
     pub(crate) broken: Vec<W>,
     pub(crate) inserted: Vec<(i64, SlotId, P)>,
     pub(crate) removed: Vec<(SlotId, P)>,
-    /// Flights that nobody waits for any more.
+    /// Flights whose last reader has left.
     pub(crate) abandoned: Vec<Abandoned>,
     /// Flights poisoned for the first time.
     pub(crate) poisoned: u64,
-    /// Slots closed or patched by a change.
+    /// Slots that a change has closed or patched.
     pub(crate) touched: u64,
 }
 
@@ -192,12 +192,12 @@ impl<P, W> Default for Effects<P, W> {
     }
 }
 
-/// A commit, as far as it concerns some chunks of this series.
+/// A commit that touches chunks of this series.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
     pub(crate) version: u64,
     pub(crate) known_at_min: i64,
-    /// After this commit, later ones have a greater known_at.
+    /// Later commits have a greater known_at than this.
     pub(crate) known_through: i64,
     pub(crate) chunks: Range<i64>,
 }
@@ -206,7 +206,7 @@ pub(crate) struct Event {
 struct Slot<P> {
     id: SlotId,
     payload: P,
-    /// Newest version at which the payload is known to be whole.
+    /// Newest version of the table at which the payload is known to be complete.
     version: u64,
     generation: Generation,
     known_through: i64,
@@ -226,19 +226,19 @@ impl<P> Slot<P> {
     }
 }
 
-/// A change that came while a chunk was on its way.
+/// The changes that came while a chunk was in flight: the newest version, and the least known_at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Poison {
     version: u64,
     known_at: i64,
 }
 
-/// How far a chunk in flight is.
+/// Whether the shard has been asked for a chunk in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Upstream {
-    /// The shard has not been asked yet: whatever it is asked then is as new as that moment.
+    /// Not yet. Its answer will be as new as the moment at which it is asked.
     Queued,
-    /// The shard was asked, when so much was known of it.
+    /// Asked at this standing.
     Asked { at: Standing, poison: Option<Poison> },
 }
 
@@ -247,7 +247,7 @@ enum Progress<P> {
     Open(Upstream),
     Done(P),
     Failed(Error),
-    /// Given up, as nobody waited for it.
+    /// Given up, because nobody waited for it.
     Dropped,
 }
 
@@ -269,9 +269,9 @@ struct Flight<P, W> {
     /// Rows received.
     rows: u64,
     stakes: Vec<Stake<W>>,
-    /// How often its last reader has left.
+    /// How many times its last reader has left.
     abandoned: u32,
-    /// For which of these times the grace is over.
+    /// The last of these times whose grace is over.
     expired: u32,
 }
 
@@ -285,11 +285,11 @@ impl<P, W> Flight<P, W> {
     fn range(&self) -> Range<i64> {
         self.first..self.first + self.chunks.len() as i64
     }
-    /// Whether everybody has left it, for good as far as can be told.
+    /// Whether it has no reader, and its grace is over.
     fn is_idle(&self) -> bool {
         self.stakes.is_empty() && self.expired == self.abandoned
     }
-    /// Gives up what is open of `chunks` and `which` holds for.
+    /// Gives up the open chunks among `chunks` for which `which` holds.
     fn drop_open(&mut self, chunks: &Range<i64>, which: impl Fn(&Upstream) -> bool) {
         let range = self.range();
         for chunk in chunks.start.max(range.start)..chunks.end.min(range.end) {
@@ -301,7 +301,7 @@ impl<P, W> Flight<P, W> {
             }
         }
     }
-    /// Whether what is being fetched will hold every commit up to `as_of`.
+    /// Whether the chunk is in flight and will hold every commit up to `as_of`.
     fn joinable(&self, chunk: i64, as_of: i64, standing: &Standing) -> bool {
         match self.progress(chunk) {
             Some(Progress::Open(Upstream::Queued)) => true,
@@ -314,11 +314,11 @@ impl<P, W> Flight<P, W> {
     }
 }
 
-/// The claim map of one series.
+/// The claim map of one series. `P` is the payload of a slot, `W` the handle that wakes a reader.
 #[derive(Debug)]
 pub(crate) struct ClaimMap<P, W> {
     ready: BTreeMap<i64, Slot<P>>,
-    /// Few: flights overlap in time only while something is being fetched.
+    /// A few at most: only while chunks are being fetched.
     flights: Vec<Flight<P, W>>,
 }
 
@@ -329,8 +329,8 @@ impl<P, W> Default for ClaimMap<P, W> {
 }
 
 impl<P: Payload, W: Clone> ClaimMap<P, W> {
-    /// Takes everything that is wanted if all of it is ready; changes nothing and returns false otherwise.
-    /// `now` counts time, any unit and origin; see [`ClaimPlan::touch`].
+    /// Takes all chunks of `want` if all of them are ready; otherwise changes nothing and returns false. `now` is a clock of any unit
+    /// and origin; see [`ClaimPlan::touch`].
     pub(crate) fn take_ready(
         &mut self,
         want: &Want,
@@ -363,7 +363,8 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         true
     }
 
-    /// Takes, joins and claims. The stakes of `token` count until [`Self::leave`].
+    /// Takes the ready chunks of `want`, joins the claimed ones, and claims the absent ones. The stakes of `token` last until
+    /// [`Self::leave`].
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         &mut self,
@@ -378,7 +379,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         // (flight index, chunks of it that are needed)
         let mut joins: Vec<(usize, Range<i64>)> = Vec::new();
         let mut claims: Vec<(Range<i64>, ColumnSet)> = Vec::new();
-        // rows of the ready chunks since the last claim; None: something there is not ready
+        // rows of the ready chunks since the last claim; `None`: a chunk since then cannot be fetched again
         let mut island: Option<u64> = None;
         for chunk in want.chunks.clone() {
             let mut need = want.columns;
@@ -391,7 +392,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
                         slot.touched = now;
                         plan.touch.push(slot.id);
                     }
-                    // what is on its way in other columns must not be asked for a second time
+                    // a chunk of which other columns are in flight must not be fetched again
                     let quiet =
                         || !self.flights.iter().any(|f| matches!(f.progress(chunk), Some(Progress::Open(_))));
                     island = island
@@ -458,7 +459,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// What became of a chunk that [`Self::plan`] reported missing, for the holder of `token`.
+    /// The state of a chunk that [`Self::plan`] reported missing, for the read of `token`.
     pub(crate) fn outcome(
         &self,
         chunk: i64,
@@ -466,7 +467,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         standing: &Standing,
         token: Token,
     ) -> ChunkOutcome<P> {
-        // What is not stored has the columns of its flight only; the others are in the cache, or in another flight.
+        // A payload that is not stored has only the columns of its flight. The other columns are in the slot, or in another flight.
         let mut part: Option<P> = None;
         if let Some(slot) = self.ready.get(&chunk).filter(|slot| slot.answers(want.as_of, standing)) {
             if slot.payload.columns().covers(want.columns) {
@@ -476,7 +477,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
             part = Some(slot.payload.clone());
         }
         let mut outcome = ChunkOutcome::Lost;
-        // Only a stake in this very chunk counts: the same flight may have been too old to join here, and not elsewhere.
+        // Only a stake in this chunk counts: the read may have joined the same flight for other chunks and not for this one.
         let staked =
             |f: &&Flight<P, W>| f.stakes.iter().any(|s| s.token == token && s.chunks.contains(&chunk));
         for flight in self.flights.iter().filter(staked) {
@@ -504,12 +505,12 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         outcome
     }
 
-    /// The shard is being asked now for what is open of `chunks`, and so much is known of it.
+    /// The shard is being asked for the open chunks among `chunks`, at the standing `at`.
     pub(crate) fn launch(&mut self, flight: FlightId, chunks: &Range<i64>, at: Standing) {
         self.set_upstream(flight, chunks, Upstream::Asked { at, poison: None });
     }
 
-    /// What is open of `chunks` did not come, and will be asked for again.
+    /// The open chunks among `chunks` did not come; the shard will be asked for them again.
     pub(crate) fn requeue(&mut self, flight: FlightId, chunks: &Range<i64>) {
         self.set_upstream(flight, chunks, Upstream::Queued);
     }
@@ -523,7 +524,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// The chunks of a flight in `within` that have neither come nor failed, as runs.
+    /// The open chunks of a flight in `within`: those that have neither come nor failed. As runs.
     pub(crate) fn open(&self, flight: FlightId, within: &Range<i64>) -> Vec<Range<i64>> {
         let mut runs: Vec<Range<i64>> = Vec::new();
         let Some(flight) = self.flights.iter().find(|f| f.id == flight) else { return runs };
@@ -538,12 +539,12 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         runs
     }
 
-    /// Rows that a flight has received so far.
+    /// Rows that have come for a flight so far.
     pub(crate) fn rows_received(&self, flight: FlightId) -> u64 {
         self.flights.iter().find(|f| f.id == flight).map_or(0, |f| f.rows)
     }
 
-    /// A chunk of a flight has come. `store`: keep it for others; otherwise only the flight's own readers get it.
+    /// A chunk of a flight has come. `store`: it goes into a slot; otherwise only the flight's own readers get it.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn deliver(
         &mut self,
@@ -560,7 +561,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         let Some(Progress::Open(upstream)) = flight.progress(chunk) else { return };
         let (launched, poison) = match upstream {
             Upstream::Asked { at, poison } => (at.generation, *poison),
-            // an answer to a question that was given up: good data, of unknown age
+            // a late answer to an earlier call: its data is right, but its age is not known
             Upstream::Queued => (CLOSED, None),
         };
         let stale = poison.is_some_and(|p| payload.version() < p.version);
@@ -583,7 +584,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         self.forget_if_done(index);
     }
 
-    /// Chunks of a flight could not be had. Only readers that need them are woken.
+    /// Chunks of a flight have failed. Wakes only the readers that need them.
     pub(crate) fn fail(
         &mut self,
         flight: FlightId,
@@ -608,7 +609,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         self.forget_if_done(index);
     }
 
-    /// A reader is done with its flights, served or not.
+    /// Gives back the stakes of a read, whether it was served or not.
     pub(crate) fn leave(&mut self, flights: &[FlightId], token: Token, effects: &mut Effects<P, W>) {
         for id in flights {
             let Some(index) = self.flights.iter().position(|f| f.id == *id) else { continue };
@@ -623,9 +624,9 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// The grace of an abandoned flight is over. What no shard has been asked for yet is absent again. The rest may be on its way in a
-    /// call that others wait for: it can be joined, and is stored, until [`Self::let_go`]. False: somebody has waited for the flight
-    /// since, or it is done.
+    /// The grace of an abandoned flight is over. Chunks that no shard has been asked for are absent again. The others may be on their way
+    /// in a call that other reads wait for: they can be joined, and are stored, until [`Self::let_go`]. False: a reader has joined the
+    /// flight since, or it is done.
     pub(crate) fn expire(&mut self, left: Abandoned) -> bool {
         let same = |f: &Flight<P, W>| f.id == left.flight && f.abandoned == left.times && f.stakes.is_empty();
         let Some(index) = self.flights.iter().position(same) else { return false };
@@ -636,12 +637,12 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         true
     }
 
-    /// Whether nobody needs what is still open of `chunks`.
+    /// Whether nobody needs the open chunks among `chunks`.
     pub(crate) fn is_idle(&self, flight: FlightId, chunks: &Range<i64>) -> bool {
         self.open(flight, chunks).is_empty() || self.flights.iter().any(|f| f.id == flight && f.is_idle())
     }
 
-    /// Gives up what is open of `chunks` if [`Self::is_idle`]: what has come stays, the rest is absent again. False: somebody needs it.
+    /// Gives up the open chunks among `chunks` if [`Self::is_idle`]: they are absent again. False: a reader needs them.
     pub(crate) fn let_go(&mut self, flight: FlightId, chunks: &Range<i64>) -> bool {
         if !self.is_idle(flight, chunks) {
             return false;
@@ -650,7 +651,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         true
     }
 
-    /// Gives up what is open of `chunks` if nobody waits for the flight.
+    /// Gives up the open chunks among `chunks` if nobody waits for the flight.
     pub(crate) fn cancel(&mut self, flight: FlightId, chunks: &Range<i64>) {
         let idle = |f: &Flight<P, W>| f.id == flight && f.stakes.is_empty();
         if let Some(index) = self.flights.iter().position(idle) {
@@ -664,7 +665,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         self.flights.iter().any(|f| f.id == flight && !f.stakes.is_empty())
     }
 
-    /// A commit has touched some chunks. `patch` may return the payload with the commit's rows in it.
+    /// A commit has touched chunks. `patch` returns a chunk's payload with the commit's rows in it, or `None` to close the slot.
     pub(crate) fn change(
         &mut self,
         event: &Event,
@@ -714,8 +715,8 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// Puts a chunk in place that was never fetched: the change that brought its first rows brought all of them.
-    /// Does nothing if the chunk is there or in flight.
+    /// Stores a chunk that was never fetched: the change that brought its first rows brought all of them. Does nothing if the chunk is
+    /// ready or in flight.
     pub(crate) fn plant(
         &mut self,
         chunk: i64,
@@ -730,12 +731,12 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         install(&mut self.ready, chunk, payload, standing.generation, standing, next_slot, effects);
     }
 
-    /// Columns of the newest ready chunk.
+    /// The newest ready chunk, and its columns.
     pub(crate) fn tail(&self) -> Option<(i64, ColumnSet)> {
         self.ready.last_key_value().map(|(chunk, slot)| (*chunk, slot.payload.columns()))
     }
 
-    /// What of `within` is to be confirmed after a gap: runs of chunks of one version each.
+    /// The ready chunks in `within` that are to be checked after a gap in the log: runs of chunks of one version each.
     pub(crate) fn held(&self, within: &[Range<i64>]) -> Vec<(Range<i64>, u64)> {
         let mut runs: Vec<(Range<i64>, u64)> = Vec::new();
         let ready = within.iter().flat_map(|range| self.ready.range(range.clone()));
@@ -748,8 +749,8 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         runs
     }
 
-    /// The shard's verdict on a run of [`Self::held`]. Slots of the `old` standing are whole up to its `known_through`
-    /// whatever the verdict; unchanged ones belong to generation `new` from now on.
+    /// Takes the shard's answer about a run of [`Self::held`]. Slots of the generation of `old` are complete up to its `known_through` in
+    /// any case. If the run is unchanged, its slots belong to the generation `new` from here on; otherwise they are closed.
     pub(crate) fn confirm(
         &mut self,
         chunks: Range<i64>,
@@ -759,7 +760,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         unchanged: bool,
     ) {
         for (_, slot) in self.ready.range_mut(chunks) {
-            // what came in the meantime was not asked about
+            // a slot that was filled since is not the one that the shard was asked about
             if slot.version != version || slot.generation == CLOSED {
                 continue;
             }
@@ -768,14 +769,14 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// Lets everything go that is ready. What is in flight is left to its readers.
+    /// Empties all slots. Flights go on for their readers.
     pub(crate) fn clear(&mut self, effects: &mut Effects<P, W>) {
         effects
             .removed
             .extend(std::mem::take(&mut self.ready).into_values().map(|slot| (slot.id, slot.payload)));
     }
 
-    /// The cache has let a slot go. Returns its payload if it was still in place.
+    /// The cache has evicted a slot. Returns its payload if the slot was still in place.
     pub(crate) fn evict(&mut self, chunk: i64, slot: SlotId) -> Option<P> {
         if self.ready.get(&chunk)?.id != slot {
             return None;
@@ -796,8 +797,8 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
     }
 }
 
-/// Stores `payload`, joined with the columns that are there if those are of the same rows. Returns what the flight's
-/// readers get: as many columns as are known of these rows.
+/// Stores `payload`, joined with the slot's columns if those are of the same rows. Returns the payload for the flight's readers: all
+/// known columns of these rows.
 fn install<P: Payload, W>(
     ready: &mut BTreeMap<i64, Slot<P>>,
     chunk: i64,
@@ -835,6 +836,7 @@ fn install<P: Payload, W>(
     payload
 }
 
+/// A new slot for an insertion.
 fn fresh<P: Payload, W>(
     chunk: i64,
     payload: P,

@@ -1,4 +1,4 @@
-//! What the shards say their datasets are, and what this head holds of each.
+//! One dataset: the description that its shards give together, its series, its parts, and its counters.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,15 +19,15 @@ use super::{
 };
 use crate::shards::{Link, Shard};
 
-/// Bytes that a chunk takes besides its rows, for estimates of what is about to come.
+/// Bytes that a chunk takes besides its rows, for estimates of a fetch.
 const CHUNK_OVERHEAD: f64 = 700.0;
-/// Weight of an arrival in the running estimate of rows in a chunk.
+/// Weight of one message in the running average of rows per chunk.
 const DENSITY_WEIGHT: f64 = 0.05;
 
-/// A dataset as all shards together describe it. A snapshot: a later change makes a new one.
+/// A dataset as all its shards together describe it. A snapshot: a later change makes a new one.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    /// What it is.
+    /// Its name, fields and settings.
     pub spec: Arc<DatasetSpec>,
     /// Tells this spec from those before and after it.
     pub(crate) schema: u64,
@@ -35,7 +35,7 @@ pub struct Dataset {
     pub version: u64,
     /// The knowledge time that every shard has reached.
     pub known_through: i64,
-    /// Event time up to which it is complete, if anybody said.
+    /// Event time up to which it is complete, if a shard says so.
     pub watermark: Option<i64>,
     /// Least event time of any row; `None`: no rows.
     pub first_ts: Option<i64>,
@@ -43,12 +43,12 @@ pub struct Dataset {
     pub last_ts: Option<i64>,
     /// Rows stored, every known version counted.
     pub rows: u64,
-    /// Symbols, of all shards.
+    /// Symbols of all shards together.
     pub symbols: u64,
     /// The shard that commits to it.
     pub home: String,
-    /// Whether no shard was being brought up to date when `known_through` was taken: only then does it cover everything that had
-    /// been acknowledged to a publisher.
+    /// Whether no shard was being brought up to date when `known_through` was taken. Only then does it cover every publish that had been
+    /// acknowledged.
     pub(crate) settled: bool,
 }
 
@@ -88,22 +88,22 @@ struct SymbolList {
     list: Option<Arc<[Symbol]>>,
 }
 
-/// One dataset in this head, as long as its spec stays what it is. With another spec it is another table: what is held or on its
-/// way of the one never meets what is of the other.
+/// One dataset in this head, as long as its spec stays the same. A dataset with another spec is another table, so that chunks of the two
+/// specs never meet.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) name: DatasetName,
     pub(crate) spec: Arc<DatasetSpec>,
-    /// What shards call this spec.
+    /// The shards' number for this spec.
     pub(crate) schema: u64,
     pub(crate) layout: ColumnLayout,
     snapshot: RwLock<Arc<Dataset>>,
     parts: RwLock<BTreeMap<String, Arc<Part>>>,
     series: RwLock<HashMap<Symbol, Arc<Series>>>,
     symbols: Mutex<SymbolList>,
-    /// One listing at a time; the others wait for its result.
+    /// Held while the symbols are being listed: other callers wait for the result.
     pub(crate) listing: tokio::sync::Mutex<()>,
-    /// Rows of a chunk, on average, as `f64` bits; 0: none has come yet.
+    /// Average rows of a chunk, as the bits of an `f64`; 0: no chunk has come yet.
     density: AtomicU64,
     pub(crate) counters: Arc<TableCounters>,
 }
@@ -140,8 +140,8 @@ impl Table {
         }
     }
 
-    /// The same dataset with another spec since `version`. What the shards have said stays; the parts are new ones, so that the
-    /// knowledge of this table does not move with the other's.
+    /// The same dataset with another spec since `version`. The descriptions of the shards stay. The parts are copies, so that the
+    /// standings of the two tables advance apart.
     pub(crate) fn redefined(&self, spec: DatasetSpec, schema: u64, version: u64) -> Self {
         let parts = self.parts.read();
         let part = |part: &Arc<Part>| Part::new(&part.shard, part.standing(), part.described());
@@ -168,7 +168,8 @@ impl Table {
         self.parts.read().values().cloned().collect()
     }
 
-    /// Takes what `shard` says of the dataset. Knowledge advances separately, after what it covers has been applied.
+    /// Takes a shard's description of the dataset. The part's knowledge time is set only if the part is new: later it advances when the
+    /// changes that it covers have been applied.
     pub(crate) fn describe(
         &self,
         shard: &Arc<Shard>,
@@ -189,9 +190,9 @@ impl Table {
         part
     }
 
-    /// Makes the snapshot anew from what the shards have said.
+    /// Makes the snapshot anew from the descriptions of the shards.
     pub(crate) fn refresh(&self) {
-        // held throughout, so that the newest state is written last
+        // locked from here to the end, so that the newest state is written last
         let mut snapshot = self.snapshot.write();
         let parts = self.parts();
         let mut dataset = Dataset {
@@ -209,7 +210,7 @@ impl Table {
                 dataset.rows = described.rows;
                 dataset.home = described.home;
             }
-            // the union: too wide a bound costs a known-empty chunk, too narrow a one would lose rows
+            // the union of the bounds: a bound that is too wide costs an empty chunk, one that is too narrow would lose rows
             dataset.first_ts = dataset.first_ts.into_iter().chain(described.first_ts).min();
             dataset.last_ts = dataset.last_ts.into_iter().chain(described.last_ts).max();
             dataset.symbols += described.symbols;
@@ -278,7 +279,7 @@ impl Table {
         (symbols.stamp, symbols.list.clone())
     }
 
-    /// A list that was asked for at `stamp`. Kept unless a symbol may have been added since.
+    /// Keeps a list that was asked for at `stamp`, unless a symbol may have been added since.
     pub(crate) fn set_symbols(&self, stamp: u64, list: &Arc<[Symbol]>) {
         let mut symbols = self.symbols.lock();
         if symbols.stamp == stamp {
@@ -286,7 +287,7 @@ impl Table {
         }
     }
 
-    /// A change brings rows of these symbols; `None`: of any.
+    /// A change has brought rows of these symbols (`None`: of any symbols): the list is no longer valid if one of them is not in it.
     pub(crate) fn symbols_may_grow<'a>(&self, spans: Option<impl Iterator<Item = &'a str>>) {
         let mut symbols = self.symbols.lock();
         let known = match (&symbols.list, spans) {
@@ -301,7 +302,7 @@ impl Table {
         }
     }
 
-    /// Bytes that so many chunks of one series are expected to take.
+    /// Expected bytes of so many chunks of one series.
     pub(crate) fn expected_bytes(&self, chunks: u64, columns: ColumnSet) -> u64 {
         let width: usize = 16
             + self
@@ -328,7 +329,7 @@ impl Table {
         }
     }
 
-    /// Chunks have come with so many rows together.
+    /// Learns the average rows of a chunk from chunks that have come with `rows` rows together.
     pub(crate) fn learn(&self, chunks: usize, rows: u64) {
         if chunks == 0 {
             return;
@@ -336,7 +337,7 @@ impl Table {
         let seen = (rows as f64 / chunks as f64).max(1e-3);
         let before = f64::from_bits(self.density.load(Relaxed));
         let after = if before > 0.0 { before + (seen - before) * DENSITY_WEIGHT } else { seen };
-        // a lost update is a lost observation
+        // two updates at once may lose one observation
         self.density.store(after.to_bits(), Relaxed);
     }
 }

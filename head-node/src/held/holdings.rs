@@ -1,4 +1,4 @@
-//! All datasets by name with what is held of them, and carrying out what a claim map asks for.
+//! All datasets by name, the memory and the cache, and carrying out the effects of a claim map.
 
 use std::{
     collections::HashMap,

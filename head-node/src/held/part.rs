@@ -20,7 +20,7 @@ pub(crate) struct Part {
     pub(crate) catch_up: SharedCall,
 }
 
-/// A call that serves everybody who asked for it before it began. One call is under way at a time.
+/// A call that serves all callers that asked for it before it began. One call is under way at a time.
 #[derive(Debug, Default)]
 pub(crate) struct SharedCall {
     begun: AtomicU64,
@@ -46,7 +46,7 @@ impl SharedCall {
     }
 }
 
-/// What one shard says of a dataset.
+/// One shard's description of a dataset.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Described {
     pub(super) version: u64,

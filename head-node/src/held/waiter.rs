@@ -1,10 +1,10 @@
-//! Waiting for flights, and leaving them.
+//! Waking a reader when its stakes are settled.
 //!
-//! A flight belongs to the head. A reader that waits for one holds a stake in it, counted in the claim map; dropping the reader at
-//! any point gives its stakes back and disturbs nobody. When the last stake of an unfinished flight is given back, the flight has a
-//! grace in which others may still join. Then it is given up, unless it is on its way in a call that others wait for: what comes
-//! anyway is kept, and may be joined as long as the call goes on. There is no deadline of a flight: its readers have deadlines, and
-//! it lasts as long as the last of them.
+//! A flight belongs to the head. A read that waits for a flight has a stake in it, counted in the claim map. A read can be dropped at any
+//! point: its stakes are given back, and no other read is disturbed. When the last stake of an unfinished flight is given back, the
+//! flight has a grace, in which other reads may still join. After the grace it is given up, unless it is on its way in a call that other
+//! reads wait for: then its chunks are kept when they come, and may be joined as long as the call goes on. A flight has no deadline. Its
+//! readers have deadlines, and it lasts as long as the last of them.
 
 use std::{
     sync::{
@@ -16,7 +16,7 @@ use std::{
 
 use futures::task::AtomicWaker;
 
-/// Woken when every stake of one reader in one series is settled, or one has failed.
+/// Wakes one read when all its stakes in one series are settled, or when a chunk has failed.
 #[derive(Debug, Default)]
 pub(crate) struct Waiter {
     pending: AtomicUsize,
@@ -25,7 +25,7 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// `stakes` more to wait for. Called before the series is let go of, so that none can be settled earlier.
+    /// Adds `stakes` to wait for. Called under the lock of the series, so that none of them is settled earlier.
     pub(crate) fn expect(&self, stakes: usize) {
         self.pending.fetch_add(stakes, Ordering::AcqRel);
     }
@@ -37,13 +37,13 @@ impl Waiter {
         }
     }
 
-    /// A chunk of one stake has failed: its reader may not have to wait for the others.
+    /// A chunk of one stake has failed: its read may not have to wait for the other chunks.
     pub(crate) fn broke(&self) {
         self.broken.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Ready when it is worth looking at the series again. Cancel safe.
+    /// Ready when all stakes are settled, or when a chunk has failed since the last poll. Cancel safe.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
         if self.pending.load(Ordering::Acquire) == 0 || self.broken.swap(false, Ordering::AcqRel) {
@@ -54,5 +54,5 @@ impl Waiter {
     }
 }
 
-/// What the claim maps keep of a reader.
+/// The handle of a read in the claim maps.
 pub(crate) type WaiterRef = Arc<Waiter>;

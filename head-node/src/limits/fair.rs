@@ -1,21 +1,22 @@
-//! Whose turn it is, by bytes.
+//! Turns for units, shared fairly by bytes.
 //!
-//! Answers compete for two things: the bytes that large ones pin in memory while they are read, and the transport with the
-//! cores that feed it; and chunks that are not there compete for calls to their shard ([`the queue of each shard`], which uses the queue
-//! alone). A unit that asks for everything at once would get nearly all of each if turns were given in order of arrival. Here a
-//! limited number of bytes is out at any time, and what waits is served by start-time fair queueing over *units*: each item's
-//! start tag is its unit's finish tag before it (but never earlier than what is being served), its finish tag is that plus what
-//! it costs, and the least start tag is next. So ten thousand requests of one unit and one of another come to the same share,
-//! and who comes to the queue for the first time waits for nobody who has had its share.
-//! Weighing by requests instead would favour whoever asks for the larger messages; deficit round robin, which is the same in
-//! the long run, lets a newcomer wait for a quantum of each unit before it, and the quantum has to be as large as a message.
+//! Answers compete for two resources: the memory that large answers pin while they are read, and the transport with the cores that feed
+//! it. Fetches compete for the calls to a shard; they use [`FairQueue`] alone. If turns were given in order of arrival, a unit that asks
+//! for everything at once would get nearly all of each resource.
 //!
-//! Nobody waits while the limits are not reached. They are per unit too: what is out before a newcomer is not its queue, but
-//! the cores have it to do first.
+//! [`Fair`] limits the bytes that are out at any time. Items that wait are served by start-time fair queueing over *units*. The start
+//! tag of an item is the finish tag of its unit's item before it, but never less than the start tag of the item served last. Its finish
+//! tag is its start tag plus its bytes. The item with the least start tag is next. So a unit with ten thousand requests and a unit with
+//! one get the same share of bytes, and a unit that is new to the queue waits for no unit that has had its share.
 //!
-//! A turn ends when its holder drops it or when its lease runs out: a reader who stalls with a message in its hands must
-//! not keep others from sending theirs. Where leases are long, one unit may hold a share at most, so that until then its
-//! slow readers block only itself.
+//! Two other ways were rejected. Sharing by requests favours units with larger messages. Deficit round robin gives the same shares in
+//! the long run, but a new unit waits for a quantum of each unit before it, and a quantum must be as large as a message.
+//!
+//! Nobody waits while the limits are not reached. There is a limit per unit, too: bytes that are out before a new unit comes are not in
+//! its way in the queue, but the cores have to send them first.
+//!
+//! A turn ends when its holder drops it, or when its lease runs out: a reader that stalls with a message must not keep other readers
+//! waiting. Where leases are long, a unit's limit is a part of the whole, so that its slow readers delay only that unit.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -26,23 +27,22 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 
-/// Tags of units that have nothing waiting are kept while they matter; how many of those that do not may be kept before
-/// they are looked for.
+/// Units without waiting items that are kept before those with an old finish tag are removed.
 const IDLE_UNITS_KEPT: usize = 64;
 
-/// The only lane of what is all served alike.
+/// The lane of a queue that has only one.
 const LANE: usize = 0;
 
-/// TurnLimits of one resource.
+/// The limits of one resource.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TurnLimits {
     /// Bytes out at any time. One turn is always given, however large.
     pub(crate) bytes: u64,
-    /// Of these, bytes of one unit. It always has one turn, however large.
+    /// Bytes of one unit that are out at any time. A unit always gets one turn, however large.
     pub(crate) unit_bytes: u64,
-    /// What a turn counts for beside its bytes.
+    /// Added to the bytes of each turn, for its fixed cost.
     pub(crate) turn_bytes: u64,
-    /// After this time a turn counts as ended.
+    /// A turn ends after this time, even if its holder keeps it. `None`: never.
     pub(crate) lease: Option<Duration>,
 }
 
@@ -50,28 +50,30 @@ pub(crate) struct TurnLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Granted,
-    /// Its unit has its share; others may go before it.
+    /// Its unit has reached its limit. Items of other units may go before it.
     UnitFull,
-    /// Nothing is left. Nobody goes before it, or what is large would wait for ever beside what is small.
+    /// The resource is used up. No other item goes before this one: otherwise large items would wait for ever while small ones pass.
     Full,
 }
 
-/// Start-time fair queueing over units: who of those waiting is next. Pure.
+/// Start-time fair queueing over units: decides which waiting item is next. Pure.
 ///
-/// Items of several lanes cannot be served together. Each unit has its one share of all lanes, and in each its own order.
+/// A queue may have several lanes; items of different lanes are never served together. A unit has one share over all lanes. Within a
+/// lane its items stay in order.
 #[derive(Debug)]
 pub(crate) struct FairQueue<T, const LANES: usize = 1> {
     units: HashMap<Arc<str>, Waiting<T, LANES>>,
-    /// In each lane the first item of each unit that has any: its start tag, its place in the order of arrival.
+    /// In each lane the first item of each unit: start tag, arrival number, unit.
     first: [BTreeSet<(u64, u64, Arc<str>)>; LANES],
-    /// Start tag of what was served last.
+    /// Start tag of the item served last.
     now: u64,
     arrived: u64,
 }
 
+/// The waiting items of one unit.
 #[derive(Debug)]
 struct Waiting<T, const LANES: usize> {
-    /// Finish tag of the item served last, start tag of the next.
+    /// Finish tag of the unit's item served last, which is the start tag of its next item.
     finish: u64,
     items: [VecDeque<Item<T>>; LANES],
 }
@@ -103,7 +105,7 @@ impl<T, const LANES: usize> FairQueue<T, LANES> {
         !self.is_empty() && self.units.get(unit).is_some_and(|waiting| !waiting.is_empty())
     }
 
-    /// The lane of the item that is next.
+    /// The lane of the next item; `None`: the queue is empty.
     pub(crate) fn next_lane(&self) -> Option<usize> {
         let first = self.first.iter().enumerate().filter_map(|(lane, first)| Some((first.first()?, lane)));
         first.min().map(|(_, lane)| lane)
@@ -125,7 +127,10 @@ impl<T, const LANES: usize> FairQueue<T, LANES> {
         waiting.items[lane].push_back(Item { arrival, bytes, item });
     }
 
-    /// The next item of a lane that may have its turn, or whether one was met for which nothing is left.
+    /// Takes the next item of a lane that `verdict` grants: its unit, its bytes, itself.
+    ///
+    /// # Errors
+    /// `true` if the resource is used up for the next item; `false` if no item waits but those of units at their limit.
     pub(crate) fn pop(
         &mut self,
         lane: usize,
@@ -164,7 +169,7 @@ impl<T, const LANES: usize> FairQueue<T, LANES> {
         Ok((unit, bytes, item))
     }
 
-    /// Drops tags that say nothing any more.
+    /// Removes units whose finish tag has no effect any more.
     fn forget(&mut self) {
         let waiting: usize = self.first.iter().map(BTreeSet::len).sum();
         if waiting == 0 {
@@ -180,25 +185,25 @@ impl<T, const LANES: usize> FairQueue<T, LANES> {
 /// One resource, shared fairly. Clones are the same resource.
 #[derive(Debug, Clone)]
 pub(crate) struct Fair {
-    shared: Arc<Resource>,
+    resource: Arc<Resource>,
 }
 
 #[derive(Debug)]
 struct Resource {
     limits: TurnLimits,
     state: Mutex<Turns>,
-    /// One of those waiting watches the leases, or each lease that runs out would wake them all.
+    /// Held by the one waiter that watches the leases. If each waiter did, every lease that runs out would wake all of them.
     watch: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Turns {
-    /// Turns out, oldest first.
+    /// Turns that are out, oldest first.
     out: VecDeque<Out>,
     bytes: u64,
     of_units: HashMap<Arc<str>, u64>,
     waiting: FairQueue<oneshot::Sender<Turn>>,
-    /// Somebody waits for whom nothing is left.
+    /// The next item waits because the resource is used up.
     full: bool,
     next_id: u64,
 }
@@ -211,26 +216,26 @@ struct Out {
     ends: Option<Instant>,
 }
 
-/// Permission to have some bytes out. Ends when dropped.
+/// The permission to have some bytes out. It ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    shared: Arc<Resource>,
+    resource: Arc<Resource>,
     id: u64,
 }
 
 impl Turn {
-    /// Whether it still counts: its lease may have run out.
+    /// Whether its lease has not run out.
     pub(crate) fn is_out(&self) -> bool {
-        self.shared.state.lock().place(self.id).is_ok()
+        self.resource.state.lock().place(self.id).is_ok()
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let granted = {
-            let mut state = self.shared.state.lock();
+            let mut state = self.resource.state.lock();
             state.end(self.id);
-            state.grant(&self.shared)
+            state.grant(&self.resource)
         };
         deliver(granted);
     }
@@ -238,7 +243,7 @@ impl Drop for Turn {
 
 type Granted = Vec<(oneshot::Sender<Turn>, Turn)>;
 
-/// Outside of the lock: a turn whose waiter has left is dropped here, which takes the lock again.
+/// Hands turns to their waiters. Called without the lock: the turn of a waiter that has left is dropped here, which takes the lock.
 fn deliver(granted: Granted) {
     for (waiter, turn) in granted {
         let _left = waiter.send(turn);
@@ -251,7 +256,7 @@ impl Turns {
         self.out.binary_search_by_key(&id, |out| out.id)
     }
 
-    /// Ends a turn, unless its lease has.
+    /// Ends a turn, unless its lease has ended it already.
     fn end(&mut self, id: u64) {
         let Ok(at) = self.place(id) else { return };
         let Some(out) = self.out.remove(at) else { return };
@@ -275,7 +280,7 @@ impl Turns {
         }
     }
 
-    fn begin(&mut self, shared: &Arc<Resource>, unit: Arc<str>, bytes: u64) -> Turn {
+    fn begin(&mut self, resource: &Arc<Resource>, unit: Arc<str>, bytes: u64) -> Turn {
         let id = self.next_id;
         self.next_id += 1;
         self.bytes += bytes;
@@ -283,23 +288,23 @@ impl Turns {
             Some(of_unit) => *of_unit += bytes,
             None => drop(self.of_units.insert(unit.clone(), bytes)),
         }
-        let ends = shared.limits.lease.map(|lease| Instant::now() + lease);
+        let ends = resource.limits.lease.map(|lease| Instant::now() + lease);
         self.out.push_back(Out { id, unit, bytes, ends });
-        Turn { shared: shared.clone(), id }
+        Turn { resource: Arc::clone(resource), id }
     }
 
-    fn grant(&mut self, shared: &Arc<Resource>) -> Granted {
+    fn grant(&mut self, resource: &Arc<Resource>) -> Granted {
         let mut granted = Vec::new();
         if self.waiting.is_empty() {
             return granted;
         }
         loop {
             let mut waiting = std::mem::replace(&mut self.waiting, FairQueue::new());
-            let next = waiting.pop(LANE, |unit, bytes| self.verdict(&shared.limits, unit, bytes));
+            let next = waiting.pop(LANE, |unit, bytes| self.verdict(&resource.limits, unit, bytes));
             self.waiting = waiting;
             match next {
                 Ok((unit, bytes, waiter)) if !waiter.is_closed() => {
-                    granted.push((waiter, self.begin(shared, unit, bytes)));
+                    granted.push((waiter, self.begin(resource, unit, bytes)));
                 }
                 Ok(_) => {}
                 Err(full) => {
@@ -331,41 +336,41 @@ impl Fair {
             next_id: 0,
         };
         let (state, watch) = (Mutex::new(state), tokio::sync::Mutex::new(()));
-        Self { shared: Arc::new(Resource { limits, state, watch }) }
+        Self { resource: Arc::new(Resource { limits, state, watch }) }
     }
 
-    /// A turn at once, if the limits allow it and nobody waits who would have to be first.
+    /// A turn at once, if the limits allow it and no waiting item must go before it.
     pub(crate) fn try_turn(&self, unit: &Arc<str>, bytes: u64) -> Option<Turn> {
-        let bytes = bytes + self.shared.limits.turn_bytes;
-        let mut state = self.shared.state.lock();
-        // others who wait have their share out
+        let bytes = bytes + self.resource.limits.turn_bytes;
+        let mut state = self.resource.state.lock();
+        // items of other units that wait do so because their units are at their limit
         let free = !state.full
             && !state.waiting.has(unit)
-            && state.verdict(&self.shared.limits, unit, bytes) == Verdict::Granted;
-        free.then(|| state.begin(&self.shared, unit.clone(), bytes))
+            && state.verdict(&self.resource.limits, unit, bytes) == Verdict::Granted;
+        free.then(|| state.begin(&self.resource, unit.clone(), bytes))
     }
 
-    /// A turn when it is the unit's. Cancel safe: who leaves loses only the place in the queue.
+    /// Waits for a turn. Cancel safe: a caller that leaves loses its place in the queue, and nothing else changes.
     pub(crate) async fn turn(&self, unit: &Arc<str>, bytes: u64) -> Turn {
         if let Some(turn) = self.try_turn(unit, bytes) {
             return turn;
         }
         let (waiter, mut turn) = oneshot::channel();
         let granted = {
-            let mut state = self.shared.state.lock();
-            state.waiting.push(LANE, unit, bytes + self.shared.limits.turn_bytes, waiter);
-            state.grant(&self.shared)
+            let mut state = self.resource.state.lock();
+            state.waiting.push(LANE, unit, bytes + self.resource.limits.turn_bytes, waiter);
+            state.grant(&self.resource)
         };
         deliver(granted);
         let watched = async {
-            let _watching = self.shared.watch.lock().await;
+            let _watching = self.resource.watch.lock().await;
             loop {
-                let next_end = self.shared.state.lock().out.front().and_then(|out| out.ends);
+                let next_end = self.resource.state.lock().out.front().and_then(|out| out.ends);
                 sleep_until(next_end).await;
                 let granted = {
-                    let mut state = self.shared.state.lock();
+                    let mut state = self.resource.state.lock();
                     state.expire(Instant::now());
-                    state.grant(&self.shared)
+                    state.grant(&self.resource)
                 };
                 deliver(granted);
             }
@@ -374,7 +379,7 @@ impl Fair {
             biased;
             turn = &mut turn => match turn {
                 Ok(turn) => turn,
-                // the queue lives as long as `self` and drops a waiter only after it has left
+                // does not happen: the queue lives as long as `self`, and drops only waiters that have left
                 Err(_) => std::future::pending().await,
             },
             () = watched => std::future::pending().await,
@@ -444,11 +449,11 @@ mod tests {
         let held = fair.turn(&hog, MIB).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
-        for who in [&hog, &hog, &hog, &hog, &hog, &hog, &light] {
-            let (fair, who, order) = (fair.clone(), who.clone(), order.clone());
+        for unit in [&hog, &hog, &hog, &hog, &hog, &hog, &light] {
+            let (fair, unit, order) = (fair.clone(), unit.clone(), order.clone());
             tasks.push(tokio::spawn(async move {
-                let _turn = fair.turn(&who, MIB).await;
-                order.lock().push(who);
+                let _turn = fair.turn(&unit, MIB).await;
+                order.lock().push(unit);
                 tokio::task::yield_now().await;
             }));
             tokio::task::yield_now().await;
@@ -457,7 +462,7 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        let place = order.lock().iter().position(|who| *who == light).unwrap();
+        let place = order.lock().iter().position(|unit| *unit == light).unwrap();
         assert!(place <= 2, "the light unit came {place} places later");
     }
 
@@ -469,7 +474,7 @@ mod tests {
         let third = fair.turn(&slow, MIB);
         tokio::pin!(third);
         assert!(futures::poll!(&mut third).is_pending());
-        // it waits, but not before others
+        // it waits, but other units go before it
         let _theirs =
             tokio::time::timeout(Duration::from_secs(9), fair.turn(&other, MIB)).await.expect("room");
         drop(_held);
@@ -490,7 +495,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_small_does_not_pass_for_ever_what_is_large() {
+    async fn small_turns_do_not_pass_a_large_one_for_ever() {
         let fair = Fair::new(limits(2 * MIB, 2 * MIB));
         let held = fair.turn(&unit("a"), MIB).await;
         let unit_of_large = unit("large");
@@ -503,7 +508,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_small_does_not_pass_what_is_large_of_its_own_unit() {
+    async fn small_turns_do_not_pass_a_large_one_of_their_own_unit() {
         let fair = Fair::new(limits(4 * MIB, 2 * MIB));
         let unit = unit("unit");
         let held = fair.turn(&unit, MIB).await;
@@ -516,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_first_waits_for_nobody_who_has_had_a_share() {
+    fn a_new_unit_waits_for_no_unit_that_has_had_its_share() {
         let mut queue = FairQueue::<_>::new();
         let (hog, light) = (unit("hog"), unit("light"));
         for i in 0..10 {
@@ -539,7 +544,7 @@ mod tests {
         }
         assert_eq!(queue.next_lane(), Some(0));
         assert_eq!(queue.pop(0, |_, _| Verdict::Granted), Ok((both.clone(), MIB, 0)));
-        // what it had of the one lane counts in the other
+        // what the unit got in one lane counts in the other
         for i in [10, 1, 11, 12, 3] {
             assert_eq!(queue.pop(1, |_, _| Verdict::Granted).map(|(_, _, i)| i), Ok(i));
         }
@@ -559,7 +564,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_leaves_the_queue_blocks_nobody() {
+    async fn a_waiter_that_leaves_blocks_nobody() {
         let fair = Fair::new(limits(MIB, MIB));
         let (a, b) = (unit("a"), unit("b"));
         let held = fair.turn(&a, MIB).await;
@@ -573,7 +578,7 @@ mod tests {
         assert!(futures::poll!(&mut next).is_pending());
         drop(held);
         next.await;
-        assert_eq!(fair.shared.state.lock().out.len(), 0);
+        assert_eq!(fair.resource.state.lock().out.len(), 0);
     }
 
     proptest! {
@@ -581,14 +586,14 @@ mod tests {
         fn everything_pushed_comes_out_once_in_each_units_order(items in prop::collection::vec((0usize..5, 1u64..3 * MIB), 0..200)) {
             let mut queue = FairQueue::<_>::new();
             let names: Vec<Arc<str>> = ["a", "b", "c", "d", "e"].map(unit).into();
-            for (i, (who, bytes)) in items.iter().enumerate() {
-                queue.push(LANE, &names[*who], *bytes, i);
+            for (i, (unit, bytes)) in items.iter().enumerate() {
+                queue.push(LANE, &names[*unit], *bytes, i);
             }
             let mut last = HashMap::new();
             let mut count = 0;
-            while let Ok((who, bytes, i)) = queue.pop(LANE, |_, _| Verdict::Granted) {
-                prop_assert_eq!((&who, bytes), (&names[items[i].0], items[i].1));
-                prop_assert!(last.insert(who, i).is_none_or(|before| before < i));
+            while let Ok((unit, bytes, i)) = queue.pop(LANE, |_, _| Verdict::Granted) {
+                prop_assert_eq!((&unit, bytes), (&names[items[i].0], items[i].1));
+                prop_assert!(last.insert(unit, i).is_none_or(|before| before < i));
                 count += 1;
             }
             prop_assert_eq!(count, items.len());

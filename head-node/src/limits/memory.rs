@@ -1,15 +1,15 @@
 //! One budget for everything that a head keeps in memory.
 //!
-//! Three gauges: *resident* (what the claim maps hold), *in flight* (reserved before a shard is asked), *pinned* (evicted
-//! or never stored, but still held by readers). The payload of a chunk counts itself from its allocation to its last
-//! reader's drop, so that pinned bytes are a difference and need no bookkeeping per reader:
-//! `pinned = live payloads - resident payloads`. So do each piece of an answer, from its framing until the transport has
-//! let go of it, and each request, for what it takes by itself: a thousand readers that stop reading hold a thousand of both.
+//! There are three gauges: *resident* (chunks in the claim maps), *in flight* (bytes reserved before a shard is asked), and *pinned*
+//! (chunks that were evicted or never stored, but that readers still hold). A chunk's payload counts itself from its allocation until
+//! its last reader drops it. So pinned bytes are a difference, without bookkeeping per reader:
+//! `pinned = live payloads - resident payloads`. Each piece of an answer counts itself in the same way, from its framing until the
+//! transport has let go of it. So does each request, for its own cost: a thousand readers that stop reading hold a thousand of both.
 //!
-//! What is not resident takes room from the cache, never beside it.
+//! Bytes in flight and pinned bytes take their room from the cache.
 //!
-//! A reservation that does not fit waits; then it gets a pass to read through, without a place in the cache; then it is
-//! refused. Waiting is first come, first served within what fits.
+//! A reservation that does not fit waits. After some time it is granted as a *read through*: its chunks go to their readers and not into
+//! the cache. If there is no room for that either, it is refused. Reservations are served in order of arrival among those that fit.
 
 use std::{
     sync::{
@@ -23,26 +23,26 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
 use trellis_proto::{Code, Error, Result};
 
-/// What is in flight and pinned may take at most this part of the budget; the rest stays with the cache, or a burst of
-/// cold reads would empty it for data that each is read once.
+/// Bytes in flight and pinned bytes may take at most this part of the budget. The rest stays with the cache: otherwise a burst of cold
+/// reads would empty it for data that is read once.
 const TRANSIT_SHARE: (u64, u64) = (1, 2);
-/// Reads through may take the transit share up to this part, so that a cache full of pinned bytes still serves.
+/// The same limit for reads through, so that a head with many pinned bytes still serves.
 const THROUGH_SHARE: (u64, u64) = (3, 4);
-/// Answers may be framed before the transport has asked for them while those that it has not let go of take at most this part.
+/// Answers are framed before the transport asks for them as long as the pieces that it holds take at most this part of the budget.
 const AHEAD_SHARE: (u64, u64) = (1, 16);
-/// Requests may take this part. They wait outside beyond it: one that waits in here for room takes some.
+/// Open requests may take this part of the budget. More are refused: a request that waited here would itself take room.
 const REQUESTS_SHARE: (u64, u64) = (1, 2);
-/// What a request takes by itself, from its headers to its trailers: hyper's and h2's stream, the plan, the answer's future. 6 to 13
-/// KiB were measured, less when it waits for its reader and more when it waits for chunks.
+/// Bytes that a request takes by itself, from its headers to its trailers: the streams of hyper and h2, the plan, the answer's future.
+/// Measured: 6 KiB while a request waits for its reader, up to 13 KiB while it waits for chunks.
 const REQUEST_BYTES: u64 = 12 << 10;
-/// How long a reservation waits for room before it becomes a read through.
+/// How long a reservation waits for room before it may become a read through.
 const STORE_WAIT: Duration = Duration::from_millis(500);
-/// How long a read through waits before it is refused.
+/// How long it waits after that before it is refused.
 const THROUGH_WAIT: Duration = Duration::from_millis(1500);
 
-/// How fine recency is, as a part of the budget. A slot in use is made the newest at most once while so much is inserted: order
-/// matters only when something has to go. By time instead, a hit would pay for it even when nothing comes, and a scan that turns
-/// a small cache over within the unit would push out what is in use all along.
+/// The clock of recency goes on by one with each so many-th part of the budget that is inserted. Within one tick a slot in use is made
+/// the newest only once: order matters only when something is evicted. A clock by time was rejected: hits would pay for it even when
+/// nothing is inserted, and a scan that fills a small cache within one tick would evict slots that are in use.
 const RECENCY_PARTS: u64 = 64;
 
 /// The gauges of one head. All in bytes.
@@ -52,7 +52,7 @@ pub(crate) struct Memory {
     live: AtomicU64,
     resident: AtomicU64,
     slots: AtomicU64,
-    /// Everything that was ever stored, bookkeeping included.
+    /// Sum of the bytes of all payloads that were ever stored, bookkeeping included.
     inserted: AtomicU64,
     in_flight: AtomicU64,
     requests: AtomicU64,
@@ -60,8 +60,8 @@ pub(crate) struct Memory {
     room: Notify,
 }
 
-/// Bookkeeping of one slot: its entry in the series' map and in the order of use. Measured with a counting allocator: 148 to 203 in
-/// series of 7 to 2,000 chunks. A series with a single one takes 777, as a map's first node has room for eleven.
+/// Bookkeeping of one slot: its entry in the series' map and in the order of use. Measured with a counting allocator: 148 to 203 bytes
+/// in series of 7 to 2,000 chunks. A series with a single chunk takes 777, because the first node of a map has room for eleven.
 pub(crate) const SLOT_BYTES: u64 = 208;
 
 impl Memory {
@@ -79,30 +79,29 @@ impl Memory {
         })
     }
 
-    /// Everything together may take this much.
+    /// The limit of everything together.
     pub(crate) fn budget(&self) -> u64 {
         self.budget
     }
 
-    /// What the claim maps hold, bookkeeping included.
+    /// Bytes in the claim maps, bookkeeping included.
     pub(crate) fn resident(&self) -> u64 {
-        // Two tasks count a slot, one when it is stored and one when it is dropped. The second may come first: then the sum is
-        // below zero for a moment.
+        // One task counts a slot in, another counts it out. The second may be faster: then the sum is below zero for a moment.
         let slots = self.slots.load(Relaxed).wrapping_mul(SLOT_BYTES);
         (self.resident.load(Relaxed).wrapping_add(slots) as i64).max(0).unsigned_abs()
     }
 
-    /// Reserved for what shards have been asked for.
+    /// Bytes reserved for chunks that shards have been asked for.
     pub(crate) fn in_flight(&self) -> u64 {
         self.in_flight.load(Relaxed)
     }
 
-    /// Held by readers and by nobody else.
+    /// Bytes that only readers hold.
     pub(crate) fn pinned(&self) -> u64 {
         self.live.load(Relaxed).saturating_sub(self.resident.load(Relaxed))
     }
 
-    /// What takes room from the cache.
+    /// Bytes that take room from the cache.
     pub(crate) fn transit(&self) -> u64 {
         self.in_flight() + self.pinned()
     }
@@ -125,23 +124,23 @@ impl Memory {
         self.inserted.fetch_add(bytes + SLOT_BYTES, Relaxed);
     }
 
-    /// The cache's own clock: goes on with what is inserted, see [`RECENCY_PARTS`].
+    /// The clock of recency, see [`RECENCY_PARTS`].
     pub(crate) fn now(&self) -> u32 {
-        // from 1: 0 is "never touched"; wraps after more insertions than a head lives
+        // From 1: 0 means "never used". It does not wrap in the life of a head.
         (self.inserted.load(Relaxed) / (self.budget / RECENCY_PARTS).max(1)) as u32 + 1
     }
 
-    /// A slot is gone.
+    /// A payload has been taken out of its slot.
     pub(crate) fn dropped(&self, bytes: u64) {
         self.slots.fetch_sub(1, Relaxed);
         self.resident.fetch_sub(bytes, Relaxed);
     }
 
-    /// Reserves `bytes` for what is about to be asked for, waiting for room if there is none. A single reservation larger than the
-    /// share is granted when nothing else is in flight and it fits beside what is pinned: it could never be granted otherwise. Cancel safe.
+    /// Reserves `bytes` before a shard is asked for them; waits if there is no room. A reservation larger than the share is granted when
+    /// nothing else is in flight and it fits beside the pinned bytes: otherwise it could never be granted. Cancel safe.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] after [`STORE_WAIT`] and [`THROUGH_WAIT`].
+    /// [`Code::Overloaded`] after [`STORE_WAIT`] and [`THROUGH_WAIT`] together.
     pub(crate) async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let begin = Instant::now();
         loop {
@@ -176,7 +175,7 @@ impl Memory {
     /// Waits until `bytes` of an answer may be made. Cancel safe.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] if slow readers hold all there is for as long as a reservation waits.
+    /// [`Code::Overloaded`] if there is still no room after as long as a reservation waits.
     pub(crate) async fn room(&self, bytes: u64) -> Result<()> {
         if self.has_room(bytes) {
             return Ok(());
@@ -188,7 +187,7 @@ impl Memory {
                 return Err(self.full(bytes));
             }
         }
-        // what was freed may be enough for the next one too
+        // the room that was freed may be enough for another waiter, too
         self.room.notify_one();
         Ok(())
     }
@@ -199,8 +198,8 @@ impl Memory {
         ahead && self.has_room(bytes)
     }
 
-    /// The same bytes, counted as held by a reader until the transport has let go of them, and `with` them what is to be kept
-    /// so long. (Those that are a chunk's own are counted once more when the chunk is not in the cache any longer.)
+    /// The same bytes, counted as pinned until the transport has let go of them; `with` is kept as long. (Bytes that a chunk owns are
+    /// counted twice when the chunk is no longer in the cache.)
     pub(crate) fn hold<T: Send + 'static>(self: &Arc<Self>, bytes: Bytes, with: T) -> Bytes {
         let count = bytes.len() as u64;
         self.allocated(count);
@@ -211,7 +210,7 @@ impl Memory {
     /// Counts a request while it is open.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] if there are too many for the budget.
+    /// [`Code::Overloaded`] if too many requests are open for the budget.
     pub(crate) fn open_request(self: &Arc<Self>) -> Result<OpenRequest> {
         let request = OpenRequest { memory: Arc::clone(self) };
         self.allocated(REQUEST_BYTES);
@@ -226,7 +225,7 @@ impl Memory {
         Err(Error::new(Code::Overloaded, why).hint("try again; if it happens often, give the head more memory (TRELLIS_CACHE_BYTES), or start more heads"))
     }
 
-    /// Whether the cache has to give way.
+    /// Whether everything together is over the budget, so that the cache must evict.
     pub(crate) fn is_over(&self) -> bool {
         self.resident() + self.transit() > self.budget
     }
@@ -277,17 +276,17 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Room for bytes that are on their way. Gives back what is left when dropped.
+/// Room for bytes on their way from a shard. What is left of it is given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     memory: Arc<Memory>,
     bytes: u64,
-    /// Whether what comes may be stored.
+    /// Whether the chunks may be stored. False: a read through.
     pub(crate) store: bool,
 }
 
 impl Reservation {
-    /// A part of what was reserved has come (and counts itself now).
+    /// A part of the reserved bytes has come; its chunks count themselves from here on.
     pub(crate) fn arrived(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
@@ -351,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_freed_wakes_as_many_as_it_is_enough_for() {
+    async fn freed_room_wakes_as_many_waiters_as_it_is_enough_for() {
         let memory = Memory::new(1000);
         let piece = memory.hold(Bytes::from(vec![0; 750]), ());
         let started = Instant::now();

@@ -1,9 +1,9 @@
-//! Who may take how much: the one memory budget of the head, and turns in the order of fairness between units.
+//! The limits of the head: one memory budget for everything, and turns that units share fairly.
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | `memory` | gauges of everything in memory, reservations, room for answers |
-//! | `fair` | a fair queue over units, and turns that are limited in bytes |
+//! | `fair` | a fair queue over units, and turns limited in bytes |
 
 mod fair;
 mod memory;

@@ -1,8 +1,8 @@
-//! The other end: the shards that this head knows, how each is called, and which of them owns what. Knows no series.
+//! The other end: the shards that this head knows, how each is called, and the map of their ownership. Knows no series.
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `shard` | one shard: its name and address, its link, its calls, what it says of itself |
+//! | `shard` | one shard: its name and address, its link, its calls, its description of itself |
 //! | `registry` | all shards, the ownership map over them, and the signal that something has changed |
 
 mod registry;

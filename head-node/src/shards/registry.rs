@@ -1,4 +1,4 @@
-//! All shards that this head knows, and the map of which of them owns what.
+//! All shards that this head knows, and the map of their ownership.
 
 use std::{
     collections::BTreeMap,
@@ -60,8 +60,8 @@ impl Shards {
         self.numbers.fetch_add(1, Relaxed)
     }
 
-    /// Asks the shard at `addr` who it is. If it is `known`, only what it owns is taken; otherwise it is another shard, which is to
-    /// be [added](Self::add). Cancel safe.
+    /// Asks the shard at `addr` for its name and ownership. Returns the `known` shard, with its ownership up to date, if it has that
+    /// name. Otherwise returns a new shard, which the caller must [add](Self::add). Cancel safe.
     ///
     /// # Errors
     /// [`Code::Unavailable`] if the shard does not answer in time, [`Code::DataCorrupt`] if it has no name.
@@ -102,7 +102,7 @@ impl Shards {
         there
     }
 
-    /// Takes what a shard says that it owns, and rebuilds the map if that has changed.
+    /// Takes a shard's description of its ownership, and rebuilds the map if it has changed.
     pub(crate) fn redescribe(&self, shard: &Shard, said: &pb::ShardDescription) {
         if shard.take_description(said) {
             self.rebuild_ownership();

@@ -1,4 +1,4 @@
-//! One shard: who it is, whether it can be reached, and how it is called.
+//! One shard: its name and ownership, whether it can be reached, and how it is called.
 
 use std::{
     sync::{
@@ -16,7 +16,7 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result, Side, pb, pb::shard_client::ShardClient};
 
-/// A shard that does not say who it is within this time is away.
+/// A shard that does not describe itself within this time is away.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A gapless stretch of one shard's log. A new one begins with every loss of the log. Unique over all shards; 0 is none.
@@ -122,7 +122,7 @@ impl Shard {
             .hint("try again in a moment; reads with allow_stale, or of an as_of in the past, may be answered from memory")
     }
 
-    /// Takes what the shard says that it owns. Returns whether that has changed: the ownership map is then to be built anew.
+    /// Takes the shard's description of its ownership. Returns whether it has changed: the caller then rebuilds the ownership map.
     pub(super) fn take_description(&self, said: &pb::ShardDescription) -> bool {
         let changed = {
             let mut owns = self.owns.lock();

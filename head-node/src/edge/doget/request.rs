@@ -1,6 +1,10 @@
-//! A `DoGet` request, read and checked before anything is done for it.
+//! A `DoGet` request, read and checked.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arrow_flight::Ticket;
 use bytes::{Buf, Bytes, BytesMut};
@@ -14,10 +18,12 @@ use trellis_proto::{
     ticket::{self, TICKET_BYTES_MAX},
 };
 
-/// gRPC's prefix and the ticket's own.
+use crate::error;
+
+/// Most bytes of a request: a ticket with the prefixes of gRPC and protobuf.
 const FRAME_BYTES_MAX: usize = TICKET_BYTES_MAX + 64;
 
-/// Who asks when nobody says.
+/// The unit of a request that names none.
 const NOBODY: &str = "anonymous";
 
 /// Longest name of a unit.
@@ -27,7 +33,7 @@ fn invalid(why: impl Into<String>) -> Error {
     Error::new(Code::InvalidRequest, why)
 }
 
-/// The unit on whose behalf the request is made: fairness is by it.
+/// The unit that makes the request. Turns are shared between units.
 pub(super) fn unit(headers: &HeaderMap) -> Result<Arc<str>> {
     match headers.get(&UNIT) {
         None => Ok(NOBODY.into()),
@@ -38,7 +44,7 @@ pub(super) fn unit(headers: &HeaderMap) -> Result<Arc<str>> {
     }
 }
 
-/// gRPC's deadline: up to eight digits and a unit.
+/// gRPC's timeout: up to eight digits and a unit of time.
 pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let refuse = || invalid(format!("grpc-timeout {value:?} is not a time"));
@@ -59,7 +65,20 @@ pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
     }))
 }
 
-/// The one message of the request, as a query.
+/// `future`, or [`error::deadline`] if it takes longer than until `deadline`.
+pub(super) async fn within<T, F>(deadline: Option<Instant>, future: Pin<&mut F>) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    match deadline {
+        None => future.await,
+        Some(at) => {
+            tokio::time::timeout_at(at.into(), future).await.unwrap_or_else(|_| Err(error::deadline()))
+        }
+    }
+}
+
+/// Reads the one message of the request as a query.
 pub(super) async fn query(body: Body) -> Result<SeriesQuery> {
     let message = message(body).await?;
     let ticket = Ticket::decode(message)
@@ -127,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_one_ticket_is_refused() {
+    async fn a_body_that_is_not_one_ticket_is_refused() {
         async fn code(bytes: impl Into<Bytes>) -> Code {
             query(Body::new(http_body_util::Full::new(bytes.into()))).await.unwrap_err().code()
         }

@@ -1,9 +1,9 @@
 //! The claim map against a naive oracle, over random interleavings of everything that can happen to one series.
 //!
-//! The world has a shard with a list of commits, a log on its way to the head, calls with several flights each on their way there
-//! and back, readers that come, wait, and leave, and an eviction engine. A deterministic scheduler picks one step at a time. The
-//! oracle knows only the list of commits: an answer at knowledge time T must hold, of every column asked for, exactly the rows that
-//! were committed with a known_at up to T. And it knows what is on its way: nothing that would answer a reader is asked for again.
+//! The world has a shard with a list of commits, a log on its way to the head, calls with several flights each on their way there and
+//! back, readers that come, wait, and leave, and evictions. A deterministic scheduler picks one step at a time. The oracle knows only the
+//! list of commits: an answer at knowledge time T must have, of every column asked for, exactly the rows that were committed with a
+//! known_at up to T. It also knows the chunks in flight: a chunk that would answer a reader is never fetched again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -22,7 +22,7 @@ const STEPS: usize = 2_500;
 
 type Row = (i64, i64);
 
-/// Rows of each column, apart, so that columns of different versions would show.
+/// The rows of each column by itself, so that a mix of versions would show.
 #[derive(Debug, Clone, PartialEq)]
 struct Rows {
     columns: BTreeMap<u32, Vec<Row>>,
@@ -76,13 +76,13 @@ impl Rng {
     }
 }
 
-/// Of `TRELLIS_SEED`, or drawn.
+/// The seed in `TRELLIS_SEED`, or a random one.
 pub(crate) fn seed() -> u64 {
     let given = std::env::var("TRELLIS_SEED").ok().map(|seed| seed.parse().unwrap());
     given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0)
 }
 
-/// Says it even if the test goes well: what tests print is caught otherwise.
+/// Prints a line even if the test succeeds: other output of tests is captured.
 pub(crate) fn say(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
@@ -98,12 +98,12 @@ struct Commit {
 #[derive(Debug, Clone)]
 struct Fetch {
     claim: Claim,
-    /// The call that it went with, and what was known then.
+    /// The call that it went with, and the standing at that time.
     call: Option<(u64, Standing)>,
-    /// What has been read and not yet come: chunk, rows.
+    /// Chunks that the shard has read and that have not come yet: chunk, rows.
     read: BTreeMap<i64, Rows>,
     open: BTreeSet<i64>,
-    /// What of `open` is to be asked for again when the call is over.
+    /// Chunks of `open` that are asked for again when the call is over.
     failed: BTreeSet<i64>,
     /// The least knowledge time of the changes that came since the call went: chunk, time.
     poisoned: BTreeMap<i64, i64>,
@@ -117,7 +117,7 @@ impl Fetch {
         Self { claim, call: None, read, open, failed, poisoned, store }
     }
 
-    /// Whether what it brings will hold every commit up to `as_of`.
+    /// Whether its chunks will hold every commit up to `as_of`.
     fn answers(&self, chunk: i64, as_of: i64, standing: &Standing) -> bool {
         let Some((_, at)) = self.call else { return true };
         let known = at.generation == standing.generation || as_of <= at.known_through;
@@ -136,7 +136,7 @@ struct Reader {
     rounds: u32,
 }
 
-/// Where a resynchronisation after a lost log stands.
+/// The state of a resynchronisation after a lost log.
 #[derive(Debug)]
 enum Sync {
     Live,
@@ -158,7 +158,7 @@ struct World {
     graces: Vec<Abandoned>,
     readers: HashMap<u64, Reader>,
     slots: BTreeMap<SlotId, i64>,
-    /// Flights of which something was asked for again; somebody may have asked for it meanwhile.
+    /// Flights with chunks that were asked for again; another flight may have been claimed for them meanwhile.
     retried: BTreeSet<FlightId>,
     next: u64,
     answers: u64,
@@ -351,7 +351,7 @@ impl World {
         }
     }
 
-    /// What is queued goes, most of it as one call.
+    /// Sends the queued claims, most of them as one call.
     fn launch(&mut self) {
         let call = self.id();
         let standing = self.standing;
@@ -374,7 +374,7 @@ impl World {
         self.fetches.iter().filter_map(|fetch| fetch.call.map(|(call, _)| call)).collect()
     }
 
-    /// Ends the calls that nobody waits for any more, and those of which nothing more can come.
+    /// Ends the calls that nobody waits for any more, and those that have no chunk left to bring.
     fn end_calls(&mut self) {
         for call in self.calls() {
             let of = |fetch: &&Fetch| fetch.call.is_some_and(|(of, _)| of == call);
@@ -389,7 +389,7 @@ impl World {
         }
     }
 
-    /// A call is over: what has not come is asked for again if somebody waits for it.
+    /// A call is over: chunks that have not come are asked for again if a reader waits for them.
     fn end(&mut self, call: u64) {
         let mut effects = Effects::default();
         for fetch in std::mem::take(&mut self.fetches) {
@@ -495,7 +495,7 @@ impl World {
         (!ids.is_empty()).then(|| ids[self.rng.below(ids.len() as u64) as usize])
     }
 
-    /// A reader looks at what has become of its chunks.
+    /// A reader looks at the state of its chunks.
     fn look(&mut self) {
         let Some(id) = self.pick_reader() else { return };
         let standing = self.standing;
@@ -636,7 +636,7 @@ impl World {
         self.slots.remove(&id);
     }
 
-    /// The log breaks: what was on its way is gone.
+    /// The log breaks: the changes on their way are lost.
     fn lose(&mut self) {
         if self.rng.one_in(4) {
             self.log.clear();
@@ -686,7 +686,7 @@ impl World {
 
     fn check(&self) {
         assert_eq!(self.series.ready.len(), self.slots.len(), "every slot is known outside");
-        // by chunk and column, the flights that a reader of the latest would join (0: none): as the map has it, and what is on its way
+        // by chunk and column, the flights that a reader of the latest would join (0: none): in the map, and in the world
         let mut claimed = [[0; COLUMNS as usize]; CHUNKS as usize];
         let mut going = claimed;
         let latest = self.standing.known_through;
@@ -707,7 +707,7 @@ impl World {
         assert_eq!(claimed, going, "what is on its way can be joined");
     }
 
-    /// Lets everything come to its end.
+    /// Ends all calls and readers.
     fn drain(&mut self) {
         for _ in 0..10_000 {
             if self.readers.is_empty() && self.fetches.is_empty() {
@@ -760,7 +760,7 @@ fn no_interleaving_makes_an_answer_wrong_or_a_reader_wait_for_ever() {
 }
 
 #[test]
-fn who_comes_back_and_leaves_again_begins_a_new_grace() {
+fn a_reader_that_comes_back_and_leaves_again_begins_a_new_grace() {
     let mut series: ClaimMap<Rows, u64> = ClaimMap::default();
     let want = Want { chunks: 0..2, columns: ColumnSet(1), as_of: 1 };
     let standing = Standing { generation: 1, known_through: 1 };
