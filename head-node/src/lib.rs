@@ -60,7 +60,7 @@ use trellis_proto::{Code, DESCRIPTOR_SET, Error, Result, pb::head_server::HeadSe
 pub use config::Config;
 
 use crate::{
-    edge::{Flight, Service},
+    edge::{ArrowFlight, Service},
     engine::{Engine, EngineConfig},
     head::HeadNode,
 };
@@ -109,7 +109,7 @@ impl Head {
         let service = HeadServer::new(Service::new(node.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let routes = Routes::new(Flight::new(node.clone())).add_service(service);
+        let routes = Routes::new(ArrowFlight::new(node.clone())).add_service(service);
         let options = serve::Options {
             descriptor_sets: vec![DESCRIPTOR_SET],
             services: vec!["trellis.v1.Head".to_owned(), "arrow.flight.protocol.FlightService".to_owned()],

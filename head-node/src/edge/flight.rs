@@ -34,25 +34,25 @@ const SYMBOLS: &str = "symbols";
 
 /// The Flight service: `DoGet` by our own HTTP body, the other methods by the generated code.
 #[derive(Clone)]
-pub(crate) struct Flight {
+pub(crate) struct ArrowFlight {
     head: Arc<HeadNode>,
-    rest: FlightServiceServer<Rest>,
+    rest: FlightServiceServer<OtherMethods>,
 }
 
-impl Flight {
+impl ArrowFlight {
     pub(crate) fn new(head: Arc<HeadNode>) -> Self {
-        let rest = FlightServiceServer::new(Rest { head: head.clone() })
+        let rest = FlightServiceServer::new(OtherMethods { head: head.clone() })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self { head, rest }
     }
 }
 
-impl NamedService for Flight {
-    const NAME: &'static str = <FlightServiceServer<Rest> as NamedService>::NAME;
+impl NamedService for ArrowFlight {
+    const NAME: &'static str = <FlightServiceServer<OtherMethods> as NamedService>::NAME;
 }
 
-impl Service<http::Request<Body>> for Flight {
+impl Service<http::Request<Body>> for ArrowFlight {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
@@ -73,7 +73,7 @@ impl Service<http::Request<Body>> for Flight {
 }
 
 /// The methods of Flight that are not `DoGet`.
-pub(crate) struct Rest {
+pub(crate) struct OtherMethods {
     head: Arc<HeadNode>,
 }
 
@@ -91,7 +91,7 @@ fn encoding(failed: &ArrowError) -> Error {
     Error::new(Code::Internal, format!("a schema cannot be encoded: {failed}"))
 }
 
-impl Rest {
+impl OtherMethods {
     /// The dataset and the query of a descriptor.
     async fn find(&self, descriptor: &FlightDescriptor) -> Result<(Arc<Dataset>, SeriesQuery), Error> {
         if self.head.is_draining() {
@@ -131,7 +131,7 @@ impl Rest {
 }
 
 #[tonic::async_trait]
-impl FlightService for Rest {
+impl FlightService for OtherMethods {
     type HandshakeStream = Stream<HandshakeResponse>;
     type ListFlightsStream = Stream<FlightInfo>;
     type DoGetStream = Stream<FlightData>;
@@ -188,7 +188,7 @@ impl FlightService for Rest {
     }
 
     async fn do_get(&self, _: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        // never called: `Flight` answers DoGet itself
+        // never called: `ArrowFlight` answers DoGet itself
         unimplemented("second DoGet")
     }
 

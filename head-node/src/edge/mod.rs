@@ -12,5 +12,5 @@ mod flight;
 mod put;
 mod service;
 
-pub(crate) use flight::Flight;
+pub(crate) use flight::ArrowFlight;
 pub(crate) use service::Service;

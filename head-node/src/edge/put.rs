@@ -122,7 +122,7 @@ fn check_unit(header: &pb::PublishHeader, caller: &str) -> Result<()> {
 }
 
 /// The messages that are left to pass on to the shard.
-enum Rest {
+enum Remaining {
     Messages { messages: Streaming<FlightData>, ending: Ending, broken: oneshot::Sender<Status>, sent: u64 },
     Nothing,
 }
@@ -138,18 +138,21 @@ fn outgoing(
     let first = ipc(first);
     let sent = u64::from(first.is_some());
     let begin = [Some(publish_message::Message::Header(header)), first].into_iter().flatten();
-    let rest = stream::unfold(Rest::Messages { messages, ending, broken, sent }, |rest| async {
-        let Rest::Messages { mut messages, ending, broken, sent } = rest else { return None };
+    let rest = stream::unfold(Remaining::Messages { messages, ending, broken, sent }, |rest| async {
+        let Remaining::Messages { mut messages, ending, broken, sent } = rest else { return None };
         let status = loop {
             match messages.message().await {
                 Ok(Some(message)) => {
                     if let Some(message) = ipc(message) {
-                        return Some((message, Rest::Messages { messages, ending, broken, sent: sent + 1 }));
+                        return Some((
+                            message,
+                            Remaining::Messages { messages, ending, broken, sent: sent + 1 },
+                        ));
                     }
                 }
                 Ok(None) if ending.is_well() => {
                     let end = pb::PublishEnd { messages: sent };
-                    return Some((publish_message::Message::End(end), Rest::Nothing));
+                    return Some((publish_message::Message::End(end), Remaining::Nothing));
                 }
                 Ok(None) => break Status::cancelled("the publisher left"),
                 Err(status) => break status,

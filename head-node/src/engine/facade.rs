@@ -25,7 +25,7 @@ use trellis_proto::{
 use super::{
     core::Core,
     describe::LIVE_WAIT,
-    reading::{Ask, Reading},
+    reading::{ReadQuery, Reading},
     waits::Waits,
 };
 use crate::{
@@ -194,10 +194,10 @@ impl Engine {
     ///
     /// # Errors
     /// [`Code::UnknownDataset`]; [`Code::StaleSchema`] if the dataset has another spec by now, so that the read must be planned again.
-    pub(crate) fn read(&self, ask: Ask) -> Result<Reading> {
-        let name = &ask.dataset.spec.dataset;
+    pub(crate) fn read(&self, query: ReadQuery) -> Result<Reading> {
+        let name = &query.dataset.spec.dataset;
         let table = self.core.holdings.table(name).ok_or_else(|| self.unknown_dataset(name))?;
-        if !Arc::ptr_eq(&table.spec, &ask.dataset.spec) {
+        if !Arc::ptr_eq(&table.spec, &query.dataset.spec) {
             return Err(Error::new(
                 Code::StaleSchema,
                 format!("the fields of {name} have changed meanwhile"),
@@ -205,7 +205,7 @@ impl Engine {
             .dataset(name)
             .hint("ask again"));
         }
-        Ok(Reading::new(Arc::clone(&self.core), table, ask))
+        Ok(Reading::new(Arc::clone(&self.core), table, query))
     }
 
     /// The shard that commits to a dataset (which need not exist yet), and a channel to it.

@@ -414,7 +414,7 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
 /// Makes the call and delivers what comes. Chunks whose failure may pass are added to `failures`.
 ///
 /// # Errors
-/// Why the call ended early: the chunks that are still open have failed with it.
+/// The reason why the call ended early. The chunks that are still open have failed with it.
 async fn stream(
     fetcher: &Arc<Fetcher>,
     shard: &Arc<Shard>,

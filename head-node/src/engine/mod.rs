@@ -22,5 +22,5 @@ mod fake;
 mod tests;
 
 pub(crate) use facade::{Engine, EngineConfig};
-pub(crate) use reading::{Ask, Reading, SeriesChunks};
+pub(crate) use reading::{ReadQuery, Reading, SeriesChunks};
 pub(crate) use waits::WaitQueue;

@@ -48,9 +48,9 @@ const SERIES_PLANNED: usize = 32;
 /// Most chunks of a series for which a hit allocates before it looks for them: ten years of days are 57.
 const TAKEN_MIN: usize = 64;
 
-/// A read as the engine is asked for it. Everything in it has been checked.
+/// The question of one read. Everything in it has been checked.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask {
+pub(crate) struct ReadQuery {
     /// As [`super::facade::Engine::dataset`] returned it.
     pub(crate) dataset: Arc<Dataset>,
     /// Sorted, without duplicates.
@@ -112,7 +112,7 @@ pub(crate) struct ReadCounts {
 pub(crate) struct Reading {
     core: Arc<Core>,
     table: Arc<Table>,
-    ask: Ask,
+    query: ReadQuery,
     phase: Phase,
     counts: ReadCounts,
     cut: Option<i64>,
@@ -208,8 +208,8 @@ enum Obstacle {
 }
 
 impl Reading {
-    pub(super) fn new(core: Arc<Core>, table: Arc<Table>, ask: Ask) -> Self {
-        Self { core, table, ask, phase: Phase::New, counts: ReadCounts::default(), cut: None }
+    pub(super) fn new(core: Arc<Core>, table: Arc<Table>, query: ReadQuery) -> Self {
+        Self { core, table, query, phase: Phase::New, counts: ReadCounts::default(), cut: None }
     }
 
     /// The figures of the read so far.
@@ -261,7 +261,7 @@ impl Reading {
 
     /// Waits for the next series with all its chunks; `None` after the last series, and after an error. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<Result<SeriesChunks>> {
-        let deadline = self.ask.deadline.map(Instant::from_std);
+        let deadline = self.query.deadline.map(Instant::from_std);
         let next = match deadline {
             None => self.advance().await,
             Some(deadline) => match tokio::time::timeout_at(deadline, self.advance()).await {
@@ -293,7 +293,7 @@ impl Reading {
                 return Ok(None);
             };
             let (table, core) = (&self.table, &self.core);
-            if front.collect(core, table, &mut self.counts, running.store, &self.ask)? {
+            if front.collect(core, table, &mut self.counts, running.store, &self.query)? {
                 let Some(done) = running.ahead.pop_front() else { return Ok(None) };
                 let Running { start, end, as_of, .. } = *running;
                 let finish = Finish { table: &self.table, as_of, start, end };
@@ -308,7 +308,7 @@ impl Reading {
         let until = Instant::now() + SYNC_WAIT;
         let mut asked = false;
         loop {
-            let syncing = match self.begin(self.ask.allow_stale && Instant::now() >= until) {
+            let syncing = match self.begin(self.query.allow_stale && Instant::now() >= until) {
                 Ok(()) => return Ok(()),
                 Err(Obstacle::Syncing(shards)) => shards,
                 Err(Obstacle::Undescribed(_)) if !asked => {
@@ -323,7 +323,7 @@ impl Reading {
                 let left = until.saturating_duration_since(Instant::now());
                 match shard.live(left).await {
                     Ok(()) => {}
-                    Err(_) if self.ask.allow_stale => {}
+                    Err(_) if self.query.allow_stale => {}
                     Err(error) => return Err(self.placed(error)),
                 }
             }
@@ -331,7 +331,7 @@ impl Reading {
     }
 
     fn placed(&self, error: Error) -> Error {
-        let range = TimeRange { start: Some(self.ask.start), end: Some(self.ask.end) };
+        let range = TimeRange { start: Some(self.query.start), end: Some(self.query.end) };
         error.dataset(&self.table.name).range(range)
     }
 
@@ -339,9 +339,9 @@ impl Reading {
     /// being brought up to date are taken, and the answer is marked stale.
     fn begin(&mut self, unsynced: bool) -> std::result::Result<(), Obstacle> {
         let shards = &self.core.shards;
-        let all_series = self.table.series_of(&self.ask.symbols);
-        // Several reads of one answer share the dataset they were asked with, and so their knowledge time.
-        let asked = &self.ask.dataset;
+        let all_series = self.table.series_of(&self.query.symbols);
+        // All reads of one answer have the same dataset in their queries, and so the same knowledge time.
+        let asked = &self.query.dataset;
         let mut known_through = if asked.settled { asked.known_through } else { i64::MAX };
         let mut watermark = Some(i64::MAX);
         let mut counts = ReadCounts::default();
@@ -366,12 +366,12 @@ impl Reading {
             counts.shards.insert(part.shard.id.to_string());
             parts.push(part);
         }
-        if self.ask.as_of.is_none_or(|as_of| as_of > known_through) {
+        if self.query.as_of.is_none_or(|as_of| as_of > known_through) {
             let mut syncing = Vec::new();
             for part in &parts {
                 let shard = &part.shard;
-                if self.ask.behind.contains(&shard.id) {
-                    if !self.ask.allow_stale {
+                if self.query.behind.contains(&shard.id) {
+                    if !self.query.allow_stale {
                         let why = format!("shard {} does not say what is newest", shard.id);
                         let error = Error::new(Code::Unavailable, why).shard(&shard.id);
                         return Err(Obstacle::Error(self.placed(error)));
@@ -382,7 +382,7 @@ impl Reading {
                     Link::Live => {}
                     Link::Syncing if unsynced => counts.stale = true,
                     Link::Syncing => syncing.push(Arc::clone(shard)),
-                    Link::Away(_) if self.ask.allow_stale => counts.stale = true,
+                    Link::Away(_) if self.query.allow_stale => counts.stale = true,
                     Link::Away(error) => return Err(Obstacle::Error(self.placed(error.clone()))),
                 }
             }
@@ -396,7 +396,7 @@ impl Reading {
         let dataset = self.table.dataset();
         let (start, end) = match (dataset.first_ts, dataset.last_ts) {
             (Some(first), Some(last)) => {
-                (self.ask.start.max(first), self.ask.end.min(last.saturating_add(1)))
+                (self.query.start.max(first), self.query.end.min(last.saturating_add(1)))
             }
             _ => (0, 0),
         };
@@ -404,7 +404,7 @@ impl Reading {
         if empty {
             sources.clear();
         }
-        let columns = self.table.layout.columns(&self.ask.fields);
+        let columns = self.table.layout.columns(&self.query.fields);
         let chunks = self.table.spec.chunk.cover(start, end);
         let chunks = if empty { 0 } else { chunks.end - chunks.start };
         if chunks > CHUNKS_MAX {
@@ -418,7 +418,7 @@ impl Reading {
         let series_bytes = self.table.expected_bytes(chunks as u64, columns);
         let budget = self.core.holdings.memory.budget();
         let store = series_bytes.saturating_mul(sources.len() as u64) <= budget / SCAN_SHARE;
-        let as_of = self.ask.as_of.map_or(known_through, |as_of| as_of.min(known_through));
+        let as_of = self.query.as_of.map_or(known_through, |as_of| as_of.min(known_through));
         self.cut = Some(as_of);
         self.counts = counts;
         self.phase = Phase::Running(Running {
@@ -482,7 +482,7 @@ impl Reading {
                     &self.table,
                     &[want.chunks],
                     running.store,
-                    &self.ask,
+                    &self.query,
                     &mut running.works,
                 );
                 self.counts.hit += plan.0;
@@ -522,7 +522,7 @@ impl Running {
 }
 
 impl PlannedSeries {
-    /// Takes, joins and claims the chunks of a route. Returns how many were hit, joined and claimed.
+    /// Takes, joins and claims the chunks of a route. Returns the numbers of chunks hit, joined and claimed.
     #[allow(clippy::too_many_arguments)]
     fn plan(
         &mut self,
@@ -531,7 +531,7 @@ impl PlannedSeries {
         table: &Arc<Table>,
         runs: &[Range<i64>],
         store: bool,
-        ask: &Ask,
+        query: &ReadQuery,
         works: &mut Vec<Work>,
     ) -> (u64, u64, u64) {
         let planned = &mut self.routes[index];
@@ -568,7 +568,7 @@ impl PlannedSeries {
         for claim in plan.claims {
             planned.stakes.claimed.push(claim.flight);
             let (part, series) = (&planned.route.part, &self.series);
-            works.push(Work::new(&ask.unit, ask.order, table, part, series, claim, store));
+            works.push(Work::new(&query.unit, query.order, table, part, series, claim, store));
         }
         (hit, plan.joined, plan.claimed)
     }
@@ -576,14 +576,14 @@ impl PlannedSeries {
     /// Takes the chunks that have come. True: no chunk is missing any more.
     ///
     /// # Errors
-    /// Of a chunk that is needed.
+    /// The error of a chunk that the read needs.
     fn collect(
         &mut self,
         core: &Core,
         table: &Arc<Table>,
         counts: &mut ReadCounts,
         store: bool,
-        ask: &Ask,
+        query: &ReadQuery,
     ) -> Result<bool> {
         let mut whole = true;
         let mut works = Vec::new();
@@ -633,7 +633,7 @@ impl PlannedSeries {
             }
             if !lost.is_empty() {
                 // chunks that are hit in this round were counted as claimed or joined before
-                let (_, _, _) = self.plan(index, &core.holdings, table, &lost, store, ask, &mut works);
+                let (_, _, _) = self.plan(index, &core.holdings, table, &lost, store, query, &mut works);
             }
             whole &= self.routes[index].missing.is_empty();
         }

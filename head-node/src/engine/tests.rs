@@ -23,7 +23,7 @@ use trellis_proto::{
 use super::{
     facade::{Engine, EngineConfig},
     fake::*,
-    reading::{Ask, ReadCounts, Reading, SYNC_WAIT, SeriesChunks},
+    reading::{ReadCounts, ReadQuery, Reading, SYNC_WAIT, SeriesChunks},
 };
 use crate::{
     answer::{KnownAt, Source, Values},
@@ -75,7 +75,7 @@ fn q(symbol: &'static str, start: i64, end: i64) -> Q {
 async fn reading(engine: &Engine, q: &Q) -> Reading {
     let dataset = engine.dataset(&DATASET.parse().unwrap()).await.unwrap();
     engine
-        .read(Ask {
+        .read(ReadQuery {
             dataset,
             symbols: q.symbols.iter().map(|s| s.parse().unwrap()).collect(),
             fields: q.fields.clone(),
@@ -1083,7 +1083,7 @@ async fn a_dropped_dataset_is_unknown_until_it_is_made_again() {
         tokio::task::yield_now().await;
     }
     assert!(engine.datasets().await.unwrap().is_empty());
-    let ask = Ask {
+    let ask = ReadQuery {
         dataset: before,
         symbols: vec!["A".parse().unwrap()],
         fields: vec![0],

@@ -16,7 +16,7 @@ use crate::{
     shards::{Shard, Shards},
 };
 
-/// Rows that came with a change, and where each symbol's are.
+/// Rows that came with a change, and the range of each symbol in them.
 struct Inline {
     rows: ChangeRows,
     symbols: HashMap<String, Range<usize>>,
@@ -87,7 +87,7 @@ pub(super) fn apply(holdings: &Arc<Holdings>, shards: &Shards, shard: &Arc<Shard
                         update.span(&series, &span.symbol, chunks, inline.as_ref());
                     }
                 }
-                // as above
+                // the owner is not known, as above
                 Err(_) => update.close(&series, chunks),
             }
         }

@@ -29,14 +29,14 @@ use crate::{
     shards::{Link, Shard, Shards},
 };
 
-/// Acknowledgements queued for the shard: it needs the newest only, so a handful is plenty.
+/// Most acknowledgements queued for the shard, which needs only the newest one.
 const ACKS_QUEUED: usize = 16;
 /// A shard that does not begin its log within this time is away.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// The batched check of everything held: seconds for millions of chunks.
+/// Longest time of one batched check, which takes seconds for millions of chunks.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Runs of chunks in one check. About 64 bytes each: within the limit of a message with much to spare. More than one call is needed
-/// only above some hundred thousand held series.
+/// Most runs of chunks in one check. A run takes about 64 bytes, so that a check is far below the limit of a message. More than one check
+/// is needed only if some hundred thousand series are held.
 const CONFIRM_RUNS_MAX: usize = 200_000;
 
 /// How far a shard's log has been applied.
@@ -109,7 +109,7 @@ async fn session(
         && hello.incarnation == position.incarnation
         && hello.seq == position.seq;
     if !resumed {
-        // the position is of this log only once everything held has been checked against it
+        // set only now, when everything held has been checked against this log
         begin_generation(follower, shard).await?;
         *position = Position { incarnation: hello.incarnation.clone(), seq: hello.seq };
         *was_live = true;

@@ -29,7 +29,7 @@ const DENSITY_WEIGHT: f64 = 0.05;
 pub struct Dataset {
     /// Its name, fields and settings.
     pub spec: Arc<DatasetSpec>,
-    /// Tells this spec from those before and after it.
+    /// The shards' number for this spec.
     pub(crate) schema: u64,
     /// Newest version that any shard has announced.
     pub version: u64,
@@ -109,7 +109,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A dataset as it was described first.
+    /// A dataset that was not known before.
     pub(crate) fn new(spec: DatasetSpec, schema: u64, version: u64) -> Self {
         let spec = Arc::new(spec);
         let dataset = Dataset {
@@ -241,7 +241,7 @@ impl Table {
         Arc::new(Dataset { known_through, settled, ..(*dataset).clone() })
     }
 
-    /// A shard has left the grid.
+    /// Removes the part of a shard that has left the grid.
     pub(crate) fn forget(&self, shard: &Arc<Shard>) {
         let mut parts = self.parts.write();
         if parts.get(&*shard.id).is_some_and(|part| Arc::ptr_eq(&part.shard, shard)) {
@@ -273,7 +273,7 @@ impl Table {
         self.series.read().values().cloned().collect()
     }
 
-    /// The list of symbols, if it is still valid, and the stamp to bring a new one with.
+    /// The list of symbols, if it is still valid, and the stamp with which to set a new list.
     pub(crate) fn symbols(&self) -> (u64, Option<Arc<[Symbol]>>) {
         let symbols = self.symbols.lock();
         (symbols.stamp, symbols.list.clone())

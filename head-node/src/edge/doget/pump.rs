@@ -22,7 +22,7 @@ use crate::{
         Framer, LAST_MESSAGE_BYTES, MESSAGE_BYTES, PROBE_BYTES, Plan, STEP_BYTES, Shape, Step, Window,
         too_many_bytes, too_many_rows,
     },
-    engine::{Ask, Reading, SeriesChunks, WaitQueue},
+    engine::{ReadQuery, Reading, SeriesChunks, WaitQueue},
     error,
     head::HeadNode,
     held::{Chunk, Dataset},
@@ -46,11 +46,11 @@ enum Stage {
     Over,
 }
 
-/// An answer in the making.
+/// Makes one answer.
 pub(super) struct Pump {
     head: Arc<HeadNode>,
     dataset: Arc<Dataset>,
-    /// Shards that did not say what is newest, see [`Ask::behind`].
+    /// Shards that did not say what is newest, see [`ReadQuery::behind`].
     behind: Arc<[Arc<str>]>,
     query: SeriesQuery,
     plan: Plan,
@@ -293,7 +293,7 @@ impl Pump {
     }
 
     fn read(&self, step: &Step) -> Result<Reading> {
-        self.head.engine().read(Ask {
+        self.head.engine().read(ReadQuery {
             dataset: self.dataset.clone(),
             symbols: self.plan.symbols[step.symbols.clone()].to_vec(),
             fields: self.plan.fields.clone(),
