@@ -16,7 +16,7 @@ use trellis_proto::{
     ChunkSpan, DatasetName, DatasetSpec, FieldName, FieldType, Symbol, spec::FieldSpec, time::DAY_NS,
 };
 
-/// The two pure files of the crate, included here because they are not public.
+/// Pure files of the crate, included here because they are not public.
 #[allow(dead_code, unused_imports)]
 #[path = "../src/answer"]
 mod pure {
