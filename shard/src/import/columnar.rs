@@ -1,8 +1,7 @@
-//! Rows from Parquet. Columns come typed; they are brought to one of a few shapes, and from there take the same way into
-//! the table as text does, so that both kinds of file obey the same rules.
+//! Rows from Parquet. The columns are typed. They are brought to one of a few shapes, and go into the table the same way as text, so
+//! that both kinds of file obey the same rules.
 //!
-//! Nothing goes through a cast that rounds or wraps: decimals are read as the text that they are, and times by checked
-//! arithmetic.
+//! No cast rounds or wraps: decimals are read as their text, and times by checked arithmetic.
 
 use std::sync::Arc;
 
@@ -67,7 +66,7 @@ fn builder(source: &Source) -> Result<ParquetRecordBatchReaderBuilder<std::fs::F
 /// The types a Parquet column may be read as: the natural one first.
 fn field_type(data_type: &DataType) -> Option<FieldType> {
     Some(match data_type {
-        // NUMBER(38, 0) is how databases write integers
+        // Databases write integers as NUMBER(38, 0).
         DataType::Decimal32(_, scale)
         | DataType::Decimal64(_, scale)
         | DataType::Decimal128(_, scale)
@@ -170,7 +169,7 @@ pub(crate) fn survey(
                 (a, b) => a.or(b),
             };
         }
-        // of text the cells decide
+        // The cells of text decide.
         typed.push((name.clone(), both.filter(|_| !text)));
         seen.push((name.clone(), if text { Seen::of_text_column() } else { Seen::of_number_column() }));
     }
@@ -201,7 +200,7 @@ fn others(header: &Header, schema: &Schema, spec: &ImportSpec) -> String {
     format!("say --fields {}", names.join(","))
 }
 
-/// Looks at the cells that the types of the columns leave open.
+/// Looks at the cells whose meaning the column types leave open.
 fn look(
     source: &Source,
     checked: &Checked,
@@ -301,7 +300,7 @@ enum Values {
     Bool(BooleanArray),
     /// Nanoseconds at the midnights of dates.
     Day(TimestampNanosecondArray),
-    /// By the clock on the wall.
+    /// Local times.
     Local(TimestampNanosecondArray),
     Instant(TimestampNanosecondArray),
     /// All null.
@@ -368,7 +367,7 @@ impl Column {
             }
             (_, Some(FieldType::Bool)) => Values::Bool(cast(&DataType::Boolean)?.as_boolean().clone()),
             (_, Some(FieldType::String)) => Values::Text(cast(&DataType::Utf8)?.as_string::<i32>().clone()),
-            // the zone is a label: the numbers are UTC already
+            // The zone is a label: the numbers are in UTC.
             (DataType::Timestamp(_, Some(_)), _) => Values::Instant(nanos(array)?),
             (DataType::Timestamp(_, None), _) => Values::Local(nanos(array)?),
             (_, Some(FieldType::Timestamp)) => Values::Day(nanos(array)?),
@@ -432,7 +431,7 @@ impl Column {
         };
         let local = |ns| chrono::DateTime::from_timestamp_nanos(ns).naive_utc();
         match &self.values {
-            // 64 bit dates hold milliseconds, and some writers put times in them
+            // Dates of 64 bits hold milliseconds, and some tools put times in them.
             Values::Day(v) if !v.is_null(row) && v.value(row) % DAY_NS != 0 => Ok(When::Local(local(at(v)?))),
             Values::Day(v) => {
                 let epoch = NaiveDate::from_ymd_opt(1970, 1, 1).ok_or(OUTSIDE)?;
@@ -540,7 +539,7 @@ fn seconds(source: &Source, wanted: &[usize]) -> Result<Option<ParquetRecordBatc
     project(source, builder, wanted).map(Some)
 }
 
-/// Reads every row into `table`, and what is wrong into `bad`. A row's line is its number, from 1.
+/// Reads the good rows into `table`, and the bad ones into `bad`. The line of a row is its number, from 1.
 pub(crate) fn read(
     source: &Source,
     target: &Target<'_>,
@@ -615,7 +614,7 @@ impl<'a> Record<'a> for BatchRecord<'a> {
             return Err("the key is missing".into());
         }
         let day = self.shown(date);
-        // pandas has no dates: they are midnights
+        // pandas has no dates, and writes midnights.
         let day = day.strip_suffix("T00:00:00").unwrap_or(&day);
         clock.text(&format!("{} {}", present(day)?, present(&self.shown(time))?))
     }
@@ -640,7 +639,7 @@ fn shown(array: &ArrayRef, row: usize) -> String {
         .unwrap_or_default()
 }
 
-/// Hands each row of the source, by number, as CSV.
+/// Gives each row of the source, with its number, as CSV.
 pub(crate) fn raw_rows(
     source: &Source,
     mut each: impl FnMut(u64, &str) -> Result<(), ImportError>,

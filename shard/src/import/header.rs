@@ -1,4 +1,4 @@
-//! Which column of a file is the symbol, the time, and which field: pure, from the names alone.
+//! The roles of a file's columns (symbol, time, field), from their names alone. Pure.
 
 use trellis_proto::{FieldName, Symbol};
 
@@ -17,19 +17,19 @@ const SYMBOL_NAMES: [&str; 2] = ["symbol", "ticker"];
 /// What the columns of one file are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// As the file has them, for messages; a nameless one by its position.
+    /// The names in the file, for messages; a nameless column has its position.
     pub(crate) names: Vec<String>,
     /// `None`: the symbol is a constant, or the columns are symbols.
     pub(crate) symbol: Option<usize>,
     pub(crate) ts: usize,
-    /// The time of the day, where it has a column of its own.
+    /// The column of the time of the day, if there is one.
     pub(crate) time: Option<usize>,
     pub(crate) known_at: Option<usize>,
     /// Fields in the order of the file, or of the caller's choice. With tickers: the one field, at the first of them.
     pub(crate) fields: Vec<(FieldName, usize)>,
     /// The columns that are symbols.
     pub(crate) tickers: Vec<usize>,
-    /// Columns that an index of some tool is in; they are left out.
+    /// Columns with the index of another tool; they are left out.
     pub(crate) left_out: Vec<usize>,
 }
 
@@ -57,7 +57,7 @@ fn field_of(name: &str) -> Result<FieldName, String> {
     }
 }
 
-/// An index that some tool wrote beside the data.
+/// Whether a column is an index that another tool wrote.
 fn is_index(name: &str) -> bool {
     let number = |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit());
     name.is_empty()
@@ -121,7 +121,7 @@ pub(crate) fn resolve(file: &str, names: &[String], spec: &ImportSpec) -> Result
     Ok(Header { names: shown, symbol, ts, time, known_at, fields, tickers, left_out })
 }
 
-/// Whether one of `names` is a usual name of a time column: a line that has one is likely a header.
+/// Whether one of `names` is a usual name of a time column. A line with such a name is probably a header.
 pub(crate) fn has_time(names: &[String]) -> bool {
     names.iter().any(|name| is_time(name))
 }
@@ -196,7 +196,7 @@ impl Columns<'_> {
         }
     }
 
-    /// The column that somebody called `wanted`: exactly, or else in lower snake case.
+    /// The column with the name `wanted`: exactly, or else in lower snake case.
     fn find(&self, wanted: &str, option: &str) -> Result<usize, ImportError> {
         let wanted = wanted.trim();
         match self.matching(wanted).as_slice() {
@@ -268,7 +268,7 @@ impl Columns<'_> {
         Ok(fields)
     }
 
-    /// The columns that are fields if nobody chooses.
+    /// The columns that are fields by default.
     fn of_fields<'a>(&'a self, keys: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
         (0..self.names.len()).filter(|i| {
             let name = self.names[*i].as_str();
@@ -277,7 +277,7 @@ impl Columns<'_> {
         })
     }
 
-    /// What `--fields` takes to have every column under a name that a field can have.
+    /// A value of `--fields` that gives every column a valid field name.
     fn list_of_fields(&self, keys: &[usize]) -> String {
         let mut taken: Vec<String> = Vec::new();
         let mut items = Vec::new();

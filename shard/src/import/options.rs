@@ -16,11 +16,11 @@ use super::{
 /// Options that have been checked.
 pub(crate) struct Checked {
     pub(crate) reading: Reading,
-    /// Of the event times, but for the day of a file's name.
+    /// Reads the event times; without the day in a file's name.
     pub(crate) clock: Clock,
     pub(crate) date: Option<NaiveDate>,
     pub(crate) types: BTreeMap<FieldName, FieldType>,
-    /// Absent: by the file.
+    /// Absent: it follows from the file.
     pub(crate) delimiter: Option<u8>,
     pub(crate) name_pattern: Option<NamePattern>,
 }
@@ -28,9 +28,9 @@ pub(crate) struct Checked {
 /// Where the symbol stands in a file's name.
 #[derive(Debug, Clone)]
 pub(crate) struct NamePattern {
-    /// Texts that `*` and `{}` stand between.
+    /// The texts between `*` and `{}`.
     texts: Vec<String>,
-    /// The gap that is the symbol.
+    /// The position of the gap that is the symbol.
     symbol: usize,
 }
 
@@ -76,7 +76,7 @@ fn zone(option: &str, name: &str) -> Result<chrono_tz::Tz, ImportError> {
     })
 }
 
-/// A mark that somebody typed: itself or its name.
+/// A mark as the caller typed it: itself or its name.
 fn typed_mark(option: &str, text: &str, known: &[char]) -> Result<char, ImportError> {
     let refuse = || {
         let names: Vec<&str> = known.iter().map(|&c| mark_name(c)).collect();
@@ -189,7 +189,7 @@ fn check_time_options(spec: &ImportSpec) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// A retraction says which rows no longer hold, and nothing of their values.
+/// Refuses options about values: a retraction has none.
 fn check_retraction(spec: &ImportSpec, existing: Option<&DatasetSpec>) -> Result<(), ImportError> {
     if !spec.retract {
         return Ok(());
@@ -216,7 +216,7 @@ fn check_retraction(spec: &ImportSpec, existing: Option<&DatasetSpec>) -> Result
     }
 }
 
-/// What a dataset that is there has said already.
+/// Refuses options that contradict the settings of an existing dataset.
 fn check_against(spec: &ImportSpec, existing: &DatasetSpec) -> Result<(), ImportError> {
     if !spec.required.is_empty() || spec.chunk_ns.is_some() {
         return Err(ImportError::options(

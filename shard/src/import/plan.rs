@@ -1,5 +1,4 @@
-//! Which fields the rows will have, of which types: from what the survey saw of all files, and from the dataset if it is
-//! there. Pure.
+//! Chooses the fields and their types: from the survey of all files, and from the dataset if it exists. Pure.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +14,7 @@ use super::{
     survey::Surveyed,
 };
 
-/// What was found of all sources together.
+/// The survey of all sources together.
 pub(crate) struct Found {
     /// Fields in the order they are met.
     pub(crate) seen: Vec<(FieldName, Seen)>,
@@ -68,8 +67,8 @@ fn conflict(field: &FieldName, a: FieldType, b: FieldType) -> ImportError {
     )
 }
 
-/// The fields of the dataset with these files in it: those that it has, wider where a cell asks for it, then new ones in
-/// the order they are met.
+/// The fields of the dataset after the import: those that it has, wider if a cell needs it, then the new ones in the order of the
+/// files.
 pub(crate) fn fields(
     found: &Found,
     surveyed: &[Surveyed],
@@ -140,7 +139,7 @@ fn known_field(
         (None, Some(seen)) => {
             let float = matches!(have, FieldType::Float64 | FieldType::Float32);
             let number = float || matches!(have, FieldType::Int64 | FieldType::Int32);
-            // the field says that its cells are numbers: a sign before each is no code
+            // The field has numbers: a sign before each of them makes no code.
             let codes = seen.codes(float).filter(|trouble| number && !matches!(trouble, Trouble::Signed));
             if let Some(trouble) = codes {
                 return Err(advice.refusal_of_codes(name, seen, trouble, Some(have)));
@@ -152,7 +151,7 @@ fn known_field(
     if data_type != have {
         notes.push(format!("the field {name} widens from {have} to {data_type}"));
     }
-    // of a field that is there 1 and 0 are said to be true and false
+    // In a bool field that exists, 1 and 0 are true and false.
     let nearest = checked.types.contains_key(name) || data_type == FieldType::Bool;
     Ok(Wanted { spec: FieldSpec { data_type, ..field.clone() }, nearest })
 }
@@ -178,10 +177,10 @@ fn new_type(
     };
     let Some(data_type) = of_all else {
         if advice.spec.required.contains(name) {
-            // each of its rows is bad
+            // Each of its rows is bad.
             return Ok(Some((FieldType::Float64, false)));
         }
-        // a type that no value has asked for would refuse the values that come
+        // A type that no value needs would refuse later values.
         notes.push(format!(
             "the column of {name} has no values yet: it becomes a field with the first file that has some; --types \
              {name}=float64 makes it one now"

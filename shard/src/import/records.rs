@@ -1,14 +1,14 @@
-//! Records of a CSV text with the lines they really stand on.
+//! Records of a CSV text, with their true line numbers.
 //!
-//! `arrow-csv` numbers records, and the `csv` crate counts a line when it *consumes* the line feed: after CRLF that is
-//! one record late, and blank lines before a record are added to it. A message that sends somebody to the wrong line is
-//! worse than none, so this drives the state machine beneath both (`csv-core`) and counts line ends in the input itself.
+//! `arrow-csv` numbers records. The `csv` crate counts a line when it *consumes* the line feed: after CRLF that is one record late,
+//! and blank lines before a record count as part of it. A message with a wrong line number is worse than none. So this file uses the
+//! state machine below both (`csv-core`), and counts the line ends of the input itself.
 
 use std::io::{self, Read};
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
-/// Longest record: a quote that is never closed would otherwise swallow the rest of the file into one cell.
+/// Longest record, in bytes: an unclosed quote would otherwise make one cell of the rest of the file.
 pub(crate) const RECORD_BYTES_MAX: usize = 1 << 20;
 
 const READ_BYTES: usize = 64 << 10;
@@ -53,8 +53,8 @@ pub(crate) struct Records<R> {
     quotes: Option<&'static str>,
 }
 
-/// What is wrong with the quotes of a record. The state machine takes such text into a cell, and closes an open quote at the
-/// end of the text, without a word.
+/// The fault in the quotes of a record. The state machine reports none: it takes such text into a cell, and closes an open quote at
+/// the end of the text.
 fn check_quotes(raw: &[u8], delimiter: u8) -> Option<&'static str> {
     #[derive(Clone, Copy, PartialEq)]
     enum At {
@@ -112,7 +112,7 @@ impl<R: Read> Records<R> {
         Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
     }
 
-    /// Passes over a line, whatever is in it; false at the end.
+    /// Skips a line, whatever is in it; `false` at the end.
     pub(crate) fn skip_line(&mut self) -> Result<bool, RecordError> {
         self.begin()?;
         let mut any = false;
@@ -195,7 +195,7 @@ impl<R: Read> Records<R> {
         self.cells
     }
 
-    /// A cell, its quotes undone.
+    /// A cell without its quotes.
     pub(crate) fn cell(&self, index: usize) -> &[u8] {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         &self.text[start..self.ends[index]]
@@ -207,12 +207,12 @@ impl<R: Read> Records<R> {
         &self.raw[..end]
     }
 
-    /// Why its quotes do not say which text is in which cell.
+    /// The fault in its quotes, if there is one.
     pub(crate) fn wrong_quotes(&self) -> Option<&'static str> {
         self.quotes
     }
 
-    /// Its lines after the first, which quotes hold together, each as the cells that it would have by itself.
+    /// Its lines after the first, which are part of it by quotes. Each as the cells that it would have by itself.
     pub(crate) fn lines_within(&self) -> impl Iterator<Item = Vec<&[u8]>> {
         let lines = self.raw().split(|b| matches!(b, b'\r' | b'\n')).skip(1);
         lines.map(|line| line.split(|b| *b == self.delimiter).collect())
@@ -246,7 +246,7 @@ impl<R: Read> Records<R> {
         }
     }
 
-    /// Fills the buffer to the brim, so that a byte order mark is never cut, or to the end.
+    /// Fills the whole buffer, or reads to the end, so that a byte order mark is never cut.
     fn fill(&mut self) -> Result<(), RecordError> {
         (self.at, self.filled) = (0, 0);
         while self.filled < self.buffer.len() {

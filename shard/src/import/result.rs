@@ -6,17 +6,17 @@ use trellis_proto::{ChunkSpan, DatasetSpec, FieldType, Symbol, time::format_time
 use super::problem::{ImportError, Problem};
 use crate::scan::CHUNKS_MAX;
 
-/// What an import is made of.
+/// The result of an import.
 #[derive(Debug)]
 pub struct Import {
-    /// The dataset as it is, or is to be made.
+    /// The spec of the dataset, as it is or is to be made.
     pub spec: DatasetSpec,
-    /// The rows. One part, unless rows carry knowledge times of their own: then one for each, in ascending order, and
-    /// each is to be published by itself, in this order.
+    /// The rows. If rows have knowledge times of their own, there is one part for each time, in ascending order. Each part is
+    /// published by itself, in this order.
     pub parts: Vec<Part>,
     /// Good rows, of all parts.
     pub rows: u64,
-    /// Bad rows, the first of them; they are in the quarantine.
+    /// The first bad rows; they are in the quarantine.
     pub problems: Vec<Problem>,
     /// How many bad rows there are.
     pub problems_total: u64,
@@ -26,16 +26,16 @@ pub struct Import {
     pub last_ts: i64,
     /// Symbols with rows, sorted.
     pub symbols: Vec<Symbol>,
-    /// SHA-256 over the spec and the sorted rows of all parts, in hexadecimal: the same for the same rows, however files
-    /// order or pack them.
+    /// SHA-256 over the spec and the sorted rows of all parts, in hexadecimal. The order and the format of the files do not change
+    /// it.
     pub content_digest: String,
-    /// What the caller should tell its user: columns that were missing or empty, what was left out, what changes.
+    /// Notes for the user: columns that were missing, empty or left out, and changes of the dataset.
     pub notes: Vec<String>,
-    /// What was understood of each field.
+    /// What the import understood of each field.
     pub sample: Vec<FieldSample>,
-    /// The columns that the event times are from, as the files call them: one, unless files differ.
+    /// The columns of the event times, by their names in the files; several if files differ.
     pub ts_columns: Vec<String>,
-    /// The same of the symbols; none where an option says them.
+    /// The columns of the symbols; none if an option gives the symbol.
     pub symbol_columns: Vec<String>,
 }
 
@@ -45,8 +45,7 @@ impl Import {
         self.parts.iter().flat_map(|part| &part.batches)
     }
 
-    /// Refuses rows that would make the dataset so long that no read takes all of it. `stored` is the least and the
-    /// greatest time that it has.
+    /// Refuses rows that would make the dataset too long for one read. `stored` is its least and greatest time now.
     ///
     /// # Errors
     /// [`ImportError::Options`].
@@ -78,28 +77,28 @@ pub struct Part {
     pub known_at_ns: Option<i64>,
     /// The rows, in the schema of [`DatasetSpec::rows_schema`] (of a retraction `symbol` and `ts` alone), sorted by (symbol, ts), each key once.
     pub batches: Vec<RecordBatch>,
-    /// How many.
+    /// The number of rows.
     pub rows: u64,
     /// SHA-256 over spec, knowledge time and rows, in hexadecimal.
     pub digest: String,
 }
 
 impl Part {
-    /// The id to publish under: importing the same rows again is then acknowledged as done, not stored twice.
+    /// The run id of its publish. If the same rows are imported again, they are acknowledged, and not stored twice.
     #[must_use]
     pub fn run_id(&self) -> String {
         format!("import-{}", self.digest)
     }
 }
 
-/// What was understood of a field.
+/// What the import understood of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldSample {
     /// The field.
     pub field: String,
     /// Its type.
     pub data_type: FieldType,
-    /// Its column as the first file with it calls it; with a column for each symbol, how many they are. Absent: no file has it.
+    /// The name of its column in the first file that has it, or the number of columns if each symbol has one. Absent: no file has it.
     pub column: Option<String>,
     /// Rows without a value.
     pub missing: u64,
@@ -107,7 +106,7 @@ pub struct FieldSample {
     pub first: Vec<Option<String>>,
 }
 
-/// From the first time to the last.
+/// The number of chunks from the first time to the last.
 pub(super) fn chunks_of(chunk: ChunkSpan, first: i64, last: i64) -> i64 {
     let cover = chunk.cover(first, last.saturating_add(1));
     cover.end - cover.start

@@ -1,4 +1,4 @@
-//! From the cells of one record to rows: the same for text and for typed files, so that both obey the same rules.
+//! Makes rows from the cells of one record, by the same rules for text and for typed files.
 
 use super::{
     cell::{Cell, Reading, Wanted},
@@ -16,7 +16,7 @@ pub(crate) struct Target<'a> {
     pub(crate) roles: Vec<Role>,
     /// Every field of the dataset.
     pub(crate) fields: &'a [Wanted],
-    /// The symbol of all rows, where it is one.
+    /// The symbol of all rows, if they have one in common.
     pub(crate) symbol: Option<u32>,
     pub(crate) ts: Clock,
     pub(crate) known_at: Clock,
@@ -46,7 +46,7 @@ pub(crate) trait Record<'a> {
     /// A date and a time of the day, in two columns.
     fn date_and_time(&self, date: usize, time: usize, clock: &Clock) -> Result<i64, Reason>;
     fn cell(&self, column: usize, field: &Wanted, reading: &Reading) -> Result<Cell<'a>, Reason>;
-    /// For messages.
+    /// The cell as messages show it.
     fn shown(&self, column: usize) -> String;
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn rows<'a>(
         }
         return Ok(rows);
     }
-    // every header has a column for the symbol, or the target a constant
+    // A header has a column for the symbol, unless the target has the symbol.
     let symbol = symbol.ok_or_else(|| Bad::row("the symbol is missing"))?;
     Ok(Rows { keys: vec![Key { symbol, ts, known_at }], cells })
 }

@@ -1,4 +1,4 @@
-//! What an import understood of each field, for a person to look at before or after.
+//! A sample of each field as the import understood it, for people.
 
 use arrow_array::Array;
 use arrow_cast::display::array_value_to_string;
@@ -15,7 +15,7 @@ const VALUES_SHOWN: usize = 3;
 pub(super) fn of(spec: &DatasetSpec, parts: &[Part], surveyed: &[Surveyed]) -> Vec<FieldSample> {
     let batches = || parts.iter().flat_map(|part| &part.batches);
     let of_field = |(i, field): (usize, &trellis_proto::spec::FieldSpec)| {
-        // symbol and ts come before the fields
+        // Symbol and ts come before the fields.
         let columns = || batches().map(move |batch| batch.column(i + 2));
         let values = columns().flat_map(|array| {
             (0..array.len()).map(move |row| {

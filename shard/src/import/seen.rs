@@ -1,11 +1,11 @@
-//! What the cells of a column look like, and the type that follows. Pure.
+//! What the cells of a column look like, and the type that the column gets. Pure.
 //!
-//! A type is chosen by majority, not as the narrowest that holds every cell: one `n/a` among a million prices would turn
-//! the prices into text, silently, and the strategy that multiplies them fails a week later. With a majority the `n/a`
-//! is a bad row with a line number. Whoever wants text says so (`types`).
+//! The type is that of most cells, not the narrowest that holds every cell. Otherwise one `n/a` among a million prices would make
+//! text of all prices, without an error, and the strategy that multiplies them would fail a week later. Here the `n/a` is a bad row
+//! with a line number. A caller that wants text says so (`types`).
 //!
-//! And a type is chosen only if it keeps what the cells say. A column that would be text although its cells look like
-//! numbers or dates in another notation is refused, with the option that reads it.
+//! A type is chosen only if it keeps the values of the cells. If a column would become text although its cells look like numbers or
+//! dates in another notation, it is refused, and the error names the option that reads it.
 
 use trellis_proto::FieldType;
 
@@ -16,16 +16,16 @@ use super::{
     stamps::Dates,
 };
 
-/// Words that usually stand for a missing value. They are no text and no numbers; only `--null` reads them.
+/// Words that usually stand for a missing value. They are neither text nor numbers; only `--null` reads them.
 const WORDS: [&str; 14] =
     ["null", "none", "na", "n/a", "#n/a", "#na", "<na>", "nil", "missing", "-", "--", "?", ".", "n.a."];
 
-/// Letters of texts that stand for a missing number where they stand beside one: `N/D`, `n.m.`, `no data`. Elsewhere they are
+/// Letters of texts that stand for a missing number in a column of numbers: `N/D`, `n.m.`, `no data`. In other columns they are
 /// states and tickers.
 const STAND_INS: [&str; 8] =
     ["na", "nd", "nm", "null", "nodata", "notavailable", "notapplicable", "notmeaningful"];
 
-/// Most different texts that may stand for missing numbers in one column; of more it is text.
+/// Most different texts that may stand for missing numbers in one column; a column with more is text.
 const STAND_INS_MAX: usize = 3;
 
 /// Most different words that are remembered for the hint.
@@ -54,12 +54,12 @@ impl Cells {
     }
 }
 
-/// How many cells of a column look like what.
+/// The counts of a column's cells by what they look like.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
-    /// The column's type in the file is text: only what is plainly no text becomes something else.
+    /// The file says that the column is text: it becomes another type only if its cells are clearly no text.
     text_column: bool,
-    /// The column's type in the file is a number: how its cells are written says nothing.
+    /// The file says that the column is a number: the notation of its cells means nothing.
     number_column: bool,
     pub(crate) missing: u64,
     ints: u64,
@@ -150,17 +150,17 @@ impl Default for Seen {
     }
 }
 
-/// What a column is.
+/// The type of a column, or why it has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// No cell has a value.
     Nothing,
     Type(FieldType),
-    /// It would be text, or lose something.
+    /// It would become text, or lose values.
     Refused(Trouble),
 }
 
-/// Why a column has no type that keeps what its cells say.
+/// The reason why no type keeps the values of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// Its numbers are written in another notation.
@@ -292,7 +292,7 @@ impl Seen {
         }
     }
 
-    /// Takes in what was seen of the same column in another file.
+    /// Adds the counts of the same column in another file.
     pub(crate) fn add(&mut self, other: &Self) {
         self.text_column |= other.text_column;
         self.missing += other.missing;
@@ -349,11 +349,11 @@ impl Seen {
 
     fn numbers(&self) -> u64 {
         let numbers = self.ints + self.floats + self.other;
-        // `inf` may be a word; beside numbers it is one of them
+        // `inf` may be a word. In a column of numbers it is a number.
         if numbers > 0 { numbers + self.infinite } else { 0 }
     }
 
-    /// Whether its cells are numbers for the most part, in this notation or another.
+    /// Whether most of its cells are numbers, in this notation or another.
     pub(crate) fn is_numeric(&self) -> bool {
         let numbers = self.numbers();
         numbers > 0
@@ -377,7 +377,7 @@ impl Seen {
         self.numbers() > 0 && !self.many_texts && self.texts > 0 && self.first_texts.iter().all(word)
     }
 
-    /// How many cells of a text of CSV are numbers, if some are.
+    /// How many cells of a CSV column are numbers, if some are.
     pub(crate) fn numbers_among_texts(&self) -> Option<u64> {
         Some(self.numbers()).filter(|&numbers| numbers > 0 && self.texts > 0 && !self.text_column)
     }
@@ -454,7 +454,7 @@ impl Seen {
         self.padded.count > 0 && self.is_numeric()
     }
 
-    /// The type that most cells have, if it keeps what they say.
+    /// The type that most cells have, if it keeps their values.
     pub(crate) fn verdict(&self) -> Verdict {
         let numbers = self.numbers();
         let times = self.times + self.dates.cells;
@@ -533,7 +533,7 @@ impl Seen {
         self.times > 0
     }
 
-    /// The type that `have` becomes so that it holds the cells too; `have` where it does already, or where nothing helps.
+    /// The type to which `have` is widened to hold the cells too; `have` itself if it holds them, or if no wider type does.
     pub(crate) fn widen(&self, have: FieldType) -> FieldType {
         let floats = self.fractions + self.infinite > 0;
         match have {
@@ -575,7 +575,7 @@ fn is_digital(text: &str) -> bool {
         && digits > letters
 }
 
-/// `0x1f`: as long as an integer, so no address or hash.
+/// Whether a text is like `0x1f` and no longer than an integer. An address or a hash is longer.
 fn is_hex(text: &str) -> bool {
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     digits.is_some_and(|d| (1..=16).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -1,8 +1,7 @@
-//! From a path to something that can be read: which kind a file is, by its name and checked against its first bytes,
-//! and one [`Source`] for each table in it.
+//! Opens files: finds the kind of a file by its name, checks it against the first bytes, and makes one [`Source`] for each table.
 //!
-//! A kind is never guessed from the content: a file that is named `.csv` and holds gzip was renamed by somebody, and the
-//! next tool would trip over it too.
+//! The kind is never guessed from the content. A file named `.csv` that holds gzip was renamed by mistake, and other tools cannot
+//! read it either.
 
 use std::{
     fs::File,
@@ -32,7 +31,7 @@ enum Kind {
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
-    /// As messages call it.
+    /// Its name in messages.
     pub(crate) name: String,
     /// Names that may hold a date, the most exact first.
     titles: Vec<String>,
@@ -41,7 +40,7 @@ pub(crate) struct Source {
 
 const SUFFIXES: &str = "files are .csv, .tsv or .txt, these as .gz, a .zip of them, and .parquet (or .pq)";
 
-/// What may end the name of a file beside its title.
+/// The suffixes of file names.
 const ENDINGS: [&str; 7] = [".gz", ".csv", ".tsv", ".txt", ".zip", ".parquet", ".pq"];
 
 /// Most names of an archive's members that a message lists.
@@ -65,13 +64,13 @@ impl Source {
         title
     }
 
-    /// The usual separator of files that are named so.
+    /// The usual separator of files with this name.
     pub(crate) fn delimiter(&self) -> u8 {
         let name = self.titles.first().map_or("", String::as_str).to_ascii_lowercase();
         if name.trim_end_matches(".gz").ends_with(".tsv") { b'\t' } else { b',' }
     }
 
-    /// Hands the text of a CSV source to `use_it`, counting the bytes of the file as they are read.
+    /// Gives the text of a CSV source to `use_it`, and counts the bytes of the file as they are read.
     pub(crate) fn read<T>(
         &self,
         bytes: &Arc<AtomicU64>,
@@ -96,7 +95,7 @@ impl Source {
         ImportError::file(&self.name, format!("not a zip archive that can be read: {error}"), "")
     }
 
-    /// Says what an error in the middle of reading means.
+    /// The error for a failed read in the middle of the file.
     pub(crate) fn failed(&self, error: &io::Error) -> ImportError {
         let message = match (self.kind, error.kind()) {
             (Kind::Gzip, io::ErrorKind::UnexpectedEof) => {
@@ -178,7 +177,7 @@ fn unreadable(name: &str, error: &io::Error) -> ImportError {
     ImportError::file(name, message, "")
 }
 
-/// The tables in a file. `wanted` chooses members of an archive; what of it is left out is told in `notes`.
+/// The tables in a file. `wanted` chooses members of an archive; `notes` tells which members are left out.
 pub(crate) fn sources(
     path: &Path,
     wanted: &[String],
@@ -206,8 +205,8 @@ pub(crate) fn is_archive(path: &Path) -> bool {
     path.file_name().is_some_and(|name| kind_of(&name.to_string_lossy()) == Some(Kind::Zip(0)))
 }
 
-/// Of an archive's files those that are data: the ones that are asked for, or every `.csv` and `.tsv`, or else every
-/// `.txt`. What macOS packs beside each file is no data.
+/// The data files of an archive: the wanted ones, or every `.csv` and `.tsv`, or else every `.txt`. The extra files that macOS packs
+/// are left out.
 fn choose(inside: &[String], wanted: &[String]) -> Vec<bool> {
     let ends = |name: &str, endings: &[&str]| {
         let name = name.to_ascii_lowercase();
@@ -251,7 +250,7 @@ fn members(
     let mut archive = ZipArchive::new(file).map_err(|e| broken(&e))?;
     let (mut inside, mut places) = (Vec::new(), Vec::new());
     for index in 0..archive.len() {
-        // raw: an encrypted member can be listed, and is refused by name when it is wanted
+        // Raw access: an encrypted member can then be listed, and is refused by name if it is wanted.
         let member = archive.by_index_raw(index).map_err(|e| broken(&e))?;
         if !member.is_dir() {
             inside.push(member.name().to_owned());

@@ -1,4 +1,4 @@
-//! What the caller says about the files: the options of an import, as data.
+//! The options of an import, as data.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -7,7 +7,7 @@ use trellis_proto::FieldName;
 
 use super::{names::snake_case, number::NumberSign, problem::ImportError};
 
-/// Bad rows that are shown where the caller does not say how many.
+/// Bad rows that are shown by default.
 pub const PROBLEMS_SHOWN: usize = 20;
 
 /// How files are to be understood. The names are those of the options of `trellis import`.

@@ -1,4 +1,4 @@
-//! How the times of a column are written, where that is not ISO 8601: which forms of `--ts-format` read all of them. Pure.
+//! The forms of times that are not ISO 8601: which forms of `--ts-format` read all times of a column. Pure.
 
 use std::collections::BTreeSet;
 
@@ -10,8 +10,8 @@ use super::{
     number,
 };
 
-/// Forms of dates that hints know. The day before the month and after it stand side by side: which of them is meant only
-/// the data can say, and otherwise only its author.
+/// Forms of dates that hints know, with the day before the month and after it. Only the data can tell which of the two is meant, or
+/// else its author.
 const DATES: [&str; 28] = [
     "%d/%m/%Y",
     "%m/%d/%Y",
@@ -56,7 +56,7 @@ const TIMES: [&str; 9] = [
     " %H:%M:%S %z",
 ];
 
-/// Different groups of cells, each with a form of its own, that a hint tells.
+/// Most groups of cells in a hint; each group has a form of its own.
 const GROUPS_MAX: usize = 3;
 
 fn known() -> &'static [(String, Form)] {
@@ -74,7 +74,7 @@ fn known() -> &'static [(String, Form)] {
     &KNOWN
 }
 
-/// Whether a cell may be a date in some form: it has digits, and what separates them or names a month.
+/// Whether a cell may be a date in some form: it has digits, and separators or the name of a month.
 fn is_date_like(text: &str) -> bool {
     let b = text.as_bytes();
     (6..=40).contains(&b.len())
@@ -98,11 +98,11 @@ pub(crate) struct Dates {
     misses: u32,
 }
 
-/// Cells without a date after which a column is not asked any more: it costs a hundred forms each.
+/// Cells without a date after which a column is no longer tried: each cell is tried with a hundred forms.
 const MISSES_MAX: u32 = 64;
 
 impl Dates {
-    /// Takes a cell; false if it is no date in any form.
+    /// Adds a cell; `false` if it is no date in any form.
     pub(crate) fn look(&mut self, text: &str, line: u64) -> bool {
         if !is_date_like(text) || (self.groups.is_empty() && self.misses > MISSES_MAX) {
             return false;
@@ -182,9 +182,9 @@ pub(crate) struct Stamps {
     days: u64,
     counts: BTreeSet<Count>,
     pub(crate) dates: Dates,
-    /// Cells that are a date and no time, as the caller said that they are read.
+    /// Cells that are a date without a time, by the caller's forms.
     bare: u64,
-    /// Cells that are a time by the clock on the wall.
+    /// Cells that are a local time.
     local: u64,
     /// Written offsets of cells that are midnights by them, in seconds.
     midnights: BTreeSet<i32>,
@@ -222,7 +222,7 @@ impl Stamps {
         }
     }
 
-    /// Takes a time of a typed file, written with its offset.
+    /// Adds a time of a typed file, with its offset.
     pub(crate) fn look_at(&mut self, stamp: Stamp) {
         self.iso += 1;
         self.midnight(stamp);
@@ -257,12 +257,12 @@ impl Stamps {
         self.iso > 0
     }
 
-    /// What the integers that are no days may be.
+    /// The possible meanings of the integers that are no days.
     pub(crate) fn counts(&self) -> impl Iterator<Item = Count> {
         self.counts.iter().copied()
     }
 
-    /// Whether there are times by the clock on the wall. A date beside them is a midnight.
+    /// Whether there are local times. A date in the same column is then a midnight.
     pub(crate) fn has_local_times(&self) -> bool {
         self.local > 0
     }
@@ -312,7 +312,7 @@ impl Stamps {
 }
 
 impl Stamps {
-    /// Any zone that has had these offsets of late.
+    /// A zone that has had these offsets in recent years.
     fn some_zone(&self) -> Option<&'static str> {
         let has = |zone: &&chrono_tz::Tz| {
             let at = |month| chrono::NaiveDate::from_ymd_opt(2023, month, 1)?.and_hms_opt(0, 0, 0);

@@ -14,7 +14,7 @@ pub(crate) type Types = Vec<(FieldName, Option<FieldType>)>;
 /// One source after the survey.
 pub(crate) struct Surveyed {
     pub(crate) header: Header,
-    /// What the cells look like: of text all, of typed columns those that a field may not hold.
+    /// What the cells look like: all cells of text columns, and those cells of typed columns that a field may not hold.
     pub(crate) seen: Vec<(FieldName, Seen)>,
     /// Types of typed columns; empty for text.
     pub(crate) typed: Types,
@@ -23,6 +23,6 @@ pub(crate) struct Surveyed {
     pub(crate) known: Dates,
     /// The zone that a typed file names for its times.
     pub(crate) zone: Option<String>,
-    /// Its cells are separated by semicolons, as where a comma stands before fractions.
+    /// Its cells are separated by semicolons, as in files with decimal commas.
     pub(crate) semicolon: bool,
 }

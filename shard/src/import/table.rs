@@ -1,5 +1,4 @@
-//! The good rows of an import: gathered column by column, then sorted, checked for doubles, cut into batches and
-//! digested.
+//! The good rows of an import: collected by column, sorted, checked for doubles, cut into batches and digested.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -32,13 +31,13 @@ pub(crate) const ROWS_MAX: usize = 20_000_000;
 /// Rows of a batch: with a handful of fields 0.5 to 1 MiB, the best size of a message.
 const BATCH_ROWS: usize = 16_384;
 
-/// What is told of a row whose symbol and time an earlier one has.
+/// The reason for a row whose symbol and time an earlier row has.
 pub(crate) const REPEATED: &str = "has this time already";
 
 /// Most knowledge times of one import: each is a publish, and a version of the dataset.
 const PARTS_MAX: usize = 10_000;
 
-/// What tells rows of one symbol and time apart where they are spread: the least there is.
+/// The distance of rows of one symbol and time that are spread: the least there is.
 const REPEAT_STEP_NS: i64 = 1;
 
 enum Column {
@@ -64,7 +63,7 @@ impl Column {
         }
     }
 
-    /// A cell of another type than the column's is a null: the readers make cells of the column's type only.
+    /// Appends a cell. A cell of another type becomes null, which does not occur: readers make cells of the column's type.
     fn push(&mut self, cell: Cell<'_>) {
         match (self, cell) {
             (Self::Float64(to), Cell::Float(v)) => to.append_value(v),
@@ -119,7 +118,7 @@ impl Symbols {
             return Ok(number);
         }
         let symbol = Symbol::new(name).map_err(|e| e.message().to_owned())?;
-        // fewer than ROWS_MAX
+        // There are fewer than ROWS_MAX.
         self.last = self.names.len() as u32;
         self.names.push(symbol.clone());
         self.numbers.insert(symbol, self.last);
@@ -178,7 +177,7 @@ impl Table {
         self.symbols.number(name)
     }
 
-    /// Takes a row; `cells` has one cell for each column, of its type or null.
+    /// Adds a row; `cells` has one cell for each column, of its type or null.
     pub(crate) fn push(&mut self, key: Key, place: Place, cells: &[Cell<'_>]) -> Result<(), ImportError> {
         if self.keys.len() >= ROWS_MAX {
             return Err(ImportError::TooLarge {
@@ -199,7 +198,7 @@ impl Table {
         Ok(())
     }
 
-    /// Takes the rows of one record.
+    /// Adds the rows of one record.
     pub(crate) fn push_all(&mut self, rows: &Rows<'_>, place: Place) -> Result<(), ImportError> {
         let width = self.columns.len();
         for (i, key) in rows.keys.iter().enumerate() {
@@ -233,7 +232,7 @@ impl Table {
         let mut replaced = 0;
         if repeats == Repeats::Last {
             let before = order.len();
-            // by key, and of one key in the order of the files
+            // By key; rows of one key in the order of the files.
             order.reverse();
             order.dedup_by_key(|row| self.keys[*row as usize]);
             order.reverse();
@@ -290,7 +289,7 @@ pub(crate) struct Checked {
     table: Table,
     /// Row numbers by (knowledge time, symbol, time).
     order: Vec<u32>,
-    /// Rows that a later one of the same key stands for.
+    /// How many rows a later row of the same key has replaced.
     pub(crate) replaced: u64,
 }
 
@@ -333,7 +332,7 @@ impl Checked {
         spec: &DatasetSpec,
         default: Option<i64>,
     ) -> Result<Vec<Part>, ImportError> {
-        // rows that are retracted are their keys
+        // A retraction is a key without fields.
         let schema = spec.rows_schema();
         let read = schema.fields().iter().take(2 + self.table.columns.len()).cloned();
         let schema: SchemaRef = Arc::new(Schema::new(read.collect::<Vec<_>>()));
@@ -368,7 +367,7 @@ impl Checked {
         columns: &[ArrayRef],
         rows: &[u32],
     ) -> Result<RecordBatch, ImportError> {
-        // cannot fail on rows and columns of this table; if it does, the message says where
+        // This cannot fail for rows and columns of this table.
         let failed =
             |e: arrow_schema::ArrowError| ImportError::options(format!("a batch cannot be made: {e}"), "");
         let key = |row: &u32| self.table.keys[*row as usize];
@@ -386,8 +385,8 @@ impl Checked {
     }
 }
 
-/// 64 days for daily rows, 4 days for bars, an hour for ticks, by the median step between rows of one symbol: a chunk
-/// then has tens of rows of a daily series, thousands of a minute's. One row says nothing; it is taken as daily.
+/// 64 days for daily rows, 4 days for bars, an hour for ticks, by the median step between rows of one symbol. A chunk then has tens of
+/// rows of a daily series, and thousands of a series by the minute. A single row counts as daily.
 pub(crate) fn chunk_for(steps: &mut [i64]) -> i64 {
     const DAILY_NS: i64 = DAY_NS / 2;
     const BAR_NS: i64 = SECOND_NS;
@@ -475,7 +474,7 @@ fn write_values(array: &ArrayRef, out: &mut Vec<u8>) {
                 }
             }
         }
-        // no such column in rows of a dataset; its length still counts
+        // Rows of a dataset have no such column; its length still counts.
         None => out.extend_from_slice(&(array.len() as u64).to_le_bytes()),
     }
 }

@@ -1,4 +1,4 @@
-//! Rows from CSV text: first a look at the header and at what the columns hold, then the values.
+//! Rows from CSV text: a survey of the header and the cells, then the values.
 
 use std::{io::Read, str};
 
@@ -22,7 +22,7 @@ use super::{
     table::{Rows, Table},
 };
 
-/// Lines that are looked at for a header where the first line is none.
+/// Most lines that are searched for a header if the first line is none.
 const PREAMBLE_LINES_MAX: u64 = 100;
 
 fn failed(source: &Source, error: RecordError) -> ImportError {
@@ -43,9 +43,9 @@ struct Started<'a> {
     records: Text<'a>,
     names: Vec<String>,
     delimiter: u8,
-    /// The line of the header; 0 where the caller named the columns.
+    /// The line of the header; 0 if the caller named the columns.
     line: u64,
-    /// What is wrong with the header's quotes.
+    /// The fault in the header's quotes, if there is one.
     quotes: Option<&'static str>,
 }
 
@@ -108,13 +108,13 @@ fn said_delimiter(line: &str) -> Option<u8> {
     let mut chars = said.chars();
     match (chars.next(), chars.next()) {
         (Some(c), None) if c.is_ascii() && c != '"' => u8::try_from(c).ok(),
-        // the separator is a tab, which was trimmed
+        // The separator is a tab, which was trimmed.
         (None, _) => Some(b'\t'),
         _ => None,
     }
 }
 
-/// Refuses lines above the header that are comments: where they end, a person must say.
+/// Refuses comment lines above the header: the caller must say where they end.
 fn check_comments(source: &Source, records: &mut Text<'_>) -> Result<(), ImportError> {
     let first = records.peek_line().map_err(|e| failed(source, e))?;
     if !first.starts_with('#') || has_time(&split(&first)) {
@@ -178,7 +178,7 @@ fn header_of(source: &Source, spec: &ImportSpec, started: &mut Started<'_>) -> R
     }
     let above = started.names.clone();
     if let Some((line, separator, names)) = find_header(source, started)? {
-        // yfinance: the names of the fields stand above the tickers, and these above the name of the time
+        // yfinance writes the names of the fields, below them the tickers, and below these the name of the time.
         let time = names.iter().position(|name| !name.is_empty());
         if let Some(time) = time
             && names.iter().enumerate().all(|(i, name)| i == time || name.is_empty())
@@ -354,7 +354,7 @@ pub(crate) fn survey(
     })
 }
 
-/// A column without a name that is no index: what is in it would be lost.
+/// The error for a nameless column that is no index: its values would be lost.
 fn nameless(
     source: &Source,
     header: &Header,
@@ -381,7 +381,7 @@ fn nameless(
     )
 }
 
-/// Whether a record is the header again, as where files are one after the other.
+/// Whether a record is the header again, as in files that were joined.
 fn is_header<R: Read>(records: &Records<R>, header: &Header) -> bool {
     let same = |(column, name): (usize, &String)| {
         let cell = records.cell(column).trim_ascii();
@@ -486,7 +486,7 @@ pub(crate) fn present(text: &str) -> Result<&str, Reason> {
     if text.is_empty() { Err("the key is missing".into()) } else { Ok(text) }
 }
 
-/// Hands each record of the source, by line, as it stands in the file.
+/// Gives each record of the source, with its line, as it stands in the file.
 pub(crate) fn raw_rows(
     source: &Source,
     spec: &ImportSpec,
