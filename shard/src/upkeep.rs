@@ -333,7 +333,7 @@ mod tests {
             let table = grid.table();
             let _ = compact(&grid.shard, &table, &table.snapshot().unwrap()).await.unwrap();
             assert_eq!(grid.rows("A").await, before);
-            // What the dead one left behind is swept.
+            // The files that the dead shard left behind are removed.
             remove_unneeded(&grid.shard, &table).await.unwrap();
             assert_eq!(grid.data_files(), 1);
         }
@@ -392,7 +392,7 @@ mod tests {
         let snapshot = table.snapshot().unwrap();
         table.log.checkpoint(snapshot.version).await.unwrap();
         grid.publish("mom", 1, "r6", &[("A", 6, 6.0)]).await.unwrap();
-        // Without the entries that the checkpoint stands for.
+        // Without the entries from before the checkpoint.
         for version in 0..snapshot.version {
             std::fs::remove_file(grid.path().join(format!("_delta_log/{version:020}.json"))).unwrap();
         }

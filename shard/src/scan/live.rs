@@ -281,7 +281,7 @@ mod tests {
         assert_eq!((c.len(), c[0], c[1].0), (2, (0, 3.0), 0));
         assert!(c[1].1.is_nan());
         assert_eq!(grid.rows("A").await, [(0, 1.0), (0, 7.0)]);
-        // What is gone is not retracted again, and may come back.
+        // A retracted row is not retracted again, and may come back.
         assert_eq!(publish("r3", &[("C", 0, 4.0)]).await.retracted, 2);
         assert_eq!(grid.rows("C").await.last(), Some(&(0, 4.0)));
         assert_eq!(publish("r4", &[]).await.retracted, 1);
@@ -331,12 +331,12 @@ mod tests {
         assert_eq!(publish(&grid, "r1", "eu", &[("A", 0, 1.0), ("B", 0, 1.0)]).await, 0);
         assert_eq!(publish(&grid, "r2", "us", &[("C", 0, 1.0), ("D", 0, 1.0)]).await, 0);
         assert_eq!(publish(&grid, "r3", "us", &[("A", 0, 2.0), ("C", 0, 2.0)]).await, 1);
-        // What the other one has written since is not its own any more; that survives a restart.
+        // A row that the other partition has written since is no longer its own, after a restart too.
         let grid = grid.restart().await;
         assert_eq!(publish(&grid, "r4", "eu", &[]).await, 1);
         assert_eq!(grid.rows("A").await, [(0, 1.0), (0, 2.0)]);
         assert!(grid.rows("B").await[1].1.is_nan());
-        // Without a partition it is the session whole.
+        // Without a partition it is the whole session.
         assert_eq!(publish(&grid, "r5", "", &[("A", 0, 3.0)]).await, 1);
     }
 
@@ -464,7 +464,7 @@ mod tests {
             let (day, symbol) = (below(4) as i64 * DAY, ["A", "B"][below(2) as usize]);
             match below(6) {
                 0 | 1 => drop(grid.import(&[(symbol, day, f64::from(step))]).await.unwrap()),
-                // most of what it would retract does not hold
+                // Most of the rows to retract do not hold.
                 2..=4 => drop(grid.retract(&[(symbol, day)]).await),
                 _ => {
                     let table = grid.table();

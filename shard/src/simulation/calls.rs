@@ -1,4 +1,4 @@
-//! What is asked of a shard, and what it answers: the calls of its service, without the transport.
+//! The calls of a shard and their answers, without the transport.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 

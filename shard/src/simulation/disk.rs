@@ -1,9 +1,8 @@
-//! The object store of a simulation: one for all shards, in memory, and nothing happens in it until it is told to.
+//! The object store of a simulation: one for all shards, in memory.
 //!
-//! Every operation that a shard's own tasks ask for waits until it is released. Whoever releases it decides what becomes
-//! of it: done; done, but the answer is lost; not done; not done yet, though the asker was told that it failed. What the
-//! Delta kernel reads and writes on threads of its own, and the decoding of data files, which runs on a blocking thread,
-//! is done at once: those threads cannot be held without holding the whole runtime, so they are one instant each.
+//! Every operation of a shard's own tasks waits until the scheduler releases it, with one of four outcomes: done; done, but the
+//! answer is lost; not done; not done yet, although the shard is told that it failed. Operations on other threads are done at once:
+//! those of the Delta kernel, and those that decode data files. These threads cannot wait without stopping the whole runtime.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -65,7 +64,7 @@ impl std::fmt::Display for Op {
     }
 }
 
-/// What an operation gave.
+/// The result of an operation.
 #[derive(Debug)]
 pub(super) enum Answer {
     Done,
@@ -79,7 +78,7 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) id: u64,
-    /// The life of a shard that asked for it.
+    /// The life of the shard that began it.
     pub(super) life: usize,
     pub(super) op: Op,
     pub(super) since: Instant,
@@ -88,7 +87,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn answer(self, answer: Result<Answer>) {
-        // Whoever asked may have left meanwhile.
+        // The caller may have left meanwhile.
         let _ = self.reply.send(answer);
     }
 }
@@ -120,7 +119,7 @@ struct State {
     arrivals: u64,
     /// Lives whose reads of rows fail.
     unreadable: BTreeSet<usize>,
-    /// Lives that have ended: nothing that is left of them does anything any more.
+    /// Lives that have ended: their operations do nothing any more.
     ended: BTreeSet<usize>,
 }
 
@@ -149,7 +148,7 @@ impl Disk {
         }
     }
 
-    /// What waits: its id, the life that asked for it, and since when.
+    /// The waiting operations: id, life, and since when.
     pub(super) fn waiting(&self) -> Vec<(u64, usize, Instant)> {
         self.state.lock().waiting.iter().map(|w| (w.id, w.life, w.since)).collect()
     }
@@ -180,7 +179,7 @@ impl Disk {
         Some(state.waiting.remove(position))
     }
 
-    /// Ends a life, and takes all that it waits for; nobody will answer it.
+    /// Ends a life, and returns its waiting operations, which are never answered.
     pub(super) fn end(&self, life: usize) -> Vec<Op> {
         let mut state = self.state.lock();
         state.ended.insert(life);

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: fates of store operations, sleep, death, clocks, lines.
+//! The faults: outcomes of store operations, sleep, death, clocks, cut lines.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -18,7 +18,7 @@ const SKEW_S_MAX: usize = 600;
 const LEAP_MS_MAX: usize = 240_000;
 
 impl World {
-    /// A store operation has its fate.
+    /// Releases a store operation with one of its outcomes.
     pub(super) fn release(&mut self) {
         let ops = self.ready_ops();
         let id = *self.seed.pick(&ops);
@@ -66,7 +66,7 @@ impl World {
         self.note(format!("late: {op}: {done}"));
     }
 
-    /// Something goes wrong.
+    /// Makes a fault.
     pub(super) fn fail(&mut self) {
         let node = self.seed.below(self.nodes.len());
         match self.seed.below(8) {

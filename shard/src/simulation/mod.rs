@@ -1,29 +1,28 @@
-//! Two shards that both believe to be home to one dataset, in a world that is hostile and deterministic: one seed, one run.
+//! Two shards that both take themselves for the home of one dataset, in a hostile and deterministic world: one seed, one run.
 //!
-//! Nothing happens by itself. Every operation on the object store, and every message between a publisher or reader and a
-//! shard, waits until a seeded scheduler picks it; between two picks everybody runs until all wait again. So a shard that
-//! is not picked sleeps, for longer than any lease; a shard that dies leaves operations that have happened or not; an
-//! answer that is lost is one that the scheduler withholds; a line that is cut is a message that it drops, or delivers when
-//! nobody listens any more. Time is the runtime's paused time, so leases run out when the scheduler says that time
-//! passes, and each shard has a wall clock of its own that is minutes off and jumps.
+//! Nothing happens by itself. Every operation on the object store waits until a seeded scheduler picks it, and so does every message
+//! between a shard and a publisher or reader. Between two picks all tasks run until all wait again. So the scheduler can make a
+//! shard sleep for longer than any lease, kill it with operations done or not done, withhold an answer, and drop a message or
+//! deliver it when nobody listens any more. Time is the runtime's paused time: leases run out when the scheduler lets time pass.
+//! Each shard has a wall clock of its own that is minutes off and jumps.
 //!
-//! Beside it stands a plain list of what was sent and accepted ([`model`]). After every step the log itself is compared with
-//! it: epochs are accepted in order, no run id twice, knowledge times only grow and never into what a reader was told
-//! is complete, no file that the table needs is gone; every answer is compared with the list when it is given. In the end
-//! everything is read back, on both shards, after a restart, and after compaction and removal.
+//! A plain list ([`model`]) has all publishes that were sent and accepted. After every step the log is compared with it: epochs are
+//! accepted in order, no run id occurs twice, knowledge times only grow, nothing becomes known in a time that a reader was told is
+//! complete, and no file that the table needs is gone. Every answer is compared with the list as well. In the end everything is
+//! read back, on both shards, after a restart, and after compaction and removal.
 //!
-//! What is not simulated: operations within one read or write of the Delta kernel, and within the decoding of data
-//! files, which run on threads of their own; each is one instant here (see [`disk`]). The transport and the heads are not
-//! part of it; whole processes are put through the same in the workspace's tests.
+//! Not simulated are the steps within one read or write of the Delta kernel, and within the decoding of a data file. They run on
+//! other threads, and each read or write is one instant here (see [`disk`]). Nor are the transport and the heads: the workspace's
+//! tests do the same with whole processes.
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `world` | who there is, and what happens next |
-//! | `faults`, `ending` | what goes wrong; how it ends |
-//! | `calls` | what is asked of a shard |
+//! | `world` | shards, publishers, a reader, and the scheduler |
+//! | `faults`, `ending` | the faults; the end of a run |
+//! | `calls` | the calls of a shard |
 //! | `disk` | the object store |
-//! | `model` | what must be true |
-//! | `seed` | choices |
+//! | `model` | the list, and the rules |
+//! | `seed` | random choices |
 //!
 //! `TRELLIS_SEED` runs one seed, `TRELLIS_STEPS` sets the length of a run.
 

@@ -1,5 +1,5 @@
-//! What must be true, checked against the store itself: the log's entries, one by one as they appear, beside a plain list
-//! of what was sent and what was accepted.
+//! The rules of a simulation: a plain list of the publishes that were sent and accepted, with which the entries of the log are
+//! compared, one by one as they appear.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,11 +39,11 @@ pub(super) struct Accepted {
     pub(super) run: String,
     pub(super) version: usize,
     pub(super) known_at: i64,
-    /// What it wrote: rows, and retractions, by the rule and from what held when it was accepted.
+    /// The rows and retractions that it wrote, by the rules and the rows that held when it was accepted.
     wrote: Vec<(String, Known)>,
 }
 
-/// What a read saw.
+/// The answer to a read.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Look {
     pub(super) version: usize,
@@ -69,7 +69,7 @@ impl Look {
 #[derive(Debug, Default)]
 pub(super) struct Model {
     sent: BTreeMap<String, Sent>,
-    /// What holds, and the partition that wrote it.
+    /// The rows that hold, each with the partition that wrote it.
     holds: BTreeMap<(String, i64), String>,
     accepted: Vec<Accepted>,
     acknowledged: BTreeSet<String>,

@@ -1,4 +1,4 @@
-//! Two shards that both believe to be the home of one dataset, publishers, a reader, and who decides what happens next.
+//! Two shards, publishers, an importer, a reader, and the scheduler that picks the next event.
 
 use std::{
     collections::BTreeMap,
@@ -28,26 +28,26 @@ use crate::{
     write::Effect,
 };
 
-/// While something has been under way for longer than this, no time passes: whatever is under way ends within it and one
-/// step of time, of four minutes at most.
+/// If a message or operation is older than this, no time passes until it has ended. So each ends within this time and one step of
+/// time, of four minutes at most.
 const AGE_MAX: Duration = Duration::from_secs(120);
 /// Files are removed after this long: more than the age of anything under way, and the difference of two clocks.
 pub(super) const RETENTION: Duration = Duration::from_secs(2_400);
-/// When the simulation begins. Long ago, so that no time of the library's own is near it.
+/// The time at which a simulation begins: long ago, so that a real time is noticed.
 const BEGIN_NS: i64 = 1_000_000_000_000_000_000;
 /// Each is told apart by the process that holds the lease; the first two are two lives of one unit.
 pub(super) const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
 /// Lines of the trace that a failure shows.
 const TRACE_SHOWN: usize = 60;
 
-/// How rows come.
+/// The ways to write rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Door {
     Session,
     Import,
 }
 
-/// Who asks.
+/// The caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Actor {
     Publisher(usize),
@@ -65,7 +65,7 @@ pub(super) struct Call {
     pub(super) ask: Ask,
     pub(super) stage: Stage,
     since: Instant,
-    /// Whether whoever asked still waits.
+    /// Whether the caller still waits.
     pub(super) awaited: bool,
 }
 
@@ -89,7 +89,7 @@ pub(super) enum State {
     Up { shard: Arc<Shard>, watcher: Box<Subscription>, told: Option<u64> },
 }
 
-/// What a publisher believes.
+/// The state of a publisher as it believes.
 #[derive(Default)]
 pub(super) struct Belief {
     epoch: Option<u64>,
@@ -98,10 +98,10 @@ pub(super) struct Belief {
     calls: bool,
 }
 
-/// What may happen next.
+/// A possible next event.
 type Event = fn(&mut World);
 
-/// What happened.
+/// The trace of a run, and counts of its events.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) trace: Vec<String>,
@@ -119,7 +119,7 @@ pub(super) struct World {
     reads: bool,
     /// The newest version that the reader has seen of each symbol.
     seen: BTreeMap<String, usize>,
-    /// Writes whose askers were told that they had failed, and that are still on their way.
+    /// Writes that are still on their way, although their shards were told that they failed.
     pub(super) late: Vec<(Op, Instant)>,
     now_ns: Arc<AtomicI64>,
     begin: Instant,
@@ -367,7 +367,7 @@ impl World {
         }
     }
 
-    // What may happen.
+    // The possible events.
 
     fn awake(&self, node: usize) -> bool {
         self.nodes[node].awake_at <= Instant::now()
@@ -444,7 +444,7 @@ impl World {
             Err(error) if matches!(error.code(), Code::Fenced | Code::PermissionDenied) => {
                 belief.epoch = None
             }
-            // what it would retract does not hold: it thinks of something else
+            // The rows to retract do not hold: it makes another request next.
             Err(error) if error.code() == Code::BadRows => belief.open = None,
             Ok(_) | Err(_) => {}
         }
@@ -453,11 +453,11 @@ impl World {
         }
     }
 
-    /// Somebody who waits for nothing asks for something.
+    /// An idle caller makes a call.
     fn act(&mut self) {
         let idle = self.idle();
         let actor = *self.seed.pick(&idle);
-        // Most of what these would ask for is refused while somebody holds the lease.
+        // Most of their calls are refused while somebody holds the lease.
         let rarely = match actor {
             Actor::Publisher(i) => self.publishers[i].epoch.is_none(),
             Actor::Importer => true,
@@ -566,7 +566,7 @@ impl World {
         run
     }
 
-    /// A shard does what it does without being asked; one that is down is started.
+    /// A shard does some upkeep. A shard that is down is started.
     fn maintain(&mut self) {
         let node = self.seed.below(self.nodes.len());
         if !self.awake(node) {
@@ -652,7 +652,7 @@ impl Drop for World {
     }
 }
 
-/// What somebody who was cut off knows.
+/// The error that a caller gets when it is cut off.
 pub(super) fn gone() -> Error {
     Error::new(Code::Unavailable, "the shard is gone, or the line to it")
 }

@@ -363,9 +363,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked in whatever order: epochs only grow, an accepted publish carries the newest epoch, and without
-        /// taking over nobody gets a lease that runs, nor a unit the output of another. What was given back is free, after
-        /// a restart too; what was not runs out one time to live after it.
+        /// For any order of requests: epochs only grow, and an accepted publish has the newest epoch. Without taking over nobody gets
+        /// a lease that runs, and no unit gets the output of another. A lease that was given back is free, after a restart too.
+        /// Any other lease runs out one time to live after a restart.
         #[test]
         fn epochs_are_accepted_in_order(steps in proptest::collection::vec(step(), 1..60)) {
             let mut lease = Lease::Never;

@@ -295,7 +295,7 @@ mod tests {
         ] {
             let grid = Grid::new().await;
             grid.lease("mom").await;
-            // Whatever the shard would do after this point it does not get to do: its next life is another process.
+            // The shard does nothing after this point: its next life is another process.
             grid.probe.fail(part, ErrorKind::Other, when);
             grid.publish("mom", 1, "r1", &rows).await.unwrap_err();
             let grid = grid.restart().await;
@@ -321,7 +321,7 @@ mod tests {
         watcher.queue.recv().await.unwrap();
         let again = publish("r1", 0);
         let later = publish("r2", 1);
-        // Queued behind it: whatever is answered at once has been by now.
+        // The third change is queued: an answer that does not wait for watchers has come by now.
         let change = watcher.queue.recv().await.unwrap();
         for _ in 0..100 {
             tokio::task::yield_now().await;
