@@ -1,8 +1,8 @@
 //! The shape of every program: one `main` for the head node, the shard and the unit.
 //!
-//! In order: the command line; the whole configuration, checked before anything else; threads; telemetry; the program's own work,
-//! which tells its start line once it is built; the end. Telemetry is flushed on every way out: after a signal, an
-//! error, and a panic. An error is told in the log and, as the last line, on stderr.
+//! The steps: read the command line; read and check the whole configuration; start the threads; install telemetry; do the program's own
+//! work, which logs the start line once everything is built; end. Telemetry is flushed on every way out: after a signal, an error
+//! and a panic. An error goes to the log, and stderr has it as the last line.
 
 use std::{fmt, io, net::SocketAddr, panic::AssertUnwindSafe, process::ExitCode};
 

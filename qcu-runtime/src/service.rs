@@ -112,7 +112,7 @@ impl Failed {
         Some(Self { session: report.session, attempts: report.attempts, error, again, again_ns })
     }
 
-    fn doing(&self) -> Status {
+    fn status(&self) -> Status {
         Status::Failing {
             session: self.session,
             attempts: self.attempts,
@@ -131,13 +131,13 @@ impl<'a> Service<'a> {
             ..ClientOptions::default()
         };
         let client = Client::connect(&config.url, options).await?;
-        let status = StatusSink::new(|doing| {
-            let mut fields = doing.fields();
+        let status = StatusSink::new(|status| {
+            let mut fields = status.fields();
             fields.insert("at".to_owned(), utc_seconds(now_ns()).into());
             say(&serde_json::json!({ "status": fields }));
         });
         let runner = Runner::new(client.clone(), config.unit.clone(), status.clone())?;
-        status.tell(Status::Starting { output: config.unit.manifest.output.dataset.to_string() });
+        status.report(Status::Starting { output: config.unit.manifest.output.dataset.to_string() });
         let lease = acquire(config, &client, &new_instance()).await?;
         // a unit's name needs no escaping; the fields have the order of every ready line of the grid
         say(&format_args!(
@@ -191,11 +191,11 @@ impl<'a> Service<'a> {
             match self.published(Some(session)).await {
                 Ok(upstream) => match named_is_ready(manifest, &upstream, session)? {
                     Due::Run(_) => return Ok(true),
-                    due => self.status.tell(self.waiting(due)),
+                    due => self.status.report(self.waiting(due)),
                 },
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "the grid cannot be asked");
-                    self.status.tell(Status::Unreachable { error: first_line(error.message()) });
+                    self.status.report(Status::Unreachable { error: first_line(error.message()) });
                 }
                 Err(error) => return Err(error),
             }
@@ -213,7 +213,7 @@ impl<'a> Service<'a> {
                 Ok(due) => due,
                 Err(error) if error.retryable() => {
                     tracing::warn!(%error, "the grid cannot be asked what is due");
-                    self.status.tell(Status::Unreachable { error: first_line(error.message()) });
+                    self.status.report(Status::Unreachable { error: first_line(error.message()) });
                     self.pause(jittered(POLL_MAX)).await;
                     continue;
                 }
@@ -228,7 +228,7 @@ impl<'a> Service<'a> {
                 matches!(due, Due::Run(session) if session == failed.session) && Instant::now() < failed.again
             });
             if let Some(failed) = failed_now {
-                self.status.tell(failed.doing());
+                self.status.report(failed.status());
                 self.pause(jittered(POLL_MAX)).await;
                 continue;
             }
@@ -238,7 +238,7 @@ impl<'a> Service<'a> {
                 before = None;
                 continue;
             }
-            self.status.tell(self.waiting(due.clone()));
+            self.status.report(self.waiting(due.clone()));
             match due {
                 Due::At { at_ns, .. } => {
                     let wait =
@@ -320,11 +320,11 @@ impl<'a> Service<'a> {
             Code::Fenced => {
                 tracing::warn!(error = lost.message(), "the unit waits until the lease is free again");
                 self.taken_over = Some(first_line(lost.message()));
-                self.status.tell(Status::Fenced { error: first_line(lost.message()) });
+                self.status.report(Status::Fenced { error: first_line(lost.message()) });
             }
             _ if lost.retryable() => {
                 let output = self.config.unit.manifest.output.dataset.to_string();
-                self.status.tell(Status::Starting { output });
+                self.status.report(Status::Starting { output });
             }
             _ => return Err(lost),
         }

@@ -120,7 +120,7 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// `status` is told of each attempt, and of the strategy's progress.
+    /// `status` gets each attempt, and the strategy's progress.
     ///
     /// # Errors
     /// `InvalidRequest` for a manifest that [`Manifest::check`] refuses too.
@@ -143,7 +143,7 @@ impl Runner {
             attempts += 1;
             let running =
                 |progress| Status::Running { session, attempt: attempts, attempts: attempts_max, progress };
-            status.tell(running(None));
+            status.report(running(None));
             let span = info_span!(
                 "run",
                 unit = %manifest.unit,
@@ -153,13 +153,13 @@ impl Runner {
                 outcome = field::Empty
             );
             let mut attempt = Attempt { number: attempts, started_ns: now_ns(), ..Attempt::default() };
-            let (tell, told) = watch::channel(None);
+            let (progress, newest) = watch::channel(None);
             let result = {
                 let work =
-                    self.attempt(session, partition, lease, &mut attempt, tell).instrument(span.clone());
+                    self.attempt(session, partition, lease, &mut attempt, progress).instrument(span.clone());
                 tokio::select! {
                     result = work => result,
-                    () = tell_progress(&status, told, running) => unreachable!("it never ends"),
+                    () = report_progress(&status, newest, running) => unreachable!("it never ends"),
                 }
             };
             let (outcome, error) = match &result {
@@ -199,7 +199,7 @@ impl Runner {
                 };
             }
             let wait = pauses.next_pause();
-            status.tell(Status::Retrying {
+            status.report(Status::Retrying {
                 session,
                 attempt: attempts + 1,
                 attempts: attempts_max,
@@ -266,7 +266,7 @@ impl Runner {
         partition: &str,
         lease: &HeldLease,
         attempt: &mut Attempt,
-        tell: watch::Sender<Option<Progress>>,
+        progress: watch::Sender<Option<Progress>>,
     ) -> Result<(), Failure> {
         let manifest = self.unit.manifest.clone();
         // without the lease the work is worthless: look before the work, and again after it
@@ -286,7 +286,7 @@ impl Runner {
         let finished = match child {
             Ok(child) => {
                 let (finished, kept) =
-                    self.compute(child, session, partition, &read, tell).await.map_err(Failure::of)?;
+                    self.compute(child, session, partition, &read, progress).await.map_err(Failure::of)?;
                 // memory that a strategy keeps counts against its next run, so such a child is not used again
                 let limit = manifest.memory.0 / KEPT_MEMORY_SHARE;
                 self.child = kept.filter(|child| child.anonymous_bytes() <= limit);
@@ -326,7 +326,7 @@ impl Runner {
         session: NaiveDate,
         partition: &str,
         read: &Prefetched,
-        tell: watch::Sender<Option<Progress>>,
+        progress: watch::Sender<Option<Progress>>,
     ) -> Result<(Finished, Option<Child>)> {
         let manifest = &self.unit.manifest;
         let inputs = read.inputs.iter().map(|input| InputHeader {
@@ -353,23 +353,23 @@ impl Runner {
             .map_err(|e| Error::new(Code::Internal, format!("writing the inputs: {e}")))?
             .map_err(|e| Error::new(Code::Unavailable, format!("the inputs do not fit into memory: {e}")))?;
         let limits = Limits { time: manifest.timeout()?, memory_bytes: manifest.memory.0 };
-        let progress = |step: Progress| {
+        let report = |step: Progress| {
             tracing::info!(done = step.done, total = step.total, note = step.note, "progress");
-            tell.send_replace(Some(step));
+            progress.send_replace(Some(step));
         };
-        Ok(child.run(&request, &tables, limits, Span::current(), progress).await)
+        Ok(child.run(&request, &tables, limits, Span::current(), report).await)
     }
 }
 
 /// Reports the strategy's progress, at most one every [`PROGRESS_EVERY`]. Never ends.
-async fn tell_progress(
+async fn report_progress(
     status: &StatusSink,
-    mut told: watch::Receiver<Option<Progress>>,
+    mut newest: watch::Receiver<Option<Progress>>,
     running: impl Fn(Option<Progress>) -> Status,
 ) {
-    while told.changed().await.is_ok() {
-        let newest = told.borrow_and_update().clone();
-        status.tell(running(newest));
+    while newest.changed().await.is_ok() {
+        let progress = newest.borrow_and_update().clone();
+        status.report(running(progress));
         tokio::time::sleep(PROGRESS_EVERY).await;
     }
     std::future::pending().await

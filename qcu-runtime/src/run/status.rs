@@ -270,12 +270,12 @@ impl StatusSink {
     }
 
     /// Reports the status, unless it is the same as before.
-    pub(crate) fn tell(&self, doing: Status) {
-        let Some(telling) = &self.0 else { return };
-        let mut last = telling.last.lock();
-        if last.as_ref() != Some(&doing) {
-            (telling.say)(&doing);
-            *last = Some(doing);
+    pub(crate) fn report(&self, status: Status) {
+        let Some(sink) = &self.0 else { return };
+        let mut last = sink.last.lock();
+        if last.as_ref() != Some(&status) {
+            (sink.say)(&status);
+            *last = Some(status);
         }
     }
 }
@@ -375,9 +375,9 @@ mod tests {
             ),
             (Status::Unreachable { error: "nobody".into() }, "unreachable", "cannot ask the grid: nobody"),
         ];
-        for (doing, state, note) in cases {
-            assert_eq!((doing.state(), doing.to_string().as_str()), (state, note));
-            let fields = doing.fields();
+        for (status, state, note) in cases {
+            assert_eq!((status.state(), status.to_string().as_str()), (state, note));
+            let fields = status.fields();
             assert_eq!((&fields["state"], &fields["note"]), (&json!(state), &json!(note)));
         }
     }
@@ -396,12 +396,12 @@ mod tests {
     fn the_same_is_not_said_twice() {
         let said = Arc::new(Mutex::new(vec![]));
         let heard = said.clone();
-        let status = StatusSink::new(move |doing| heard.lock().push(doing.to_string()));
-        for doing in [running(1, None), running(1, None), running(2, None), running(1, None)] {
-            status.clone().tell(doing);
+        let sink = StatusSink::new(move |status| heard.lock().push(status.to_string()));
+        for status in [running(1, None), running(1, None), running(2, None), running(1, None)] {
+            sink.clone().report(status);
         }
         assert_eq!(*said.lock(), ["runs 2016-08-10", "runs 2016-08-10, attempt 2 of 4", "runs 2016-08-10"]);
-        StatusSink::default().tell(running(1, None));
+        StatusSink::default().report(running(1, None));
     }
 
     #[test]
