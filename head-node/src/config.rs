@@ -100,18 +100,15 @@ impl Process {
     /// # Errors
     /// Names every variable that is missing, wrong or unknown.
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
-        let id = env.with(&env::ID, node_name);
+        let id = env.name(&env::ID);
         let listen = env.parse(&env::LISTEN);
         let shards_url = env.string(&SHARDS);
-        let cache_bytes = env.with(&CACHE_BYTES, |text| size_from(text, CACHE_BYTES_MIN));
-        let answer_bytes = env.with(&ANSWER_BYTES, |text| size_from(text, 1));
+        let cache_bytes = env.bytes_size(&CACHE_BYTES, CACHE_BYTES_MIN);
+        let answer_bytes = env.bytes_size(&ANSWER_BYTES, 1);
         let answer_rows = env.parse(&ANSWER_ROWS);
         let grace = env.millis(&GRACE_MS);
         let state = env.optional(&STATE);
         let drain = env.millis(&env::DRAIN_MS);
-        // read by telemetry
-        let _log: (Option<String>, Option<String>) =
-            (env.optional(&env::LOG), env.optional(&env::LOG_FORMAT));
         env.finish()?;
         let head = || -> Result<Self, Invalid> {
             Ok(Self {
@@ -134,25 +131,6 @@ impl Process {
 
 /// Least memory: a smaller budget does not hold the chunks of one wide answer.
 const CACHE_BYTES_MIN: u64 = 16 << 20;
-
-fn size_from(text: &str, min: u64) -> Result<u64, String> {
-    match env::parse_bytes(text) {
-        None => Err("expected a size such as 512MiB or 4GiB".to_owned()),
-        Some(bytes) if bytes < min => Err(format!("expected at least {min} bytes")),
-        Some(bytes) => Ok(bytes),
-    }
-}
-
-/// `[a-z0-9][a-z0-9_.-]{0,62}`: the alphabet of DNS names, and short enough for an attribute of a metric.
-fn node_name(name: &str) -> Result<String, String> {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let first = name.bytes().next().is_some_and(plain);
-    if first && name.len() <= 63 && name.bytes().all(|b| plain(b) || b"_.-".contains(&b)) {
-        Ok(name.to_owned())
-    } else {
-        Err("expected a name of lower case letters, digits, '_', '.' and '-', at most 63".to_owned())
-    }
-}
 
 #[cfg(test)]
 mod tests {

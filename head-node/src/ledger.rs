@@ -6,7 +6,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -17,6 +17,8 @@ use tonic::Request;
 use tracing::Instrument;
 use trellis_fabric::{
     channel::{MESSAGE_BYTES_MAX, UNIT},
+    clock::now_ns,
+    retry::Pauses,
     telemetry,
 };
 use trellis_proto::{
@@ -25,7 +27,7 @@ use trellis_proto::{
     runs::{LEDGER, Seen},
 };
 
-use crate::{engine::Engine, shards::jitter};
+use crate::engine::Engine;
 
 /// Longest wait of a writer for its record: as long as for a shard that is late to serve its rows. `PublishAck.recorded` promises it to
 /// clients.
@@ -34,8 +36,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(2);
 const SEEN_WAIT: Duration = Duration::from_millis(500);
 /// Longest time of one attempt: a shard that has not answered by then has probably lost the call.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after the first failed attempt, with jitter; doubles.
+/// Pause after the first failed attempt; it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(15);
 /// The head tries to append a record for so long: in that time a lost shard is started again, and opens its tables.
 const KEPT: Duration = Duration::from_secs(10 * 60);
@@ -62,11 +65,6 @@ impl Origin {
     pub(crate) fn done(&self) -> Seen<'_> {
         Seen { by: &self.by, asked_ns: self.at_ns, answered_ns: now_ns(), trace_id: &self.trace_id }
     }
-}
-
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The ledger, as this head writes it.
@@ -109,7 +107,8 @@ impl Ledger {
 /// Appends a record, again and again while that may help. Tells whether the first attempt succeeded.
 async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: oneshot::Sender<bool>) {
     let begun = Instant::now();
-    let (mut tell, mut kept, mut pause) = (Some(tell), None, RETRY_MIN);
+    let (mut tell, mut kept) = (Some(tell), None);
+    let mut pauses = Pauses::new(RETRY_MIN, RETRY_MAX);
     loop {
         let appending = time::timeout(APPEND_TIMEOUT, ledger.append(vec![record.clone()]));
         let late = |_| Err(Error::new(Code::Unavailable, "the ledger's shard did not answer in time"));
@@ -127,7 +126,6 @@ async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: onesho
             return;
         }
         tracing::warn!(%error, unit = record.unit, run_id = record.run_id, "a write is not in the ledger yet");
-        time::sleep(pause.mul_f64(0.75 + jitter() / 2.0)).await;
-        pause = (pause * 2).min(RETRY_MAX);
+        time::sleep(pauses.next_pause()).await;
     }
 }

@@ -19,7 +19,7 @@
 //!
 //! fn config(mut env: Env) -> Result<Config, ConfigError> {
 //!     let name = env.string(&NAME);
-//!     let budget = env.bytes_size(&BUDGET);
+//!     let budget = env.bytes_size(&BUDGET, 1);
 //!     env.finish()?;
 //!     Ok(Config { name: name?, budget: budget? })
 //! }

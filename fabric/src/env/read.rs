@@ -123,10 +123,12 @@ impl Env {
         })
     }
 
-    /// A number of bytes: `1048576`, `512MiB`, `4 GiB`, `10GB` (see [`parse_bytes`]).
-    pub fn bytes_size(&mut self, var: &Var) -> Result<u64, Invalid> {
-        self.with(var, |value| {
-            parse_bytes(value).ok_or_else(|| "expected a size such as 512MiB or 4GiB".to_owned())
+    /// A number of bytes, at least `min`: `1048576`, `512MiB`, `4 GiB`, `10GB` (see [`parse_bytes`]).
+    pub fn bytes_size(&mut self, var: &Var, min: u64) -> Result<u64, Invalid> {
+        self.with(var, |value| match parse_bytes(value) {
+            None => Err("expected a size such as 512MiB or 4GiB".to_owned()),
+            Some(bytes) if bytes < min => Err(format!("expected at least {min} bytes")),
+            Some(bytes) => Ok(bytes),
         })
     }
 

@@ -14,7 +14,7 @@ use futures::future::join_all;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
-use trellis_fabric::{channel::PeerChannel, discovery::Peers};
+use trellis_fabric::{channel::PeerChannel, discovery::Peers, retry::up_to};
 use trellis_proto::{
     Code, DatasetName, Error, Result, Symbol,
     name::nearest,
@@ -32,7 +32,7 @@ use crate::{
     follow::{Follower, follow_peers},
     held::{Dataset, Holdings, Table},
     limits::OpenRequest,
-    shards::{Link, Shard, Shards, jitter},
+    shards::{Link, Shard, Shards},
     stats::{DatasetCounts, EngineStats},
 };
 
@@ -367,7 +367,7 @@ impl Engine {
         }
         let mut unknown_names = self.core.unknown.lock();
         unknown_names.retain(|_, at| fresh(at));
-        let ttl = UNKNOWN_TTL.mul_f64(0.75 + jitter() / 2.0);
+        let ttl = UNKNOWN_TTL * 3 / 4 + up_to(UNKNOWN_TTL / 2);
         unknown_names.insert(name.clone(), Instant::now() + ttl);
         Err(self.unknown_dataset(name))
     }

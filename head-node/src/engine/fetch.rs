@@ -26,6 +26,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use trellis_fabric::retry::jittered;
 use trellis_proto::{
     Code, Error, Result, TimeRange,
     fetch::{Answer, Awaited, ChunkBatch},
@@ -39,7 +40,7 @@ use crate::{
         Standing, Table, routes_of,
     },
     limits::{FairQueue, Reservation, Verdict},
-    shards::{Shard, Shards, jitter},
+    shards::{Shard, Shards},
 };
 
 /// Calls under way to one shard. Two keep the connection busy while the third is being planned. More would divide a burst into
@@ -55,7 +56,7 @@ const CALL_RANGES_MAX: usize = 50_000;
 const LIVE_WAIT: Duration = Duration::from_secs(5);
 /// How often a chunk is asked for again after a failure that may pass, before its readers get the error.
 const RETRIES: u32 = 2;
-/// Wait before the first retry, doubled for the next, with jitter.
+/// Pause before the first retry; it doubles for the next.
 const RETRY_WAIT: Duration = Duration::from_millis(40);
 /// Fetch orders, each with a queue of its own at each shard: the claims of one call share one order.
 const ORDERS: usize = 2;
@@ -560,7 +561,7 @@ fn retry(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, work: &Work, chunks: Range<
     let work = Work { attempt: work.attempt + 1, chunks, ..work.clone() };
     let mut held = Batch { fetcher: Arc::clone(fetcher), works: vec![work] };
     fetcher.runtime.spawn(async move {
-        tokio::time::sleep(wait.mul_f64(0.5 + jitter())).await;
+        tokio::time::sleep(jittered(wait)).await;
         let works = std::mem::take(&mut held.works);
         held.fetcher.submit(&shard, works);
     });

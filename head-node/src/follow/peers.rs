@@ -11,15 +11,16 @@ use tokio_util::sync::CancellationToken;
 use trellis_fabric::{
     channel::{ChannelOptions, Pool},
     discovery::{Peer, Peers},
+    retry::Pauses,
 };
 use trellis_proto::{Code, Error, Result};
 
 use super::watch::{Follower, Position};
-use crate::shards::{Link, Shard, jitter};
+use crate::shards::{Link, Shard};
 
-/// First wait after a failed attempt to reach a shard; doubled up to [`RETRY_MAX`], with jitter.
+/// First pause after a failed attempt to reach a shard; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
-/// Longest wait: a shard that comes back is found within this time.
+/// Longest pause: a shard that comes back is found within this time.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Keeps one task for each peer, until `stop`.
@@ -75,14 +76,14 @@ async fn follow_peer(follower: Arc<Follower>, channels: ChannelOptions, peer: Pe
 async fn reach(follower: &Follower, channels: &ChannelOptions, peer: &Peer, known: &mut Option<Arc<Shard>>) {
     let shards = &follower.shards;
     let mut position = Position::default();
-    let mut wait = RETRY_MIN;
+    let mut pauses = Pauses::new(RETRY_MIN, RETRY_MAX);
     loop {
         let error = match identify(follower, channels, peer, known).await {
             Ok(shard) => {
                 let ended = follower.follow(&shard, &mut position).await;
                 if ended.was_live {
                     // it was there a moment ago: the next attempt is immediate, and readers wait for it
-                    wait = RETRY_MIN;
+                    pauses.reset();
                     tracing::info!(shard = %shard.id, error = %ended.error, "the log of a shard was lost");
                     shards.set_link(&shard, Link::Syncing);
                     continue;
@@ -98,9 +99,7 @@ async fn reach(follower: &Follower, channels: &ChannelOptions, peer: &Peer, know
             }
             None => tracing::warn!(%peer, %error, "a shard cannot be reached"),
         }
-        // jitter, so that the heads of a fleet do not come back in step
-        tokio::time::sleep(wait.mul_f64(0.5 + jitter())).await;
-        wait = (wait * 2).min(RETRY_MAX);
+        tokio::time::sleep(pauses.next_pause()).await;
     }
 }
 

@@ -9,4 +9,4 @@ mod registry;
 mod shard;
 
 pub(crate) use registry::Shards;
-pub(crate) use shard::{Generation, Link, Shard, jitter};
+pub(crate) use shard::{Generation, Link, Shard};

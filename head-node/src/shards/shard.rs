@@ -161,8 +161,3 @@ pub(super) async fn describe(pool: &Pool, ownership_only: bool, addr: &str) -> R
         }
     }
 }
-
-/// In `[0, 1)`; good enough to spread retries.
-pub(crate) fn jitter() -> f64 {
-    (uuid::Uuid::new_v4().as_u128() >> 75) as f64 / (1u64 << 53) as f64
-}
