@@ -12,21 +12,29 @@ PROFILE ?= demo
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: help demo test bench lint setup wheel clean
+.PHONY: help demo test bench lint setup peers wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 # --- set-up: each step leaves a stamp, so that a second run has nothing to do ----------------------------------------
 
-setup: $(BIN)/.tools
+PIP := $(BIN)/pip install -q --disable-pip-version-check
 
-$(BIN)/.tools: tests/requirements.txt
+setup: $(BIN)/.tools
+peers: $(BIN)/.peers
+
+$(BIN)/.tools: qcu-runtime/python/requirements.txt
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or newer (https://rustup.rs)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "== setting up .venv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "the venv module is missing: apt-get install python3-venv"; exit 2; }
-	@$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
+	@$(PIP) -r $<
+	@touch $@
+
+$(BIN)/.peers: tests/requirements.txt $(BIN)/.tools
+	@echo "== installing what the tests compare with"
+	@$(PIP) -r $<
 	@touch $@
 
 # cargo runs every time, because it knows what has changed; pip then only packs the results.
@@ -35,20 +43,20 @@ wheel: setup
 	@cargo build --profile $(PROFILE) -p trellis-head -p trellis-shard -p trellis-qcu -p trellis-python
 	@stamp=$$(cat target/$(PROFILE)/lib_trellis.so target/$(PROFILE)/{head-node,shard,qcu} qcu-runtime/python/pyproject.toml | sha256sum); \
 	if [ "$$stamp" != "$$(cat $(BIN)/.wheel 2>/dev/null)" ]; then \
-		TRELLIS_PROFILE=$(PROFILE) $(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e qcu-runtime/python; \
+		TRELLIS_PROFILE=$(PROFILE) $(PIP) --no-deps --no-build-isolation -e qcu-runtime/python; \
 		echo "$$stamp" > $(BIN)/.wheel; \
 	fi
 
 demo: wheel
 	@$(BIN)/python -m trellis._demo $(if $(DATA),--data $(DATA))
 
-test: wheel
+test: wheel peers
 	@$(BIN)/python tests/run.py
 
-bench: wheel
+bench: wheel peers
 	@$(BIN)/python tests/bench/run.py
 
-lint: setup
+lint: peers
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile dev -- -D warnings
 	$(BIN)/ruff check qcu-runtime/python tests
