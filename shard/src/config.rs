@@ -260,6 +260,9 @@ fn every_dataset() -> String {
 /// Reads `TRELLIS_OWNS`:
 /// `[{"dataset": "equities.*", "slots": [0, 32768]}, {"dataset": "fx.minute", "symbols": ["EURUSD"], "start": "2014-01-01"}]`.
 ///
+/// The most specific pattern that matches a dataset decides alone. A shard knows its own regions only: beside another shard that owns
+/// all of `equities.*`, the owner of `*` says `{"dataset": "equities.*", "symbols": []}` as well.
+///
 /// # Errors
 /// [`Code::InvalidRequest`] saying which part is wrong.
 pub fn parse_owns(json: &str) -> Result<Vec<pb::Ownership>> {
