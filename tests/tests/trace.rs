@@ -132,7 +132,8 @@ async fn a_program_that_cannot_start_says_why_last_and_has_pushed_its_telemetry(
     let head = [otlp, ("TRELLIS_LISTEN", &listen), ("TRELLIS_ID", "head-0"), ("TRELLIS_SHARDS", nobody)];
     let shard = [otlp, ("TRELLIS_LISTEN", &listen), ("TRELLIS_LAKE", &lake)];
     let qcu = [otlp, ("TRELLIS_URL", nobody), ("TRELLIS_UNIT_FILE", &unit), ("TRELLIS_CONNECT_MS", "200")];
-    let programs: [(&str, &[(&str, &str)], &str, &str); 3] = [
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let programs: [(&str, Variables<'_>, &str, &str); 3] = [
         ("head-node", &head, "trellis-head", &refused),
         ("shard", &shard, "trellis-shard", &refused),
         ("qcu", &qcu, "trellis-qcu", &away),

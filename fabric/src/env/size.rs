@@ -49,7 +49,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
 pub fn format_bytes(bytes: u64) -> String {
     let binary = UNITS.iter().rev().filter(|(name, _)| name.ends_with("iB"));
     let whole = binary
-        .filter(|(_, factor)| bytes >= *factor && bytes % factor == 0)
+        .filter(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor))
         .map(|(name, factor)| (bytes / factor, *name));
     let (number, unit) = whole.min().unwrap_or((bytes, "B"));
     format!("{number}{unit}")
