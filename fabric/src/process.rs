@@ -84,7 +84,7 @@ where
     ExitCode::from(code)
 }
 
-/// What to do where [`listen`] fails.
+/// The hint of a server whose address [`listen`] cannot bind.
 pub const LISTEN_HINT: &str = "set TRELLIS_LISTEN to a free address; port 0 takes any";
 
 /// Binds the address that a server listens on. Returns it with the port that the system chose.

@@ -40,7 +40,7 @@ pub struct ChunkBatch {
     pub header: Bytes,
     /// Its body.
     pub body: Bytes,
-    /// One bit for each row, the least significant first: whether the row is a retraction. Empty: no row is one.
+    /// One bit for each row, the least significant first: whether the row is a retraction. Empty: no row is a retraction.
     pub retracted: Bytes,
 }
 

@@ -167,7 +167,7 @@ impl OwnershipMap {
     }
 }
 
-/// What one shard owns: its part of an [`OwnershipMap`], decided by the same rules. It may have holes.
+/// The regions of one shard: its part of an [`OwnershipMap`], decided by the same rules. It may have gaps.
 ///
 /// A shard knows its own regions alone. So a shard that owns `*`, beside another one that owns `equities.*`, names both: the
 /// narrower pattern with an empty list of symbols.
@@ -464,7 +464,7 @@ mod tests {
             let mut shards: Vec<_> = names("shard", 3).into_iter().map(|shard| (shard, Vec::new())).collect();
             for ((pattern, (slot, ts)), listed) in patterns.iter().zip(cuts).zip(listed) {
                 let part = |start, end, start_ns, end_ns| pb::Ownership { start_ns, end_ns, ..owns(pattern, start, end) };
-                // the ring at a slot, and the part after it once more in time
+                // The ring is divided at a slot. The part after the slot is divided once more, at a time.
                 if slot > 0 {
                     shards[0].1.push(part(0, slot, None, None));
                 }
@@ -474,7 +474,7 @@ mod tests {
                 }
                 let owner = listed.index(3);
                 for (i, (_, regions)) in shards.iter_mut().enumerate() {
-                    // a list takes its symbol from every shard that knows of it
+                    // No question below asks for EURUSD: a shard does not know the lists of the others.
                     let symbols: &[&str] = if i == owner { &["EURUSD"] } else { &[] };
                     regions.push(lists(pattern, symbols));
                 }

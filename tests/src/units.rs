@@ -313,7 +313,7 @@ impl Unit {
         Ok(tokio::task::spawn_blocking(move || child.wait()).await??)
     }
 
-    /// Blocks until a run comes to `point`, for at most `limit`. Returns whether one did.
+    /// Blocks until a run reaches `point`, for at most `limit`. Returns whether a run has reached it.
     ///
     /// # Errors
     /// Any error of the system.
