@@ -60,7 +60,8 @@ pub fn home<'a>(shards: &'a [String], dataset: &str) -> Option<&'a str> {
     best(shards, &[dataset])
 }
 
-/// The owner of each part of (dataset x symbol x event time). It has no gap and no overlap, by construction.
+/// The owner of each part of (dataset x symbol x event time). `build` refuses a gap or an overlap within a pattern. A dataset that no
+/// pattern matches has no owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnershipMap {
     regions: Vec<Region>,

@@ -24,9 +24,7 @@ const EDGES: [(&str, &[&str]); 7] = [
 ];
 
 /// Outside crates that one of ours alone may name, so that a change of library is a change of one crate.
-const DOORS: [(&str, &str); 17] = [
-    ("protox", "trellis-proto"),
-    ("tonic-prost-build", "trellis-proto"),
+const DOORS: [(&str, &str); 15] = [
     ("twox-hash", "trellis-proto"),
     ("backon", "trellis-fabric"),
     ("hickory-resolver", "trellis-fabric"),
