@@ -7,11 +7,10 @@
 use std::{fmt::Display, sync::Arc};
 
 use arrow_array::{
-    Array, ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray,
+    Array, ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray, UInt32Array,
     cast::AsArray,
     types::{Float32Type, Float64Type, TimestampNanosecondType},
 };
-use arrow_ord::sort::{SortColumn, lexsort_to_indices};
 use arrow_schema::{DataType, SchemaRef};
 use arrow_select::{concat::concat_batches, take::take_record_batch};
 use chrono::NaiveDate;
@@ -185,9 +184,11 @@ impl Check<'_> {
         }
         let rows = RecordBatch::try_new(self.spec.rows_schema(), columns);
         let sorted = rows.and_then(|rows| {
-            let keys: Vec<SortColumn> =
-                (0..2).map(|i| SortColumn { values: rows.column(i).clone(), options: None }).collect();
-            take_record_batch(&rows, &lexsort_to_indices(&keys, None)?)
+            let (symbols, ts) =
+                (rows.column(0).as_string::<i32>(), rows.column(1).as_primitive::<TimestampNanosecondType>());
+            let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
+            order.sort_by_key(|&row| (symbols.value(row as usize), ts.value(row as usize)));
+            take_record_batch(&rows, &UInt32Array::from(order))
         });
         let sorted = sorted.map_err(|e| self.problem(e)).ok()?;
         self.unique(&sorted);
