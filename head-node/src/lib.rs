@@ -48,6 +48,7 @@ mod stats;
 
 use std::sync::Arc;
 
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use trellis_fabric::{
@@ -104,27 +105,44 @@ impl Head {
     ///
     /// # Errors
     /// [`Code::Unavailable`] if the listener fails.
-    pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let Self { node, config } = self;
-        let service = HeadServer::new(Service::new(node.clone()))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let routes = Routes::new(ArrowFlight::new(node.clone())).add_service(service);
-        let options = serve::Options {
-            descriptor_sets: vec![DESCRIPTOR_SET],
-            services: vec!["trellis.v1.Head".to_owned(), "arrow.flight.protocol.FlightService".to_owned()],
-            endless: Vec::new(),
-            draining: CancellationToken::new(),
-        };
-        let shutdown = async {
-            shutdown.await;
-            node.drain();
-        };
-        tracing::info!(head = config.id, shards = config.shards_url, addr = ?listener.local_addr().ok(), "serving");
-        serve::serve(listener, routes, options, shutdown, config.drain)
-            .await
-            .map(drop)
-            .map_err(|error| Error::new(Code::Unavailable, error.to_string()))
+    pub fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> BoxFuture<'static, Result<()>> {
+        self.serve_until(listener, shutdown.boxed())
+    }
+
+    /// The work of [`Self::serve`]. Its types are fixed and its future is boxed here: so this crate compiles it, and not each program that
+    /// polls it.
+    fn serve_until(
+        self,
+        listener: TcpListener,
+        shutdown: BoxFuture<'static, ()>,
+    ) -> BoxFuture<'static, Result<()>> {
+        async move {
+            let Self { node, config } = self;
+            let service = HeadServer::new(Service::new(node.clone()))
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX);
+            let routes = Routes::new(ArrowFlight::new(node.clone())).add_service(service);
+            let options = serve::Options {
+                descriptor_sets: vec![DESCRIPTOR_SET],
+                services: vec!["trellis.v1.Head".to_owned(), "arrow.flight.protocol.FlightService".to_owned()],
+                endless: Vec::new(),
+                draining: CancellationToken::new(),
+            };
+            let shutdown = async move {
+                shutdown.await;
+                node.drain();
+            };
+            tracing::info!(head = config.id, shards = config.shards_url, addr = ?listener.local_addr().ok(), "serving");
+            serve::serve(listener, routes, options, shutdown, config.drain)
+                .await
+                .map(drop)
+                .map_err(|error| Error::new(Code::Unavailable, error.to_string()))
+        }
+        .boxed()
     }
 }
 
@@ -132,6 +150,10 @@ impl Head {
 ///
 /// # Errors
 /// As [`Head::start`] and [`Head::serve`].
-pub async fn run(config: Config, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
     Head::start(config)?.serve(listener, shutdown).await
 }

@@ -19,7 +19,10 @@ use std::{
 };
 
 use chrono::NaiveDate;
-use futures::future::try_join_all;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, try_join_all},
+};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use trellis_fabric::{
@@ -55,31 +58,41 @@ const CALL_DEADLINE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// The unit cannot work at all: there is no grid, or no lease.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<u8> {
-    let stop = CancellationToken::new();
-    let mut shutdown = std::pin::pin!(shutdown);
-    let mut service = tokio::select! {
-        service = Service::start(&config, stop.clone()) => service?,
-        () = &mut shutdown => return Ok(0),
-    };
-    let ended = {
-        let mut work = std::pin::pin!(service.work());
-        tokio::select! {
-            ended = &mut work => Some(ended),
-            () = &mut shutdown => {
-                stop.cancel();
-                let last_words = LAST_WORDS.min(config.drain / 2);
-                timeout(config.drain - last_words, work).await.ok()
+pub fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, Result<u8>> {
+    run_until(config, shutdown.boxed())
+}
+
+/// The work of [`run`]. Its types are fixed and its future is boxed here: so this crate compiles it, and not each program that polls it.
+fn run_until(config: Config, mut shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<u8>> {
+    async move {
+        let stop = CancellationToken::new();
+        let mut service = tokio::select! {
+            service = Service::start(&config, stop.clone()) => service?,
+            () = &mut shutdown => return Ok(0),
+        };
+        let ended = {
+            let mut work = std::pin::pin!(service.work());
+            tokio::select! {
+                ended = &mut work => Some(ended),
+                () = &mut shutdown => {
+                    stop.cancel();
+                    let last_words = LAST_WORDS.min(config.drain / 2);
+                    timeout(config.drain - last_words, work).await.ok()
+                }
             }
+        };
+        if ended.is_none() {
+            service.cut_short().await;
         }
-    };
-    if ended.is_none() {
-        service.cut_short().await;
+        let patience = if stop.is_cancelled() { LAST_WORDS / 4 } else { CALL_DEADLINE };
+        service.runner.flush_ledger(patience).await;
+        service.lease.release().await;
+        ended.unwrap_or(Ok(0))
     }
-    let patience = if stop.is_cancelled() { LAST_WORDS / 4 } else { CALL_DEADLINE };
-    service.runner.flush_ledger(patience).await;
-    service.lease.release().await;
-    ended.unwrap_or(Ok(0))
+    .boxed()
 }
 
 struct Service<'a> {

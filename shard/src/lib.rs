@@ -41,6 +41,7 @@ mod write;
 
 use std::{future::Future, time::Duration};
 
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::net::TcpListener;
 use trellis_fabric::{channel::MESSAGE_BYTES_MAX, serve};
 use trellis_proto::{Code, Error, Result, pb::shard_server::ShardServer};
@@ -72,37 +73,51 @@ pub async fn run(
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_and(
+pub fn run_and(
     config: Config,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
-    ready: impl FnOnce() + Send,
-) -> Result<()> {
-    let drain = config.drain;
-    let shard = shard::Shard::open(config).await?;
-    let upkeep = upkeep::Upkeep::start(shard.clone());
-    let server = ShardServer::new(edge::Service::new(shard.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let options = serve::Options {
-        descriptor_sets: vec![trellis_proto::DESCRIPTOR_SET],
-        services: vec![SERVICE.to_owned()],
-        endless: vec![format!("/{SERVICE}/Watch")],
-        ..serve::Options::default()
-    };
-    let mut routes = tonic::service::Routes::builder();
-    routes.add_service(server);
-    ready();
-    let drained = serve::serve(listener, routes.routes(), options, shutdown, drain)
-        .await
-        .map_err(|e| Error::new(Code::Unavailable, e.to_string()));
-    upkeep.stop().await;
-    if tokio::time::timeout(SETTLE_WAIT, shard.catalog.lake.settle()).await.is_err() {
-        tracing::warn!("the Delta kernel is still reading or writing a table's log at the end");
+    ready: impl FnOnce() + Send + 'static,
+) -> BoxFuture<'static, Result<()>> {
+    run_until(config, listener, shutdown.boxed(), Box::new(ready))
+}
+
+/// The work of [`run_and`]. Its types are fixed and its future is boxed here: so this crate compiles it, and not each program that
+/// polls it.
+fn run_until(
+    config: Config,
+    listener: TcpListener,
+    shutdown: BoxFuture<'static, ()>,
+    ready: Box<dyn FnOnce() + Send>,
+) -> BoxFuture<'static, Result<()>> {
+    async move {
+        let drain = config.drain;
+        let shard = shard::Shard::open(config).await?;
+        let upkeep = upkeep::Upkeep::start(shard.clone());
+        let server = ShardServer::new(edge::Service::new(shard.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let options = serve::Options {
+            descriptor_sets: vec![trellis_proto::DESCRIPTOR_SET],
+            services: vec![SERVICE.to_owned()],
+            endless: vec![format!("/{SERVICE}/Watch")],
+            ..serve::Options::default()
+        };
+        let mut routes = tonic::service::Routes::builder();
+        routes.add_service(server);
+        ready();
+        let drained = serve::serve(listener, routes.routes(), options, shutdown, drain)
+            .await
+            .map_err(|e| Error::new(Code::Unavailable, e.to_string()));
+        upkeep.stop().await;
+        if tokio::time::timeout(SETTLE_WAIT, shard.catalog.lake.settle()).await.is_err() {
+            tracing::warn!("the Delta kernel is still reading or writing a table's log at the end");
+        }
+        let drained = drained?;
+        if !drained.late.is_empty() {
+            tracing::warn!(late = ?drained.late, "calls were cut at the end of the drain");
+        }
+        Ok(())
     }
-    let drained = drained?;
-    if !drained.late.is_empty() {
-        tracing::warn!(late = ?drained.late, "calls were cut at the end of the drain");
-    }
-    Ok(())
+    .boxed()
 }

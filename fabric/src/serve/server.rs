@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
@@ -75,92 +76,111 @@ pub enum ServeError {
 ///
 /// # Errors
 /// [`ServeError`]. Late requests are no error, see [`Drained`].
-pub async fn serve(
+pub fn serve(
     listener: TcpListener,
     routes: Routes,
     options: Options,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
     drain: Duration,
-) -> Result<Drained, ServeError> {
-    let Options { descriptor_sets, services, endless, draining } = options;
-    let health = HealthReporter::new();
-    for service in &services {
-        health.set_service_status(service, ServingStatus::Serving).await;
-    }
-    let health_service = tonic_health::server::HealthService::from_health_reporter(health.clone());
-    let mut routes = routes.add_service(tonic_health::pb::health_server::HealthServer::new(health_service));
-    if !descriptor_sets.is_empty() {
-        routes = routes.add_service(reflection(&descriptor_sets, &services).build_v1()?);
-        routes = routes.add_service(reflection(&descriptor_sets, &services).build_v1alpha()?);
-    }
+) -> BoxFuture<'static, Result<Drained, ServeError>> {
+    serve_until(listener, routes, options, shutdown.boxed(), drain)
+}
 
-    let gate = Gate::new();
-    let cut = CancellationToken::new();
-    let _cut_when_dropped = cut.clone().drop_guard();
-    let stop = CancellationToken::new();
-    let layer =
-        request::RequestLayer { gate: gate.clone(), draining: draining.clone(), endless: endless.into() };
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(SERVER_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(SERVER_CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .http2_max_pending_accept_reset_streams(Some(STREAMS_MAX as usize))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(layer)
-        .serve_with_incoming_shutdown(
-            routes.prepare(),
-            conn::incoming(listener, cut.clone()),
-            stop.clone().cancelled_owned(),
-        );
-    let mut server = std::pin::pin!(server);
+/// As [`serve`]. Its types are fixed and its future is boxed here: so this crate compiles the server, and not each crate that polls it.
+fn serve_until(
+    listener: TcpListener,
+    routes: Routes,
+    options: Options,
+    shutdown: BoxFuture<'static, ()>,
+    drain: Duration,
+) -> BoxFuture<'static, Result<Drained, ServeError>> {
+    async move {
+        let Options { descriptor_sets, services, endless, draining } = options;
+        let health = HealthReporter::new();
+        for service in &services {
+            health.set_service_status(service, ServingStatus::Serving).await;
+        }
+        let health_service = tonic_health::server::HealthService::from_health_reporter(health.clone());
+        let mut routes =
+            routes.add_service(tonic_health::pb::health_server::HealthServer::new(health_service));
+        if !descriptor_sets.is_empty() {
+            routes = routes.add_service(reflection(&descriptor_sets, &services).build_v1()?);
+            routes = routes.add_service(reflection(&descriptor_sets, &services).build_v1alpha()?);
+        }
 
-    tokio::select! {
-        // before the signal, the server ends only if it fails
-        ended = &mut server => return ended.map(|()| Drained::default()).map_err(ServeError::from),
-        () = shutdown => {}
-    }
+        let gate = Gate::new();
+        let cut = CancellationToken::new();
+        let _cut_when_dropped = cut.clone().drop_guard();
+        let stop = CancellationToken::new();
+        let layer =
+            request::RequestLayer { gate: gate.clone(), draining: draining.clone(), endless: endless.into() };
+        let server = Server::builder()
+            .max_concurrent_streams(STREAMS_MAX)
+            .initial_stream_window_size(SERVER_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(SERVER_CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .http2_max_pending_accept_reset_streams(Some(STREAMS_MAX as usize))
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .layer(layer)
+            .serve_with_incoming_shutdown(
+                routes.prepare(),
+                conn::incoming(listener, cut.clone()),
+                stop.clone().cancelled_owned(),
+            );
+        let mut server = std::pin::pin!(server);
 
-    let started = tokio::time::Instant::now();
-    tracing::info!(in_flight = gate.len(), drain_ms = drain.as_millis() as u64, "draining");
-    for service in services.iter().map(String::as_str).chain([""]) {
-        health.set_service_status(service, ServingStatus::NotServing).await;
-    }
-    gate.close();
-    draining.cancel();
-    stop.cancel();
-
-    // the server's own tasks send GOAWAY and the last frames; `server` resolves when the last connection is gone
-    let deadline = started + drain;
-    let mut ended = false;
-    loop {
         tokio::select! {
-            // not the end yet: the task of a request may live a moment longer than its connection
-            result = &mut server, if !ended => { ended = true; result?; }
-            () = gate.emptied() => break,
-            () = tokio::time::sleep_until(deadline) => break,
+            // before the signal, the server ends only if it fails
+            ended = &mut server => return ended.map(|()| Drained::default()).map_err(ServeError::from),
+            () = shutdown => {}
         }
-    }
-    let late = gate.names();
-    if !ended && late.is_empty() {
-        // the last connections may only watch the server's health; clearing the status ends those watches
+
+        let started = tokio::time::Instant::now();
+        tracing::info!(in_flight = gate.len(), drain_ms = drain.as_millis() as u64, "draining");
         for service in services.iter().map(String::as_str).chain([""]) {
-            health.clone().clear_service_status(service).await;
+            health.set_service_status(service, ServingStatus::NotServing).await;
         }
-        ended = tokio::time::timeout(FLUSH_MAX, &mut server).await.is_ok();
-    }
-    if !late.is_empty() {
-        tracing::warn!(?late, drain_ms = drain.as_millis() as u64, "requests cut at the end of the drain");
-    }
-    if !ended {
-        cut.cancel();
-        if tokio::time::timeout(CUT_MAX, &mut server).await.is_err() {
-            tracing::warn!("connections outlived the drain");
+        gate.close();
+        draining.cancel();
+        stop.cancel();
+
+        // the server's own tasks send GOAWAY and the last frames; `server` resolves when the last connection is gone
+        let deadline = started + drain;
+        let mut ended = false;
+        loop {
+            tokio::select! {
+                // not the end yet: the task of a request may live a moment longer than its connection
+                result = &mut server, if !ended => { ended = true; result?; }
+                () = gate.emptied() => break,
+                () = tokio::time::sleep_until(deadline) => break,
+            }
         }
+        let late = gate.names();
+        if !ended && late.is_empty() {
+            // the last connections may only watch the server's health; clearing the status ends those watches
+            for service in services.iter().map(String::as_str).chain([""]) {
+                health.clone().clear_service_status(service).await;
+            }
+            ended = tokio::time::timeout(FLUSH_MAX, &mut server).await.is_ok();
+        }
+        if !late.is_empty() {
+            tracing::warn!(
+                ?late,
+                drain_ms = drain.as_millis() as u64,
+                "requests cut at the end of the drain"
+            );
+        }
+        if !ended {
+            cut.cancel();
+            if tokio::time::timeout(CUT_MAX, &mut server).await.is_err() {
+                tracing::warn!("connections outlived the drain");
+            }
+        }
+        tracing::info!(ms = started.elapsed().as_millis() as u64, late = late.len(), "drained");
+        Ok(Drained { late })
     }
-    tracing::info!(ms = started.elapsed().as_millis() as u64, late = late.len(), "drained");
-    Ok(Drained { late })
+    .boxed()
 }
 
 fn reflection<'a>(

@@ -18,6 +18,7 @@
 //! * The runtime ends before the interpreter does (`atexit`). No task holds a Python object, so none can outlive the interpreter.
 
 use std::{
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -204,14 +205,14 @@ where
     F: Future<Output = Result<T>> + Send,
 {
     let connections = connections(py)?;
-    py.detach(|| connections.block_on(interruptible(future, tick)))?.or_raise(py)
+    py.detach(move || connections.block_on(interruptible(pin!(future), Box::new(tick))))?.or_raise(py)
 }
 
+/// Its future is behind a pointer, so that the runtime is compiled once for each type of answer, and not for each call.
 async fn interruptible<T>(
-    future: impl Future<Output = T>,
-    tell: impl Fn(Python<'_>) -> PyResult<()>,
+    mut future: Pin<&mut (dyn Future<Output = T> + Send)>,
+    tell: Box<dyn Fn(Python<'_>) -> PyResult<()> + '_>,
 ) -> PyResult<T> {
-    tokio::pin!(future);
     let mut tick = tokio::time::interval_at(Instant::now() + SIGNAL_TICK, SIGNAL_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::try_join_all;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, try_join_all},
+};
 use tonic::metadata::MetadataMap;
 use trellis_fabric::retry::Pauses;
 use trellis_proto::{Code, Error, Result, SeriesQuery, Symbol, Symbols, pb, placement};
@@ -23,7 +26,13 @@ impl Client {
     /// # Errors
     /// A head's own error (unknown names, too large, ...), or the last retryable error at the deadline. A read never answers
     /// only a part of the rows.
-    pub async fn read(&self, query: &SeriesQuery) -> Result<Answer> {
+    pub fn read<'a>(&'a self, query: &'a SeriesQuery) -> BoxFuture<'a, Result<Answer>> {
+        // boxed, so that it is compiled here and not once more in every program that polls it
+        self.read_agreed(query).boxed()
+    }
+
+    /// Reads again until the heads agree on the dataset's symbols and schema.
+    async fn read_agreed(&self, query: &SeriesQuery) -> Result<Answer> {
         let deadline = self.end();
         let mut pauses = Pauses::new(DISAGREE_MIN, DISAGREE_MAX);
         loop {
