@@ -120,7 +120,7 @@ pub(crate) struct Reading {
 
 #[derive(Debug)]
 enum Phase {
-    /// → `Running`, when the shards concerned can be asked.
+    /// The read has not begun. It becomes `Running` as soon as its shards can be asked.
     New,
     /// → `Over`, after the last series or an error.
     Running(Running),
@@ -223,7 +223,7 @@ impl Reading {
         self.cut
     }
 
-    /// All series, if all their chunks are ready; takes one short lock for each series, and does not wait. `None` takes nothing.
+    /// All series, if all their chunks are ready; takes short locks of each series, and does not wait. `None` takes nothing.
     pub(crate) fn try_all_ready(&mut self) -> Option<Vec<SeriesChunks>> {
         if matches!(self.phase, Phase::New) && self.begin(false).is_err() {
             return None;
@@ -233,7 +233,8 @@ impl Reading {
             return None;
         }
         let now = self.core.holdings.memory.now();
-        let mut taken_of: Vec<Vec<Taken<Arc<Chunk>>>> = Vec::with_capacity(running.upcoming.len());
+        // the chunks of each series, and whether the range was asked of it before
+        let mut taken_of: Vec<(Vec<Taken<Arc<Chunk>>>, bool)> = Vec::with_capacity(running.upcoming.len());
         let mut touch = Vec::new();
         let chunks = self.table.spec.chunk.cover(running.start, running.end);
         for source in &running.upcoming {
@@ -245,15 +246,19 @@ impl Reading {
                     return None;
                 }
             }
-            taken_of.push(taken);
+            let asked = state.asked.has(running.start, running.end);
+            taken_of.push((taken, asked));
         }
         self.core.holdings.cache.touch(&touch);
         let sources = std::mem::take(&mut running.upcoming);
         let Running { start, end, as_of, .. } = *running;
         let mut answer = Vec::with_capacity(taken_of.len());
-        for (source, taken) in sources.into_iter().zip(taken_of) {
+        for (source, (taken, asked)) in sources.into_iter().zip(taken_of) {
             self.counts.hit += taken.len() as u64;
             let finish = Finish { table: &self.table, as_of, start, end };
+            if !asked {
+                finish.count_new(&source.series, &taken);
+            }
             answer.push(finish.series(&mut self.counts, &source.series, taken));
         }
         Some(answer)
@@ -297,6 +302,7 @@ impl Reading {
                 let Some(done) = running.ahead.pop_front() else { return Ok(None) };
                 let Running { start, end, as_of, .. } = *running;
                 let finish = Finish { table: &self.table, as_of, start, end };
+                finish.count_new(&done.series, &done.taken);
                 return Ok(Some(finish.series(&mut self.counts, &done.series, done.taken)));
             }
             let waiter = Arc::clone(&front.waiter);
@@ -655,6 +661,18 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
+    /// Counts the rows that nobody asked for before.
+    fn count_new(&self, series: &Series, taken: &[Taken<Arc<Chunk>>]) {
+        let mut union = 0;
+        series
+            .lock()
+            .asked
+            .add(self.start, self.end, |start, end| union += rows_between(self.table, taken, start, end));
+        if union > 0 {
+            self.table.counters.rows_union.fetch_add(union, Relaxed);
+        }
+    }
+
     /// Adds to the counts, and leaves out the empty chunks.
     fn series(
         &self,
@@ -662,14 +680,6 @@ impl Finish<'_> {
         series: &Series,
         taken: Vec<Taken<Arc<Chunk>>>,
     ) -> SeriesChunks {
-        let mut union = 0;
-        series
-            .lock()
-            .asked
-            .add(self.start, self.end, |start, end| union += rows_between(self.table, &taken, start, end));
-        if union > 0 {
-            self.table.counters.rows_union.fetch_add(union, Relaxed);
-        }
         let mut chunks = Vec::with_capacity(taken.len());
         for taken in taken {
             let version = taken.payload.version();

@@ -9,6 +9,12 @@ const INTERVALS_MAX: usize = 64;
 pub(crate) struct AskedRanges(Vec<(i64, i64)>);
 
 impl AskedRanges {
+    /// Whether all of `[start, end)` was asked for before.
+    pub(crate) fn has(&self, start: i64, end: i64) -> bool {
+        let first = self.0.partition_point(|(_, e)| *e < start);
+        end <= start || self.0.get(first).is_some_and(|(s, e)| *s <= start && end <= *e)
+    }
+
     /// Adds `[start, end)`; calls `new` with the parts of it that were not asked for before, ascending.
     pub(crate) fn add(&mut self, start: i64, end: i64, mut new: impl FnMut(i64, i64)) {
         if end <= start {
@@ -69,8 +75,10 @@ mod tests {
             let mut set = std::collections::BTreeSet::new();
             for (start, length) in ranges {
                 let mut new = Vec::new();
+                let had = asked.has(start, start + length);
                 asked.add(start, start + length, |s, e| new.extend(s..e));
                 let expected: Vec<i64> = (start..start + length).filter(|t| set.insert(*t)).collect();
+                prop_assert_eq!(had, expected.is_empty());
                 prop_assert_eq!(new, expected);
             }
         }
