@@ -7,7 +7,7 @@ and copies them to `trellis.data/scripts/`, which maturin installs into the envi
 The programs and the extension are built by one cargo call. Separate calls would unify features differently, and cargo
 would compile the dependencies they share twice. maturin's own call afterwards finds everything built.
 
-`TRELLIS_PROFILE` names the cargo profile (default `demo`: quick to build; releases set `release`).
+`TRELLIS_PROFILE` names the cargo profile (default `demo`).
 `maturin develop` does not use this backend and installs no programs: use `pip install -e`.
 """
 
