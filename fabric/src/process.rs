@@ -10,7 +10,8 @@ use futures::FutureExt as _;
 use tokio::net::TcpListener;
 
 use crate::{
-    env::{ConfigError, Env, Var, cli, resolve},
+    env::{ConfigError, Env, LISTEN, Mode, Presence, Var, cli, resolve},
+    probe,
     telemetry::{Settings, Telemetry},
 };
 
@@ -33,7 +34,7 @@ pub struct Program {
 }
 
 /// Runs a program to its end. Does not return for `--help`, `--version`, `--check` and an invalid configuration: see [`cli`] and
-/// [`resolve`].
+/// [`resolve`]. With `--probe` it only asks the server that runs here, and reads no other part of the configuration.
 ///
 /// `configure` reads and checks the whole environment. `instance` is the name of this process. `work` gets the configuration
 /// and a [`Start`]; it ends with an exit code, or with an error, whose exit code `exit_code` knows.
@@ -50,6 +51,13 @@ where
 {
     let name = program.name;
     let mode = cli(name, program.about, program.vars);
+    if mode == Mode::Probe {
+        let listen = std::env::var(LISTEN.name).unwrap_or_else(|_| match LISTEN.presence {
+            Presence::Default(address) => address.to_owned(),
+            Presence::Required | Presence::Optional => String::new(),
+        });
+        return probe::run(name, &listen);
+    }
     let config = resolve(name, mode, configure(Env::from_process(program.vars)));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

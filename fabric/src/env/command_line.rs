@@ -1,10 +1,10 @@
-//! The command line of a program: `--help`, `--check` and `--version`. The environment configures the rest.
+//! The command line of a program: `--help`, `--check`, `--probe` and `--version`. The environment configures the rest.
 
 use std::fmt::Write as _;
 
 use super::{
     problem::ConfigError,
-    var::{Presence, Var},
+    var::{LISTEN, Presence, Var},
 };
 
 /// Exit code for usage and configuration errors.
@@ -17,6 +17,8 @@ pub enum Mode {
     Run,
     /// Only check the configuration: see [`resolve`].
     Check,
+    /// Only ask the server that listens on [`LISTEN`] whether it serves.
+    Probe,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ enum Asked {
 /// Reads the command line of the program `bin`. Does not return for `--help` and `--version` (exit code 0), nor for unknown arguments
 /// (exit code 2).
 pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
-    match asked(std::env::args().skip(1)) {
+    match asked(listens(table), std::env::args().skip(1)) {
         Asked::Mode(mode) => mode,
         Asked::Help => {
             print!("{}", help(bin, about, table));
@@ -41,8 +43,9 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
             std::process::exit(0)
         }
         Asked::Unknown(argument) => {
+            let probe = if listens(table) { ", --probe" } else { "" };
             eprintln!(
-                "{bin}: unknown argument {argument:?}; it takes --help, --check and --version, and is configured by \
+                "{bin}: unknown argument {argument:?}; it takes --help, --check{probe} and --version, and is configured by \
                  environment variables"
             );
             std::process::exit(EXIT_USAGE)
@@ -56,11 +59,11 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
 /// told on stdout, with exit code 0.
 pub fn resolve<C>(bin: &str, mode: Mode, config: Result<C, ConfigError>) -> C {
     match (config, mode) {
-        (Ok(config), Mode::Run) => config,
         (Ok(_), Mode::Check) => {
             println!("{bin}: configuration is valid");
             std::process::exit(0)
         }
+        (Ok(config), _) => config,
         (Err(error), _) => {
             eprintln!("{bin}: the configuration has {} problem(s):", error.problems().len());
             for problem in error.problems() {
@@ -71,13 +74,19 @@ pub fn resolve<C>(bin: &str, mode: Mode, config: Result<C, ConfigError>) -> C {
     }
 }
 
-fn asked(arguments: impl Iterator<Item = String>) -> Asked {
+/// Whether the program is a server.
+fn listens(table: &[Var]) -> bool {
+    table.iter().any(|var| var.name == LISTEN.name)
+}
+
+fn asked(server: bool, arguments: impl Iterator<Item = String>) -> Asked {
     let mut mode = Mode::Run;
     for argument in arguments {
         match argument.as_str() {
             "--help" | "-h" => return Asked::Help,
             "--version" | "-V" => return Asked::Version,
             "--check" => mode = Mode::Check,
+            "--probe" if server => mode = Mode::Probe,
             _ => return Asked::Unknown(argument),
         }
     }
@@ -86,9 +95,17 @@ fn asked(arguments: impl Iterator<Item = String>) -> Asked {
 
 fn help(bin: &str, about: &str, table: &[Var]) -> String {
     let width = table.iter().map(|var| var.name.len()).max().unwrap_or(0);
+    let (usage, probe) = if listens(table) {
+        (
+            " | --probe",
+            "  --probe    ask the server that runs here whether it serves, and exit: 0 yes, 1 no\n",
+        )
+    } else {
+        ("", "")
+    };
     let mut text = format!(
-        "{bin}: {about}\n\nUsage: {bin} [--check | --help | --version]\n\n  \
-         --check    validate the configuration and exit: 0 valid, 2 not\n\nEnvironment:\n"
+        "{bin}: {about}\n\nUsage: {bin} [--check{usage} | --help | --version]\n\n  \
+         --check    validate the configuration and exit: 0 valid, 2 not\n{probe}\nEnvironment:\n"
     );
     for var in table {
         // writing to a String cannot fail
@@ -111,7 +128,7 @@ mod tests {
     use super::*;
 
     fn of(arguments: &[&str]) -> Asked {
-        asked(arguments.iter().map(|a| (*a).to_owned()))
+        asked(true, arguments.iter().map(|a| (*a).to_owned()))
     }
 
     #[test]
@@ -121,6 +138,9 @@ mod tests {
         assert_eq!(of(&["--check", "-h"]), Asked::Help);
         assert_eq!(of(&["--version"]), Asked::Version);
         assert_eq!(of(&["serve"]), Asked::Unknown("serve".to_owned()));
+        assert_eq!(of(&["--probe"]), Asked::Mode(Mode::Probe));
+        let of_a_unit = asked(false, ["--probe".to_owned()].into_iter());
+        assert_eq!(of_a_unit, Asked::Unknown("--probe".to_owned()), "a unit has no server to ask");
     }
 
     #[test]
@@ -130,7 +150,9 @@ mod tests {
             Var::or("TRELLIS_LISTEN", "127.0.0.1:0", "the address"),
             Var::optional("TRELLIS_X", "an extra"),
         ];
+        assert!(!help("qcu", "runs a unit", &table[..1]).contains("--probe"));
         let text = help("shard", "serves chunks", &table);
+        assert!(text.contains("[--check | --probe | --help | --version]"), "{text}");
         for line in [
             "  TRELLIS_ID      the name [required]\n",
             "  TRELLIS_LISTEN  the address [default: 127.0.0.1:0]\n",
