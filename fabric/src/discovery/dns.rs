@@ -61,11 +61,16 @@ impl Resolver {
         Ok(Self { inner: builder.build().map_err(refused)? })
     }
 
-    /// One look-up: the SRV records, or if there are none, the addresses.
+    /// One look-up: the SRV records, or if there are none, the addresses. If the URL names a port, the addresses also if the SRV records
+    /// cannot be had: Docker's name server knows the addresses of containers, and passes questions about SRV on to a server that may
+    /// not answer.
     async fn ask(&self, query: &DnsQuery) -> Result<Answer, Failure> {
         match self.services(&query.name).await {
             Ok(answer) => Ok(answer),
             Err(Failure::NotFound) => self.addresses(&query.name, query.port).await,
+            Err(failure) if query.port_named => {
+                self.addresses(&query.name, query.port).await.map_err(|_| failure)
+            }
             // without an answer there may be SRV records, and the default port could belong to another service
             Err(failure) => Err(failure),
         }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `static://a:1,b:2` | these, for ever |
 //! | `grpc://host:port` | this one; whoever connects resolves the name |
-//! | `dns://NAME[:port]` | SRV records of NAME; if it has none, its A and AAAA records with `port` (or the default) |
+//! | `dns://NAME[:port]` | SRV records of NAME; if it has none, its A and AAAA records with `port` (or the default). With a port the addresses also if no server answers about SRV |
 //! | `dns://NAME?server=IP:PORT` | the same, asked of that server instead of the system's |
 //!
 //! DNS changes rarely and fails often, and most failures say nothing about the peers. So a set that was once known is kept through

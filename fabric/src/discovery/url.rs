@@ -23,6 +23,8 @@ pub struct DnsQuery {
     pub name: String,
     /// Port of A and AAAA answers.
     pub port: u16,
+    /// Whether the URL names the port. Then the addresses count also if no server answers about SRV records.
+    pub port_named: bool,
     /// The server to ask instead of the system's.
     pub server: Option<SocketAddr>,
 }
@@ -67,11 +69,13 @@ impl Source {
             "grpc" => Ok(Self::Fixed(vec![peer(rest, Some(default_port))?])),
             "dns" => {
                 let (name, port) = host_port(rest, Some(default_port))?;
+                // a name has no colon
+                let port_named = rest.contains(':');
                 if name.parse::<IpAddr>().is_ok() || name.starts_with('[') {
                     return Err("dns:// takes a name; use static:// for addresses".to_owned());
                 }
                 let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-                Ok(Self::Dns(DnsQuery { name, port, server: query.map(server).transpose()? }))
+                Ok(Self::Dns(DnsQuery { name, port, port_named, server: query.map(server).transpose()? }))
             }
             "cloudmap" => Err("cloudmap:// is not built in; use dns:// or static://".to_owned()),
             _ => Err(format!("unknown scheme {scheme}; expected static, grpc or dns")),
@@ -145,6 +149,7 @@ mod tests {
             Ok(Source::Dns(DnsQuery {
                 name: name.to_owned(),
                 port,
+                port_named: port != 7,
                 server: server.map(|s| s.parse().unwrap()),
             }))
         };

@@ -182,3 +182,42 @@ async fn a_server_that_refuses_is_a_failure_and_not_an_absence() {
     assert_eq!(log.count("no addresses"), 0);
     assert!(peers.borrow().is_empty());
 }
+
+/// A name server that passes all questions on to `upstream`, but for those about SRV: nobody answers them. So does Docker's, where the
+/// host's own name server is away.
+async fn without_srv(upstream: &str) -> String {
+    const SRV: [u8; 4] = [0, 33, 0, 1];
+    let front = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let back = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    back.connect(upstream).await.unwrap();
+    let addr = front.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut question, mut answer) = ([0; 4096], [0; 4096]);
+        loop {
+            let (length, client) = front.recv_from(&mut question).await.unwrap();
+            let question = &question[..length];
+            if question.windows(SRV.len()).any(|bytes| bytes == SRV) {
+                continue;
+            }
+            back.send(question).await.unwrap();
+            let length = back.recv(&mut answer).await.unwrap();
+            front.send_to(&answer[..length], client).await.unwrap();
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_named_port_finds_addresses_also_if_nobody_answers_about_services() {
+    let (log, _guard) = Log::listen();
+    let Some(knot) = Knot::start("head 1 A 10.0.0.1") else { return };
+    let url = knot.url("head");
+    let (name, upstream) = url.split_once("?server=").unwrap();
+    let front = without_srv(upstream).await;
+    let mut peers = watch(&format!("{name}:7400?server={front}"), &options()).unwrap();
+    until(&mut peers, &["10.0.0.1:7400"]).await;
+    // without a port the services may have other ports: no peer is better than a wrong one
+    let peers = watch(&format!("{name}?server={front}"), &options()).unwrap();
+    log.until("no answer", 1).await;
+    assert!(peers.borrow().is_empty());
+}
