@@ -3,6 +3,8 @@
 #   make test              run every Rust and Python test
 #   make bench             measure: tables on stdout, JSON under target/bench/
 #   make lint              check formatting and lints, as CI does
+#   make images            build the container images from what make wheel has built
+#   make compose           run the grid of deploy/compose.yaml in containers, in the foreground
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,7 +14,7 @@ PROFILE ?= demo
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: help demo test bench lint setup peers wheel clean
+.PHONY: help demo test bench lint images compose setup peers wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,8 +61,17 @@ bench: wheel peers
 lint: peers
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile dev -- -D warnings
-	$(BIN)/ruff check qcu-runtime/python tests
-	$(BIN)/ruff format --check qcu-runtime/python tests
+	$(BIN)/ruff check qcu-runtime/python tests deploy
+	$(BIN)/ruff format --check qcu-runtime/python tests deploy
+
+images: wheel
+	@deploy/images/base
+	@deploy/images/build
+
+# Compose v2 if it is there, else docker-compose 1.29.
+compose: images
+	@compose="docker compose"; $$compose version >/dev/null 2>&1 || compose=docker-compose; \
+	$$compose -f deploy/compose.yaml up
 
 clean:
 	rm -rf .venv target .trellis qcu-runtime/python/trellis.data
