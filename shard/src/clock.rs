@@ -1,11 +1,7 @@
 //! The wall clock as a value. Knowledge times and dates for people come from it, and correctness does not depend on it. A simulation
 //! gives every shard a clock of its own that is minutes off and jumps.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, sync::Arc};
 
 /// A wall clock. It may jump, forward and back.
 #[derive(Clone)]
@@ -14,9 +10,7 @@ pub(crate) struct WallClock(Arc<dyn Fn() -> i64 + Send + Sync>);
 impl WallClock {
     /// The machine's clock.
     pub(crate) fn system() -> Self {
-        Self(Arc::new(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
-        }))
+        Self(Arc::new(trellis_fabric::clock::now_ns))
     }
 
     #[cfg(test)]

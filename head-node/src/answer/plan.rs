@@ -96,7 +96,7 @@ fn row_bytes(spec: &DatasetSpec, fields: &[usize], known_at: bool) -> usize {
     size_of::<i32>() + size_of::<i64>() + of_fields + if known_at { size_of::<i64>() } else { 0 }
 }
 
-/// The positions in the dataset of the fields asked for, in the order asked; all of them if the request names none.
+/// The position of each requested field in the dataset, in the order of the request. A request without fields gets all.
 ///
 /// # Errors
 /// [`Code::UnknownField`] with the nearest name.

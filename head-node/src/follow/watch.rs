@@ -204,7 +204,7 @@ async fn begin_generation(follower: &Follower, shard: &Arc<Shard>) -> Result<()>
     let said = shard.describe(false).await?;
     let generation = follower.shards.next_generation();
 
-    // the runs of chunks to be checked, and of each run the series with the standing before
+    // the runs of chunks that the shard has to check; `runs_of` has, for each run, its series and its standing before this check
     let mut held = Vec::new();
     let mut runs_of: Vec<(Arc<Series>, Standing)> = Vec::new();
     for (table, part) in parts(&follower.holdings, shard) {

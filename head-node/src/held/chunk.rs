@@ -279,7 +279,7 @@ struct Rows<'a> {
     columns: Vec<Column>,
 }
 
-/// The same values as a column of ours; shares their buffers.
+/// Makes a column from an Arrow array. It shares the array's buffers.
 ///
 /// # Errors
 /// [`Code::DataCorrupt`] if the array is not of this type.
@@ -656,7 +656,7 @@ impl RunShape {
     /// Begins to divide a record batch into the chunks of its runs, run by run.
     ///
     /// # Errors
-    /// [`Code::DataCorrupt`] if a column is not of its type, or if `retracted` is for another number of rows.
+    /// [`Code::DataCorrupt`] if a column is not of its type, or if the length of `retracted` is not the number of rows.
     pub(crate) fn unpack<'a>(
         &'a self,
         memory: &'a Arc<Memory>,

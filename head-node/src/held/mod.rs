@@ -2,7 +2,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `claims` | pure: which chunks of one series are ready, in flight, or waited for |
+//! | `claims` | pure: which chunks of one series are ready, in flight, or waited for; here each is fetched only once |
 //! | `chunk` | the rows of one chunk, in one allocation |
 //! | `waiter` | waking a reader when its stakes are settled |
 //! | `asked` | the ranges of one series that were ever asked for |

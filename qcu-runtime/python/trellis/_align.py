@@ -94,7 +94,7 @@ def places(symbols: tuple[str, ...], what: str) -> dict[str, int]:
     """The position of each symbol.
 
     Raises:
-        BadRequest: a symbol is there twice, so it does not name one value.
+        BadRequest: the labels have a symbol twice, so it would name two values.
     """
     found = {s: i for i, s in enumerate(symbols)}
     if len(found) < len(symbols):

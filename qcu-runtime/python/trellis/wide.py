@@ -529,7 +529,7 @@ def _ascending(index: Any) -> np.ndarray:
         index = times[np.argsort(order)]
     if not (index[1:] > index[:-1]).all():
         raise BadRequest(
-            "the sessions of a Wide must ascend, each once, and these do not",
+            "the sessions of a Wide must be in ascending order without duplicates, and these are not",
             hint="to reverse, use w.values[::-1], or w.pandas()[::-1] which keeps the sessions",
         )
     return index

@@ -33,7 +33,7 @@ use super::{
 const MEMORY_POLL: Duration = Duration::from_millis(20);
 /// Longest time to import a strategy. The import of pandas, polars and pyarrow together takes two seconds on a busy machine.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a child whose channel has closed gets to end by itself.
+/// After its channel has closed, a child has this long to end by itself.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// How long the supervisor waits for the last lines of an ended child: a process that it left behind may hold the pipes open.
 const LAST_LINES_WAIT: Duration = Duration::from_millis(250);

@@ -29,7 +29,7 @@ pub struct Window {
 /// The request of each input for `session`. A request for the latest has no `as_of` yet.
 ///
 /// # Errors
-/// `InvalidRequest` if `session` is no session of the unit's calendar, or a lookback leaves the calendar.
+/// `InvalidRequest` if `session` is no session of the unit's calendar, or a lookback begins before the calendar does.
 pub fn plan(manifest: &Manifest, session: NaiveDate) -> Result<Vec<SeriesQuery>> {
     let calendar = manifest.calendar()?;
     if !calendar.is_session(session) {

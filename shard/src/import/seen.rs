@@ -575,7 +575,7 @@ fn is_digital(text: &str) -> bool {
         && digits > letters
 }
 
-/// Whether a text is like `0x1f` and no longer than an integer. An address or a hash is longer.
+/// Whether a text looks like `0x1f` and has at most as many digits as an integer. An address or a hash has more.
 fn is_hex(text: &str) -> bool {
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     digits.is_some_and(|d| (1..=16).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_hexdigit()))

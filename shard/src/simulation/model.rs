@@ -223,7 +223,7 @@ impl Model {
         rows
     }
 
-    /// A shard acknowledged a publish: the table has it, once, and from now on every read does.
+    /// Checks an acknowledged publish: the table has it exactly once. From now on every read must have it.
     pub(super) fn acknowledged(&mut self, run: &str, ack: &pb::PublishAck) {
         let Some(found) = self.accepted.iter().find(|a| a.run == run) else {
             panic!("{run} was acknowledged with version {}, and the table does not have it", ack.version)

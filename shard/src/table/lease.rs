@@ -21,7 +21,7 @@ impl Holder {
     }
 }
 
-/// An epoch as it was granted; stands in the table.
+/// A granted epoch, as the table stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) epoch: u64,

@@ -28,7 +28,7 @@ pub(super) fn log_file(name: &str) -> Option<(u64, Kind)> {
     let version = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
     let kind = match rest.split('.').collect::<Vec<_>>()[..] {
         ["", "json"] => Kind::Entry,
-        // With an id it is a checkpoint of Delta's second form.
+        // A name with an id is a checkpoint of Delta's version V2.
         ["", "checkpoint", "parquet"] | ["", "checkpoint", _, "parquet"] => Kind::Checkpoint { of: 1 },
         ["", "checkpoint", _, of, "parquet"] => Kind::Checkpoint { of: of.parse().ok()? },
         _ => return None,
