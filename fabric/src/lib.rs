@@ -18,7 +18,7 @@
 //! | `probe` | `--probe`: whether the server of this container serves |
 //! | [`shutdown`] | the signal that ends a process |
 //! | `gate` | knows which requests still run |
-//! | `rpc` | the span of one RPC, at either end |
+//! | `rpc` | the span and the duration of one RPC, at either end |
 //! | `coalesce` | small writes of a connection, sent as one |
 //! | `testing` (feature `testing`) | an OTLP receiver that keeps what it got |
 

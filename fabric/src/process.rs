@@ -4,7 +4,7 @@
 //! work, which logs the start line once everything is built; end. Telemetry is flushed on every way out: after a signal, an error
 //! and a panic. An error goes to the log, and stderr has it as the last line.
 
-use std::{fmt, io, net::SocketAddr, panic::AssertUnwindSafe, process::ExitCode};
+use std::{fmt, io, net::SocketAddr, panic::AssertUnwindSafe, process::ExitCode, time::Instant};
 
 use futures::FutureExt as _;
 use tokio::net::TcpListener;
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use crate::{
     env::{ConfigError, Env, LISTEN, Mode, Presence, Var, cli, resolve},
     probe,
-    telemetry::{Settings, Telemetry},
+    telemetry::{self, Settings, Telemetry},
 };
 
 /// What Rust programs end with after a panic.
@@ -49,7 +49,7 @@ where
     E: fmt::Display,
     F: Future<Output = Result<u8, E>>,
 {
-    let name = program.name;
+    let (name, began) = (program.name, Instant::now());
     let mode = cli(name, program.about, program.vars);
     if mode == Mode::Probe {
         let listen = std::env::var(LISTEN.name).unwrap_or_else(|_| match LISTEN.presence {
@@ -70,7 +70,7 @@ where
         let settings = Settings::from_process();
         let instance = instance(&config).to_owned();
         let telemetry = Telemetry::init_with(program.service, &instance, &settings);
-        let start = Start { program: name, instance, telemetry: settings.endpoints() };
+        let start = Start { program: name, instance, telemetry: settings.endpoints(), began };
         let worked = AssertUnwindSafe(async { work(config, start).await }).catch_unwind().await;
         let ended = match worked {
             Ok(Ok(code)) => (code, None),
@@ -114,6 +114,8 @@ pub struct Start {
     program: &'static str,
     instance: String,
     telemetry: String,
+    /// When the program began.
+    began: Instant,
 }
 
 impl Start {
@@ -121,10 +123,16 @@ impl Start {
     /// a reader wants them. Call it when the program is built, before it serves.
     pub fn tell(&self, parts: &[(&str, String)]) {
         tracing::info!("{}", self.line(env!("CARGO_PKG_VERSION"), cores(), parts));
+        telemetry::meter("trellis-fabric")
+            .f64_gauge("trellis.process.start.duration")
+            .with_unit("s")
+            .with_description("Time from the program's start until it was built and could serve.")
+            .build()
+            .record(self.began.elapsed().as_secs_f64(), &[]);
     }
 
     fn line(&self, version: &str, cores: usize, parts: &[(&str, String)]) -> String {
-        let Self { program, instance, telemetry } = self;
+        let Self { program, instance, telemetry, .. } = self;
         let mut line = format!("{program} {instance} starts: version {version}");
         for (name, value) in parts {
             line.push_str(&format!(", {name} {value}"));
@@ -149,6 +157,7 @@ mod tests {
             program: "head-node",
             instance: "head-0".to_owned(),
             telemetry: "http://collector:4317".to_owned(),
+            began: Instant::now(),
         };
         let parts = [("address", "127.0.0.1:7400".to_owned()), ("memory", "512MiB".to_owned())];
         assert_eq!(

@@ -1,15 +1,21 @@
-//! An OTLP collector for tests: a real gRPC server on loopback that keeps all telemetry that it gets.
+//! An OTLP collector for tests: a real server on loopback that keeps all telemetry that it gets, by gRPC or by HTTP.
 //!
 //! It has its own thread and runtime, so telemetry arrives even if a test blocks its runtime or has none. Nothing sleeps:
 //! [`OtlpReceiver::until`] wakes at each arrival.
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
+    io::Read as _,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{
@@ -31,8 +37,10 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::Span,
 };
+use prost::Message as _;
 use tokio::sync::{oneshot, watch};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, body::Body, codec::CompressionEncoding, transport::Server};
+use tower::{Layer, Service};
 
 pub use opentelemetry_proto;
 
@@ -94,10 +102,7 @@ impl ReceivedMetric {
             Some(Data::Gauge(gauge)) => &gauge.data_points,
             _ => return None,
         };
-        let wanted = points.iter().filter(|point| {
-            let has = flatten(&point.attributes);
-            attributes.iter().all(|(key, value)| has.get(*key).is_some_and(|v| v == value))
-        });
+        let wanted = points.iter().filter(|point| has(&point.attributes, attributes));
         let values: Vec<f64> = wanted
             .filter_map(|point| match point.value {
                 Some(number_data_point::Value::AsDouble(value)) => Some(value),
@@ -107,6 +112,27 @@ impl ReceivedMetric {
             .collect();
         if values.is_empty() { None } else { Some(values.iter().sum()) }
     }
+
+    /// How many values a histogram has in the points that have all of `attributes`. 0 for other metrics.
+    pub fn count(&self, attributes: &[(&str, &str)]) -> u64 {
+        let points: Vec<(&[KeyValue], u64)> = match &self.raw.data {
+            Some(Data::Histogram(all)) => {
+                all.data_points.iter().map(|point| (point.attributes.as_slice(), point.count)).collect()
+            }
+            Some(Data::ExponentialHistogram(all)) => {
+                all.data_points.iter().map(|point| (point.attributes.as_slice(), point.count)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let wanted = points.iter().filter(|(of_point, _)| has(of_point, attributes));
+        wanted.map(|(_, count)| count).sum()
+    }
+}
+
+/// Whether a point has all of `attributes`.
+fn has(point: &[KeyValue], attributes: &[(&str, &str)]) -> bool {
+    let of_point = flatten(point);
+    attributes.iter().all(|(key, value)| of_point.get(*key).is_some_and(|v| v == value))
 }
 
 /// Everything that has arrived, in the order of arrival.
@@ -118,6 +144,8 @@ pub struct Received {
     pub logs: Vec<ReceivedLog>,
     /// Metrics; one entry per metric and export.
     pub metrics: Vec<ReceivedMetric>,
+    /// The requests that brought all this: path, and encoding (`gzip`) or nothing.
+    pub requests: Vec<(String, String)>,
 }
 
 impl Received {
@@ -160,10 +188,13 @@ impl OtlpReceiver {
         let (sender, arrivals) = watch::channel(0);
         let shared = Shared { received: Arc::default(), arrivals: Arc::new(sender) };
         let (stop, stopped) = oneshot::channel::<()>();
+        let gzip = CompressionEncoding::Gzip;
         let server = Server::builder()
-            .add_service(TraceServiceServer::new(shared.clone()))
-            .add_service(MetricsServiceServer::new(shared.clone()))
-            .add_service(LogsServiceServer::new(shared.clone()));
+            .accept_http1(true)
+            .layer(shared.clone())
+            .add_service(TraceServiceServer::new(shared.clone()).accept_compressed(gzip))
+            .add_service(MetricsServiceServer::new(shared.clone()).accept_compressed(gzip))
+            .add_service(LogsServiceServer::new(shared.clone()).accept_compressed(gzip));
         std::thread::Builder::new().name("otlp-receiver".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
@@ -178,7 +209,7 @@ impl OtlpReceiver {
         Ok(Self { addr, shared, arrivals, _stop: stop })
     }
 
-    /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.addr)
     }
@@ -226,14 +257,10 @@ impl Shared {
     }
 }
 
-#[tonic::async_trait]
-impl TraceService for Shared {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+impl Shared {
+    fn traces(&self, request: ExportTraceServiceRequest) {
         let mut received = self.lock();
-        for resource_spans in request.into_inner().resource_spans {
+        for resource_spans in request.resource_spans {
             let resource = resource(resource_spans.resource);
             for raw in resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 received.spans.push(ReceivedSpan {
@@ -249,6 +276,71 @@ impl TraceService for Shared {
         }
         drop(received);
         self.arrived();
+    }
+
+    fn metrics(&self, request: ExportMetricsServiceRequest) {
+        let mut received = self.lock();
+        for resource_metrics in request.resource_metrics {
+            let resource = resource(resource_metrics.resource);
+            for raw in resource_metrics.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+                let (name, unit) = (raw.name.clone(), raw.unit.clone());
+                received.metrics.push(ReceivedMetric { resource: resource.clone(), name, unit, raw });
+            }
+        }
+        drop(received);
+        self.arrived();
+    }
+
+    fn logs(&self, request: ExportLogsServiceRequest) {
+        let mut received = self.lock();
+        for resource_logs in request.resource_logs {
+            let resource = resource(resource_logs.resource);
+            for record in resource_logs.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                received.logs.push(log(&resource, &record));
+            }
+        }
+        drop(received);
+        self.arrived();
+    }
+
+    /// Takes an export over HTTP. The answer to one that cannot be read is 400.
+    async fn take_http(self, request: http::Request<Body>) -> http::Response<Body> {
+        let (parts, body) = request.into_parts();
+        let taken = async {
+            let mut bytes = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+            if parts.headers.get(http::header::CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip") {
+                let mut plain = Vec::new();
+                let unpacked = flate2::read::GzDecoder::new(&bytes[..]).read_to_end(&mut plain);
+                unpacked.map_err(|error| error.to_string())?;
+                bytes = Bytes::from(plain);
+            }
+            let unreadable = |error: prost::DecodeError| error.to_string();
+            match parts.uri.path() {
+                "/v1/traces" => self.traces(ExportTraceServiceRequest::decode(bytes).map_err(unreadable)?),
+                "/v1/metrics" => {
+                    self.metrics(ExportMetricsServiceRequest::decode(bytes).map_err(unreadable)?)
+                }
+                "/v1/logs" => self.logs(ExportLogsServiceRequest::decode(bytes).map_err(unreadable)?),
+                other => return Err(format!("no such path: {other}")),
+            }
+            Ok::<_, String>(())
+        };
+        let mut answer = http::Response::new(Body::empty());
+        if let Err(error) = taken.await {
+            *answer.status_mut() = http::StatusCode::BAD_REQUEST;
+            *answer.body_mut() = Body::new(http_body_util::Full::new(Bytes::from(error)));
+        }
+        answer
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Shared {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.traces(request.into_inner());
         Ok(Response::new(Default::default()))
     }
 }
@@ -259,16 +351,7 @@ impl MetricsService for Shared {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        let mut received = self.lock();
-        for resource_metrics in request.into_inner().resource_metrics {
-            let resource = resource(resource_metrics.resource);
-            for raw in resource_metrics.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
-                let (name, unit) = (raw.name.clone(), raw.unit.clone());
-                received.metrics.push(ReceivedMetric { resource: resource.clone(), name, unit, raw });
-            }
-        }
-        drop(received);
-        self.arrived();
+        self.metrics(request.into_inner());
         Ok(Response::new(Default::default()))
     }
 }
@@ -279,16 +362,50 @@ impl LogsService for Shared {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let mut received = self.lock();
-        for resource_logs in request.into_inner().resource_logs {
-            let resource = resource(resource_logs.resource);
-            for record in resource_logs.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
-                received.logs.push(log(&resource, &record));
-            }
-        }
-        drop(received);
-        self.arrived();
+        self.logs(request.into_inner());
         Ok(Response::new(Default::default()))
+    }
+}
+
+impl<S> Layer<S> for Shared {
+    type Service = Either<S>;
+
+    fn layer(&self, grpc: S) -> Either<S> {
+        Either { grpc, shared: self.clone() }
+    }
+}
+
+/// OTLP/HTTP, and gRPC for all other paths.
+#[derive(Clone, Debug)]
+struct Either<S> {
+    grpc: S,
+    shared: Shared,
+}
+
+impl<S> Service<http::Request<Body>> for Either<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.grpc.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let encoding = header("content-encoding").or_else(|| header("grpc-encoding")).unwrap_or_default();
+        let seen = (request.uri().path().to_owned(), encoding.to_owned());
+        let http = seen.0.starts_with("/v1/");
+        self.shared.lock().requests.push(seen);
+        if http {
+            let shared = self.shared.clone();
+            return Box::pin(async move { Ok(shared.take_http(request).await) });
+        }
+        Box::pin(self.grpc.call(request))
     }
 }
 

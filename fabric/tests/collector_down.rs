@@ -1,4 +1,4 @@
-//! A collector that accepts connections and never answers. One test in its own process.
+//! A collector that accepts connections and never answers, by HTTP and by gRPC. One test in its own process.
 #![allow(missing_docs, clippy::unwrap_used)] // a test may panic
 
 mod service;
@@ -14,15 +14,15 @@ const ITEMS: u64 = 20_000;
 #[tokio::test]
 async fn a_collector_that_hangs_costs_telemetry_and_nothing_else() {
     let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = Some(format!("http://{}", hole.local_addr().unwrap()));
-    let settings = Settings {
-        traces: endpoint.clone(),
-        metrics: endpoint.clone(),
-        logs: endpoint,
+    let endpoint = format!("http://{}", hole.local_addr().unwrap());
+    let settings = Settings::read(|name| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.clone()),
+        // each protocol has its own way to hang
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" => Some("http/protobuf".to_owned()),
         // these log lines are for the exporter, not for the output of the test
-        log_filter: Some("off".to_owned()),
-        ..Settings::default()
-    };
+        "TRELLIS_LOG" => Some("off".to_owned()),
+        _ => None,
+    });
     let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
     assert!(telemetry::exporting());
 

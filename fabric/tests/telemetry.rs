@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 use trellis_fabric::{
     serve::Options,
     telemetry::{self, Dropped, KeyValue, Settings, Telemetry},
-    testing::{OtlpReceiver, Received, ReceivedSpan},
+    testing::{OtlpReceiver, Received, ReceivedSpan, opentelemetry_proto::tonic::metrics::v1::metric::Data},
 };
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -28,13 +28,8 @@ fn span<'a>(received: &'a Received, name: &str, kind: &str) -> Option<&'a Receiv
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it() {
     let receiver = OtlpReceiver::start().unwrap();
-    let endpoint = Some(receiver.endpoint());
-    let settings = Settings {
-        traces: endpoint.clone(),
-        metrics: endpoint.clone(),
-        logs: endpoint,
-        ..Settings::default()
-    };
+    let settings =
+        Settings::read(|name| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| receiver.endpoint()));
     let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
     // as a program that embeds the grid may do
     let again = Telemetry::init("something-else", "x");
@@ -65,6 +60,8 @@ async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it(
     let mut ticks = streaming(near.channel(), "Tick").await.unwrap();
     ticks.message().await.unwrap();
     drop(ticks);
+    let status = unary(near.channel(), "NameOfTheClientsChoice", "").await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unimplemented);
 
     // the span of the abandoned answer ends when the server notices it
     near.stop.send(()).unwrap();
@@ -98,18 +95,38 @@ async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it(
     assert!(chain.iter().all(|span| span.trace_id == trace_id));
     assert_eq!(chain[0].attributes["session"], "2016-08-10");
     let server = &chain[4].attributes;
-    assert_eq!(server["rpc.system"], "grpc");
-    assert_eq!(server["rpc.service"], NAME);
-    assert_eq!(server["rpc.method"], "Echo");
-    assert_eq!(server["rpc.grpc.status_code"], "0");
+    assert_eq!(server["rpc.system.name"], "grpc");
+    assert_eq!(server["rpc.method"], echo);
+    assert_eq!(server["rpc.response.status_code"], "OK");
+    assert!(!server.contains_key("error.type"));
     assert_eq!(server["trellis.unit"], "probe-unit");
 
     let failed = span(&arrived, &format!("{NAME}/Panic"), "server").unwrap();
-    assert_eq!(failed.attributes["rpc.grpc.status_code"], "13");
+    assert_eq!(failed.attributes["rpc.response.status_code"], "INTERNAL");
+    assert_eq!(failed.attributes["error.type"], "INTERNAL");
     assert_eq!(failed.raw.status.as_ref().unwrap().code, 2, "an error");
     assert_ne!(failed.trace_id, trace_id);
-    let abandoned = span(&arrived, &format!("{NAME}/Tick"), "client").unwrap();
-    assert_eq!(abandoned.attributes["rpc.grpc.status_code"], "1", "cancelled");
+    let abandoned = |kind| span(&arrived, &format!("{NAME}/Tick"), kind).unwrap();
+    for kind in ["client", "server"] {
+        assert_eq!(abandoned(kind).attributes["rpc.response.status_code"], "CANCELLED", "{kind}");
+    }
+    assert_eq!(abandoned("client").raw.status.as_ref().unwrap().code, 2, "an error of the client");
+    assert_ne!(abandoned("server").raw.status.as_ref().map_or(0, |status| status.code), 2);
+    let unknown = span(&arrived, "grpc", "server").unwrap();
+    assert_eq!(unknown.attributes["rpc.method"], "_OTHER");
+    assert_eq!(unknown.attributes["rpc.method_original"], format!("{NAME}/NameOfTheClientsChoice"));
+
+    for end in ["client", "server"] {
+        let durations = arrived.metric(&format!("rpc.{end}.call.duration")).unwrap();
+        assert_eq!(durations.unit, "s");
+        let relayed = [("rpc.method", relay.as_str()), ("rpc.response.status_code", "OK")];
+        assert_eq!(durations.count(&relayed), 1, "{end}: {durations:?}");
+        let panicked = [("rpc.system.name", "grpc"), ("error.type", "INTERNAL")];
+        assert_eq!(durations.count(&panicked), 1, "{end}: {durations:?}");
+        assert!(matches!(durations.raw.data, Some(Data::ExponentialHistogram(_))), "{durations:?}");
+    }
+    let server = arrived.metric("rpc.server.call.duration").unwrap();
+    assert_eq!(server.count(&[("rpc.method", "_OTHER")]), 1, "a name of the client's choice is no attribute");
 
     let resource = &chain[0].resource;
     assert_eq!(resource["service.name"], "trellis-probe");

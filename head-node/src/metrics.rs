@@ -14,7 +14,7 @@ use trellis_proto::DatasetName;
 
 use crate::stats::{Answers, DatasetStats, EngineStats, Outcome};
 
-/// Seconds: from a hit in memory to a cold read of years.
+/// Seconds, from a hit in memory to a cold read of years: for a collector that cannot take exponential histograms.
 const DURATION_BOUNDS: [f64; 14] =
     [0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
@@ -50,23 +50,31 @@ impl Metrics {
         let duration = meter
             .f64_histogram("trellis.head.read.duration")
             .with_unit("s")
-            .with_description("Time from a read's arrival to its last message, by dataset and outcome.")
+            .with_description(
+                "Time from a read's arrival to its last message, by dataset, outcome and how the slowest chunk was had.",
+            )
             .with_boundaries(DURATION_BOUNDS.into())
             .build();
         Self { duration }
     }
 
     /// A read has ended.
-    pub(crate) fn answered(&self, dataset: Option<&DatasetStats>, outcome: Outcome, took: Duration) {
-        if !telemetry::exporting() {
+    pub(crate) fn answered(
+        &self,
+        dataset: Option<&DatasetStats>,
+        source: &'static str,
+        outcome: Outcome,
+        took: Duration,
+    ) {
+        if !telemetry::measuring() {
             return;
         }
         let outcome = KeyValue::new("trellis.outcome", outcome.name());
+        let source = KeyValue::new("trellis.source", source);
+        let took = took.as_secs_f64();
         match dataset {
-            Some(dataset) => {
-                self.duration.record(took.as_secs_f64(), &[dataset.attributes[0].clone(), outcome])
-            }
-            None => self.duration.record(took.as_secs_f64(), &[outcome]),
+            Some(dataset) => self.duration.record(took, &[dataset.attributes[0].clone(), outcome, source]),
+            None => self.duration.record(took, &[outcome, source]),
         }
     }
 }

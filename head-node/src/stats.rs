@@ -108,6 +108,17 @@ pub(crate) struct Answer {
     pub(crate) stale: bool,
 }
 
+impl Answer {
+    /// How the slowest of its chunks was had: `hit`, `joined` or `fetched`.
+    pub(crate) fn source(&self) -> &'static str {
+        match (self.chunks_fetched, self.chunks_joined) {
+            (0, 0) => "hit",
+            (0, _) => "joined",
+            _ => "fetched",
+        }
+    }
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {

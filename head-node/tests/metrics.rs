@@ -1,4 +1,4 @@
-//! The metrics of a head, as a real OTLP receiver gets them. One test in its own process, because telemetry is installed once
+//! The metrics and traces of a head, as a real OTLP receiver gets them. One test in its own process, because telemetry is installed once
 //! per process.
 
 // clippy lets tests unwrap, but not what tests call
@@ -15,13 +15,7 @@ use support::{DATASET, Grid, daily, minutes};
 use tonic::Request;
 use trellis_fabric::{
     telemetry::{Settings, Telemetry},
-    testing::{
-        OtlpReceiver, Received,
-        opentelemetry_proto::tonic::{
-            common::v1::{KeyValue, any_value::Value},
-            metrics::v1::metric::Data,
-        },
-    },
+    testing::{OtlpReceiver, Received, ReceivedSpan},
 };
 use trellis_proto::pb;
 
@@ -39,22 +33,14 @@ async fn until(grid: &Grid, met: impl Fn(&pb::HeadStats) -> bool) {
 
 /// How many waits in one of the head's queues have been recorded.
 fn waits(received: &Received, queue: &str) -> u64 {
-    let Some(Data::Histogram(waits)) =
-        received.metric("trellis.head.queue.duration").and_then(|m| m.raw.data.as_ref())
-    else {
-        return 0;
-    };
-    let is = |attribute: &KeyValue| {
-        let value = attribute.value.as_ref().and_then(|value| value.value.as_ref());
-        attribute.key == "trellis.queue" && value == Some(&Value::StringValue(queue.to_owned()))
-    };
-    waits.data_points.iter().filter(|point| point.attributes.iter().any(is)).map(|point| point.count).sum()
+    received.metric("trellis.head.queue.duration").map_or(0, |waits| waits.count(&[("trellis.queue", queue)]))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_head_counts_arrives_at_a_collector() {
     let receiver = OtlpReceiver::start().unwrap();
-    let settings = Settings { metrics: Some(receiver.endpoint()), ..Settings::default() };
+    let settings =
+        Settings::read(|name| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| receiver.endpoint()));
     let telemetry = Telemetry::init_with("trellis-head", "head-0", &settings);
     let series = BTreeMap::from([
         ("AMZN".to_owned(), daily(3_650, 0)),
@@ -69,7 +55,8 @@ async fn what_a_head_counts_arrives_at_a_collector() {
     // two reads on one flight, which a change overtakes
     grid.shard.hold(true);
     let overtaken = async {
-        until(&grid, |stats| stats.chunks_joined > 0).await;
+        // joined, and asked of the shard: a change overtakes no flight that is still queued
+        until(&grid, |stats| stats.chunks_joined > 0 && stats.upstream_calls == 2).await;
         grid.shard.touch("MSFT");
         until(&grid, |stats| stats.poisoned_flights > 0).await;
         grid.shard.hold(false);
@@ -128,6 +115,24 @@ async fn what_a_head_counts_arrives_at_a_collector() {
         let value = total(name, attributes);
         assert!(value.is_some_and(|value| value > 0.0), "{name} {attributes:?}: {value:?}");
     }
+    let sources = ["hit", "joined", "fetched"].map(|source| {
+        let metric = received.metric("trellis.head.read.duration").unwrap();
+        metric.count(&[("trellis.source", source), ("trellis.outcome", "served")])
+    });
+    assert!(sources.iter().all(|reads| *reads > 0), "{sources:?}");
+
+    // the read that joined a flight names the call that served it, which is below the read that claimed
+    let joined =
+        |span: &&ReceivedSpan| span.attributes.get("trellis.chunks.joined").is_some_and(|n| n != "0");
+    let joined = received.spans.iter().find(joined).unwrap();
+    let linked = |span: &&ReceivedSpan| joined.raw.links.iter().any(|link| link.span_id == span.raw.span_id);
+    let call = received.spans.iter().find(linked).unwrap_or_else(|| panic!("no link: {joined:#?}"));
+    assert_eq!((joined.name.as_str(), call.name.as_str()), ("read", "fetch"));
+    assert_eq!(joined.attributes["trellis.dataset"], DATASET);
+    let claimed = received.spans.iter().find(|span| span.span_id == call.parent_span_id).unwrap();
+    assert_eq!(claimed.name, "read");
+    assert_ne!(claimed.trace_id, joined.trace_id, "the two requests have nothing else in common");
+
     let amplification = total("trellis.head.amplification", &[("trellis.dataset", DATASET)]).unwrap();
     assert!(amplification > 1.0, "AMZN was fetched twice: {amplification}");
     for queue in ["admission", "shard"] {

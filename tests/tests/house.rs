@@ -24,13 +24,16 @@ const EDGES: [(&str, &[&str]); 7] = [
 ];
 
 /// Outside crates that one of ours alone may name, so that a change of library is a change of one crate.
-const DOORS: [(&str, &str); 15] = [
+const DOORS: [(&str, &str); 18] = [
     ("twox-hash", "trellis-proto"),
     ("backon", "trellis-fabric"),
     ("hickory-resolver", "trellis-fabric"),
+    ("hyper-rustls", "trellis-fabric"),
     ("mimalloc", "trellis-fabric"),
+    ("opentelemetry-http", "trellis-fabric"),
     ("opentelemetry-otlp", "trellis-fabric"),
     ("opentelemetry_sdk", "trellis-fabric"),
+    ("rustls", "trellis-fabric"),
     ("tonic-health", "trellis-fabric"),
     ("tonic-reflection", "trellis-fabric"),
     ("lru", "trellis-head"),

@@ -21,11 +21,11 @@ use tower::Service;
 
 use super::{failure::Reason, load::InFlight};
 use crate::{
-    rpc::{self, Kind, UNIT},
+    rpc::{self, Kind, Observation, UNIT},
     telemetry,
 };
 
-/// A channel that adds trace context and unit to every call, and a client span while traces are exported.
+/// A channel that adds trace context and unit to every call. Calls are observed while telemetry is exported.
 #[derive(Clone, Debug)]
 pub struct Traced<S> {
     inner: S,
@@ -67,13 +67,13 @@ where
             request.headers_mut().insert(UNIT, unit.clone());
         }
         let in_flight = self.in_flight.clone();
-        if !telemetry::exporting() {
-            return Call { inner: self.inner.call(request), in_flight, span: tracing::Span::none() };
-        }
-        let span = rpc::span(Kind::Client, request.uri().path(), request.headers());
-        telemetry::write_context(&span, request.headers_mut());
-        let inner = span.in_scope(|| self.inner.call(request));
-        Call { inner, in_flight, span }
+        let observation = Observation::begin(Kind::Client, request.uri(), request.headers());
+        let Some(observation) = observation else {
+            return Call { inner: self.inner.call(request), in_flight, observation: None };
+        };
+        telemetry::write_context(observation.span(), request.headers_mut());
+        let inner = observation.span().in_scope(|| self.inner.call(request));
+        Call { inner, in_flight, observation: Some(observation) }
     }
 }
 
@@ -82,8 +82,8 @@ where
 pub struct Call<F> {
     inner: F,
     in_flight: Option<Arc<InFlight>>,
-    /// Disabled while nothing is exported. The answer's body takes it over.
-    span: tracing::Span,
+    /// `None` while nothing is exported. The answer's body takes it over.
+    observation: Option<Observation>,
 }
 
 impl<F, E> Future for Call<F>
@@ -95,16 +95,22 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let polled = this.span.in_scope(|| Pin::new(&mut this.inner).poll(cx));
+        let inner = Pin::new(&mut this.inner);
+        let polled = match &this.observation {
+            Some(observation) => observation.span().in_scope(|| inner.poll(cx)),
+            None => inner.poll(cx),
+        };
         Poll::Ready(match ready!(polled) {
             Ok(response) => {
                 let in_flight = this.in_flight.take();
                 let response = response.map(|inner| Body::new(Answer { inner, in_flight }));
-                Ok(rpc::observe(response, this.span.clone()))
+                Ok(rpc::observe(response, this.observation.take()))
             }
             Err(error) => {
                 let status = lost(error);
-                rpc::record(&this.span, status.code());
+                if let Some(observation) = &mut this.observation {
+                    observation.end(status.code());
+                }
                 Err(status)
             }
         })

@@ -117,8 +117,8 @@ fn help(bin: &str, about: &str, table: &[Var]) -> String {
         };
     }
     text.push_str(
-        "\nTelemetry is pushed by OTLP/gRPC when OTEL_EXPORTER_OTLP_ENDPOINT is set, and follows the other\n\
-         standard OTEL_* variables. Any other TRELLIS_* variable is refused.\n",
+        "\nTelemetry is pushed by OTLP when OTEL_EXPORTER_OTLP_ENDPOINT is set, and follows the other standard\n\
+         OTEL_* variables. Any other TRELLIS_* variable is refused.\n",
     );
     text
 }

@@ -19,7 +19,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::coalesce::Coalesced;
+use crate::{
+    coalesce::Coalesced,
+    telemetry::{self, metrics::UpDownCounter},
+};
 
 /// Pause after a failed accept. Usually there are no file descriptors left; this lasts until a connection closes, and an immediate
 /// retry would spin.
@@ -30,7 +33,12 @@ pub(super) fn incoming(
     listener: TcpListener,
     cut: CancellationToken,
 ) -> impl Stream<Item = Result<Conn, io::Error>> + Send {
-    futures::stream::unfold((listener, cut), |(listener, cut)| async move {
+    let open = telemetry::meter("trellis-fabric")
+        .i64_up_down_counter("trellis.server.connections")
+        .with_unit("{connection}")
+        .with_description("Connections that clients have open.")
+        .build();
+    futures::stream::unfold((listener, cut, open), |(listener, cut, open)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -40,10 +48,9 @@ pub(super) fn incoming(
                     }
                     // a token for each connection: polling it takes a lock that connections should not share
                     let cancelled = Box::pin(cut.child_token().cancelled_owned());
-                    return Some((
-                        Ok(Conn { stream: Coalesced::new(stream), cut: Cut::Armed(cancelled) }),
-                        (listener, cut),
-                    ));
+                    let stream = Coalesced::new(stream);
+                    let conn = Conn { stream, cut: Cut::Armed(cancelled), _counted: Counted::new(&open) };
+                    return Some((Ok(conn), (listener, cut, open)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, retry_ms = ACCEPT_RETRY.as_millis() as u64, "cannot accept a connection");
@@ -58,6 +65,23 @@ pub(super) fn incoming(
 pub(super) struct Conn {
     stream: Coalesced<TcpStream>,
     cut: Cut,
+    _counted: Counted,
+}
+
+/// Counts a connection until it is dropped.
+struct Counted(UpDownCounter<i64>);
+
+impl Counted {
+    fn new(open: &UpDownCounter<i64>) -> Self {
+        open.add(1, &[]);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.add(-1, &[]);
+    }
 }
 
 enum Cut {

@@ -1,5 +1,5 @@
-//! Wraps each request: it has a place in the gate until HTTP/2 has its last byte, it has a span while traces are exported, and its
-//! panics are caught.
+//! Wraps each request: it has a place in the gate until HTTP/2 has its last byte, it is observed while telemetry is exported,
+//! and its panics are caught.
 //!
 //! A panic in a handler would reset the stream, which looks to the client like a lost connection. Here it becomes `INTERNAL`, and
 //! only the server's log has its message.
@@ -23,8 +23,7 @@ use tower::{Layer, Service};
 
 use crate::{
     gate::{Gate, Guard},
-    rpc::{self, Kind},
-    telemetry,
+    rpc::{self, Kind, Observation},
 };
 
 /// Services that answer until the end and for which the drain does not wait: probes watch health for ever.
@@ -77,11 +76,7 @@ where
         };
         let endless =
             self.shared.endless.iter().any(|endless| endless == path).then(|| self.shared.draining.clone());
-        let span = telemetry::exporting().then(|| {
-            let span = rpc::span(Kind::Server, path, request.headers());
-            telemetry::adopt(&span, telemetry::parent_of(request.headers()));
-            span
-        });
+        let observation = Observation::begin(Kind::Server, request.uri(), request.headers());
         // shares the request's bytes; only the message after a panic needs the path
         let uri = request.uri().clone();
         let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
@@ -97,11 +92,12 @@ where
             };
             Ok(response.map(|inner| Body::new(Guarded { inner, drain, uri, guard: Some(guard) })))
         };
-        match span {
+        match observation {
             None => Box::pin(answer),
-            Some(span) => Box::pin(async move {
-                let observed = tracing::Instrument::instrument(answer, span.clone()).await;
-                observed.map(|response| rpc::observe(response, span))
+            Some(observation) => Box::pin(async move {
+                let span = observation.span().clone();
+                let observed = tracing::Instrument::instrument(answer, span).await;
+                observed.map(|response| rpc::observe(response, Some(observation)))
             }),
         }
     }

@@ -1,10 +1,11 @@
-//! W3C trace context, in and out. While nothing is exported it costs one relaxed load.
+//! W3C trace context, in and out, and spans that belong together although none encloses the other. While nothing is exported it costs
+//! one relaxed load.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
     Context,
     propagation::{Extractor, Injector, TextMapPropagator},
-    trace::TraceContextExt,
+    trace::{SpanContext, TraceContextExt},
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -28,12 +29,35 @@ fn read_context(headers: &HeaderMap) -> Context {
 
 /// The id of the current span's trace: 32 hex digits, or empty while nothing is exported and outside of a span.
 pub fn trace_id() -> String {
-    if !exporting() {
-        return String::new();
+    SpanRef::of_current().map(|link| link.0.trace_id().to_string()).unwrap_or_default()
+}
+
+/// Names a span, for another one that is caused by it or was served by it. Unlike a handle of the span, it does not keep the span open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanRef(SpanContext);
+
+impl SpanRef {
+    /// The span that encloses the caller. `None` while nothing is exported and outside of a span.
+    pub fn of_current() -> Option<Self> {
+        if exporting() { Self::of(&tracing::Span::current()) } else { None }
     }
-    let context = tracing::Span::current().context();
-    let span = context.span().span_context().clone();
-    if span.is_valid() { span.trace_id().to_string() } else { String::new() }
+
+    /// This span; `None` if it is disabled.
+    pub fn of(span: &tracing::Span) -> Option<Self> {
+        let context = span.context();
+        let named = context.span().span_context().clone();
+        named.is_valid().then_some(Self(named))
+    }
+
+    /// Makes `span` a child of the named one. `span` has just been made and has no parent.
+    pub fn adopt(&self, span: &tracing::Span) {
+        adopt(span, Context::new().with_remote_span_context(self.0.clone()));
+    }
+
+    /// Adds to `span` a link to the named one.
+    pub fn add_to(&self, span: &tracing::Span) {
+        span.add_link(self.0.clone());
+    }
 }
 
 /// Makes `span` a child of `parent`, if `parent` has a span.
@@ -42,6 +66,11 @@ pub(crate) fn adopt(span: &tracing::Span, parent: Context) {
         // fails only if no exporter takes this span; then there is nothing to link
         let _ = span.set_parent(parent);
     }
+}
+
+/// Gives a span another name. To record `otel.name` does nothing in a span whose context was asked for.
+pub(crate) fn rename(span: &tracing::Span, name: &'static str) {
+    span.context().span().update_name(name);
 }
 
 pub(crate) fn write_context(span: &tracing::Span, headers: &mut HeaderMap) {

@@ -7,27 +7,38 @@ use std::{
 
 use opentelemetry::{KeyValue, global, metrics};
 use opentelemetry_otlp::{
-    ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig as _,
+    Compression, LogExporter, MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig as _,
+    WithHttpConfig as _, WithTonicConfig as _,
 };
 use opentelemetry_sdk::{
-    Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, trace::SdkTracerProvider,
+    Resource,
+    logs::SdkLoggerProvider,
+    metrics::{Aggregation, Instrument, InstrumentKind, SdkMeterProvider, Stream},
+    trace::SdkTracerProvider,
 };
 use tracing_subscriber::{Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use super::{
     ecs,
     export::{self, Dropped},
-    exporting::set_exporting,
+    exporting::{set_exporting, set_measuring},
     layers::layers,
-    settings::Settings,
+    settings::{Protocol, Settings, Target},
+    transport, usage,
 };
 
 /// Longest time that the end of a process waits for queued telemetry: well inside the drain of a task.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 
-/// Longest time of one export, unless the environment says otherwise. The specification's 10 s would use up [`SHUTDOWN_MAX`] if the
-/// collector is dead.
-const EXPORT_MAX: Duration = Duration::from_secs(2);
+/// Most buckets of an exponential histogram: the specification's default. For durations from 10 us to 1 h a bucket is 19 %
+/// wide.
+const BUCKETS_MAX: u32 = 160;
+
+/// The scale that an exponential histogram begins with, the specification's default. It becomes coarser as values need it.
+const SCALE_MAX: i8 = 20;
+
+/// The meter of this crate's instruments.
+const METER: &str = "trellis-fabric";
 
 /// The one installation of this process; later calls share it.
 static INSTALLED: OnceLock<Arc<Installed>> = OnceLock::new();
@@ -118,6 +129,7 @@ impl Telemetry {
             let _ = done.send(());
         });
         set_exporting(false);
+        set_measuring(false);
         if spawned.is_ok() && tokio::time::timeout(SHUTDOWN_MAX, ended).await.is_err() {
             tracing::warn!(
                 waited_ms = SHUTDOWN_MAX.as_millis() as u64,
@@ -152,6 +164,8 @@ fn install(service_name: &str, instance: &str, settings: &Settings) -> Installed
     if let Some(provider) = &providers.metrics {
         global::set_meter_provider(provider.clone());
         observe_losses(&accounts);
+        usage::observe(&meter(METER));
+        set_measuring(true);
     }
     set_exporting(providers.traces.is_some() && subscribed);
     for complaint in complaints {
@@ -187,69 +201,94 @@ fn resource(
     }
 }
 
+/// Builds an exporter of the given type for a target.
+macro_rules! exporter {
+    ($exporter:ty, $target:expr) => {{
+        let target: &Target = $target;
+        let built = match target.protocol {
+            Protocol::Grpc => transport::channel(target).map(|channel| {
+                let builder = <$exporter>::builder().with_tonic().with_channel(channel);
+                let builder = builder.with_timeout(target.timeout);
+                match target.gzip {
+                    true => builder.with_compression(Compression::Gzip).build(),
+                    false => builder.build(),
+                }
+            }),
+            Protocol::Http => transport::http_client(target).map(|client| {
+                let builder = <$exporter>::builder().with_http().with_http_client(client);
+                let builder = builder.with_protocol(OtlpProtocol::HttpBinary).with_endpoint(target.url());
+                let builder = builder.with_timeout(target.timeout);
+                match target.gzip {
+                    true => builder.with_compression(Compression::Gzip).build(),
+                    false => builder.build(),
+                }
+            }),
+        };
+        built.and_then(|built| built.map_err(|error| error.to_string()))
+    }};
+}
+
 fn export_to(
     settings: &Settings,
     resource: &Resource,
     accounts: &Accounts,
     complaints: &mut Vec<String>,
 ) -> Providers {
-    let mut built = |signal: &str, result: Result<(), ExporterBuildError>| {
-        if let Err(error) = result {
-            complaints.push(format!("not exporting {signal}: {error}"));
-        }
-    };
     let mut providers = Providers::default();
-    if let Some(endpoint) = &settings.traces {
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
-        let exporter = exporter.with_timeout(timeout("TRACES")).build();
-        built(
-            "traces",
-            exporter.map(|exporter| {
+    let mut not = |signal: &str, error: String| complaints.push(format!("not exporting {signal}: {error}"));
+    if let Some(target) = &settings.traces {
+        match exporter!(SpanExporter, target) {
+            Ok(exporter) => {
                 let processor = export::spans(exporter, accounts.spans.clone());
                 let builder = SdkTracerProvider::builder().with_span_processor(processor);
                 providers.traces = Some(builder.with_resource(resource.clone()).build());
-            }),
-        );
+            }
+            Err(error) => not("traces", error),
+        }
     }
-    if let Some(endpoint) = &settings.logs {
-        let exporter = LogExporter::builder().with_tonic().with_endpoint(endpoint);
-        let exporter = exporter.with_timeout(timeout("LOGS")).build();
-        built(
-            "logs",
-            exporter.map(|exporter| {
+    if let Some(target) = &settings.logs {
+        match exporter!(LogExporter, target) {
+            Ok(exporter) => {
                 let processor = export::logs(exporter, accounts.logs.clone());
                 let builder = SdkLoggerProvider::builder().with_log_processor(processor);
                 providers.logs = Some(builder.with_resource(resource.clone()).build());
-            }),
-        );
+            }
+            Err(error) => not("logs", error),
+        }
     }
-    if let Some(endpoint) = &settings.metrics {
-        let exporter = MetricExporter::builder().with_tonic().with_endpoint(endpoint);
-        let exporter = exporter.with_timeout(timeout("METRICS")).build();
-        built(
-            "metrics",
-            exporter.map(|exporter| {
+    if let Some(target) = &settings.metrics {
+        match exporter!(MetricExporter, target) {
+            Ok(exporter) => {
                 let exporter = export::metrics(exporter, accounts.metrics.clone());
-                let builder = SdkMeterProvider::builder().with_periodic_exporter(exporter);
+                let mut builder = SdkMeterProvider::builder().with_periodic_exporter(exporter);
+                if !settings.explicit_buckets {
+                    builder = builder.with_view(exponential);
+                }
                 providers.metrics = Some(builder.with_resource(resource.clone()).build());
-            }),
-        );
+            }
+            Err(error) => not("metrics", error),
+        }
     }
     providers
 }
 
-/// The timeout from the specification's variables, in milliseconds, or [`EXPORT_MAX`].
-fn timeout(signal: &str) -> Duration {
-    let set = |name: &str| std::env::var(name).ok().and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
-    set(&format!("OTEL_EXPORTER_OTLP_{signal}_TIMEOUT"))
-        .or_else(|| set("OTEL_EXPORTER_OTLP_TIMEOUT"))
-        .unwrap_or(EXPORT_MAX)
+/// Exponential buckets for every histogram: nobody has to guess the range of its values.
+fn exponential(instrument: &Instrument) -> Option<Stream> {
+    if instrument.kind() != InstrumentKind::Histogram {
+        return None;
+    }
+    let buckets = Aggregation::Base2ExponentialHistogram {
+        max_size: BUCKETS_MAX,
+        max_scale: SCALE_MAX,
+        record_min_max: true,
+    };
+    Stream::builder().with_aggregation(buckets).build().ok()
 }
 
 fn observe_losses(accounts: &Accounts) {
     let signals = [("spans", &accounts.spans), ("logs", &accounts.logs), ("metrics", &accounts.metrics)];
     let signals = signals.map(|(name, account)| (KeyValue::new("signal", name), account.clone()));
-    meter("trellis-fabric")
+    meter(METER)
         .u64_observable_counter("trellis.telemetry.dropped")
         .with_unit("{item}")
         .with_description("spans, log records and metric exports lost before the collector had them")

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use trellis_proto::DatasetName;
 
-use super::{describe::Describer, fetch::Fetcher, waits::Waits};
+use super::{describe::Describer, fetch::Fetcher, flights::Flights, waits::Waits};
 use crate::{follow::Follower, held::Holdings, shards::Shards};
 
 /// The parts that make an engine, shared by its reads.
@@ -18,6 +18,7 @@ pub(super) struct Core {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) describer: Describer,
     pub(super) waits: Arc<Waits>,
+    pub(super) flights: Arc<Flights>,
     /// Datasets that no shard knew a moment ago, and until when the shards are not asked again.
     pub(super) unknown: Mutex<HashMap<DatasetName, Instant>>,
 }
@@ -33,6 +34,7 @@ impl Core {
             follower,
             describer: Describer::default(),
             waits,
+            flights: Arc::default(),
             unknown: Mutex::default(),
         }
     }

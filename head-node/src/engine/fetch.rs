@@ -26,14 +26,21 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use trellis_fabric::retry::jittered;
+use tracing::{Instrument as _, Span};
+use trellis_fabric::{
+    retry::jittered,
+    telemetry::{self, SpanRef},
+};
 use trellis_proto::{
     Code, Error, Result, TimeRange,
     fetch::{Answer, Awaited, ChunkBatch},
     pb::{self, FetchOrder},
 };
 
-use super::waits::{WaitQueue, Waits};
+use super::{
+    flights::ClaimTrace,
+    waits::{WaitQueue, Waits},
+};
 use crate::{
     held::{
         Claim, ColumnSet, FlightId, Holdings, Part, Payload, Route, RunShape, Series, SeriesEffects, Stamp,
@@ -58,6 +65,8 @@ const LIVE_WAIT: Duration = Duration::from_secs(5);
 const RETRIES: u32 = 2;
 /// Pause before the first retry; it doubles for the next.
 const RETRY_WAIT: Duration = Duration::from_millis(40);
+/// Most reads that the span of one call names. A call of a herd has claims of hundreds.
+const READS_MAX: usize = 16;
 /// Fetch orders, each with a queue of its own at each shard: the claims of one call share one order.
 const ORDERS: usize = 2;
 
@@ -82,9 +91,12 @@ pub(super) struct Work {
     attempt: u32,
     /// It has been sent to another owner once.
     rerouted: bool,
+    /// `None` while no traces are exported.
+    trace: Option<Arc<ClaimTrace>>,
 }
 
 impl Work {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         unit: &Arc<str>,
         order: FetchOrder,
@@ -93,6 +105,7 @@ impl Work {
         series: &Arc<Series>,
         claim: Claim,
         store: bool,
+        trace: Option<Arc<ClaimTrace>>,
     ) -> Self {
         let chunks = (claim.chunks.end - claim.chunks.start) as u64;
         Self {
@@ -109,6 +122,7 @@ impl Work {
             queued: Instant::now(),
             attempt: 0,
             rerouted: false,
+            trace,
         }
     }
 
@@ -389,7 +403,9 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
     let order = batch.works.first().map_or(FetchOrder::NewestFirst, |work| work.order);
     let request = pb::FetchRequest { ranges, order: order.into(), epoch: shard.epoch() };
     let mut failures: Vec<(usize, Range<i64>, Error)> = Vec::new();
-    let ended = stream(fetcher, shard, batch, &asked, request, &mut reservation, &mut failures).await;
+    let span = call_span(shard, &batch.works, request.ranges.len());
+    let call = stream(fetcher, shard, batch, &asked, request, &mut reservation, &mut failures);
+    let ended = call.instrument(span).await;
     drop(reservation);
 
     if let Err(error) = ended {
@@ -410,6 +426,40 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
     }
     batch.works.clear();
     Ok(())
+}
+
+/// The span of one call, below the read of its first claim. It is linked with the reads of its other claims.
+fn call_span(shard: &Shard, works: &[Work], ranges: usize) -> Span {
+    if !telemetry::exporting() {
+        return Span::none();
+    }
+    let queued = works.iter().map(|work| work.queued.elapsed()).max().unwrap_or_default();
+    let span = tracing::info_span!(
+        target: "trellis::read",
+        "fetch",
+        trellis.shard = %shard.id,
+        trellis.claims = works.len(),
+        trellis.ranges = ranges,
+        trellis.queue.duration = queued.as_secs_f64(),
+    );
+    let mut reads: Vec<&SpanRef> = Vec::new();
+    for read in works.iter().filter_map(|work| work.trace.as_ref()?.read.as_ref()) {
+        if reads.len() == READS_MAX || reads.contains(&read) {
+            continue;
+        }
+        match reads.is_empty() {
+            true => read.adopt(&span),
+            false => read.add_to(&span),
+        }
+        reads.push(read);
+    }
+    if let Some(link) = SpanRef::of(&span) {
+        for trace in works.iter().filter_map(|work| work.trace.as_ref()) {
+            // a claim that is fetched again keeps its first call
+            let _ = trace.call.set(link.clone());
+        }
+    }
+    span
 }
 
 /// Makes the call and delivers what comes. Chunks whose failure may pass are added to `failures`.

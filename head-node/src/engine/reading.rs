@@ -15,11 +15,14 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::Span;
+use trellis_fabric::telemetry::SpanRef;
 use trellis_proto::{Code, Error, Result, Symbol, TimeRange, pb::FetchOrder};
 
 use super::{
     core::Core,
     fetch::{Fetcher, Work},
+    flights::CallLink,
 };
 use crate::{
     answer::Source,
@@ -45,6 +48,8 @@ pub(crate) const SYNC_WAIT: Duration = Duration::from_secs(5);
 const CHUNKS_MAX: i64 = 1 << 20;
 /// Series that are planned before other tasks may run.
 const SERIES_PLANNED: usize = 32;
+/// Most calls of other reads that the span of one read is linked with: more tell no more.
+const LINKS_MAX: usize = 16;
 /// Most chunks of a series for which a hit allocates before it looks for them: ten years of days are 57.
 const TAKEN_MIN: usize = 64;
 
@@ -105,6 +110,20 @@ pub(crate) struct ReadCounts {
     pub(crate) watermark: Option<i64>,
     /// Some chunks could not be confirmed as the latest.
     pub(crate) stale: bool,
+    /// The calls that the read's span is linked with: they fetched the chunks that the read joined.
+    linked: Vec<SpanRef>,
+}
+
+impl ReadCounts {
+    /// Links the read's span with the calls of flights that it joined.
+    fn link(&mut self, calls: Vec<CallLink>) {
+        for link in calls.iter().filter_map(|call| call.get()) {
+            if self.linked.len() < LINKS_MAX && !self.linked.contains(link) {
+                link.add_to(&Span::current());
+                self.linked.push(link.clone());
+            }
+        }
+    }
 }
 
 /// A read. It can be dropped at any point, and no other read is disturbed.
@@ -185,6 +204,8 @@ struct Stakes {
     flights: Vec<FlightId>,
     /// Those of `flights` that this read claimed.
     claimed: Vec<FlightId>,
+    /// The calls of the others, while traces are exported.
+    joined: Vec<CallLink>,
 }
 
 impl Drop for Stakes {
@@ -478,13 +499,14 @@ impl Reading {
                         token: self.core.holdings.next_token(),
                         flights: Vec::new(),
                         claimed: Vec::new(),
+                        joined: Vec::new(),
                     },
                     rounds: 0,
                 });
                 let index = planned.routes.len() - 1;
                 let plan = planned.plan(
                     index,
-                    &self.core.holdings,
+                    &self.core,
                     &self.table,
                     &[want.chunks],
                     running.store,
@@ -533,7 +555,7 @@ impl PlannedSeries {
     fn plan(
         &mut self,
         index: usize,
-        holdings: &Holdings,
+        core: &Core,
         table: &Arc<Table>,
         runs: &[Range<i64>],
         store: bool,
@@ -541,6 +563,7 @@ impl PlannedSeries {
         works: &mut Vec<Work>,
     ) -> (u64, u64, u64) {
         let planned = &mut self.routes[index];
+        let Core { holdings, flights, .. } = core;
         let now = holdings.memory.now();
         let mut plan = ClaimPlan::default();
         {
@@ -548,7 +571,11 @@ impl PlannedSeries {
             let standing = planned.route.part.standing();
             for chunks in runs {
                 let want = Want { chunks: chunks.clone(), ..planned.want.clone() };
-                let mut next_flight = || holdings.next_flight();
+                let mut next_flight = || {
+                    let flight = holdings.next_flight();
+                    flights.begin(flight);
+                    flight
+                };
                 state.claims.plan(
                     &want,
                     &standing,
@@ -566,15 +593,20 @@ impl PlannedSeries {
         let hit = plan.taken.len() as u64;
         self.taken.append(&mut plan.taken);
         planned.missing.append(&mut plan.missing);
-        for flight in plan.flights {
-            if !planned.stakes.flights.contains(&flight) {
-                planned.stakes.flights.push(flight);
-            }
-        }
+        let stakes = &mut planned.stakes;
         for claim in plan.claims {
-            planned.stakes.claimed.push(claim.flight);
+            stakes.claimed.push(claim.flight);
             let (part, series) = (&planned.route.part, &self.series);
-            works.push(Work::new(&query.unit, query.order, table, part, series, claim, store));
+            let trace = flights.claimed(claim.flight);
+            works.push(Work::new(&query.unit, query.order, table, part, series, claim, store, trace));
+        }
+        for flight in plan.flights {
+            if !stakes.flights.contains(&flight) {
+                stakes.flights.push(flight);
+                if !stakes.claimed.contains(&flight) {
+                    stakes.joined.extend(flights.call_of(flight));
+                }
+            }
         }
         (hit, plan.joined, plan.claimed)
     }
@@ -624,6 +656,7 @@ impl PlannedSeries {
                     let claimed = std::mem::take(&mut planned.stakes.claimed);
                     let rows: u64 = claimed.iter().map(|flight| claims.rows_received(*flight)).sum();
                     counts.rows_fetched += rows;
+                    counts.link(std::mem::take(&mut planned.stakes.joined));
                 }
                 if !lost.is_empty() {
                     planned.rounds += 1;
@@ -639,7 +672,7 @@ impl PlannedSeries {
             }
             if !lost.is_empty() {
                 // chunks that are hit in this round were counted as claimed or joined before
-                let (_, _, _) = self.plan(index, &core.holdings, table, &lost, store, query, &mut works);
+                let (_, _, _) = self.plan(index, core, table, &lost, store, query, &mut works);
             }
             whole &= self.routes[index].missing.is_empty();
         }

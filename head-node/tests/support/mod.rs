@@ -234,9 +234,14 @@ impl FakeShard {
             Answer::Failures(vec![ChunkFailure { range: index, chunks: range.first..range.end, error }])
         } else {
             let all = state.series.get(&range.symbol).cloned().unwrap_or_default();
-            let of_chunk = |k: i64| all.iter().filter(move |row| spec.chunk.chunk_of(row.0) == k);
-            let chunk_rows = (range.first..range.end).map(|k| of_chunk(k).count() as u32).collect();
-            let rows_of: Vec<Row> = (range.first..range.end).flat_map(|k| of_chunk(k).copied()).collect();
+            let mut by_chunk: BTreeMap<i64, Vec<Row>> = BTreeMap::new();
+            for row in all.iter() {
+                by_chunk.entry(spec.chunk.chunk_of(row.0)).or_default().push(*row);
+            }
+            let of_chunk = |k: i64| by_chunk.get(&k).map_or(&[][..], Vec::as_slice);
+            let chunk_rows = (range.first..range.end).map(|k| of_chunk(k).len() as u32).collect();
+            let rows_of: Vec<Row> =
+                (range.first..range.end).flat_map(|k| of_chunk(k).iter().copied()).collect();
             state.rows_fetched += rows_of.len() as u64;
             let positions: Vec<usize> = range.fields.iter().map(|name| spec.field(name).unwrap().0).collect();
             let seeds: Vec<Option<i64>> = rows_of.iter().map(|row| row.2).collect();

@@ -37,6 +37,7 @@ impl Account {
                 trellis.chunks.hit = Empty,
                 trellis.chunks.joined = Empty,
                 trellis.chunks.fetched = Empty,
+                trellis.queue.duration = Empty,
                 trellis.outcome = Empty,
             )
         } else {
@@ -71,13 +72,17 @@ impl Account {
         let took = self.started.elapsed();
         let Self { answer, span, .. } = self;
         self.head.stats().add(self.dataset.as_deref(), answer, self.outcome, took);
-        self.head.metrics().answered(self.dataset.as_deref(), self.outcome, took);
+        self.head.metrics().answered(self.dataset.as_deref(), answer.source(), self.outcome, took);
         if !span.is_disabled() {
+            if let Some(dataset) = &self.dataset {
+                span.record("trellis.dataset", &*dataset.attributes[0].value.as_str());
+            }
             span.record("trellis.rows", answer.rows);
             span.record("trellis.bytes", answer.bytes);
             span.record("trellis.chunks.hit", answer.chunks_hit);
             span.record("trellis.chunks.joined", answer.chunks_joined);
             span.record("trellis.chunks.fetched", answer.chunks_fetched);
+            span.record("trellis.queue.duration", answer.queued.as_secs_f64());
             span.record("trellis.outcome", self.outcome.name());
         }
     }
