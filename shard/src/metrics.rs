@@ -1,9 +1,12 @@
-//! Every instrument of a shard, in one place.
+//! Every instrument of a shard, in one place. Durations are in seconds, sizes in bytes.
+
+use std::{sync::OnceLock, time::Instant};
 
 use opentelemetry::{
-    global,
-    metrics::{Counter, Histogram, UpDownCounter},
+    KeyValue, global,
+    metrics::{Counter, Histogram, Meter, UpDownCounter},
 };
+use trellis_fabric::telemetry;
 
 /// The instruments. Without an OTLP endpoint each costs a branch.
 #[derive(Debug)]
@@ -15,7 +18,7 @@ pub(crate) struct Metrics {
     /// Rows sent in answer to fetches.
     pub(crate) rows_sent: Counter<u64>,
     /// Time of a fetch from its arrival to its last message.
-    pub(crate) fetch_ms: Histogram<f64>,
+    pub(crate) fetch: Histogram<f64>,
     /// Publishes committed.
     pub(crate) publishes: Counter<u64>,
     /// Commits; publishes / commits is the size of a group.
@@ -23,9 +26,11 @@ pub(crate) struct Metrics {
     /// Commits lost to another writer.
     pub(crate) conflicts: Counter<u64>,
     /// Time to sort, encode and store the rows of one commit.
-    pub(crate) write_ms: Histogram<f64>,
+    pub(crate) write: Histogram<f64>,
     /// Time of a publish from its header to its acknowledgement.
-    pub(crate) publish_ms: Histogram<f64>,
+    pub(crate) publish: Histogram<f64>,
+    /// Time from a commit until every head that watches has applied it.
+    pub(crate) apply: Histogram<f64>,
     /// Watchers connected.
     pub(crate) watchers: UpDownCounter<i64>,
     /// Files merged by compaction.
@@ -34,28 +39,25 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let meter = global::meter("trellis-shard");
-        let counter = |name: &'static str, unit: &'static str, what: &'static str| {
-            meter.u64_counter(name).with_unit(unit).with_description(what).build()
-        };
-        let millis = |name: &'static str, what: &'static str| {
-            meter.f64_histogram(name).with_unit("ms").with_description(what).build()
-        };
+        let meter = global::meter(METER);
+        let counter = |name, unit, what| counter(&meter, name, unit, what);
+        let seconds = |name, what| seconds(&meter, name, what);
         Self {
             fetches: counter("trellis.shard.fetches", "{call}", "fetch calls"),
             ranges: counter("trellis.shard.ranges", "{range}", "ranges of fetch calls"),
             rows_sent: counter("trellis.shard.rows_sent", "{row}", "rows sent in answer to fetches"),
-            fetch_ms: millis("trellis.shard.fetch.duration", "arrival of a fetch to its last message"),
+            fetch: seconds("trellis.shard.fetch.duration", "arrival of a fetch to its last message"),
             publishes: counter("trellis.shard.publishes", "{publish}", "publishes committed"),
             commits: counter("trellis.shard.commits", "{commit}", "commits of rows"),
             conflicts: counter("trellis.shard.conflicts", "{commit}", "commits lost to another writer"),
-            write_ms: millis(
+            write: seconds(
                 "trellis.shard.write.duration",
                 "sorting, encoding and storing the rows of a commit",
             ),
-            publish_ms: millis(
-                "trellis.shard.publish.duration",
-                "header of a publish to its acknowledgement",
+            publish: seconds("trellis.shard.publish.duration", "header of a publish to its acknowledgement"),
+            apply: seconds(
+                "trellis.shard.apply.duration",
+                "commit until every head that watches has applied it",
             ),
             watchers: meter
                 .i64_up_down_counter("trellis.shard.watchers")
@@ -64,5 +66,86 @@ impl Metrics {
                 .build(),
             files_compacted: counter("trellis.shard.files_compacted", "{file}", "files merged by compaction"),
         }
+    }
+}
+
+const METER: &str = "trellis-shard";
+
+fn counter(meter: &Meter, name: &'static str, unit: &'static str, what: &'static str) -> Counter<u64> {
+    meter.u64_counter(name).with_unit(unit).with_description(what).build()
+}
+
+fn seconds(meter: &Meter, name: &'static str, what: &'static str) -> Histogram<f64> {
+    meter.f64_histogram(name).with_unit("s").with_description(what).build()
+}
+
+/// The instruments of the store, below everything that knows a shard.
+struct Store {
+    requests: Histogram<f64>,
+    io: Counter<u64>,
+    files: Counter<u64>,
+    row_groups: Counter<u64>,
+}
+
+/// `None` while no metrics are exported.
+fn store() -> Option<&'static Store> {
+    static STORE: OnceLock<Store> = OnceLock::new();
+    let made = || {
+        let meter = global::meter(METER);
+        Store {
+            requests: seconds(
+                &meter,
+                "trellis.shard.store.request.duration",
+                "requests to the store, by operation",
+            ),
+            io: counter(&meter, "trellis.shard.store.io", "By", "bytes read from and written to the store"),
+            files: counter(
+                &meter,
+                "trellis.shard.files_read",
+                "{file}",
+                "Parquet files read, at least in part",
+            ),
+            row_groups: counter(
+                &meter,
+                "trellis.shard.row_groups_read",
+                "{row_group}",
+                "row groups read, at least in part",
+            ),
+        }
+    };
+    telemetry::measuring().then(|| STORE.get_or_init(made))
+}
+
+/// A request to the store has ended.
+pub(crate) fn store_request(operation: &'static str, started: Instant) {
+    if let Some(store) = store() {
+        let operation = KeyValue::new("trellis.operation", operation);
+        store.requests.record(started.elapsed().as_secs_f64(), &[operation]);
+    }
+}
+
+/// The direction of bytes between a shard and the store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Direction {
+    Read,
+    Write,
+}
+
+/// Bytes came from the store, or went there.
+pub(crate) fn store_io(direction: Direction, bytes: u64) {
+    if let Some(store) = store() {
+        let direction = match direction {
+            Direction::Read => "read",
+            Direction::Write => "write",
+        };
+        store.io.add(bytes, &[KeyValue::new("trellis.direction", direction)]);
+    }
+}
+
+/// A Parquet file has been read.
+pub(crate) fn file_read(row_groups: u64) {
+    if let Some(store) = store() {
+        store.files.add(1, &[]);
+        store.row_groups.add(row_groups, &[]);
     }
 }

@@ -186,7 +186,7 @@ impl Shard {
             }
         }
         self.metrics.rows_sent.add(rows, &[]);
-        self.metrics.fetch_ms.record(started.elapsed().as_secs_f64() * 1e3, &[]);
+        self.metrics.fetch.record(started.elapsed().as_secs_f64(), &[]);
     }
 
     /// Checks one range against its dataset.

@@ -4,7 +4,13 @@
 //! row group has 65,536 rows: that keeps the page index small, and bounds what one read of a column fetches. The positions of rows
 //! come from the file's index, and the page index narrows them by time. So there is no row filter.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use arrow_array::{
     Array, ArrayRef, BooleanArray, NullArray, RecordBatch, StringArray, cast::AsArray, types::Int64Type,
@@ -30,6 +36,7 @@ use parquet::{
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
+use tracing::Span;
 use trellis_proto::{DatasetSpec, Result};
 
 use super::{
@@ -37,7 +44,10 @@ use super::{
     schema::{KNOWN_AT_NS, RETRACTED, SYMBOL, TS_NS, exact_column, exact_schema, to_lake, wire_field},
     store::Folder,
 };
-use crate::error::{corrupt, internal, lost_task, parquet_error, store_error};
+use crate::{
+    error::{corrupt, internal, lost_task, parquet_error, store_error},
+    metrics,
+};
 
 /// Rows of a row group.
 pub(crate) const ROW_GROUP_ROWS: usize = 65_536;
@@ -196,11 +206,23 @@ pub(crate) fn stats_of(index: &FileIndex) -> Value {
     json!({"numRecords": index.rows, "minValues": min, "maxValues": max})
 }
 
+/// What one scan has read.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Files, each as often as it was read.
+    pub(crate) files: AtomicU64,
+    /// Row groups, read at least in part.
+    pub(crate) row_groups: AtomicU64,
+    /// Bytes from the store, without those of footers.
+    pub(crate) bytes: AtomicU64,
+}
+
 #[derive(Clone)]
 struct FileReader {
     store: Arc<dyn ObjectStore>,
     path: Path,
     size: u64,
+    tally: Arc<Tally>,
 }
 
 fn external(error: object_store::Error) -> ParquetError {
@@ -209,6 +231,7 @@ fn external(error: object_store::Error) -> ParquetError {
 
 impl AsyncFileReader for FileReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        self.tally.bytes.fetch_add(range.end - range.start, Relaxed);
         self.store.get_range(&self.path, range).map_err(external).boxed()
     }
 
@@ -216,6 +239,7 @@ impl AsyncFileReader for FileReader {
         &mut self,
         ranges: Vec<Range<u64>>,
     ) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
+        self.tally.bytes.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Relaxed);
         async move { self.store.get_ranges(&self.path, &ranges).await.map_err(external) }.boxed()
     }
 
@@ -351,8 +375,18 @@ impl DataFile {
         columns: &[String],
         ranges: Option<Vec<Range<usize>>>,
     ) -> Result<Vec<RecordBatch>> {
+        self.read_for(columns, ranges, &Arc::default()).await
+    }
+
+    /// As [`Self::read`]. Adds to the `tally` of a scan.
+    pub(crate) async fn read_for(
+        &self,
+        columns: &[String],
+        ranges: Option<Vec<Range<usize>>>,
+        tally: &Arc<Tally>,
+    ) -> Result<Vec<RecordBatch>> {
         let metadata = self.footer().await?.metadata.clone();
-        let reader = self.reader();
+        let reader = self.reader(tally);
         let mut positions = Vec::with_capacity(columns.len());
         let mut lacking = Vec::new();
         for (i, column) in columns.iter().enumerate() {
@@ -368,7 +402,11 @@ impl DataFile {
         if ranges.as_ref().and_then(|r| r.last()).is_some_and(|last| last.end > total) {
             return Err(corrupt(&self.name, format!("it has {total} rows, fewer than its index says")));
         }
-        let handle = tokio::runtime::Handle::current();
+        let groups = row_groups(metadata.metadata(), ranges.as_deref());
+        tally.files.fetch_add(1, Relaxed);
+        tally.row_groups.fetch_add(groups, Relaxed);
+        metrics::file_read(groups);
+        let (handle, span) = (tokio::runtime::Handle::current(), Span::current());
         let decode = move || -> Result<Vec<RecordBatch>, ParquetError> {
             let mask = ProjectionMask::roots(metadata.parquet_schema(), positions.iter().copied());
             let mut builder =
@@ -395,7 +433,7 @@ impl DataFile {
             }
             Ok(batches)
         };
-        tokio::task::spawn_blocking(decode)
+        tokio::task::spawn_blocking(move || span.in_scope(decode))
             .await
             .map_err(|e| lost_task("decoding a file", e))?
             .map_err(|e| parquet_error(&self.name, &e))
@@ -425,14 +463,15 @@ impl DataFile {
         self.read(&columns, None).await?.into_iter().map(exact).collect()
     }
 
-    fn reader(&self) -> FileReader {
-        FileReader { store: self.store.clone(), path: self.path.clone(), size: self.file.size }
+    fn reader(&self, tally: &Arc<Tally>) -> FileReader {
+        let (store, path, tally) = (self.store.clone(), self.path.clone(), tally.clone());
+        FileReader { store, path, size: self.file.size, tally }
     }
 
     async fn footer(&self) -> Result<&Footer> {
         self.footer
             .get_or_try_init(|| async {
-                let mut reader = self.reader();
+                let mut reader = self.reader(&Arc::default());
                 let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
                 let metadata = ArrowReaderMetadata::load_async(&mut reader, options)
                     .await
@@ -442,6 +481,19 @@ impl DataFile {
             })
             .await
     }
+}
+
+/// How many row groups have rows of `ranges`, which are ascending and disjoint; without ranges, all.
+fn row_groups(metadata: &ParquetMetaData, ranges: Option<&[Range<usize>]>) -> u64 {
+    let Some(ranges) = ranges else { return metadata.num_row_groups() as u64 };
+    let mut end = 0;
+    let groups = metadata.row_groups().iter().filter(|group| {
+        let start = end;
+        end += group.num_rows().unsigned_abs() as usize;
+        let next = ranges.partition_point(|range| range.end <= start);
+        ranges.get(next).is_some_and(|range| range.start < end)
+    });
+    groups.count() as u64
 }
 
 /// Puts in columns of nulls at their positions, which ascend.

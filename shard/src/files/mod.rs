@@ -3,6 +3,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `store` | a local folder or S3, and when a write is on the disk |
+//! | `metered` | the store as telemetry sees it |
 //! | `schema` | the columns of a dataset in the lake, and the table properties that say what a dataset is |
 //! | `file` | one Parquet file: written, opened, read |
 //! | `index` | which rows of a file belong to which symbol |
@@ -10,6 +11,7 @@
 
 mod file;
 mod index;
+mod metered;
 mod rows;
 mod schema;
 mod store;
@@ -17,7 +19,7 @@ mod store;
 #[cfg(test)]
 pub(crate) use self::store::DurableLocal;
 pub(crate) use self::{
-    file::{DataFile, FILE_ROWS_MAX, FileRef, WrittenFile, retractions, stats_of, write_file},
+    file::{DataFile, FILE_ROWS_MAX, FileRef, Tally, WrittenFile, retractions, stats_of, write_file},
     index::FileIndex,
     rows::{join_exact, read_all, sort_by_key, sort_order},
     schema::{

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use trellis_proto::{Code, DatasetName};
 use url::Url;
 
+use super::metered::Metered;
 use crate::error::store_error;
 
 /// The suffix of a file while it is written.
@@ -88,7 +89,7 @@ impl Lake {
         let prefix = Path::from_url_path(url.path()).map_err(|e| {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {e}"))
         })?;
-        Ok(Self { root, url, prefix, calls: TaskTracker::new() })
+        Ok(Self { root: Arc::new(Metered::new(root)), url, prefix, calls: TaskTracker::new() })
     }
 
     /// The folder of one dataset, whether or not it is there.

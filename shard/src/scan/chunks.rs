@@ -15,9 +15,11 @@
 //! Rejected: one stream per file, merged on the fly. It bounds memory better. But a range has rows in all files, so every range
 //! would wait for the slowest stream, and files would be decoded at the client's pace.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tokio::sync::mpsc;
+use tracing::{Instrument as _, Span, field::Empty};
+use trellis_fabric::telemetry;
 use trellis_proto::{Result, pb};
 
 use super::{
@@ -25,7 +27,7 @@ use super::{
     plan::{RangeRequest, plan},
     read::read_wave,
 };
-use crate::{error::lost_task, table::Snapshot};
+use crate::{error::lost_task, files::Tally, table::Snapshot};
 
 /// Answers every range from one snapshot, and returns how many rows it sent. Stops when nobody receives the answers any more.
 ///
@@ -37,10 +39,52 @@ pub(crate) async fn read_chunks(
     seq: u64,
     out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
 ) -> u64 {
+    if !telemetry::exporting() {
+        return read_waves(snapshot, requests, order, seq, out, &Arc::default()).await;
+    }
+    let span = tracing::info_span!(
+        target: "trellis::scan",
+        "scan",
+        trellis.dataset = %snapshot.spec.dataset,
+        trellis.ranges = requests.len(),
+        trellis.files = Empty,
+        trellis.row_groups = Empty,
+        trellis.bytes = Empty,
+        trellis.rows = Empty,
+    );
+    let scanned = Scanned { tally: Arc::default(), span };
+    let rows = read_waves(snapshot, requests, order, seq, out, &scanned.tally);
+    let rows = rows.instrument(scanned.span.clone()).await;
+    scanned.span.record("trellis.rows", rows);
+    rows
+}
+
+/// What a scan has read goes to its span, also if nobody waits for its end.
+struct Scanned {
+    tally: Arc<Tally>,
+    span: Span,
+}
+
+impl Drop for Scanned {
+    fn drop(&mut self) {
+        self.span.record("trellis.files", self.tally.files.load(Relaxed));
+        self.span.record("trellis.row_groups", self.tally.row_groups.load(Relaxed));
+        self.span.record("trellis.bytes", self.tally.bytes.load(Relaxed));
+    }
+}
+
+async fn read_waves(
+    snapshot: Arc<Snapshot>,
+    requests: Vec<RangeRequest>,
+    order: pb::FetchOrder,
+    seq: u64,
+    out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
+    tally: &Arc<Tally>,
+) -> u64 {
     let mut rows = 0;
     let requests: Arc<[RangeRequest]> = requests.into();
     for wave in plan(&snapshot, &requests, order) {
-        let decoded = read_wave(&snapshot, &requests, &wave).await;
+        let decoded = read_wave(&snapshot, &requests, &wave, tally).await;
         let replies = {
             let (snapshot, requests) = (snapshot.clone(), requests.clone());
             tokio::task::spawn_blocking(move || cut_wave(&snapshot, &requests, &wave, decoded, order, seq))

@@ -10,7 +10,9 @@ use trellis_proto::{Code, DatasetSpec, Error, Result};
 use super::plan::{Piece, RangeRequest};
 use crate::{
     error::internal,
-    files::{DataFile, KNOWN_AT_NS, RETRACTED, TS_NS, exact_column, retractions, wire_field, wire_time},
+    files::{
+        DataFile, KNOWN_AT_NS, RETRACTED, TS_NS, Tally, exact_column, retractions, wire_field, wire_time,
+    },
     table::Snapshot,
 };
 
@@ -33,6 +35,7 @@ pub(super) async fn read_wave(
     snapshot: &Arc<Snapshot>,
     requests: &[RangeRequest],
     wave: &[Piece],
+    tally: &Arc<Tally>,
 ) -> Decoded {
     let chunk = snapshot.spec.chunk;
     let mut decoded: Decoded = wave.iter().map(|_| Ok(Vec::new())).collect();
@@ -67,7 +70,7 @@ pub(super) async fn read_wave(
         .map(|(file, targets)| {
             let (snapshot, times) = (snapshot.clone(), &times);
             async move {
-                let rows = read_file(&snapshot.spec, &file, requests, wave, times, &targets).await;
+                let rows = read_file(&snapshot.spec, &file, requests, wave, times, &targets, tally).await;
                 (targets, rows)
             }
         })
@@ -98,6 +101,7 @@ async fn read_file(
     wave: &[Piece],
     times: &[(i64, i64)],
     targets: &[(usize, Range<u32>)],
+    tally: &Arc<Tally>,
 ) -> Result<Vec<(usize, FileRows)>> {
     let mut narrowed: Vec<(usize, Range<u32>)> = Vec::with_capacity(targets.len());
     for (i, rows) in targets {
@@ -121,7 +125,7 @@ async fn read_file(
     columns.extend(retracts.then(|| RETRACTED.to_owned()));
     columns.extend(fields.iter().map(|&f| exact_column(&spec.fields[f])));
     let ranges = union(narrowed.iter().map(|(_, rows)| rows.start as usize..rows.end as usize).collect());
-    let mut batches = file.read(&columns, Some(ranges.clone())).await?;
+    let mut batches = file.read_for(&columns, Some(ranges.clone()), tally).await?;
     if let Some(learnt) = learnt {
         batches = batches.iter().map(|rows| with_known_at(rows, learnt)).collect::<Result<_>>()?;
     }

@@ -176,7 +176,7 @@ impl Writer {
                 }
             }
         }
-        self.metrics.write_ms.record(started.elapsed().as_secs_f64() * 1e3, &[]);
+        self.metrics.write.record(started.elapsed().as_secs_f64(), &[]);
         Ok(files)
     }
 

@@ -1,7 +1,10 @@
 //! The writer of one dataset: it looks at the newest version and commits the next one. Other files of this room add the kinds of
 //! commits.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
 use trellis_proto::{Code, DatasetSpec, Result};
@@ -78,9 +81,10 @@ impl Writer {
     /// Answers once every connected watcher has applied all commits so far. The next commit does not wait for the watchers.
     pub(super) fn reply_when_applied<T: Send + 'static>(&self, replies: Vec<(oneshot::Sender<T>, T)>) {
         let (watch, patience) = (self.table.context.watch.clone(), self.apply_wait);
-        let seq = watch.seq();
+        let (seq, metrics, committed) = (watch.seq(), self.metrics.clone(), Instant::now());
         tokio::spawn(async move {
             watch.wait_applied(seq, patience).await;
+            metrics.apply.record(committed.elapsed().as_secs_f64(), &[]);
             for (reply, answer) in replies {
                 let _ = reply.send(answer);
             }
