@@ -9,6 +9,7 @@
 //! | [`client`] | reads, publishes and questions, over every head that discovery finds |
 //! | [`unit`] | a unit as it is declared: manifest, calendar, schedule, inputs, output; pure |
 //! | [`child`] | the Python process: start, limits, every way to end, the protocol |
+//! | [`metrics`] | every instrument of a run |
 //! | [`run`] | one session: read, compute, check, publish, record; the lease; the unit's status |
 //! | [`config`], [`service`] | the process `qcu` |
 //!
@@ -17,6 +18,7 @@
 pub mod child;
 pub mod client;
 pub mod config;
+pub mod metrics;
 pub mod run;
 pub mod service;
 pub mod unit;

@@ -1,6 +1,6 @@
 //! A run in this process. It uses the pieces of `qcu`: plan and read the inputs, check the output, publish it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use pyo3::{prelude::*, types::PyDict};
@@ -8,6 +8,7 @@ use tracing::{Instrument, Span, info_span};
 use trellis_fabric::{clock::now_ns, telemetry};
 use trellis_proto::{DatasetName, pb, runs};
 use trellis_qcu::{
+    metrics::{self, Step},
     run::{self, Prefetched as Inner, attempt_id, beside, new_instance},
     unit::{Manifest, parse_session, plan, validate_output},
 };
@@ -25,6 +26,8 @@ use crate::{
 pub(crate) struct Prefetched {
     inner: Inner,
     started_ns: i64,
+    /// When its run began.
+    began: Instant,
     // one trace for the reads and the publish, whatever the interpreter does in between
     span: Span,
 }
@@ -92,10 +95,12 @@ pub(crate) fn prefetch(
     let started_ns = now_ns();
     let client = client.inner(py)?;
     let span = info_span!("run", unit = %manifest.unit, %session);
-    let mut inner =
-        wait(py, run::prefetch(client, &manifest, session, "", as_of_ns).instrument(span.clone()))?;
+    let began = Instant::now();
+    let read = wait(py, run::prefetch(client, &manifest, session, "", as_of_ns).instrument(span.clone()));
+    metrics::step_ended(Step::Read, began.elapsed());
+    let mut inner = read?;
     inner.run_id = format!("{}-{}", inner.run_id, attempt_id());
-    Ok(Prefetched { inner, started_ns, span })
+    Ok(Prefetched { inner, started_ns, began, span })
 }
 
 /// Publishes checked rows as the unit's output for the session, under a lease of the publish's own, and records the run.
@@ -117,8 +122,12 @@ pub(crate) fn publish_run<'py>(
         let client = client.in_name_of(&manifest.unit)?;
         publish(&client, &manifest, session, prefetched, rows, take_over).await
     };
-    let ack = wait(py, published.instrument(prefetched.span.clone()))?;
-    dict::ack(py, &ack)
+    let began = Instant::now();
+    let published = wait(py, published.instrument(prefetched.span.clone()));
+    metrics::step_ended(Step::Publish, began.elapsed());
+    let outcome = if published.is_ok() { pb::RunOutcome::Succeeded } else { pb::RunOutcome::Failed };
+    metrics::attempt_ended(outcome, prefetched.began.elapsed());
+    dict::ack(py, &published?)
 }
 
 /// Records that a run has failed before its publish.
@@ -138,6 +147,9 @@ pub(crate) fn record_failed(
         error: error.to_owned(),
         ..record(&manifest, session, prefetched)
     };
+    if let Some(prefetched) = prefetched {
+        metrics::attempt_ended(pb::RunOutcome::Failed, prefetched.began.elapsed());
+    }
     wait(py, async { client.record_runs(vec![record]).await.map(|_| ()) })
 }
 

@@ -39,6 +39,12 @@ impl Logs {
         *self.state.lock() = State { span, ..State::default() };
     }
 
+    /// The run is over: lines that still come belong to no span. A span that is held here would end with the next run, perhaps a day
+    /// later.
+    pub(super) fn leave(&self) {
+        self.state.lock().span = Span::none();
+    }
+
     /// Lines of the run that did not become records.
     pub(super) fn dropped(&self) -> u64 {
         self.state.lock().lines.saturating_sub(LINES_MAX)

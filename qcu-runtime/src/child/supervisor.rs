@@ -94,7 +94,10 @@ impl Child {
         self.logs.begin(span);
         let before = self.process.usage();
         match self.ask(request, &[], limits, |_| {}).await {
-            Ok((Done::Loaded, _)) => Ok(self),
+            Ok((Done::Loaded, _)) => {
+                self.logs.leave();
+                Ok(self)
+            }
             Ok((done, _)) => {
                 let violation = format!("answered {done:?} to load");
                 Err(Box::new(self.finish(Outcome::Protocol { violation }, before).await.0))
@@ -198,6 +201,8 @@ impl Child {
     async fn finish(mut self, outcome: Outcome, before: Usage) -> (Finished, Option<Self>) {
         let usable = matches!(outcome, Outcome::Returned(_) | Outcome::Raised(_)) && !self.process.is_over();
         let after = if usable {
+            // the child has flushed its last lines before it replied: their readers run now
+            tokio::task::yield_now().await;
             self.process.usage()
         } else {
             self.process.end().await;
@@ -213,6 +218,7 @@ impl Child {
         };
         let finished =
             Finished { outcome, usage, tail: self.logs.tail(), lines_dropped: self.logs.dropped() };
+        self.logs.leave();
         (finished, usable.then_some(self))
     }
 }

@@ -38,6 +38,7 @@ use crate::{
         Returned, Usage, receipt_json, write_table,
     },
     client::Client,
+    metrics::{self, Step},
     unit::{Manifest, validate_output},
 };
 
@@ -153,7 +154,7 @@ impl Runner {
                 outcome = field::Empty
             );
             let mut attempt = Attempt { number: attempts, started_ns: now_ns(), ..Attempt::default() };
-            let (progress, newest) = watch::channel(None);
+            let (started, (progress, newest)) = (Instant::now(), watch::channel(None));
             let result = {
                 let work =
                     self.attempt(session, partition, lease, &mut attempt, progress).instrument(span.clone());
@@ -167,6 +168,8 @@ impl Runner {
                 Err(failure) => (failure.outcome, Some(failure.error.clone())),
             };
             span.record("outcome", runs::outcome_name(outcome));
+            metrics::attempt_ended(outcome, started.elapsed());
+            metrics::used(attempt.usage.user_us, attempt.usage.system_us, attempt.usage.rss_max_bytes);
             if attempt.ack.as_ref().is_some_and(|ack| ack.recorded) {
                 self.ledger.catch_up().instrument(span.clone()).await;
             } else {
@@ -273,8 +276,15 @@ impl Runner {
         attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
 
         let kept = self.child.take();
-        let reading = prefetch(&self.client, &manifest, session, partition, None);
-        let (read, child) = tokio::join!(reading, ready_child(&self.unit, kept));
+        let reading = async {
+            let began = Instant::now();
+            let read = prefetch(&self.client, &manifest, session, partition, None).await;
+            metrics::step_ended(Step::Read, began.elapsed());
+            read
+        };
+        let reading = reading.instrument(info_span!("read inputs"));
+        let starting = ready_child(&self.unit, kept).instrument(info_span!("start child"));
+        let (read, child) = tokio::join!(reading, starting);
         let mut read = read.map_err(Failure::of)?;
         if !self.unit.deployment.is_empty() {
             read.run_id = format!("{}-{}", read.run_id, self.unit.deployment);
@@ -285,8 +295,11 @@ impl Runner {
 
         let finished = match child {
             Ok(child) => {
-                let (finished, kept) =
-                    self.compute(child, session, partition, &read, progress).await.map_err(Failure::of)?;
+                let began = Instant::now();
+                let computing = self.compute(child, session, partition, &read, progress);
+                let computed = computing.instrument(info_span!("compute")).await;
+                metrics::step_ended(Step::Compute, began.elapsed());
+                let (finished, kept) = computed.map_err(Failure::of)?;
                 // memory that a strategy keeps counts against its next run, so such a child is not used again
                 let limit = manifest.memory.0 / KEPT_MEMORY_SHARE;
                 self.child = kept.filter(|child| child.anonymous_bytes() <= limit);
@@ -308,8 +321,11 @@ impl Runner {
         let rows = validated(&manifest, &self.spec, session, returned).await.map_err(Failure::of)?;
 
         attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
+        let began = Instant::now();
         let ack = publish(&self.client, &manifest, session, partition, &read, attempt, lease.claim(), rows);
-        match ack.await {
+        let ack = ack.instrument(info_span!("publish")).await;
+        metrics::step_ended(Step::Publish, began.elapsed());
+        match ack {
             Ok(ack) => attempt.ack = Some(ack),
             Err(error) => {
                 attempt.started_ns = beside(attempt.started_ns);
