@@ -2,10 +2,15 @@
 //! send it to an OTLP collector endpoint.
 #![allow(clippy::unwrap_used)] // a test may panic
 
-use std::{collections::BTreeSet, path::Path, process::Stdio, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use serde_json::json;
-use trellis_fabric::testing::{OtlpReceiver, Received};
+use trellis_fabric::testing::{Attributes, OtlpReceiver, Received, ReceivedSpan};
 use trellis_proto::{Code, time::parse_time};
 use trellis_tests::{
     grid::{import, spec},
@@ -34,13 +39,44 @@ fn bundle(folder: &Path) {
     std::fs::write(folder.join("unit.json"), unit.to_string()).unwrap();
 }
 
-/// The services that a trace went through, if one went through all of them.
-fn whole_trace(received: &Received) -> Option<BTreeSet<String>> {
-    let service = |span: &trellis_fabric::testing::ReceivedSpan| span.resource["service.name"].clone();
-    let runs =
-        received.spans.iter().filter(|span| service(span) == "trellis-qcu" && span.parent_span_id.is_empty());
-    runs.map(|run| received.trace(&run.trace_id).into_iter().map(service).collect::<BTreeSet<_>>())
-        .find(|services| services.len() == 3)
+/// The way of a read from a strategy's run to the store: service and name of each span, from the outside to the inside.
+const WAY: [(&str, &str); 9] = [
+    ("trellis-qcu", "run"),
+    ("trellis-qcu", "read inputs"),
+    ("trellis-qcu", "arrow.flight.protocol.FlightService/DoGet"),
+    ("trellis-head", "arrow.flight.protocol.FlightService/DoGet"),
+    ("trellis-head", "read"),
+    ("trellis-head", "fetch"),
+    ("trellis-head", "trellis.v1.Shard/Fetch"),
+    ("trellis-shard", "trellis.v1.Shard/Fetch"),
+    ("trellis-shard", "scan"),
+];
+
+/// The spans of [`WAY`] and a request to the store below them, when all have come.
+fn way(received: &Received) -> Option<Vec<ReceivedSpan>> {
+    let is = |span: &ReceivedSpan, service: &str, name: &str| {
+        span.resource["service.name"] == service && span.name == name
+    };
+    let (service, name) = WAY[0];
+    let mut way: Vec<Vec<&ReceivedSpan>> = received
+        .spans
+        .iter()
+        .filter(|span| is(span, service, name) && span.parent_span_id.is_empty())
+        .map(|span| vec![span])
+        .collect();
+    for (service, name) in WAY[1..].iter().copied().chain([("trellis-shard", "get")]) {
+        let children = way.iter().flat_map(|above| {
+            let below = received.spans.iter().filter(|span| {
+                is(span, service, name)
+                    && above.last().is_some_and(|parent| {
+                        parent.span_id == span.parent_span_id && parent.trace_id == span.trace_id
+                    })
+            });
+            below.map(|span| [&above[..], &[span]].concat())
+        });
+        way = children.collect();
+    }
+    way.first().map(|way| way.iter().map(|span| (*span).clone()).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -78,11 +114,26 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
     let out = tokio::time::timeout(PATIENCE, qcu).await.unwrap().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 
-    let services = match receiver.until(PATIENCE, whole_trace).await {
-        Ok(services) => services,
-        Err(received) => panic!("no trace has all three services: {:#?}", received.spans),
-    };
-    assert_eq!(services, ["trellis-head", "trellis-qcu", "trellis-shard"].map(String::from).into());
+    let way = receiver.until(PATIENCE, way).await.unwrap_or_else(|received| {
+        let seen = received
+            .spans
+            .iter()
+            .map(|s| (&s.resource["service.name"], &s.name, &s.span_id, &s.parent_span_id));
+        panic!("no trace goes from the run to the store: {:#?}", seen.collect::<Vec<_>>())
+    });
+    let [.., read, fetch, _, _, scan, get] = &way[..] else { panic!("{way:?}") };
+    let text = |span: &ReceivedSpan, attribute: &str| span.attributes[attribute].clone();
+    for (attribute, value) in
+        [("trellis.rows", "1"), ("trellis.chunks.fetched", "1"), ("trellis.outcome", "served")]
+    {
+        assert_eq!(text(read, attribute), value, "{attribute}");
+    }
+    assert_eq!((text(fetch, "trellis.shard"), text(fetch, "trellis.claims")), ("shard-0".into(), "1".into()));
+    for (attribute, value) in [("trellis.files", "1"), ("trellis.row_groups", "1"), ("trellis.rows", "1")] {
+        assert_eq!(text(scan, attribute), value, "{attribute}");
+    }
+    assert!(text(scan, "trellis.bytes").parse::<u64>().unwrap() > 0);
+    assert!(text(get, "trellis.path").contains("equities.daily/part-"), "{get:?}");
 
     let starts =
         ["head-node head-0 starts: version ", "shard shard-0 starts: version ", "qcu echo starts: version "];
@@ -96,6 +147,104 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
         [format!("address {}", head_addr), static_url(&[shard.addr()]), "memory ".into(), receiver.endpoint()]
     {
         assert!(head.body.contains(&part), "{part} is not in: {}", head.body);
+    }
+}
+
+/// A real OpenTelemetry Collector that passes everything on to `receiver`. It ends when dropped.
+struct Collector {
+    process: std::process::Child,
+    grpc: String,
+    http: String,
+}
+
+impl Collector {
+    /// `None`, and a line that says so, without the variable `OTELCOL`: the path of a collector with the receiver `otlp` and the
+    /// exporter `otlp_http`.
+    fn start(receiver: &OtlpReceiver, folder: &Path) -> Option<Self> {
+        let Some(binary) = std::env::var_os("OTELCOL") else {
+            println!("skipped: OTELCOL does not name an OpenTelemetry Collector");
+            return None;
+        };
+        let [grpc, http] = [(), ()].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [grpc, http] = [grpc, http].map(|port| port.local_addr().unwrap().to_string());
+        let pipeline = json!({"receivers": ["otlp"], "exporters": ["otlp_http"]});
+        let config = json!({
+            "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": &grpc}, "http": {"endpoint": &http}}}},
+            "exporters": {"otlp_http": {"endpoint": receiver.endpoint()}},
+            "service": {
+                "telemetry": {"metrics": {"level": "none"}},
+                "pipelines": {"traces": &pipeline, "metrics": &pipeline, "logs": &pipeline},
+            },
+        });
+        let file = folder.join("collector.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let mut process = std::process::Command::new(binary)
+            .arg(format!("--config={}", file.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut told = Vec::new();
+        while !told.last().is_some_and(|line: &String| line.contains("Everything is ready")) {
+            told.push(lines.next().unwrap_or_else(|| panic!("the collector ended: {told:#?}")));
+        }
+        // it must not block on a full pipe
+        std::thread::spawn(move || lines.for_each(drop));
+        Some(Self { process, grpc: format!("http://{grpc}"), http: format!("http://{http}") })
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        // both fail only if it has already ended
+        let _ = (self.process.kill(), self.process.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_collector_takes_traces_metrics_and_logs_by_grpc_and_by_http() {
+    let receiver = OtlpReceiver::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(collector) = Collector::start(&receiver, folder.path()) else { return };
+    let lake = folder.path().join("lake");
+    std::fs::create_dir(&lake).unwrap();
+    let mut shard = Node::shard(&lake, 0, 1, folder.path()).unwrap();
+    shard.set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.grpc);
+    let mut head = Node::head(0, &[shard.addr()], folder.path()).unwrap();
+    head.set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.http);
+    head.set("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+    for node in [&mut shard, &mut head] {
+        node.set("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
+        node.start().unwrap();
+    }
+    let client = client(&[head.addr()], "loader", PATIENCE).await.unwrap();
+    let row = Row {
+        symbol: "AMZN".into(),
+        ts: parse_time(SESSION).unwrap(),
+        known_at: 0,
+        values: vec![Some(768.5)],
+    };
+    import(&client, &spec("equities.daily", &["close"]), &[row], None, "prices").await.unwrap();
+    // what is still queued is pushed at the end
+    for node in [&mut head, &mut shard] {
+        assert!(node.stop().unwrap().success());
+        assert!(!node.log().unwrap().contains("telemetry was lost"), "{}", node.log().unwrap());
+    }
+
+    for service in ["trellis-shard", "trellis-head"] {
+        let arrived = receiver.until(PATIENCE, |received| {
+            let of = |resource: &Attributes| resource["service.name"] == service;
+            let durations = received.metrics.iter().any(|metric| {
+                of(&metric.resource)
+                    && metric.name == "rpc.server.call.duration"
+                    && metric.count(&[("rpc.response.status_code", "OK")]) > 0
+            });
+            let logged = received.logs.iter().any(|log| of(&log.resource));
+            (durations && logged && received.spans.iter().any(|span| of(&span.resource))).then_some(())
+        });
+        arrived.await.unwrap_or_else(|received| panic!("not all of {service} arrived: {received:#?}"));
     }
 }
 
