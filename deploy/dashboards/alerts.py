@@ -38,6 +38,7 @@ class Alert:
 
 BY_INSTANCE = (n.INSTANCE,)
 AT_FAULT = p.unequal(n.ERROR, "")
+LOSES_LEASE = f'{n.METHOD}=~"{n.UNIT_PUBLISH}|{n.UNIT_RENEW}"'
 
 
 def five(metric: n.Metric | str, *conditions: str, by: tuple[str, ...] = BY_INSTANCE) -> str:
@@ -73,6 +74,7 @@ UNIT = {n.SERVICE: n.QCU, n.INSTANCE: "mom"}
 COLLECTOR = {n.SERVICE: "trellis-collector", n.INSTANCE: "c"}
 ZIPKIN = COLLECTOR | {n.EXPORTER: "zipkin"}
 OK = {n.STATUS: "OK"}
+RENEW = {n.METHOD: n.UNIT_RENEW}
 FAILED, DONE = {n.OUTCOME: "failed"}, {n.OUTCOME: n.SUCCEEDED}
 
 
@@ -239,11 +241,12 @@ PUBLISHING = [
         "UnitFenced",
         PAGE,
         "0m",
-        p.grown("15m", CLIENT, p.UNITS, p.equal(n.STATUS, n.FENCED), by=BY_INSTANCE) + " > 0",
+        # a new process of a unit is refused the lease until the old one has given it back: that is no fence
+        p.grown("15m", CLIENT, p.UNITS, LOSES_LEASE, p.equal(n.STATUS, n.FENCED), by=BY_INSTANCE) + " > 0",
         "Another publisher has fenced unit {{ $labels.service_instance_id }}",
         {n.INSTANCE: "mom"},
-        [series(CLIENT, "_x55 1x35", UNIT, {n.STATUS: n.FENCED})],
-        [series(CLIENT, "1x90", UNIT, {n.STATUS: n.FENCED})],
+        [series(CLIENT, "_x55 1x35", UNIT, RENEW, {n.STATUS: n.FENCED})],
+        [series(CLIENT, "1x90", UNIT, RENEW, {n.STATUS: n.FENCED})],
     ),
     Alert(
         "PublishSlow",

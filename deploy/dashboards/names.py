@@ -155,6 +155,8 @@ SUCCEEDED = "succeeded"
 HEAD, SHARD, QCU = "trellis-head", "trellis-shard", "trellis-qcu"
 
 # methods
+PUBLISH = "trellis.v1.Shard/Publish"
+UNIT_RENEW = "trellis.v1.Head/RenewLease"
 UNIT_PUBLISH = "arrow.flight.protocol.FlightService/DoPut"
 UNIT_READ = "arrow.flight.protocol.FlightService/DoGet"
 # the status of a call that another publisher's lease fences

@@ -363,10 +363,17 @@ units = [
     ),
     failed_runs,
     panel(
-        "Publishes that were fenced",
+        "Publishes that were refused",
         "ops",
-        "Calls that shards refused per second, because another publisher holds the lease.",
-        rates(n.SERVER_CALLS.count, equal(n.STATUS, n.FENCED), equal(n.SERVICE, n.SHARD), by=(n.METHOD,)),
+        "Per second, by shards. FAILED_PRECONDITION: another publisher has fenced this one. "
+        "PERMISSION_DENIED: the dataset is the output of another unit.",
+        rates(
+            n.SERVER_CALLS.count,
+            equal(n.SERVICE, n.SHARD),
+            equal(n.METHOD, n.PUBLISH),
+            unequal(n.STATUS, "OK"),
+            by=(n.STATUS,),
+        ),
     ),
 ]
 
