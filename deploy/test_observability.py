@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import gzip
 import http.server
 import json
@@ -219,12 +220,20 @@ def open_metrics(victoria: str, start: float, end: float) -> str:
     return "\n".join([*lines, "# EOF", ""])
 
 
-@pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[Any]]]:
-    """Runs a grid whose metrics go through the collector and VictoriaMetrics into a Prometheus.
+@dataclasses.dataclass
+class Observed:
+    """What a grid's metrics show."""
 
-    Gives a function that asks this Prometheus.
-    """
+    ask: Callable[[str], list[Any]]  # on Prometheus
+    on_page: dict[str, list[Any]]  # by VictoriaMetrics' expression
+
+
+ALL = [expr for dashboard in panels.DASHBOARDS for expr in make.expressions(dashboard)]
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    """Runs a grid whose metrics go through the collector and VictoriaMetrics into a Prometheus."""
     folder = tmp_path_factory.mktemp("observed")
     port = free_port()
     victoria = f"http://127.0.0.1:{port}"
@@ -232,6 +241,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         f"-storageDataPath={folder / 'victoria'}",
         f"-httpListenAddr=127.0.0.1:{port}",
         "-opentelemetry.usePrometheusNaming",
+        # by default it hides the newest half minute
+        "-search.latencyOffset=1s",
         f"-vmui.customDashboardsPath={DEPLOY / 'dashboards/vmui'}",
     ]
     start = time.time() - 5
@@ -262,6 +273,12 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             until("the collector's own metrics", lambda: get(query)["data"]["result"])
             alive(f"{victoria}/internal/force_flush")
         end = time.time()
+        on_page = {}
+        for expr in map(make.in_vmui, ALL):
+            # a step of a minute may have none in the short life of this grid
+            asked = expr.replace(":1m]", ":1s]")
+            query = urllib.parse.urlencode({"query": asked, "start": start, "end": end, "step": "5s"})
+            on_page[expr] = get(f"{victoria}/api/v1/query_range?{query}")["data"]["result"]
         text = folder / "metrics.txt"
         text.write_text(open_metrics(victoria, start, end))
     data = folder / "prometheus"
@@ -295,7 +312,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
                 found += get(f"http://127.0.0.1:{port}/api/v1/query?{query}")["data"]["result"]
             return found
 
-        yield ask
+        yield Observed(ask, on_page)
 
 
 EXPRESSIONS = [
@@ -308,19 +325,20 @@ EXPRESSIONS = [
 
 
 @pytest.mark.parametrize("expr", EXPRESSIONS)
-def test_every_panel_shows_something(observed: Callable[[str], list[Any]], expr: str) -> None:
-    found = observed(expr.replace(panels.WINDOW, "[5m]").replace(panels.CHOSEN, ".+"))
+def test_every_panel_shows_something(observed: Observed, expr: str) -> None:
+    found = observed.ask(expr.replace(panels.WINDOW, "[5m]").replace(panels.CHOSEN, ".+"))
     values = [float(series["value"][1]) for series in found]
-    assert [value for value in values if not math.isnan(value)], f"no value: {expr}"
+    assert [value for value in values if not math.isnan(value)], f"no value in Prometheus: {expr}"
+    assert observed.on_page[make.in_vmui(expr)], f"no value in VictoriaMetrics: {expr}"
 
 
 @pytest.mark.parametrize(
     "alert", [alert for group in alerts.ALERTS.values() for alert in group], ids=lambda alert: alert.name
 )
 def test_every_alert_is_an_expression_that_prometheus_evaluates(
-    observed: Callable[[str], list[Any]], alert: alerts.Alert
+    observed: Observed, alert: alerts.Alert
 ) -> None:
-    observed(alert.expr)
+    observed.ask(alert.expr)
 
 
 # --- production: a gateway and a sampler before a vendor

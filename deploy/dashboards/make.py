@@ -99,7 +99,7 @@ def grafana(dashboard: panels.Dashboard) -> str:
 
 
 def vmui(dashboard: panels.Dashboard) -> str:
-    """A dashboard for VictoriaMetrics' own page: no variables, twelve columns, rates without a window."""
+    """A dashboard for VictoriaMetrics' own page, which has no variables and twelve columns."""
     rows = [
         {
             "title": title,
@@ -114,7 +114,7 @@ def vmui(dashboard: panels.Dashboard) -> str:
                     ],
                     "alias": [legend for _, legend in panel.lines],
                     "showLegend": True,
-                    "width": panel.width // 2,
+                    "width": 12 // len(row),
                 }
                 for panel in row
             ],
@@ -125,7 +125,7 @@ def vmui(dashboard: panels.Dashboard) -> str:
 
 
 def in_vmui(expr: str) -> str:
-    return expr.replace(panels.WINDOW, "").replace(panels.CHOSEN, ".+")
+    return expr.replace(panels.WINDOW, "[5m]").replace(panels.CHOSEN, ".+")
 
 
 def expressions(dashboard: panels.Dashboard) -> list[str]:

@@ -91,7 +91,7 @@ def quantile(
 ) -> str:
     """A quantile of a histogram. VictoriaMetrics keeps an exponential histogram in buckets with the label
     `vmrange`, and an explicit one in buckets with `le`: the label that a series lacks is empty."""
-    buckets = rate(metric.bucket, *conditions, by=("le", "vmrange", *by), window=window)
+    buckets = total(f"increase({select(metric.bucket, *conditions)}{window})", "le", "vmrange", *by)
     return f"histogram_quantile({q}, {buckets})"
 
 
@@ -103,10 +103,10 @@ def processes(*conditions: str, offset: str = "") -> str:
 
 def grown(window: str, metric: Metric | str, *conditions: str, by: tuple[str, ...]) -> str:
     """How many more than a window ago. Unlike increase() it counts the first event of a series, and for rare
-    events that one matters. A counter that began anew is less than before, and counts as 0."""
-    now = total(select(metric, *conditions), *by)
-    before = total(f"{select(metric, *conditions)} offset {window}", *by)
-    return f"clamp_min({now} - ({before} or 0 * {now}), 0)"
+    events that one matters. It also counts for processes that have ended meanwhile."""
+    now = f"last_over_time({select(metric, *conditions)}[{window}])"
+    before = f"last_over_time({select(metric, *conditions)}[{window}] offset {window})"
+    return total(f"clamp_min({now} - ({before} or 0 * {now}), 0)", *by)
 
 
 UNITS = equal(n.SERVICE, n.QCU)
@@ -117,11 +117,12 @@ SERVED = equal(n.OUTCOME, n.SERVED)
 def since_success(*conditions: str) -> Line:
     """Seconds since each unit's last successful attempt, over the last day.
 
-    A count of attempts that is new, or greater than a minute ago, is a success now. The newest such moment
-    counts.
+    A count of attempts is a success if it is greater than in the five minutes before, or was not there. So
+    the first count after five minutes without telemetry is taken for a success, too.
     """
     succeeded = select(n.RUN_DURATION.count, UNITS, SUCCEEDED, *conditions)
-    success = f"({succeeded} * 0 + time()) unless ({succeeded} offset 1m >= {succeeded})"
+    now, before = f"last_over_time({succeeded}[1m])", f"last_over_time({succeeded}[5m] offset 1m)"
+    success = f"({now} * 0 + time()) unless ({before} >= {now})"
     return f"time() - max by ({n.INSTANCE}) (max_over_time(({success})[1d:1m]))", legend(n.INSTANCE)
 
 
@@ -489,9 +490,12 @@ inside = [
 unit_calls = [
     panel(
         "Calls by method",
-        "ops",
-        "Per second. DoGet reads, DoPut publishes, RenewLease keeps the lease.",
-        rates(n.CLIENT_CALLS.count, UNITS, _unit, by=(n.INSTANCE, n.METHOD)),
+        "short",
+        "Since the unit's process started. DoGet reads, DoPut publishes, RenewLease keeps the lease.",
+        (
+            total(select(n.CLIENT_CALLS.count, UNITS, _unit), n.INSTANCE, n.METHOD),
+            legend(n.INSTANCE, n.METHOD),
+        ),
     ),
     panel(
         "Duration of its reads and publishes",
@@ -507,9 +511,13 @@ unit_calls = [
     ),
     panel(
         "Calls by status",
-        "ops",
-        "Per second. UNAVAILABLE is tried again. FAILED_PRECONDITION: another publisher holds the lease.",
-        rates(n.CLIENT_CALLS.count, UNITS, _unit, by=(n.INSTANCE, n.STATUS)),
+        "short",
+        "Since the unit's process started. UNAVAILABLE is tried again. FAILED_PRECONDITION: another "
+        "publisher holds the lease.",
+        (
+            total(select(n.CLIENT_CALLS.count, UNITS, _unit), n.INSTANCE, n.STATUS),
+            legend(n.INSTANCE, n.STATUS),
+        ),
     ),
 ]
 
