@@ -4,7 +4,7 @@
 #   make bench             measure: tables on stdout, JSON under target/bench/
 #   make lint              check formatting and lints, as CI does
 #   make images            build the container images from what make wheel has built
-#   make compose           run the grid of deploy/compose.yaml in containers, in the foreground
+#   make compose           run the grid of deploy/compose.yaml in containers, in the foreground; TELEMETRY=1: with a collector
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,7 +14,7 @@ PROFILE ?= demo
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: help demo test bench lint images compose setup peers wheel clean
+.PHONY: help demo test bench lint images compose telemetry-images setup peers wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -69,9 +69,15 @@ images: wheel
 	@deploy/images/build
 
 # Compose v2 if it is there, else docker-compose 1.29.
-compose: images
+compose: images $(if $(TELEMETRY),telemetry-images)
 	@compose="docker compose"; $$compose version >/dev/null 2>&1 || compose=docker-compose; \
-	$$compose -f deploy/compose.yaml up
+	$(if $(TELEMETRY),OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317) \
+	$$compose -f deploy/compose.yaml $(if $(TELEMETRY),--profile telemetry) up
+
+telemetry-images:
+	@deploy/images/base
+	@deploy/images/telemetry/build
+	@deploy/images/telemetry/images
 
 clean:
 	rm -rf .venv target .trellis qcu-runtime/python/trellis.data

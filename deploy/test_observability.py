@@ -37,10 +37,11 @@ DEPLOY = pathlib.Path(__file__).resolve().parent
 ROOT = DEPLOY.parent
 sys.path.insert(0, str(DEPLOY / "dashboards"))
 
-import alerts  # noqa: E402
 import make  # noqa: E402
 import names  # noqa: E402
 import panels  # noqa: E402
+
+import alerts  # noqa: E402
 
 TELEMETRY = pathlib.Path(os.environ.get("TELEMETRY_DIR", ROOT / "target/telemetry"))
 # long, because the machine may compile at the same time
@@ -112,9 +113,7 @@ def alive(url: str) -> bool:
 
 
 def test_the_files_are_made_from_their_source() -> None:
-    differ = [
-        path.name for path, text in make.files().items() if not path.exists() or path.read_text() != text
-    ]
+    differ = [path.name for path, text in make.files().items() if not path.exists() or path.read_text() != text]
     assert not differ, "run deploy/dashboards/make.py"
 
 
@@ -137,13 +136,11 @@ def test_every_metric_that_is_named_is_used() -> None:
 
 
 def test_every_alert_has_its_paragraph_in_the_runbook() -> None:
-    pages = [DEPLOY / "README.md", DEPLOY / "alerts/RUNBOOK.md"]
+    pages = [DEPLOY / "README.md"]
     runbook = "".join(path.read_text() for path in pages if path.exists())
     titles = re.findall(r"^#+ (.*)$", runbook, re.MULTILINE)
     anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
-    missing = [
-        alert.name for group in alerts.ALERTS.values() for alert in group if alert.anchor not in anchors
-    ]
+    missing = [alert.name for group in alerts.ALERTS.values() for alert in group if alert.anchor not in anchors]
     assert not missing
     links = set(re.findall(r"\]\(#([^)]*)\)", runbook))
     assert links <= anchors
@@ -151,9 +148,7 @@ def test_every_alert_has_its_paragraph_in_the_runbook() -> None:
 
 def test_promtool_accepts_the_rules_and_each_alert_fires_only_on_its_example() -> None:
     for command in (["check", "rules", "trellis.yaml"], ["test", "rules", "trellis.test.yaml"]):
-        done = subprocess.run(
-            [installed("promtool"), *command], cwd=DEPLOY / "alerts", capture_output=True, text=True
-        )
+        done = subprocess.run([installed("promtool"), *command], cwd=DEPLOY / "alerts", capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -172,9 +167,7 @@ def test_the_collector_accepts_its_configurations(name: str) -> None:
 
 
 @contextlib.contextmanager
-def collector(
-    folder: pathlib.Path, name: str, *overrides: str, **environment: str
-) -> Iterator[tuple[int, int]]:
+def collector(folder: pathlib.Path, name: str, *overrides: str, **environment: str) -> Iterator[tuple[int, int]]:
     """Runs the collector with one of its configurations, on free ports. Gives those of gRPC and HTTP."""
     grpc, web, health = free_port(), free_port(), free_port()
     ports = [
@@ -335,9 +328,7 @@ def test_every_panel_shows_something(observed: Observed, expr: str) -> None:
 @pytest.mark.parametrize(
     "alert", [alert for group in alerts.ALERTS.values() for alert in group], ids=lambda alert: alert.name
 )
-def test_every_alert_is_an_expression_that_prometheus_evaluates(
-    observed: Observed, alert: alerts.Alert
-) -> None:
+def test_every_alert_is_an_expression_that_prometheus_evaluates(observed: Observed, alert: alerts.Alert) -> None:
     observed.ask(alert.expr)
 
 
@@ -489,9 +480,7 @@ def test_gateway_and_sampler_keep_what_matters_and_count_everything(tmp_path: pa
     ]
     # before any is sampled, and as deltas
     assert sum(int(point.get("count", 0)) for point in points) == ORDINARY + len(KEPT)
-    assert all(
-        m["histogram"]["aggregationTemporality"] == 1 for m in vendor.metrics("traces.span.metrics.duration")
-    )
+    assert all(m["histogram"]["aggregationTemporality"] == 1 for m in vendor.metrics("traces.span.metrics.duration"))
     assert any(exemplar["traceId"] for point in points for exemplar in point.get("exemplars", []))
     deltas = [int(m["sum"]["dataPoints"][0].get("asInt", 0)) for m in vendor.metrics("trellis.probe.count")]
     assert sum(deltas) == 25

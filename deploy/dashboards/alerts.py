@@ -127,8 +127,7 @@ HEADS = [
         "CallsFailing",
         PAGE,
         "5m",
-        f"{five(SERVER, AT_FAULT, by=(n.SERVICE, n.INSTANCE))} / "
-        f"{five(SERVER, by=(n.SERVICE, n.INSTANCE))} > 0.01",
+        f"{five(SERVER, AT_FAULT, by=(n.SERVICE, n.INSTANCE))} / {five(SERVER, by=(n.SERVICE, n.INSTANCE))} > 0.01",
         "More than 1 % of the calls of {{ $labels.service_instance_id }} fail by its own fault",
         HEAD,
         [
@@ -182,8 +181,7 @@ HEADS = [
         "HeadTooSmall",
         TICKET,
         "30m",
-        f"{hour(n.CHUNKS, p.unequal(n.SOURCE, 'fetched'))} / {hour(n.CHUNKS)} < 0.5"
-        f" and {hour(n.EVICTIONS)} > 0.1",
+        f"{hour(n.CHUNKS, p.unequal(n.SOURCE, 'fetched'))} / {hour(n.CHUNKS)} < 0.5 and {hour(n.EVICTIONS)} > 0.1",
         "Head {{ $labels.service_instance_id }} evicts chunks and fetches most of what it answers",
         {n.INSTANCE: "head-0"},
         chunks(80),
@@ -295,8 +293,7 @@ TELEMETRY = [
         "CollectorQueueFilling",
         PAGE,
         "5m",
-        f"max by ({n.SERVICE}, {n.INSTANCE}, {n.EXPORTER})"
-        f" ({n.COLLECTOR_QUEUE} / {n.COLLECTOR_QUEUE_MAX}) > 0.5",
+        f"max by ({n.SERVICE}, {n.INSTANCE}, {n.EXPORTER}) ({n.COLLECTOR_QUEUE} / {n.COLLECTOR_QUEUE_MAX}) > 0.5",
         "A queue of {{ $labels.service_name }} is half full: exporter {{ $labels.exporter }}",
         ZIPKIN,
         queue(60),

@@ -14,9 +14,10 @@ import pathlib
 import sys
 from typing import Any
 
-import alerts
 import names as n
 import panels
+
+import alerts
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROW_HEIGHT, PANEL_HEIGHT, STAT_HEIGHT = 1, 8, 4
@@ -108,10 +109,7 @@ def vmui(dashboard: panels.Dashboard) -> str:
                     "title": panel.title,
                     "description": panel.about,
                     "unit": panel.unit if panel.unit in ("s", "bytes") else "",
-                    "expr": [
-                        expr.replace(panels.WINDOW, "").replace(panels.CHOSEN, ".+")
-                        for expr, _ in panel.lines
-                    ],
+                    "expr": [expr.replace(panels.WINDOW, "").replace(panels.CHOSEN, ".+") for expr, _ in panel.lines],
                     "alias": [legend for _, legend in panel.lines],
                     "showLegend": True,
                     "width": 12 // len(row),

@@ -86,9 +86,7 @@ def share(part: str, whole: str) -> str:
     return or_zero(f"{part} / ({whole} > 0)", whole)
 
 
-def quantile(
-    q: float, metric: Metric, *conditions: str, by: tuple[str, ...] = (), window: str = WINDOW
-) -> str:
+def quantile(q: float, metric: Metric, *conditions: str, by: tuple[str, ...] = (), window: str = WINDOW) -> str:
     """A quantile of a histogram. VictoriaMetrics keeps an exponential histogram in buckets with the label
     `vmrange`, and an explicit one in buckets with `le`: the label that a series lacks is empty."""
     buckets = total(f"increase({select(metric.bucket, *conditions)}{window})", "le", "vmrange", *by)
@@ -154,8 +152,7 @@ load = [
     number(
         "Processes",
         "short",
-        "Processes of each service that report: heads, shards, units (trellis-qcu), notebooks "
-        "(trellis-python).",
+        "Processes of each service that report: heads, shards, units (trellis-qcu), notebooks (trellis-python).",
         (processes(), legend(n.SERVICE)),
         width=12,
     ),
@@ -212,8 +209,7 @@ units_and_telemetry = [
     panel(
         "Telemetry lost",
         "ops",
-        "Spans, log records and metric exports per second that a process dropped before the collector had "
-        "them.",
+        "Spans, log records and metric exports per second that a process dropped before the collector had them.",
         rates(n.TELEMETRY_DROPPED, by=(n.SERVICE, n.SIGNAL)),
     ),
     panel(
@@ -400,8 +396,7 @@ commits = [
     panel(
         "Duration of a publish",
         "s",
-        "Publish: from its header to its acknowledgement. Write: sorts, encodes and stores the rows of a "
-        "commit.",
+        "Publish: from its header to its acknowledgement. Write: sorts, encodes and stores the rows of a commit.",
         (quantile(0.5, n.PUBLISH_DURATION), "publish p50"),
         (quantile(0.99, n.PUBLISH_DURATION), "publish p99"),
         (quantile(0.99, n.WRITE_DURATION), "write p99"),
@@ -465,8 +460,7 @@ inside = [
     panel(
         "Duration of its steps",
         "s",
-        "Mean since the unit's process started. read: its inputs. compute: the strategy. publish: its "
-        "result.",
+        "Mean since the unit's process started. read: its inputs. compute: the strategy. publish: its result.",
         mean(n.RUN_STEP_DURATION, UNITS, _unit, by=(n.INSTANCE, n.STEP)),
     ),
     panel(
