@@ -109,7 +109,7 @@ def vmui(dashboard: panels.Dashboard) -> str:
                     "title": panel.title,
                     "description": panel.about,
                     "unit": panel.unit if panel.unit in ("s", "bytes") else "",
-                    "expr": [expr.replace(panels.WINDOW, "").replace(panels.CHOSEN, ".+") for expr, _ in panel.lines],
+                    "expr": [in_vmui(expr) for expr, _ in panel.lines],
                     "alias": [legend for _, legend in panel.lines],
                     "showLegend": True,
                     "width": 12 // len(row),
