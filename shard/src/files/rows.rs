@@ -24,8 +24,8 @@ pub(crate) fn sort_order(rows: &RecordBatch, key: &[usize]) -> Result<UInt32Arra
     let keys = key.iter().map(|&i| KeyColumn::of(rows.column(i))).collect::<Result<Vec<_>>>()?;
     let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
     order.sort_by(|&a, &b| {
-        let by_column = keys.iter().map(|key| key.compare(a as usize, b as usize));
-        by_column.fold(Ordering::Equal, Ordering::then)
+        let mut by_column = keys.iter().map(|key| key.compare(a as usize, b as usize));
+        by_column.find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
     });
     Ok(order.into())
 }
@@ -39,13 +39,15 @@ enum KeyColumn<'a> {
 
 impl<'a> KeyColumn<'a> {
     fn of(column: &'a ArrayRef) -> Result<Self> {
-        let whole = || column.as_primitive_opt::<Int64Type>().map(|ns| ns.values());
-        let time = || column.as_primitive_opt::<TimestampNanosecondType>().map(|ns| ns.values());
         if let Some(symbols) = column.as_string_opt() {
-            return Ok(Self::Symbol(symbols));
+            Ok(Self::Symbol(symbols))
+        } else if let Some(time) = column.as_primitive_opt::<Int64Type>() {
+            Ok(Self::Time(time.values()))
+        } else if let Some(time) = column.as_primitive_opt::<TimestampNanosecondType>() {
+            Ok(Self::Time(time.values()))
+        } else {
+            Err(internal("sorting rows", column.data_type()))
         }
-        let time = whole().or_else(time);
-        time.map(|ns| Self::Time(ns)).ok_or_else(|| internal("sorting rows", column.data_type()))
     }
 
     fn compare(&self, a: usize, b: usize) -> Ordering {
