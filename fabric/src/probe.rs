@@ -13,8 +13,8 @@ use tonic_health::pb::{
 
 use crate::channel::{ChannelOptions, connect_now};
 
-/// Longest time of a probe. It is below the timeout of a health check in ECS and in Docker, which is 5 s or more in practice: so the
-/// container's log has the reason, and not only a kill.
+/// Longest time of a probe. A health check in ECS has 5 s unless its definition says otherwise, and our images say 5 s: so the container's
+/// log has the reason, and not only that the check was killed.
 const TIME_MAX: Duration = Duration::from_secs(2);
 
 /// What a container's health check takes for "unhealthy".
