@@ -34,7 +34,9 @@ use trellis_proto::{Code, DatasetName, Error, Result, TimeRange, time::DAY_NS};
 use crate::{
     client::{Client, ClientOptions},
     config::Config,
-    run::{Claim, HeldLease, Report, Runner, Status, StatusSink, first_line, new_instance, utc_seconds},
+    run::{
+        HeldLease, LeaseRequest, Report, Runner, Status, StatusSink, first_line, new_instance, utc_seconds,
+    },
     unit::{
         Coverage, Due, Manifest, Published, Schedule, ScheduleFacts, catch_up_from, date_of, due,
         midnight_ns, named_is_ready,
@@ -389,14 +391,14 @@ impl<'a> Service<'a> {
 }
 
 async fn acquire(config: &Config, client: &Client, instance: &str) -> Result<HeldLease> {
-    let claim = Claim {
+    let request = LeaseRequest {
         unit: config.unit.manifest.unit.clone(),
         instance: instance.to_owned(),
         spec: config.unit.manifest.output_spec()?,
         take_over: config.take_over,
         ttl: config.lease_ttl,
     };
-    HeldLease::acquire(client, claim, config.lease_wait).await
+    HeldLease::acquire(client, request, config.lease_wait).await
 }
 
 fn upstream(manifest: &Manifest) -> Vec<DatasetName> {

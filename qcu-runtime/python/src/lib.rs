@@ -88,7 +88,7 @@ mod _trellis {
         import::import_files,
         is_session, parse_duration, parse_time,
         run::{
-            Prefetched, check_manifest, check_result, end_ownership, prefetch, publish_run, record_failed,
+            Prefetched, check_manifest, check_output, end_ownership, prefetch, publish_run, record_failed,
         },
         runtime::shutdown,
     };

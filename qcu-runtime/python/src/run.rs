@@ -10,7 +10,7 @@ use trellis_proto::{DatasetName, pb, runs};
 use trellis_qcu::{
     metrics::{self, Step},
     run::{self, Prefetched as Inner, attempt_id, beside, new_instance},
-    unit::{Manifest, parse_session, plan, validate_output},
+    unit::{self, Manifest, parse_session, plan},
 };
 
 use crate::{
@@ -72,11 +72,11 @@ pub(crate) fn check_manifest(py: Python<'_>, manifest: &str, session: Option<&st
 
 /// Checks a result. Returns the rows in the declared types, sorted. Refuses rows that do not fit, with every reason.
 #[pyfunction]
-pub(crate) fn check_result(py: Python<'_>, manifest: &str, session: &str, rows: &Rows) -> PyResult<Rows> {
+pub(crate) fn check_output(py: Python<'_>, manifest: &str, session: &str, rows: &Rows) -> PyResult<Rows> {
     let batch = detached(py, || {
         let manifest = Manifest::parse(manifest)?;
         let spec = manifest.output_spec()?;
-        validate_output(&manifest.unit, &spec, parse_session(session)?, rows.schema(), rows.batches())
+        unit::check_output(&manifest.unit, &spec, parse_session(session)?, rows.schema(), rows.batches())
     })?;
     Ok(Rows::new(batch.schema(), vec![batch]))
 }

@@ -7,6 +7,21 @@
     px.pandas(), px.polars(), px.arrow(), px.wide("close"), px.receipt
 
 Reads start at `Grid`, programs at `strategy`. No thread starts before `connect`.
+
+| modules | subject |
+| --- | --- |
+| `grid`, `frame`, `wide` | calls of a grid; the rows of an answer; a matrix of sessions x symbols |
+| `errors` | every error |
+| `strategy`, `run` | strategies, and how one runs for a session |
+| `_declaration`, `_context`, `_inside` | what a strategy declares, what it gets, what it may not do |
+| `_child` | the child process of `qcu` that runs a deployed strategy |
+| `deploy`, `_sources`, `_live` | bundles: which files a strategy needs, and the digest of its code |
+| `local`, `up` | the state folder of a local grid; its processes |
+| `importing`, `datasets`, `cli` | the command `trellis` |
+| `_link`, `_pinned` | where calls of a grid go; answers as of a fixed time |
+| `_align`, `_columns`, `_arguments`, `_time`, `_table` | labels, results, arguments, times, tables as text |
+| `_demo`, `_market` | `make demo` and the stock market that it generates |
+| `_trellis` | the Rust side; its stub is `_trellis.pyi` |
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _compute(strategy: Declaration, manifest: str, session: str, prefetched: _tr
     except (Exception, SystemExit) as error:
         failed = _failed(strategy, session, error)
         raise failed from error.with_traceback(_without_ours(error.__traceback__))
-    return Frame(_trellis.check_result(manifest, session, frame._rows))
+    return Frame(_trellis.check_output(manifest, session, frame._rows))
 
 
 def _record(

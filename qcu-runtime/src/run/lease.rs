@@ -30,7 +30,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request for a lease.
 #[derive(Debug, Clone)]
-pub(crate) struct Claim {
+pub(crate) struct LeaseRequest {
     /// Name of the unit.
     pub unit: String,
     /// Name of this process.
@@ -53,7 +53,7 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct HeldLease {
     client: Client,
-    claim: Arc<Claim>,
+    request: Arc<LeaseRequest>,
     state: watch::Receiver<State>,
     renewal: JoinHandle<()>,
 }
@@ -65,22 +65,22 @@ impl HeldLease {
     /// # Errors
     /// At once `Conflict` if the dataset exists with another schema, and `PermissionDenied` if it is another unit's output;
     /// `Conflict` after `patience` if another instance still holds it; otherwise the last retryable error at the client's deadline.
-    pub(crate) async fn acquire(client: &Client, claim: Claim, patience: Duration) -> Result<Self> {
-        check_schema(client, &claim.spec).await?;
+    pub(crate) async fn acquire(client: &Client, request: LeaseRequest, patience: Duration) -> Result<Self> {
+        check_schema(client, &request.spec).await?;
         let end = Instant::now() + patience;
         let mut pauses = Pauses::new(WAIT_MIN, WAIT_MAX);
         let (asked, lease) = loop {
             let asked = Instant::now();
-            match client.acquire_lease(request(&claim)).await {
+            match client.acquire_lease(to_wire(&request)).await {
                 Ok(lease) => break (asked, lease),
                 Err(error) if error.code() == Code::Conflict && Instant::now() < end => {
-                    tracing::info!(dataset = %claim.spec.dataset, %error, "waiting for the lease");
+                    tracing::info!(dataset = %request.spec.dataset, %error, "waiting for the lease");
                     sleep(pauses.next_pause()).await;
                 }
                 Err(error) => return Err(error),
             }
         };
-        Ok(Self::begin(client, claim, asked, &lease))
+        Ok(Self::begin(client, request, asked, &lease))
     }
 
     /// Asks once for the lost lease, and does not take it over.
@@ -89,18 +89,19 @@ impl HeldLease {
     /// `Conflict` while another instance holds it, `PermissionDenied` if it is another unit's output now; otherwise the last
     /// retryable error at the client's deadline.
     pub(crate) async fn again(&self) -> Result<Self> {
-        let claim = Claim { take_over: false, ..self.claim().clone() };
+        let request = LeaseRequest { take_over: false, ..self.request().clone() };
         let asked = Instant::now();
-        let lease = self.client.acquire_lease(request(&claim)).await?;
-        Ok(Self::begin(&self.client, claim, asked, &lease))
+        let lease = self.client.acquire_lease(to_wire(&request)).await?;
+        Ok(Self::begin(&self.client, request, asked, &lease))
     }
 
-    fn begin(client: &Client, claim: Claim, asked: Instant, lease: &pb::Lease) -> Self {
-        tracing::info!(dataset = %claim.spec.dataset, epoch = lease.epoch, "lease held");
+    fn begin(client: &Client, request: LeaseRequest, asked: Instant, lease: &pb::Lease) -> Self {
+        tracing::info!(dataset = %request.spec.dataset, epoch = lease.epoch, "lease held");
         let (sender, state) = watch::channel(held(asked, lease));
-        let claim = Arc::new(claim);
-        let renewal = tokio::spawn(renew(client.with_deadline(claim.ttl / RENEWALS), claim.clone(), sender));
-        Self { client: client.clone(), claim, state, renewal }
+        let request = Arc::new(request);
+        let renewal =
+            tokio::spawn(renew(client.with_deadline(request.ttl / RENEWALS), request.clone(), sender));
+        Self { client: client.clone(), request, state, renewal }
     }
 
     /// The epoch to publish with.
@@ -112,17 +113,17 @@ impl HeldLease {
             State::Held { epoch, until } if Instant::now() < *until => Ok(*epoch),
             State::Held { .. } => Err(Error::new(
                 Code::Unavailable,
-                format!("the lease on {} could not be renewed in time", self.claim.spec.dataset),
+                format!("the lease on {} could not be renewed in time", self.request.spec.dataset),
             )
-            .dataset(&self.claim.spec.dataset)),
+            .dataset(&self.request.spec.dataset)),
             State::Lost(error) => Err(error.clone()),
         }
     }
 
-    /// The claim that was granted.
+    /// The request that was granted.
     #[must_use]
-    pub(crate) fn claim(&self) -> &Claim {
-        &self.claim
+    pub(crate) fn request(&self) -> &LeaseRequest {
+        &self.request
     }
 
     /// Gives the lease back, so that the next holder need not wait. A failure is logged and does no harm.
@@ -130,13 +131,13 @@ impl HeldLease {
         self.renewal.abort();
         let Ok(epoch) = self.epoch() else { return };
         let request = pb::ReleaseLeaseRequest {
-            dataset: self.claim.spec.dataset.to_string(),
-            unit: self.claim.unit.clone(),
-            instance: self.claim.instance.clone(),
+            dataset: self.request.spec.dataset.to_string(),
+            unit: self.request.unit.clone(),
+            instance: self.request.instance.clone(),
             epoch,
         };
         if let Err(error) = self.client.with_deadline(RELEASE_TIMEOUT).release_lease(request).await {
-            tracing::warn!(dataset = %self.claim.spec.dataset, %error, "the lease was not given back; it will run out");
+            tracing::warn!(dataset = %self.request.spec.dataset, %error, "the lease was not given back; it will run out");
         }
     }
 }
@@ -151,42 +152,42 @@ fn held(asked: Instant, lease: &pb::Lease) -> State {
     State::Held { epoch: lease.epoch, until: asked + Duration::from_millis(lease.expires_in_ms.into()) }
 }
 
-fn request(claim: &Claim) -> pb::AcquireLeaseRequest {
+fn to_wire(request: &LeaseRequest) -> pb::AcquireLeaseRequest {
     pb::AcquireLeaseRequest {
-        dataset: claim.spec.dataset.to_string(),
-        unit: claim.unit.clone(),
-        instance: claim.instance.clone(),
-        take_over: claim.take_over,
-        ttl_ms: ttl_ms(claim),
-        spec: Some((&claim.spec).into()),
+        dataset: request.spec.dataset.to_string(),
+        unit: request.unit.clone(),
+        instance: request.instance.clone(),
+        take_over: request.take_over,
+        ttl_ms: ttl_ms(request),
+        spec: Some((&request.spec).into()),
     }
 }
 
-fn ttl_ms(claim: &Claim) -> u32 {
-    u32::try_from(claim.ttl.as_millis()).unwrap_or(u32::MAX)
+fn ttl_ms(request: &LeaseRequest) -> u32 {
+    u32::try_from(request.ttl.as_millis()).unwrap_or(u32::MAX)
 }
 
-async fn renew(client: Client, claim: Arc<Claim>, state: watch::Sender<State>) {
+async fn renew(client: Client, request: Arc<LeaseRequest>, state: watch::Sender<State>) {
     loop {
-        sleep(claim.ttl / RENEWALS).await;
+        sleep(request.ttl / RENEWALS).await;
         let State::Held { epoch, until } = *state.borrow() else { return };
-        let request = pb::RenewLeaseRequest {
-            dataset: claim.spec.dataset.to_string(),
-            unit: claim.unit.clone(),
-            instance: claim.instance.clone(),
+        let renewal = pb::RenewLeaseRequest {
+            dataset: request.spec.dataset.to_string(),
+            unit: request.unit.clone(),
+            instance: request.instance.clone(),
             epoch,
-            ttl_ms: ttl_ms(&claim),
+            ttl_ms: ttl_ms(&request),
         };
         let asked = Instant::now();
-        match client.renew_lease(request).await {
+        match client.renew_lease(renewal).await {
             Ok(lease) => _ = state.send(held(asked, &lease)),
             // the grid may come back; even after its time the lease is ours if nobody else has asked for it
             Err(error) if error.retryable() => {
                 let left_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
-                tracing::warn!(dataset = %claim.spec.dataset, left_ms, %error, "the lease could not be renewed");
+                tracing::warn!(dataset = %request.spec.dataset, left_ms, %error, "the lease could not be renewed");
             }
             Err(error) => {
-                tracing::error!(dataset = %claim.spec.dataset, epoch, %error, "the lease is lost");
+                tracing::error!(dataset = %request.spec.dataset, epoch, %error, "the lease is lost");
                 _ = state.send(State::Lost(error));
                 return;
             }

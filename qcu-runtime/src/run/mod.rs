@@ -22,7 +22,7 @@ mod runner;
 mod status;
 
 pub use identity::{attempt_id, beside, new_instance};
-pub(crate) use lease::{Claim, HeldLease, TTL};
+pub(crate) use lease::{HeldLease, LeaseRequest, TTL};
 pub use prefetch::{Input, Prefetched, prefetch, run_id};
 pub(crate) use report::Report;
 pub use runner::Unit;

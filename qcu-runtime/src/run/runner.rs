@@ -26,7 +26,7 @@ use trellis_proto::{Code, DatasetSpec, Error, Result, Side, pb, runs, time::form
 
 use super::{
     identity::beside,
-    lease::{Claim, HeldLease},
+    lease::{HeldLease, LeaseRequest},
     ledger::Ledger,
     prefetch::{Prefetched, prefetch},
     report::Report,
@@ -39,7 +39,7 @@ use crate::{
     },
     client::Client,
     metrics::{self, Step},
-    unit::{Manifest, validate_output},
+    unit::{Manifest, check_output},
 };
 
 /// Pause before the second attempt; it doubles from attempt to attempt.
@@ -318,11 +318,11 @@ impl Runner {
             Outcome::Returned(returned) => returned,
             outcome => return Err(strategy_failure(&manifest, session, &outcome, &finished.tail)),
         };
-        let rows = validated(&manifest, &self.spec, session, returned).await.map_err(Failure::of)?;
+        let rows = checked(&manifest, &self.spec, session, returned).await.map_err(Failure::of)?;
 
         attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
         let began = Instant::now();
-        let ack = publish(&self.client, &manifest, session, partition, &read, attempt, lease.claim(), rows);
+        let ack = publish(&self.client, &manifest, session, partition, &read, attempt, lease.request(), rows);
         let ack = ack.instrument(info_span!("publish")).await;
         metrics::step_ended(Step::Publish, began.elapsed());
         match ack {
@@ -450,14 +450,15 @@ fn strategy_failure(manifest: &Manifest, session: NaiveDate, outcome: &Outcome, 
     Failure { outcome: what, retryable: outcome.retryable(), error }
 }
 
-async fn validated(
+/// Checks the returned rows on a thread of its own: many rows take long.
+async fn checked(
     manifest: &Arc<Manifest>,
     spec: &DatasetSpec,
     session: NaiveDate,
     returned: Returned,
 ) -> Result<RecordBatch> {
     let (manifest, spec) = (manifest.clone(), spec.clone());
-    let check = move || validate_output(&manifest.unit, &spec, session, &returned.schema, &returned.batches);
+    let check = move || check_output(&manifest.unit, &spec, session, &returned.schema, &returned.batches);
     tokio::task::spawn_blocking(check)
         .await
         .map_err(|e| Error::new(Code::Internal, format!("checking the result: {e}")))?
@@ -471,7 +472,7 @@ async fn publish(
     partition: &str,
     read: &Prefetched,
     attempt: &Attempt,
-    claim: &Claim,
+    granted: &LeaseRequest,
     rows: RecordBatch,
 ) -> Result<pb::PublishAck> {
     let record = pb::RunRecord {
@@ -489,8 +490,8 @@ async fn publish(
         session: session.to_string(),
         partition: partition.to_owned(),
         run_id: read.run_id.clone(),
-        unit: claim.unit.clone(),
-        instance: claim.instance.clone(),
+        unit: granted.unit.clone(),
+        instance: granted.instance.clone(),
         epoch: attempt.epoch,
         code_digest: manifest.code_digest.clone(),
         inputs: read.receipts(),

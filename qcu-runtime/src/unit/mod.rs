@@ -27,5 +27,5 @@ pub(crate) use manifest::INPUTS_MAX;
 pub use manifest::{
     AsOf, Bytes, Columns, InputSpec, Lookback, Manifest, OutputSpec, Schedule, Star, SymbolsSpec, Upstream,
 };
-pub use output::validate_output;
+pub use output::check_output;
 pub(crate) use schedule::{Coverage, Due, Published, ScheduleFacts, catch_up_from, due, named_is_ready};

@@ -30,7 +30,7 @@ const PROBLEMS_MAX: usize = 8;
 ///
 /// # Errors
 /// `BadRows` on the strategy's side, naming unit, session and every problem.
-pub fn validate_output(
+pub fn check_output(
     unit: &str,
     spec: &DatasetSpec,
     session: NaiveDate,
@@ -255,7 +255,7 @@ mod tests {
 
     fn check(spec: &DatasetSpec, frame: &RecordBatch) -> Result<RecordBatch> {
         let session = "2016-08-10".parse().unwrap();
-        validate_output("mom", spec, session, &frame.schema(), std::slice::from_ref(frame))
+        check_output("mom", spec, session, &frame.schema(), std::slice::from_ref(frame))
     }
 
     fn refused(spec: &DatasetSpec, frame: &RecordBatch) -> String {

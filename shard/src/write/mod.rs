@@ -1,4 +1,5 @@
 //! One commit: what a dataset's committer is asked for, who may ask for it, and how it becomes the next version of the table.
+//! A publish is durable when its log entry is in the lake: `writer` returns then, and only then the publisher is told.
 //!
 //! | file | subject |
 //! | --- | --- |
