@@ -6,14 +6,14 @@
 use std::{
     pin::Pin,
     sync::OnceLock,
-    task::{Context, Poll},
+    task::{Context as Polled, Poll},
     time::Instant,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response, Uri};
 use http_body::{Frame, SizeHint};
-use opentelemetry::metrics::Histogram;
+use opentelemetry::{Context, metrics::Histogram, trace::TraceContextExt as _};
 use tonic::{Code, Status, body::Body};
 use tracing::{Span, field::Empty};
 
@@ -56,9 +56,6 @@ impl Observation {
             return None;
         }
         let span = if exporting { span(kind, method(uri), headers) } else { Span::none() };
-        if kind == Kind::Server {
-            telemetry::adopt(&span, telemetry::parent_of(headers));
-        }
         // the clone shares the request's bytes
         Some(Self { kind, uri: uri.clone(), span, started: Instant::now(), ended: false })
     }
@@ -118,11 +115,16 @@ fn method(uri: &Uri) -> &str {
     uri.path().strip_prefix('/').unwrap_or(uri.path())
 }
 
+/// The span of a call; a disabled one if the call is not traced.
 fn span(kind: Kind, method: &str, headers: &HeaderMap) -> Span {
-    let kind = match kind {
-        Kind::Client => "client",
-        Kind::Server => "server",
+    let (kind, caller) = match kind {
+        Kind::Client if telemetry::traced() => ("client", None),
+        Kind::Client => ("client", Some(Context::new())),
+        Kind::Server => ("server", Some(telemetry::parent_of(headers))),
     };
+    if caller.as_ref().is_some_and(|caller| !telemetry::has_span(caller.span().span_context())) {
+        return Span::none();
+    }
     let span = tracing::info_span!(
         target: TARGET,
         "rpc",
@@ -138,6 +140,9 @@ fn span(kind: Kind, method: &str, headers: &HeaderMap) -> Span {
     );
     if let Some(unit) = headers.get(UNIT).and_then(|unit| unit.to_str().ok()) {
         span.record("trellis.unit", unit);
+    }
+    if let Some(caller) = caller {
+        telemetry::adopt(&span, caller);
     }
     span
 }
@@ -224,7 +229,7 @@ impl http_body::Body for Observed {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Polled<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let polled = this.observation.span.in_scope(|| Pin::new(&mut this.inner).poll_frame(cx));
         let code = match &polled {

@@ -19,6 +19,8 @@ async fn a_collector_that_hangs_costs_telemetry_and_nothing_else() {
         "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.clone()),
         // each protocol has its own way to hang
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" => Some("http/protobuf".to_owned()),
+        // every request has a span
+        "OTEL_TRACES_SAMPLER" => Some("parentbased_always_on".to_owned()),
         // these log lines are for the exporter, not for the output of the test
         "TRELLIS_LOG" => Some("off".to_owned()),
         _ => None,

@@ -28,8 +28,12 @@ fn span<'a>(received: &'a Received, name: &str, kind: &str) -> Option<&'a Receiv
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it() {
     let receiver = OtlpReceiver::start().unwrap();
-    let settings =
-        Settings::read(|name| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| receiver.endpoint()));
+    let settings = Settings::read(|name| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(receiver.endpoint()),
+        // every request has a span
+        "OTEL_TRACES_SAMPLER" => Some("parentbased_always_on".to_owned()),
+        _ => None,
+    });
     let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
     // as a program that embeds the grid may do
     let again = Telemetry::init("something-else", "x");

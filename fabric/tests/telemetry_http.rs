@@ -59,6 +59,7 @@ async fn each_signal_arrives_by_its_own_protocol_compressed_and_encrypted_as_the
     let settings = Settings::read(|name| {
         Some(match name {
             "OTEL_EXPORTER_OTLP_ENDPOINT" => format!("https://localhost:{port}"),
+            "OTEL_TRACES_SAMPLER" => "parentbased_always_on".to_owned(),
             "OTEL_EXPORTER_OTLP_PROTOCOL" => "http/protobuf".to_owned(),
             "OTEL_EXPORTER_OTLP_COMPRESSION" => "gzip".to_owned(),
             "OTEL_EXPORTER_OTLP_CERTIFICATE" => tls("authority.pem").display().to_string(),

@@ -39,8 +39,12 @@ fn waits(received: &Received, queue: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_head_counts_arrives_at_a_collector() {
     let receiver = OtlpReceiver::start().unwrap();
-    let settings =
-        Settings::read(|name| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| receiver.endpoint()));
+    let settings = Settings::read(|name| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(receiver.endpoint()),
+        // every request has a span
+        "OTEL_TRACES_SAMPLER" => Some("parentbased_always_on".to_owned()),
+        _ => None,
+    });
     let telemetry = Telemetry::init_with("trellis-head", "head-0", &settings);
     let series = BTreeMap::from([
         ("AMZN".to_owned(), daily(3_650, 0)),

@@ -11,12 +11,14 @@ absolute times of a shared machine mean little. A peer that cannot be installed 
 | herd64 | 64 overlapping windows of one symbol at once | `herd64` |
 | scenarios | a head under load: memory, fairness, freshness | `rust` |
 | publish | publishes, compared with Delta tables and PostgreSQL | `publish` |
+| telemetry | hits and publishes with telemetry on, compared with off | `rust` |
 
 The variables ROUNDS (7) and SPAN (0.25: seconds for a target in a round) set the length of a run.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -31,7 +33,7 @@ import market
 import peers
 import publish
 import rust
-from grid import OUT, ROOT, grid
+from grid import OUT, ROOT, ROUNDS, SPAN, grid
 from report import Failure, say
 
 
@@ -64,9 +66,19 @@ def tables(folder: Path) -> dict[str, Callable[[], None]]:
         "hit": lambda: hit.table(prices.state()),
         "peers": lambda: peers.table(folder / "peers", prices.state()),
         "herd64": lambda: herd64.table(folder / "herd64", prices.state()),
-        "scenarios": lambda: rust.table("scenarios", "a head node under load", "head-bench", ["head-node"]),
+        "scenarios": lambda: rust.table(
+            "scenarios", "a head node under load", "head-bench", lambda programs: [programs / "head-node"]
+        ),
+        "telemetry": lambda: telemetry(folder / "telemetry"),
         "publish": lambda: publish.table(folder / "publish"),
     }
+
+
+def telemetry(folder: Path) -> None:
+    """`OTEL_COLLECTOR`: the endpoint of a collector; without it the bench drops what is exported."""
+    title = f"what telemetry costs: medians of {ROUNDS} rounds, ratios to telemetry off inside each round"
+    collector = [os.environ["OTEL_COLLECTOR"]] if "OTEL_COLLECTOR" in os.environ else []
+    rust.table("telemetry", title, "telemetry-bench", lambda _: [ROUNDS, SPAN, folder, *collector])
 
 
 def main(wanted: list[str]) -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 from grid import OUT, built
 from report import Failure, Report, say
 from versions import STORE, WIRE, ours
 
 
-def table(name: str, title: str, bench: str, servers: list[str]) -> None:
-    """Runs `bench SERVER...`."""
+def table(name: str, title: str, bench: str, arguments: Callable[[Path], list[object]]) -> None:
+    """Runs `bench` with the arguments that `arguments` makes of the folder of the programs."""
     report = Report(name, title, ours(WIRE + STORE))
     binary = built(bench)
     if binary is None:
         return
-    folder = binary.removesuffix(bench)
-    with subprocess.Popen(
-        [binary, *(folder + server for server in servers)], stdout=subprocess.PIPE, text=True
-    ) as running:
+    command = [binary, *map(str, arguments(Path(binary).parent))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout:
             figure = _figure(line)
             if figure is None:

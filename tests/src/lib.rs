@@ -10,6 +10,7 @@
 //! * [`units`]: deployed units, which tests kill and start again.
 //! * [`tables`]: the files of a lake, read without the code under test.
 //! * [`oracle`]: a dataset as a sorted list of rows.
+//! * [`publisher`]: a publisher of benches.
 //! * [`rng`]: seeded random choices.
 //!
 //! This is the only crate that may import head, shard and unit. No crate imports it.
@@ -21,6 +22,7 @@ pub mod grid;
 pub mod moments;
 pub mod oracle;
 pub mod processes;
+pub mod publisher;
 pub mod rng;
 pub mod tables;
 pub mod traffic;

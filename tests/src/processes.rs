@@ -505,6 +505,20 @@ pub(crate) fn command(program: &str, env: &[(String, String)], log: &Path) -> Re
     Ok(command)
 }
 
+/// Seconds of processor time that a process has used.
+///
+/// # Errors
+/// When there is no such process.
+pub fn processor_time(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may contain anything; the fields from the third on follow it.
+    let (_, fields) = stat.rsplit_once(')').context("no name in /proc/.../stat")?;
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    // SAFETY: the call touches no memory.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok(ticks as f64 / per_second as f64)
+}
+
 /// Starts a process from the one thread that lives as long as this process.
 pub(crate) fn spawn(command: Command) -> std::io::Result<Child> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();

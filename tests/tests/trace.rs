@@ -217,6 +217,8 @@ async fn a_real_collector_takes_traces_metrics_and_logs_by_grpc_and_by_http() {
     head.set("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     for node in [&mut shard, &mut head] {
         node.set("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
+        // the import has no caller with a trace
+        node.set("OTEL_TRACES_SAMPLER", "parentbased_always_on");
         node.start().unwrap();
     }
     let client = client(&[head.addr()], "loader", PATIENCE).await.unwrap();

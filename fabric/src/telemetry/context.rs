@@ -10,7 +10,7 @@ use opentelemetry::{
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::exporting::exporting;
+use super::sampling::{exporting, traced};
 
 /// The header of the W3C trace context.
 const TRACEPARENT: &str = "traceparent";
@@ -39,7 +39,7 @@ pub struct SpanRef(SpanContext);
 impl SpanRef {
     /// The span that encloses the caller. `None` while nothing is exported and outside of a span.
     pub fn of_current() -> Option<Self> {
-        if exporting() { Self::of(&tracing::Span::current()) } else { None }
+        if traced() { Self::of(&tracing::Span::current()) } else { None }
     }
 
     /// This span; `None` if it is disabled.

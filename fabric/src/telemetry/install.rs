@@ -21,8 +21,8 @@ use tracing_subscriber::{Registry, layer::SubscriberExt as _, util::SubscriberIn
 use super::{
     ecs,
     export::{self, Dropped},
-    exporting::{set_exporting, set_measuring},
     layers::layers,
+    sampling::{set_exporting, set_measuring},
     settings::{Protocol, Settings, Target},
     transport, usage,
 };
@@ -128,7 +128,7 @@ impl Telemetry {
             let _ = providers.metrics.map(|provider| provider.shutdown_with_timeout(SHUTDOWN_MAX));
             let _ = done.send(());
         });
-        set_exporting(false);
+        set_exporting(false, false);
         set_measuring(false);
         if spawned.is_ok() && tokio::time::timeout(SHUTDOWN_MAX, ended).await.is_err() {
             tracing::warn!(
@@ -167,7 +167,7 @@ fn install(service_name: &str, instance: &str, settings: &Settings) -> Installed
         usage::observe(&meter(METER));
         set_measuring(true);
     }
-    set_exporting(providers.traces.is_some() && subscribed);
+    set_exporting(providers.traces.is_some() && subscribed, settings.names_sampler);
     for complaint in complaints {
         tracing::warn!("{complaint}");
     }

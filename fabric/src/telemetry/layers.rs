@@ -15,6 +15,9 @@ const LOG_FILTER: &str = "info";
 /// Libraries that log several lines for each call. They log only warnings and errors, unless `TRELLIS_LOG` says otherwise.
 const TALKATIVE: [&str; 2] = ["buoyant_kernel", "buoyant_kernel_engine"];
 
+/// The spans of requests. The log on stderr would format every attribute of each, and logs them only if `TRELLIS_LOG` says so.
+const REQUESTS: [&str; 2] = ["trellis::rpc", "trellis::read"];
+
 /// Crates that carry the exports. Exporting their logs would make further exports, without end.
 const OWN_TRANSPORT: [&str; 6] = ["h2", "hyper", "hyper_util", "tonic", "tower", "opentelemetry"];
 
@@ -23,7 +26,8 @@ pub(super) type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 /// The filter of the log on stderr. If `asked` is no filter, it is [`LOG_FILTER`], and there is a complaint.
 fn log_filter(asked: &str, complaints: &mut Vec<String>) -> EnvFilter {
     // if two directives name one library, the later one holds: the caller's
-    let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat();
+    let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat()
+        + &REQUESTS.map(|target| format!("{target}=off,")).concat();
     EnvFilter::try_new(format!("{quiet}{asked}")).unwrap_or_else(|error| {
         complaints.push(format!("TRELLIS_LOG={asked:?}: {error}; using {LOG_FILTER}"));
         EnvFilter::new(format!("{quiet}{LOG_FILTER}"))

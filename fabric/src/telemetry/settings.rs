@@ -60,6 +60,8 @@ pub struct Settings {
     pub explicit_buckets: bool,
     /// Whether the environment sets `service.name`.
     pub names_service: bool,
+    /// Whether the environment names a sampler.
+    pub names_sampler: bool,
     /// Filter of the log on stderr.
     pub log_filter: Option<String>,
     /// Whether the log on stderr is JSON.
@@ -109,6 +111,7 @@ impl Settings {
             logs,
             explicit_buckets,
             names_service,
+            names_sampler: set("OTEL_TRACES_SAMPLER").is_some(),
             log_filter: set(crate::env::LOG.name),
             log_json: set(crate::env::LOG_FORMAT.name).is_some_and(|format| format == "json"),
             ecs_metadata: set("ECS_CONTAINER_METADATA_URI_V4"),

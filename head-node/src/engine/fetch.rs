@@ -27,10 +27,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::{Instrument as _, Span};
-use trellis_fabric::{
-    retry::jittered,
-    telemetry::{self, SpanRef},
-};
+use trellis_fabric::{retry::jittered, telemetry::SpanRef};
 use trellis_proto::{
     Code, Error, Result, TimeRange,
     fetch::{Answer, Awaited, ChunkBatch},
@@ -158,6 +155,11 @@ impl Work {
     fn may_pass(&self, error: &Error) -> bool {
         let replan = error.code() == Code::StaleSchema;
         self.moved(error) || error.retryable() && !replan && self.attempt < RETRIES
+    }
+
+    /// The traced read that claimed it.
+    fn read(&self) -> Option<&SpanRef> {
+        self.trace.as_ref()?.read.as_ref()
     }
 }
 
@@ -428,9 +430,10 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
     Ok(())
 }
 
-/// The span of one call, below the read of its first claim. It is linked with the reads of its other claims.
+/// The span of one call, below the read of its first traced claim. It is linked with the reads of its other claims. Disabled if no claim
+/// is traced.
 fn call_span(shard: &Shard, works: &[Work], ranges: usize) -> Span {
-    if !telemetry::exporting() {
+    if works.iter().all(|work| work.read().is_none()) {
         return Span::none();
     }
     let queued = works.iter().map(|work| work.queued.elapsed()).max().unwrap_or_default();
@@ -443,7 +446,7 @@ fn call_span(shard: &Shard, works: &[Work], ranges: usize) -> Span {
         trellis.queue.duration = queued.as_secs_f64(),
     );
     let mut reads: Vec<&SpanRef> = Vec::new();
-    for read in works.iter().filter_map(|work| work.trace.as_ref()?.read.as_ref()) {
+    for read in works.iter().filter_map(Work::read) {
         if reads.len() == READS_MAX || reads.contains(&read) {
             continue;
         }

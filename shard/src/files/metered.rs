@@ -33,7 +33,7 @@ impl std::fmt::Display for Metered {
 
 /// The span of a request, if a traced call makes it. The shard's own rounds are not traced: they would be traces without end.
 fn span(operation: &'static str, path: &Path) -> Span {
-    if !telemetry::exporting() || Span::current().is_disabled() {
+    if !telemetry::traced() {
         return Span::none();
     }
     tracing::info_span!(

@@ -39,7 +39,7 @@ pub(crate) async fn read_chunks(
     seq: u64,
     out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
 ) -> u64 {
-    if !telemetry::exporting() {
+    if !telemetry::traced() {
         return read_waves(snapshot, requests, order, seq, out, &Arc::default()).await;
     }
     let span = tracing::info_span!(

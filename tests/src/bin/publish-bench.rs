@@ -7,105 +7,22 @@
 
 use std::{
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampNanosecondArray};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 use trellis_fabric::alloc::MiMalloc;
-use trellis_proto::{
-    DatasetSpec, pb,
-    time::{DAY_NS, format_time},
-};
-use trellis_qcu::client::Client;
 use trellis_tests::{
-    grid::spec,
-    processes::{Cluster, client},
+    processes::{Cluster, processor_time},
+    publisher::{Publisher, ROWS, symbols},
 };
 
-/// Rows of one result.
-const ROWS: usize = 500;
-/// Midnight of the first session, 2016-01-01.
-const FIRST_SESSION: i64 = 16_801 * DAY_NS;
 /// Publishers that are set up at once.
 const SET_UP_PARALLEL: usize = 32;
-/// Life of a lease: longer than any run, so that no lease is renewed.
-const TTL_MS: u32 = 3_600_000;
-/// How long a publish may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Publishes of each publisher before the clock runs.
-const WARM_UP: usize = 2;
 /// Limit of file descriptors: a thousand publishers with two connections each need more than the usual limit.
 const FILES: u64 = 8_192;
-
-struct Publisher {
-    client: Client,
-    spec: DatasetSpec,
-    unit: String,
-    lease: pb::Lease,
-    symbols: ArrayRef,
-    next: usize,
-}
-
-impl Publisher {
-    async fn set_up(heads: &[std::net::SocketAddr], i: usize, symbols: ArrayRef) -> Result<Self> {
-        let unit = format!("unit-{i}");
-        let client = client(heads, &unit, PATIENCE).await?;
-        let spec = spec(&format!("signals.out_{i}"), &["score"]);
-        let request = pb::AcquireLeaseRequest {
-            dataset: spec.dataset.to_string(),
-            unit: unit.clone(),
-            instance: "bench".to_owned(),
-            take_over: false,
-            ttl_ms: TTL_MS,
-            spec: Some((&spec).into()),
-        };
-        let lease = client.acquire_lease(request).await?;
-        let mut publisher = Self { client, spec, unit, lease, symbols, next: 0 };
-        for _ in 0..WARM_UP {
-            publisher.publish().await?;
-        }
-        Ok(publisher)
-    }
-
-    /// Publishes the next session.
-    async fn publish(&mut self) -> Result<()> {
-        let n = self.next;
-        self.next += 1;
-        let midnight = FIRST_SESSION + n as i64 * DAY_NS;
-        let header = pb::PublishHeader {
-            dataset: self.spec.dataset.to_string(),
-            kind: pb::PublishKind::Session.into(),
-            session: format_time(midnight),
-            run_id: format!("{}-{n}", self.unit),
-            unit: self.unit.clone(),
-            instance: self.lease.instance.clone(),
-            epoch: self.lease.epoch,
-            ..Default::default()
-        };
-        let ts = TimestampNanosecondArray::from_value(midnight, ROWS).with_timezone("UTC");
-        let scores = Float64Array::from_iter_values((0..ROWS).map(|i| ((n * ROWS + i) as f64).sin()));
-        let columns: Vec<ArrayRef> = vec![self.symbols.clone(), Arc::new(ts), Arc::new(scores)];
-        let rows = RecordBatch::try_new(self.spec.rows_schema(), columns)?;
-        let ack = self.client.publish(header, vec![rows]).await?;
-        ensure!(ack.rows == ROWS as u64 && !ack.duplicate, "acknowledged as {ack:?}");
-        Ok(())
-    }
-
-    /// Publishes until `end`. Returns the time of each publish in seconds.
-    async fn publish_until(mut self, end: Instant) -> Result<Vec<f64>> {
-        let mut taken = Vec::new();
-        while Instant::now() < end {
-            let at = Instant::now();
-            self.publish().await?;
-            taken.push(at.elapsed().as_secs_f64());
-        }
-        Ok(taken)
-    }
-}
 
 /// Raises the limit of this process and of its children.
 fn allow_files() -> Result<()> {
@@ -119,17 +36,6 @@ fn allow_files() -> Result<()> {
     Ok(())
 }
 
-/// Seconds of processor time that a process has used.
-fn processor_time(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in parentheses may contain anything; the fields from the third on follow it.
-    let (_, fields) = stat.rsplit_once(')').context("no name in /proc/.../stat")?;
-    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    // SAFETY: the call touches no memory.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    Ok(ticks as f64 / per_second as f64)
-}
-
 fn at(sorted: &[f64], part: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * part).round() as usize]
 }
@@ -139,7 +45,7 @@ async fn run(publishers: usize, span: Duration, lake: &Path) -> Result<()> {
     std::fs::create_dir_all(lake)?;
     let cluster = Cluster::start_over(lake, 1, 1)?;
     let heads = cluster.head_addrs();
-    let symbols: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|i| format!("S{i:03}"))));
+    let symbols = symbols();
     let set_up = (0..publishers).map(|i| Publisher::set_up(&heads, i, symbols.clone()));
     let all: Vec<Publisher> = futures::stream::iter(set_up).buffered(SET_UP_PARALLEL).try_collect().await?;
 
@@ -147,8 +53,10 @@ async fn run(publishers: usize, span: Duration, lake: &Path) -> Result<()> {
     let used = || pids.map(processor_time).into_iter().collect::<Result<Vec<_>>>();
     let before = used()?;
     let started = Instant::now();
-    let tasks: Vec<_> =
-        all.into_iter().map(|publisher| tokio::spawn(publisher.publish_until(started + span))).collect();
+    let tasks: Vec<_> = all
+        .into_iter()
+        .map(|mut publisher| tokio::spawn(async move { publisher.publish_until(started + span).await }))
+        .collect();
     let mut taken = Vec::new();
     for task in tasks {
         taken.extend(task.await??);

@@ -27,7 +27,7 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn open(head: Arc<HeadNode>) -> Self {
-        let span = if telemetry::exporting() {
+        let span = if telemetry::traced() {
             tracing::info_span!(
                 target: "trellis::read",
                 "read",
