@@ -1,6 +1,7 @@
-//! An OTLP collector for tests: a real server on loopback that keeps all telemetry that it gets, by gRPC or by HTTP.
+//! For tests: an OTLP collector, a real server on loopback that keeps all telemetry that it gets, by gRPC or by HTTP; and [`Meters`], which
+//! count the series that instruments have.
 //!
-//! It has its own thread and runtime, so telemetry arrives even if a test blocks its runtime or has none. Nothing sleeps:
+//! The collector has its own thread and runtime, so telemetry arrives even if a test blocks its runtime or has none. Nothing sleeps:
 //! [`OtlpReceiver::until`] wakes at each arrival.
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use opentelemetry::metrics::{Meter, MeterProvider as _};
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{
@@ -36,6 +38,14 @@ use opentelemetry_proto::tonic::{
     metrics::v1::{Metric, metric::Data, number_data_point},
     resource::v1::Resource,
     trace::v1::Span,
+};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    metrics::{
+        SdkMeterProvider, Temporality,
+        data::{AggregatedMetrics, MetricData, ResourceMetrics},
+        exporter::PushMetricExporter,
+    },
 };
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
@@ -157,6 +167,77 @@ impl Received {
     /// The last export of a metric.
     pub fn metric(&self, name: &str) -> Option<&ReceivedMetric> {
         self.metrics.iter().rev().find(|metric| metric.name == name)
+    }
+}
+
+/// Meters of their own, whose metrics are exported nowhere: a test counts their series.
+#[derive(Debug)]
+pub struct Meters {
+    provider: SdkMeterProvider,
+    series: Series,
+}
+
+/// How many series each instrument had in the last export.
+#[derive(Clone, Debug, Default)]
+struct Series(Arc<Mutex<BTreeMap<String, usize>>>);
+
+impl Meters {
+    /// New ones, with the SDK's defaults.
+    #[allow(clippy::new_without_default)] // it starts a thread
+    pub fn new() -> Self {
+        let series = Series::default();
+        Self { provider: SdkMeterProvider::builder().with_periodic_exporter(series.clone()).build(), series }
+    }
+
+    /// A meter.
+    pub fn meter(&self, name: &'static str) -> Meter {
+        self.provider.meter(name)
+    }
+
+    /// How many series each instrument has now.
+    ///
+    /// # Panics
+    /// If the SDK cannot collect them.
+    #[allow(clippy::expect_used)] // for tests
+    pub fn series(&self) -> BTreeMap<String, usize> {
+        self.provider.force_flush().expect("the instruments are collected");
+        self.series.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl PushMetricExporter for Series {
+    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        fn points<T>(data: &MetricData<T>) -> usize {
+            match data {
+                MetricData::Gauge(gauge) => gauge.data_points().count(),
+                MetricData::Sum(sum) => sum.data_points().count(),
+                MetricData::Histogram(histogram) => histogram.data_points().count(),
+                MetricData::ExponentialHistogram(histogram) => histogram.data_points().count(),
+            }
+        }
+        let metrics = metrics.scope_metrics().flat_map(|scope| scope.metrics());
+        let counted = metrics.map(|metric| {
+            let n = match metric.data() {
+                AggregatedMetrics::F64(data) => points(data),
+                AggregatedMetrics::U64(data) => points(data),
+                AggregatedMetrics::I64(data) => points(data),
+            };
+            (metric.name().to_owned(), n)
+        });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counted.collect();
+        Ok(())
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn temporality(&self) -> Temporality {
+        Temporality::Cumulative
     }
 }
 

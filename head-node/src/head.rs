@@ -10,6 +10,7 @@ use std::{
 };
 
 use parking_lot::RwLock;
+use trellis_fabric::telemetry;
 use trellis_proto::{DatasetName, Result, SeriesQuery, pb};
 
 use crate::{
@@ -19,8 +20,8 @@ use crate::{
     held::Dataset,
     ledger::Ledger,
     limits::{Fair, TurnLimits},
-    metrics::{Metrics, OfDatasets, Read},
-    stats::{DatasetCounts, EngineStats, Stats},
+    metrics::{METER, Metrics, Read},
+    stats::{DatasetCounts, Stats},
 };
 
 /// Most bytes of one unit's messages that are framed and not yet written to a socket. Enough for several messages on every core; few
@@ -51,7 +52,7 @@ pub(crate) struct HeadNode {
     config: Config,
     engine: Engine,
     limits: AnswerLimits,
-    stats: Stats,
+    stats: Arc<Stats>,
     metrics: Metrics,
     admission: Fair,
     egress: Fair,
@@ -83,16 +84,15 @@ impl HeadNode {
             turn_bytes: EGRESS_TURN_BYTES,
             lease: Some(EGRESS_LEASE),
         };
+        let stats = Arc::new(Stats::default());
         Arc::new_cyclic(|this: &Weak<Self>| Self {
             limits: AnswerLimits { rows: config.answer_rows_max, bytes: config.answer_bytes_max },
-            stats: Stats::default(),
             metrics: {
-                let (of_answers, of_engine) = (this.clone(), this.clone());
-                let answers: Read<OfDatasets> =
-                    Arc::new(move || Some(of_answers.upgrade()?.stats.datasets()));
-                let engine: Read<EngineStats> = Arc::new(move || Some(of_engine.upgrade()?.engine.stats()));
-                Metrics::new(&answers, &engine)
+                let this = this.clone();
+                let engine: Read = Arc::new(move || Some(this.upgrade()?.engine.stats()));
+                Metrics::new(&telemetry::meter(METER), &stats, &engine)
             },
+            stats,
             admission: Fair::new(admission),
             egress: Fair::new(egress),
             shapes: RwLock::default(),
@@ -175,8 +175,9 @@ impl HeadNode {
     /// Counters since the head started.
     pub(crate) fn describe_stats(&self) -> pb::HeadStats {
         let (answers, engine) = (&self.stats.answers, self.engine.stats());
+        let counts = self.engine.dataset_counts();
         let datasets = self.stats.datasets().into_iter().map(|(name, stats)| {
-            let below = engine.datasets.iter().find(|below| below.dataset == name);
+            let below = counts.binary_search_by(|below| below.dataset.cmp(&name)).ok().map(|at| &counts[at]);
             let of_engine = |read: fn(&DatasetCounts) -> u64| below.map_or(0, read);
             pb::DatasetStats {
                 requests: stats.answers.requests.get(),

@@ -10,9 +10,14 @@ use opentelemetry::{
     metrics::{Histogram, Meter},
 };
 use trellis_fabric::telemetry;
-use trellis_proto::DatasetName;
 
-use crate::stats::{Answers, DatasetStats, EngineStats, Outcome};
+use crate::stats::{Answers, EngineStats, Outcome, Stats};
+
+/// The name of the head's meter.
+pub(crate) const METER: &str = "trellis-head";
+
+/// Stands for all datasets that metrics do not name. It is no dataset: a dataset's name has a dot.
+const OTHERS: &str = "others";
 
 /// Seconds, from a hit in memory to a cold read of years: for a collector that cannot take exponential histograms.
 const DURATION_BOUNDS: [f64; 14] =
@@ -20,7 +25,7 @@ const DURATION_BOUNDS: [f64; 14] =
 
 /// The time that reads wait in the queues of the head.
 pub(crate) fn queue_duration() -> Histogram<f64> {
-    telemetry::meter("trellis-head")
+    telemetry::meter(METER)
         .f64_histogram("trellis.head.queue.duration")
         .with_unit("s")
         .with_description(
@@ -30,10 +35,8 @@ pub(crate) fn queue_duration() -> Histogram<f64> {
         .build()
 }
 
-/// Reads figures on export; `None` when their head is gone.
-pub(crate) type Read<T> = Arc<dyn Fn() -> Option<T> + Send + Sync>;
-/// The counters of every dataset that was asked for.
-pub(crate) type OfDatasets = Vec<(DatasetName, Arc<DatasetStats>)>;
+/// Reads the engine's figures on export; `None` when their head is gone.
+pub(crate) type Read = Arc<dyn Fn() -> Option<EngineStats> + Send + Sync>;
 
 /// The instruments of one head.
 pub(crate) struct Metrics {
@@ -41,17 +44,15 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the instruments. Counters and gauges are read from `answers` and `engine` on export.
-    pub(crate) fn new(answers: &Read<OfDatasets>, engine: &Read<EngineStats>) -> Self {
-        let meter = telemetry::meter("trellis-head");
-        of_answers(&meter, answers);
-        of_engine(&meter, engine);
-        of_datasets(&meter, engine);
+    /// Makes the instruments. Counters and gauges are read from `stats`, as long as it lives, and from `engine` on export.
+    pub(crate) fn new(meter: &Meter, stats: &Arc<Stats>, engine: &Read) -> Self {
+        of_answers(meter, stats);
+        of_engine(meter, engine);
         let duration = meter
             .f64_histogram("trellis.head.read.duration")
             .with_unit("s")
             .with_description(
-                "Time from a read's arrival to its last message, by dataset, outcome and how the slowest chunk was had.",
+                "Time from a read's arrival to its last message, by outcome and how the slowest chunk was had.",
             )
             .with_boundaries(DURATION_BOUNDS.into())
             .build();
@@ -59,31 +60,39 @@ impl Metrics {
     }
 
     /// A read has ended.
-    pub(crate) fn answered(
-        &self,
-        dataset: Option<&DatasetStats>,
-        source: &'static str,
-        outcome: Outcome,
-        took: Duration,
-    ) {
-        if !telemetry::measuring() {
-            return;
+    pub(crate) fn answered(&self, source: &'static str, outcome: Outcome, took: Duration) {
+        if telemetry::measuring() {
+            self.record(source, outcome, took);
         }
+    }
+
+    fn record(&self, source: &'static str, outcome: Outcome, took: Duration) {
         let outcome = KeyValue::new("trellis.outcome", outcome.name());
-        let source = KeyValue::new("trellis.source", source);
-        let took = took.as_secs_f64();
-        match dataset {
-            Some(dataset) => self.duration.record(took, &[dataset.attributes[0].clone(), outcome, source]),
-            None => self.duration.record(took, &[outcome, source]),
-        }
+        self.duration.record(took.as_secs_f64(), &[outcome, KeyValue::new("trellis.source", source)]);
     }
 }
 
-/// A counter of answers for each dataset.
-fn of_answers(meter: &Meter, answers: &Read<OfDatasets>) {
+/// The counters of answers. Only the number of reads names datasets, and only some of them: a fleet has a hundred thousand, and each is a
+/// series at each head. A read's span names its dataset, and `trellis.v1.Head/Stats` has the figures of each.
+fn of_answers(meter: &Meter, stats: &Arc<Stats>) {
     type Count = fn(&Answers) -> u64;
-    let counters: [(&'static str, &'static str, &'static str, Count); 6] = [
-        ("trellis.head.reads", "{read}", "Reads.", |a| a.requests.get()),
+    let reads = Arc::downgrade(stats);
+    let _observed = meter
+        .u64_observable_counter("trellis.head.reads")
+        .with_unit("{read}")
+        .with_description(
+            "Reads, by dataset: the first that the head was asked for, and all others together.",
+        )
+        .with_callback(move |observer| {
+            let Some(stats) = reads.upgrade() else { return };
+            let (named, others) = stats.requests();
+            for dataset in named {
+                observer.observe(dataset.answers.requests.get(), &dataset.attributes);
+            }
+            observer.observe(others, &[KeyValue::new("trellis.dataset", OTHERS)]);
+        })
+        .build();
+    let counters: [(&'static str, &'static str, &'static str, Count); 5] = [
         ("trellis.head.reads.failed", "{read}", "Reads that ended with an error.", |a| a.failed.get()),
         (
             "trellis.head.reads.stale",
@@ -96,37 +105,33 @@ fn of_answers(meter: &Meter, answers: &Read<OfDatasets>) {
         ("trellis.head.io", "By", "Arrow bytes of answers.", |a| a.bytes.get()),
     ];
     for (name, unit, about, read) in counters {
-        let answers = answers.clone();
+        let stats = Arc::downgrade(stats);
         let counter = meter.u64_observable_counter(name).with_unit(unit).with_description(about);
         let _observed = counter
             .with_callback(move |observer| {
-                for (_, dataset) in answers().into_iter().flatten() {
-                    observer.observe(read(&dataset.answers), &dataset.attributes);
+                if let Some(stats) = stats.upgrade() {
+                    observer.observe(read(&stats.answers), &[]);
                 }
             })
             .build();
     }
-    let answers = answers.clone();
+    let chunks = Arc::downgrade(stats);
     let _observed = meter
         .u64_observable_counter("trellis.head.chunks")
         .with_unit("{chunk}")
         .with_description("Series chunks of answers, by how they were had: hit, joined, fetched.")
         .with_callback(move |observer| {
-            for (_, dataset) in answers().into_iter().flatten() {
-                let by_source = |source, n| {
-                    let source = KeyValue::new("trellis.source", source);
-                    observer.observe(n, &[dataset.attributes[0].clone(), source]);
-                };
-                by_source("hit", dataset.answers.chunks_hit.get());
-                by_source("joined", dataset.answers.chunks_joined.get());
-                by_source("fetched", dataset.answers.chunks_fetched.get());
+            let Some(stats) = chunks.upgrade() else { return };
+            let Answers { chunks_hit, chunks_joined, chunks_fetched, .. } = &stats.answers;
+            for (source, n) in [("hit", chunks_hit), ("joined", chunks_joined), ("fetched", chunks_fetched)] {
+                observer.observe(n.get(), &[KeyValue::new("trellis.source", source)]);
             }
         })
         .build();
 }
 
 /// The counters and gauges of the engine.
-fn of_engine(meter: &Meter, engine: &Read<EngineStats>) {
+fn of_engine(meter: &Meter, engine: &Read) {
     type Count = fn(&EngineStats) -> u64;
     let counters: [(&'static str, &'static str, &'static str, Count); 10] = [
         ("trellis.head.upstream.calls", "{call}", "Calls to shards for chunks.", |s| s.upstream_calls),
@@ -177,20 +182,37 @@ fn of_engine(meter: &Meter, engine: &Read<EngineStats>) {
         .build();
 }
 
-/// For each dataset, the rows fetched for each row asked for.
-fn of_datasets(meter: &Meter, engine: &Read<EngineStats>) {
-    let engine = engine.clone();
-    let _observed = meter
-        .f64_observable_gauge("trellis.head.amplification")
-        .with_unit("1")
-        .with_description("Rows received from shards per row in the union of all ranges asked.")
-        .with_callback(move |observer| {
-            let Some(stats) = engine() else { return };
-            for dataset in stats.datasets.iter().filter(|d| d.rows_union > 0) {
-                let amplification = dataset.rows_fetched as f64 / dataset.rows_union as f64;
-                let attribute = KeyValue::new("trellis.dataset", dataset.dataset.to_string());
-                observer.observe(amplification, &[attribute]);
+#[cfg(test)]
+mod tests {
+    use trellis_fabric::testing::Meters;
+    use trellis_proto::{Code, DatasetName};
+
+    use super::*;
+    use crate::stats::{Answer, DATASETS_NAMED_MAX};
+
+    #[test]
+    fn ten_thousand_datasets_make_no_more_series_than_the_named_ones() {
+        let (meters, stats) = (Meters::new(), Arc::new(Stats::default()));
+        let engine: Read = Arc::new(|| Some(EngineStats::default()));
+        let metrics = Metrics::new(&meters.meter(METER), &stats, &engine);
+        let read = |dataset: usize| {
+            let dataset = stats.dataset(&DatasetName::new(format!("d.n{dataset}")).unwrap());
+            for outcome in [Outcome::Served, Outcome::Failed(Code::Overloaded), Outcome::Left] {
+                for (chunks_fetched, chunks_joined) in [(0, 0), (0, 1), (1, 0)] {
+                    let answer = Answer { chunks_fetched, chunks_joined, ..Answer::default() };
+                    stats.add(Some(&dataset), &answer, outcome, Duration::ZERO);
+                    metrics.record(answer.source(), outcome, Duration::ZERO);
+                }
             }
-        })
-        .build();
+        };
+        (0..DATASETS_NAMED_MAX).for_each(read);
+        let few = meters.series();
+        (DATASETS_NAMED_MAX..10_000).for_each(read);
+        let many = meters.series();
+        assert_eq!(few, many);
+        assert_eq!(many["trellis.head.reads"], DATASETS_NAMED_MAX + 1);
+        assert_eq!(many["trellis.head.read.duration"], 9, "three outcomes of three sources");
+        let named: u64 = stats.requests().0.iter().map(|dataset| dataset.answers.requests.get()).sum();
+        assert_eq!(named + stats.requests().1, 90_000, "each read counts in one of the series");
+    }
 }

@@ -48,11 +48,9 @@ pub(crate) struct EngineStats {
     pub(crate) shed: u64,
     /// Batched checks after lost logs.
     pub(crate) confirms: u64,
-    /// By dataset, sorted by name.
-    pub(crate) datasets: Vec<DatasetCounts>,
 }
 
-/// The part of [`EngineStats`] that one dataset has.
+/// The engine's figures of one dataset.
 #[derive(Debug, Clone)]
 pub(crate) struct DatasetCounts {
     pub(crate) dataset: DatasetName,
@@ -160,32 +158,53 @@ impl Answers {
     }
 }
 
+/// Most datasets that metrics name: those that a head was first asked for. More lines than this cannot be told apart on a page, and two
+/// thousand heads make 64,000 series of them at most.
+pub(crate) const DATASETS_NAMED_MAX: usize = 32;
+
 /// Counters of one dataset.
 #[derive(Debug)]
 pub(crate) struct DatasetStats {
     pub(crate) answers: Answers,
-    /// For metrics.
+    /// Its name, for metrics and spans.
     pub(crate) attributes: [KeyValue; 1],
+    /// Metrics name it.
+    named: bool,
+}
+
+#[derive(Debug, Default)]
+struct Datasets {
+    all: HashMap<DatasetName, Arc<DatasetStats>>,
+    named: Vec<Arc<DatasetStats>>,
 }
 
 /// Counters of the whole head.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) answers: Answers,
-    datasets: RwLock<HashMap<DatasetName, Arc<DatasetStats>>>,
+    datasets: RwLock<Datasets>,
+    /// Requests for datasets that metrics do not name, and requests that failed before their dataset was found.
+    others: Counter,
 }
 
 impl Stats {
     /// The counters of a dataset, made if they are new. The caller has found the dataset: a name that a request made up gets no counters.
     pub(crate) fn dataset(&self, name: &DatasetName) -> Arc<DatasetStats> {
-        if let Some(stats) = self.datasets.read().get(name) {
+        if let Some(stats) = self.datasets.read().all.get(name) {
             return stats.clone();
         }
+        let mut datasets = self.datasets.write();
+        let Datasets { all, named } = &mut *datasets;
         let new = || {
             let attributes = [KeyValue::new("trellis.dataset", name.to_string())];
-            Arc::new(DatasetStats { answers: Answers::default(), attributes })
+            let is_named = named.len() < DATASETS_NAMED_MAX;
+            let stats = Arc::new(DatasetStats { answers: Answers::default(), attributes, named: is_named });
+            if is_named {
+                named.push(stats.clone());
+            }
+            stats
         };
-        self.datasets.write().entry(name.clone()).or_insert_with(new).clone()
+        all.entry(name.clone()).or_insert_with(new).clone()
     }
 
     /// Counts an answer. `dataset` is `None` if the request failed before its dataset was found.
@@ -200,11 +219,19 @@ impl Stats {
         if let Some(dataset) = dataset {
             dataset.answers.add(answer, outcome, took);
         }
+        if !dataset.is_some_and(|dataset| dataset.named) {
+            self.others.add(1);
+        }
+    }
+
+    /// Requests of each dataset that metrics name, and of all others together.
+    pub(crate) fn requests(&self) -> (Vec<Arc<DatasetStats>>, u64) {
+        (self.datasets.read().named.clone(), self.others.get())
     }
 
     /// All datasets asked for, by name.
     pub(crate) fn datasets(&self) -> Vec<(DatasetName, Arc<DatasetStats>)> {
-        let mut all: Vec<_> = self.datasets.read().iter().map(|(n, s)| (n.clone(), s.clone())).collect();
+        let mut all: Vec<_> = self.datasets.read().all.iter().map(|(n, s)| (n.clone(), s.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
@@ -225,5 +252,7 @@ mod tests {
         assert_eq!((stats.answers.failed.get(), stats.answers.shed.get()), (1, 1));
         assert_eq!((daily.answers.rows.get(), daily.answers.busy_us.get()), (5, 70));
         assert_eq!(stats.datasets().len(), 1);
+        let (named, others) = stats.requests();
+        assert_eq!((named.len(), others), (1, 1), "a request without a dataset is one of the others");
     }
 }

@@ -398,6 +398,7 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
     let tables: HashSet<_> = asked.iter().map(|a| &batch.works[a.work].table.name).collect();
     for name in tables {
         if let Some(table) = holdings.table(name) {
+            // one call may be for several datasets
             table.counters.upstream_calls.fetch_add(1, Relaxed);
         }
     }
@@ -566,7 +567,7 @@ async fn arrive(
                 continue;
             }
         };
-        work.table.counters.rows_fetched.fetch_add(run.rows(), Relaxed);
+        work.table.counters.add(|of| &of.rows_fetched, run.rows());
         work.table.learn(payloads.len(), run.rows());
 
         let store = work.store && reservation.store;

@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     ops::Range,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Duration,
 };
 
@@ -516,8 +516,8 @@ impl Reading {
                 self.counts.hit += plan.0;
                 self.counts.joined += plan.1;
                 self.counts.fetched += plan.2;
-                self.table.counters.chunks_joined.fetch_add(plan.1, Relaxed);
-                self.table.counters.chunks_fetched.fetch_add(plan.2, Relaxed);
+                self.table.counters.add(|of| &of.chunks_joined, plan.1);
+                self.table.counters.add(|of| &of.chunks_fetched, plan.2);
             }
             running.upcoming.pop_front();
             running.ahead.push_back(planned);
@@ -702,7 +702,7 @@ impl Finish<'_> {
             .asked
             .add(self.start, self.end, |start, end| union += rows_between(self.table, taken, start, end));
         if union > 0 {
-            self.table.counters.rows_union.fetch_add(union, Relaxed);
+            self.table.counters.add(|of| &of.rows_union, union);
         }
     }
 

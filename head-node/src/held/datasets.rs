@@ -70,7 +70,7 @@ impl From<&Dataset> for pb::DatasetDescription {
     }
 }
 
-/// Counters of one dataset since the head started.
+/// Counters since the head started, of one dataset or of all together.
 #[derive(Debug, Default)]
 pub(crate) struct TableCounters {
     pub(crate) rows_fetched: AtomicU64,
@@ -78,6 +78,19 @@ pub(crate) struct TableCounters {
     pub(crate) chunks_joined: AtomicU64,
     pub(crate) chunks_fetched: AtomicU64,
     pub(crate) upstream_calls: AtomicU64,
+    /// The counters of all datasets together; `None` in these themselves. They keep what dropped datasets counted, and an export reads
+    /// them without a look at each dataset.
+    all: Option<Arc<TableCounters>>,
+}
+
+impl TableCounters {
+    /// Adds to a counter of this dataset, and to the one of all datasets together.
+    pub(crate) fn add(&self, counter: fn(&Self) -> &AtomicU64, n: u64) {
+        counter(self).fetch_add(n, Relaxed);
+        if let Some(all) = &self.all {
+            counter(all).fetch_add(n, Relaxed);
+        }
+    }
 }
 
 /// The symbols of a dataset, valid until one is added.
@@ -109,8 +122,13 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A dataset that was not known before.
-    pub(crate) fn new(spec: DatasetSpec, schema: u64, version: u64) -> Self {
+    /// A dataset that was not known before. What it counts is also counted in `all`.
+    pub(crate) fn new(spec: DatasetSpec, schema: u64, version: u64, all: &Arc<TableCounters>) -> Self {
+        let counters = TableCounters { all: Some(Arc::clone(all)), ..TableCounters::default() };
+        Self::counted(spec, schema, version, Arc::new(counters))
+    }
+
+    fn counted(spec: DatasetSpec, schema: u64, version: u64, counters: Arc<TableCounters>) -> Self {
         let spec = Arc::new(spec);
         let dataset = Dataset {
             spec: Arc::clone(&spec),
@@ -136,7 +154,7 @@ impl Table {
             symbols: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             density: AtomicU64::new(0),
-            counters: Arc::default(),
+            counters,
         }
     }
 
@@ -148,8 +166,7 @@ impl Table {
         let parts = parts.iter().map(|(id, of)| (id.clone(), Arc::new(part(of)))).collect();
         let table = Self {
             parts: RwLock::new(parts),
-            counters: Arc::clone(&self.counters),
-            ..Self::new(spec, schema, version)
+            ..Self::counted(spec, schema, version, Arc::clone(&self.counters))
         };
         table.refresh();
         table

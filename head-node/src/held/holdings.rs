@@ -16,7 +16,7 @@ use trellis_proto::{Code, DatasetName, Error, Result, pb::DatasetDescription};
 use super::{
     cache::Cache,
     claims::{Abandoned, FlightId, Token},
-    datasets::{Table, spec_of},
+    datasets::{Table, TableCounters, spec_of},
     series::{Series, SeriesEffects},
 };
 use crate::{limits::Memory, shards::Shard};
@@ -38,6 +38,8 @@ pub(crate) struct Holdings {
     pub(crate) invalidations: AtomicU64,
     pub(crate) poisoned_flights: AtomicU64,
     pub(crate) cancelled_flights: AtomicU64,
+    /// Of all datasets together.
+    pub(crate) counters: Arc<TableCounters>,
 }
 
 impl Holdings {
@@ -55,6 +57,7 @@ impl Holdings {
             invalidations: AtomicU64::new(0),
             poisoned_flights: AtomicU64::new(0),
             cancelled_flights: AtomicU64::new(0),
+            counters: Arc::default(),
         }
     }
 
@@ -105,7 +108,7 @@ impl Holdings {
                     return Err(Error::new(Code::Conflict, message).dataset(&spec.dataset));
                 }
                 Some(table) => Some(table.redefined(spec.clone(), said.schema, said.version)),
-                None => Some(Table::new(spec.clone(), said.schema, said.version)),
+                None => Some(Table::new(spec.clone(), said.schema, said.version, &self.counters)),
             };
             let now = now.map(Arc::new);
             match &now {

@@ -72,7 +72,7 @@ impl Account {
         let took = self.started.elapsed();
         let Self { answer, span, .. } = self;
         self.head.stats().add(self.dataset.as_deref(), answer, self.outcome, took);
-        self.head.metrics().answered(self.dataset.as_deref(), answer.source(), self.outcome, took);
+        self.head.metrics().answered(answer.source(), self.outcome, took);
         if !span.is_disabled() {
             if let Some(dataset) = &self.dataset {
                 span.record("trellis.dataset", &*dataset.attributes[0].value.as_str());
