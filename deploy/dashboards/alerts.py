@@ -75,7 +75,7 @@ COLLECTOR = {n.SERVICE: "trellis-collector", n.INSTANCE: "c"}
 ZIPKIN = COLLECTOR | {n.EXPORTER: "zipkin"}
 OK = {n.STATUS: "OK"}
 RENEW = {n.METHOD: n.UNIT_RENEW}
-FAILED, DONE = {n.OUTCOME: "failed"}, {n.OUTCOME: n.SUCCEEDED}
+FAILED = {n.OUTCOME: "failed"}
 
 
 def reporting(process: dict[str, str], values: str = "0x90") -> Series:
@@ -226,14 +226,13 @@ PUBLISHING = [
         PAGE,
         "0m",
         p.grown("1h", RUNS, p.UNITS, p.NOT_SUCCEEDED, by=BY_INSTANCE)
-        + " > 0 unless "
-        + p.grown("1h", RUNS, p.UNITS, p.SUCCEEDED, by=BY_INSTANCE)
-        + " > 0",
+        + f" > 0 unless {p.last_success('1h')} > time() - 3600",
         "Unit {{ $labels.service_instance_id }} failed in the last hour and did not succeed",
         {n.INSTANCE: "mom"},
-        # its first attempt ever
-        [series(RUNS, "_x50 1x40", UNIT, FAILED)],
-        [series(RUNS, "_x50 1x40", UNIT, FAILED), series(RUNS, "_x52 1x38", UNIT, DONE)],
+        # its first attempt that failed, an hour after its last success
+        [series(RUNS, "_x50 1x40", UNIT, FAILED), series(n.RUN_LAST_SUCCESS, "0x90", UNIT)],
+        # a success two minutes later
+        [series(RUNS, "_x50 1x40", UNIT, FAILED), series(n.RUN_LAST_SUCCESS, f"_x52 {52 * 60}x38", UNIT)],
     ),
     Alert(
         "UnitFenced",

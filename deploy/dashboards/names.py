@@ -88,6 +88,7 @@ WATCHERS = gauge("trellis.shard.watchers")
 
 # qcu-runtime/src/metrics.rs
 RUN_DURATION = seconds("trellis.run.duration")
+RUN_LAST_SUCCESS = gauge("trellis.run.last_success", "s")  # seconds since 1970
 RUN_STEP_DURATION = seconds("trellis.run.step.duration")
 RUN_CPU = counter("trellis.run.cpu.time", "s")
 RUN_MEMORY = Metric("trellis.run.memory.peak", "By", "histogram")
@@ -111,7 +112,7 @@ COLLECTOR_REFUSED = [
 COLLECTOR = [SPAN_DURATION, COLLECTOR_QUEUE, COLLECTOR_QUEUE_MAX, *COLLECTOR_REFUSED]
 
 # labels: attributes of the code, with _ for the dot
-DATASET = "trellis_dataset"
+DATASET = "trellis_dataset"  # of reads alone: the first datasets of each head, and "others"
 SOURCE = "trellis_source"  # hit, joined, fetched
 STATE = "trellis_state"  # resident, in_flight, pinned, budget
 QUEUE = "trellis_queue"  # admission, egress, memory, shard

@@ -108,20 +108,20 @@ def grown(window: str, metric: Metric | str, *conditions: str, by: tuple[str, ..
 
 
 UNITS = equal(n.SERVICE, n.QCU)
-SUCCEEDED, NOT_SUCCEEDED = equal(n.OUTCOME, n.SUCCEEDED), unequal(n.OUTCOME, n.SUCCEEDED)
+NOT_SUCCEEDED = unequal(n.OUTCOME, n.SUCCEEDED)
 SERVED = equal(n.OUTCOME, n.SERVED)
 
 
 def since_success(*conditions: str) -> Line:
-    """Seconds since each unit's last successful attempt, over the last day.
+    """Seconds since each unit's last successful attempt, of units that have reported within a day."""
+    return f"time() - {last_success('1d', *conditions)}", legend(n.INSTANCE)
 
-    A count of attempts is a success if it is greater than in the five minutes before, or was not there. So
-    the first count after five minutes without telemetry is taken for a success, too.
-    """
-    succeeded = select(n.RUN_DURATION.count, UNITS, SUCCEEDED, *conditions)
-    now, before = f"last_over_time({succeeded}[1m])", f"last_over_time({succeeded}[5m] offset 1m)"
-    success = f"({now} * 0 + time()) unless ({before} >= {now})"
-    return f"time() - max by ({n.INSTANCE}) (max_over_time(({success})[1d:1m]))", legend(n.INSTANCE)
+
+def last_success(window: str, *conditions: str) -> str:
+    """When each unit last succeeded, if it has reported that within a window. A process that has started again reports
+    it from its next success on."""
+    reported = select(n.RUN_LAST_SUCCESS, UNITS, *conditions)
+    return f"max by ({n.INSTANCE}) (max_over_time({reported}[{window}]))"
 
 
 def attempts(*conditions: str) -> Line:
@@ -162,7 +162,12 @@ load = [
 ]
 
 reads = [
-    panel("Reads by dataset", "ops", "Reads per second.", rates(n.READS, by=(n.DATASET,))),
+    panel(
+        "Reads by dataset",
+        "ops",
+        "Reads per second. Each head names the first datasets that it was asked for; `others` are all others together.",
+        rates(n.READS, by=(n.DATASET,)),
+    ),
     panel(
         "Duration of reads",
         "s",
@@ -355,7 +360,7 @@ units = [
     panel(
         "Time since the last success",
         "s",
-        "Of each unit. A unit that has not succeeded for a day is missing here.",
+        "Of each unit that has reported a success within a day.",
         since_success(),
     ),
     failed_runs,
@@ -447,7 +452,7 @@ _unit = f'{n.INSTANCE}=~"{CHOSEN}"'
 
 runs = [
     panel("Attempts", "short", "By outcome, in the hour before.", attempts(_unit)),
-    panel("Time since the last success", "s", "Over the last day.", since_success(_unit)),
+    panel("Time since the last success", "s", "As its process reports it.", since_success(_unit)),
     panel(
         "Duration of an attempt",
         "s",

@@ -3,9 +3,12 @@
 
 use std::{sync::OnceLock, time::Duration};
 
-use trellis_fabric::telemetry::{
-    self, KeyValue,
-    metrics::{Counter, Histogram},
+use trellis_fabric::{
+    clock,
+    telemetry::{
+        self, KeyValue,
+        metrics::{Counter, Gauge, Histogram},
+    },
 };
 use trellis_proto::{pb, runs};
 
@@ -22,6 +25,7 @@ pub enum Step {
 
 struct Runs {
     duration: Histogram<f64>,
+    last_success: Gauge<f64>,
     steps: Histogram<f64>,
     cpu: Counter<f64>,
     memory: Histogram<u64>,
@@ -37,6 +41,13 @@ fn instruments() -> Option<&'static Runs> {
                 .f64_histogram("trellis.run.duration")
                 .with_unit("s")
                 .with_description("Time of one attempt at a run, by outcome.")
+                .build(),
+            last_success: meter
+                .f64_gauge("trellis.run.last_success")
+                .with_unit("s")
+                .with_description(
+                    "Time of the end of the last attempt that succeeded, in seconds since 1970.",
+                )
                 .build(),
             steps: meter
                 .f64_histogram("trellis.run.step.duration")
@@ -61,8 +72,11 @@ fn instruments() -> Option<&'static Runs> {
 /// An attempt at a run has ended.
 pub fn attempt_ended(outcome: pb::RunOutcome, took: Duration) {
     if let Some(runs) = instruments() {
-        let outcome = KeyValue::new("trellis.outcome", runs::outcome_name(outcome));
-        runs.duration.record(took.as_secs_f64(), &[outcome]);
+        let name = KeyValue::new("trellis.outcome", runs::outcome_name(outcome));
+        runs.duration.record(took.as_secs_f64(), &[name]);
+        if outcome == pb::RunOutcome::Succeeded {
+            runs.last_success.record(clock::now_ns() as f64 * 1e-9, &[]);
+        }
     }
 }
 

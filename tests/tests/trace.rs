@@ -10,7 +10,10 @@ use std::{
 };
 
 use serde_json::json;
-use trellis_fabric::testing::{Attributes, OtlpReceiver, Received, ReceivedSpan};
+use trellis_fabric::{
+    clock::now_ns,
+    testing::{Attributes, OtlpReceiver, Received, ReceivedSpan},
+};
 use trellis_proto::{Code, time::parse_time};
 use trellis_tests::{
     grid::{import, spec},
@@ -100,6 +103,7 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
     let row = Row { symbol: "AMZN".into(), ts, known_at: 0, values: vec![Some(768.5)] };
     import(&client, &spec, &[row], None, "prices").await.unwrap();
 
+    let began = now_ns();
     let qcu = tokio::process::Command::new(binary("qcu").unwrap())
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -134,6 +138,12 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
     }
     assert!(text(scan, "trellis.bytes").parse::<u64>().unwrap() > 0);
     assert!(text(get, "trellis.path").contains("equities.daily/part-"), "{get:?}");
+
+    let succeeded = receiver.until(PATIENCE, |received| received.metric("trellis.run.last_success").cloned());
+    let succeeded = succeeded.await.unwrap_or_else(|received| panic!("{:#?}", received.metrics));
+    assert_eq!(succeeded.resource["service.instance.id"], "echo");
+    let seconds = began as f64 * 1e-9..=now_ns() as f64 * 1e-9;
+    assert!(seconds.contains(&succeeded.total(&[]).unwrap()), "{succeeded:?} is not in {seconds:?}");
 
     let starts =
         ["head-node head-0 starts: version ", "shard shard-0 starts: version ", "qcu echo starts: version "];
