@@ -6,7 +6,7 @@
 //!
 //! | room or file | subject |
 //! | --- | --- |
-//! | [`mod@env`] | typed variables, all problems told at once; `--help`, `--check`, `--probe`, `--version` |
+//! | [`mod@env`] | typed variables, all problems told at once; `--help`, `--check`, `--probe`, `--probe-ready`, `--version` |
 //! | [`telemetry`] | logs to stderr, traces, metrics and logs pushed by OTLP |
 //! | [`discovery`] | a watch of the current peers |
 //! | [`channel`] | tuned client channels, a small pool for each peer |
@@ -15,7 +15,7 @@
 //! | [`clock`] | the time of day |
 //! | [`alloc`] | the allocators |
 //! | [`process`] | the one shape of every `main` |
-//! | `probe` | `--probe`: whether the server of this container serves |
+//! | `probe` | `--probe` and `--probe-ready`: whether the server of this container lives, and whether it is ready |
 //! | [`shutdown`] | the signal that ends a process |
 //! | `gate` | knows which requests still run |
 //! | `rpc` | the span and the duration of one RPC, at either end |

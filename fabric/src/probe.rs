@@ -1,5 +1,5 @@
-//! `--probe`: asks the server of this container whether it serves. A container's health check runs it, so an image needs no shell and no
-//! other tool.
+//! `--probe` and `--probe-ready`: ask the server of this container whether it lives, and whether it is ready. A container's health check
+//! runs one of them, so an image needs no shell and no other tool.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -11,7 +11,11 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::channel::{ChannelOptions, connect_now};
+use crate::{
+    channel::{ChannelOptions, connect_now},
+    env::Question,
+    serve::READY,
+};
 
 /// Longest time of a probe. A health check in ECS has 5 s unless its definition says otherwise, and our images say 5 s: so the container's
 /// log has the reason, and not only that the check was killed.
@@ -22,9 +26,9 @@ const EXIT_UNHEALTHY: u8 = 1;
 /// The probe cannot know where the server listens.
 const EXIT_USAGE: u8 = 2;
 
-/// Asks the server that listens on `listen`, which is the value of `TRELLIS_LISTEN`. Exit code 0: it serves; 1: it does not, or not in
-/// time; 2: the address is none, or has no fixed port. The reason goes to stderr.
-pub(crate) fn run(name: &str, listen: &str) -> ExitCode {
+/// Asks the server that listens on `listen`, which is the value of `TRELLIS_LISTEN`. Exit code 0: yes; 1: no, or no answer in time; 2: the
+/// address is none, or has no fixed port. The reason goes to stderr.
+pub(crate) fn run(name: &str, listen: &str, question: Question) -> ExitCode {
     let address = match reach(listen) {
         Ok(address) => address,
         Err(why) => {
@@ -40,13 +44,14 @@ pub(crate) fn run(name: &str, listen: &str) -> ExitCode {
         }
     };
     let asked = runtime.block_on(async {
-        tokio::time::timeout(TIME_MAX, ask(address))
+        tokio::time::timeout(TIME_MAX, ask(address, question))
             .await
             .unwrap_or_else(|_| Err(format!("{address} did not answer in {} s", TIME_MAX.as_secs())))
     });
     match asked {
         Ok(()) => {
-            println!("{name}: {address} serves");
+            let is = if question == Question::Lives { "serves" } else { "is ready" };
+            println!("{name}: {address} {is}");
             ExitCode::SUCCESS
         }
         Err(why) => {
@@ -71,16 +76,23 @@ fn reach(listen: &str) -> Result<SocketAddr, String> {
     Ok(address)
 }
 
-async fn ask(address: SocketAddr) -> Result<(), String> {
+async fn ask(address: SocketAddr, question: Question) -> Result<(), String> {
+    let service = match question {
+        Question::Lives => "",
+        Question::Ready => READY,
+    };
     let channel = connect_now(&address.to_string(), &ChannelOptions::default())
         .await
         .map_err(|error| error.to_string())?;
     let answer = HealthClient::new(channel)
-        .check(HealthCheckRequest::default())
+        .check(HealthCheckRequest { service: service.to_owned() })
         .await
         .map_err(|status| format!("{address} answers {:?}: {}", status.code(), status.message()))?;
     match answer.into_inner().status() {
         ServingStatus::Serving => Ok(()),
+        other if question == Question::Ready => {
+            Err(format!("{address} is not ready: it answers {}", other.as_str_name()))
+        }
         other => Err(format!("{address} answers {}", other.as_str_name())),
     }
 }

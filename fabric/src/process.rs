@@ -34,7 +34,8 @@ pub struct Program {
 }
 
 /// Runs a program to its end. Does not return for `--help`, `--version`, `--check` and an invalid configuration: see [`cli`] and
-/// [`resolve`]. With `--probe` it only asks the server that runs here, and reads no other part of the configuration.
+/// [`resolve`]. With `--probe` and `--probe-ready` it only asks the server that runs here, and reads no other part of the
+/// configuration.
 ///
 /// `configure` reads and checks the whole environment. `instance` is the name of this process. `work` gets the configuration
 /// and a [`Start`]; it ends with an exit code, or with an error, whose exit code `exit_code` knows.
@@ -51,12 +52,12 @@ where
 {
     let (name, began) = (program.name, Instant::now());
     let mode = cli(name, program.about, program.vars);
-    if mode == Mode::Probe {
+    if let Mode::Probe(question) = mode {
         let listen = std::env::var(LISTEN.name).unwrap_or_else(|_| match LISTEN.presence {
             Presence::Default(address) => address.to_owned(),
             Presence::Required | Presence::Optional => String::new(),
         });
-        return probe::run(name, &listen);
+        return probe::run(name, &listen, question);
     }
     let config = resolve(name, mode, configure(Env::from_process(program.vars)));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

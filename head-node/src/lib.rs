@@ -126,21 +126,33 @@ impl Head {
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
             let routes = Routes::new(ArrowFlight::new(node.clone())).add_service(service);
+            let ready = CancellationToken::new();
             let options = serve::Options {
                 descriptor_sets: vec![DESCRIPTOR_SET],
                 services: vec!["trellis.v1.Head".to_owned(), "arrow.flight.protocol.FlightService".to_owned()],
                 endless: Vec::new(),
+                ready: Some(ready.clone()),
                 draining: CancellationToken::new(),
+            };
+            // It stays ready when it loses a shard later: it answers from memory, and the other heads have lost that shard, too.
+            let following = {
+                let engine = node.engine().clone();
+                async move {
+                    engine.ready().await;
+                    ready.cancel();
+                    std::future::pending::<()>().await;
+                }
             };
             let shutdown = async move {
                 shutdown.await;
                 node.drain();
             };
             tracing::info!(head = config.id, shards = config.shards_url, addr = ?listener.local_addr().ok(), "serving");
-            serve::serve(listener, routes, options, shutdown, config.drain)
-                .await
-                .map(drop)
-                .map_err(|error| Error::new(Code::Unavailable, error.to_string()))
+            let served = tokio::select! {
+                served = serve::serve(listener, routes, options, shutdown, config.drain) => served,
+                () = following => unreachable!("it never ends"),
+            };
+            served.map(drop).map_err(|error| Error::new(Code::Unavailable, error.to_string()))
         }
         .boxed()
     }

@@ -1,4 +1,4 @@
-//! The command line of a program: `--help`, `--check`, `--probe` and `--version`. The environment configures the rest.
+//! The command line of a program: `--help`, `--check`, `--probe`, `--probe-ready` and `--version`. The environment configures the rest.
 
 use std::fmt::Write as _;
 
@@ -10,6 +10,15 @@ use super::{
 /// Exit code for usage and configuration errors.
 const EXIT_USAGE: i32 = 2;
 
+/// What a probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Whether the server listens. A container that does not is started anew.
+    Lives,
+    /// Whether it can do its work, too. Others wait for it.
+    Ready,
+}
+
 /// What the process is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -17,8 +26,8 @@ pub enum Mode {
     Run,
     /// Only check the configuration: see [`resolve`].
     Check,
-    /// Only ask the server that listens on [`LISTEN`] whether it serves.
-    Probe,
+    /// Only ask the server that listens on [`LISTEN`].
+    Probe(Question),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +52,7 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
             std::process::exit(0)
         }
         Asked::Unknown(argument) => {
-            let probe = if listens(table) { ", --probe" } else { "" };
+            let probe = if listens(table) { ", --probe, --probe-ready" } else { "" };
             eprintln!(
                 "{bin}: unknown argument {argument:?}; it takes --help, --check{probe} and --version, and is configured by \
                  environment variables"
@@ -86,7 +95,8 @@ fn asked(server: bool, arguments: impl Iterator<Item = String>) -> Asked {
             "--help" | "-h" => return Asked::Help,
             "--version" | "-V" => return Asked::Version,
             "--check" => mode = Mode::Check,
-            "--probe" if server => mode = Mode::Probe,
+            "--probe" if server => mode = Mode::Probe(Question::Lives),
+            "--probe-ready" if server => mode = Mode::Probe(Question::Ready),
             _ => return Asked::Unknown(argument),
         }
     }
@@ -97,15 +107,16 @@ fn help(bin: &str, about: &str, table: &[Var]) -> String {
     let width = table.iter().map(|var| var.name.len()).max().unwrap_or(0);
     let (usage, probe) = if listens(table) {
         (
-            " | --probe",
-            "  --probe    ask the server that runs here whether it serves, and exit: 0 yes, 1 no\n",
+            " | --probe | --probe-ready",
+            "  --probe        ask the server that runs here whether it lives, and exit: 0 yes, 1 no\n  --probe-ready  ask it \
+             whether it is ready for requests, and exit likewise\n",
         )
     } else {
         ("", "")
     };
     let mut text = format!(
         "{bin}: {about}\n\nUsage: {bin} [--check{usage} | --help | --version]\n\n  \
-         --check    validate the configuration and exit: 0 valid, 2 not\n{probe}\nEnvironment:\n"
+         --check        validate the configuration and exit: 0 valid, 2 not\n{probe}\nEnvironment:\n"
     );
     for var in table {
         // writing to a String cannot fail
@@ -138,7 +149,8 @@ mod tests {
         assert_eq!(of(&["--check", "-h"]), Asked::Help);
         assert_eq!(of(&["--version"]), Asked::Version);
         assert_eq!(of(&["serve"]), Asked::Unknown("serve".to_owned()));
-        assert_eq!(of(&["--probe"]), Asked::Mode(Mode::Probe));
+        assert_eq!(of(&["--probe"]), Asked::Mode(Mode::Probe(Question::Lives)));
+        assert_eq!(of(&["--probe-ready"]), Asked::Mode(Mode::Probe(Question::Ready)));
         let of_a_unit = asked(false, ["--probe".to_owned()].into_iter());
         assert_eq!(of_a_unit, Asked::Unknown("--probe".to_owned()), "a unit has no server to ask");
     }
@@ -152,7 +164,7 @@ mod tests {
         ];
         assert!(!help("qcu", "runs a unit", &table[..1]).contains("--probe"));
         let text = help("shard", "serves chunks", &table);
-        assert!(text.contains("[--check | --probe | --help | --version]"), "{text}");
+        assert!(text.contains("[--check | --probe | --probe-ready | --help | --version]"), "{text}");
         for line in [
             "  TRELLIS_ID      the name [required]\n",
             "  TRELLIS_LISTEN  the address [default: 127.0.0.1:0]\n",

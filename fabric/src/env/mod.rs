@@ -45,7 +45,7 @@ mod read;
 mod size;
 mod var;
 
-pub use command_line::{Mode, cli, resolve};
+pub use command_line::{Mode, Question, cli, resolve};
 pub use problem::{ConfigError, Invalid, Problem};
 pub use read::Env;
 pub use size::{format_bytes, parse_bytes};

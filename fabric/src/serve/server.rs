@@ -36,6 +36,9 @@ const FLUSH_MAX: Duration = Duration::from_millis(500);
 /// How long the server waits for cut connections to end. Their tasks notice the cut at once unless they are starved.
 const CUT_MAX: Duration = Duration::from_secs(1);
 
+/// The service name under which health says whether the server is ready. It is no service.
+pub const READY: &str = "ready";
+
 /// How to serve the given routes.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -47,6 +50,9 @@ pub struct Options {
     /// Paths (`/trellis.v1.Shard/Watch`) of methods whose answers have no end. The drain does not wait for them, but ends them with
     /// `UNAVAILABLE`.
     pub endless: Vec<String>,
+    /// Cancelled by the program when it can do its work. Until then health says NOT_SERVING of the services and of [`READY`], but SERVING
+    /// of the server as a whole: it lives, and a restart would not help. `None`: it can from the start.
+    pub ready: Option<CancellationToken>,
     /// [`serve`] cancels this token when the drain begins. Handlers and tasks may wait for it.
     pub draining: CancellationToken,
 }
@@ -95,11 +101,18 @@ fn serve_until(
     drain: Duration,
 ) -> BoxFuture<'static, Result<Drained, ServeError>> {
     async move {
-        let Options { descriptor_sets, services, endless, draining } = options;
+        let Options { descriptor_sets, services, endless, ready, draining } = options;
         let health = HealthReporter::new();
-        for service in &services {
-            health.set_service_status(service, ServingStatus::Serving).await;
-        }
+        let named: Vec<&str> = services.iter().map(String::as_str).chain([READY]).collect();
+        let at_first = if ready.is_some() { ServingStatus::NotServing } else { ServingStatus::Serving };
+        set_all(&health, &named, at_first).await;
+        let become_ready = async {
+            if let Some(ready) = ready {
+                ready.cancelled().await;
+                set_all(&health, &named, ServingStatus::Serving).await;
+            }
+            std::future::pending::<()>().await;
+        };
         let health_service = tonic_health::server::HealthService::from_health_reporter(health.clone());
         let mut routes =
             routes.add_service(tonic_health::pb::health_server::HealthServer::new(health_service));
@@ -134,13 +147,13 @@ fn serve_until(
             // before the signal, the server ends only if it fails
             ended = &mut server => return ended.map(|()| Drained::default()).map_err(ServeError::from),
             () = shutdown => {}
+            () = become_ready => unreachable!("it never ends"),
         }
 
         let started = tokio::time::Instant::now();
         tracing::info!(in_flight = gate.len(), drain_ms = drain.as_millis() as u64, "draining");
-        for service in services.iter().map(String::as_str).chain([""]) {
-            health.set_service_status(service, ServingStatus::NotServing).await;
-        }
+        set_all(&health, &named, ServingStatus::NotServing).await;
+        set_all(&health, &[""], ServingStatus::NotServing).await;
         gate.close();
         draining.cancel();
         stop.cancel();
@@ -159,7 +172,7 @@ fn serve_until(
         let late = gate.names();
         if !ended && late.is_empty() {
             // the last connections may only watch the server's health; clearing the status ends those watches
-            for service in services.iter().map(String::as_str).chain([""]) {
+            for service in named.iter().copied().chain([""]) {
                 health.clone().clear_service_status(service).await;
             }
             ended = tokio::time::timeout(FLUSH_MAX, &mut server).await.is_ok();
@@ -181,6 +194,12 @@ fn serve_until(
         Ok(Drained { late })
     }
     .boxed()
+}
+
+async fn set_all(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
 }
 
 fn reflection<'a>(

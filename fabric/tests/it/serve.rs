@@ -4,11 +4,12 @@ use std::{collections::HashSet, time::Duration};
 
 use tonic::Code;
 use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
 };
 use trellis_fabric::{
     channel::{CONNECTIONS_MAX, Pool, Reason, connect_now},
-    serve::{Drained, Options, ready_line},
+    serve::{CancellationToken, Drained, Options, READY, ready_line},
     shutdown,
 };
 
@@ -205,12 +206,44 @@ async fn a_pool_opens_connections_under_load_only() {
 }
 
 #[tokio::test]
+async fn a_server_lives_before_it_is_ready_and_neither_while_it_drains() {
+    let ready = CancellationToken::new();
+    let options = Options { ready: Some(ready.clone()), ..Options::default() };
+    let server = Server::of(Default::default(), LONG, options).await;
+    // a call that holds up the drain, so that health can still be asked
+    let _held = tokio::spawn(unary(server.channel(), "Hold", ""));
+    server.probe.entered.notified().await;
+    let mut health = HealthClient::new(server.channel());
+    let mut watch = async |service| health.watch(check(service)).await.unwrap().into_inner();
+    let [mut whole, mut ready_name, mut service] = [watch("").await, watch(READY).await, watch(NAME).await];
+    assert_eq!(status(&mut whole).await, ServingStatus::Serving);
+    for watch in [&mut ready_name, &mut service] {
+        assert_eq!(status(watch).await, ServingStatus::NotServing);
+    }
+    ready.cancel();
+    for watch in [&mut ready_name, &mut service] {
+        assert_eq!(status(watch).await, ServingStatus::Serving);
+    }
+    server.stop.send(()).unwrap();
+    for watch in [&mut whole, &mut ready_name, &mut service] {
+        assert_eq!(status(watch).await, ServingStatus::NotServing);
+    }
+    server.probe.release.add_permits(1);
+    server.ended.await.unwrap().unwrap();
+}
+
+/// The next status that a health watch tells.
+async fn status(watch: &mut tonic::Streaming<HealthCheckResponse>) -> ServingStatus {
+    watch.message().await.unwrap().unwrap().status()
+}
+
+#[tokio::test]
 async fn health_and_reflection_are_served() {
     let options =
         Options { descriptor_sets: vec![tonic_health::pb::FILE_DESCRIPTOR_SET], ..Options::default() };
     let server = Server::of(Default::default(), LONG, options).await;
     let mut health = HealthClient::new(server.channel());
-    for service in ["", NAME] {
+    for service in ["", NAME, READY] {
         let answer = health.check(check(service)).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
     }
