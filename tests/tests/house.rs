@@ -24,7 +24,7 @@ const EDGES: [(&str, &[&str]); 7] = [
 ];
 
 /// Outside crates that one of ours alone may name, so that a change of library is a change of one crate.
-const DOORS: [(&str, &str); 18] = [
+const DOORS: [(&str, &str); 19] = [
     ("twox-hash", "trellis-proto"),
     ("backon", "trellis-fabric"),
     ("hickory-resolver", "trellis-fabric"),
@@ -33,6 +33,7 @@ const DOORS: [(&str, &str); 18] = [
     ("opentelemetry-http", "trellis-fabric"),
     ("opentelemetry-otlp", "trellis-fabric"),
     ("opentelemetry_sdk", "trellis-fabric"),
+    ("reqwest", "trellis-fabric"),
     ("rustls", "trellis-fabric"),
     ("tonic-health", "trellis-fabric"),
     ("tonic-reflection", "trellis-fabric"),

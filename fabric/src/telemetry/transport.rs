@@ -1,19 +1,15 @@
-//! The connections that exports travel on: a gRPC channel, or an HTTP client. Both connect with the same connector, so both have the
-//! same TLS.
+//! The connections that exports travel on: a gRPC channel, or an HTTP client. Both have the same TLS.
 //!
 //! The SDK exports from threads of its own, which have no reactor. So the HTTP client sends each request in a task of the process's
 //! runtime. The gRPC channel does that by itself.
 
-use std::{error::Error as _, fmt, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use http_body_util::{BodyExt as _, Limited};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::rt::TokioIo;
 use opentelemetry_http::{HttpClient, HttpError};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -24,6 +20,7 @@ use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
 use super::settings::Target;
+use crate::channel::{boxed, tcp};
 
 /// Largest answer to an export over HTTP. An answer is empty, or says in a sentence what was refused.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -34,22 +31,16 @@ pub(super) fn channel(target: &Target) -> Result<Channel, String> {
     let endpoint =
         Endpoint::from_shared(url.clone()).map_err(|error| format!("{url}: {}", with_source(&error)))?;
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls(target)?).https_or_http().enable_http2();
-    Ok(endpoint.timeout(target.timeout).connect_with_connector_lazy(connector.wrap_connector(tcp(target))))
+    let connector = boxed(connector.wrap_connector(tcp(target.timeout)), TokioIo::new);
+    Ok(endpoint.timeout(target.timeout).connect_with_connector_lazy(connector))
 }
 
-/// An HTTP client for `target`. Needs a Tokio runtime.
+/// An HTTP/1.1 client for `target`. Needs a Tokio runtime.
 pub(super) fn http_client(target: &Target) -> Result<HttpSender, String> {
-    let connector = HttpsConnectorBuilder::new().with_tls_config(tls(target)?).https_or_http().enable_http1();
-    let client = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(tcp(target)));
-    Ok(HttpSender { client, runtime: Handle::current(), timeout: target.timeout })
-}
-
-fn tcp(target: &Target) -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(target.timeout));
-    tcp
+    let client = reqwest::Client::builder().use_preconfigured_tls(tls(target)?).http1_only();
+    let client = client.connect_timeout(target.timeout).timeout(target.timeout).build();
+    let client = client.map_err(|error| format!("HTTP: {error}"))?;
+    Ok(HttpSender { client, runtime: Handle::current() })
 }
 
 fn tls(target: &Target) -> Result<ClientConfig, String> {
@@ -84,32 +75,23 @@ fn with_source(error: &tonic::transport::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
-/// Sends exports over HTTP/1.1, from any thread.
-#[derive(Clone)]
+/// Sends exports over HTTP, from any thread.
+#[derive(Clone, Debug)]
 pub(super) struct HttpSender {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: reqwest::Client,
     runtime: Handle,
-    timeout: Duration,
-}
-
-impl fmt::Debug for HttpSender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpSender").field("timeout", &self.timeout).finish_non_exhaustive()
-    }
 }
 
 #[async_trait::async_trait]
 impl HttpClient for HttpSender {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let HttpSender { client, runtime, timeout } = self.clone();
+        let HttpSender { client, runtime } = self.clone();
         let sent = runtime.spawn(async move {
-            let answered = async {
-                let (parts, body) = client.request(request.map(Full::new)).await?.into_parts();
-                let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
-                Ok::<_, HttpError>(Response::from_parts(parts, body))
-            };
-            tokio::time::timeout(timeout, answered).await
+            let answer = client.execute(request.try_into()?).await?;
+            let (parts, body) = Response::<reqwest::Body>::from(answer).into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
+            Ok::<_, HttpError>(Response::from_parts(parts, body))
         });
-        sent.await??
+        sent.await?
     }
 }
