@@ -88,6 +88,8 @@ pub struct Finished {
     pub tail: Vec<String>,
     /// Lines that were not recorded because there were too many.
     pub lines_dropped: u64,
+    /// Whether the child took the request. If not, it had ended before it read it.
+    pub taken: bool,
 }
 
 impl Outcome {

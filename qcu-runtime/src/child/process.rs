@@ -2,10 +2,7 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::process::ExitStatusExt,
-    },
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::ExitStatus,
     time::Duration,
 };
@@ -75,13 +72,6 @@ impl Process {
         self.state = State::Over(status);
         self.seen = Usage { user_us, system_us, ..self.seen };
         Some(status)
-    }
-
-    /// Whether the process has ended; it may not be reaped yet.
-    pub(super) fn has_ended(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one descriptor, which is open; no waiting.
-        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
     }
 
     /// Returns the anonymous memory now, and notes the largest resident memory.

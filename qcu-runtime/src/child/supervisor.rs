@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::{
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -45,6 +46,8 @@ pub struct Child {
     channel: Channel,
     logs: Logs,
     readers: [JoinHandle<()>; 2],
+    /// Whether it took the last request.
+    taken: bool,
 }
 
 impl Child {
@@ -59,19 +62,13 @@ impl Child {
         let channel = Channel::new(spawned.channel)?;
         let logs = Logs::default();
         let readers = [logs.follow("stdout", spawned.stdout)?, logs.follow("stderr", spawned.stderr)?];
-        Ok(Self { process, channel, logs, readers })
+        Ok(Self { process, channel, logs, readers, taken: true })
     }
 
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid.unsigned_abs()
-    }
-
-    /// Whether the child still runs. It may have ended by itself between two runs.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        !self.process.is_over() && !self.process.has_ended()
     }
 
     /// Anonymous memory that it holds now.
@@ -144,6 +141,7 @@ impl Child {
         let mut memory = interval(MEMORY_POLL);
         memory.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sent = false;
+        self.taken = true;
         loop {
             let Self { process, channel, .. } = self;
             let event = tokio::select! {
@@ -157,7 +155,10 @@ impl Child {
             };
             match event {
                 Event::Sent(Ok(())) => sent = true,
-                Event::Sent(Err(error)) if is_closed(&error) => return Err(self.closed().await),
+                Event::Sent(Err(error)) if is_closed(&error) => {
+                    self.taken = false;
+                    return Err(self.closed().await);
+                }
                 Event::Sent(Err(error)) => return Err(Outcome::System { error }),
                 Event::Packet(Ok(Some(packet))) => match reply(&packet) {
                     Ok(Reply::Progress(step)) => progress(step),
@@ -166,9 +167,17 @@ impl Child {
                     Err(violation) => return Err(Outcome::Protocol { violation }),
                 },
                 Event::Packet(Ok(None)) => return Err(self.closed().await),
-                Event::Packet(Err(error)) if is_closed(&error) => return Err(self.closed().await),
+                Event::Packet(Err(error)) if is_closed(&error) => {
+                    // the kernel resets a channel whose other end was closed with a packet in it that nobody read
+                    self.taken = false;
+                    return Err(self.closed().await);
+                }
                 Event::Packet(Err(error)) => return Err(Outcome::Protocol { violation: error.to_string() }),
-                Event::Ended => return Err(self.closed().await),
+                Event::Ended => {
+                    let last = if sent { self.channel.receive().now_or_never() } else { None };
+                    self.taken = sent && !matches!(last, Some(Err(error)) if is_closed(&error));
+                    return Err(self.closed().await);
+                }
                 Event::Late => return Err(Outcome::TimedOut { after: limits.time }),
                 Event::Look => {
                     let bytes = self.process.look();
@@ -216,8 +225,13 @@ impl Child {
             system_us: after.system_us.saturating_sub(before.system_us),
             rss_max_bytes: after.rss_max_bytes,
         };
-        let finished =
-            Finished { outcome, usage, tail: self.logs.tail(), lines_dropped: self.logs.dropped() };
+        let finished = Finished {
+            outcome,
+            usage,
+            tail: self.logs.tail(),
+            lines_dropped: self.logs.dropped(),
+            taken: self.taken,
+        };
         self.logs.leave();
         (finished, usable.then_some(self))
     }

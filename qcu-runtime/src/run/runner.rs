@@ -276,6 +276,7 @@ impl Runner {
         attempt.epoch = lease.epoch().map_err(Failure::publishing)?;
 
         let kept = self.child.take();
+        let reused = kept.is_some();
         let reading = async {
             let began = Instant::now();
             let read = prefetch(&self.client, &manifest, session, partition, None).await;
@@ -296,7 +297,7 @@ impl Runner {
         let finished = match child {
             Ok(child) => {
                 let began = Instant::now();
-                let computing = self.compute(child, session, partition, &read, progress);
+                let computing = self.compute(child, reused, session, partition, &read, progress);
                 let computed = computing.instrument(info_span!("compute")).await;
                 metrics::step_ended(Step::Compute, began.elapsed());
                 let (finished, kept) = computed.map_err(Failure::of)?;
@@ -339,6 +340,7 @@ impl Runner {
     async fn compute(
         &self,
         child: Child,
+        kept: bool,
         session: NaiveDate,
         partition: &str,
         read: &Prefetched,
@@ -369,11 +371,19 @@ impl Runner {
             .map_err(|e| Error::new(Code::Internal, format!("writing the inputs: {e}")))?
             .map_err(|e| Error::new(Code::Unavailable, format!("the inputs do not fit into memory: {e}")))?;
         let limits = Limits { time: manifest.timeout()?, memory_bytes: manifest.memory.0 };
-        let report = |step: Progress| {
+        let mut report = |step: Progress| {
             tracing::info!(done = step.done, total = step.total, note = step.note, "progress");
             progress.send_replace(Some(step));
         };
-        Ok(child.run(&request, &tables, limits, Span::current(), report).await)
+        let (finished, child) = child.run(&request, &tables, limits, Span::current(), &mut report).await;
+        if finished.taken || !kept {
+            return Ok((finished, child));
+        }
+        // It ended by itself between two runs. That is no attempt: the strategy has not begun.
+        match ready_child(&self.unit, None).await {
+            Ok(child) => Ok(child.run(&request, &tables, limits, Span::current(), &mut report).await),
+            Err(finished) => Ok((*finished, None)),
+        }
     }
 }
 
@@ -393,7 +403,7 @@ async fn report_progress(
 
 /// Returns the kept child, or a new one that has imported the strategy.
 async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Finished>> {
-    if let Some(child) = kept.filter(Child::is_alive) {
+    if let Some(child) = kept {
         return Ok(child);
     }
     let manifest = &unit.manifest;
@@ -421,6 +431,7 @@ async fn ready_child(unit: &Unit, kept: Option<Child>) -> Result<Child, Box<Fini
             usage: Usage::default(),
             tail: Vec::new(),
             lines_dropped: 0,
+            taken: false,
         })),
     }
 }

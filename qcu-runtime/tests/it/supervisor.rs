@@ -97,6 +97,23 @@ async fn a_result_comes_back_in_place_and_the_child_takes_another_run() {
 }
 
 #[tokio::test]
+async fn a_child_that_ended_between_two_runs_has_not_taken_the_second() {
+    let (first, child) = run("echo", GENEROUS).await;
+    assert!(first.taken);
+    let child = child.unwrap();
+    let pid = child.pid();
+    // SAFETY: no memory is involved.
+    unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
+    until_gone(pid).await;
+    let (second, child) = child.run(&request("echo"), &[], GENEROUS, Span::none(), |_| {}).await;
+    assert!(matches!(second.outcome, Outcome::Killed { signal: 9 }), "{}", second.outcome);
+    assert!(!second.taken && child.is_none());
+
+    let (crashed, _) = run("segv", GENEROUS).await;
+    assert!(crashed.taken, "it crashed in the run");
+}
+
+#[tokio::test]
 async fn a_strategy_that_cannot_be_imported_says_why() {
     let child = Child::start(command()).await.unwrap();
     let error = child.load(&load("missing.py"), GENEROUS.memory_bytes, Span::none()).await.unwrap_err();
