@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Proves that the grid of compose.yaml works in containers, also while parts of it are stopped, cut off and killed.
 
-    .venv/bin/python deploy/check.py          after `make wheel`; as root, on Debian
+    .venv/bin/python deploy/check.py          after `make wheel`; as root, on Debian, with Go 1.26 and Maven
 
 It installs and starts Docker if no engine answers, makes the base image where no registry does, builds the images from
-what is built already, and runs the grid under a name and ports of its own. It prints what each step proved, takes
-everything down, and ends with a line of counts. The logs of a failed run are in target/deploy-logs.
+what is built already, and runs the grid under a name and ports of its own, with the collector and a page for each
+signal. The programs of these are built in the folder TELEMETRY_DIR, or in target/telemetry, unless they are there. It
+prints what each step proved, takes everything down, and ends with a line of counts. The logs of a failed run are in
+target/deploy-logs, the pictures of the pages in target/deploy-pictures.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +35,8 @@ from trellis.deploy import load_strategies
 from trellis.errors import TrellisError, Unavailable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LOGS = ROOT / "target" / "deploy-logs"
+LOGS, PICTURES = ROOT / "target" / "deploy-logs", ROOT / "target" / "deploy-pictures"
+TELEMETRY = pathlib.Path(os.environ.get("TELEMETRY_DIR", ROOT / "target" / "telemetry"))
 EXAMPLES = ROOT / "qcu-runtime" / "python" / "examples"
 PROJECT = "trellis-check"
 HEADS, SHARDS, UNITS = (
@@ -41,10 +46,16 @@ HEADS, SHARDS, UNITS = (
 )
 PORTS = [17400, 17401]
 URL = ",".join(f"127.0.0.1:{port}" for port in PORTS)
-SESSIONS = ["2016-08-09", "2016-08-10"]
+PAGES = ["victoria-metrics", "victoria-logs", "zipkin"]
+PAGE_PORTS = {"METRICS_PORT": 18428, "LOGS_PORT": 19428, "TRACES_PORT": 19411}
+METRICS, STREAMS, TRACES = (f"http://127.0.0.1:{port}" for port in PAGE_PORTS.values())
+# how many processes of each service push telemetry
+PROCESSES = {"trellis-head": len(HEADS), "trellis-shard": len(SHARDS), "trellis-qcu": len(UNITS)}
+SESSIONS, SESSION_AFTER = ["2016-08-09", "2016-08-10"], "2016-08-11"
 
-# a container starts within seconds; on a busy machine within a minute
-START_WAIT_S = 180.0
+# A container starts within seconds; on a busy machine within a minute. Store, shards, heads and import start one after
+# the other.
+START_WAIT_S = 300.0
 # after a process has come back, the others find it by DNS and retry with pauses of up to 15 s
 RECOVER_WAIT_S = 60.0
 # longest time of one command of docker, above every stop_grace_period; building images is not bounded by it
@@ -52,6 +63,10 @@ COMMAND_WAIT_S = 120.0
 # how long the loops go on before and after a fault
 LOOP_BEFORE_S, LOOP_AFTER_S = 2.0, 5.0
 KILLS, PUBLISHES_BETWEEN_KILLS = 2, 3
+# an export that fails is tried again for 2 s, and spans wait up to 5 s for their export: some are lost in this time
+COLLECTOR_AWAY_S = 15.0
+# a page answers a question within milliseconds; on a busy machine within seconds
+PAGE_WAIT_S = 20.0
 
 
 class Failed(Exception):
@@ -79,14 +94,14 @@ def run(*command: Any, wait: float | None = COMMAND_WAIT_S, env: dict[str, str] 
 
 
 def until(what: str, ready: Callable[[], Any], wait: float = RECOVER_WAIT_S) -> Any:
-    """Asks again and again until the answer is true. An `Unavailable` grid counts as a no."""
+    """Asks again and again until the answer is true. An `Unavailable` grid or page counts as a no."""
     deadline = time.monotonic() + wait
     last = ""
     while True:
         try:
             if answer := ready():
                 return answer
-        except Unavailable as error:
+        except (Unavailable, OSError) as error:
             last = f": {error}"
         if time.monotonic() > deadline:
             raise Failed(f"{what} did not happen within {wait:.0f} s{last}")
@@ -102,10 +117,8 @@ def answers(*command: str) -> bool:
     return False
 
 
-def install() -> None:
-    packages = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
-    if answers("docker", "compose", "version"):
-        packages.pop("docker-compose")
+def install(**packages: str) -> None:
+    """Installs the Debian packages of programs that are missing."""
     missing = [package for program, package in packages.items() if shutil.which(program) is None]
     if not missing:
         return
@@ -131,7 +144,9 @@ def engine() -> Iterator[str]:
     if answers("docker", "info"):
         yield "was running"
         return
-    install()
+    install(dockerd="docker.io", debootstrap="debootstrap")
+    if not answers("docker", "compose", "version"):
+        install(**{"docker-compose": "docker-compose"})
     LOGS.mkdir(parents=True, exist_ok=True)
     with open(LOGS / "dockerd.log", "wb") as log:
         dockerd = subprocess.Popen(["dockerd"], stdout=log, stderr=log)
@@ -152,9 +167,13 @@ class Grid:
     def __init__(self) -> None:
         v2 = answers("docker", "compose", "version")
         self.compose = ["docker", "compose"] if v2 else ["docker-compose"]
-        self.base = [*self.compose, "-p", PROJECT, "-f", str(ROOT / "deploy" / "compose.yaml")]
+        file = str(ROOT / "deploy" / "compose.yaml")
+        self.base = [*self.compose, "-p", PROJECT, "-f", file, "--profile", "telemetry"]
         self.env = {f"TRELLIS_PORT_{i}": str(port) for i, port in enumerate(PORTS)}
+        self.env |= {name: str(port) for name, port in PAGE_PORTS.items()}
+        self.env["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://collector:4317"
         self.env["TRELLIS_SESSIONS"] = ",".join(SESSIONS)
+        self.collector_is_back = 0.0
 
     def __call__(self, *arguments: str) -> str:
         return run(*self.base, *arguments, env=self.env)
@@ -179,11 +198,68 @@ class Grid:
 
     def keep_logs(self) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
-        for service in [*HEADS, *SHARDS, *UNITS, "store", "import", "units"]:
+        for service in [*HEADS, *SHARDS, *UNITS, "store", "import", "units", "collector", *PAGES]:
             with contextlib.suppress(Failed):
                 (LOGS / f"{service}.log").write_text(self.log(service))
         with contextlib.suppress(Failed):
             (LOGS / "containers.txt").write_text(run("docker", "ps", "-a"))
+
+
+# --- the pages
+
+
+def ask(url: str, **question: Any) -> str:
+    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(question)}", timeout=PAGE_WAIT_S) as answer:
+        return answer.read().decode()
+
+
+def by_service(metric: str) -> dict[str, float]:
+    """The value of an expression of VictoriaMetrics for each service. By default it hides the newest half minute."""
+    answer = json.loads(ask(f"{METRICS}/api/v1/query", query=metric, latency_offset="1s"))
+    return {series["metric"]["service_name"]: float(series["value"][1]) for series in answer["data"]["result"]}
+
+
+def lines_of(query: str, since: float) -> list[dict[str, str]]:
+    """What VictoriaLogs answers."""
+    answer = ask(f"{STREAMS}/select/logsql/query", query=query, start=since)
+    return [json.loads(line) for line in answer.splitlines()]
+
+
+def services_of(trace: list[dict[str, Any]]) -> set[str]:
+    return {span["localEndpoint"]["serviceName"] for span in trace}
+
+
+BY_SERVICE = '* | stats by ("service.name") count() lines'
+
+
+def arrived(since: float, logs_of: set[str]) -> str:
+    """Waits until metrics of every process, traces of every service, and logs of some are there from after `since`."""
+    reports = f'timestamp(trellis_telemetry_dropped_total{{signal="spans"}}) > {since}'
+    until(
+        "the arrival of metrics",
+        lambda: PROCESSES.items() <= by_service(f"count by (service_name) ({reports})").items(),
+    )
+    until(
+        "the arrival of logs",
+        lambda: logs_of <= {line["service.name"] for line in lines_of(BY_SERVICE, since)},
+    )
+
+    def traces(**question: Any) -> list[list[dict[str, Any]]]:
+        now = time.time()
+        window = dict(endTs=int(now * 1000), lookback=int((now - since) * 1000), limit=20)
+        return json.loads(ask(f"{TRACES}/zipkin/api/v2/traces", **window, **question))
+
+    until(
+        "the arrival of a trace from a run to the store",
+        lambda: any(
+            PROCESSES.keys() <= services_of(trace) for trace in traces(serviceName="trellis-qcu", spanName="run")
+        ),
+        START_WAIT_S,
+    )
+    line = lines_of('"run succeeded" trace_id:* | limit 1', since)[0]
+    trace = json.loads(ask(f"{TRACES}/zipkin/api/v2/trace/{line['trace_id']}"))
+    need("trellis-qcu" in services_of(trace), f"the trace of {line} has {services_of(trace)}")
+    return f"metrics of {sum(PROCESSES.values())} processes, logs, a trace from a unit to the store, also by a log line"
 
 
 def rows_of(frame: trellis.Frame) -> list[str]:
@@ -237,7 +313,8 @@ def ticks(ctx, px):
 
 
 def starts(compose: Grid) -> str:
-    compose("up", "-d", "--no-build")
+    # it waits until the heads are ready
+    run(*compose.base, "up", "-d", "--no-build", env=compose.env, wait=START_WAIT_S)
     until("the end of the import", lambda: compose.exit_code("import") is not None, START_WAIT_S)
     need(compose.exit_code("import") == 0, f"the import failed:\n{compose.log('import')[-2000:]}")
     told = compose.log("import").splitlines()[-1]
@@ -301,7 +378,7 @@ def retried(compose: Grid, grid: trellis.Grid) -> str:
 
 
 def hardened(compose: Grid) -> str:
-    for service in [*HEADS, *SHARDS, *UNITS, "store"]:
+    for service in [*HEADS, *SHARDS, *UNITS, "store", "collector", *PAGES]:
         container = compose.inspect(service)
         need(container["Config"]["User"] == "10001:10001", f"{service} runs as {container['Config']['User']!r}")
         need(container["HostConfig"]["ReadonlyRootfs"], f"{service} can write to its root file system")
@@ -335,6 +412,55 @@ def reading(grid: trellis.Grid) -> Loop:
         need(got == right[n % len(QUESTIONS)], f"{dataset} {question} changed to {got[0]} rows")
 
     return Loop(each)
+
+
+def collector_killed(compose: Grid, grid: trellis.Grid) -> str:
+    days = iter(str(day) for day in _market.sessions() if "2010-01-01" <= str(day) <= "2011-12-31")
+    lost = "sum by (service_name) (trellis_telemetry_dropped_total)"
+    before = by_service(lost)
+
+    def publish(_n: int) -> None:
+        ticks.run(session=next(days), grid=grid, publish=True)
+
+    with reading(grid) as reads, Loop(publish) as publishes:
+        time.sleep(LOOP_BEFORE_S)
+        run("docker", "kill", "-s", "KILL", compose.container("collector"))
+        time.sleep(COLLECTOR_AWAY_S)
+        need(not compose.inspect("collector")["State"]["Running"], "the collector runs")
+        compose("start", "collector")
+        back = compose.collector_is_back = time.time()
+        time.sleep(LOOP_AFTER_S)
+    # units log, and trace, only what they run: another session. Heads and shards have nothing to log
+    compose.env["TRELLIS_SESSIONS"] = ",".join([*SESSIONS, SESSION_AFTER])
+    compose("up", "-d", "--no-build", "--no-deps", "qcu-momentum")
+    until("drops of heads and shards", lambda: {"trellis-head", "trellis-shard"} <= more(before, by_service(lost)))
+    told = arrived(back, {"trellis-qcu"})
+    for what, loop in (("reads", reads), ("publishes", publishes)):
+        need(not loop.errors, f"{len(loop.errors)} of {loop.calls} {what} failed, first: {loop.errors[:1]}")
+    return (
+        f"the collector was away for {COLLECTOR_AWAY_S:.0f} s under {reads.calls} reads and {publishes.calls} "
+        f"publishes: 0 failed, the longest took {max(reads.longest, publishes.longest):.2f} s; drops are counted; "
+        f"then came {told}"
+    )
+
+
+def logs_again(compose: Grid) -> str:
+    """Heads have logged the faults of shards since. head-1 has not ended since the collector was away."""
+    query = '"service.instance.id":head-1 | stats count() lines'
+    lines = lambda: int(lines_of(query, compose.collector_is_back)[0]["lines"])  # noqa: E731
+    until("logs of head-1", lines)
+    return f"{lines()} lines of head-1 have arrived since the collector came back"
+
+
+def more(before: dict[str, float], now: dict[str, float]) -> set[str]:
+    return {service for service, value in now.items() if value > before.get(service, 0)}
+
+
+def pictures() -> str:
+    install(chromium="chromium")
+    here = ROOT / "deploy" / "pictures"
+    run(sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", here / "requirements.txt")
+    return run(sys.executable, here / "take.py", PICTURES, METRICS, STREAMS, TRACES)
 
 
 def head_stopped(compose: Grid, grid: trellis.Grid) -> str:
@@ -505,7 +631,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", message=".*not recorded in the run ledger yet")
     shutil.rmtree(LOGS, ignore_errors=True)
     passed = failed = 0
-    began = time.monotonic()
+    began, began_at = time.monotonic(), time.time()
 
     def step(name: str, prove: Callable[[], str]) -> bool:
         nonlocal passed, failed
@@ -520,12 +646,21 @@ def main() -> int:
         print(f"ok     {name} ({time.monotonic() - started:.0f} s): {told}", flush=True)
         return True
 
+    def telemetry() -> str:
+        run(ROOT / "deploy" / "images" / "telemetry" / "build", TELEMETRY, wait=None)
+        env = {"TELEMETRY_DIR": str(TELEMETRY)}
+        return ", ".join(run(ROOT / "deploy" / "images" / "telemetry" / "images", wait=None, env=env).splitlines()[-4:])
+
     def images() -> str:
         run(ROOT / "deploy" / "images" / "base", wait=None)
         return ", ".join(run(ROOT / "deploy" / "images" / "build", wait=None).splitlines()[-5:])
 
     with contextlib.ExitStack() as stack:
-        if step("engine", lambda: f"docker answers; it {stack.enter_context(engine())}") and step("images", images):
+        if (
+            step("engine", lambda: f"docker answers; it {stack.enter_context(engine())}")
+            and step("images", images)
+            and step("telemetry images", telemetry)
+        ):
             compose = Grid()
             stack.callback(compose, "down", "-v", "--remove-orphans", "-t", "20")
             stack.callback(lambda: failed and compose.keep_logs())
@@ -535,10 +670,14 @@ def main() -> int:
                     step("units", lambda: published(compose, grid, SESSIONS))
                     step("a unit that fails", lambda: retried(compose, grid))
                     step("containers", lambda: hardened(compose))
+                    step("telemetry", lambda: arrived(began_at, set(PROCESSES)))
+                    step("the collector killed", lambda: collector_killed(compose, grid))
+                    step("pictures", pictures)
                     step("a head stopped", lambda: head_stopped(compose, grid))
                     step("a shard cut off", lambda: shard_cut_off(compose, grid))
                     step("a unit killed", lambda: unit_killed(compose, grid))
                     step("a shard killed", lambda: publisher_killed(compose, grid))
+                    step("logs again", lambda: logs_again(compose))
                     step("still right", lambda: still_right(compose, grid))
                 step("the drain", lambda: drains(compose))
     if failed:
