@@ -21,7 +21,8 @@ help:
 
 # --- set-up: each step leaves a stamp, so that a second run has nothing to do ----------------------------------------
 
-PIP := $(BIN)/pip install -q --disable-pip-version-check
+# Without --no-compile pip compiles every file of pandas, which takes 13 s; Python compiles those that are imported.
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 
 setup: $(BIN)/.tools
 peers: $(BIN)/.peers
