@@ -27,9 +27,15 @@ const OWNS: Var = Var::optional(
     r#"instead of index and count, JSON: [{"dataset": "fx.*", "slots": [0, 32768], "start": "2014-01-01"}], or "symbols": [..] for slots"#,
 );
 
+const SCRUB: Var = Var::or(
+    "TRELLIS_SCRUB_BYTES",
+    "4194304",
+    "bytes a second, in one read, at which files are compared with their checksums; 0: never",
+);
+
 /// Every variable that the binary reads, besides the telemetry's `OTEL_*`.
 pub const VARIABLES: &[Var] =
-    &[ID, env::LISTEN, LAKE, INDEX, COUNT, IDS, OWNS, env::DRAIN_MS, env::LOG, env::LOG_FORMAT];
+    &[ID, env::LISTEN, LAKE, INDEX, COUNT, IDS, OWNS, SCRUB, env::DRAIN_MS, env::LOG, env::LOG_FORMAT];
 
 /// Limits of one publish. While rows are checked, sorted and encoded, memory holds them decoded, up to four times. So these bound
 /// memory.
@@ -77,6 +83,9 @@ pub struct Upkeep {
     pub log_retention: Duration,
     /// Time between two rounds of the upkeep.
     pub every: Duration,
+    /// Bytes a second, in one read, at which files are compared with their checksums; 0: never. 4 MiB are less than a hundredth of
+    /// a core, and a terabyte in three days.
+    pub scrub_bytes: u64,
 }
 
 impl Default for Upkeep {
@@ -88,6 +97,7 @@ impl Default for Upkeep {
             retention: Duration::from_secs(7 * 86_400),
             log_retention: Duration::from_secs(90 * 86_400),
             every: Duration::from_secs(30),
+            scrub_bytes: 4 << 20,
         }
     }
 }
@@ -152,6 +162,7 @@ impl Config {
         let index = env.parse::<u32>(&INDEX);
         let count = env.parse::<u32>(&COUNT);
         let drain = env.millis(&env::DRAIN_MS);
+        let scrub = env.parse::<u64>(&SCRUB);
         let ids = env.optional(&IDS);
         let own_id = env.optional(&ID);
         let owns = match env.optional(&OWNS) {
@@ -172,7 +183,8 @@ impl Config {
             env.refuse(&ID, format!("one of {}", shards.join(", ")));
         }
         env.finish()?;
-        Ok((Self { drain: drain?, ..Self::new(&id, lake?, owns?, shards) }, listen?))
+        let upkeep = Upkeep { scrub_bytes: scrub?, ..Upkeep::default() };
+        Ok((Self { drain: drain?, upkeep, ..Self::new(&id, lake?, owns?, shards) }, listen?))
     }
 
     /// Shard `index` of `count` shards `shard-0..count` that share a lake and split every dataset's symbols evenly.

@@ -5,6 +5,7 @@
 
 use std::{error::Error as StdError, io};
 
+use parquet::errors::ParquetError;
 use trellis_proto::{Code, Error};
 
 /// A failed read or write of `path`.
@@ -30,11 +31,14 @@ pub(crate) fn corrupt(path: &str, why: impl std::fmt::Display) -> Error {
 }
 
 /// A failure to read or decode the Parquet file `path`: the store's if an I/O error is at the bottom, else the file's.
-pub(crate) fn parquet_error(path: &str, error: &parquet::errors::ParquetError) -> Error {
+pub(crate) fn parquet_error(path: &str, error: &ParquetError) -> Error {
     match io_cause(error) {
         Some(cause) if cause.kind() == io::ErrorKind::NotFound => corrupt(path, "the file is missing"),
         Some(_) => store_error("reading", path, error),
-        None => corrupt(path, error),
+        None => match error {
+            ParquetError::General(why) => corrupt(path, why),
+            _ => corrupt(path, error),
+        },
     }
 }
 

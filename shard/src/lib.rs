@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `edge` | gRPC in |
 //! | `upkeep` | what a shard does unasked: polls, merges files, writes checkpoints, removes old files |
+//! | `scrub` | compares the lake's bytes with their checksums |
 //! | `shard` | the calls of a shard, in the grid's own types |
 //! | `write` | one commit: publishes, leases, changes of a dataset, the run ledger |
 //! | `scan` | the read path |
@@ -29,6 +30,7 @@ mod files;
 mod metrics;
 mod ownership;
 mod scan;
+mod scrub;
 mod shard;
 #[cfg(test)]
 mod simulation;
@@ -47,6 +49,7 @@ use trellis_fabric::{channel::MESSAGE_BYTES_MAX, serve};
 use trellis_proto::{Code, Error, Result, pb::shard_server::ShardServer};
 
 pub use config::Config;
+pub use scrub::{Report, check_lake};
 
 /// Full name of the service, as health and reflection list it.
 const SERVICE: &str = "trellis.v1.Shard";

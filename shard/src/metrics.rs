@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) watchers: UpDownCounter<i64>,
     /// Files merged by compaction.
     pub(crate) files_compacted: Counter<u64>,
+    /// Files found damaged by the check in the background, each once in a round.
+    pub(crate) files_damaged: Counter<u64>,
 }
 
 impl Metrics {
@@ -65,6 +67,11 @@ impl Metrics {
                 .with_description("watchers connected")
                 .build(),
             files_compacted: counter("trellis.shard.files_compacted", "{file}", "files merged by compaction"),
+            files_damaged: counter(
+                "trellis.shard.files_damaged",
+                "{file}",
+                "files found damaged by the check in the background",
+            ),
         }
     }
 }

@@ -18,6 +18,7 @@ use trellis_proto::{DatasetName, Result};
 use crate::{
     error::store_error,
     files::{DataFile, read_all, sweep_staged, write_file},
+    scrub::scrub,
     shard::Shard,
     table::{Snapshot, Table},
     write::{Rewrite, finish_rename},
@@ -49,7 +50,8 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn start(shard: Arc<Shard>) -> Self {
-        Self { tasks: vec![tokio::spawn(poll(shard.clone())), tokio::spawn(maintain(shard))] }
+        let scrub = tokio::spawn(scrub(shard.clone()));
+        Self { tasks: vec![tokio::spawn(poll(shard.clone())), tokio::spawn(maintain(shard)), scrub] }
     }
 
     /// Ends the tasks where they are. The next start repeats unfinished work (a merged file, a checkpoint), and a committer finishes

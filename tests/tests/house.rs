@@ -24,8 +24,7 @@ const EDGES: [(&str, &[&str]); 7] = [
 ];
 
 /// Outside crates that one of ours alone may name, so that a change of library is a change of one crate.
-const DOORS: [(&str, &str); 19] = [
-    ("twox-hash", "trellis-proto"),
+const DOORS: [(&str, &str); 18] = [
     ("backon", "trellis-fabric"),
     ("hickory-resolver", "trellis-fabric"),
     ("hyper-rustls", "trellis-fabric"),

@@ -9,6 +9,7 @@
 //! | `client` | reads and questions |
 //! | `run` | a strategy's run in this process: inputs, checks, publish |
 //! | `import` | files into a dataset |
+//! | `doctor` | the check of a lake's files |
 //! | `embedded` | a grid inside this process |
 //! | `arrow` | `Rows`: tables for Python by the Arrow C interface, and as sealed memfds |
 //! | `columns` | rows from Python's own values |
@@ -22,6 +23,7 @@ mod cells;
 mod client;
 mod columns;
 mod dict;
+mod doctor;
 mod embedded;
 mod error;
 mod import;
@@ -82,6 +84,7 @@ mod _trellis {
         check_integer_time,
         client::Client,
         columns::make_rows,
+        doctor::check_lake,
         embedded::Embedded,
         error::error_codes,
         format_time,

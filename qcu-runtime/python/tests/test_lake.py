@@ -1,7 +1,9 @@
 """Other tools can read the tables in the lake: these tests read them with independent libraries."""
 
 import itertools
+import json
 import random
+import shutil
 
 import deltalake
 import duckdb
@@ -9,6 +11,7 @@ import polars as pl
 import pytest
 
 import trellis
+from trellis import cli
 from trellis.importing import import_files
 
 
@@ -126,3 +129,23 @@ def test_other_readers_see_what_the_grid_reads_as_of_any_time_by_the_documented_
         table_rows = table_rows.groupby(["symbol", "ts_ns"]).tail(1)
         table_rows = table_rows[~table_rows["retracted"].fillna(False).astype(bool)]
         assert sorted(zip(table_rows["symbol"], table_rows["score"], strict=True)) == expected
+
+
+def test_the_doctor_names_a_damaged_file_and_those_without_checksums(grid, table, folder, tmp_path, capsys):
+    lake = tmp_path / "lake"
+    shutil.copytree(folder / "lake", lake)
+    assert cli.main(["doctor", "--lake", str(lake)]) == 0
+    assert "every byte that has a checksum is as it was written" in capsys.readouterr().out
+    other = pl.DataFrame({"symbol": ["A"], "ts_ns": [1], "known_at_ns": [1], "close": [1.0]})
+    other.write_delta(str(lake / "others.daily"))
+    assert cli.main(["doctor", "--lake", str(lake), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["without_checksums"] == 2
+    damaged = max((lake / "equities.daily").glob("*.parquet"), key=lambda path: path.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 4
+    damaged.write_bytes(data)
+    assert cli.main(["doctor", "--lake", str(lake)]) == 1
+    told = capsys.readouterr()
+    assert f"equities.daily: DATA_CORRUPT: {damaged}" in told.out
+    assert "1 files are damaged or missing" in told.err
+    assert cli.main(["doctor", "--lake", str(tmp_path / "none")]) == 3

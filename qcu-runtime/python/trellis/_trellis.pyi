@@ -72,6 +72,10 @@ class Client:
     def rename(self, dataset: str, to: str, id: str, by: str) -> dict[str, Any]: ...
     def stats(self) -> list[dict[str, Any]]: ...
 
+def check_lake(
+    lake: str,
+) -> tuple[tuple[int, int, int, int], list[tuple[str, str, str, str]]]: ...
+
 @final
 class Embedded:
     """A grid inside this process."""

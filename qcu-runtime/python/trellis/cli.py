@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import __version__, local
+from . import __version__, _trellis, local
 from ._table import format_table
 from ._time import to_session
 from .datasets import add_command, add_commands, pairs, table_of
-from .errors import BadRequest, StrategyError, TrellisError, Unavailable, frames_of
+from .errors import BadRequest, DataCorrupt, StrategyError, TrellisError, Unavailable, frames_of
 from .frame import Frame
 from .grid import connect
 
@@ -166,6 +166,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     undeploy.add_argument("units", nargs="+", metavar="UNIT")
     _add_state(undeploy)
+
+    doctor = command(
+        "doctor", _doctor, "Compare every file of a lake with its checksums, and list what is damaged or missing."
+    )
+    doctor.add_argument(
+        "--lake",
+        metavar="DIR|URL",
+        help=f"folder or s3://bucket/prefix (default ./{local.STATE}/lake); no grid need run",
+    )
     return parser
 
 
@@ -337,6 +346,33 @@ def _status(args: argparse.Namespace) -> None:
     else:
         _print_table(*table_of(datasets))
     print(stats_table(heads, _width()))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    lake = args.lake or os.path.join(local.STATE, "lake")
+    if "://" not in lake and not os.path.isdir(lake):
+        raise BadRequest(f"there is no folder {lake}", hint="name the lake with --lake")
+    (datasets, files, size, without), problems = _trellis.check_lake(lake)
+    if args.json:
+        keys = ("code", "dataset", "message", "hint")
+        told = {"lake": lake, "datasets": datasets, "files": files, "bytes": size, "without_checksums": without}
+        print(json.dumps(told | {"problems": [dict(zip(keys, problem, strict=True)) for problem in problems]}))
+    else:
+        print(f"{lake}: {datasets:,} datasets, {files:,} files, {size:,} bytes of rows")
+        if without:
+            print(
+                f"{without:,} files have no checksums, and were not compared: another tool or an earlier release "
+                "wrote them"
+            )
+        for code, dataset, message, _ in problems:
+            print(f"{dataset}: {code}: {message}")
+    if problems:
+        damaged = [problem for problem in problems if problem[0] == "DATA_CORRUPT"]
+        _, dataset, message, hint = (damaged or problems)[0]
+        kind, what = (DataCorrupt, "damaged or missing") if damaged else (Unavailable, "not checked")
+        raise kind(f"{len(damaged or problems)} files are {what}, first: {message}", hint=hint, dataset=dataset)
+    if not args.json:
+        print("every byte that has a checksum is as it was written")
 
 
 def _unit_cells(process: dict[str, Any]) -> list[str]:

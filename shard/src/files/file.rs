@@ -3,8 +3,11 @@
 //! Sizes are chosen for reads of one symbol. A read decodes at least a page, so a page has 4,096 rows (0.2 ms for six columns). A
 //! row group has 65,536 rows: that keeps the page index small, and bounds what one read of a column fetches. The positions of rows
 //! come from the file's index, and the page index narrows them by time. So there is no row filter.
+//!
+//! Every byte of a file that a shard wrote is compared with its [`checksum`](super::checksum) before it is decoded.
 
 use std::{
+    io::{self, Write},
     ops::Range,
     sync::{
         Arc,
@@ -17,7 +20,7 @@ use arrow_array::{
 };
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, TryFutureExt, future::BoxFuture};
+use futures::{FutureExt, StreamExt, future::BoxFuture};
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path};
 use parquet::{
     arrow::{
@@ -28,9 +31,13 @@ use parquet::{
     basic::{Compression, Encoding},
     errors::ParquetError,
     file::{
-        metadata::{KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader},
+        metadata::{
+            FileMetaData, KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder,
+            ParquetMetaDataReader, ParquetMetaDataWriter,
+        },
         page_index::column_index::ColumnIndexMetaData,
         properties::{EnabledStatistics, WriterProperties},
+        writer::TrackedWrite,
     },
     schema::types::ColumnPath,
 };
@@ -40,6 +47,7 @@ use tracing::Span;
 use trellis_proto::{DatasetSpec, Result};
 
 use super::{
+    checksum::{PAGES_KEY, Pages, Tail, differ},
     index::{Builder, FOOTER_KEY, FOOTER_RUN_ROWS_MIN, FileIndex},
     schema::{KNOWN_AT_NS, RETRACTED, SYMBOL, TS_NS, exact_column, exact_schema, to_lake, wire_field},
     store::Folder,
@@ -83,6 +91,8 @@ pub(crate) struct DataFile {
 struct Footer {
     metadata: ArrowReaderMetadata,
     pages: Vec<Page>,
+    /// `None`: another tool or an earlier release wrote the file, without checksums.
+    checksums: Option<Arc<Pages>>,
 }
 
 /// Rows `[start, end)` of the file and the bounds of their event time.
@@ -112,9 +122,8 @@ pub(crate) async fn write_file(
     rows: RecordBatch,
     retractable: bool,
 ) -> Result<WrittenFile> {
-    let path = format!("part-{}.parquet", uuid::Uuid::new_v4().simple());
     let spec = spec.clone();
-    let encode = move || -> Result<(Vec<u8>, FileIndex, Value)> {
+    let encode = move || -> Result<(Encoded, FileIndex, Value)> {
         let mut builder = Builder::default();
         builder.push(
             rows.column(0).as_string(),
@@ -129,18 +138,25 @@ pub(crate) async fn write_file(
         let stats = stats(&lake, &index);
         Ok((encode(&lake, &index)?, index, stats))
     };
-    let (bytes, index, stats) =
+    let (encoded, index, stats) =
         tokio::task::spawn_blocking(encode).await.map_err(|e| lost_task("writing Parquet", e))??;
-    let size = bytes.len() as u64;
+    let path = encoded.tail.file_name();
+    let size = encoded.bytes.len() as u64;
     folder
         .files
-        .put(&Path::from(path.as_str()), PutPayload::from(bytes))
+        .put(&Path::from(path.as_str()), PutPayload::from(encoded.bytes))
         .await
         .map_err(|e| store_error("writing", &folder.file_name(&path), &e))?;
     Ok(WrittenFile { file: FileRef { path, size }, index: Arc::new(index), stats })
 }
 
-fn encode(lake: &RecordBatch, index: &FileIndex) -> Result<Vec<u8>> {
+/// A file in memory.
+struct Encoded {
+    bytes: Vec<u8>,
+    tail: Tail,
+}
+
+fn encode(lake: &RecordBatch, index: &FileIndex) -> Result<Encoded> {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
@@ -170,8 +186,61 @@ fn encode(lake: &RecordBatch, index: &FileIndex) -> Result<Vec<u8>> {
     let mut writer =
         ArrowWriter::try_new(&mut out, lake.schema(), Some(properties.build())).map_err(failed)?;
     writer.write(lake).map_err(failed)?;
-    writer.close().map_err(failed)?;
-    Ok(out)
+    let metadata = writer.close().map_err(failed)?;
+    with_checksums(out, &metadata)
+}
+
+/// Puts the checksums of the pages into the footer. The pages' positions are known only when the file is closed, so its tail is
+/// written once more.
+fn with_checksums(mut bytes: Vec<u8>, metadata: &ParquetMetaData) -> Result<Encoded> {
+    let failed = |e: ParquetError| internal("writing a Parquet file's checksums", e);
+    // The page index follows the last page.
+    let chunks = metadata.row_groups().iter().flat_map(|group| group.columns());
+    let indexes = chunks.flat_map(|chunk| [chunk.column_index_offset(), chunk.offset_index_offset()]);
+    let end = indexes.flatten().min().ok_or_else(|| internal("writing Parquet", "it has no page index"))?;
+    bytes.truncate(end.unsigned_abs() as usize);
+    let pages = Pages::of(metadata, &bytes).map_err(|e| internal("writing a Parquet file's checksums", e))?;
+    let file = metadata.file_metadata();
+    let mut pairs = file.key_value_metadata().cloned().unwrap_or_default();
+    pairs.push(KeyValue::new(PAGES_KEY.to_owned(), pages.text()));
+    let file = FileMetaData::new(
+        file.version(),
+        file.num_rows(),
+        file.created_by().map(str::to_owned),
+        Some(pairs),
+        file.schema_descr_ptr(),
+        file.column_orders().cloned(),
+    );
+    let metadata = ParquetMetaDataBuilder::new(file)
+        .set_row_groups(metadata.row_groups().to_vec())
+        .set_column_index(metadata.column_index().cloned())
+        .set_offset_index(metadata.offset_index().cloned())
+        .build();
+    let mut tail = After { skip: bytes.len(), written: Vec::with_capacity(FOOTER_BYTES) };
+    let mut tracked = TrackedWrite::new(&mut tail);
+    tracked.write_all(&bytes).map_err(|e| failed(e.into()))?;
+    ParquetMetaDataWriter::new_with_tracked(tracked, &metadata).finish().map_err(failed)?;
+    bytes.extend_from_slice(&tail.written);
+    Ok(Encoded { bytes, tail: Tail::of(&tail.written) })
+}
+
+/// Keeps what is written after the first `skip` bytes: the library counts positions by what it has written.
+struct After {
+    skip: usize,
+    written: Vec<u8>,
+}
+
+impl Write for After {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let skipped = self.skip.min(bytes.len());
+        self.skip -= skipped;
+        self.written.extend_from_slice(&bytes[skipped..]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Statistics by which other tools skip files. This shard uses the index.
@@ -223,6 +292,7 @@ struct FileReader {
     path: Path,
     size: u64,
     tally: Arc<Tally>,
+    checksums: Option<Arc<Pages>>,
 }
 
 fn external(error: object_store::Error) -> ParquetError {
@@ -231,16 +301,30 @@ fn external(error: object_store::Error) -> ParquetError {
 
 impl AsyncFileReader for FileReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
-        self.tally.bytes.fetch_add(range.end - range.start, Relaxed);
-        self.store.get_range(&self.path, range).map_err(external).boxed()
+        async move {
+            let mut one = self.get_byte_ranges(vec![range]).await?;
+            one.pop().ok_or_else(|| ParquetError::General("the store gave no bytes".to_owned()))
+        }
+        .boxed()
     }
 
     fn get_byte_ranges(
         &mut self,
         ranges: Vec<Range<u64>>,
     ) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
-        self.tally.bytes.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Relaxed);
-        async move { self.store.get_ranges(&self.path, &ranges).await.map_err(external) }.boxed()
+        async move {
+            let Some(checksums) = &self.checksums else { return self.read(&ranges).await };
+            let whole = ranges.iter().map(|range| checksums.around(range)).collect::<Result<Vec<_>, _>>();
+            let whole = whole.map_err(ParquetError::General)?;
+            let read = self.read(&whole).await?;
+            let parts = ranges.iter().zip(&whole).zip(read).map(|((range, whole), bytes)| {
+                checksums.check(whole, &bytes).map_err(ParquetError::General)?;
+                let start = (range.start - whole.start) as usize;
+                Ok(bytes.slice(start..start + (range.end - range.start) as usize))
+            });
+            parts.collect()
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(
@@ -258,12 +342,97 @@ impl AsyncFileReader for FileReader {
     }
 }
 
+impl FileReader {
+    async fn read(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, ParquetError> {
+        self.tally.bytes.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Relaxed);
+        self.store.get_ranges(&self.path, ranges).await.map_err(external)
+    }
+
+    /// The footer and the page index of a file that a shard wrote, checked by the file's name.
+    async fn checked_metadata(&self, tail: Tail) -> Result<ParquetMetaData, ParquetError> {
+        let general = |why: String| ParquetError::General(why);
+        let start = self.size.checked_sub(tail.len).ok_or_else(|| general("it is cut".to_owned()))?;
+        let bytes = self.store.get_range(&self.path, start..self.size).await.map_err(external)?;
+        if !tail.is(&bytes) {
+            return Err(general(differ(start, self.size)));
+        }
+        let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
+        reader.load_and_finish(InMemory { start, bytes }, self.size).await
+    }
+}
+
 struct Fetcher<'a>(&'a mut FileReader);
 
 impl MetadataFetch for Fetcher<'_> {
     fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
         self.0.get_bytes(range)
     }
+}
+
+/// The bytes of a file from `start` on.
+struct InMemory {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl MetadataFetch for InMemory {
+    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        let end = self.start + self.bytes.len() as u64;
+        let bytes = if range.start < self.start || range.end > end || range.is_empty() {
+            Err(ParquetError::General(format!("its footer names bytes {} to {}", range.start, range.end)))
+        } else {
+            Ok(self.bytes.slice((range.start - self.start) as usize..(range.end - self.start) as usize))
+        };
+        std::future::ready(bytes).boxed()
+    }
+}
+
+/// What a check of a whole file found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checked {
+    /// Every byte is as it was written.
+    Whole,
+    /// Another tool or an earlier release wrote the file, and it has no checksums.
+    NoChecksums,
+}
+
+/// Compares every byte of a file with its checksum, in reads of at most `piece` bytes (or one page). Calls `pause` before each read.
+///
+/// # Errors
+/// [`trellis_proto::Code::DataCorrupt`] naming the file and its first bytes that differ; or the store's error.
+pub(crate) async fn check_file<F: Future<Output = ()>>(
+    folder: &Folder,
+    file: &FileRef,
+    piece: u64,
+    pause: impl Fn() -> F,
+) -> Result<Checked> {
+    let name = folder.file_name(&file.path);
+    let failed = |e: ParquetError| parquet_error(&name, &e);
+    let (store, path) = (folder.files.clone(), Path::from(file.path.as_str()));
+    let mut reader = FileReader { store, path, size: file.size, tally: Arc::default(), checksums: None };
+    pause().await;
+    let Some(tail) = Tail::by_name(&file.path) else {
+        // At least the file must be there, with a footer.
+        reader.get_metadata(None).await.map_err(failed)?;
+        return Ok(Checked::NoChecksums);
+    };
+    let metadata = reader.checked_metadata(tail).await.map_err(failed)?;
+    let pages = pages_of(&metadata, file.size - tail.len).map_err(failed)?;
+    let pieces = pages.pieces(piece);
+    reader.checksums = Some(Arc::new(pages));
+    for piece in pieces {
+        pause().await;
+        reader.get_bytes(piece).await.map_err(failed)?;
+    }
+    Ok(Checked::Whole)
+}
+
+/// The checksums of the pages, from the footer; `len`: the bytes before the tail.
+fn pages_of(metadata: &ParquetMetaData, len: u64) -> Result<Pages, ParquetError> {
+    let pairs = metadata.file_metadata().key_value_metadata();
+    let text = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == PAGES_KEY));
+    let text = text.and_then(|pair| pair.value.as_deref());
+    Pages::parse(metadata, text, len).map_err(ParquetError::General)
 }
 
 impl DataFile {
@@ -385,8 +554,9 @@ impl DataFile {
         ranges: Option<Vec<Range<usize>>>,
         tally: &Arc<Tally>,
     ) -> Result<Vec<RecordBatch>> {
-        let metadata = self.footer().await?.metadata.clone();
-        let reader = self.reader(tally);
+        let footer = self.footer().await?;
+        let metadata = footer.metadata.clone();
+        let reader = self.reader(tally, footer.checksums.clone());
         let mut positions = Vec::with_capacity(columns.len());
         let mut lacking = Vec::new();
         for (i, column) in columns.iter().enumerate() {
@@ -463,23 +633,33 @@ impl DataFile {
         self.read(&columns, None).await?.into_iter().map(exact).collect()
     }
 
-    fn reader(&self, tally: &Arc<Tally>) -> FileReader {
+    fn reader(&self, tally: &Arc<Tally>, checksums: Option<Arc<Pages>>) -> FileReader {
         let (store, path, tally) = (self.store.clone(), self.path.clone(), tally.clone());
-        FileReader { store, path, size: self.file.size, tally }
+        FileReader { store, path, size: self.file.size, tally, checksums }
     }
 
     async fn footer(&self) -> Result<&Footer> {
         self.footer
             .get_or_try_init(|| async {
-                let mut reader = self.reader(&Arc::default());
-                let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-                let metadata = ArrowReaderMetadata::load_async(&mut reader, options)
-                    .await
-                    .map_err(|e| parquet_error(&self.name, &e))?;
-                let pages = pages(metadata.metadata());
-                Ok(Footer { metadata, pages })
+                let loaded = self.load_footer().await;
+                loaded.map_err(|e| parquet_error(&self.name, &e))
             })
             .await
+    }
+
+    async fn load_footer(&self) -> Result<Footer, ParquetError> {
+        let mut reader = self.reader(&Arc::default(), None);
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+        let (metadata, checksums) = match Tail::by_name(&self.file.path) {
+            Some(tail) => {
+                let metadata = reader.checked_metadata(tail).await?;
+                let checksums = pages_of(&metadata, self.file.size - tail.len)?;
+                (ArrowReaderMetadata::try_new(Arc::new(metadata), options)?, Some(Arc::new(checksums)))
+            }
+            None => (ArrowReaderMetadata::load_async(&mut reader, options).await?, None),
+        };
+        let pages = pages(metadata.metadata());
+        Ok(Footer { metadata, pages, checksums })
     }
 }
 

@@ -6,9 +6,11 @@
 //! | `metered` | the store as telemetry sees it |
 //! | `schema` | the columns of a dataset in the lake, and the table properties that say what a dataset is |
 //! | `file` | one Parquet file: written, opened, read |
+//! | `checksum` | how bytes are compared with what was written |
 //! | `index` | which rows of a file belong to which symbol |
 //! | `rows` | sorting and joining rows |
 
+mod checksum;
 mod file;
 mod index;
 mod metered;
@@ -19,7 +21,11 @@ mod store;
 #[cfg(test)]
 pub(crate) use self::store::DurableLocal;
 pub(crate) use self::{
-    file::{DataFile, FILE_ROWS_MAX, FileRef, Tally, WrittenFile, retractions, stats_of, write_file},
+    checksum::{CHECKSUM_LEN, checksum_text},
+    file::{
+        Checked, DataFile, FILE_ROWS_MAX, FileRef, Tally, WrittenFile, check_file, retractions, stats_of,
+        write_file,
+    },
     index::FileIndex,
     rows::{join_exact, read_all, sort_by_key, sort_order},
     schema::{

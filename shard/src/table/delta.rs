@@ -5,6 +5,8 @@
 //! commit at exactly the version that it has checked, or not at all. So this file puts an entry if it is absent, and a writer that
 //! was too late looks at the new version first. Entries are read one by one, so the shard knows exactly what each version changed.
 //!
+//! Entries and checkpoints are compared with their checksums here, before the kernel reads them: it knows no checksums.
+//!
 //! If the entry is there already, its writer may still be this shard: a client of an object store asks again by itself after an
 //! error of the server, and then finds its own entry. So every commit has an id, and its entry has that id.
 
@@ -13,6 +15,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use delta_kernel::{
     DeltaResult, Engine,
     scan::{StatsOptions, state::ScanFile},
@@ -31,10 +34,11 @@ use trellis_proto::{Code, DatasetName, Error, Result};
 use super::{
     entry::{Actions, Definition, Entry, Txn, decoded, parse_entry},
     listing::{Listing, LogFile, log_file},
+    summed::Summed,
 };
 use crate::{
     error::{corrupt, lost_task, parquet_error, store_error},
-    files::{FileRef, Folder},
+    files::{Checked, FileRef, Folder, checksum_text},
 };
 
 /// The log of one table.
@@ -181,6 +185,58 @@ impl Log {
             .map_err(|e| store_error("writing a checkpoint of", &self.folder.file_name("_delta_log"), &e))
     }
 
+    async fn get(&self, path: &Path) -> Result<Bytes> {
+        let failed = |e| store_error("reading", &self.folder.file_name(path.as_ref()), &e);
+        self.folder.files.get(path).await.map_err(failed)?.bytes().await.map_err(failed)
+    }
+
+    /// A file of a checkpoint, compared with the checksums beside it if it has any.
+    async fn checked(&self, listing: &Listing, path: &Path) -> Result<(Bytes, Checked)> {
+        let bytes = self.get(path).await?;
+        let of = path.filename().unwrap_or_default();
+        let mut sums = listing.checksums(of).peekable();
+        if sums.peek().is_none() {
+            return Ok((bytes, Checked::NoChecksums));
+        }
+        let sum = checksum_text(&bytes);
+        if !sums.any(|written| written == sum) {
+            let why = "its bytes are not those that were written: their checksum differs";
+            return Err(corrupt(&self.folder.file_name(path.as_ref()), why).dataset(&self.dataset));
+        }
+        Ok((bytes, Checked::Whole))
+    }
+
+    /// Compares every file of the log with its checksum, and tells `found` what came of it. Calls `pause` before each read. A file
+    /// that goes meanwhile is left out.
+    ///
+    /// # Errors
+    /// The log cannot be listed.
+    pub(crate) async fn check<F: Future<Output = ()>>(
+        &self,
+        pause: impl Fn() -> F,
+        mut found: impl FnMut(Result<Checked>),
+    ) -> Result<()> {
+        let listing = self.listing().await?;
+        for version in listing.entries() {
+            pause().await;
+            match self.read(version).await {
+                Ok(Some(entry)) if entry.sealed => found(Ok(Checked::Whole)),
+                Ok(Some(_)) => found(Ok(Checked::NoChecksums)),
+                Ok(None) => {}
+                Err(error) => found(Err(error)),
+            }
+        }
+        for path in listing.checkpoints().into_values().flatten() {
+            pause().await;
+            let checked = self.checked(&listing, path).await.map(|(_, checked)| checked);
+            let gone = || async { self.folder.files.head(path).await };
+            if checked.is_ok() || !matches!(gone().await, Err(object_store::Error::NotFound { .. })) {
+                found(checked);
+            }
+        }
+        Ok(())
+    }
+
     /// Version of the newest checkpoint; 0 without one.
     pub(crate) async fn last_checkpoint(&self) -> Result<u64> {
         Ok(self.listing().await?.checkpoint().map_or(0, |c| c.0))
@@ -224,7 +280,7 @@ impl Log {
         let mut next = 0;
         if let Some((version, parts)) = listing.checkpoint() {
             for part in parts {
-                txns.extend(self.checkpoint_transactions(part).await?);
+                txns.extend(self.checkpoint_transactions(listing, part).await?);
             }
             next = version + 1;
         }
@@ -238,11 +294,10 @@ impl Log {
         Ok(txns)
     }
 
-    async fn checkpoint_transactions(&self, path: &Path) -> Result<Vec<(String, Txn)>> {
+    async fn checkpoint_transactions(&self, listing: &Listing, path: &Path) -> Result<Vec<(String, Txn)>> {
         use arrow_array::{Array, cast::AsArray, types::Int64Type};
         let name = self.folder.file_name(path.as_ref());
-        let found = self.folder.files.get(path).await.map_err(|e| store_error("reading", &name, &e))?;
-        let bytes = found.bytes().await.map_err(|e| store_error("reading", &name, &e))?;
+        let (bytes, _) = self.checked(listing, path).await?;
         let read = move || -> Result<Vec<(String, Txn)>, parquet::errors::ParquetError> {
             let metadata = ArrowReaderMetadata::load(&bytes, Default::default())?;
             let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata);
@@ -305,7 +360,7 @@ impl Log {
 /// How the kernel reads and writes: on the runtime that it is called from, if that runtime has several threads. In tests that
 /// control the order of all events it has one, and the kernel uses a thread of its own.
 fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
-    let builder = DefaultEngineBuilder::new(store);
+    let builder = DefaultEngineBuilder::new(Arc::new(Summed::new(store)));
     let runtime = Handle::current();
     match runtime.runtime_flavor() {
         RuntimeFlavor::MultiThread => {
@@ -370,7 +425,7 @@ mod tests {
             let files = std::fs::read_dir(&folder).unwrap();
             let mut names: Vec<_> =
                 files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-            names.retain(|name| log_file(name).is_some());
+            names.retain(|name| log_file(name).is_some() && !name.starts_with('.'));
             names.sort();
             names.iter().map(|name| name.trim_start_matches('0').to_owned()).collect::<Vec<_>>()
         };
@@ -389,7 +444,7 @@ mod tests {
         assert_eq!(names(), ["2.checkpoint.parquet", "2.json", "3.json"]);
         log.checkpoint(3).await.unwrap();
         age();
-        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 2);
+        assert_eq!(log.forget_entries(3, 1).await.unwrap(), 3, "the checkpoint's checksum goes with it");
         assert_eq!(names(), ["3.checkpoint.parquet", "3.json"]);
         let after = log.open().await.unwrap().unwrap();
         assert_eq!((after.version, &after.definition, &after.txns), (3, &before.definition, &before.txns));

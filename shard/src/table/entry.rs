@@ -6,9 +6,17 @@ use object_store::path::Path;
 use serde_json::{Map, Value, json};
 use trellis_proto::DatasetSpec;
 
-use crate::files::{FileRef, Life, SYMBOL, TS_NS, delta_schema, table_properties};
+use crate::files::{
+    CHECKSUM_LEN, FileRef, Life, SYMBOL, TS_NS, checksum_text, delta_schema, table_properties,
+};
 
-/// In an entry's `commitInfo`: the number of its lines.
+/// How an entry of a shard begins. The checksum of all bytes after it follows, as text.
+const OPENING: &[u8] = br#"{"commitInfo":{"trellisChecksum":""#;
+
+/// In an entry's `commitInfo`: its checksum.
+const CHECKSUM_KEY: &[u8] = br#""trellisChecksum":""#;
+
+/// In an entry's `commitInfo`: the number of its lines. Entries of earlier releases have it in place of a checksum.
 const LINES_KEY: &str = "trellisLines";
 
 /// In an entry's `commitInfo`: the commit's id.
@@ -55,6 +63,8 @@ pub(crate) struct Entry {
     commit: Option<String>,
     /// Bounds of the added files, if a shard made the entry. Other tools cut and round their statistics.
     pub(crate) regions: Option<Vec<Region>>,
+    /// Whether it has a checksum, with which it agrees.
+    pub(crate) sealed: bool,
     /// The definition of the table changed (schema, properties, protocol, deletion vectors): load the table anew.
     pub(crate) redefined: bool,
 }
@@ -154,21 +164,44 @@ impl Actions {
         self.lines.push(json!({"txn": {"appId": app, "version": version, "lastUpdated": now_ms}}));
     }
 
-    /// The bytes of the entry. The first line has the number of lines: an entry that is cut between two lines would read well.
+    /// The bytes of the entry, which begins with the checksum of all that follows it.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut lines = self.lines.clone();
-        lines[0]["commitInfo"][LINES_KEY] = json!(self.lines.len());
-        for line in &lines {
-            out.extend_from_slice(line.to_string().as_bytes());
-            out.push(b'\n');
+        let mut rest = b"\"".to_vec();
+        for (i, line) in self.lines.iter().enumerate() {
+            let text = line.to_string();
+            match text.strip_prefix(r#"{"commitInfo":{"#).filter(|_| i == 0) {
+                Some(info) => rest.extend([b",", info.as_bytes()].concat()),
+                None => rest.extend(text.as_bytes()),
+            }
+            rest.push(b'\n');
         }
-        out
+        [OPENING, checksum_text(&rest).as_bytes(), &rest].concat()
+    }
+}
+
+/// What the checksum of an entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sealed {
+    Yes,
+    /// Another tool or an earlier release wrote the entry, without a checksum.
+    No,
+}
+
+/// Compares the bytes of an entry with its checksum.
+fn check(bytes: &[u8]) -> Result<Sealed, String> {
+    let differ = || "its bytes are not those that were written: the checksum differs".to_owned();
+    match bytes.strip_prefix(OPENING).and_then(|rest| rest.split_at_checked(CHECKSUM_LEN)) {
+        Some((sum, rest)) if checksum_text(rest).as_bytes() == sum => Ok(Sealed::Yes),
+        Some(_) => Err(differ()),
+        // The opening itself is damaged.
+        None if bytes.windows(CHECKSUM_KEY.len()).any(|part| part == CHECKSUM_KEY) => Err(differ()),
+        None => Ok(Sealed::No),
     }
 }
 
 /// Parses one entry: a JSON object in each line. The error is a clause for a message.
 pub(super) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
+    let sealed = check(bytes)?;
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
     let mut entry = Entry::default();
     let mut lines = 0;
@@ -210,6 +243,10 @@ pub(super) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
     if lines == 0 {
         return Err("it is empty".to_owned());
     }
+    if sealed == Sealed::No && expected.is_none() && entry.commit.is_some() {
+        return Err("a shard wrote it, and it has no checksum".to_owned());
+    }
+    entry.sealed = sealed == Sealed::Yes;
     entry.regions = regions.filter(|_| entry.commit.is_some());
     Ok(entry)
 }
@@ -255,13 +292,31 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_entry_says_at_which_line() {
+    fn an_entry_that_is_cut_or_has_a_flipped_bit_is_refused() {
         let mut actions = Actions::new("WRITE", Map::new(), 7);
         actions.txn("app", 3, 7);
-        let bytes = actions.bytes();
-        for cut in 1..bytes.len() - 1 {
-            assert!(parse_entry(&bytes[..cut]).unwrap_err().starts_with("line "), "cut at {cut}");
+        let mut bytes = actions.bytes();
+        assert!(parse_entry(&bytes).unwrap().sealed);
+        for cut in 0..bytes.len() {
+            assert!(parse_entry(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        for bit in 0..8 * bytes.len() {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse_entry(&bytes).is_err(), "bit {bit}: {}", String::from_utf8_lossy(&bytes));
+            bytes[bit / 8] ^= 1 << (bit % 8);
         }
         assert_eq!(parse_entry(b"").unwrap_err(), "it is empty");
+    }
+
+    #[test]
+    fn an_entry_of_an_earlier_release_or_another_tool_is_read_without_a_checksum() {
+        let line = |info: Value| format!("{}\n", json!({"commitInfo": info}));
+        let txn = json!({"txn": {"appId": "app", "version": 3}});
+        let earlier = line(json!({"trellisLines": 2, "trellisCommit": "c"}));
+        let entry = parse_entry(format!("{earlier}{txn}\n").as_bytes()).unwrap();
+        assert!(!entry.sealed && entry.txns.len() == 1);
+        assert!(parse_entry(earlier.as_bytes()).unwrap_err().starts_with("line 2: the end"));
+        let other = line(json!({"engineInfo": "delta-rs"}));
+        assert!(!parse_entry(format!("{other}{txn}\n").as_bytes()).unwrap().sealed);
     }
 }

@@ -109,7 +109,7 @@ mod tests {
             "minValues": {"symbol": symbols[0], "ts_ns": ts[0]}, "maxValues": {"symbol": symbols[1], "ts_ns": ts[1]},
         });
         let add = serde_json::json!({"add": {"path": "p", "size": 1, "dataChange": true, "stats": stats.to_string()}});
-        let info = serde_json::json!({"commitInfo": {"trellisCommit": "c"}});
+        let info = serde_json::json!({"commitInfo": {"trellisCommit": "c", "trellisLines": 2}});
         parse_entry(format!("{info}\n{add}\n").as_bytes()).unwrap()
     }
 

@@ -20,10 +20,30 @@ pub(super) enum Kind {
     Checkpoint {
         of: usize,
     },
+    /// A file whose name has the checksum of a file of a checkpoint.
+    Checksum,
+}
+
+/// The end of the name of a checksum. The name begins with a dot, and every tool leaves out such files.
+const CHECKSUM_SUFFIX: &str = ".xxh3";
+
+/// The file beside `path` whose name has the checksum of it.
+pub(super) fn checksum_path(path: &Path, sum: &str) -> Path {
+    let name = format!(".{}.{sum}{CHECKSUM_SUFFIX}", path.filename().unwrap_or_default());
+    let folder = path.parts().count().saturating_sub(1);
+    path.parts().take(folder).collect::<Path>().join(name)
+}
+
+/// The file and the checksum that the name of a checksum has.
+fn checksum_of(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix('.')?.strip_suffix(CHECKSUM_SUFFIX)?.rsplit_once('.')
 }
 
 /// The version and kind of a file in `_delta_log`, by its name.
 pub(super) fn log_file(name: &str) -> Option<(u64, Kind)> {
+    if let Some((of, _)) = checksum_of(name) {
+        return log_file(of).map(|(version, _)| (version, Kind::Checksum));
+    }
     let (digits, rest) = name.split_at_checked(20)?;
     let version = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
     let kind = match rest.split('.').collect::<Vec<_>>()[..] {
@@ -58,6 +78,13 @@ impl Listing {
         }
         let all_there = found.into_iter().filter(|((_, of), files)| files.len() >= *of);
         all_there.map(|((version, _), files)| (version, files)).collect()
+    }
+
+    /// The checksums that were written for the file `of`.
+    pub(super) fn checksums<'a>(&'a self, of: &'a str) -> impl Iterator<Item = &'a str> {
+        let sums = self.files.iter().filter(|file| file.kind == Kind::Checksum);
+        let named = sums.filter_map(|file| checksum_of(file.path.filename()?));
+        named.filter(move |(file, _)| *file == of).map(|(_, sum)| sum)
     }
 
     /// The newest checkpoint.
@@ -103,7 +130,7 @@ mod tests {
         /// all these versions can be read that could before, whichever of those files are gone already.
         #[test]
         fn what_goes_from_the_log_is_what_no_version_needs_that_may_be_read(
-            files in prop::collection::btree_map((0u64..8, 0usize..4), 0i64..6, 0..24),
+            files in prop::collection::btree_map((0u64..8, 0usize..5), 0i64..6, 0..24),
             newest in 0u64..9,
             before_ms in 0i64..7,
             left in prop::collection::vec(any::<bool>(), 24),
@@ -112,10 +139,11 @@ mod tests {
                 let end = match what {
                     0 => ".json",
                     1 => ".checkpoint.parquet",
+                    4 => ".checkpoint.parquet.0123456789abcdef.xxh3",
                     2 => ".checkpoint.0000000001.0000000002.parquet",
                     _ => ".checkpoint.0000000002.0000000002.parquet",
                 };
-                let name = format!("{version:020}{end}");
+                let name = format!("{}{version:020}{end}", if what == 4 { "." } else { "" });
                 let (version, kind) = log_file(&name).unwrap();
                 LogFile { version, kind, path: Path::from(name), modified_ms }
             };
@@ -146,6 +174,17 @@ mod tests {
         let id = ".checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.parquet";
         assert_eq!(of(id), Some((12, Kind::Checkpoint { of: 1 })));
         assert_eq!(of(".checkpoint.0000000003.0000000010.parquet"), Some((12, Kind::Checkpoint { of: 10 })));
+        let checkpoint = Path::from("a/_delta_log/00000000000000000012.checkpoint.parquet");
+        let path = checksum_path(&checkpoint, "0123456789abcdef");
+        assert!(path.as_ref().starts_with("a/_delta_log/.0000"), "{path}");
+        let (version, kind) = log_file(path.filename().unwrap()).unwrap();
+        assert_eq!((version, kind), (12, Kind::Checksum));
+        let listing = Listing { files: vec![LogFile { version, kind, path, modified_ms: 0 }] };
+        assert_eq!(
+            listing.checksums(checkpoint.filename().unwrap()).collect::<Vec<_>>(),
+            ["0123456789abcdef"]
+        );
+        assert_eq!(listing.checksums("00000000000000000013.checkpoint.parquet").count(), 0);
         for other in [".crc", ".00000000000000000014.compacted.json", ".checkpoint", "0.json", ""] {
             assert_eq!(of(other), None, "{other}");
         }

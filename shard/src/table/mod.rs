@@ -9,6 +9,7 @@
 //! | `catalog` | the datasets of the lake |
 //! | `table`, `snapshot` | one dataset, version by version; one dataset at one version |
 //! | `delta`, `listing`, `entry` | the Delta log: reads and commits; its files; the actions of one entry |
+//! | `summed` | checksums of checkpoints |
 //! | `txns`, `lease`, `runs` | what checkpoints keep; the lease as it is stored; committed runs |
 //! | `touched`, `history`, `change` | the spans of a commit; those of past commits; the event that tells watchers |
 //! | `watch_log`, `context` | the log of changes and its watchers; what all tables of a shard share |
@@ -23,6 +24,7 @@ mod lease;
 mod listing;
 mod runs;
 mod snapshot;
+mod summed;
 #[expect(clippy::module_inception, reason = "the room is named after its main type")]
 mod table;
 mod touched;
@@ -32,7 +34,7 @@ mod watch_log;
 pub(crate) use self::{
     catalog::Catalog,
     context::Context,
-    delta::Committed,
+    delta::{Committed, Log},
     entry::{Actions, Definition},
     lease::{Grant, Holder, StoredLease, TTL_DEFAULT},
     runs::{CommittedRun, SessionKey},
