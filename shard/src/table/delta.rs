@@ -163,7 +163,12 @@ impl Log {
     ///
     /// After an error the commit may have taken place, or may still take place: the answer may be lost, or the request may still
     /// be on its way.
+    ///
+    /// [`Code::DataCorrupt`] says that it has not: the entry that it follows is gone, and so is the table.
     pub(crate) async fn commit(&self, version: u64, actions: &Actions) -> Result<Committed> {
+        if let Some(before) = version.checked_sub(1) {
+            self.check_there(before).await?;
+        }
         let path = entry_path(version);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.folder.files.put_opts(&path, PutPayload::from(actions.bytes()), options).await {
@@ -174,6 +179,23 @@ impl Log {
                 Ok(if ours { Committed::Yes } else { Committed::Taken })
             }
             Err(e) => Err(store_error("committing", &self.folder.file_name(path.as_ref()), &e)),
+        }
+    }
+
+    /// Refuses to follow an entry that is gone: somebody has removed the table's folder. A new entry would be alone.
+    async fn check_there(&self, version: u64) -> Result<()> {
+        let path = entry_path(version);
+        let name = self.folder.file_name(path.as_ref());
+        match self.folder.files.head(&path).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::NotFound { .. }) => {
+                let what =
+                    format!("{name} is gone, and with it the table of {}: nothing was written", self.dataset);
+                Err(Error::new(Code::DataCorrupt, what).dataset(&self.dataset).hint(
+                    "restore the folder; if it was removed on purpose, restart the shards, and the name is free",
+                ))
+            }
+            Err(error) => Err(store_error("looking at", &name, &error)),
         }
     }
 

@@ -352,6 +352,26 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_publish_into_a_removed_folder_is_refused_and_leaves_nothing() {
+        let grid = Grid::new().await;
+        for ts in 0..3 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        std::fs::remove_dir_all(grid.path()).unwrap();
+        for _ in 0..2 {
+            let refused = grid.import(&[("A", 9, 1.0)]).await.unwrap_err();
+            assert_eq!(refused.code(), Code::DataCorrupt, "{refused}");
+            assert!(refused.message().contains("00000000000000000002.json"), "{refused}");
+            assert_eq!(grid.data_files(), 0);
+            assert!(!grid.path().join("_delta_log").exists());
+        }
+        // The next life knows nothing of it, and the name is free.
+        let grid = grid.restart().await;
+        assert_eq!(grid.import(&[("A", 9, 1.0)]).await.unwrap().version, 0);
+        assert_eq!(grid.rows("A").await, [(9, 1.0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn knowledge_times_grow_whatever_the_clock_does_and_with_empty_publishes_too() {
         let now = Arc::new(AtomicI64::new(1_000_000_000_000));
         let clock = now.clone();

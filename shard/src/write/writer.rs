@@ -59,8 +59,9 @@ impl Writer {
                 Ok(None)
             }
             Err(error) => {
-                // A disk that takes no writes has not committed. After any other error the outcome is open.
-                let refused = error.code() == Code::StorageFull;
+                // A disk that takes no writes has not committed, and there is no commit to a table that is gone. After any other
+                // error the outcome is open.
+                let refused = matches!(error.code(), Code::StorageFull | Code::DataCorrupt);
                 if refused && matches!(self.table.log.read(version).await, Ok(None)) {
                     self.discard(files).await;
                 } else {
