@@ -17,7 +17,7 @@
 //! | `table` | a dataset as it is now, its log, and who follows its changes |
 //! | `files` | bytes at rest: the store, Parquet files, the lake's columns |
 //! | [`config`], `ownership`, `metrics`, `wire`, `clock`, `error` | settings; what is answered for; instruments; Arrow messages; the time of day; errors |
-//! | [`import`] | rows out of CSV and Parquet files; uses no other room but for two constants |
+//! | [`import`] | rows out of CSV and Parquet files; uses of other rooms only what a row and a chunk may be |
 //! | `simulation` | tests: two shards in a hostile, deterministic world |
 
 pub mod config;

@@ -29,9 +29,9 @@ pub(crate) use self::{
     index::FileIndex,
     rows::{join_exact, read_all, sort_by_key, sort_order},
     schema::{
-        EXACT_KEYS, KNOWN_AT_NS, Life, RETRACTED, SYMBOL, TS_NS, check_spec, delta_schema, exact_column,
-        exact_schema, exact_time, has_retracted_column, spec_difference, spec_of, table_properties,
-        wire_field, wire_time,
+        EXACT_KEYS, KNOWN_AT_NS, Life, RETRACTED, SYMBOL, TS_MAX, TS_MIN, TS_NS, check_spec, delta_schema,
+        exact_column, exact_schema, exact_time, has_retracted_column, readable_ts, spec_difference, spec_of,
+        table_properties, wire_field, wire_time,
     },
     store::{Folder, Lake, sweep_staged},
 };

@@ -261,6 +261,16 @@ struct StoredField {
     nullable: bool,
 }
 
+/// Least event time of a row: the first midnight that 64 bit nanoseconds hold. The day of an earlier row would begin before them.
+pub(crate) const TS_MIN: i64 = i64::MIN / DAY_NS * DAY_NS;
+/// Greatest event time of a row. No range of times has the one after it in it, because its end would lie beyond 64 bits.
+pub(crate) const TS_MAX: i64 = i64::MAX - 1;
+
+/// Whether a row with this event time can be read back.
+pub(crate) fn readable_ts(ts: i64) -> bool {
+    (TS_MIN..=TS_MAX).contains(&ts)
+}
+
 /// Reads the spec back from a table's properties, or, for a table that another tool made, from its schema.
 pub(crate) fn spec_of(
     dataset: &DatasetName,

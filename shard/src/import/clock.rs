@@ -13,6 +13,7 @@ use chrono::{
 use chrono_tz::Tz;
 
 use super::{number, spec::TsUnit};
+use crate::files::readable_ts;
 
 /// The reason why a value is refused, without the value.
 pub(crate) type Reason = Cow<'static, str>;
@@ -138,8 +139,7 @@ impl Clock {
             Some(dates) => dates.date(when, self.zone)?,
             None => zone.unwrap_or(Zone(Tz::UTC)).resolve(when)?,
         };
-        // the least is no time in NumPy, and no range of times has the greatest in it
-        if ns == i64::MIN || ns == i64::MAX { Err(OUTSIDE.into()) } else { Ok(ns) }
+        if readable_ts(ns) { Ok(ns) } else { Err(OUTSIDE.into()) }
     }
 
     pub(crate) fn text(&self, text: &str) -> Result<i64, Reason> {
@@ -795,11 +795,15 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_one_that_numpy_or_a_range_does_not_have() {
-        for text in ["2262-04-11T23:47:16.854775807Z", "1677-09-21T00:12:43.145224192Z"] {
+    fn no_time_is_one_that_a_day_or_a_range_does_not_have() {
+        for text in
+            ["2262-04-11T23:47:16.854775807Z", "1677-09-21T00:12:43.145224192Z", "1677-09-21T23:59:59Z"]
+        {
             assert!(utc(text).is_ok() && clock(None).text(text).is_err(), "{text}");
         }
-        assert!(clock(None).text("2262-04-11T23:47:16.854775806Z").is_ok());
+        for text in ["2262-04-11T23:47:16.854775806Z", "1677-09-22"] {
+            assert!(clock(None).text(text).is_ok(), "{text}");
+        }
     }
 
     proptest! {

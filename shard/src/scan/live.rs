@@ -56,7 +56,7 @@ impl Newest {
     /// The midnights of the days on which any row holds.
     pub(crate) fn days(&self) -> BTreeSet<i64> {
         let holds = self.0.iter().filter(|(_, (_, retracted))| !retracted);
-        holds.map(|((_, ts), _)| ts.div_euclid(DAY_NS) * DAY_NS).collect()
+        holds.map(|((_, ts), _)| midnight(ts.div_euclid(DAY_NS))).collect()
     }
 
     /// The rows that hold and that a publish of `rows` lacks, sorted.
@@ -109,6 +109,12 @@ pub(crate) fn file_touches(index: &FileIndex, range: &Range<i64>) -> bool {
     index.days.get(at).is_some_and(|day| *day <= last)
 }
 
+/// First nanosecond of a day, saturating at the ends of time: another tool's table may have rows on the first day there is, whose
+/// midnight lies before it.
+fn midnight(day: i64) -> i64 {
+    day.saturating_mul(DAY_NS)
+}
+
 /// The midnights of the sessions of which any row holds, ascending. The indexes of the files have most of them. Rows are read only
 /// for days that the file with the newest knowledge times does not decide.
 pub(crate) async fn sessions(snapshot: &Snapshot) -> Result<BTreeSet<i64>> {
@@ -138,11 +144,11 @@ pub(crate) async fn sessions(snapshot: &Snapshot) -> Result<BTreeSet<i64>> {
         }
     }
     for span in spans {
-        let range = span.start * DAY_NS..span.end.saturating_mul(DAY_NS);
+        let range = midnight(span.start)..midnight(span.end);
         let hold = Newest::read(snapshot, &range, |_| true).await?.days();
-        days.retain(|day| !span.contains(day) || hold.contains(&(day * DAY_NS)));
+        days.retain(|day| !span.contains(day) || hold.contains(&midnight(*day)));
     }
-    Ok(days.into_iter().map(|day| day * DAY_NS).collect())
+    Ok(days.into_iter().map(midnight).collect())
 }
 
 /// Key columns of some rows of a file.

@@ -21,7 +21,7 @@ use trellis_proto::{
 use super::convert::converted;
 use crate::{
     error::internal,
-    files::{exact_schema, exact_time, sort_by_key, sort_order, wire_time},
+    files::{TS_MAX, TS_MIN, exact_schema, exact_time, readable_ts, sort_by_key, sort_order, wire_time},
     scan::Key,
 };
 
@@ -346,6 +346,9 @@ fn convert(
         }
     }
     let ts = time(column(1), "ts", base, false, problems)?;
+    for (i, &at) in ts.values().iter().enumerate().filter(|(i, at)| ts.is_valid(*i) && !readable_ts(**at)) {
+        problems.add(|| format!("row {}: ts {} {}", base + i, format_time(at), unreadable()));
+    }
     let mut columns: Vec<ArrayRef> = vec![std::sync::Arc::new(symbols), std::sync::Arc::new(ts)];
     for (field, &position) in spec.fields.iter().zip(&positions[2..]) {
         let column = batch.column(position);
@@ -386,6 +389,11 @@ fn convert(
         return Ok(RecordBatch::new_empty(rows_schema(spec)));
     }
     RecordBatch::try_new(rows_schema(spec), columns).map_err(|e| internal("reading published rows", e))
+}
+
+/// Why a row with such an event time is refused.
+pub(super) fn unreadable() -> String {
+    format!("could not be read back: rows lie from {} to {}", format_time(TS_MIN), format_time(TS_MAX))
 }
 
 fn text(column: &ArrayRef) -> Result<StringArray> {
