@@ -92,6 +92,7 @@ struct Store {
     io: Counter<u64>,
     files: Counter<u64>,
     row_groups: Counter<u64>,
+    rows_doubled: Counter<u64>,
 }
 
 /// `None` while no metrics are exported.
@@ -117,6 +118,12 @@ fn store() -> Option<&'static Store> {
                 "trellis.shard.row_groups_read",
                 "{row_group}",
                 "row groups read, at least in part",
+            ),
+            rows_doubled: counter(
+                &meter,
+                "trellis.shard.rows_doubled",
+                "{row}",
+                "rows left out of answers: another of their symbol has the same ts and known_at",
             ),
         }
     };
@@ -154,5 +161,12 @@ pub(crate) fn file_read(row_groups: u64) {
     if let Some(store) = store() {
         store.files.add(1, &[]);
         store.row_groups.add(row_groups, &[]);
+    }
+}
+
+/// Rows were left out of an answer.
+pub(crate) fn rows_doubled(rows: u64) {
+    if let Some(store) = store() {
+        store.rows_doubled.add(rows, &[]);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     plan::{Piece, RangeRequest},
     read::{Decoded, FileRows, with_column},
 };
-use crate::{error::internal, files::sort_by_key, table::Snapshot, wire};
+use crate::{error::internal, files::sort_by_key, metrics, table::Snapshot, wire};
 
 /// Most bytes of rows in a message, unless a single chunk has more: messages of 256 KiB to 1 MiB are the fastest.
 const BATCH_BYTES: usize = 768 << 10;
@@ -42,7 +42,14 @@ pub(super) fn cut_wave(
     let mut failures: Vec<ChunkFailure> = Vec::new();
     for (piece, parts) in wave.iter().zip(decoded) {
         match parts.and_then(|parts| join(&snapshot.spec, &requests[piece.request].fields, parts)) {
-            Ok(rows) => runs.extend(cut(&rows, snapshot.spec.chunk, piece)),
+            Ok((rows, left_out)) => {
+                if left_out > 0 {
+                    metrics::rows_doubled(left_out as u64);
+                    let (dataset, symbol) = (&snapshot.spec.dataset, &requests[piece.request].symbol);
+                    tracing::warn!(%dataset, symbol, left_out, "{DOUBLED}");
+                }
+                runs.extend(cut(&rows, snapshot.spec.chunk, piece));
+            }
             Err(error) => {
                 failures.push(failure(snapshot, &requests[piece.request], piece.first..piece.end, &error));
             }
@@ -89,10 +96,14 @@ pub(crate) fn failed(failures: Vec<ChunkFailure>) -> impl Iterator<Item = pb::Fe
     })
 }
 
-/// All rows of a piece, sorted by (ts, known_at).
-fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<FileRows>) -> Result<RecordBatch> {
+/// What is logged of rows that were left out.
+const DOUBLED: &str =
+    "rows of one symbol have the same ts and the same known_at; of each such group the last one is served";
+
+/// All rows of a piece, sorted by (ts, known_at), and how many others were left out.
+fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<FileRows>) -> Result<(RecordBatch, usize)> {
     if parts.is_empty() {
-        return Ok(RecordBatch::new_empty(spec.chunk_schema(fields)));
+        return Ok((RecordBatch::new_empty(spec.chunk_schema(fields)), 0));
     }
     let key = |rows: &RecordBatch, row: usize| -> (i64, i64) {
         let value = |column: usize| rows.column(column).as_primitive::<TimestampNanosecondType>().value(row);
@@ -105,7 +116,24 @@ fn join(spec: &DatasetSpec, fields: &[usize], mut parts: Vec<FileRows>) -> Resul
             .windows(2)
             .all(|pair| key(&pair[0].rows, pair[0].rows.num_rows() - 1) <= key(&pair[1].rows, 0));
     let joined = concat(parts.iter().map(|part| &part.rows), CHUNK_KEYS + fields.len())?;
-    if ordered { Ok(joined) } else { sort_by_key(&joined, &[0, 1]) }
+    undoubled(if ordered { joined } else { sort_by_key(&joined, &[0, 1])? })
+}
+
+/// Leaves out each row that is followed by one with the same (ts, known_at): such versions have no order, and a head refuses a chunk
+/// that has them. No shard writes them any more; other tools and earlier releases may have.
+fn undoubled(rows: RecordBatch) -> Result<(RecordBatch, usize)> {
+    let times = |column: usize| rows.column(column).as_primitive::<TimestampNanosecondType>().values();
+    let (ts, known_at) = (times(0), times(1));
+    let doubled = |i: usize| ts[i] == ts[i + 1] && known_at[i] == known_at[i + 1];
+    let pairs = rows.num_rows().saturating_sub(1);
+    if !(0..pairs).any(doubled) {
+        return Ok((rows, 0));
+    }
+    let keep: BooleanArray = (0..rows.num_rows()).map(|i| Some(i == pairs || !doubled(i))).collect();
+    let kept = arrow_select::filter::filter_record_batch(&rows, &keep)
+        .map_err(|e| internal("leaving out rows", e))?;
+    let left_out = rows.num_rows() - kept.num_rows();
+    Ok((kept, left_out))
 }
 
 /// Adds the column `retracted` to rows that have just the first `columns` columns: none of them is a retraction.
@@ -259,7 +287,7 @@ mod tests {
     use arrow_array::{ArrayRef, Int64Array};
 
     use super::*;
-    use crate::files::wire_time;
+    use crate::{files::wire_time, testing::Grid};
 
     fn rows(ts: &[i64]) -> RecordBatch {
         let ts: ArrayRef = wire_time(&Int64Array::from(ts.to_vec()));
@@ -324,6 +352,18 @@ mod tests {
         // other fields do not cut what goes together, and what is too large goes alone
         let runs = vec![run(0, 9, 1), run(1, 8, 1), run(2, 7, 1), run(1, 6, 3 * BATCH_BYTES), run(1, 5, 1)];
         assert_eq!(sent(runs), [vec![(1, 8)], vec![(1, 6)], vec![(0, 9), (2, 7)], vec![(1, 5)]]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_rows_without_an_order_the_last_is_served_and_all_others_are() {
+        let grid = Grid::new().await;
+        // These rows come past the door, as an earlier release let them.
+        grid.import(&[("A", 1, 1.0), ("A", 1, 2.0), ("A", 1, 3.0), ("A", 2, 4.0)]).await.unwrap();
+        grid.import(&[("A", 1, 5.0)]).await.unwrap();
+        assert_eq!(grid.rows("A").await, [(1, 3.0), (1, 5.0), (2, 4.0)]);
+        let (kept, left_out) = undoubled(rows(&[1, 1, 2, 3, 3, 3])).unwrap();
+        assert_eq!((times(&kept).to_vec(), left_out), (vec![1, 2, 3], 3));
+        assert_eq!(undoubled(rows(&[])).unwrap().1, 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Its symbol is the unit, its `ts` the start of the attempt. A record that is sent twice becomes a second version of one
 //! row, which readers see once.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use arrow_array::{
     ArrayRef, Int64Array, RecordBatch, StringArray,
@@ -16,11 +16,14 @@ use trellis_proto::{
     pb,
     runs::{LEDGER, outcome_name},
     spec::FieldSpec,
-    time::DAY_NS,
+    time::{DAY_NS, format_time},
 };
 
-use super::append::{Rows, rows_schema};
-use crate::{error::internal, files::wire_time};
+use super::append::{Rows, rows_schema, unreadable};
+use crate::{
+    error::internal,
+    files::{readable_ts, wire_time},
+};
 
 /// Most records of one call.
 pub(crate) const LEDGER_RECORDS_MAX: usize = 10_000;
@@ -60,6 +63,8 @@ pub(crate) fn ledger_spec() -> Result<DatasetSpec> {
 /// # Errors
 /// [`Code::InvalidRequest`] naming the invalid record.
 pub(crate) fn ledger_rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Result<Rows> {
+    let mut starts: HashMap<(&str, i64), usize> = HashMap::new();
+    let mut kept: Vec<&pb::RunRecord> = Vec::with_capacity(records.len());
     for (i, record) in records.iter().enumerate() {
         let refuse = |why: &str| {
             Err(Error::new(Code::InvalidRequest, format!("run record {i}: {why}")).dataset(LEDGER))
@@ -74,7 +79,23 @@ pub(crate) fn ledger_rows(spec: &DatasetSpec, records: &[pb::RunRecord]) -> Resu
         if record.outcome() == pb::RunOutcome::Unspecified {
             return refuse("it has no outcome");
         }
+        if !readable_ts(record.started_ns) {
+            return refuse(&format!("its start {} {}", format_time(record.started_ns), unreadable()));
+        }
+        // Two versions of a row that became known at the same time have no order, and no reader could choose.
+        match starts.insert((&record.unit, record.started_ns), i) {
+            None => kept.push(record),
+            Some(before) if records[before] == *record => {}
+            Some(before) => {
+                return refuse(&format!(
+                    "record {before} is of {} at {}, too, and is another one; send them one after the other",
+                    record.unit,
+                    format_time(record.started_ns)
+                ));
+            }
+        }
     }
+    let records = kept;
     let text = |value: &dyn Fn(&pb::RunRecord) -> String| -> ArrayRef {
         let mut builder = StringBuilder::new();
         records.iter().for_each(|r| builder.append_value(value(r)));
@@ -126,6 +147,27 @@ fn inputs(receipts: &[pb::InputReceipt]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_records_of_one_unit_and_start_are_one_or_refused() {
+        let record = |unit: &str, started_ns, run_id: &str| pb::RunRecord {
+            run_id: run_id.to_owned(),
+            unit: unit.to_owned(),
+            started_ns,
+            outcome: pb::RunOutcome::Succeeded.into(),
+            ..pb::RunRecord::default()
+        };
+        let spec = ledger_spec().unwrap();
+        let rows = |records: &[pb::RunRecord]| ledger_rows(&spec, records);
+        let beside = [record("mom", 1, "a"), record("mom", 2, "b"), record("rev", 1, "c")];
+        assert_eq!(rows(&beside).unwrap().len(), 3);
+        assert_eq!(rows(&[record("mom", 1, "a"), record("mom", 1, "a")]).unwrap().len(), 1);
+        let error = rows(&[record("mom", 1, "a"), record("mom", 1, "b")]).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidRequest);
+        assert!(error.message().starts_with("run record 1: record 0 is of mom at"), "{error}");
+        let error = rows(&[record("mom", i64::MAX, "a")]).unwrap_err();
+        assert!(error.message().contains("could not be read back"), "{error}");
+    }
 
     #[test]
     fn a_record_becomes_a_row_of_the_ledger() {
