@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) watchers: UpDownCounter<i64>,
     /// Files merged by compaction.
     pub(crate) files_compacted: Counter<u64>,
+    /// Groups of publishes that met a clock that is not right.
+    pub(crate) clock_alarms: Counter<u64>,
     /// Files found damaged by the check in the background, each once in a round.
     pub(crate) files_damaged: Counter<u64>,
 }
@@ -67,6 +69,11 @@ impl Metrics {
                 .with_description("watchers connected")
                 .build(),
             files_compacted: counter("trellis.shard.files_compacted", "{file}", "files merged by compaction"),
+            clock_alarms: counter(
+                "trellis.shard.clock_alarms",
+                "{commit}",
+                "commits refused because the clock jumped ahead, or whose dataset is ahead of the clock",
+            ),
             files_damaged: counter(
                 "trellis.shard.files_damaged",
                 "{file}",

@@ -109,15 +109,15 @@ enum Verdict {
 }
 
 impl Writer {
-    /// Answers the publishes that cannot be committed, and gives the others their knowledge times. A publish that needs a wider
+    /// Answers the publishes that cannot be committed, and gives the others their knowledge times, from `now_ns` on. A publish that needs a wider
     /// dataset is committed alone, so that it is refused alone if the dataset cannot become wider. The publishes after it are
     /// returned as well, not judged.
     pub(super) async fn judge(
         &self,
         snapshot: Option<&Snapshot>,
         waiting: Vec<Waiting>,
+        now_ns: i64,
     ) -> (Vec<Accepted>, Vec<Waiting>) {
-        let now_ns = self.table.context.clock.now_ns();
         let mut next_known_at = now_ns.max(snapshot.map_or(i64::MIN, |s| s.known_through.saturating_add(1)));
         let mut accepted: Vec<Accepted> = Vec::new();
         let mut by_run: HashMap<String, usize> = HashMap::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved};
+use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved, time::SECOND_NS};
 
 use super::{
     judge::Accepted,
@@ -13,6 +13,7 @@ use super::{
     writer::{CONFLICTS_MAX, Writer, create},
 };
 use crate::{
+    clock::JUMP_MAX_NS,
     error::lost_task,
     files::{FILE_ROWS_MAX, WrittenFile, join_exact, write_file},
     table::{Actions, Snapshot},
@@ -41,7 +42,14 @@ impl Writer {
                 refuse_all(waiting, &error);
                 return Vec::new();
             }
-            let (accepted, later) = self.judge(snapshot.as_deref(), waiting).await;
+            let now_ns = match self.commit_time(snapshot.as_deref()) {
+                Ok(now_ns) => now_ns,
+                Err(error) => {
+                    refuse_all(waiting, &error.dataset(&self.table.name));
+                    return Vec::new();
+                }
+            };
+            let (accepted, later) = self.judge(snapshot.as_deref(), waiting, now_ns).await;
             if accepted.is_empty() {
                 return later;
             }
@@ -81,6 +89,26 @@ impl Writer {
         );
         refuse_all(waiting, &error.dataset(&self.table.name));
         Vec::new()
+    }
+
+    /// The time by which a commit's knowledge times are chosen. Warns if those of the dataset are ahead of it already.
+    ///
+    /// # Errors
+    /// The clock has jumped ahead.
+    fn commit_time(&self, snapshot: Option<&Snapshot>) -> Result<i64> {
+        let clock = &self.table.context.clock;
+        let now_ns = clock.for_commit().inspect_err(|_| self.metrics.clock_alarms.add(1, &[]))?;
+        let ahead = snapshot.map_or(0, |before| before.known_through.saturating_sub(now_ns));
+        if ahead > JUMP_MAX_NS {
+            self.metrics.clock_alarms.add(1, &[]);
+            let name = &self.table.name;
+            clock.warn(&format!(
+                "the newest knowledge time of {name} is {} s ahead of this shard's clock, and later rows become known later \
+                 still: a clock was wrong once, or this one is behind",
+                ahead / SECOND_NS
+            ));
+        }
+        Ok(now_ns)
     }
 
     /// Writes the rows and commits them. `None`: another writer has committed this version.
@@ -369,6 +397,22 @@ mod tests {
         let grid = grid.restart().await;
         assert_eq!(grid.import(&[("A", 9, 1.0)]).await.unwrap().version, 0);
         assert_eq!(grid.rows("A").await, [(9, 1.0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_jumps_ahead_marks_no_row_as_known_in_the_future() {
+        let now = Arc::new(AtomicI64::new(1_000_000_000_000));
+        let clock = now.clone();
+        let grid = Grid::with_clock(WallClock::of(move || clock.load(Ordering::SeqCst))).await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let year = 365 * 86_400 * SECOND_NS;
+        now.fetch_add(year, Ordering::SeqCst);
+        let refused = grid.import(&[("A", 1, 1.0)]).await.unwrap_err();
+        assert_eq!((refused.code(), refused.retryable()), (Code::Unavailable, true), "{refused}");
+        assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+        now.fetch_sub(year, Ordering::SeqCst);
+        let ack = grid.import(&[("A", 1, 1.0)]).await.unwrap();
+        assert!(ack.known_at_ns <= now.load(Ordering::SeqCst) + 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
