@@ -321,7 +321,7 @@ fn oldest_first(ranges: Vec<pb::ChunkRange>) -> pb::FetchRequest {
 async fn open(config: Config, clock: WallClock) -> (Arc<Shard>, Arc<Probe>) {
     let probe =
         Arc::new(Probe { inner: DurableLocal::default(), fault: Mutex::default(), reads: Mutex::default() });
-    let lake = Lake::over(probe.clone(), &config.lake).unwrap();
+    let lake = Lake::over(probe.clone(), None, &config.lake).unwrap();
     (Shard::over(config, lake, clock).await.unwrap(), probe)
 }
 
@@ -330,6 +330,12 @@ pub(crate) fn spec() -> DatasetSpec {
         FieldSpec { name: FieldName::new("value").unwrap(), data_type: FieldType::Float64, nullable: true };
     DatasetSpec::new(DatasetName::new(DATASET).unwrap(), vec![field], ChunkSpan::new(64 * DAY_NS).unwrap())
         .unwrap()
+}
+
+/// An entry of the log as an earlier release wrote it, without a checksum.
+pub(crate) fn of_earlier_release(entry: &str) -> String {
+    let (_, rest) = entry.split_once(',').unwrap();
+    format!("{{\"commitInfo\":{{\"trellisLines\":{},{rest}", entry.lines().count())
 }
 
 /// A row of a range: range, ts, known_at, value. A retraction has no value.

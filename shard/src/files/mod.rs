@@ -19,7 +19,7 @@ mod schema;
 mod store;
 
 #[cfg(test)]
-pub(crate) use self::store::DurableLocal;
+pub(crate) use self::store::{DurableLocal, Settle};
 pub(crate) use self::{
     checksum::{CHECKSUM_LEN, checksum_text},
     file::{

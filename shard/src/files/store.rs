@@ -2,8 +2,11 @@
 //!
 //! The stock local object store never syncs, so an acknowledged commit could be lost with the power. [`DurableLocal`]
 //! returns from a write only when it is on the disk: write a temporary file, sync it, then link (create) or rename
-//! (overwrite) it into place, then sync the folder. The order matters: syncing *after* the name appeared would show
-//! readers a commit that may still vanish. Multipart writes are collected and go the same way.
+//! (overwrite) it into place, then sync the folder. Multipart writes are collected and go the same way.
+//!
+//! A file has its content when its name appears. But the name appears a moment before the folder is synced, and a cut of the power in
+//! between takes it away again. No order of calls avoids that. So a shard that finds a new entry of a log syncs the folder itself
+//! before it believes the entry: see [`Settle`]. Other tools do not.
 
 use std::{fs, io::Write, ops::Range, path::PathBuf, sync::Arc};
 
@@ -28,10 +31,19 @@ use crate::error::store_error;
 /// The suffix of a file while it is written.
 pub(crate) const STAGED_SUFFIX: &str = ".staged";
 
+/// A store in which a name may be seen before it is durable.
+#[async_trait::async_trait]
+pub(crate) trait Settle: std::fmt::Debug + Send + Sync {
+    /// Returns when the file stays, whatever happens to the machine.
+    async fn settle(&self, location: &Path) -> Result<()>;
+}
+
 /// The lake: one folder or prefix with one table in each child.
 #[derive(Debug, Clone)]
 pub(crate) struct Lake {
     root: Arc<dyn ObjectStore>,
+    /// `None`: what can be seen is durable.
+    names: Option<Arc<dyn Settle>>,
     url: Url,
     prefix: Path,
     /// Calls of the Delta kernel that are under way.
@@ -45,6 +57,8 @@ pub(crate) struct Folder {
     pub(crate) files: Arc<dyn ObjectStore>,
     /// Paths from the root of the disk or bucket.
     pub(crate) root: Arc<dyn ObjectStore>,
+    names: Option<Arc<dyn Settle>>,
+    prefix: Path,
     pub(crate) url: Url,
     /// Calls of the Delta kernel that are under way, in the whole lake.
     pub(crate) calls: TaskTracker,
@@ -58,6 +72,14 @@ impl Folder {
             Err(()) => format!("{}{path}", self.url),
         }
     }
+
+    /// Returns when a file that can be seen stays, whatever happens to the machine.
+    pub(crate) async fn settle(&self, path: &Path) -> Result<()> {
+        match &self.names {
+            Some(names) => names.settle(&self.prefix.parts().chain(path.parts()).collect()).await,
+            None => Ok(()),
+        }
+    }
 }
 
 impl Lake {
@@ -67,7 +89,10 @@ impl Lake {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {why}"))
         };
         let root: Arc<dyn ObjectStore> = match url.scheme() {
-            "file" => Arc::new(DurableLocal::default()),
+            "file" => {
+                let disk = Arc::new(DurableLocal::default());
+                return Self::over(disk.clone(), Some(disk), url);
+            }
             "s3" => Arc::new(
                 AmazonS3Builder::from_env()
                     .with_url(url.as_str())
@@ -77,11 +102,15 @@ impl Lake {
             ),
             other => return Err(refuse(format!("{other}:// is not supported"))),
         };
-        Self::over(root, url)
+        Self::over(root, None, url)
     }
 
-    /// A lake in any object store.
-    pub(crate) fn over(root: Arc<dyn ObjectStore>, url: &Url) -> trellis_proto::Result<Self> {
+    /// A lake in any object store; `names`: that store, if a name in it may be seen before it is durable.
+    pub(crate) fn over(
+        root: Arc<dyn ObjectStore>,
+        names: Option<Arc<dyn Settle>>,
+        url: &Url,
+    ) -> trellis_proto::Result<Self> {
         let mut url = url.clone();
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
@@ -89,7 +118,7 @@ impl Lake {
         let prefix = Path::from_url_path(url.path()).map_err(|e| {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {e}"))
         })?;
-        Ok(Self { root: Arc::new(Metered::new(root)), url, prefix, calls: TaskTracker::new() })
+        Ok(Self { root: Arc::new(Metered::new(root)), names, url, prefix, calls: TaskTracker::new() })
     }
 
     /// The folder of one dataset, whether or not it is there.
@@ -98,8 +127,10 @@ impl Lake {
         let mut url = self.url.clone();
         url.set_path(&format!("{}{}/", url.path(), dataset));
         Folder {
-            files: Arc::new(PrefixStore::new(self.root.clone(), prefix)),
+            files: Arc::new(PrefixStore::new(self.root.clone(), prefix.clone())),
             root: self.root.clone(),
+            names: self.names.clone(),
+            prefix,
             url,
             calls: self.calls.clone(),
         }
@@ -285,17 +316,17 @@ impl ObjectStore for DurableLocal {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await?;
-        self.settle(to).await
+        self.sync(to).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         self.inner.rename_opts(from, to, options).await?;
-        self.settle(to).await
+        self.sync(to).await
     }
 }
 
 impl DurableLocal {
-    async fn settle(&self, location: &Path) -> Result<()> {
+    async fn sync(&self, location: &Path) -> Result<()> {
         let path = self.inner.path_to_filesystem(location)?;
         tokio::task::spawn_blocking(move || {
             fs::File::open(&path)?.sync_all()?;
@@ -304,6 +335,13 @@ impl DurableLocal {
         .await
         .map_err(|e| io_error(std::io::Error::other(e)))?
         .map_err(io_error)
+    }
+}
+
+#[async_trait::async_trait]
+impl Settle for DurableLocal {
+    async fn settle(&self, location: &Path) -> Result<()> {
+        self.sync(location).await
     }
 }
 

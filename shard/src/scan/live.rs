@@ -222,7 +222,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Upkeep,
-        testing::{Grid, When},
+        testing::{Grid, When, of_earlier_release},
         upkeep::compact,
     };
 
@@ -427,7 +427,7 @@ mod tests {
         let text = std::fs::read_to_string(&entry).unwrap();
         let column = r#"{\"metadata\":{},\"name\":\"retracted\",\"nullable\":true,\"type\":\"boolean\"},"#;
         assert!(text.contains(column), "{text}");
-        std::fs::write(&entry, text.replace(column, "")).unwrap();
+        std::fs::write(&entry, of_earlier_release(&text.replace(column, ""))).unwrap();
         let grid = grid.restart().await;
         let retractable = |grid: &Grid| grid.table().snapshot().unwrap().retractable;
         grid.publish("mom", 1, "r1", &[("A", 0, 1.0), ("B", 0, 2.0)]).await.unwrap();
@@ -445,7 +445,7 @@ mod tests {
         let b = grid.rows("B").await;
         assert_eq!((b.len(), b[1], b[2].1.is_nan()), (3, (0, 2.5), true));
         let table = grid.table();
-        let state = table.log.open().await.unwrap().unwrap();
+        let state = table.log.open(0).await.unwrap().unwrap();
         let properties = &state.definition.properties;
         assert_eq!(properties.len(), 2, "{properties:?}");
         let grid = grid.restart().await;

@@ -23,15 +23,37 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::files::Settle;
+
 /// One operation.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    Put { path: Path, bytes: Bytes, create: bool },
-    Get { path: Path, range: Option<GetRange> },
-    Ranges { path: Path, ranges: Vec<Range<u64>> },
-    List { prefix: Option<Path> },
-    Folders { prefix: Option<Path> },
-    Delete { path: Path },
+    Put {
+        path: Path,
+        bytes: Bytes,
+        create: bool,
+    },
+    Get {
+        path: Path,
+        range: Option<GetRange>,
+    },
+    Ranges {
+        path: Path,
+        ranges: Vec<Range<u64>>,
+    },
+    List {
+        prefix: Option<Path>,
+    },
+    Folders {
+        prefix: Option<Path>,
+    },
+    Delete {
+        path: Path,
+    },
+    /// Makes an object durable that can be seen.
+    Settle {
+        path: Path,
+    },
 }
 
 impl Op {
@@ -60,6 +82,7 @@ impl std::fmt::Display for Op {
             Self::List { prefix } => write!(f, "list {}", prefix.as_ref().unwrap_or(&root)),
             Self::Folders { prefix } => write!(f, "list folders of {}", prefix.as_ref().unwrap_or(&root)),
             Self::Delete { path } => write!(f, "delete {path}"),
+            Self::Settle { path } => write!(f, "settle {path}"),
         }
     }
 }
@@ -82,6 +105,8 @@ pub(super) struct Waiting {
     pub(super) life: usize,
     pub(super) op: Op,
     pub(super) since: Instant,
+    /// It is half done: its object can be seen and is not durable.
+    pub(super) shown: bool,
     reply: oneshot::Sender<Result<Answer>>,
 }
 
@@ -119,6 +144,8 @@ struct State {
     arrivals: u64,
     /// Lives whose reads of rows fail.
     unreadable: BTreeSet<usize>,
+    /// Objects whose names can be seen and are not durable yet.
+    unsettled: BTreeSet<Path>,
     /// Lives that have ended: their operations do nothing any more.
     ended: BTreeSet<usize>,
 }
@@ -198,6 +225,31 @@ impl Disk {
         self.state.lock().objects.contains_key(&Path::from(path))
     }
 
+    /// Does the first half of creating an object: others see it. A cut of the power takes it away until somebody settles it.
+    pub(super) fn show(&self, op: &Op) -> bool {
+        let Op::Put { path, create: true, .. } = op else { return false };
+        let shown = self.perform(op).is_ok();
+        if shown {
+            self.state.lock().unsettled.insert(path.clone());
+        }
+        shown
+    }
+
+    /// Puts a waiting operation back.
+    pub(super) fn put_back(&self, waiting: Waiting) {
+        self.state.lock().waiting.push(waiting);
+    }
+
+    /// Takes away what is not durable, and returns how many objects that were.
+    pub(super) fn cut_power(&self) -> usize {
+        let mut state = self.state.lock();
+        let gone = std::mem::take(&mut state.unsettled);
+        for path in &gone {
+            state.objects.remove(path);
+        }
+        gone.len()
+    }
+
     /// Does an operation.
     pub(super) fn perform(&self, op: &Op) -> Result<Answer> {
         let mut state = self.state.lock();
@@ -252,6 +304,10 @@ impl Disk {
                 state.objects.remove(path);
                 Ok(Answer::Done)
             }
+            Op::Settle { path } => {
+                state.unsettled.remove(path);
+                Ok(Answer::Done)
+            }
         }
     }
 }
@@ -304,7 +360,14 @@ impl Port {
             let id = state.arrivals;
             if !state.ended.contains(&self.life) {
                 state.arrivals += 1;
-                state.waiting.push(Waiting { id, life: self.life, op, since: Instant::now(), reply });
+                state.waiting.push(Waiting {
+                    id,
+                    life: self.life,
+                    op,
+                    since: Instant::now(),
+                    shown: false,
+                    reply,
+                });
             }
         }
         match answer.await {
@@ -312,6 +375,13 @@ impl Port {
             // This life has ended.
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+#[async_trait::async_trait]
+impl Settle for Port {
+    async fn settle(&self, location: &Path) -> Result<()> {
+        self.ask(Op::Settle { path: location.clone() }).await.map(|_| ())
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     calls::TTL,
-    disk::{Op, lost},
+    disk::{Op, Waiting, lost},
     world::{Actor, Call, Stage, State, World, gone},
 };
 
@@ -22,13 +22,22 @@ impl World {
     pub(super) fn release(&mut self) {
         let ops = self.ready_ops();
         let id = *self.seed.pick(&ops);
-        let Some(waiting) = self.disk.take(id) else { return };
+        let Some(mut waiting) = self.disk.take(id) else { return };
+        if waiting.shown {
+            return self.finish(waiting);
+        }
         let what = format!("life {}: {}", waiting.life, waiting.op);
         let writes = waiting.op.writes();
         let fate = match self.seed.below(100) {
             0..=2 => {
                 waiting.answer(Err(lost()));
                 "not done"
+            }
+            15..=29 if self.disk.show(&waiting.op) => {
+                waiting.shown = true;
+                self.disk.put_back(waiting);
+                self.count("seen before durable");
+                "can be seen"
             }
             3..=5 if writes => {
                 let _ = self.disk.perform(&waiting.op);
@@ -53,10 +62,32 @@ impl World {
                 "done"
             }
         };
-        if fate != "done" {
+        if !matches!(fate, "done" | "can be seen") {
             self.count("store failures");
         }
         self.note(format!("{what}: {fate}"));
+    }
+
+    /// The second half of creating an object.
+    pub(super) fn finish(&mut self, waiting: Waiting) {
+        let Op::Put { path, .. } = &waiting.op else { return };
+        self.note(format!("life {}: {}: durable", waiting.life, waiting.op));
+        let settled = self.disk.perform(&Op::Settle { path: path.clone() });
+        waiting.answer(settled);
+    }
+
+    /// The power is cut: both shards die, and what was not durable is gone.
+    fn cut_power(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.crash(node);
+        }
+        self.late.clear();
+        let gone = self.disk.cut_power();
+        self.note(format!("the power is cut: {gone} objects are gone"));
+        if gone > 0 {
+            self.count("lost by a cut of the power");
+        }
+        self.model.begin_again(&self.disk);
     }
 
     pub(super) fn apply_late(&mut self) {
@@ -76,6 +107,7 @@ impl World {
                 self.count("pauses");
                 self.note(format!("shard {node} sleeps for {ms} ms"));
             }
+            3 if self.seed.once_in(3) => self.cut_power(),
             3 => self.crash(node),
             4 => {
                 let skew = self.seed.below(2 * SKEW_S_MAX) as i64 - SKEW_S_MAX as i64;

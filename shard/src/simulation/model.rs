@@ -81,6 +81,8 @@ pub(super) struct Model {
     /// The greatest knowledge time of which a read was told that nothing at or before it would come.
     claimed: i64,
     looks: Vec<Look>,
+    /// The newest version that anybody outside was told of: by a read, by an acknowledgement, or as a watcher.
+    told: Option<usize>,
 }
 
 /// Looks kept to be compared with later ones.
@@ -89,6 +91,21 @@ const LOOKS_MAX: usize = 40;
 impl Model {
     pub(super) fn new() -> Self {
         Self { known_max: i64::MIN, claimed: i64::MIN, ..Self::default() }
+    }
+
+    /// After a cut of the power the log is as it is. It has everything that anybody was told of.
+    pub(super) fn begin_again(&mut self, disk: &Disk) {
+        let before = std::mem::replace(self, Self::new());
+        self.sent = before.sent;
+        self.observe(disk);
+        assert!(
+            self.newest() >= before.told,
+            "the newest version is {:?} after a cut of the power; somebody was told of {:?}",
+            self.newest(),
+            before.told
+        );
+        (self.acknowledged, self.claimed) = (before.acknowledged, before.claimed);
+        (self.looks, self.told) = (before.looks, before.told);
     }
 
     /// A publish is on its way.
@@ -232,6 +249,7 @@ impl Model {
         assert_eq!(ack.rows as usize, self.sent[run].rows.len(), "{run}");
         let retracted = found.wrote.iter().filter(|(_, row)| row.2.is_none()).count();
         assert_eq!(ack.retracted as usize, retracted, "{run}");
+        self.told = self.told.max(Some(found.version));
         self.acknowledged.insert(run.to_owned());
     }
 
@@ -245,6 +263,7 @@ impl Model {
         let later = self.accepted.iter().filter(|a| a.version > look.version).map(|a| a.known_at).min();
         assert!(later.is_none_or(|later| later > look.known_through), "claimed through {later:?}");
         self.claimed = self.claimed.max(look.known_through);
+        self.told = self.told.max(Some(look.version));
         for before in &self.looks {
             let known = before.known_through.min(look.known_through);
             assert_eq!(look.as_of(known), before.as_of(known), "as of {known}");
@@ -273,7 +292,8 @@ impl Model {
     }
 
     /// A watcher was told of a version.
-    pub(super) fn told(&self, change: &pb::Change) {
+    pub(super) fn told(&mut self, change: &pb::Change) {
+        self.told = self.told.max(Some(change.version as usize));
         let runs = self.accepted.iter().filter(|a| a.version as u64 == change.version);
         for (symbol, (ts, ..)) in runs.flat_map(|run| &run.wrote) {
             let spanned = |s: &pb::SymbolSpan| s.symbol == *symbol && (s.start_ns..s.end_ns).contains(ts);

@@ -601,7 +601,7 @@ impl World {
         self.nodes[node].life = life;
         self.nodes[node].state = State::Opening(tokio::spawn(async move {
             let config = config();
-            let lake = Lake::over(port, &config.lake)?;
+            let lake = Lake::over(port.clone(), Some(port), &config.lake)?;
             Shard::over(config, lake, clock).await
         }));
         self.note(format!("shard {node} starts as life {life}"));

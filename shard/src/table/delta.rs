@@ -12,7 +12,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -41,11 +44,17 @@ use crate::{
     files::{Checked, FileRef, Folder, checksum_text},
 };
 
+/// An entry that is older than this when a table is opened was synced by its writer, or by the disk itself, long ago. So a start does
+/// not sync every folder.
+const RECENT_MS: i64 = 3_600_000;
+
 /// The log of one table.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     pub(crate) folder: Folder,
     dataset: DatasetName,
+    /// How many versions are known to be durable.
+    durable: Arc<AtomicU64>,
 }
 
 /// The whole state of a table at a version.
@@ -71,7 +80,7 @@ fn entry_path(version: u64) -> Path {
 
 impl Log {
     pub(crate) fn new(dataset: &DatasetName, folder: Folder) -> Self {
-        Self { folder, dataset: dataset.clone() }
+        Self { folder, dataset: dataset.clone(), durable: Arc::default() }
     }
 
     /// Whether there is a table.
@@ -79,13 +88,17 @@ impl Log {
         Ok(self.listing().await?.newest().is_some())
     }
 
-    /// Loads the newest state; `None`: there is no table.
+    /// Loads the newest state, which is durable then; `None`: there is no table.
     ///
     /// # Errors
     /// [`Code::DataCorrupt`] naming the log entry that cannot be read.
-    pub(crate) async fn open(&self) -> Result<Option<State>> {
+    pub(crate) async fn open(&self, now_ms: i64) -> Result<Option<State>> {
         let listing = self.listing().await?;
         let Some(newest) = listing.newest() else { return Ok(None) };
+        let written = listing.files.iter().filter(|file| file.version == newest).map(|file| file.modified_ms);
+        if written.max().is_none_or(|at| at > now_ms.saturating_sub(RECENT_MS)) {
+            self.settle(newest).await?;
+        }
         // Before the kernel reads the entries. The kernel takes an empty entry for one without actions. If such an entry were
         // restored between the kernel's look and ours, only ours would have it.
         let txns = self.transactions(&listing, newest).await?;
@@ -159,6 +172,19 @@ impl Log {
         })
     }
 
+    /// Returns when the entry of `version`, which can be seen, stays whatever happens to the machine. Nobody is told of a version
+    /// before.
+    pub(crate) async fn settle(&self, version: u64) -> Result<()> {
+        if self.durable.load(Relaxed) > version {
+            return Ok(());
+        }
+        let path = entry_path(version);
+        let settled = self.folder.settle(&path).await;
+        settled.map_err(|e| store_error("syncing", &self.folder.file_name(path.as_ref()), &e))?;
+        self.durable.fetch_max(version + 1, Relaxed);
+        Ok(())
+    }
+
     /// Commits `actions` as `version`, if nobody has. The entry is durable when this returns.
     ///
     /// After an error the commit may have taken place, or may still take place: the answer may be lost, or the request may still
@@ -172,11 +198,17 @@ impl Log {
         let path = entry_path(version);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.folder.files.put_opts(&path, PutPayload::from(actions.bytes()), options).await {
-            Ok(_) => Ok(Committed::Yes),
+            Ok(_) => {
+                self.durable.fetch_max(version + 1, Relaxed);
+                Ok(Committed::Yes)
+            }
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 let there = self.read(version).await?;
-                let ours = there.is_some_and(|entry| entry.is_of(actions));
-                Ok(if ours { Committed::Yes } else { Committed::Taken })
+                if !there.is_some_and(|entry| entry.is_of(actions)) {
+                    return Ok(Committed::Taken);
+                }
+                self.settle(version).await?;
+                Ok(Committed::Yes)
             }
             Err(e) => Err(store_error("committing", &self.folder.file_name(path.as_ref()), &e)),
         }
@@ -451,7 +483,7 @@ mod tests {
             names.sort();
             names.iter().map(|name| name.trim_start_matches('0').to_owned()).collect::<Vec<_>>()
         };
-        let before = log.open().await.unwrap().unwrap();
+        let before = log.open(0).await.unwrap().unwrap();
         log.checkpoint(2).await.unwrap();
         assert_eq!(log.forget_entries(3, 1).await.unwrap(), 0, "all of them are recent");
         let age = || {
@@ -468,7 +500,7 @@ mod tests {
         age();
         assert_eq!(log.forget_entries(3, 1).await.unwrap(), 3, "the checkpoint's checksum goes with it");
         assert_eq!(names(), ["3.checkpoint.parquet", "3.json"]);
-        let after = log.open().await.unwrap().unwrap();
+        let after = log.open(0).await.unwrap().unwrap();
         assert_eq!((after.version, &after.definition, &after.txns), (3, &before.definition, &before.txns));
         let paths = |state: &State| state.files.iter().map(|file| file.path.clone()).collect::<BTreeSet<_>>();
         assert_eq!(paths(&after), paths(&before));
@@ -507,7 +539,7 @@ mod tests {
             let lines: Vec<String> = actions.iter().map(Value::to_string).collect();
             let entry = grid.path().join("_delta_log/00000000000000000001.json");
             std::fs::write(entry, lines.join("\n")).unwrap();
-            log.open().await.map(|state| state.unwrap().files)
+            log.open(0).await.map(|state| state.unwrap().files)
         };
         let needs = |feature: &str| {
             json!({"protocol": {

@@ -115,7 +115,7 @@ impl Table {
         let covers = self.arrivals.load(Ordering::SeqCst);
         loop {
             let Some(current) = self.snapshot() else {
-                let Some(state) = self.log.open().await? else { break };
+                let Some(state) = self.log.open(self.context.clock.now_ms()).await? else { break };
                 let (next, runs) = self.build(state, None).await?;
                 self.history.lock().begin(next.version);
                 let event = match announce {
@@ -127,7 +127,10 @@ impl Table {
             };
             match self.log.read(current.version + 1).await? {
                 None => break,
-                Some(entry) => self.apply(&current, entry).await?,
+                Some(entry) => {
+                    self.log.settle(current.version + 1).await?;
+                    self.apply(&current, entry).await?;
+                }
             }
         }
         *covered = covers;
@@ -202,7 +205,7 @@ impl Table {
         let version = current.version + 1;
         let known = |path: &String| current.files.iter().any(|f| f.file.path == *path);
         if entry.redefined || !entry.removes.iter().all(known) {
-            let state = self.log.open().await?.ok_or_else(|| {
+            let state = self.log.open(self.context.clock.now_ms()).await?.ok_or_else(|| {
                 Error::new(Code::DataCorrupt, format!("the table of {} is gone", self.name))
                     .dataset(&self.name)
             })?;
