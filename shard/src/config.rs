@@ -51,6 +51,9 @@ pub struct Limits {
     pub import_bytes_max: usize,
     /// Fields of one publish or import.
     pub columns_max: usize,
+    /// Bytes of one symbol's rows in one chunk, all versions included. A chunk goes to a head in one message of at most 56 MiB; the
+    /// bytes are estimated.
+    pub chunk_bytes_max: usize,
     /// Bytes of all publishes that are being received, checked or written; further ones are refused as overload.
     pub pending_bytes_max: usize,
 }
@@ -63,6 +66,7 @@ impl Default for Limits {
             import_rows_max: 20_000_000,
             import_bytes_max: 1 << 30,
             columns_max: 512,
+            chunk_bytes_max: 48 << 20,
             pending_bytes_max: 2 << 30,
         }
     }

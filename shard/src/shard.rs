@@ -61,6 +61,7 @@ impl Shard {
             shards: config.shards.clone(),
             owns: Ownership::new(&config.id, config.owns.clone())?,
             watch: WatchLog::new(),
+            chunk_bytes_max: config.limits.chunk_bytes_max,
             clock,
         });
         let metrics = Arc::new(Metrics::new());

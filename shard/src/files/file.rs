@@ -10,7 +10,7 @@ use std::{
     io::{self, Write},
     ops::Range,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -85,6 +85,7 @@ pub(crate) struct DataFile {
     pub(crate) name: String,
     store: Arc<dyn ObjectStore>,
     footer: OnceCell<Footer>,
+    longest: OnceLock<usize>,
 }
 
 #[derive(Debug)]
@@ -445,7 +446,14 @@ impl DataFile {
             file,
             index,
             footer: OnceCell::new(),
+            longest: OnceLock::new(),
         }
+    }
+
+    /// Most rows of one symbol; more if the file is not sorted.
+    pub(crate) fn longest(&self) -> usize {
+        let runs = || self.index.runs.iter().map(|run| (run.end - run.start) as usize).max().unwrap_or(0);
+        *self.longest.get_or_init(|| if self.index.sorted { runs() } else { self.index.rows as usize })
     }
 
     /// Opens a file that another process wrote, and indexes it: from its footer, or by reading its key columns.

@@ -14,6 +14,8 @@ pub(crate) struct Context {
     pub(crate) shards: Vec<String>,
     pub(crate) owns: Ownership,
     pub(crate) watch: Arc<WatchLog>,
+    /// Most bytes of one symbol's rows in one chunk.
+    pub(crate) chunk_bytes_max: usize,
     /// A commit takes its knowledge time from it, and never an earlier one than the commit before.
     pub(crate) clock: WallClock,
 }

@@ -13,7 +13,7 @@ use arrow_array::{
 use arrow_schema::{DataType, Schema, TimeUnit};
 use sha2::{Digest, Sha256};
 use trellis_proto::{
-    Code, DatasetSpec, Error, FieldType, Result, Symbol,
+    ChunkSpan, Code, DatasetSpec, Error, FieldType, Result, Symbol,
     spec::{Evolved, FieldSpec},
     time::{REACH, format_time},
 };
@@ -136,6 +136,47 @@ impl Rows {
         let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
         let symbols = self.symbols().into_iter();
         symbols.map(|(symbol, rows)| (symbol, ts[rows.start], ts[rows.end - 1])).collect()
+    }
+
+    /// Bytes of the fields of a row, on average.
+    pub(super) fn field_bytes(&self) -> usize {
+        let fields = self.batch.columns().iter().skip(2);
+        let bytes: usize = fields.map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum();
+        bytes.div_ceil(self.len().max(1))
+    }
+
+    /// How many rows of `symbol` have event times in `range`.
+    pub(super) fn count(&self, symbol: &str, range: &Range<i64>) -> usize {
+        let symbols = self.batch.column(0).as_string::<i32>();
+        let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
+        let before = |bound: i64| {
+            let (mut low, mut high) = (0, self.len());
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match (symbols.value(middle), ts[middle]) < (symbol, bound) {
+                    true => low = middle + 1,
+                    false => high = middle,
+                }
+            }
+            low
+        };
+        before(range.end) - before(range.start)
+    }
+
+    /// The chunks that have rows: symbol, number of the chunk, how many rows.
+    pub(super) fn chunks(&self, chunk: ChunkSpan) -> Vec<(String, i64, usize)> {
+        let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
+        let mut chunks = Vec::new();
+        for (symbol, rows) in self.symbols() {
+            let mut rest = &ts[rows];
+            while let Some(first) = rest.first() {
+                let k = chunk.chunk_of(*first);
+                let count = rest.partition_point(|at| chunk.chunk_of(*at) == k);
+                chunks.push((symbol.clone(), k, count));
+                rest = &rest[count..];
+            }
+        }
+        chunks
     }
 
     /// The symbols, each once, with their rows.

@@ -22,6 +22,7 @@ use super::{
     evolve::wider,
     lease::Acquire,
     request::{Effect, Publish, Reply, Right, Waiting},
+    room::check_room,
     writer::Writer,
 };
 use crate::{
@@ -83,6 +84,13 @@ impl Accepted {
     fn touches(&self, range: &Range<i64>) -> bool {
         self.span.is_some_and(|(first, last)| first < range.end && range.start <= last)
             || self.retracted.iter().any(|key| range.contains(&key.1))
+    }
+
+    /// How many rows and retractions of `symbol` in `range` it writes.
+    pub(super) fn count(&self, symbol: &str, range: &Range<i64>) -> usize {
+        let retracted = self.retracted.iter();
+        self.publish.rows.count(symbol, range)
+            + retracted.filter(|key| key.0.as_str() == symbol && range.contains(&key.1)).count()
     }
 
     /// Adds its rows and retractions to `newest`.
@@ -157,7 +165,14 @@ impl Writer {
                 Verdict::Accept(_) => self.replaced(snapshot, &accepted, &mut ranges, &publish).await,
                 Verdict::Duplicate(_) | Verdict::Refuse(_) => Ok(Vec::new()),
             };
-            let (verdict, retracted) = match retracted {
+            let room = match (&verdict, &retracted) {
+                (Verdict::Accept(_), Ok(retracted)) => {
+                    let most = self.table.context.chunk_bytes_max;
+                    check_room(snapshot, &accepted, &publish, retracted, most).await
+                }
+                _ => Ok(()),
+            };
+            let (verdict, retracted) = match room.and(retracted) {
                 Ok(retracted) => (verdict, retracted),
                 Err(error) => (Verdict::Refuse(error), Vec::new()),
             };

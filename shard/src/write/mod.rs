@@ -11,6 +11,7 @@
 //! | `alter`, `evolve`, `convert` | changes by hand; a definition and its files made anew; rows made anew |
 //! | `rename` | a dataset gets another name |
 //! | `append`, `ledger` | checked rows; rows of the run ledger |
+//! | `room` | whether rows can be read back |
 
 mod alter;
 mod append;
@@ -24,6 +25,7 @@ mod ledger;
 mod publish;
 mod rename;
 mod request;
+mod room;
 mod writer;
 
 #[cfg(test)]

@@ -380,6 +380,22 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_jumps_ahead_marks_no_row_as_known_in_the_future() {
+        let now = Arc::new(AtomicI64::new(1_000_000_000_000));
+        let clock = now.clone();
+        let grid = Grid::with_clock(WallClock::of(move || clock.load(Ordering::SeqCst))).await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let year = 365 * 86_400 * SECOND_NS;
+        now.fetch_add(year, Ordering::SeqCst);
+        let refused = grid.import(&[("A", 1, 1.0)]).await.unwrap_err();
+        assert_eq!((refused.code(), refused.retryable()), (Code::Unavailable, true), "{refused}");
+        assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+        now.fetch_sub(year, Ordering::SeqCst);
+        let ack = grid.import(&[("A", 1, 1.0)]).await.unwrap();
+        assert!(ack.known_at_ns <= now.load(Ordering::SeqCst) + 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_publish_into_a_removed_folder_is_refused_and_leaves_nothing() {
         let grid = Grid::new().await;
         for ts in 0..3 {
@@ -397,22 +413,6 @@ mod tests {
         let grid = grid.restart().await;
         assert_eq!(grid.import(&[("A", 9, 1.0)]).await.unwrap().version, 0);
         assert_eq!(grid.rows("A").await, [(9, 1.0)]);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_clock_that_jumps_ahead_marks_no_row_as_known_in_the_future() {
-        let now = Arc::new(AtomicI64::new(1_000_000_000_000));
-        let clock = now.clone();
-        let grid = Grid::with_clock(WallClock::of(move || clock.load(Ordering::SeqCst))).await;
-        grid.import(&[("A", 0, 1.0)]).await.unwrap();
-        let year = 365 * 86_400 * SECOND_NS;
-        now.fetch_add(year, Ordering::SeqCst);
-        let refused = grid.import(&[("A", 1, 1.0)]).await.unwrap_err();
-        assert_eq!((refused.code(), refused.retryable()), (Code::Unavailable, true), "{refused}");
-        assert_eq!(grid.rows("A").await, [(0, 1.0)]);
-        now.fetch_sub(year, Ordering::SeqCst);
-        let ack = grid.import(&[("A", 1, 1.0)]).await.unwrap();
-        assert!(ack.known_at_ns <= now.load(Ordering::SeqCst) + 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
