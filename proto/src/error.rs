@@ -4,12 +4,24 @@
 //! gRPC status (an [`pb::ErrorDetail`]), so that a client gets the same error that the shard made. A plain gRPC client
 //! sees the status code and the message. Several codes of the grid share one status code, so the details are needed to
 //! read the code back. A status without details (of a proxy, of the transport) becomes the nearest code.
+//!
+//! A status travels in the headers of HTTP, whose size every receiver limits. A receiver that gets more breaks the connection, with all
+//! other calls on it. So the sender cuts every text of an error.
 
 use std::fmt;
 
 use prost::Message;
 
 use crate::{pb, range::TimeRange};
+
+/// Most bytes of an error's message in a status, of its hint, and of each name of its place. The message and the hint are sent twice: once
+/// for every client, where a byte may take three, and once in the details, where three bytes take four. Together all is less than 8 KiB,
+/// the least limit among receivers (gRPC's own libraries; the limit of ours is 16 KiB).
+const MESSAGE_BYTES_MAX: usize = 1_024;
+/// See [`MESSAGE_BYTES_MAX`].
+const HINT_BYTES_MAX: usize = 512;
+/// See [`MESSAGE_BYTES_MAX`]. No name is longer.
+const PLACE_BYTES_MAX: usize = 128;
 
 /// Result with the grid's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -340,8 +352,25 @@ impl From<pb::ErrorDetail> for Error {
     }
 }
 
+/// The text, or its beginning and its length if it has more than `most` bytes.
+fn cut(text: &mut String, most: usize) {
+    if text.len() <= most {
+        return;
+    }
+    let left_out = format!(" ... ({} bytes)", text.len());
+    text.truncate(text.floor_char_boundary(most - left_out.len()));
+    text.push_str(&left_out);
+}
+
 impl From<Error> for tonic::Status {
-    fn from(error: Error) -> Self {
+    /// Cuts the texts, so that they fit into the headers of HTTP.
+    fn from(mut error: Error) -> Self {
+        let Inner { message, hint, dataset, symbol, shard, .. } = &mut *error.0;
+        cut(message, MESSAGE_BYTES_MAX);
+        cut(hint, HINT_BYTES_MAX);
+        for place in [dataset, symbol, shard] {
+            cut(place, PLACE_BYTES_MAX);
+        }
         let (code, text) = (error.code().grpc(), error.to_string());
         Self::with_details(code, text, pb::ErrorDetail::from(error).encode_to_vec().into())
     }
@@ -355,7 +384,65 @@ impl From<tonic::Status> for Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The least limit of a receiver, counted as HTTP/2 does: 32 bytes for each header beside its name and value.
+    const HEADERS_BYTES_MAX: usize = 8 << 10;
+
+    fn headers_bytes(status: tonic::Status) -> usize {
+        let response = status.into_http::<()>();
+        response.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        // with bytes that take three, as every byte that is not plain ASCII
+        let part = prop_oneof![
+            Just("column_1, "),
+            Just("\u{e9}"),
+            Just("\u{1f600}"),
+            Just("%"),
+            Just(" "),
+            Just("\n")
+        ];
+        (prop::collection::vec(part, 0..40), 0usize..600)
+            .prop_map(|(parts, times)| parts.concat().repeat(times))
+    }
+
+    proptest! {
+        #[test]
+        fn an_error_of_any_length_fits_into_the_headers_of_every_receiver(
+            message in text(), hint in text(), dataset in text(), symbol in text(), shard in text(),
+        ) {
+            let range = TimeRange { start: Some(i64::MIN), end: Some(i64::MAX) };
+            let error = Error::new(Code::BadRows, message.clone())
+                .hint(hint.clone()).dataset(&dataset).symbol(&symbol).shard(&shard).range(range);
+            let status = tonic::Status::from(error.clone());
+            let read = Error::from_status(&status);
+            prop_assert!(headers_bytes(status) <= HEADERS_BYTES_MAX);
+            prop_assert_eq!((read.code(), read.whose()), (error.code(), error.whose()));
+            for (whole, read, most) in [(&message, read.message(), MESSAGE_BYTES_MAX), (&hint, read.hint_text(), HINT_BYTES_MAX)] {
+                let whole_bytes = format!(" ... ({} bytes)", whole.len());
+                match read.strip_suffix(&whole_bytes) {
+                    Some(beginning) if whole.len() > most => prop_assert!(whole.starts_with(beginning) && read.len() > most - 4),
+                    _ => prop_assert_eq!(whole, read),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_limits_leave_room_for_the_worst_text() {
+        let long = |bytes: usize| "\u{7f}".repeat(2 * bytes);
+        let error = Error::new(Code::BadRows, long(MESSAGE_BYTES_MAX))
+            .hint(long(HINT_BYTES_MAX))
+            .dataset(long(PLACE_BYTES_MAX))
+            .symbol(long(PLACE_BYTES_MAX))
+            .shard(long(PLACE_BYTES_MAX));
+        let bytes = headers_bytes(error.into());
+        assert!((7_000..=HEADERS_BYTES_MAX).contains(&bytes), "{bytes}");
+    }
 
     #[test]
     fn every_code_survives_the_way_through_grpc_and_the_wire() {

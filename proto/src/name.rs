@@ -168,6 +168,22 @@ fn check_symbol(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Names for a message: the first few, and how many more there are. A dataset may have thousands.
+#[must_use]
+pub fn listed(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    const SHOWN: usize = 20;
+    let mut text = String::new();
+    let mut more = 0;
+    for (i, name) in names.into_iter().enumerate() {
+        match i {
+            0 => text.push_str(name.as_ref()),
+            1..SHOWN => text.extend([", ", name.as_ref()]),
+            _ => more += 1,
+        }
+    }
+    if more > 0 { format!("{text} and {more} more") } else { text }
+}
+
 /// The known name nearest to `wrong`, if a typing error is likely: for every four letters begun it allows one change,
 /// addition, removal or swap of neighbours. Upper and lower case are the same.
 ///
@@ -187,6 +203,15 @@ pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_names_a_message_has_the_first_and_the_number_of_the_others() {
+        let names = |count: usize| (0..count).map(|i| format!("f{i}"));
+        assert_eq!(listed(names(0)), "");
+        assert_eq!(listed(names(2)), "f0, f1");
+        assert!(listed(names(20)).ends_with(", f18, f19"));
+        assert!(listed(names(1_000)).ends_with(", f19 and 980 more"));
+    }
 
     #[test]
     fn dataset_names_are_plain_file_names() {

@@ -8,7 +8,7 @@ use twox_hash::XxHash3_64;
 
 use crate::{
     error::{Code, Error, Result},
-    name::{DatasetName, FieldName, nearest},
+    name::{DatasetName, FieldName, listed, nearest},
     pb,
     time::ChunkSpan,
 };
@@ -346,7 +346,7 @@ impl DatasetSpec {
                     .dataset(&self.dataset);
                 match nearest(name.as_str(), names()) {
                     Some(near) => error.hint(format!("did you mean {near}?")),
-                    None => error.hint(format!("its fields are {}", names().collect::<Vec<_>>().join(", "))),
+                    None => error.hint(format!("its fields are {}", listed(names()))),
                 }
             })
         };

@@ -16,6 +16,7 @@ use arrow_select::{concat::concat_batches, take::take_record_batch};
 use chrono::NaiveDate;
 use trellis_proto::{
     Code, DatasetSpec, Error, Result, Side, Symbol,
+    name::listed,
     spec::{FieldSpec, time_type},
     time::{DAY_NS, format_time},
 };
@@ -57,8 +58,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn refuse(&self, unit: &str, problems: &str) -> Error {
-        let expected: Vec<String> =
-            self.spec.fields.iter().map(|field| format!("{}: {}", field.name, expected(field))).collect();
+        let expected = self.spec.fields.iter().map(|field| format!("{}: {}", field.name, expected(field)));
         Error::new(
             Code::BadRows,
             format!(
@@ -66,7 +66,7 @@ impl Check<'_> {
                 self.session, self.spec.dataset
             ),
         )
-        .hint(format!("declared are symbol, {}", expected.join(", ")))
+        .hint(format!("declared are symbol, {}", listed(expected)))
         .side(Side::Strategy)
         .dataset(&self.spec.dataset)
     }

@@ -14,6 +14,7 @@ use arrow_schema::{DataType, Schema, TimeUnit};
 use sha2::{Digest, Sha256};
 use trellis_proto::{
     ChunkSpan, Code, DatasetSpec, Error, FieldType, Result, Symbol,
+    name::listed,
     spec::{Evolved, FieldSpec},
     time::{REACH, format_time},
 };
@@ -25,6 +26,8 @@ use crate::{
     scan::Key,
 };
 
+/// The hint of a refusal that names rows.
+const ROWS_HINT: &str = "rows are counted from 0; nothing was written";
 /// Most problems that one refusal lists.
 pub(crate) const PROBLEMS_MAX: usize = 5;
 
@@ -55,7 +58,7 @@ impl Rows {
             parts.push(convert(spec, &positions, &batch, base, &mut problems)?);
             base += batch.num_rows();
         }
-        problems.refuse(spec)?;
+        problems.refuse(spec, || ROWS_HINT.to_owned())?;
         let joined = match <[RecordBatch; 1]>::try_from(parts) {
             Ok([only]) => only,
             Err(parts) => arrow_select::concat::concat_batches(&rows_schema(spec), &parts)
@@ -90,7 +93,7 @@ impl Rows {
                 });
             }
         }
-        problems.refuse(spec)?;
+        problems.refuse(spec, || ROWS_HINT.to_owned())?;
         let batch = arrow_select::take::take_record_batch(&joined, &order)
             .map_err(|e| internal("sorting rows", e))?;
         Ok(Self { batch })
@@ -283,7 +286,7 @@ impl Problems {
         }
     }
 
-    fn refuse(&self, spec: &DatasetSpec) -> Result<()> {
+    fn refuse(&self, spec: &DatasetSpec, hint: impl FnOnce() -> String) -> Result<()> {
         if self.count == 0 {
             return Ok(());
         }
@@ -292,25 +295,24 @@ impl Problems {
         if more > 0 {
             text = format!("{text}; and {more} more");
         }
-        Err(Error::new(Code::BadRows, text)
-            .dataset(&spec.dataset)
-            .hint("rows are counted from 0; nothing was written"))
+        Err(Error::new(Code::BadRows, text).dataset(&spec.dataset).hint(hint()))
     }
 }
 
 /// Position in `schema` of `symbol`, `ts` and every field, in this order.
 fn match_columns(spec: &DatasetSpec, schema: &Schema) -> Result<Vec<usize>> {
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     let mut positions = Vec::new();
     let mut find = |name: &str, fits: &dyn Fn(&DataType) -> bool, expected: String| {
         let found: Vec<usize> =
             schema.fields().iter().enumerate().filter(|(_, f)| f.name() == name).map(|(i, _)| i).collect();
         match found.as_slice() {
-            [] => problems.push(format!("the column {name} ({expected}) is missing")),
+            [] => problems.add(|| format!("the column {name} ({expected}) is missing")),
             [i] if fits(schema.field(*i).data_type()) => positions.push(*i),
-            [i] => problems
-                .push(format!("the column {name} is {}, expected {expected}", schema.field(*i).data_type())),
-            _ => problems.push(format!("the column {name} occurs {} times", found.len())),
+            [i] => problems.add(|| {
+                format!("the column {name} is {}, expected {expected}", schema.field(*i).data_type())
+            }),
+            _ => problems.add(|| format!("the column {name} occurs {} times", found.len())),
         }
     };
     find("symbol", &is_text, "utf8".to_owned());
@@ -321,16 +323,14 @@ fn match_columns(spec: &DatasetSpec, schema: &Schema) -> Result<Vec<usize>> {
     for field in schema.fields() {
         let known = field.name() == "symbol" || field.name() == "ts" || spec.field(field.name()).is_some();
         if !known {
-            problems.push(format!("the column {} is not a field of the dataset", field.name()));
+            problems.add(|| format!("the column {} is not a field of the dataset", field.name()));
         }
     }
-    if problems.is_empty() {
-        return Ok(positions);
-    }
-    let fields: Vec<String> = spec.fields.iter().map(|f| format!("{} {}", f.name, f.data_type)).collect();
-    Err(Error::new(Code::BadRows, problems.join("; "))
-        .dataset(&spec.dataset)
-        .hint(format!("the columns are symbol, ts and: {}", fields.join(", "))))
+    problems.refuse(spec, || {
+        let fields = spec.fields.iter().map(|field| format!("{} {}", field.name, field.data_type));
+        format!("the columns are symbol, ts and: {}", listed(fields))
+    })?;
+    Ok(positions)
 }
 
 fn is_text(data_type: &DataType) -> bool {
