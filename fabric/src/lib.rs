@@ -12,6 +12,7 @@
 //! | [`channel`] | tuned client channels, a small pool for each peer |
 //! | [`serve`] | a tonic server from a bound listener until a signal |
 //! | [`retry`] | pauses between attempts, with jitter |
+//! | [`single`] | one call for all who have the same question at the same time |
 //! | [`clock`] | the time of day |
 //! | [`alloc`] | the allocators |
 //! | [`process`] | the one shape of every `main` |
@@ -35,6 +36,7 @@ pub mod retry;
 mod rpc;
 pub mod serve;
 pub mod shutdown;
+pub mod single;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
