@@ -1069,11 +1069,13 @@ pub struct WatchHello {
     #[prost(uint64, tag = "4")]
     pub ownership_epoch: u64,
 }
-/// There is no change up to this position. Sent if no other event was sent for a while.
+/// The head has been sent every change up to this position. Sent if no other event was sent for a while, and as the answer to the head's
+/// first acknowledgement.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(uint64, tag = "1")]
     pub seq: u64,
+    /// Every dataset is complete through this knowledge time, with the changes up to `seq`.
     #[prost(int64, tag = "2")]
     pub known_through_ns: i64,
     #[prost(uint64, tag = "3")]
@@ -1402,8 +1404,9 @@ pub mod shard_client {
             req.extensions_mut().insert(GrpcMethod::new("trellis.v1.Shard", "Fetch"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// The log of changes. The head acknowledges the changes that it has applied. The shard acknowledges a publish when every
-        /// connected watcher has applied it; a watcher that takes too long is disconnected.
+        /// The log of changes. The head acknowledges the changes that it has applied; its first acknowledgement may be the position of the
+        /// hello. The shard answers that one with a heartbeat: from then on it acknowledges no publish before the head has applied it. A head
+        /// that takes too long is disconnected, and is waited for again when it has come back and acknowledged.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::WatchRequest>,
@@ -1684,8 +1687,9 @@ pub mod shard_server {
             >
             + std::marker::Send
             + 'static;
-        /// The log of changes. The head acknowledges the changes that it has applied. The shard acknowledges a publish when every
-        /// connected watcher has applied it; a watcher that takes too long is disconnected.
+        /// The log of changes. The head acknowledges the changes that it has applied; its first acknowledgement may be the position of the
+        /// hello. The shard answers that one with a heartbeat: from then on it acknowledges no publish before the head has applied it. A head
+        /// that takes too long is disconnected, and is waited for again when it has come back and acknowledged.
         async fn watch(
             &self,
             request: tonic::Request<tonic::Streaming<super::WatchRequest>>,

@@ -12,6 +12,10 @@ pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
 pub const POLL_REMOTE: Duration = Duration::from_secs(1);
 
+/// How long a publish waits for a head to apply it. A head that works does so in milliseconds. A head gives another shard two seconds to
+/// say that a publish is applied: this is half of it, so that the shard has disconnected a head that hangs before the asking head gives up.
+pub const APPLY_WAIT: Duration = Duration::from_secs(1);
+
 const ID: Var =
     Var::optional("TRELLIS_ID", "name of this shard, one of TRELLIS_SHARD_IDS; by default shard-<index>");
 const LAKE: Var =
@@ -123,7 +127,7 @@ pub struct Config {
     pub upkeep: Upkeep,
     /// Time between two looks for commits of others.
     pub poll: Duration,
-    /// How long a publish waits for watchers to apply it before the slow ones are disconnected.
+    /// See [`APPLY_WAIT`].
     pub apply_wait: Duration,
     /// How long calls in flight may take after the shard is told to stop.
     pub drain: Duration,
@@ -151,7 +155,7 @@ impl Config {
             limits: Limits::default(),
             upkeep: Upkeep::default(),
             poll,
-            apply_wait: Duration::from_secs(5),
+            apply_wait: APPLY_WAIT,
             drain: Duration::from_secs(10),
         }
     }

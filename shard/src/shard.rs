@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::sync::mpsc;
 use tonic::Status;
 use trellis_proto::{
-    Code, DatasetName, DatasetSpec, Error, Result, name::nearest, pb, runs::OWN_PREFIX, spec::Alteration,
+    Code, DatasetName, DatasetSpec, Error, Result,
+    name::{listed, nearest},
+    pb,
+    runs::OWN_PREFIX,
+    spec::Alteration,
 };
 
 use crate::{
@@ -52,7 +56,7 @@ impl Shard {
         if !config.shards.contains(&config.id) {
             return Err(Error::new(
                 Code::InvalidRequest,
-                format!("the shard {} is none of {}", config.id, config.shards.join(", ")),
+                format!("the shard {} is none of {}", config.id, listed(&config.shards)),
             )
             .hint("set TRELLIS_SHARD_IDS to the names of all shards"));
         }
@@ -238,7 +242,7 @@ impl Shard {
                     Error::new(Code::UnknownField, format!("{} has no field {name:?}", range.dataset));
                 return Err(match nearest(name, known.iter().copied()) {
                     Some(near) => error.hint(format!("did you mean {near}?")),
-                    None => error.hint(format!("its fields are {}", known.join(", "))),
+                    None => error.hint(format!("its fields are {}", listed(known))),
                 });
             };
             fields.push(i);
@@ -267,15 +271,12 @@ impl Shard {
         }
     }
 
+    /// The heartbeat of a watcher that has been sent the log up to `seq`.
     pub(crate) fn heartbeat(&self, seq: u64) -> pb::Heartbeat {
-        pb::Heartbeat { seq, known_through_ns: self.known_through(), ownership_epoch: OWNERSHIP_EPOCH }
-    }
-
-    /// The knowledge time through which every dataset is complete.
-    fn known_through(&self) -> i64 {
-        let snapshots = self.catalog.all().into_iter().filter_map(|table| table.snapshot());
-        let snapshots = snapshots.filter(|snapshot| !snapshot.life.dropped);
-        snapshots.map(|s| s.known_through).min().unwrap_or(i64::MIN)
+        let (end, known_through) = self.context.watch.standing();
+        // The knowledge time may be that of a change which is still on its way to the watcher.
+        let known_through_ns = if seq == end { known_through } else { i64::MIN };
+        pb::Heartbeat { seq, known_through_ns, ownership_epoch: OWNERSHIP_EPOCH }
     }
 
     pub(crate) async fn confirm(&self, request: &pb::ConfirmRequest) -> Result<pb::ConfirmReply> {

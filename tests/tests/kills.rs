@@ -30,7 +30,7 @@ const KILLS: usize = 200;
 const READERS: usize = 3;
 /// One in this many acknowledged publishes is read again at the end; all of them are checked in the log and the files.
 const ASKED_AGAIN: usize = 8;
-/// Longest wait for a chosen moment. After a kill a publish may wait five seconds for a head that catches up with changes,
+/// Longest wait for a chosen moment. After a kill a publish may wait one second for a head that does not apply its changes,
 /// and two for a shard that starts, and the next publish again.
 const MOMENT_MAX: Duration = Duration::from_secs(60);
 /// Number of small files from which a starting shard merges them, by default.

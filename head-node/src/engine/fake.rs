@@ -113,6 +113,10 @@ pub(super) struct Fake {
     cancelled: watch::Sender<usize>,
     /// Calls of Confirm wait.
     confirms_held: watch::Sender<bool>,
+    /// It answers no call and tells no news, as a process that is stopped.
+    frozen: watch::Sender<bool>,
+    /// Calls of Symbols so far.
+    listed: watch::Sender<usize>,
     /// Last position that a watcher acknowledged.
     applied: watch::Sender<u64>,
     pub(super) addr: SocketAddr,
@@ -165,6 +169,8 @@ impl Fake {
             asked: watch::Sender::new(0),
             cancelled: watch::Sender::new(0),
             confirms_held: watch::Sender::new(false),
+            frozen: watch::Sender::new(false),
+            listed: watch::Sender::new(0),
             applied: watch::Sender::new(0),
             addr: listener.local_addr().unwrap(),
         };
@@ -212,6 +218,19 @@ impl Fake {
     /// Whether calls of Confirm wait, from now on.
     pub(super) fn hold_confirms(&self, held: bool) {
         self.confirms_held.send_replace(held);
+    }
+    /// From now on it answers no call, or answers again.
+    pub(super) fn freeze(&self, frozen: bool) {
+        self.frozen.send_replace(frozen);
+    }
+    pub(super) async fn listed(&self, calls: usize) {
+        self.listed.subscribe().wait_for(|listed| *listed >= calls).await.unwrap();
+    }
+    pub(super) fn lists(&self) -> usize {
+        *self.listed.borrow()
+    }
+    async fn thawed(&self) {
+        self.frozen.subscribe().wait_for(|frozen| !frozen).await.unwrap();
     }
     /// From now on watchers are told of commits only when a sync asks for it.
     pub(super) fn withhold(&self) {
@@ -453,6 +472,7 @@ impl Shard for Fake {
         &self,
         request: Request<pb::ShardDescribeRequest>,
     ) -> Result<Response<pb::ShardDescription>, Status> {
+        self.thawed().await;
         self.check_up()?;
         let mut state = self.state.lock();
         state.describes += 1;
@@ -469,6 +489,9 @@ impl Shard for Fake {
         &self,
         _request: Request<pb::SymbolsRequest>,
     ) -> Result<Response<pb::SymbolsReply>, Status> {
+        self.listed.send_modify(|listed| *listed += 1);
+        self.thawed().await;
+        self.check_up()?;
         let state = self.state.lock();
         Ok(Response::new(pb::SymbolsReply {
             symbols: state.rows.keys().cloned().collect(),
@@ -486,6 +509,7 @@ impl Shard for Fake {
     type FetchStream = Events<pb::FetchReply>;
 
     async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        self.thawed().await;
         self.check_up()?;
         let request = request.into_inner();
         let mut answers = Vec::new();
@@ -563,6 +587,7 @@ impl Shard for Fake {
         &self,
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.thawed().await;
         self.check_up()?;
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|request| request.request);
@@ -580,13 +605,24 @@ impl Shard for Fake {
                 ownership_epoch: state.epoch,
             };
             let _ = sender.send(Ok(pb::WatchEvent { event: Some(pb::watch_event::Event::Hello(hello)) }));
-            state.watchers.push(sender);
+            state.watchers.push(sender.clone());
         }
-        let applied = self.applied.clone();
+        let (applied, state) = (self.applied.clone(), Arc::clone(&self.state));
+        // the first acknowledgement is answered; this must not keep a log open that the test loses
+        let mut answer = Some(sender.downgrade());
+        drop(sender);
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
                 if let Some(pb::watch_request::Request::Applied(seq)) = request.request {
                     applied.send_modify(|applied| *applied = seq);
+                    if let Some(sender) = answer.take().and_then(|sender| sender.upgrade()) {
+                        let state = state.lock();
+                        let seq = state.seq - state.withheld.as_ref().map_or(0, Vec::len) as u64;
+                        let heartbeat =
+                            pb::Heartbeat { seq, known_through_ns: i64::MIN, ownership_epoch: state.epoch };
+                        let event = pb::watch_event::Event::Heartbeat(heartbeat);
+                        let _ = sender.send(Ok(pb::WatchEvent { event: Some(event) }));
+                    }
                 }
             }
         });
@@ -622,6 +658,7 @@ impl Shard for Fake {
     }
 
     async fn sync(&self, request: Request<pb::SyncRequest>) -> Result<Response<pb::SyncReply>, Status> {
+        self.thawed().await;
         self.check_up()?;
         let seq = {
             let mut state = self.state.lock();

@@ -1,13 +1,15 @@
 //! One session of a shard's log of changes.
 //!
 //! The head first asks whether it may have missed a change. If the shard is the same process, and its log goes on exactly where the
-//! head had stopped, the head has missed nothing: its chunks stay confirmed, and the session is live as soon as the head has caught up
-//! with the end of the log. Otherwise everything held from this shard is unconfirmed. The head then begins a new
+//! head had stopped, the head has missed nothing, and its chunks stay confirmed. Otherwise everything held from this shard is unconfirmed. The head then begins a new
 //! [generation](crate::shards::Generation), and one batched check finds out which chunks have changed.
 //!
 //! The order at the beginning of a generation matters: hello, then describe, then confirm, then live. The shard reads everything that
 //! is fetched or confirmed in the generation after it has described itself. So a chunk of the generation holds every commit that the
 //! described knowledge time covers, also a commit whose change is still on its way in the log.
+//!
+//! Then the head acknowledges its position, and applies the changes until the shard's answer. From then on it has every publish that was
+//! acknowledged, and the session is live.
 
 use std::{
     collections::HashSet,
@@ -33,6 +35,8 @@ use crate::{
 const ACKS_QUEUED: usize = 16;
 /// A shard that does not begin its log within this time is away.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A log that brings nothing for so long is lost: the shard tells every second that nothing has happened.
+const LOG_SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Longest time of one batched check, which takes seconds for millions of chunks.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most runs of chunks in one check. A run takes about 64 bytes, so that a check is far below the limit of a message. More than one check
@@ -49,6 +53,7 @@ pub(crate) struct Position {
 /// Why a session ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
+    /// It was live, or about to be.
     pub(crate) was_live: bool,
     pub(crate) error: Error,
 }
@@ -112,28 +117,25 @@ async fn session(
         // set only now, when everything held has been checked against this log
         begin_generation(follower, shard).await?;
         *position = Position { incarnation: hello.incarnation.clone(), seq: hello.seq };
-        *was_live = true;
-        shards.set_link(shard, Link::Live);
-        tracing::info!(shard = %shard.id, seq = hello.seq, "following a shard's log");
     }
     if hello.ownership_epoch != shard.epoch() {
         shards.redescribe(shard, &shard.describe(true).await?);
     }
-    if resumed {
-        // a publish that was acknowledged while this head was away is in the log, and must be applied first
-        let end = confirm(shard, Vec::new()).await?.seq;
-        while position.seq < end {
-            if !next(follower, shard, &mut events, &acks, position).await? {
-                return Ok(());
-            }
+    *was_live = true;
+    // The shard acknowledges publishes without this head until its answer, and never after it. So the changes up to the answer come first.
+    send(&acks, pb::watch_request::Request::Applied(position.seq)).await?;
+    loop {
+        match next(follower, shard, &mut events, &acks, position).await? {
+            Came::Change => {}
+            Came::Heartbeat => break,
+            Came::End => return Ok(()),
         }
-        *was_live = true;
-        shards.set_link(shard, Link::Live);
-        tracing::info!(shard = %shard.id, seq = position.seq, "following a shard's log again, nothing was missed");
     }
+    shards.set_link(shard, Link::Live);
+    tracing::info!(shard = %shard.id, seq = position.seq, resumed, "following a shard's log");
     loop {
         tokio::select! {
-            more = next(follower, shard, &mut events, &acks, position) => if !more? {
+            came = next(follower, shard, &mut events, &acks, position) => if matches!(came?, Came::End) {
                 return Ok(());
             },
             () = shard.suspect.notified() => {
@@ -143,7 +145,14 @@ async fn session(
     }
 }
 
-/// Waits for one event and applies it. False: the log has ended. Cancel safe: an event is applied without a wait, and only then
+/// What has come of a log.
+enum Came {
+    Change,
+    Heartbeat,
+    End,
+}
+
+/// Waits for one event and applies it. Cancel safe: an event is applied without a wait, and only then
 /// acknowledged; the next acknowledgement covers one that was not sent.
 async fn next(
     follower: &Follower,
@@ -151,8 +160,12 @@ async fn next(
     events: &mut Streaming<pb::WatchEvent>,
     acks: &mpsc::Sender<pb::WatchRequest>,
     position: &mut Position,
-) -> Result<bool> {
-    let Some(event) = events.message().await? else { return Ok(false) };
+) -> Result<Came> {
+    let Ok(came) = tokio::time::timeout(LOG_SILENCE_MAX, events.message()).await else {
+        let message = format!("the shard's log has brought nothing for {LOG_SILENCE_MAX:?}");
+        return Err(Error::new(Code::Unavailable, message));
+    };
+    let Some(event) = came? else { return Ok(Came::End) };
     match event.event {
         Some(pb::watch_event::Event::Change(change)) => {
             if change.seq != position.seq + 1 {
@@ -161,6 +174,7 @@ async fn next(
             changes::apply(&follower.holdings, &follower.shards, shard, &change);
             position.seq = change.seq;
             send(acks, pb::watch_request::Request::Applied(change.seq)).await?;
+            Ok(Came::Change)
         }
         Some(pb::watch_event::Event::Heartbeat(heartbeat)) => {
             if heartbeat.seq != position.seq {
@@ -172,12 +186,12 @@ async fn next(
             if heartbeat.ownership_epoch != shard.epoch() {
                 follower.shards.redescribe(shard, &shard.describe(true).await?);
             }
+            Ok(Came::Heartbeat)
         }
         Some(pb::watch_event::Event::Hello(_)) | None => {
-            return Err(Error::new(Code::DataCorrupt, "the shard's log holds something that is no change"));
+            Err(Error::new(Code::DataCorrupt, "the shard's log holds something that is no change"))
         }
     }
-    Ok(true)
 }
 
 fn gap(applied: u64, came: u64) -> Error {
@@ -255,7 +269,7 @@ async fn begin_generation(follower: &Follower, shard: &Arc<Shard>) -> Result<()>
                 let part = table.describe(shard, standing, said);
                 let known_through = part.standing().known_through.max(said.known_through_ns);
                 part.begin(Standing { generation, known_through });
-                table.symbols_may_grow(None::<std::iter::Empty<&str>>);
+                table.symbols().may_grow(&shard.id, None::<std::iter::Empty<&str>>);
                 table.refresh();
             }
             Err(error) => tracing::error!(%error, shard = %shard.id, "a description is not usable"),

@@ -48,7 +48,7 @@ impl Default for ClientOptions {
             unit: None,
             connect_timeout: Duration::from_secs(5),
             deadline: Duration::from_secs(60),
-            // a publish waits for a disk, two seconds for other shards, five for a head that does not keep up
+            // a publish waits for a disk, two seconds for other shards, one for a head that does not keep up
             attempt: Duration::from_secs(10),
             ended: None,
         }

@@ -39,8 +39,16 @@ pub(super) async fn watch(
             }
         }
         let mut seq = missed.last().map_or(subscription.seq, |change| change.seq);
+        // The watcher's first acknowledgement is answered when it has all changes that have not waited for it.
+        let mut answer_at = None;
         shard.metrics.watchers.add(1, &[]);
         loop {
+            if answer_at.take_if(|end| seq >= *end).is_some() {
+                let event = pb::watch_event::Event::Heartbeat(shard.heartbeat(seq));
+                if out.send(Ok(pb::WatchEvent { event: Some(event) })).await.is_err() {
+                    break;
+                }
+            }
             tokio::select! {
                 change = subscription.queue.recv() => {
                     let Some(change) = change else {
@@ -57,7 +65,7 @@ pub(super) async fn watch(
                 }
                 message = requests.message() => match message {
                     Ok(Some(pb::WatchRequest { request: Some(pb::watch_request::Request::Applied(applied)) })) => {
-                        acknowledge(applied);
+                        answer_at = acknowledge(applied).or(answer_at);
                     }
                     Ok(Some(_)) => {}
                     // The watcher closed its side, or is gone.

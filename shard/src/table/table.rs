@@ -356,10 +356,9 @@ impl Table {
                 next.files.iter().for_each(|f| drop(written.remove(&f.file.path)));
             }
         }
-        *self.current.write() = Some(next);
-        if let Some(event) = event {
-            self.context.watch.push(event);
-        }
+        let known_through = (!next.life.dropped).then_some(next.known_through);
+        let show = || *self.current.write() = Some(next);
+        self.context.watch.install(&self.name, known_through, event, show);
     }
 }
 

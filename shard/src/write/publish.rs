@@ -341,6 +341,7 @@ mod tests {
         let grid = Arc::new(Grid::new().await);
         grid.lease("mom").await;
         let mut watcher = grid.shard.subscribe(&pb::WatchStart::default());
+        watcher.acknowledger()(watcher.seq);
         let publish = |run: &'static str, ts| {
             let grid = grid.clone();
             tokio::spawn(async move { grid.publish("mom", 1, run, &[("A", ts, 1.0)]).await.unwrap() })

@@ -1,9 +1,16 @@
 //! The watch log, confirming chunks, and publishes that wait for watchers.
 
+use std::{sync::Arc, time::Duration};
+
+use arrow_array::{ArrayRef, Float64Array, RecordBatch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
-use trellis_proto::pb::{self, shard_client::ShardClient, watch_event::Event};
+use trellis_proto::{
+    Code,
+    pb::{self, shard_client::ShardClient, watch_event::Event},
+};
+use trellis_shard::Config;
 
 use crate::support::*;
 
@@ -35,6 +42,19 @@ impl Watcher {
         }
     }
 
+    /// Acknowledges the hello, and waits for the answer: publishes wait for this watcher from then on. Returns the changes before it.
+    async fn follow(&mut self) -> (Vec<u64>, pb::Heartbeat) {
+        self.applied(self.hello.seq).await;
+        let mut changes = Vec::new();
+        loop {
+            match self.events.message().await.unwrap().unwrap().event {
+                Some(Event::Change(change)) => changes.push(change.seq),
+                Some(Event::Heartbeat(heartbeat)) => return (changes, heartbeat),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     async fn applied(&self, seq: u64) {
         let request = pb::WatchRequest { request: Some(pb::watch_request::Request::Applied(seq)) };
         self.requests.send(request).await.unwrap();
@@ -46,6 +66,7 @@ async fn a_publish_is_acknowledged_when_its_watchers_have_applied_it() {
     let lake = tempfile::tempdir().unwrap();
     let mut served = Served::local(lake.path()).await;
     let mut watcher = Watcher::start(&mut served.client, "", 0).await;
+    watcher.follow().await;
     let mut publisher = served.client.clone();
     let publish =
         tokio::spawn(
@@ -142,6 +163,7 @@ async fn commits_of_another_shard_reach_the_watchers() {
     let mut writer = Served::local(lake.path()).await;
     let mut reader = Served::local(lake.path()).await;
     let mut watcher = Watcher::start(&mut reader.client, "", 0).await;
+    watcher.follow().await;
     let made = import(&mut writer.client, "d.a", &[("A", 0, 1.0)]).await.unwrap();
     let sync = pb::SyncRequest { dataset: "d.a".to_owned(), version: made.version };
     let mut client = reader.client.clone();
@@ -157,4 +179,88 @@ async fn commits_of_another_shard_reach_the_watchers() {
     drop(watcher);
     writer.stop().await;
     reader.stop().await;
+}
+
+/// A shard that waits for its watchers for ever, as far as a test is concerned.
+async fn patient(lake: &std::path::Path) -> Served {
+    Served::start(Config { apply_wait: Duration::from_secs(3_600), ..config(lake) }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_never_acknowledges_delays_no_publish_and_gets_every_change() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = patient(lake.path()).await;
+    let mut watcher = Watcher::start(&mut served.client, "", 0).await;
+    for i in 0..3 {
+        import(&mut served.client, "d.a", &[("A", i, 1.0)]).await.unwrap();
+    }
+    for seq in 1..=3 {
+        assert_eq!(watcher.change().await.seq, seq);
+    }
+    drop(watcher);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_acknowledgement_is_answered_after_the_changes_that_did_not_wait_for_it() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = patient(lake.path()).await;
+    let mut watcher = Watcher::start(&mut served.client, "", 0).await;
+    let mut last = 0;
+    for i in 0..3 {
+        last = import(&mut served.client, "d.a", &[("A", i, 1.0)]).await.unwrap().known_at_ns;
+    }
+    let (changes, answer) = watcher.follow().await;
+    assert_eq!(changes, [1, 2, 3]);
+    assert_eq!((answer.seq, answer.known_through_ns), (3, last));
+    let mut publisher = served.client.clone();
+    let publish = tokio::spawn(async move { import(&mut publisher, "d.a", &[("A", 9, 1.0)]).await });
+    let change = watcher.change().await;
+    assert!(!publish.is_finished(), "it waits for the watcher now");
+    watcher.applied(change.seq).await;
+    publish.await.unwrap().unwrap();
+    drop(watcher);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_thousands_of_columns_is_short_and_leaves_the_connection_as_it_is() {
+    let lake = tempfile::tempdir().unwrap();
+    let mut served = Served::local(lake.path()).await;
+    import(&mut served.client, "d.a", &[("A", 0, 1.0)]).await.unwrap();
+    // a call of somebody else on the same connection
+    let mut watcher = Watcher::start(&mut served.client, "", 0).await;
+    for columns in [140, 10_000] {
+        let rows = batch(&[("A", 1, 1.0)]);
+        let value = Arc::new(Float64Array::from(vec![1.0])) as ArrayRef;
+        let known = rows
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| f.name().clone())
+            .zip(rows.columns().to_vec())
+            .collect::<Vec<_>>();
+        let unknown = (0..columns).map(|i| (format!("unknown_column_{i}"), value.clone()));
+        let rows = RecordBatch::try_from_iter(known.into_iter().chain(unknown)).unwrap();
+        let error = send(&mut served.client, import_header(&spec("d.a")), &[rows]).await.unwrap_err();
+        assert_eq!((error.code(), error.place().0), (Code::BadRows, "d.a"));
+        let message = error.message();
+        assert!(
+            message.starts_with("the column unknown_column_0 is not a field of the dataset; "),
+            "{message}"
+        );
+        assert!(message.ends_with(&format!("; and {} more", columns - 5)), "{message}");
+        assert_eq!(error.hint_text(), "the columns are symbol, ts and: value float64");
+    }
+    let text = "x".repeat(1 << 20);
+    let error =
+        send(&mut served.client, session_header("d.a", "u", 1, "r", &text), &[batch(&[("A", 1, 1.0)])])
+            .await
+            .unwrap_err();
+    assert_eq!(error.code(), Code::InvalidRequest);
+    assert!(error.message().len() <= 1_024 && error.message().starts_with("the session \"xxx"), "{error}");
+    import(&mut served.client, "d.a", &[("A", 1, 1.0)]).await.unwrap();
+    assert_eq!(watcher.change().await.seq, watcher.hello.seq + 1, "its stream goes on");
+    drop(watcher);
+    served.stop().await;
 }
