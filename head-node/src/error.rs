@@ -1,4 +1,4 @@
-//! Errors at the gRPC edge: as a whole response, or as the trailers of a response that has begun.
+//! Errors that more than one room makes, and errors at the gRPC edge: as a whole response, or as the trailers of a response that has begun.
 
 use http::{HeaderMap, HeaderValue, Response};
 use tonic::{Status, body::Body};
@@ -35,4 +35,12 @@ pub(crate) fn draining(head: &str) -> Error {
 /// The error of a request whose deadline has passed.
 pub(crate) fn deadline() -> Error {
     Error::new(Code::DeadlineExceeded, "the answer was not ready before the request's deadline")
+}
+
+/// The error of everybody who waited for a call that has ended without a result.
+pub(crate) fn lost(what: &str) -> Error {
+    Error::new(
+        Code::Internal,
+        format!("the question for {what} ended without a result, by a bug in the head node"),
+    )
 }

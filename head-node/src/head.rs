@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::RwLock;
 use trellis_fabric::telemetry;
-use trellis_proto::{DatasetName, Result, SeriesQuery, pb};
+use trellis_proto::{DatasetName, Result, SeriesQuery, Symbols, pb};
 
 use crate::{
     answer::{AnswerLimits, Facts, Plan, STEP_BYTES, Shape},
@@ -141,13 +141,25 @@ impl HeadNode {
 
     /// Plans a request for a dataset.
     pub(crate) async fn plan(&self, dataset: &Dataset, query: &SeriesQuery) -> Result<Plan> {
-        let symbols = self.engine.symbols(&query.dataset).await?;
+        let (symbols, all) = match &query.symbols {
+            Symbols::All => {
+                let symbols = self.engine.symbols(&query.dataset).await?;
+                let all = symbols.len() as u64;
+                (symbols, all)
+            }
+            Symbols::List(asked) => {
+                let symbols = self.engine.symbols_with(&query.dataset, asked).await?;
+                let all = dataset.symbols.max(symbols.len() as u64);
+                (symbols, all)
+            }
+        };
         let facts = Facts {
             spec: &dataset.spec,
             rows: dataset.rows,
             first_ts: dataset.first_ts,
             last_ts: dataset.last_ts,
             symbols: &symbols,
+            symbols_of_all: all,
         };
         Plan::new(query, facts, self.limits)
     }

@@ -15,15 +15,9 @@ use tokio::{
 };
 use tonic::Request;
 use tracing::Instrument;
-use trellis_fabric::{
-    channel::{MESSAGE_BYTES_MAX, UNIT},
-    clock::now_ns,
-    retry::Pauses,
-    telemetry,
-};
+use trellis_fabric::{channel::UNIT, clock::now_ns, retry::Pauses, telemetry};
 use trellis_proto::{
-    Code, DatasetName, Error, Result,
-    pb::{self, shard_client::ShardClient},
+    DatasetName, Result, pb,
     runs::{LEDGER, Seen},
 };
 
@@ -86,10 +80,10 @@ impl Ledger {
     /// The error of the ledger's home shard.
     pub(crate) async fn append(&self, runs: Vec<pb::RunRecord>) -> Result<pb::RecordRunsReply> {
         let ledger = DatasetName::new(LEDGER)?;
-        let (_, channel) = self.engine.home_channel(&ledger).await?;
-        let mut shard = ShardClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let reply = shard.record_runs(pb::RecordRunsRequest { runs }).await;
-        let reply = reply.map_err(|status| Error::from_status(&status))?.into_inner();
+        let home = self.engine.live_home(&ledger).await?;
+        let mut shard = home.client();
+        let recorded = shard.record_runs(pb::RecordRunsRequest { runs });
+        let reply = home.answer("record a run", APPEND_TIMEOUT, recorded).await?.into_inner();
         // The record is durable. A shard that hangs has delayed the write itself already, and is not waited for twice.
         let _ = time::timeout(SEEN_WAIT, self.engine.sync_others(&ledger, reply.version)).await;
         Ok(reply)
@@ -110,9 +104,7 @@ async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: onesho
     let (mut tell, mut kept) = (Some(tell), None);
     let mut pauses = Pauses::new(RETRY_MIN, RETRY_MAX);
     loop {
-        let appending = time::timeout(APPEND_TIMEOUT, ledger.append(vec![record.clone()]));
-        let late = |_| Err(Error::new(Code::Unavailable, "the ledger's shard did not answer in time"));
-        let appended = appending.await.unwrap_or_else(late);
+        let appended = ledger.append(vec![record.clone()]).await;
         if let Some(tell) = tell.take() {
             // the writer may have been answered without it meanwhile
             let _ = tell.send(appended.is_ok());

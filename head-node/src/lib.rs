@@ -94,7 +94,7 @@ impl Head {
         Ok(Self { node: HeadNode::new(config.clone(), engine), config })
     }
 
-    /// Resolves when the head knows all of its shards and follows their logs. It may be awaited while the head serves.
+    /// Resolves when the head follows the log of each shard, or has failed to reach it once. It may be awaited while the head serves.
     pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
         let node = Arc::clone(&self.node);
         async move { node.engine().ready().await }

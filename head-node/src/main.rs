@@ -42,7 +42,7 @@ async fn head_node(process: Process, start: Start) -> Result<u8, Error> {
     start.tell(&parts);
     let ready = head.ready();
     tokio::spawn(async move {
-        // a head refuses reads until it follows its shards
+        // a head refuses reads of what it has not found yet
         ready.await;
         serve::print_ready("head", &id, address);
     });

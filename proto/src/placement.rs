@@ -60,8 +60,7 @@ pub fn home<'a>(shards: &'a [String], dataset: &str) -> Option<&'a str> {
     best(shards, &[dataset])
 }
 
-/// The owner of each part of (dataset x symbol x event time). `build` refuses a gap or an overlap within a pattern. A dataset that no
-/// pattern matches has no owner.
+/// The owner of each part of (dataset x symbol x event time). No part has two. A dataset that no pattern matches has no owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnershipMap {
     regions: Vec<Region>,
@@ -132,6 +131,18 @@ impl OwnershipMap {
     /// # Errors
     /// [`Code::Conflict`] that names the region with several owners or with none, and the shards.
     pub fn build(shards: &[(String, Vec<pb::Ownership>)]) -> Result<Self> {
+        match Self::build_with_gaps(shards)? {
+            (map, None) => Ok(map),
+            (_, Some(gap)) => Err(gap),
+        }
+    }
+
+    /// As [`Self::build`], but some of the shards may be missing: with the map comes the error that names a region without an owner, if
+    /// there is one.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] that names the region with several owners, and the shards.
+    pub fn build_with_gaps(shards: &[(String, Vec<pb::Ownership>)]) -> Result<(Self, Option<Error>)> {
         let mut regions = Vec::new();
         for (shard, owns) in shards {
             for region in owns {
@@ -142,10 +153,25 @@ impl OwnershipMap {
             return Err(Error::new(Code::Unavailable, "no shard has declared its regions yet"));
         }
         regions.sort_by(|a, b| (&a.pattern, &a.shard).cmp(&(&b.pattern, &b.shard)));
+        let mut gap = None;
         for group in regions.chunk_by(|a, b| a.pattern == b.pattern) {
-            check_group(group)?;
+            check_overlaps(group)?;
+            gap = gap.or_else(|| find_gap(group));
         }
-        Ok(Self { regions })
+        Ok((Self { regions }, gap))
+    }
+
+    /// The shards that own `symbol` of `dataset`, in order of time, each with its part; `None` if a time has no owner.
+    #[must_use]
+    pub fn all_owners(&self, dataset: &str, symbol: &str) -> Option<Vec<(TimeRange, &str)>> {
+        let owners = self.owners(dataset, symbol, TimeRange::ALL);
+        // no two of them overlap, so that each begins where the one before ends
+        let adjoin =
+            owners.windows(2).all(|pair| pair[0].0.end.is_some() && pair[0].0.end == pair[1].0.start);
+        let whole = adjoin
+            && owners.first().is_some_and(|(part, _)| part.start.is_none())
+            && owners.last().is_some_and(|(part, _)| part.end.is_none());
+        whole.then_some(owners)
     }
 
     /// The shards that own `symbol` of `dataset` within `range`, in order of time, with the part of `range` that each owns.
@@ -257,8 +283,8 @@ impl Region {
     }
 }
 
-/// Refuses overlaps and gaps among the regions of one pattern.
-fn check_group(group: &[Region]) -> Result<()> {
+/// Refuses overlaps among the regions of one pattern.
+fn check_overlaps(group: &[Region]) -> Result<()> {
     for (i, a) in group.iter().enumerate() {
         for b in &group[i + 1..] {
             let symbols = match (&a.symbols, &b.symbols) {
@@ -277,6 +303,11 @@ fn check_group(group: &[Region]) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// The error of a slot of one pattern that nobody owns at some time.
+fn find_gap(group: &[Region]) -> Option<Error> {
     // Every slot must be covered at every time. Slots and times are cut at every bound of a region, so that each
     // cell is either wholly inside a region or wholly outside.
     let slots: Vec<&Region> = group.iter().filter(|r| matches!(r.symbols, SymbolSet::Slots { .. })).collect();
@@ -296,20 +327,18 @@ fn check_group(group: &[Region]) -> Result<()> {
         for &ts in &times {
             let owned = slots.iter().any(|r| r.symbols.contains("", cell[0]) && r.range.contains(ts));
             if !owned {
-                return Err(Error::new(
-                    Code::Conflict,
-                    format!(
-                        "nobody owns the hash range [{}, {}) of {}",
-                        cell[0],
-                        cell[1],
-                        describe(&group[0])
-                    ),
-                )
-                .hint("every slot of the ring needs an owner for all of time"));
+                let message = format!(
+                    "nobody owns the hash range [{}, {}) of {}",
+                    cell[0],
+                    cell[1],
+                    describe(&group[0])
+                );
+                let hint = "every slot of the ring needs an owner for all of time";
+                return Some(Error::new(Code::Conflict, message).hint(hint));
             }
         }
     }
-    Ok(())
+    None
 }
 
 fn describe(region: &Region) -> String {
@@ -387,6 +416,38 @@ mod tests {
             [("a".to_owned(), vec![owns("*", 0, 101)]), ("b".to_owned(), vec![owns("*", 100, SLOTS)])];
         let error = OwnershipMap::build(&overlap).unwrap_err();
         assert!(error.message().contains("a and b both own"), "{error}");
+    }
+
+    proptest! {
+        /// The map of some of the shards gives each series to the same shards as the whole map, or to nobody.
+        #[test]
+        fn without_some_shards_the_series_of_the_others_keep_their_owners(
+            cut in 1u32..SLOTS,
+            ts in -5i64..5,
+            there in prop::collection::vec(any::<bool>(), 4),
+            symbol in "[A-Z]{1,4}",
+        ) {
+            let part = |start, end, start_ns, end_ns| pb::Ownership { start_ns, end_ns, ..owns("*", start, end) };
+            let all = [
+                ("a".to_owned(), vec![part(0, cut, None, Some(ts))]),
+                ("b".to_owned(), vec![part(0, cut, Some(ts), None)]),
+                ("c".to_owned(), vec![part(cut, SLOTS, None, None), lists("*", &["A"])]),
+                ("d".to_owned(), vec![owns("d.*", 0, SLOTS)]),
+            ];
+            let some: Vec<_> = all.iter().zip(&there).filter(|(_, there)| **there).map(|(shard, _)| shard.clone()).collect();
+            let whole = OwnershipMap::build(&all).unwrap();
+            let built = OwnershipMap::build_with_gaps(&some);
+            prop_assert_eq!(built.is_err(), some.is_empty());
+            let Ok((map, gap)) = built else { return Ok(()) };
+            prop_assert_eq!(gap.is_some(), OwnershipMap::build(&some).is_err());
+            let expected = whole.all_owners("a.b", &symbol).unwrap();
+            let known = |owner: &&str| some.iter().any(|(shard, _)| shard == owner);
+            let reached = expected.iter().all(|(_, owner)| known(owner));
+            // a listed symbol is on the ring if nobody who has been found lists it
+            if symbol != "A" || there[2] {
+                prop_assert_eq!(map.all_owners("a.b", &symbol), reached.then_some(expected));
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use trellis_proto::{
-    Code, DatasetSpec, Error, FieldName, Result, SeriesQuery, Symbol, Symbols, TimeRange, name::nearest,
+    Code, DatasetSpec, Error, FieldName, Result, SeriesQuery, Symbol, Symbols, TimeRange,
+    name::{listed, nearest},
 };
 
 use super::slice::Window;
@@ -29,8 +30,10 @@ pub(crate) struct Facts<'a> {
     /// Event times of the first and the last row; `None`: there are no rows.
     pub(crate) first_ts: Option<i64>,
     pub(crate) last_ts: Option<i64>,
-    /// Sorted.
+    /// The known ones, sorted: with all that the request names and the dataset has.
     pub(crate) symbols: &'a [Symbol],
+    /// Symbols of the dataset, also of those that are not known.
+    pub(crate) symbols_of_all: u64,
 }
 
 /// Most rows and bytes of one answer.
@@ -111,7 +114,7 @@ pub(crate) fn field_positions(spec: &DatasetSpec, asked: &[FieldName]) -> Result
                 let known: Vec<&str> = spec.fields.iter().map(|field| field.name.as_str()).collect();
                 let hint = match nearest(name.as_str(), known.iter().copied()) {
                     Some(near) => format!("did you mean {near}?"),
-                    None => format!("the fields are {}", listed(&known)),
+                    None => format!("the fields are {}", listed(known)),
                 };
                 Error::new(Code::UnknownField, format!("{} has no field {name}", spec.dataset))
                     .hint(hint)
@@ -121,14 +124,15 @@ pub(crate) fn field_positions(spec: &DatasetSpec, asked: &[FieldName]) -> Result
         .collect()
 }
 
-fn symbols(spec: &DatasetSpec, known: &[Symbol], asked: &Symbols) -> Result<Vec<Symbol>> {
+fn symbols(facts: Facts<'_>, asked: &Symbols) -> Result<Vec<Symbol>> {
+    let Facts { spec, symbols: known, .. } = facts;
     let Symbols::List(asked) = asked else { return Ok(known.to_vec()) };
     if let Some(unknown) = asked.iter().find(|symbol| known.binary_search(symbol).is_err()) {
         let several: Vec<&str> = unknown.as_str().split(',').map(str::trim).collect();
         let hint = match nearest(unknown.as_str(), known.iter().map(Symbol::as_str)) {
             _ if several.len() > 1 => format!("give several symbols as a list: {several:?}"),
             Some(near) => format!("did you mean {near}?"),
-            None => format!("{} has {} symbols; \"*\" reads them all", spec.dataset, known.len()),
+            None => format!("{} has {} symbols; \"*\" reads them all", spec.dataset, facts.symbols_of_all),
         };
         return Err(Error::new(Code::UnknownSymbol, format!("{} has no symbol {unknown}", spec.dataset))
             .hint(hint)
@@ -151,11 +155,11 @@ fn window(query: &SeriesQuery, facts: Facts<'_>) -> Window {
 
 fn estimate(facts: Facts<'_>, symbols: usize, window: &Window) -> f64 {
     let (Some(first), Some(last)) = (facts.first_ts, facts.last_ts) else { return 0.0 };
-    if window.start >= window.end || facts.symbols.is_empty() {
+    if window.start >= window.end || facts.symbols_of_all == 0 {
         return 0.0;
     }
     let of_time = (window.end as f64 - window.start as f64) / (last as f64 - first as f64 + 1.0);
-    let of_symbols = symbols as f64 / facts.symbols.len() as f64;
+    let of_symbols = symbols as f64 / facts.symbols_of_all as f64;
     facts.rows as f64 * of_time.min(1.0) * of_symbols
 }
 
@@ -166,7 +170,7 @@ impl Plan {
     /// [`Code::UnknownField`] and [`Code::UnknownSymbol`] with the nearest names, [`Code::TooLarge`] with how to ask by parts.
     pub(crate) fn new(query: &SeriesQuery, facts: Facts<'_>, limits: AnswerLimits) -> Result<Self> {
         let fields = field_positions(facts.spec, &query.fields)?;
-        let symbols = symbols(facts.spec, facts.symbols, &query.symbols)?;
+        let symbols = symbols(facts, &query.symbols)?;
         let window = window(query, facts);
         let rows_max = if query.rows_max == 0 { limits.rows } else { query.rows_max.min(limits.rows) };
         let rows = estimate(facts, symbols.len(), &window);
@@ -217,12 +221,6 @@ impl Plan {
     }
 }
 
-fn listed(names: &[&str]) -> String {
-    const SHOWN: usize = 20;
-    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
-    names[..names.len().min(SHOWN)].join(", ") + &more
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,7 +268,14 @@ mod tests {
     #[test]
     fn a_symbol_in_the_wrong_case_is_refused_with_the_right_one() {
         let (spec, known) = (spec(), symbols(&["AAPL", "AMZN", "IBM"]));
-        let facts = Facts { spec: &spec, rows: 3, first_ts: Some(0), last_ts: Some(9), symbols: &known };
+        let facts = Facts {
+            spec: &spec,
+            rows: 3,
+            first_ts: Some(0),
+            last_ts: Some(9),
+            symbols: &known,
+            symbols_of_all: 3,
+        };
         let mut query = query();
         query.symbols = Symbols::new(["amzn"]).unwrap();
         let error = Plan::new(&query, facts, LIMITS).unwrap_err();
@@ -284,7 +289,14 @@ mod tests {
     #[test]
     fn open_ends_are_the_datasets() {
         let (spec, known) = (spec(), symbols(&["A"]));
-        let facts = Facts { spec: &spec, rows: 9, first_ts: Some(-50), last_ts: Some(100), symbols: &known };
+        let facts = Facts {
+            spec: &spec,
+            rows: 9,
+            first_ts: Some(-50),
+            last_ts: Some(100),
+            symbols: &known,
+            symbols_of_all: 1,
+        };
         let window = |start, end| {
             let mut query = query();
             query.range = TimeRange { start, end };
@@ -305,8 +317,14 @@ mod tests {
     fn ten_gigabytes_are_refused_before_they_are_read() {
         let (spec, known) = (spec(), symbols(&["A", "B"]));
         let last = 3_650 * DAY_NS;
-        let facts =
-            Facts { spec: &spec, rows: 300_000_000, first_ts: Some(0), last_ts: Some(last), symbols: &known };
+        let facts = Facts {
+            spec: &spec,
+            rows: 300_000_000,
+            first_ts: Some(0),
+            last_ts: Some(last),
+            symbols: &known,
+            symbols_of_all: 2,
+        };
         let limits = AnswerLimits { rows: u64::MAX, bytes: 4 << 30 };
         let error = Plan::new(&query(), facts, limits).unwrap_err();
         assert_eq!(error.code(), Code::TooLarge);
@@ -327,7 +345,7 @@ mod tests {
             let spec = spec();
             let names: Vec<String> = (0..count).map(|i| format!("S{i:03}")).collect();
             let known = symbols(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            let facts = Facts { spec: &spec, rows, first_ts: Some(0), last_ts: Some(4_400 * DAY_NS), symbols: &known };
+            let facts = Facts { spec: &spec, rows, first_ts: Some(0), last_ts: Some(4_400 * DAY_NS), symbols: &known, symbols_of_all: count as u64 };
             let mut query = query();
             query.range = TimeRange { start: Some(start * DAY_NS + 7), end: Some((start + days) * DAY_NS + 9) };
             let plan = Plan::new(&query, facts, AnswerLimits { rows: u64::MAX, bytes: u64::MAX }).unwrap();

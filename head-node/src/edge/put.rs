@@ -18,6 +18,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use arrow_flight::{FlightData, PutResult};
@@ -28,17 +29,23 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tonic::{Request, Status, Streaming, body::Body};
 use tracing::Instrument;
-use trellis_fabric::channel::{MESSAGE_BYTES_MAX, PeerChannel, UNIT};
+use trellis_fabric::channel::UNIT;
 use trellis_proto::{
-    Code, DatasetName, Error, Result,
-    pb::{self, publish_message, shard_client::ShardClient},
+    Code, DatasetName, Error, Result, Side,
+    pb::{self, publish_message},
     runs,
 };
 
-use crate::{error, head::HeadNode, ledger::Origin};
+use crate::{error, head::HeadNode, ledger::Origin, shards::Shard};
 
 /// Path of the method.
 pub(crate) const PATH: &str = "/arrow.flight.protocol.FlightService/DoPut";
+
+/// Longest time of a publish on its way to the shard and through its commit: the largest import takes 9 minutes at the least speed that
+/// clients count on, and its commit may wait for a change that writes every file of the dataset anew.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// A publisher that has sent nothing for so long has hung. Until then the rows that it has sent take memory on the shard.
+const PUBLISHER_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Relays one publish whose body has been [`watched`]; returns the shard's acknowledgement.
 pub(crate) async fn relay(
@@ -52,7 +59,7 @@ pub(crate) async fn relay(
     let (metadata, extensions, mut messages) = request.into_parts();
     let ending =
         extensions.get::<Ending>().cloned().ok_or_else(|| Error::new(Code::Internal, "unwatched publish"))?;
-    let first = match messages.message().await {
+    let first = match next(&mut messages).await {
         Ok(Some(first)) => first,
         Ok(None) => return Err(invalid("the publish is empty")),
         Err(status) => return Err(Error::from_status(&status)),
@@ -62,13 +69,13 @@ pub(crate) async fn relay(
         check_unit(&header, unit.to_str().unwrap_or_default())?;
     }
     let dataset = DatasetName::new(&header.dataset)?;
-    let (_, channel) = head.engine().home_channel(&dataset).await?;
+    let home = head.engine().live_home(&dataset).await?;
     let (broken, broke) = oneshot::channel();
     // The shard does not use the publisher's record. The head's record does not use the dataset's spec.
     let record = header.record.take();
     let said = pb::PublishHeader { record, spec: None, ..header.clone() };
     let messages = outgoing(header, first, messages, ending, broken);
-    let relayed = publish(head.clone(), dataset, (said, origin), channel, messages, broke).in_current_span();
+    let relayed = publish(head.clone(), dataset, (said, origin), home, messages, broke).in_current_span();
     let ack = tokio::spawn(relayed)
         .await
         .map_err(|_| Error::new(Code::Internal, "the relay of a publish failed"))??;
@@ -79,14 +86,12 @@ async fn publish(
     head: Arc<HeadNode>,
     dataset: DatasetName,
     (header, origin): (pb::PublishHeader, Origin),
-    channel: PeerChannel,
+    home: Arc<Shard>,
     messages: impl Stream<Item = pb::PublishMessage> + Send + 'static,
     mut broke: oneshot::Receiver<Status>,
 ) -> Result<pb::PublishAck> {
-    let mut shard = ShardClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    match shard.publish(messages).await {
+    let mut shard = home.fetch_client(0);
+    match home.answer("commit a publish", PUBLISH_TIMEOUT, shard.publish(messages)).await {
         Ok(ack) => {
             let ack = ack.into_inner();
             let record = runs::published(&header, &ack, &origin.done());
@@ -95,7 +100,7 @@ async fn publish(
             Ok(pb::PublishAck { recorded, ..ack })
         }
         // the error that broke the publish, rather than the shard's error about the break
-        Err(status) => Err(Error::from_status(&broke.try_recv().unwrap_or(status))),
+        Err(error) => Err(broke.try_recv().map_or(error, |status| Error::from_status(&status))),
     }
 }
 
@@ -141,7 +146,7 @@ fn outgoing(
     let rest = stream::unfold(Remaining::Messages { messages, ending, broken, sent }, |rest| async {
         let Remaining::Messages { mut messages, ending, broken, sent } = rest else { return None };
         let status = loop {
-            match messages.message().await {
+            match next(&mut messages).await {
                 Ok(Some(message)) => {
                     if let Some(message) = ipc(message) {
                         return Some((
@@ -162,6 +167,14 @@ fn outgoing(
         None
     });
     stream::iter(begin).chain(rest).map(|message| pb::PublishMessage { message: Some(message) })
+}
+
+/// The publisher's next message.
+async fn next(messages: &mut Streaming<FlightData>) -> Result<Option<FlightData>, Status> {
+    tokio::time::timeout(PUBLISHER_SILENCE_MAX, messages.message()).await.unwrap_or_else(|_| {
+        let message = format!("the publisher has sent nothing for {PUBLISHER_SILENCE_MAX:?}");
+        Err(Error::new(Code::DeadlineExceeded, message).side(Side::Caller).into())
+    })
 }
 
 /// A Flight message without its Flight parts; `None` if it has no Arrow in it.

@@ -1,6 +1,6 @@
 //! `trellis.v1.Head`: questions about datasets, and writes that the head passes on to a dataset's home shard.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
@@ -11,10 +11,15 @@ use trellis_proto::{
     runs::{self, Seen},
 };
 
-use crate::{error, head::HeadNode, ledger::Origin};
+use crate::{error, head::HeadNode, ledger::Origin, shards::Shard};
 
-/// The home shard of a dataset.
-type Home = ShardClient<PeerChannel>;
+/// Longest time for a lease: a commit of a few hundred bytes, which may wait for another commit.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a change of a dataset: it may write every file anew, a terabyte at 300 MB a second.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// The calls of a shard.
+type Client = ShardClient<PeerChannel>;
 
 /// The service.
 pub(crate) struct Service {
@@ -31,10 +36,9 @@ impl Service {
     }
 
     /// The home shard of a dataset, which need not exist yet.
-    async fn home(&self, dataset: &str) -> Result<Home> {
+    async fn home(&self, dataset: &str) -> Result<Arc<Shard>> {
         self.admit()?;
-        let (_, channel) = self.head.engine().home_channel(&DatasetName::new(dataset)?).await?;
-        Ok(ShardClient::new(channel))
+        self.head.engine().live_home(&DatasetName::new(dataset)?).await
     }
 
     /// Has the home shard change a dataset. Before the client gets the answer, the other shards know of the change, and the ledger has a
@@ -43,16 +47,17 @@ impl Service {
         &self,
         dataset: &str,
         origin: Origin,
-        ask: impl FnOnce(Home) -> F,
+        ask: impl FnOnce(Client) -> F,
         record: impl FnOnce(&pb::DatasetChange, &Seen<'_>) -> pb::RunRecord + Send + 'static,
     ) -> Result<Response<pb::DatasetChange>, Status>
     where
         F: Future<Output = Result<Response<pb::DatasetChange>, Status>> + Send + 'static,
     {
-        let (answer, head) = (ask(self.home(dataset).await?), self.head.clone());
+        let (home, head) = (self.home(dataset).await?, self.head.clone());
+        let answer = ask(home.client());
         let old = DatasetName::new(dataset)?;
         to_its_end(async move {
-            let change = pass(answer.await)?;
+            let change = pass(home.answer("change a dataset", CHANGE_TIMEOUT, answer).await)?;
             let record = record(change.get_ref(), &origin.done());
             let (new, version) = (DatasetName::new(&change.get_ref().dataset)?, change.get_ref().version);
             let synced = async {
@@ -71,12 +76,9 @@ impl Service {
     }
 }
 
-/// A shard's answer as the head's, with an unchanged error.
-fn pass<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
-    match answer {
-        Ok(answer) => Ok(Response::new(answer.into_inner())),
-        Err(status) => Err(Error::from_status(&status).into()),
-    }
+/// A shard's answer as the head's, without the shard's metadata.
+fn pass<T>(answer: Result<Response<T>>) -> Result<Response<T>, Status> {
+    Ok(Response::new(answer?.into_inner()))
 }
 
 /// Goes on with a write even if its client leaves: the other shards and the ledger must learn of it.
@@ -138,9 +140,11 @@ impl head_server::Head for Service {
     ) -> Result<Response<pb::Lease>, Status> {
         let origin = Origin::of(&request);
         let request = request.into_inner();
-        let (mut home, head) = (self.home(&request.dataset).await?, self.head.clone());
+        let (home, head) = (self.home(&request.dataset).await?, self.head.clone());
         to_its_end(async move {
-            let granted = pass(home.acquire_lease(request.clone()).await)?;
+            let mut client = home.client();
+            let acquired = client.acquire_lease(request.clone());
+            let granted = pass(home.answer("grant a lease", LEASE_TIMEOUT, acquired).await)?;
             // A lease alone writes no rows, and is not recorded. The end of an ownership is.
             if request.unit.is_empty() {
                 head.ledger().record(runs::released(&request, granted.get_ref(), &origin.done())).await;
@@ -155,7 +159,8 @@ impl head_server::Head for Service {
         request: Request<pb::RenewLeaseRequest>,
     ) -> Result<Response<pb::Lease>, Status> {
         let request = request.into_inner();
-        pass(self.home(&request.dataset).await?.renew_lease(request).await)
+        let home = self.home(&request.dataset).await?;
+        pass(home.answer("renew a lease", LEASE_TIMEOUT, home.client().renew_lease(request)).await)
     }
 
     async fn release_lease(
@@ -163,7 +168,8 @@ impl head_server::Head for Service {
         request: Request<pb::ReleaseLeaseRequest>,
     ) -> Result<Response<pb::ReleaseLeaseReply>, Status> {
         let request = request.into_inner();
-        pass(self.home(&request.dataset).await?.release_lease(request).await)
+        let home = self.home(&request.dataset).await?;
+        pass(home.answer("release a lease", LEASE_TIMEOUT, home.client().release_lease(request)).await)
     }
 
     async fn alter_dataset(
@@ -172,7 +178,7 @@ impl head_server::Head for Service {
     ) -> Result<Response<pb::DatasetChange>, Status> {
         let origin = Origin::of(&request);
         let (said, request) = (request.get_ref().clone(), request.into_inner());
-        let alter = |mut home: Home| async move { home.alter_dataset(request).await };
+        let alter = |mut home: Client| async move { home.alter_dataset(request).await };
         let dataset = said.dataset.clone();
         self.change(&dataset, origin, alter, move |change, seen| runs::altered(&said, change, seen)).await
     }
@@ -183,7 +189,7 @@ impl head_server::Head for Service {
     ) -> Result<Response<pb::DatasetChange>, Status> {
         let origin = Origin::of(&request);
         let (said, request) = (request.get_ref().clone(), request.into_inner());
-        let drop = |mut home: Home| async move { home.drop_dataset(request).await };
+        let drop = |mut home: Client| async move { home.drop_dataset(request).await };
         let dataset = said.dataset.clone();
         self.change(&dataset, origin, drop, move |change, seen| runs::dropped(&said, change, seen)).await
     }
@@ -194,7 +200,7 @@ impl head_server::Head for Service {
     ) -> Result<Response<pb::DatasetChange>, Status> {
         let origin = Origin::of(&request);
         let (said, request) = (request.get_ref().clone(), request.into_inner());
-        let rename = |mut home: Home| async move { home.rename_dataset(request).await };
+        let rename = |mut home: Client| async move { home.rename_dataset(request).await };
         let dataset = said.dataset.clone();
         self.change(&dataset, origin, rename, move |change, seen| runs::renamed(&said, change, seen)).await
     }

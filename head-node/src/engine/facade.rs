@@ -1,7 +1,8 @@
 //! The methods that the services of the head call.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,14 +14,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Status;
-use trellis_fabric::{channel::PeerChannel, discovery::Peers, retry::up_to};
-use trellis_proto::{
-    Code, DatasetName, Error, Result, Symbol,
-    name::nearest,
-    pb::{self, shard_client::ShardClient},
-    placement,
-};
+use trellis_fabric::{discovery::Peers, retry::up_to, single::Lost};
+use trellis_proto::{Code, DatasetName, Error, Result, Symbol, name::nearest, pb, placement};
 
 use super::{
     core::Core,
@@ -29,10 +24,11 @@ use super::{
     waits::Waits,
 };
 use crate::{
+    error::lost,
     follow::{Follower, follow_peers},
     held::{Dataset, Holdings, Table},
     limits::OpenRequest,
-    shards::{Link, Shard, Shards},
+    shards::{Shard, Shards},
     stats::{DatasetCounts, EngineStats},
 };
 
@@ -41,8 +37,8 @@ use crate::{
 const UNKNOWN_TTL: Duration = Duration::from_millis(500);
 /// Longest wait of a publish for another shard to serve its version. After that the head no longer trusts that shard's log.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time for listing the symbols or sessions of one shard.
-const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for listing the symbols or sessions of one shard: it may have to open the table of a dataset that it has not read yet.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Datasets that an unknown name is compared with: a fleet has tens of thousands, and comparing takes a microsecond each.
 const NEAREST_DATASETS_MAX: usize = 4_096;
 
@@ -78,14 +74,11 @@ impl Engine {
         Self { core: Arc::new(Core::new(follower)), _stop: Arc::new(stop.drop_guard()) }
     }
 
-    /// Waits until the shards own everything exactly once and each has been followed. Cancel safe.
+    /// Waits until each peer has been reached and followed, or has failed once. So a head that starts while a shard is away serves the
+    /// others. Cancel safe.
     pub(crate) async fn ready(&self) {
         let mut changed = self.core.shards.changes();
-        loop {
-            let live = |shard: &Arc<Shard>| matches!(&*shard.link.borrow(), Link::Live);
-            if self.core.shards.ownership().map.is_ok() && self.core.shards.all().iter().all(live) {
-                return;
-            }
+        while !self.core.shards.settled() {
             if changed.changed().await.is_err() {
                 return;
             }
@@ -109,12 +102,12 @@ impl Engine {
     pub(crate) async fn caught_up(&self, name: &DatasetName) -> Result<(Arc<Dataset>, Vec<Arc<str>>)> {
         let table = self.table(name).await?;
         let asked = table.parts().into_iter().map(|part| async move {
-            let mut client = part.shard.client();
+            let shard = Arc::clone(&part.shard);
+            let ask = pb::SyncRequest { dataset: name.to_string(), version: 0 };
             let sync = || async move {
-                let ask = pb::SyncRequest { dataset: name.to_string(), version: 0 };
-                within_sync(client.sync(ask)).await.map(drop)
+                shard.answer("say what is newest", SYNC_TIMEOUT, shard.client().sync(ask)).await.map(drop)
             };
-            let error = part.catch_up.share(sync).await.err()?;
+            let error = part.catch_up.fresh(sync).await.unwrap_or_else(|_| Err(lost("what is newest"))).err()?;
             tracing::warn!(shard = %part.shard.id, dataset = %name, %error, "a shard does not say what is newest");
             part.shard.suspect.notify_one();
             Some(Arc::clone(&part.shard.id))
@@ -130,7 +123,7 @@ impl Engine {
     /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if a shard is away: the head may not know
     /// all of that shard's datasets.
     pub(crate) async fn datasets(&self) -> Result<Vec<Arc<Dataset>>> {
-        self.core.shards.ownership().map.as_ref().map_err(Clone::clone)?;
+        self.core.shards.whole()?;
         let shards = self.core.shards.all();
         join_all(shards.iter().map(|shard| shard.live(LIVE_WAIT)))
             .await
@@ -142,33 +135,78 @@ impl Engine {
         Ok(datasets)
     }
 
-    /// The symbols of a dataset, sorted. Kept until a change may have added one.
+    /// All symbols of a dataset, sorted. Kept until a change may have added one.
     ///
     /// # Errors
     /// As [`Self::dataset`]; [`Code::Unavailable`] if a shard cannot be asked.
     pub(crate) async fn symbols(&self, name: &DatasetName) -> Result<Arc<[Symbol]>> {
         let table = self.table(name).await?;
-        if let (_, Some(list)) = table.symbols() {
+        let epoch = self.core.shards.ownership().epoch;
+        if let Some(list) = table.symbols().whole(epoch) {
             return Ok(list);
         }
-        let _listing = table.listing.lock().await;
-        let (stamp, known) = table.symbols();
-        if let Some(list) = known {
-            return Ok(list);
+        self.core.shards.whole()?;
+        let shards = self.core.shards.all();
+        self.list(&table, &shards).await?;
+        let mut symbols = table.symbols();
+        symbols.note_whole(epoch, shards.iter().map(|shard| &*shard.id));
+        Ok(symbols.listed())
+    }
+
+    /// The symbols of a dataset that are known, sorted, with all of `asked` that there are. Only the shards that own one of them are asked,
+    /// and only for one that was never listed.
+    ///
+    /// # Errors
+    /// As [`Self::dataset`]; [`Code::Unavailable`] if a shard that may have one of them cannot be asked.
+    pub(crate) async fn symbols_with(&self, name: &DatasetName, asked: &[Symbol]) -> Result<Arc<[Symbol]>> {
+        let table = self.table(name).await?;
+        let listed = table.symbols().listed();
+        let unknown: Vec<&Symbol> =
+            asked.iter().filter(|symbol| listed.binary_search(symbol).is_err()).collect();
+        if unknown.is_empty() {
+            return Ok(listed);
         }
-        let lists = self.each(|mut client| {
-            let ask = pb::SymbolsRequest { dataset: name.to_string() };
-            async move { Ok(client.symbols(ask).await?.into_inner().symbols) }
-        });
-        let mut symbols = BTreeSet::new();
-        for list in lists.await? {
-            for symbol in list {
-                symbols.insert(Symbol::try_from(symbol)?);
+        let ownership = self.core.shards.ownership();
+        let mut owners: BTreeMap<&str, &Symbol> = BTreeMap::new();
+        for symbol in unknown {
+            for (_, owner) in self.core.shards.owners(&ownership, name, symbol)? {
+                owners.entry(owner).or_insert(symbol);
             }
         }
-        let list: Arc<[Symbol]> = symbols.into_iter().collect();
-        table.set_symbols(stamp, &list);
-        Ok(list)
+        let found = owners.keys().map(|id| {
+            self.core.shards.get(id).ok_or_else(|| {
+                Error::new(Code::Unavailable, format!("shard {id} has left the grid")).dataset(name).shard(id)
+            })
+        });
+        let shards = found.collect::<Result<Vec<_>>>()?;
+        self.list(&table, &shards).await?;
+        // While a shard is away, its list may lack a symbol.
+        for (shard, symbol) in shards.iter().zip(owners.values()) {
+            shard.live(LIVE_WAIT).await.map_err(|error| error.dataset(name).symbol(symbol))?;
+        }
+        Ok(table.symbols().listed())
+    }
+
+    /// Has each shard list its symbols, unless its list is the newest.
+    async fn list(&self, table: &Arc<Table>, shards: &[Arc<Shard>]) -> Result<()> {
+        let outdated: Vec<_> = {
+            let mut symbols = table.symbols();
+            let outdated = shards.iter().filter(|shard| !symbols.is_newest(&shard.id)).cloned();
+            let outdated: Vec<Arc<Shard>> = outdated.collect();
+            outdated.into_iter().map(|shard| (symbols.listing(&shard.id), shard)).collect()
+        };
+        let listed = outdated.into_iter().map(|((stamp, listing), shard)| async move {
+            loop {
+                let ask = || list_symbols(Arc::clone(table), Arc::clone(&shard));
+                match listing.join(ask).await {
+                    // it began before a change that this call must see
+                    Ok((began, _)) if began < stamp => {}
+                    Ok((_, listed)) => return listed.map_err(|error| error.dataset(&table.name)),
+                    Err(Lost) => return Err(lost("the symbols")),
+                }
+            }
+        });
+        join_all(listed).await.into_iter().collect()
     }
 
     /// The sessions (midnights, UTC) in `[start, end)` that have rows, ascending.
@@ -182,11 +220,8 @@ impl Engine {
         end: Option<i64>,
     ) -> Result<Vec<i64>> {
         self.table(name).await?;
-        let lists = self.each(|mut client| {
-            let ask = pb::SessionsRequest { dataset: name.to_string(), start_ns: start, end_ns: end };
-            async move { Ok(client.sessions(ask).await?.into_inner().sessions_ns) }
-        });
-        let sessions: BTreeSet<i64> = lists.await?.into_iter().flatten().collect();
+        let ask = pb::SessionsRequest { dataset: name.to_string(), start_ns: start, end_ns: end };
+        let sessions: BTreeSet<i64> = self.sessions_of_all(ask).await?.into_iter().flatten().collect();
         Ok(sessions.into_iter().collect())
     }
 
@@ -208,34 +243,36 @@ impl Engine {
         Ok(Reading::new(Arc::clone(&self.core), table, query))
     }
 
-    /// The shard that commits to a dataset (which need not exist yet), and a channel to it.
+    /// The shard that commits to a dataset, which need not exist yet.
     ///
     /// # Errors
     /// [`Code::Unavailable`] if it is not there.
-    pub(crate) async fn home_channel(&self, dataset: &DatasetName) -> Result<(String, PeerChannel)> {
+    pub(crate) async fn live_home(&self, dataset: &DatasetName) -> Result<Arc<Shard>> {
         let home = self.home(dataset)?;
         home.live(LIVE_WAIT).await.map_err(|error| error.dataset(dataset))?;
-        Ok((home.id.to_string(), home.channel()))
+        Ok(home)
     }
 
     fn home(&self, dataset: &DatasetName) -> Result<Arc<Shard>> {
-        // with a shard missing, the hash would choose another home
-        self.core.shards.ownership().map.as_ref().map_err(Clone::clone)?;
-        let said = self
-            .core
-            .holdings
-            .table(dataset)
-            .map(|table| table.dataset().home.clone())
-            .filter(|home| !home.is_empty());
-        let ids: Vec<String> = self.core.shards.all().iter().map(|shard| shard.id.to_string()).collect();
-        let id = match &said {
-            Some(id) => Some(id.as_str()),
-            None => placement::home(&ids, dataset.as_str()),
+        let shards = &self.core.shards;
+        let said = self.core.holdings.table(dataset).map(|table| table.dataset().home.clone());
+        let id = match said.filter(|home| !home.is_empty()) {
+            Some(home) => home,
+            None => {
+                // with a shard missing, the hash would choose another home
+                shards.whole()?;
+                let ids: Vec<String> = shards.all().iter().map(|shard| shard.id.to_string()).collect();
+                placement::home(&ids, dataset.as_str()).unwrap_or_default().to_owned()
+            }
         };
-        id.and_then(|id| self.core.shards.get(id)).ok_or_else(|| {
-            Error::new(Code::Unavailable, format!("the home shard of {dataset} is not there"))
-                .dataset(dataset)
-        })
+        match shards.get(&id) {
+            Some(home) => Ok(home),
+            None => {
+                shards.whole().map_err(|error| error.dataset(dataset))?;
+                let message = format!("the home shard of {dataset}, {id}, is not there");
+                Err(Error::new(Code::Unavailable, message).dataset(dataset).shard(id))
+            }
+        }
     }
 
     /// Waits until every shard but the dataset's home serves `dataset` at `version` or newer, at most [`SYNC_TIMEOUT`]. Returns the shards
@@ -255,7 +292,8 @@ impl Engine {
         let synced = others.map(|shard| async move {
             let mut client = shard.client();
             let ask = client.sync(pb::SyncRequest { dataset: dataset.to_string(), version });
-            within_sync(ask).await.err().map(|error| (shard, error))
+            let synced = shard.answer("serve a commit", SYNC_TIMEOUT, ask).await;
+            synced.err().map(|error| (shard, error))
         });
         let mut late = Vec::new();
         for (shard, error) in join_all(synced).await.into_iter().flatten() {
@@ -352,22 +390,33 @@ impl Engine {
         if self.core.unknown.lock().get(name).is_some_and(fresh) {
             return Err(self.unknown_dataset(name));
         }
-        let refused = self.core.describer.describe_all(&self.core.shards, &self.core.holdings).await;
+        let mut changed = self.core.shards.changes();
+        let mut round = pin!(self.core.describer.describe_all(&self.core.shards, &self.core.holdings));
+        let refused = loop {
+            tokio::select! {
+                refused = &mut round => break refused,
+                // One shard knows it: a shard that is late is not waited for. `changes` ends with the shards.
+                Ok(()) = changed.changed() => {}
+            }
+            if let Some(table) = self.core.holdings.table(name) {
+                return Ok(table);
+            }
+        };
         if let Some(table) = self.core.holdings.table(name) {
             return Ok(table);
         }
-        self.core.shards.ownership().map.as_ref().map_err(Clone::clone)?;
+        self.core.shards.whole()?;
         if let Some(error) = refused {
             return Err(error.dataset(name));
         }
         // A shard does not describe a dataset that it cannot open. It says why when the head asks it for the dataset's symbols.
-        let (home, channel) = self.home_channel(name).await?;
+        let home = self.home(name)?;
         let ask = pb::SymbolsRequest { dataset: name.to_string() };
-        if let Err(status) = ShardClient::new(channel).symbols(ask).await {
-            let error = Error::from_status(&status).shard(&home);
-            if error.code() != Code::UnknownDataset {
-                return Err(error);
-            }
+        let listed = home.answer("list the symbols", LIST_TIMEOUT, home.client().symbols(ask)).await;
+        if let Err(error) = listed
+            && error.code() != Code::UnknownDataset
+        {
+            return Err(error.dataset(name));
         }
         let mut unknown_names = self.core.unknown.lock();
         unknown_names.retain(|_, at| fresh(at));
@@ -387,24 +436,17 @@ impl Engine {
         }
     }
 
-    /// Asks every shard, also those that have not described the dataset: it may have come a moment ago. The answer of a shard that does
-    /// not know the dataset is empty.
-    async fn each<T: Default, F>(&self, ask: impl Fn(ShardClient<PeerChannel>) -> F) -> Result<Vec<T>>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
-        self.core.shards.ownership().map.as_ref().map_err(Clone::clone)?;
+    /// The sessions that each shard lists, also those that have not described the dataset: it may have come a moment ago.
+    async fn sessions_of_all(&self, ask: pb::SessionsRequest) -> Result<Vec<Vec<i64>>> {
+        self.core.shards.whole()?;
         let asked = self.core.shards.all().into_iter().map(|shard| {
-            let answer = ask(shard.client());
+            let ask = ask.clone();
             async move {
                 shard.live(LIVE_WAIT).await?;
-                match tokio::time::timeout(LIST_TIMEOUT, answer).await {
-                    Ok(Ok(answer)) => Ok(answer),
-                    Ok(Err(status)) => match Error::from_status(&status) {
-                        error if error.code() == Code::UnknownDataset => Ok(T::default()),
-                        error => Err(error.shard(&shard.id)),
-                    },
-                    Err(_) => Err(shard.away("it did not answer in time")),
+                match shard.answer("list the sessions", LIST_TIMEOUT, shard.client().sessions(ask)).await {
+                    Ok(said) => Ok(said.into_inner().sessions_ns),
+                    Err(error) if error.code() == Code::UnknownDataset => Ok(Vec::new()),
+                    Err(error) => Err(error),
                 }
             }
         });
@@ -412,10 +454,23 @@ impl Engine {
     }
 }
 
-/// A shard's answer, or an error after [`SYNC_TIMEOUT`].
-async fn within_sync<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T> {
-    match tokio::time::timeout(SYNC_TIMEOUT, call).await {
-        Ok(answer) => answer.map_err(|status| Error::from_status(&status)),
-        Err(_) => Err(Error::new(Code::DeadlineExceeded, "the shard did not answer in time")),
-    }
+/// Takes the newest list of a shard's symbols. Says how new it is. A shard that does not know the dataset has none: the dataset may have
+/// come a moment ago.
+async fn list_symbols(table: Arc<Table>, shard: Arc<Shard>) -> (u64, Result<()>) {
+    let (stamp, _) = table.symbols().listing(&shard.id);
+    let listed = async {
+        shard.live(LIVE_WAIT).await?;
+        let ask = pb::SymbolsRequest { dataset: table.name.to_string() };
+        let symbols = match shard.answer("list its symbols", LIST_TIMEOUT, shard.client().symbols(ask)).await
+        {
+            Ok(said) => said.into_inner().symbols,
+            Err(error) if error.code() == Code::UnknownDataset => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let symbols = symbols.into_iter().map(Symbol::try_from).collect::<Result<Vec<_>>>()?;
+        table.symbols().take(&shard.id, stamp, symbols);
+        Ok(())
+    };
+    let listed = listed.await;
+    (stamp, listed)
 }

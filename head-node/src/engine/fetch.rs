@@ -26,6 +26,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tonic::Status;
 use tracing::{Instrument as _, Span};
 use trellis_fabric::{retry::jittered, telemetry::SpanRef};
 use trellis_proto::{
@@ -58,6 +59,9 @@ const CALL_BUDGET_SHARE: u64 = 8;
 const CALL_RANGES_MAX: usize = 50_000;
 /// How long a call waits for a shard that is being brought up to date.
 const LIVE_WAIT: Duration = Duration::from_secs(5);
+/// Longest time between two messages of an answer. A shard sends what it has read of a call wave by wave; a wave of a call of
+/// [`CALL_BYTES_MAX`] takes seconds on a slow store.
+const FETCH_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How often a chunk is asked for again after a failure that may pass, before its readers get the error.
 const RETRIES: u32 = 2;
 /// Pause before the first retry; it doubles for the next.
@@ -483,8 +487,8 @@ async fn stream(
     let left = AtomicBool::new(false);
     let call = async {
         let mut awaited = Awaited::of(&request);
-        let mut replies = client.fetch(request).await?.into_inner();
-        while let Some(reply) = replies.message().await? {
+        let mut replies = next(shard, client.fetch(request)).await?.into_inner();
+        while let Some(reply) = next(shard, replies.message()).await? {
             match awaited.accept(reply)? {
                 Answer::Batch(chunks) => {
                     arrive(fetcher, shard, batch, asked, chunks, reservation).await?;
@@ -524,6 +528,11 @@ async fn stream(
             () = cancelled => left.store(true, Relaxed),
         }
     }
+}
+
+/// The next part of an answer, for which the head waits only as long as the shard can be asked.
+async fn next<T>(shard: &Shard, part: impl Future<Output = Result<T, Status>>) -> Result<T> {
+    shard.answer("send more of an answer", FETCH_SILENCE_MAX, part).await
 }
 
 /// Gives up the open chunks of a call that no reader waits for. False: a reader waits, or the grace of a flight is not over.

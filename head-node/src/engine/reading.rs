@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     ops::Range,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -28,7 +29,7 @@ use crate::{
     answer::Source,
     held::{
         Chunk, ChunkOutcome, ClaimPlan, ColumnSet, Dataset, FlightId, Holdings, Part, Payload, Route, Series,
-        SeriesEffects, Table, Taken, Token, Waiter, Want, routes_of,
+        SeriesEffects, Table, Taken, Token, Unrouted, Waiter, Want, routes_of,
     },
     shards::{Link, Shard},
 };
@@ -292,8 +293,7 @@ impl Reading {
             None => self.advance().await,
             Some(deadline) => match tokio::time::timeout_at(deadline, self.advance()).await {
                 Ok(next) => next,
-                Err(_) => Err(Error::new(Code::DeadlineExceeded, "the read's deadline passed")
-                    .dataset(&self.table.name)),
+                Err(_) => Err(self.late()),
             },
         };
         match next {
@@ -303,6 +303,28 @@ impl Reading {
                 Some(Err(error))
             }
         }
+    }
+
+    /// The error at the read's deadline. It names a shard that the read waits for, and why that shard cannot be asked.
+    fn late(&self) -> Error {
+        let routed = match &self.phase {
+            Phase::Running(running) => running.ahead.front().map(|front| &front.routes),
+            Phase::New | Phase::Over => None,
+        };
+        let missing = routed.into_iter().flatten().find(|planned| !planned.missing.is_empty());
+        let message = "the read's deadline passed";
+        let error = match missing.map(|planned| &planned.route.part.shard) {
+            Some(shard) => match &*shard.link.borrow() {
+                Link::Away(error) => error.clone(),
+                Link::Live | Link::Syncing => Error::new(
+                    Code::DeadlineExceeded,
+                    format!("{message} while it waited for shard {}", shard.id),
+                )
+                .shard(&shard.id),
+            },
+            None => Error::new(Code::DeadlineExceeded, message),
+        };
+        self.placed(error)
     }
 
     async fn advance(&mut self) -> Result<Option<SeriesChunks>> {
@@ -333,17 +355,23 @@ impl Reading {
 
     async fn begin_when_synced(&mut self) -> Result<()> {
         let until = Instant::now() + SYNC_WAIT;
+        let core = Arc::clone(&self.core);
+        let mut changed = core.shards.changes();
+        let mut described = pin!(core.describer.describe_all(&core.shards, &core.holdings));
         let mut asked = false;
         loop {
             let syncing = match self.begin(self.query.allow_stale && Instant::now() >= until) {
                 Ok(()) => return Ok(()),
                 Err(Obstacle::Syncing(shards)) => shards,
                 Err(Obstacle::Undescribed(_)) if !asked => {
-                    asked = true;
-                    self.core.describer.describe_all(&self.core.shards, &self.core.holdings).await;
+                    tokio::select! {
+                        _ = &mut described => asked = true,
+                        // the shards of this read may have described it: the others are not waited for
+                        Ok(()) = changed.changed() => {}
+                    }
                     continue;
                 }
-                Err(Obstacle::Undescribed(error)) => return Err(error),
+                Err(Obstacle::Undescribed(error)) => return Err(self.placed(error)),
                 Err(Obstacle::Error(error)) => return Err(error),
             };
             for shard in syncing {
@@ -375,11 +403,10 @@ impl Reading {
         let mut parts: Vec<&Part> = Vec::new();
         let mut sources = VecDeque::with_capacity(all_series.len());
         for series in all_series {
-            let routes =
-                routes_of(shards, &self.table, &series).map_err(|error| match shards.ownership().map {
-                    Ok(_) => Obstacle::Undescribed(error),
-                    Err(_) => Obstacle::Error(error),
-                })?;
+            let routes = routes_of(shards, &self.table, &series).map_err(|unrouted| match unrouted {
+                Unrouted::Undescribed(error) => Obstacle::Undescribed(error),
+                Unrouted::Error(error) => Obstacle::Error(self.placed(error)),
+            })?;
             sources.push_back(RoutedSeries { series, routes });
         }
         for route in sources.iter().flat_map(|source| source.routes.iter()) {

@@ -14,7 +14,7 @@ use trellis_fabric::{
     discovery::{Peer, Peers},
 };
 use trellis_proto::{
-    Code, DatasetName, Result,
+    Code, DatasetName, Result, Symbol,
     fetch::{Answer, ChunkBatch},
     pb::{self, FetchOrder},
     time::DAY_NS,
@@ -163,6 +163,14 @@ async fn until(what: &str, mut met: impl FnMut() -> bool) {
         tokio::task::yield_now().await;
     }
     panic!("never: {what}");
+}
+
+/// Waits until the shards are as a test wants.
+async fn when(engine: &Engine, met: impl Fn() -> bool) {
+    let mut changed = engine.core.shards.changes();
+    while !met() {
+        changed.changed().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -738,16 +746,151 @@ async fn a_shard_that_breaks_the_contract_is_refused_and_nobody_waits() {
     assert_eq!(read(&engine, &q("AMZN", 0, 640)).await.unwrap(), days(0, 640));
 }
 
+/// Two shards that divide the ring at [`BORDER`]. Each has all rows of its symbols.
+async fn divided() -> (Fake, Fake) {
+    let a = Fake::start("shard-a", &OF_A, 64).await;
+    let b = Fake::start("shard-b", &OF_B, 64).await;
+    a.set_owns(vec![owns(0, BORDER)]);
+    b.set_owns(vec![owns(BORDER, 65_536)]);
+    (a, b)
+}
+
+const BORDER: u32 = 50_000;
+/// Symbols of the first and of the second of two [`divided`] shards, by their slots.
+const OF_A: [&str; 2] = ["BRK.B", "EURUSD"];
+const OF_B: [&str; 2] = ["AAPL", "AMZN"];
+
+fn symbols(names: &[&str]) -> Vec<Symbol> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+async fn list(engine: &Engine, names: &[&str]) -> Result<Vec<String>> {
+    let listed = engine.symbols_with(&DATASET.parse().unwrap(), &symbols(names)).await?;
+    Ok(listed.iter().map(Symbol::to_string).collect())
+}
+
 #[tokio::test]
-async fn shards_that_do_not_own_everything_once_serve_nobody() {
-    let a = Fake::start("shard-a", &["AMZN"], 64).await;
-    let b = Fake::start("shard-b", &["AMZN"], 64).await;
-    a.set_owns(vec![owns(0, 30_000)]);
-    b.set_owns(vec![owns(40_000, 65_536)]);
+async fn what_no_shard_owns_is_not_read_and_the_rest_is() {
+    let (a, b) = divided().await;
+    a.set_owns(vec![owns(0, BORDER - 1)]);
+    b.set_owns(vec![owns(BORDER, 60_000)]);
     let engine = engine_with(&[&a, &b], BUDGET).await;
-    until("both shards are followed", || live(&engine) == 2).await;
+    when(&engine, || live(&engine) == 2).await;
+    assert_eq!(read(&engine, &q("AAPL", 0, 64)).await.unwrap(), days(0, 64));
     let error = read(&engine, &q("AMZN", 0, 64)).await.unwrap_err();
-    assert!(error.retryable() && error.message().contains("own"), "{error}");
+    assert!(error.retryable() && error.message().contains("owns all of AMZN of equities.daily"), "{error}");
+    for refused in
+        [engine.datasets().await.map(drop), engine.symbols(&DATASET.parse().unwrap()).await.map(drop)]
+    {
+        let error = refused.unwrap_err();
+        assert!(error.retryable() && error.message().contains("nobody owns the hash range"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_two_shards_own_is_not_read_and_neither_is_the_rest() {
+    let (a, b) = divided().await;
+    b.set_owns(vec![owns(BORDER - 1, 65_536)]);
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    when(&engine, || live(&engine) == 2).await;
+    let error = read(&engine, &q("AAPL", 0, 64)).await.unwrap_err();
+    assert!(error.retryable() && error.message().contains("both own"), "{error}");
+}
+
+#[tokio::test]
+async fn a_head_that_starts_while_a_shard_is_away_serves_the_others_and_names_that_one() {
+    let (a, b) = divided().await;
+    b.go_away();
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    engine.ready().await;
+    assert_eq!(list(&engine, &["EURUSD"]).await.unwrap(), OF_A);
+    assert_eq!(read(&engine, &q("EURUSD", 0, 64)).await.unwrap(), days(0, 64));
+    let addr = b.addr.to_string();
+    for error in [
+        list(&engine, &["EURUSD", "AMZN"]).await.unwrap_err(),
+        read(&engine, &q("AMZN", 0, 64)).await.unwrap_err(),
+    ] {
+        assert_eq!((error.code(), error.place()), (Code::Unavailable, (DATASET, "AMZN", addr.as_str())));
+        assert!(error.message().contains(&format!("the shard at {addr} is away: down")), "{error}");
+    }
+    assert!(engine.symbols(&DATASET.parse().unwrap()).await.unwrap_err().message().contains(&addr));
+    b.come_back();
+    when(&engine, || live(&engine) == 2).await;
+    assert_eq!(list(&engine, &["EURUSD", "AMZN"]).await.unwrap().len(), 4);
+    assert_eq!(read(&engine, &q("AMZN", 0, 64)).await.unwrap(), days(0, 64));
+    assert_eq!(engine.symbols(&DATASET.parse().unwrap()).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_shard_that_hangs_is_waited_for_by_those_alone_who_need_it_and_by_them_together() {
+    let (a, b) = divided().await;
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    when(&engine, || live(&engine) == 2).await;
+    b.freeze(true);
+    let ask = |engine: &Engine| {
+        let engine = engine.clone();
+        tokio::spawn(async move { list(&engine, &["AMZN"]).await })
+    };
+    let (first, second) = (ask(&engine), ask(&engine));
+    b.listed(1).await;
+    // a symbol that nobody has asked for before
+    assert_eq!(list(&engine, &["EURUSD"]).await.unwrap(), OF_A);
+    assert_eq!(read(&engine, &q("EURUSD", 0, 64)).await.unwrap(), days(0, 64));
+    assert!(!first.is_finished() && !second.is_finished());
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let (first, second) = (first.await.unwrap().unwrap_err(), second.await.unwrap().unwrap_err());
+    assert_eq!((first.code(), first.place().2), (Code::Unavailable, "shard-b"));
+    assert_eq!(first, second);
+    assert_eq!(b.lists(), 1, "one question for both");
+    assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
+    tokio::time::resume();
+    b.freeze(false);
+    when(&engine, || live(&engine) == 2).await;
+    assert_eq!(list(&engine, &["AMZN"]).await.unwrap().len(), 4, "the failure is not remembered");
+}
+
+#[tokio::test]
+async fn a_log_that_is_silent_is_lost_and_the_shard_away_if_it_does_not_answer() {
+    let (fake, engine) = start(&["AMZN"], 64).await;
+    fake.freeze(true);
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let shard = engine.core.shards.all().remove(0);
+    let error = shard.gone().await;
+    assert_eq!((error.code(), error.place().2), (Code::Unavailable, "shard-0"));
+    assert!(error.message().contains("did not say who it is"), "{error}");
+    assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn two_processes_under_one_name_are_refused_until_one_of_them_has_ended() {
+    let (a, b) = divided().await;
+    let other = Fake::start("shard-b", &OF_B, 64).await;
+    other.set_owns(vec![owns(BORDER, 65_536)]);
+    other.lose_log(true);
+    let engine = engine_with(&[&a, &b, &other], BUDGET).await;
+    when(&engine, || live(&engine) >= 1).await;
+    let refused = || async {
+        let error = read(&engine, &q("AMZN", 0, 64)).await.err()?;
+        Some(error).filter(|error| error.message().contains("two processes are shard shard-b"))
+    };
+    let error = loop {
+        if let Some(error) = refused().await {
+            break error;
+        }
+    };
+    for addr in [b.addr, other.addr] {
+        assert!(error.message().contains(&addr.to_string()), "{error}");
+    }
+    assert_eq!(
+        read(&engine, &q("EURUSD", 0, 64)).await.unwrap(),
+        days(0, 64),
+        "other shards are not concerned"
+    );
+    other.go_away();
+    when(&engine, || live(&engine) == 2).await;
+    assert_eq!(read(&engine, &q("AMZN", 0, 64)).await.unwrap(), days(0, 64));
 }
 
 #[tokio::test]

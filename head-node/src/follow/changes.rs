@@ -53,8 +53,12 @@ pub(super) fn apply(holdings: &Arc<Holdings>, shards: &Shards, shard: &Arc<Shard
         (None, Some(part)) => part,
         (None, None) => return,
     };
-    let spans = change.spans.iter().map(|span| span.symbol.as_str());
-    table.symbols_may_grow((!change.everything).then_some(spans));
+    if change.everything {
+        table.symbols().forget(&shard.id);
+    } else {
+        let symbols = change.spans.iter().map(|span| span.symbol.as_str());
+        table.symbols().may_grow(&shard.id, Some(symbols));
+    }
 
     let known_through = change
         .description

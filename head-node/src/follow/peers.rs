@@ -43,6 +43,7 @@ pub(crate) async fn follow_peers(
         });
         for peer in now.iter() {
             running.entry(peer.clone()).or_insert_with(|| {
+                follower.shards.trying(&peer.addr);
                 let stop = stop.child_token();
                 let (follower, channels) = (Arc::clone(&follower), channels.clone());
                 tokio::spawn(follow_peer(follower, channels, peer.clone(), stop.clone()));
@@ -67,6 +68,8 @@ async fn follow_peer(follower: Arc<Follower>, channels: ChannelOptions, peer: Pe
         () = stop.cancelled() => {}
         () = reach(&follower, &channels, &peer, &mut shard) => {}
     }
+    follower.shards.reached(&peer.addr);
+    follower.shards.silent(&peer.addr);
     if let Some(shard) = shard {
         follower.shards.set_link(&shard, Link::Away(shard.away("it has left the grid")));
         forget(&follower, &shard);
@@ -97,7 +100,10 @@ async fn reach(follower: &Follower, channels: &ChannelOptions, peer: &Peer, know
                 tracing::warn!(shard = %shard.id, %error, "a shard is away");
                 shards.set_link(shard, Link::Away(shard.away(error.message())));
             }
-            None => tracing::warn!(%peer, %error, "a shard cannot be reached"),
+            None => {
+                tracing::warn!(%peer, %error, "a shard cannot be reached");
+                shards.failed(&peer.addr, &error);
+            }
         }
         tokio::time::sleep(pauses.next_pause()).await;
     }
@@ -127,6 +133,7 @@ async fn identify(
         forget(follower, before);
     }
     follower.shards.add(&shard);
+    follower.shards.reached(&peer.addr);
     *known = Some(Arc::clone(&shard));
     Ok(shard)
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use trellis_proto::{DatasetName, DatasetSpec, Error, Result, Symbol, pb};
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
     claims::{ColumnSet, Standing},
     part::{Described, Part},
     series::Series,
+    symbols::SymbolLists,
 };
 use crate::shards::{Link, Shard};
 
@@ -93,14 +94,6 @@ impl TableCounters {
     }
 }
 
-/// The symbols of a dataset, valid until one is added.
-#[derive(Debug, Default)]
-struct SymbolList {
-    /// Grows with everything that may add a symbol.
-    stamp: u64,
-    list: Option<Arc<[Symbol]>>,
-}
-
 /// One dataset in this head, as long as its spec stays the same. A dataset with another spec is another table, so that chunks of the two
 /// specs never meet.
 #[derive(Debug)]
@@ -113,9 +106,7 @@ pub(crate) struct Table {
     snapshot: RwLock<Arc<Dataset>>,
     parts: RwLock<BTreeMap<String, Arc<Part>>>,
     series: RwLock<HashMap<Symbol, Arc<Series>>>,
-    symbols: Mutex<SymbolList>,
-    /// Held while the symbols are being listed: other callers wait for the result.
-    pub(crate) listing: tokio::sync::Mutex<()>,
+    symbols: Mutex<SymbolLists>,
     /// Average rows of a chunk, as the bits of an `f64`; 0: no chunk has come yet.
     density: AtomicU64,
     pub(crate) counters: Arc<TableCounters>,
@@ -152,7 +143,6 @@ impl Table {
             parts: RwLock::default(),
             series: RwLock::default(),
             symbols: Mutex::default(),
-            listing: tokio::sync::Mutex::default(),
             density: AtomicU64::new(0),
             counters,
         }
@@ -263,6 +253,7 @@ impl Table {
         let mut parts = self.parts.write();
         if parts.get(&*shard.id).is_some_and(|part| Arc::ptr_eq(&part.shard, shard)) {
             parts.remove(&*shard.id);
+            self.symbols.lock().leave(&shard.id);
         }
     }
 
@@ -290,33 +281,9 @@ impl Table {
         self.series.read().values().cloned().collect()
     }
 
-    /// The list of symbols, if it is still valid, and the stamp with which to set a new list.
-    pub(crate) fn symbols(&self) -> (u64, Option<Arc<[Symbol]>>) {
-        let symbols = self.symbols.lock();
-        (symbols.stamp, symbols.list.clone())
-    }
-
-    /// Keeps a list that was asked for at `stamp`, unless a symbol may have been added since.
-    pub(crate) fn set_symbols(&self, stamp: u64, list: &Arc<[Symbol]>) {
-        let mut symbols = self.symbols.lock();
-        if symbols.stamp == stamp {
-            symbols.list = Some(Arc::clone(list));
-        }
-    }
-
-    /// A change has brought rows of these symbols (`None`: of any symbols): the list is no longer valid if one of them is not in it.
-    pub(crate) fn symbols_may_grow<'a>(&self, spans: Option<impl Iterator<Item = &'a str>>) {
-        let mut symbols = self.symbols.lock();
-        let known = match (&symbols.list, spans) {
-            (Some(list), Some(mut spans)) => {
-                spans.all(|symbol| list.binary_search_by(|s| s.as_str().cmp(symbol)).is_ok())
-            }
-            _ => false,
-        };
-        if !known {
-            symbols.stamp += 1;
-            symbols.list = None;
-        }
+    /// The symbols, as the shards have listed them. The lock is held for as long as a list is merged, never across an await.
+    pub(crate) fn symbols(&self) -> MutexGuard<'_, SymbolLists> {
+        self.symbols.lock()
     }
 
     /// Expected bytes of so many chunks of one series.

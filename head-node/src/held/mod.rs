@@ -8,7 +8,8 @@
 //! | `asked` | the ranges of one series that were ever asked for |
 //! | `part` | one shard's part of one dataset, and how far it is known |
 //! | `series` | one series: its claim map under its lock, and its routes |
-//! | `datasets` | one dataset: its series, its parts, its counters |
+//! | `symbols` | the symbols of one dataset, as each shard lists its own |
+//! | `datasets` | one dataset: its series, its parts, its symbols, its counters |
 //! | `routes` | which shard owns which chunks of a series |
 //! | `cache` | the order of use of all slots, and eviction |
 //! | `holdings` | all datasets by name, and carrying out the effects of a claim map |
@@ -22,6 +23,7 @@ mod holdings;
 mod part;
 mod routes;
 mod series;
+mod symbols;
 mod waiter;
 
 pub(crate) use chunk::{ChangeRows, Chunk, RunShape, Stamp, decode, retractions};
@@ -33,6 +35,6 @@ pub(crate) use claims::{ISLAND_ROWS_MAX, model};
 pub(crate) use datasets::{Dataset, Table};
 pub(crate) use holdings::Holdings;
 pub(crate) use part::Part;
-pub(crate) use routes::{chunks_owned, routes_of};
+pub(crate) use routes::{Unrouted, chunks_owned, routes_of};
 pub(crate) use series::{Route, Series, SeriesEffects};
 pub(crate) use waiter::Waiter;

@@ -1,11 +1,9 @@
 //! One shard's part of one dataset, and how far it is known.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
-};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
+use trellis_fabric::single::Single;
 use trellis_proto::{Result, pb};
 
 use super::claims::Standing;
@@ -17,33 +15,8 @@ pub(crate) struct Part {
     pub(crate) shard: Arc<Shard>,
     standing: Mutex<Standing>,
     described: Mutex<Described>,
-    pub(crate) catch_up: SharedCall,
-}
-
-/// A call that serves all callers that asked for it before it began. One call is under way at a time.
-#[derive(Debug, Default)]
-pub(crate) struct SharedCall {
-    begun: AtomicU64,
-    /// Number of the last call that succeeded. Locked while a call is under way.
-    answered: tokio::sync::Mutex<u64>,
-}
-
-impl SharedCall {
-    /// Returns when a call that began after this one was asked for has succeeded, or when the caller's own call has failed. Cancel
-    /// safe.
-    ///
-    /// # Errors
-    /// The error of the caller's own `call`.
-    pub(crate) async fn share<F: Future<Output = Result<()>>>(&self, call: impl FnOnce() -> F) -> Result<()> {
-        let before = self.begun.load(SeqCst);
-        let mut answered = self.answered.lock().await;
-        if *answered <= before {
-            let number = self.begun.fetch_add(1, SeqCst) + 1;
-            call().await?;
-            *answered = number;
-        }
-        Ok(())
-    }
+    /// The calls that ask the shard for everything that it has committed.
+    pub(crate) catch_up: Single<Result<()>>,
 }
 
 /// One shard's description of a dataset.
@@ -64,7 +37,7 @@ impl Part {
             shard: Arc::clone(shard),
             standing: Mutex::new(standing),
             described: Mutex::new(described),
-            catch_up: SharedCall::default(),
+            catch_up: Single::default(),
         }
     }
 

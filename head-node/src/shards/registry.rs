@@ -8,19 +8,32 @@ use std::{
     },
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use trellis_fabric::channel::Pool;
-use trellis_proto::{Code, Error, Result, pb, placement::OwnershipMap};
+use trellis_proto::{Code, DatasetName, Error, Result, Side, Symbol, TimeRange, pb, placement::OwnershipMap};
 
 use super::shard::{Generation, Link, Shard, describe};
 
-/// The ownership map, or why there is none.
+/// Most peers that an error names of those that have not been reached.
+const UNREACHED_NAMED_MAX: usize = 3;
+
+/// The map of what the shards own that have been found, or why there is none.
 #[derive(Debug)]
 pub(crate) struct Ownership {
     /// Grows with every change.
     pub(crate) epoch: u64,
-    pub(crate) map: Result<OwnershipMap>,
+    map: Result<OwnershipMap>,
+    /// Names a part of the data that none of them owns.
+    gap: Option<Error>,
+}
+
+/// A peer that does not say which shard it is.
+#[derive(Debug)]
+enum Unreached {
+    /// The first attempt is under way.
+    Trying,
+    Failed(Error),
 }
 
 /// The shards by name, and their ownership map.
@@ -28,6 +41,10 @@ pub(crate) struct Ownership {
 pub(crate) struct Shards {
     by_name: RwLock<BTreeMap<String, Arc<Shard>>>,
     ownership: RwLock<Arc<Ownership>>,
+    /// The peers, by address, of which no shard is known.
+    unreached: RwLock<BTreeMap<String, Unreached>>,
+    /// The processes that say that they are the shard of a name: their addresses, and the life of each.
+    processes: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
     /// Counts the changes of shards, their links, the map, and the datasets that shards have described.
     changed: watch::Sender<u64>,
     numbers: AtomicU64,
@@ -38,7 +55,9 @@ impl Shards {
         let none = Error::new(Code::Unavailable, "no shard has been found yet");
         Self {
             by_name: RwLock::default(),
-            ownership: RwLock::new(Arc::new(Ownership { epoch: 0, map: Err(none) })),
+            ownership: RwLock::new(Arc::new(Ownership { epoch: 0, map: Err(none), gap: None })),
+            unreached: RwLock::default(),
+            processes: Mutex::default(),
             changed: watch::Sender::new(0),
             numbers: AtomicU64::new(1),
         }
@@ -56,6 +75,114 @@ impl Shards {
         Arc::clone(&self.ownership.read())
     }
 
+    /// Refuses a question about all of the data while a part of it has no owner that has been found.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] that names the peers that have not been reached.
+    pub(crate) fn whole(&self) -> Result<()> {
+        let ownership = self.ownership();
+        ownership.map.as_ref().map_err(|error| self.incomplete(error.message()))?;
+        match &ownership.gap {
+            Some(gap) => Err(self.incomplete(gap.message())),
+            None => Ok(()),
+        }
+    }
+
+    /// The shards that own a series, in order of time, each with its part.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] that names the peers that have not been reached, if a part of the series has no owner that has been found.
+    pub(crate) fn owners<'a>(
+        &self,
+        ownership: &'a Ownership,
+        dataset: &DatasetName,
+        symbol: &Symbol,
+    ) -> Result<Vec<(TimeRange, &'a str)>> {
+        let placed = |error: Error| error.dataset(dataset).symbol(symbol);
+        let map = ownership.map.as_ref().map_err(|error| placed(self.incomplete(error.message())))?;
+        map.all_owners(dataset.as_str(), symbol.as_str()).ok_or_else(|| {
+            placed(self.incomplete(&format!("none that has been reached owns all of {symbol} of {dataset}")))
+        })
+    }
+
+    fn incomplete(&self, why: &str) -> Error {
+        let unreached = self.unreached.read();
+        let named = unreached.iter().take(UNREACHED_NAMED_MAX).map(|(addr, of)| match of {
+            Unreached::Trying => format!("{addr} has not answered yet"),
+            Unreached::Failed(error) => format!("{addr} is away: {}", error.message()),
+        });
+        let mut message = format!("the shards do not own everything exactly once: {why}");
+        for named in named {
+            message = format!("{message}; the shard at {named}");
+        }
+        if unreached.len() > UNREACHED_NAMED_MAX {
+            message = format!("{message}; and {} more", unreached.len() - UNREACHED_NAMED_MAX);
+        }
+        let error = Error::new(Code::Unavailable, message).side(Side::Shard);
+        match unreached.first_key_value() {
+            Some((addr, _)) => error.shard(addr).hint("try again in a moment"),
+            None => error.hint("try again; if it stays, look at what the shards are configured to own"),
+        }
+    }
+
+    /// Whether every peer has been reached or has failed once, and a shard can be asked.
+    pub(crate) fn settled(&self) -> bool {
+        let trying = self.unreached.read().values().any(|of| matches!(of, Unreached::Trying));
+        let shards = self.all();
+        let links = || shards.iter().map(|shard| shard.link.borrow());
+        !trying
+            && self.ownership().map.is_ok()
+            && links().any(|link| matches!(&*link, Link::Live))
+            && !links().any(|link| matches!(&*link, Link::Syncing))
+    }
+
+    /// A peer of which no shard is known is being asked for the first time.
+    pub(crate) fn trying(&self, addr: &str) {
+        self.unreached.write().insert(addr.to_owned(), Unreached::Trying);
+    }
+
+    /// A peer of which no shard is known cannot be asked.
+    pub(crate) fn failed(&self, addr: &str, error: &Error) {
+        self.unreached.write().insert(addr.to_owned(), Unreached::Failed(error.clone()));
+        self.notify();
+    }
+
+    /// A peer is a shard, or has left the peers.
+    pub(crate) fn reached(&self, addr: &str) {
+        if self.unreached.write().remove(addr).is_some() {
+            self.notify();
+        }
+    }
+
+    /// The process at `addr` says that it is the shard `name`, in its life `incarnation`.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] with both addresses while another process says the same: two tasks may run for a moment while one replaces
+    /// the other. The shard that this head knows by the name has its log ended, so that it finds the same.
+    fn names_itself(&self, name: &str, addr: &str, incarnation: &str) -> Result<()> {
+        let other = {
+            let mut processes = self.processes.lock();
+            let named = processes.entry(name.to_owned()).or_default();
+            named.insert(addr.to_owned(), incarnation.to_owned());
+            named.iter().find(|(_, life)| *life != incarnation).map(|(other, _)| other.clone())
+        };
+        let Some(other) = other else { return Ok(()) };
+        if let Some(known) = self.get(name).filter(|known| known.addr != addr) {
+            known.suspect.notify_one();
+        }
+        let message = format!("two processes are shard {name}: at {addr} and at {other}");
+        let hint = "end one of them, or give each its own TRELLIS_SHARD_INDEX or TRELLIS_ID";
+        Err(Error::new(Code::Unavailable, message).side(Side::Shard).shard(name).hint(hint))
+    }
+
+    /// The process at `addr` does not answer, or has left the peers: it is no shard any more.
+    pub(crate) fn silent(&self, addr: &str) {
+        self.processes.lock().retain(|_, named| {
+            named.remove(addr);
+            !named.is_empty()
+        });
+    }
+
     pub(crate) fn next_generation(&self) -> Generation {
         self.numbers.fetch_add(1, Relaxed)
     }
@@ -64,17 +191,25 @@ impl Shards {
     /// name. Otherwise returns a new shard, which the caller must [add](Self::add). Cancel safe.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] if the shard does not answer in time, [`Code::DataCorrupt`] if it has no name.
+    /// [`Code::Unavailable`] if the shard does not answer in time, or if another process has its name; [`Code::DataCorrupt`] if it has no
+    /// name.
     pub(crate) async fn identify(
         &self,
         addr: &str,
         pool: Pool,
         known: Option<&Arc<Shard>>,
     ) -> Result<Arc<Shard>> {
-        let said = describe(&pool, true, addr).await?;
+        let said = match describe(&pool, true).await {
+            Ok(said) => said,
+            Err(error) => {
+                self.silent(addr);
+                return Err(error);
+            }
+        };
         if said.shard.is_empty() {
             return Err(Error::new(Code::DataCorrupt, format!("the shard at {addr} has no name")));
         }
+        self.names_itself(&said.shard, addr, &said.incarnation)?;
         if let Some(known) = known.filter(|known| *known.id == *said.shard) {
             self.redescribe(known, &said);
             return Ok(Arc::clone(known));
@@ -114,26 +249,25 @@ impl Shards {
         self.notify();
     }
 
-    /// Builds the map anew. While the shards leave a hole or overlap there is no map, and no read is answered: half of an answer, or
-    /// one of two, would look whole.
+    /// Builds the map anew. A part of the data without an owner is not read, because half of an answer would look whole. If a part has
+    /// two owners there is no map, and no read is answered: one of two answers would be as good as the other.
     pub(crate) fn rebuild_ownership(&self) {
         let mut ownership = self.ownership.write();
-        let was_whole = ownership.map.is_ok();
+        let was_whole = ownership.map.is_ok() && ownership.gap.is_none();
         let owns: Vec<_> = self.all().iter().map(|shard| (shard.id.to_string(), shard.owns())).collect();
-        let map = OwnershipMap::build(&owns).map_err(|error| {
+        let (map, gap) = match OwnershipMap::build_with_gaps(&owns) {
+            Ok((map, gap)) => (Ok(map), gap),
+            Err(error) => (Err(error), None),
+        };
+        if let Some(error) = map.as_ref().err().or(gap.as_ref()) {
             // At a start the map becomes whole shard by shard. Reads say why they fail until it is.
             if was_whole {
                 tracing::error!(%error, shards = owns.len(), "the shards do not own everything exactly once");
             } else {
                 tracing::warn!(%error, shards = owns.len(), "the shards found so far do not own everything exactly once");
             }
-            Error::new(
-                Code::Unavailable,
-                format!("the shards do not own everything exactly once: {}", error.message()),
-            )
-            .hint("try again; if it stays, look at what the shards are configured to own")
-        });
-        *ownership = Arc::new(Ownership { epoch: ownership.epoch + 1, map });
+        }
+        *ownership = Arc::new(Ownership { epoch: ownership.epoch + 1, map, gap });
         drop(ownership);
         self.notify();
     }

@@ -10,6 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tonic::Status;
 use trellis_fabric::{
     channel::{PeerChannel, Pool},
     limited,
@@ -94,9 +95,6 @@ impl Shard {
     pub(crate) fn fetch_client(&self, expected: u64) -> ShardClient<PeerChannel> {
         limited!(ShardClient::new(self.pool.get(expected)))
     }
-    pub(crate) fn channel(&self) -> PeerChannel {
-        self.pool.get(0)
-    }
 
     /// Waits until the shard can be asked, at most `timeout`. Cancel safe.
     ///
@@ -137,27 +135,68 @@ impl Shard {
         changed
     }
 
+    /// Waits until the head has failed to reach the shard. Cancel safe.
+    pub(crate) async fn gone(&self) -> Error {
+        let mut link = self.link.subscribe();
+        match link.wait_for(|link| matches!(link, Link::Away(_))).await {
+            Ok(link) => match &*link {
+                Link::Away(error) => error.clone(),
+                _ => self.away("it has been lost"),
+            },
+            Err(_) => self.away("it has left the grid"),
+        }
+    }
+
+    /// The answer of a call, for which the head waits at most `limit`, and only as long as the shard can be asked. `what` says what the
+    /// shard has not done then: it "did not ..." in time. Cancel safe.
+    ///
+    /// # Errors
+    /// The shard's, or [`Code::Unavailable`].
+    pub(crate) async fn answer<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T> {
+        tokio::select! {
+            answer = tokio::time::timeout(limit, call) => match answer {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(status)) => Err(match Error::from_status(&status) {
+                    error if error.place().2.is_empty() => error.shard(&self.id),
+                    error => error,
+                }),
+                Err(_) => Err(self.away(&format!("it did not {what} within {limit:?}"))),
+            },
+            error = self.gone() => Err(error),
+        }
+    }
+
     /// Asks the shard what it owns and, unless `ownership_only`, which datasets it has. Cancel safe.
     ///
     /// # Errors
     /// The shard's, or [`Code::Unavailable`] after [`DESCRIBE_TIMEOUT`].
     pub(crate) async fn describe(&self, ownership_only: bool) -> Result<pb::ShardDescription> {
-        describe(&self.pool, ownership_only, &self.addr).await
+        let said = describe(&self.pool, ownership_only).await;
+        said.map_err(|error| match error.code() {
+            Code::Unavailable => self.away(error.message()),
+            _ => error.shard(&self.id),
+        })
     }
 }
 
-/// Asks the shard at `addr` to describe itself.
+/// Asks a shard to describe itself.
 ///
 /// # Errors
 /// The shard's, or [`Code::Unavailable`] after [`DESCRIBE_TIMEOUT`].
-pub(super) async fn describe(pool: &Pool, ownership_only: bool, addr: &str) -> Result<pb::ShardDescription> {
+pub(super) async fn describe(pool: &Pool, ownership_only: bool) -> Result<pb::ShardDescription> {
     let mut client: ShardClient<PeerChannel> = limited!(ShardClient::new(pool.first()));
     let ask = client.describe(pb::ShardDescribeRequest { ownership_only });
     match tokio::time::timeout(DESCRIBE_TIMEOUT, ask).await {
         Ok(Ok(said)) => Ok(said.into_inner()),
         Ok(Err(status)) => Err(Error::from_status(&status)),
-        Err(_) => {
-            Err(Error::new(Code::Unavailable, format!("the shard at {addr} did not say who it is in time")))
-        }
+        Err(_) => Err(Error::new(
+            Code::Unavailable,
+            format!("it did not say who it is within {DESCRIBE_TIMEOUT:?}"),
+        )),
     }
 }

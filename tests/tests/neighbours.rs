@@ -1,0 +1,100 @@
+//! One process that is stopped or dead beside others that work: what does not need it goes on, and what needs it says so.
+//!
+//! A stopped process (SIGSTOP) is the harder case: its connections stay, and the kernel takes what is sent to it.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+use std::time::Duration;
+
+use trellis_proto::{Code, DatasetSpec, Error, SeriesQuery, Symbols, placement::symbol_slot};
+use trellis_qcu::client::Client;
+use trellis_tests::{
+    grid::{import, spec},
+    oracle::Row,
+    processes::{Cluster, client},
+    traffic::PATIENCE,
+};
+
+const SHARDS: usize = 3;
+/// How long a call may take that needs no other process than those that work: longer than any of them may be late, and shorter than the
+/// 30 seconds after which a connection to a stopped process is given up.
+const AT_ONCE: Duration = Duration::from_secs(15);
+
+fn prices() -> DatasetSpec {
+    spec("equities.daily", &["close"])
+}
+
+/// Symbols that the shard with this index owns.
+fn symbols_of(shard: usize) -> Vec<String> {
+    let names = (0..).map(|i| format!("S{i}"));
+    names.filter(|name| usize::from(symbol_slot(name)) * SHARDS >> 16 == shard).take(3).collect()
+}
+
+async fn fill(client: &Client, run: usize) {
+    let symbols = (0..SHARDS).flat_map(symbols_of);
+    let row = |symbol| Row { symbol, ts: run as i64, known_at: 0, values: vec![Some(1.0)] };
+    let rows: Vec<Row> = symbols.map(row).collect();
+    import(client, &prices(), &rows, None, &format!("run-{run}")).await.unwrap();
+}
+
+/// Rows of one symbol.
+async fn rows(client: &Client, symbol: &str) -> Result<usize, Error> {
+    let answer = client.read(&SeriesQuery::new(prices().dataset, Symbols::new([symbol])?)).await?;
+    Ok(answer.batches.iter().map(|batch| batch.num_rows()).sum())
+}
+
+#[tokio::test]
+async fn while_one_shard_is_stopped_or_dead_the_symbols_of_the_others_are_read() {
+    let mut cluster = Cluster::start(1, SHARDS, &[]).unwrap();
+    let heads = cluster.head_addrs();
+    let patient = client(&heads, "reader", PATIENCE).await.unwrap();
+    fill(&patient, 0).await;
+    let hasty = patient.with_deadline(AT_ONCE);
+    let away = 1;
+    let addr = cluster.shards[away].addr().to_string();
+    let [of_away, of_others] = [symbols_of(away), [symbols_of(0), symbols_of(2)].concat()];
+
+    // a head that knows all shards, and symbols that nobody has asked for yet
+    cluster.shards[away].pause().unwrap();
+    assert_eq!(rows(&hasty, &of_others[0]).await.unwrap(), 1);
+    let error = rows(&hasty, &of_away[0]).await.unwrap_err();
+    assert_eq!((error.code(), error.place().2), (Code::Unavailable, "shard-1"), "{error}");
+    assert!(error.message().contains(&addr), "{error}");
+
+    // a head that starts: first while the shard is stopped, then while it is dead
+    for symbol in 1..3 {
+        cluster.heads[0].kill();
+        cluster.heads[0].start().unwrap();
+        for shard in [0, 2] {
+            assert_eq!(rows(&hasty, &symbols_of(shard)[symbol]).await.unwrap(), 1);
+        }
+        let error = rows(&hasty, &of_away[symbol]).await.unwrap_err();
+        assert_eq!((error.code(), error.place().2), (Code::Unavailable, addr.as_str()), "{error}");
+        cluster.shards[away].kill();
+    }
+
+    cluster.shards[away].start().unwrap();
+    for symbol in &of_away {
+        assert_eq!(rows(&patient, symbol).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_head_delays_one_publish_and_is_named_by_every_shard_once() {
+    let cluster = Cluster::start(2, SHARDS, &[]).unwrap();
+    let heads = cluster.head_addrs();
+    let client = client(&heads[..1], "loader", PATIENCE).await.unwrap();
+    fill(&client, 0).await;
+    cluster.heads[1].pause().unwrap();
+    for run in 1..5 {
+        fill(&client, run).await;
+    }
+    for shard in &cluster.shards {
+        let log = shard.log().unwrap();
+        let named = log.lines().filter(|line| line.contains("it did not apply a change in time"));
+        let named: Vec<&str> = named.collect();
+        assert!(named.len() == 1 && named[0].contains("head-1"), "{}: {named:?}", shard.id());
+    }
+    let log = cluster.heads[0].log().unwrap();
+    assert!(!log.contains("does not serve a commit yet"), "no shard was late: {log}");
+    cluster.heads[1].resume().unwrap();
+}
