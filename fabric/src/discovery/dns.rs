@@ -15,13 +15,17 @@ use hickory_resolver::{
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::rr::{RData, RecordType},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{
     options::Options,
     peer::Peers,
     plan::{self, Answer, Failure, Note, State},
     url::DnsQuery,
+    watch::Doubt,
 };
 use crate::retry;
 
@@ -166,10 +170,12 @@ pub(super) async fn follow(
     query: DnsQuery,
     options: Options,
     sender: watch::Sender<Peers>,
+    doubt: Doubt,
 ) {
     let mut state = State::default();
     let mut retries = retry::Pauses::new(options.retry_min, options.retry_max);
     loop {
+        let asked = Instant::now();
         let result = tokio::select! {
             result = resolver.ask(&query) => result,
             () = sender.closed() => return,
@@ -203,8 +209,15 @@ pub(super) async fn follow(
             Note::Ended { times } => tracing::info!(url, failures = times, "look-ups succeed again"),
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = sleep(wait) => {}
+            () = doubted(&doubt, asked, &options) => {}
             () = sender.closed() => return,
         }
     }
+}
+
+/// Returns when a doubt has been raised, and the time for the next look-up has come.
+async fn doubted(doubt: &Doubt, asked: Instant, options: &Options) {
+    doubt.raised().await;
+    sleep_until(asked + options.doubt_min + retry::up_to(options.doubt_min)).await;
 }

@@ -9,7 +9,8 @@
 //!
 //! DNS changes rarely and fails often, and most failures say nothing about the peers. So a set that was once known is kept through
 //! every failure, also through NXDOMAIN, which a name server answers while its zone is being replaced. A failure is
-//! logged when it begins and when it ends. A peer that has really gone shows itself at the connection.
+//! logged when it begins and when it ends. A peer that has really gone shows itself at the connection; whoever sees that raises a
+//! [`Doubt`], and discovery asks before the TTL is over.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -18,7 +19,7 @@
 //! | `url` | discovery URLs; pure |
 //! | `plan` | how an answer or a failure changes the state, and how long an answer is trusted; pure |
 //! | `dns` | asks DNS, again and again |
-//! | `watch` | [`watch()`] |
+//! | `watch` | [`watch()`], and the doubts of those who use its set |
 
 mod dns;
 mod options;
@@ -30,4 +31,4 @@ mod watch;
 pub use options::{DEFAULT_PORT, Options};
 pub use peer::{Peer, Peers};
 pub use url::{BadUrl, DnsQuery, Source};
-pub use watch::{DiscoveryError, watch};
+pub use watch::{DiscoveryError, Doubt, Watch, watch};

@@ -15,6 +15,9 @@ pub struct Options {
     pub ttl_min: Duration,
     /// Longest time between two look-ups, whatever the TTL, so that a TTL of a day that was set by mistake does no harm.
     pub ttl_max: Duration,
+    /// Shortest time from a look-up to one that is asked for by a doubt, and as much again at random: thousands of clients see at the
+    /// same moment that a peer has gone, and a peer may be away for hours.
+    pub doubt_min: Duration,
     /// First wait after a failure; it doubles up to `retry_max`. Each is shortened at random, at most by half.
     pub retry_min: Duration,
     /// Longest wait after failures.
@@ -29,6 +32,7 @@ impl Default for Options {
             default_port: DEFAULT_PORT,
             ttl_min: Duration::from_secs(1),
             ttl_max: Duration::from_secs(300),
+            doubt_min: Duration::from_secs(5),
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(15),
             query_timeout: Duration::from_secs(2),

@@ -1,6 +1,8 @@
 //! A watch of the current peers.
 
-use tokio::sync::watch;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
 
 use super::{
     dns,
@@ -20,6 +22,40 @@ pub enum DiscoveryError {
     Resolver(String),
 }
 
+/// The peers, now and later.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The set; each change of it is seen here.
+    pub peers: watch::Receiver<Peers>,
+    /// Where to tell that the set may be wrong.
+    pub doubt: Doubt,
+}
+
+/// Tells discovery that a peer did not answer. A name may have a long TTL, and Docker's server says 600 s: without a doubt a peer that has
+/// moved would be looked for at its old address until the TTL is over. After a doubt discovery asks again soon, and at most every
+/// [`Options::doubt_min`].
+#[derive(Clone, Debug, Default)]
+pub struct Doubt(Arc<Notify>);
+
+impl Doubt {
+    /// A peer did not answer.
+    pub fn raise(&self) {
+        self.0.notify_one();
+    }
+
+    /// Returns at the first doubt since the last return. Cancel safe.
+    pub(super) async fn raised(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// A set that somebody else keeps, and that no doubt changes.
+impl From<watch::Receiver<Peers>> for Watch {
+    fn from(peers: watch::Receiver<Peers>) -> Self {
+        Self { peers, doubt: Doubt::default() }
+    }
+}
+
 /// Watches the peers at `url`. Needs a Tokio runtime; does not wait.
 ///
 /// A `static` or `grpc` set is there at once and never changes. A `dns` set is empty until the first answer, and never empty after it.
@@ -27,19 +63,20 @@ pub enum DiscoveryError {
 ///
 /// # Errors
 /// [`DiscoveryError::Url`], [`DiscoveryError::Resolver`]: both are configuration, not the network.
-pub fn watch(url: &str, options: &Options) -> Result<watch::Receiver<Peers>, DiscoveryError> {
+pub fn watch(url: &str, options: &Options) -> Result<Watch, DiscoveryError> {
     match Source::parse(url, options.default_port)? {
         Source::Fixed(peers) => {
             let (sender, receiver) = watch::channel(Peers::from(peers));
             // keeps the watch open, so that a receiver that waits for a change gets no error
             tokio::spawn(async move { sender.closed().await });
-            Ok(receiver)
+            Ok(receiver.into())
         }
         Source::Dns(query) => {
             let resolver = dns::Resolver::new(&query, options).map_err(DiscoveryError::Resolver)?;
             let (sender, receiver) = watch::channel(Peers::default());
-            tokio::spawn(dns::follow(url.to_owned(), resolver, query, *options, sender));
-            Ok(receiver)
+            let doubt = Doubt::default();
+            tokio::spawn(dns::follow(url.to_owned(), resolver, query, *options, sender, doubt.clone()));
+            Ok(Watch { peers: receiver, doubt })
         }
     }
 }
@@ -50,7 +87,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_static_set_is_there_at_once_and_its_watch_stays_open() {
-        let peers = watch("static://b:2,a:1,b:2", &Options::default()).unwrap();
+        let peers = watch("static://b:2,a:1,b:2", &Options::default()).unwrap().peers;
         let addrs: Vec<String> = peers.borrow().iter().map(ToString::to_string).collect();
         assert_eq!(addrs, ["a:1", "b:2"]);
         assert!(!peers.has_changed().unwrap(), "the sender lives");

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 use tracing_subscriber::{Layer, layer::SubscriberExt as _, registry::LookupSpan};
-use trellis_fabric::discovery::{Options, Peers, watch};
+use trellis_fabric::discovery::{Options, Peers, Watch, watch};
 
 use crate::knot::Knot;
 
@@ -20,6 +20,7 @@ const TWO_SERVICES: &str = "head 1 SRV 1 1 7401 h0\nhead 1 SRV 1 1 7402 h1\nh0 1
 /// Fast retries: a test should not wait for the back-off of a fleet.
 fn options() -> Options {
     Options {
+        doubt_min: Duration::from_millis(20),
         retry_min: Duration::from_millis(20),
         retry_max: Duration::from_millis(100),
         query_timeout: Duration::from_millis(200),
@@ -81,7 +82,7 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
 #[tokio::test]
 async fn services_give_their_own_ports() {
     let Some(knot) = Knot::start(TWO_SERVICES) else { return };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7401", "10.0.0.2:7402"]).await;
 }
 
@@ -89,7 +90,7 @@ async fn services_give_their_own_ports() {
 async fn a_service_without_addresses_is_no_peer_and_a_root_target_is_none() {
     let records = format!("{TWO_SERVICES}\nhead 1 SRV 1 1 7403 gone\nhead 1 SRV 1 1 7404 .");
     let Some(knot) = Knot::start(&records) else { return };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7401", "10.0.0.2:7402"]).await;
 }
 
@@ -98,9 +99,9 @@ async fn without_services_addresses_of_both_families_get_the_port_of_the_url() {
     let Some(knot) = Knot::start("head 1 A 10.0.0.1\nhead 1 AAAA fd00::1\nalias 1 CNAME head") else {
         return;
     };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7400", "[fd00::1]:7400"]).await;
-    let mut peers = watch(&knot.url("alias").replace("?", ":99?"), &options()).unwrap();
+    let mut peers = watch(&knot.url("alias").replace("?", ":99?"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:99", "[fd00::1]:99"]).await;
 }
 
@@ -109,7 +110,7 @@ async fn a_truncated_answer_is_asked_again_over_tcp() {
     // 200 addresses are more than 3 KB; the server sends at most 1,232 bytes over UDP
     let records: Vec<String> = (1..=200).map(|i| format!("many 1 A 10.0.1.{i}")).collect();
     let Some(knot) = Knot::start(&records.join("\n")) else { return };
-    let mut peers = watch(&knot.url("many"), &options()).unwrap();
+    let mut peers = watch(&knot.url("many"), &options()).unwrap().peers;
     let all =
         tokio::time::timeout(WAIT_MAX, peers.wait_for(|set| !set.is_empty())).await.unwrap().unwrap().clone();
     assert_eq!(all.len(), 200);
@@ -118,7 +119,7 @@ async fn a_truncated_answer_is_asked_again_over_tcp() {
 #[tokio::test]
 async fn a_change_of_the_zone_is_seen_after_the_ttl() {
     let Some(mut knot) = Knot::start(TWO_SERVICES) else { return };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7401", "10.0.0.2:7402"]).await;
     knot.replace("head 1 SRV 1 1 7402 h1\nh1 1 A 10.0.0.2");
     until(&mut peers, &["10.0.0.2:7402"]).await;
@@ -127,10 +128,21 @@ async fn a_change_of_the_zone_is_seen_after_the_ttl() {
 }
 
 #[tokio::test]
+async fn a_doubt_shows_a_change_before_the_ttl_is_over() {
+    // an hour: without a doubt the test would wait for the longest trust, five minutes
+    let Some(mut knot) = Knot::start("head 3600 A 10.0.0.1") else { return };
+    let Watch { mut peers, doubt } = watch(&knot.url("head"), &options()).unwrap();
+    until(&mut peers, &["10.0.0.1:7400"]).await;
+    knot.replace("head 3600 A 10.0.0.2");
+    doubt.raise();
+    until(&mut peers, &["10.0.0.2:7400"]).await;
+}
+
+#[tokio::test]
 async fn a_dead_server_costs_nothing_but_news() {
     let (log, _guard) = Log::listen();
     let Some(mut knot) = Knot::start(TWO_SERVICES) else { return };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7401", "10.0.0.2:7402"]).await;
 
     knot.kill();
@@ -148,7 +160,7 @@ async fn a_dead_server_costs_nothing_but_news() {
 async fn a_name_that_vanishes_is_kept_and_told() {
     let (log, _guard) = Log::listen();
     let Some(mut knot) = Knot::start(TWO_SERVICES) else { return };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7401", "10.0.0.2:7402"]).await;
 
     knot.replace("other 1 A 10.0.0.3");
@@ -162,7 +174,7 @@ async fn a_name_that_vanishes_is_kept_and_told() {
 async fn a_name_that_never_was_has_no_peers_and_is_told_once() {
     let (log, _guard) = Log::listen();
     let Some(mut knot) = Knot::start("ns2 1 A 10.0.0.1") else { return };
-    let mut peers = watch(&knot.url("head"), &options()).unwrap();
+    let mut peers = watch(&knot.url("head"), &options()).unwrap().peers;
     log.until("no addresses", 1).await;
     assert!(peers.borrow().is_empty());
     // the name may still be added
@@ -177,7 +189,7 @@ async fn a_server_that_refuses_is_a_failure_and_not_an_absence() {
     let Some(knot) = Knot::start(TWO_SERVICES) else { return };
     // a zone that the server does not have
     let elsewhere = knot.url("head").replace("trellis.test", "elsewhere.test");
-    let peers = watch(&elsewhere, &options()).unwrap();
+    let peers = watch(&elsewhere, &options()).unwrap().peers;
     log.until("no answer", 1).await;
     assert_eq!(log.count("no addresses"), 0);
     assert!(peers.borrow().is_empty());
@@ -214,10 +226,10 @@ async fn a_named_port_finds_addresses_also_if_nobody_answers_about_services() {
     let url = knot.url("head");
     let (name, upstream) = url.split_once("?server=").unwrap();
     let front = without_srv(upstream).await;
-    let mut peers = watch(&format!("{name}:7400?server={front}"), &options()).unwrap();
+    let mut peers = watch(&format!("{name}:7400?server={front}"), &options()).unwrap().peers;
     until(&mut peers, &["10.0.0.1:7400"]).await;
     // without a port the services may have other ports: no peer is better than a wrong one
-    let peers = watch(&format!("{name}?server={front}"), &options()).unwrap();
+    let peers = watch(&format!("{name}?server={front}"), &options()).unwrap().peers;
     log.until("no answer", 1).await;
     assert!(peers.borrow().is_empty());
 }

@@ -12,9 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::join_all;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use trellis_fabric::{discovery::Peers, retry::up_to, single::Lost};
+use trellis_fabric::{discovery::Watch, retry::up_to, single::Lost};
 use trellis_proto::{Code, DatasetName, Error, Result, Symbol, name::nearest, pb, placement};
 
 use super::{
@@ -61,8 +61,8 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts following the shards at `peers`. Needs a Tokio runtime; does not wait.
-    pub(crate) fn start(config: EngineConfig, peers: watch::Receiver<Peers>) -> Self {
+    /// Starts following the shards of `watch`. Needs a Tokio runtime; does not wait.
+    pub(crate) fn start(config: EngineConfig, watch: Watch) -> Self {
         let follower = Arc::new(Follower {
             shards: Arc::new(Shards::new()),
             holdings: Arc::new(Holdings::new(config.budget_bytes, config.grace)),
@@ -70,7 +70,7 @@ impl Engine {
             confirms: AtomicU64::new(0),
         });
         let stop = CancellationToken::new();
-        tokio::spawn(follow_peers(Arc::clone(&follower), peers, stop.clone()));
+        tokio::spawn(follow_peers(Arc::clone(&follower), watch, stop.clone()));
         Self { core: Arc::new(Core::new(follower)), _stop: Arc::new(stop.drop_guard()) }
     }
 

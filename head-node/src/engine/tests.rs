@@ -40,7 +40,7 @@ async fn engine_with(fakes: &[&Fake], budget: u64) -> Engine {
     tokio::spawn(async move { sender.closed().await });
     let config =
         EngineConfig { head_id: "head-0".into(), budget_bytes: budget, grace: Duration::from_millis(1) };
-    Engine::start(config, receiver)
+    Engine::start(config, receiver.into())
 }
 
 async fn start(symbols: &[&str], days: i64) -> (Fake, Engine) {

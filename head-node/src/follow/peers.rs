@@ -6,11 +6,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trellis_fabric::{
     channel::{ChannelOptions, Pool},
-    discovery::{Peer, Peers},
+    discovery::{Doubt, Peer, Watch},
     retry::Pauses,
 };
 use trellis_proto::{Code, Error, Result};
@@ -24,11 +23,8 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Keeps one task for each peer, until `stop`.
-pub(crate) async fn follow_peers(
-    follower: Arc<Follower>,
-    mut peers: watch::Receiver<Peers>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn follow_peers(follower: Arc<Follower>, watch: Watch, stop: CancellationToken) {
+    let Watch { mut peers, doubt } = watch;
     let channels = ChannelOptions::of_unit(follower.head_id.as_str());
     let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
     loop {
@@ -45,8 +41,8 @@ pub(crate) async fn follow_peers(
             running.entry(peer.clone()).or_insert_with(|| {
                 follower.shards.trying(&peer.addr);
                 let stop = stop.child_token();
-                let (follower, channels) = (Arc::clone(&follower), channels.clone());
-                tokio::spawn(follow_peer(follower, channels, peer.clone(), stop.clone()));
+                let (follower, channels, doubt) = (Arc::clone(&follower), channels.clone(), doubt.clone());
+                tokio::spawn(follow_peer(follower, channels, doubt, peer.clone(), stop.clone()));
                 stop
             });
         }
@@ -62,11 +58,17 @@ pub(crate) async fn follow_peers(
 }
 
 /// Finds the shard at `peer` and follows it, until `stop`.
-async fn follow_peer(follower: Arc<Follower>, channels: ChannelOptions, peer: Peer, stop: CancellationToken) {
+async fn follow_peer(
+    follower: Arc<Follower>,
+    channels: ChannelOptions,
+    doubt: Doubt,
+    peer: Peer,
+    stop: CancellationToken,
+) {
     let mut shard: Option<Arc<Shard>> = None;
     tokio::select! {
         () = stop.cancelled() => {}
-        () = reach(&follower, &channels, &peer, &mut shard) => {}
+        () = reach(&follower, &channels, &doubt, &peer, &mut shard) => {}
     }
     follower.shards.reached(&peer.addr);
     follower.shards.silent(&peer.addr);
@@ -76,7 +78,13 @@ async fn follow_peer(follower: Arc<Follower>, channels: ChannelOptions, peer: Pe
     }
 }
 
-async fn reach(follower: &Follower, channels: &ChannelOptions, peer: &Peer, known: &mut Option<Arc<Shard>>) {
+async fn reach(
+    follower: &Follower,
+    channels: &ChannelOptions,
+    doubt: &Doubt,
+    peer: &Peer,
+    known: &mut Option<Arc<Shard>>,
+) {
     let shards = &follower.shards;
     let mut position = Position::default();
     let mut pauses = Pauses::new(RETRY_MIN, RETRY_MAX);
@@ -95,6 +103,7 @@ async fn reach(follower: &Follower, channels: &ChannelOptions, peer: &Peer, know
             }
             Err(error) => error,
         };
+        doubt.raise();
         match known {
             Some(shard) => {
                 tracing::warn!(shard = %shard.id, %error, "a shard is away");

@@ -49,7 +49,7 @@ impl Client {
     /// # Errors
     /// `InvalidRequest` for a URL of no known form.
     pub fn lazy(url: &str, options: &ClientOptions) -> Result<Self> {
-        let peers = discovery::watch(url, &discovery::Options::default())
+        let watch = discovery::watch(url, &discovery::Options::default())
             .map_err(|e| {
                 let hint = if url.contains("://") || !url.contains(':') {
                     "use grpc://HOST:PORT, static://HOST:PORT,HOST:PORT or dns://NAME, in Python also embedded:///FOLDER"
@@ -61,7 +61,7 @@ impl Client {
             })?;
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
         let ClientOptions { deadline, attempt, .. } = *options;
-        Ok(Self { heads: Heads::new(peers, channel, options.ended.clone()), deadline, attempt })
+        Ok(Self { heads: Heads::new(watch, channel, options.ended.clone()), deadline, attempt })
     }
 
     /// This client with another deadline for each call.

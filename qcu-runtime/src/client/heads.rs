@@ -15,11 +15,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use trellis_fabric::{
     channel::{ChannelOptions, PeerChannel, Pool},
-    discovery::Peer,
+    discovery::Watch,
     retry::Pauses,
 };
 use trellis_proto::{Code, Error, Result, placement};
@@ -40,7 +39,7 @@ pub(crate) struct Heads {
 }
 
 struct Inner {
-    peers: watch::Receiver<Arc<[Peer]>>,
+    watch: Watch,
     options: ChannelOptions,
     ended: Option<Ended>,
     state: Mutex<State>,
@@ -55,25 +54,21 @@ struct State {
 }
 
 impl Heads {
-    pub(crate) fn new(
-        peers: watch::Receiver<Arc<[Peer]>>,
-        options: ChannelOptions,
-        ended: Option<Ended>,
-    ) -> Self {
+    pub(crate) fn new(watch: Watch, options: ChannelOptions, ended: Option<Ended>) -> Self {
         let (state, last_read) = (Mutex::default(), AtomicU64::default());
-        Self { inner: Arc::new(Inner { peers, options, ended, state, last_read }) }
+        Self { inner: Arc::new(Inner { watch, options, ended, state, last_read }) }
     }
 
     /// Waits until discovery has found a head, at most for `limit`. Returns whether it has. Cancel safe.
     pub(crate) async fn found(&self, limit: Duration) -> bool {
-        let mut peers = self.inner.peers.clone();
+        let mut peers = self.inner.watch.peers.clone();
         matches!(timeout(limit, peers.wait_for(|peers| !peers.is_empty())).await, Ok(Ok(_)))
     }
 
     /// Every head that discovery knows now, sorted.
     pub(crate) fn all(&self) -> Vec<String> {
         let mut heads: Vec<String> =
-            self.inner.peers.borrow().iter().map(|peer| peer.addr.to_string()).collect();
+            self.inner.watch.peers.borrow().iter().map(|peer| peer.addr.to_string()).collect();
         heads.sort_unstable();
         heads.dedup();
         heads
@@ -92,8 +87,9 @@ impl Heads {
         if live.is_empty() { all } else { live }
     }
 
-    /// Passes over the head for a while.
+    /// Passes over the head for a while, and doubts that it is still there.
     pub(crate) fn mark_away(&self, head: &str) {
+        self.inner.watch.doubt.raise();
         self.inner.state.lock().away_until.insert(head.to_owned(), Instant::now() + PENALTY);
     }
 
@@ -205,15 +201,18 @@ fn gave_up(last: Error, attempts: u32) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use trellis_fabric::discovery::Peer;
+
     use super::*;
 
     #[tokio::test]
     async fn a_call_ends_when_the_grid_has_ended_whatever_its_deadline() {
-        let (_sender, peers) = watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
+        let (_sender, peers) =
+            tokio::sync::watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
         let rounds = Arc::new(AtomicU64::new(0));
         let asked = rounds.clone();
         let ended = Ended::new(move || asked.fetch_add(1, Relaxed) == 1);
-        let heads = Heads::new(peers, ChannelOptions::default(), Some(ended));
+        let heads = Heads::new(peers.into(), ChannelOptions::default(), Some(ended));
         let attempt = |_, _| async { Err::<(), _>(Error::new(Code::Unavailable, "refused")) };
         let deadline = Instant::now() + Duration::from_secs(100_000);
         let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
@@ -223,8 +222,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_attempt_that_runs_out_of_time_does_not_hide_what_an_earlier_one_was_answered() {
-        let (_sender, peers) = watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
-        let heads = Heads::new(peers, ChannelOptions::default(), None);
+        let (_sender, peers) =
+            tokio::sync::watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
+        let heads = Heads::new(peers.into(), ChannelOptions::default(), None);
         let mut attempts = 0;
         let attempt = |_, _| {
             attempts += 1;
