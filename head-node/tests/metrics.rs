@@ -83,18 +83,22 @@ async fn what_a_head_counts_arrives_at_a_collector() {
     impatient.metadata_mut().insert("grpc-timeout", "80m".parse().unwrap());
     assert!(flight.clone().do_get(impatient).await.is_err());
     until(&grid, |stats| stats.requests == 6).await;
-    // a read whose rows are on their way
-    grid.shard.hold(true);
-    let mut fetching = flight.clone();
-    let volume = ask("MSFT", "").replace("close", "volume");
-    let fetching = tokio::spawn(async move { fetching.do_get(Ticket::new(volume)).await });
-    until(&grid, |stats| stats.in_flight_bytes > 0).await;
-    // and a read without a shard
+    // a read without a shard
     grid.shard.go_away();
     while grid.get(ask("AMZN", "")).await.is_ok() {
         tokio::task::yield_now().await;
     }
     grid.get(ask("AMZN", r#", "allow_stale": true"#)).await.unwrap();
+    grid.shard.come_back();
+    while grid.get(ask("AMZN", "")).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    // and a read whose rows are on their way
+    grid.shard.hold(true);
+    let mut fetching = flight.clone();
+    let volume = ask("MSFT", "").replace("close", "volume");
+    let fetching = tokio::spawn(async move { fetching.do_get(Ticket::new(volume)).await });
+    until(&grid, |stats| stats.in_flight_bytes > 0).await;
     telemetry.shutdown().await;
     fetching.abort();
     drop(stopped);

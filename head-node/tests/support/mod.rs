@@ -156,6 +156,10 @@ impl FakeShard {
         state.away = true;
         state.followers.clear();
     }
+    /// Follow it again.
+    pub fn come_back(&self) {
+        self.state.lock().unwrap().away = false;
+    }
     pub fn hold(&self, hold: bool) {
         self.hold.send_replace(hold);
     }
