@@ -20,6 +20,7 @@
 //! | [`shutdown`] | the signal that ends a process |
 //! | `gate` | knows which requests still run |
 //! | `rpc` | the span and the duration of one RPC, at either end |
+//! | `connector` | connections of channels and of exports, of one type |
 //! | `coalesce` | small writes of a connection, sent as one |
 //! | `testing` (feature `testing`) | an OTLP receiver that keeps what it got |
 
@@ -27,6 +28,7 @@ pub mod alloc;
 pub mod channel;
 pub mod clock;
 mod coalesce;
+mod connector;
 pub mod discovery;
 pub mod env;
 mod gate;

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::RwLock;
 use trellis_fabric::telemetry;
-use trellis_proto::{DatasetName, Result, SeriesQuery, Symbols, pb};
+use trellis_proto::{Code, DatasetName, Result, SeriesQuery, Symbols, pb};
 
 use crate::{
     answer::{AnswerLimits, Facts, Plan, STEP_BYTES, Shape},
@@ -46,6 +46,9 @@ const ADMISSION_LEASE: Duration = Duration::from_secs(10);
 
 /// Most shapes that are kept of one dataset: more than the combinations of fields that strategies ask for.
 const SHAPES_MAX: usize = 64;
+
+/// How long an error about an unknown symbol waits for the symbols of all shards, among which the one that was meant may be.
+const HINT_WAIT: Duration = Duration::from_secs(1);
 
 /// One head node, shared by its services.
 pub(crate) struct HeadNode {
@@ -161,7 +164,19 @@ impl HeadNode {
             symbols: &symbols,
             symbols_of_all: all,
         };
-        Plan::new(query, facts, self.limits)
+        let planned = Plan::new(query, facts, self.limits);
+        let unknown = planned.as_ref().is_err_and(|error| error.code() == Code::UnknownSymbol);
+        if !unknown || query.symbols == Symbols::All {
+            return planned;
+        }
+        // only the shards that would own the symbol were asked: another one may have the symbol that was meant
+        match tokio::time::timeout(HINT_WAIT, self.engine.symbols(&query.dataset)).await {
+            Ok(Ok(symbols)) => {
+                let facts = Facts { symbols: &symbols, symbols_of_all: symbols.len() as u64, ..facts };
+                Plan::new(query, facts, self.limits)
+            }
+            Ok(Err(_)) | Err(_) => planned,
+        }
     }
 
     /// The shape of answers with these fields, kept as long as the dataset's spec stays the same.

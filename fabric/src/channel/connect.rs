@@ -1,18 +1,17 @@
 //! One constructor for channels, so that every client of the grid is tuned alike.
 
-use std::time::Duration;
-
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
-use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     failure::{Reason, Unreachable},
     options::{ChannelOptions, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
     traced::Traced,
 };
-use crate::coalesce::Coalesced;
+use crate::{
+    coalesce::Coalesced,
+    connector::{Connector, boxed, tcp},
+};
 
 /// A channel that adds trace context and unit to every call. All clients of the grid use it.
 pub type PeerChannel = Traced<Channel>;
@@ -44,45 +43,11 @@ pub async fn connect_now(addr: &str, options: &ChannelOptions) -> Result<Channel
     connected.map_err(|error| Unreachable::new(addr, Reason::of(&error)))
 }
 
-/// Makes the connections of a channel. One type for all channels, because all of HTTP/2 is compiled once for each type of connection.
-pub(crate) type Connector = BoxCloneSyncService<http::Uri, TokioIo<Box<dyn Connection>>, BoxError>;
-
-/// A connection, plain or encrypted.
-pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
-
 /// As tonic's own connector, but small writes are sent together.
 fn connector(options: &ChannelOptions) -> Connector {
     boxed(tcp(options.connect_timeout), |stream: TokioIo<tokio::net::TcpStream>| {
         Coalesced::new(stream.into_inner())
     })
-}
-
-/// Connects by TCP. If a name has several addresses, each gets its part of the time, so that an address that does not answer leaves
-/// time for the next.
-pub(crate) fn tcp(timeout: Duration) -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(timeout));
-    tcp
-}
-
-/// A connector as a [`Connector`], whose connections pass through `wrap`.
-pub(crate) fn boxed<S, C>(
-    connector: S,
-    wrap: impl Fn(S::Response) -> C + Clone + Send + Sync + 'static,
-) -> Connector
-where
-    S: Service<http::Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
-    C: Connection + 'static,
-{
-    let wrapped = connector.map_response(move |stream| {
-        let boxed: Box<dyn Connection> = Box::new(wrap(stream));
-        TokioIo::new(boxed)
-    });
-    BoxCloneSyncService::new(wrapped.map_err(Into::into))
 }
 
 fn endpoint(addr: &str, options: &ChannelOptions) -> Result<Endpoint, Unreachable> {

@@ -24,7 +24,6 @@ mod pool;
 mod traced;
 
 pub use connect::{PeerChannel, connect, connect_now, connect_traced};
-pub(crate) use connect::{boxed, tcp};
 pub use failure::{Reason, Unreachable};
 pub use load::CONNECTIONS_MAX;
 pub use options::{

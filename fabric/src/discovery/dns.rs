@@ -21,11 +21,11 @@ use tokio::{
 };
 
 use super::{
+    doubt::Doubt,
     options::Options,
     peer::Peers,
     plan::{self, Answer, Failure, Note, State},
     url::DnsQuery,
-    watch::Doubt,
 };
 use crate::retry;
 

@@ -19,16 +19,19 @@
 //! | `url` | discovery URLs; pure |
 //! | `plan` | how an answer or a failure changes the state, and how long an answer is trusted; pure |
 //! | `dns` | asks DNS, again and again |
-//! | `watch` | [`watch()`], and the doubts of those who use its set |
+//! | `watch` | [`watch()`] |
+//! | `doubt` | what those who use a set tell discovery |
 
 mod dns;
+mod doubt;
 mod options;
 mod peer;
 mod plan;
 mod url;
 mod watch;
 
+pub use doubt::Doubt;
 pub use options::{DEFAULT_PORT, Options};
 pub use peer::{Peer, Peers};
 pub use url::{BadUrl, DnsQuery, Source};
-pub use watch::{DiscoveryError, Doubt, Watch, watch};
+pub use watch::{DiscoveryError, Watch, watch};

@@ -1,11 +1,10 @@
 //! A watch of the current peers.
 
-use std::sync::Arc;
-
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::{
     dns,
+    doubt::Doubt,
     options::Options,
     peer::Peers,
     url::{BadUrl, Source},
@@ -29,24 +28,6 @@ pub struct Watch {
     pub peers: watch::Receiver<Peers>,
     /// Where to tell that the set may be wrong.
     pub doubt: Doubt,
-}
-
-/// Tells discovery that a peer did not answer. A name may have a long TTL, and Docker's server says 600 s: without a doubt a peer that has
-/// moved would be looked for at its old address until the TTL is over. After a doubt discovery asks again soon, and at most every
-/// [`Options::doubt_min`].
-#[derive(Clone, Debug, Default)]
-pub struct Doubt(Arc<Notify>);
-
-impl Doubt {
-    /// A peer did not answer.
-    pub fn raise(&self) {
-        self.0.notify_one();
-    }
-
-    /// Returns at the first doubt since the last return. Cancel safe.
-    pub(super) async fn raised(&self) {
-        self.0.notified().await;
-    }
 }
 
 /// A set that somebody else keeps, and that no doubt changes.

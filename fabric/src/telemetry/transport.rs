@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
 use super::settings::Target;
-use crate::channel::{boxed, tcp};
+use crate::connector::{boxed, tcp};
 
 /// Largest answer to an export over HTTP. An answer is empty, or says in a sentence what was refused.
 const ANSWER_BYTES_MAX: usize = 64 << 10;

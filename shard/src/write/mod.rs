@@ -6,13 +6,14 @@
 //! | `request` | publishes, leases, changes and rewrites that the committer is asked for |
 //! | `committer` | one task for each dataset that makes its commits, one after the other |
 //! | `writer` | one commit at the next version |
-//! | `publish`, `judge` | a group of publishes as one commit; whether a publish may go into it |
+//! | `publish`, `judge`, `accepted` | a group of publishes as one commit; whether a publish may go into it; one that may |
 //! | `grant`, `lease` | leases as commits; who may be granted one |
 //! | `alter`, `evolve`, `convert` | changes by hand; a definition and its files made anew; rows made anew |
 //! | `rename` | a dataset gets another name |
 //! | `append`, `ledger` | checked rows; rows of the run ledger |
 //! | `room` | whether rows can be read back |
 
+mod accepted;
 mod alter;
 mod append;
 mod committer;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved, time::SECOND_NS};
 
 use super::{
-    judge::Accepted,
+    accepted::Accepted,
     request::{Right, Waiting},
     writer::{CONFLICTS_MAX, Writer, create},
 };

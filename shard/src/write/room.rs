@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use arrow_array::{cast::AsArray, types::Int64Type};
 use trellis_proto::{Code, Error, Result, time::format_time};
 
-use super::{judge::Accepted, request::Publish};
+use super::{accepted::Accepted, request::Publish};
 use crate::{
     error::corrupt,
     files::{DataFile, TS_NS},
