@@ -94,7 +94,10 @@ async fn check_log<F: Future<Output = ()>>(
 /// Checks the files of all datasets that this shard is home to, again and again, at the rate that the configuration allows.
 pub(crate) async fn scrub(shard: Arc<Shard>) {
     let rate = shard.config.upkeep.scrub_bytes;
-    while rate > 0 {
+    if rate == 0 {
+        return;
+    }
+    loop {
         round(&shard, rate, || tokio::time::sleep(READ_EVERY)).await;
         tokio::time::sleep(ROUND_EVERY).await;
     }

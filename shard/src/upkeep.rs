@@ -118,11 +118,18 @@ async fn maintain(shard: Arc<Shard>) {
         if sweep {
             swept = Some(Instant::now());
         }
-        for table in shard.catalog.all() {
-            let name = table.name.to_string();
-            if shard.check_home(&table.name).is_err() {
-                continue;
+        let mut tables = shard.catalog.all();
+        tables.retain(|table| shard.check_home(&table.name).is_ok());
+        // Before the slow steps: a start reads all entries after the checkpoint, of every table.
+        for table in &tables {
+            let Some(snapshot) = table.snapshot() else { continue };
+            if let Err(error) = checkpoint(&shard, table, &snapshot, &mut seen).await {
+                let name = table.name.to_string();
+                tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
+        }
+        for table in tables {
+            let name = table.name.to_string();
             let Some(snapshot) = table.snapshot() else { continue };
             if let Some(Ok(to)) = snapshot.moving().map(DatasetName::new)
                 && let Err(error) = finish_rename(
@@ -140,9 +147,6 @@ async fn maintain(shard: Arc<Shard>) {
             // A step that fails is tried again in the next round. Correctness needs none of them.
             if let Err(error) = compact(&shard, &table, &snapshot).await {
                 tracing::warn!(dataset = name, %error, "compaction failed");
-            }
-            if let Err(error) = checkpoint(&shard, &table, &snapshot, &mut seen).await {
-                tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
             }
             // The files of a dropped dataset stay until another dataset takes its table: old versions can be read.
             if sweep

@@ -45,6 +45,9 @@ pub const FIELDS: [&str; 2] = ["n", "x"];
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Life of a lease without renewal.
 const TTL_MS: u32 = 1_000;
+/// A publisher's pause between two publishes. Without one a table gets hundreds of commits between two kills, and a shard in a debug
+/// build takes longer to open them all than it lives.
+const PAUSE: Duration = Duration::from_millis(400);
 /// A killed publisher dies within this time after sending: about as long as a publish takes.
 const DEATH_WITHIN: Duration = Duration::from_millis(40);
 /// Midnight of the first session, 2016-01-01.
@@ -291,6 +294,7 @@ impl Output {
         let (mut instance, mut known_at) = (0, i64::MIN);
         let mut lease = self.lease(&client, instance).await?;
         while !*stop.borrow() {
+            tokio::time::sleep(PAUSE).await;
             let _working = self.still.read().await;
             let (n, session) = self.begin(&mut rng).await;
             pulse.sent.send_modify(|sent| *sent += 1);
