@@ -88,7 +88,7 @@ impl Log {
         Ok(self.listing().await?.newest().is_some())
     }
 
-    /// Loads the newest state, which is durable then; `None`: there is no table.
+    /// Loads the newest state. Its log entry is durable when this returns. `None`: there is no table.
     ///
     /// # Errors
     /// [`Code::DataCorrupt`] naming the log entry that cannot be read.
@@ -462,10 +462,64 @@ fn whole(snapshot: &SnapshotRef, engine: &dyn Engine) -> DeltaResult<(Definition
 mod tests {
     use std::time::SystemTime;
 
+    use parking_lot::Mutex;
     use serde_json::{Value, json};
+    use trellis_proto::Error;
 
     use super::*;
-    use crate::testing::Grid;
+    use crate::{
+        clock::WallClock,
+        files::{DurableLocal, Lake, Settle},
+        shard::Shard,
+        testing::Grid,
+    };
+
+    /// A disk that cannot make the names in `stuck` durable.
+    #[derive(Debug, Default)]
+    struct Names {
+        stuck: Mutex<Vec<u64>>,
+    }
+
+    #[async_trait::async_trait]
+    impl Settle for Names {
+        async fn settle(&self, location: &Path) -> object_store::Result<()> {
+            let stuck = self
+                .stuck
+                .lock()
+                .iter()
+                .any(|version| location.as_ref().ends_with(entry_path(*version).as_ref()));
+            if stuck {
+                Err(object_store::Error::Generic { store: "disk", source: "it hangs".into() })
+            } else {
+                Ok(())
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_entry_of_another_shard_is_not_believed_before_it_is_durable() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let names = Arc::new(Names::default());
+        let config = grid.shard.config.clone();
+        let open = async || -> Result<Arc<Shard>, Error> {
+            let lake = Lake::over(Arc::new(DurableLocal::default()), Some(names.clone()), &config.lake)?;
+            Shard::over(config.clone(), lake, WallClock::system()).await
+        };
+        let table = open().await.unwrap().catalog.entry(&grid.table().name);
+        let version = || table.snapshot().unwrap().version;
+
+        grid.import(&[("A", 1, 1.0)]).await.unwrap();
+        *names.stuck.lock() = vec![1];
+        table.refresh().await.unwrap_err();
+        assert_eq!(version(), 0, "nobody is told of version 1");
+        // nor by a shard that starts
+        let log = open().await.unwrap().catalog.entry(&grid.table().name);
+        assert!(log.snapshot().is_none());
+        names.stuck.lock().clear();
+        table.refresh().await.unwrap();
+        assert_eq!(version(), 1);
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn old_entries_and_checkpoints_go_when_a_later_checkpoint_covers_them() {
