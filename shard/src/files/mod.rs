@@ -33,5 +33,5 @@ pub(crate) use self::{
         exact_column, exact_schema, exact_time, has_retracted_column, readable_ts, spec_difference, spec_of,
         table_properties, wire_field, wire_time,
     },
-    store::{Folder, Lake, sweep_staged},
+    store::{Collected, Folder, Lake, sweep_staged},
 };

@@ -241,21 +241,37 @@ async fn durable_put_off_thread(path: PathBuf, parts: Vec<Bytes>, create: bool) 
 }
 
 /// A multipart write, collected in memory. Only checkpoints are written in parts, some megabytes at most.
-#[derive(Debug)]
-struct DurableUpload {
-    path: PathBuf,
+pub(crate) struct Collected<F> {
     parts: Vec<Bytes>,
+    write: F,
+}
+
+impl<F> Collected<F> {
+    /// `write` writes all parts at once.
+    pub(crate) fn new(write: F) -> Self {
+        Self { parts: Vec::new(), write }
+    }
+}
+
+impl<F> std::fmt::Debug for Collected<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Collected").field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
 }
 
 #[async_trait::async_trait]
-impl MultipartUpload for DurableUpload {
+impl<F, W> MultipartUpload for Collected<F>
+where
+    F: Fn(Vec<Bytes>) -> W + Send + Sync,
+    W: Future<Output = Result<PutResult>> + Send,
+{
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.parts.extend(data.iter().cloned());
+        self.parts.extend(data);
         Box::pin(std::future::ready(Ok(())))
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        durable_put_off_thread(self.path.clone(), std::mem::take(&mut self.parts), false).await
+        (self.write)(std::mem::take(&mut self.parts)).await
     }
 
     async fn abort(&mut self) -> Result<()> {
@@ -284,7 +300,7 @@ impl ObjectStore for DurableLocal {
         _: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let path = self.inner.path_to_filesystem(location)?;
-        Ok(Box::new(DurableUpload { path, parts: Vec::new() }))
+        Ok(Box::new(Collected::new(move |parts| durable_put_off_thread(path.clone(), parts, false))))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {

@@ -7,14 +7,14 @@
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::{FutureExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use object_store::{
     CopyOptions, DynObjectStore, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart, path::Path,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, path::Path,
 };
 
 use super::listing::{Kind, checksum_path, log_file};
-use crate::files::checksum_text;
+use crate::files::{Collected, checksum_text};
 
 /// The store.
 #[derive(Debug)]
@@ -60,7 +60,11 @@ impl ObjectStore for Summed {
         _: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let (inner, path) = (self.inner.clone(), location.clone());
-        Ok(Box::new(Upload { inner, path, parts: Vec::new() }))
+        let write = move |parts: Vec<Bytes>| {
+            let (inner, path) = (inner.clone(), path.clone());
+            async move { put(inner.as_ref(), &path, parts.into_iter().collect(), PutOptions::default()).await }
+        };
+        Ok(Box::new(Collected::new(write)))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -93,31 +97,5 @@ impl ObjectStore for Summed {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
-    }
-}
-
-/// A write in parts, collected in memory: a checkpoint has some megabytes.
-#[derive(Debug)]
-struct Upload {
-    inner: Arc<DynObjectStore>,
-    path: Path,
-    parts: Vec<Bytes>,
-}
-
-#[async_trait::async_trait]
-impl MultipartUpload for Upload {
-    fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.parts.extend(data);
-        std::future::ready(Ok(())).boxed()
-    }
-
-    async fn complete(&mut self) -> Result<PutResult> {
-        let payload = std::mem::take(&mut self.parts).into_iter().collect();
-        put(self.inner.as_ref(), &self.path, payload, PutOptions::default()).await
-    }
-
-    async fn abort(&mut self) -> Result<()> {
-        self.parts.clear();
-        Ok(())
     }
 }
