@@ -101,7 +101,7 @@ impl Ledger {
 /// Appends a record, again and again while that may help. Tells whether the first attempt succeeded.
 async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: oneshot::Sender<bool>) {
     let begun = Instant::now();
-    let (mut tell, mut kept) = (Some(tell), None);
+    let (mut tell, mut kept, mut warned) = (Some(tell), None, false);
     let mut pauses = Pauses::new(RETRY_MIN, RETRY_MAX);
     loop {
         let appended = ledger.append(vec![record.clone()]).await;
@@ -117,7 +117,10 @@ async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: onesho
             tracing::error!(%error, unit = record.unit, run_id = record.run_id, "a write cannot be recorded in the ledger");
             return;
         }
-        tracing::warn!(%error, unit = record.unit, run_id = record.run_id, "a write is not in the ledger yet");
+        // Once for a record: while its shard is away, thousands may wait and try again.
+        if !std::mem::replace(&mut warned, true) {
+            tracing::warn!(%error, unit = record.unit, run_id = record.run_id, "a write is not in the ledger yet");
+        }
         time::sleep(pauses.next_pause()).await;
     }
 }
