@@ -1,4 +1,4 @@
-//! How connections are made: those of the grid's channels, and those of exports.
+//! Makes the connections of the grid's channels, and those on which telemetry is exported.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What those who use a set of peers tell discovery.
+//! The users of a set of peers tell discovery that a peer did not answer.
 
 use std::sync::Arc;
 

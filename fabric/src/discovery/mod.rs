@@ -20,7 +20,7 @@
 //! | `plan` | how an answer or a failure changes the state, and how long an answer is trusted; pure |
 //! | `dns` | asks DNS, again and again |
 //! | `watch` | [`watch()`] |
-//! | `doubt` | what those who use a set tell discovery |
+//! | `doubt` | how the users of a set tell discovery that a peer did not answer |
 
 mod dns;
 mod doubt;

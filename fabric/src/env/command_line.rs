@@ -13,7 +13,7 @@ const EXIT_USAGE: i32 = 2;
 /// What a probe asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// Whether the server listens. A container that does not is started anew.
+    /// Whether the server listens. If it does not, the cluster starts its container again.
     Lives,
     /// Whether it can do its work, too. Others wait for it.
     Ready,

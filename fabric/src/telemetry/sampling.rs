@@ -13,7 +13,8 @@ use std::{
 use opentelemetry::trace::SpanContext;
 use tracing::Span;
 
-/// Of this many requests whose caller has no trace, one begins a trace: with it traces cost a hit less than 1 % of its processor time.
+/// Of this many requests whose caller has no trace, one begins a trace. In `make bench` a traced hit took up to 1.8 times the processor
+/// time of one without a span, so traces of one hit in a hundred cost less than 1 %.
 const REQUESTS_PER_TRACE: u64 = 100;
 
 static EXPORTING: AtomicBool = AtomicBool::new(false);
@@ -50,7 +51,7 @@ pub(super) fn set_measuring(on: bool) {
 pub(crate) fn has_span(caller: &SpanContext) -> bool {
     let caller = caller.is_valid().then(|| caller.is_sampled());
     decide(SAMPLER_NAMED.load(Ordering::Relaxed), caller, || {
-        // a new hasher has random keys
+        // Rust gives each new hasher another random key, so the hash of nothing is a random number
         RandomState::new().build_hasher().finish().is_multiple_of(REQUESTS_PER_TRACE)
     })
 }
