@@ -474,6 +474,7 @@ impl Shard {
             watermark: None,
             effect: Effect::Adds,
             note: serde_json::json!({"runs": records.len()}),
+            _held: None,
             spec: spec.clone(),
         };
         let ack = self.committers.of(&self.catalog.entry(&spec.dataset)).publish(publish).await?;

@@ -252,17 +252,7 @@ impl Grid {
         effect: Effect,
         session: Option<SessionKey>,
     ) -> Result<pb::PublishAck> {
-        let spec = Arc::new(spec());
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.0))),
-            Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.1))),
-            Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.2))),
-        ];
-        let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap()).unwrap();
-        let digest = rows.digest(run_id).unwrap();
-        let note = serde_json::Value::Null;
-        let run_id = run_id.to_owned();
-        let publish = Publish { right, spec, rows, run_id, digest, session, watermark, effect, note };
+        let publish = publish(right, run_id, rows, watermark, effect, session);
         self.shard.committers.of(&self.table()).publish(publish).await
     }
 
@@ -384,4 +374,26 @@ async fn collect(
     }
     assert!(awaited.is_empty());
     rows
+}
+
+/// A publish of these rows that nobody has sent.
+pub(crate) fn publish(
+    right: Right,
+    run_id: &str,
+    rows: &[(&str, i64, f64)],
+    watermark: Option<i64>,
+    effect: Effect,
+    session: Option<SessionKey>,
+) -> Publish {
+    let spec = Arc::new(spec());
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.0))),
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.1))),
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.2))),
+    ];
+    let rows = Rows::trusted(&RecordBatch::try_new(rows_schema(&spec), columns).unwrap()).unwrap();
+    let digest = rows.digest(run_id).unwrap();
+    let note = serde_json::Value::Null;
+    let run_id = run_id.to_owned();
+    Publish { right, spec, rows, run_id, digest, session, watermark, effect, note, _held: None }
 }

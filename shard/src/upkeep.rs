@@ -334,6 +334,7 @@ mod tests {
             grid.probe.fail(part, std::io::ErrorKind::Other, when);
             let base = table.snapshot().unwrap();
             assert!(compact(&grid.shard, &table, &base).await.is_err());
+            assert_eq!(table.uncommitted(), 0, "{part} {when:?}");
             let grid = grid.restart().await;
             assert_eq!(grid.rows("A").await, before, "{part} {when:?}");
             let table = grid.table();

@@ -3,10 +3,9 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `service` | the calls of `trellis.v1.Shard` |
-//! | `receive`, `pending` | receiving a publish; the bytes of all publishes in memory |
+//! | `receive` | receiving a publish |
 //! | `watch` | the stream of one watcher |
 
-mod pending;
 mod receive;
 mod service;
 mod watch;

@@ -2,19 +2,19 @@
 
 use std::{sync::Arc, time::Instant};
 
+use arrow_array::RecordBatch;
 use chrono::NaiveDate;
 use serde_json::json;
 use tonic::Streaming;
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, pb, runs::OWN_PREFIX, time::DAY_NS};
 
-use super::pending::Pending;
 use crate::{
     error::lost_task,
     files::check_spec,
     shard::Shard,
     table::{Holder, SessionKey},
     wire::Decoder,
-    write::{Effect, ID_BYTES_MAX, Publish, Right, Rows},
+    write::{Effect, Held, ID_BYTES_MAX, Pending, Publish, Right, Rows, check_columns, made_bytes},
 };
 
 /// Receives, checks and commits one publish.
@@ -77,8 +77,19 @@ async fn checked(
         return Err(Error::new(Code::TooLarge, text));
     }
 
-    let (mut decoder, mut batches, mut rows, mut bytes) = (Decoder::default(), Vec::new(), 0, 0);
-    let mut pending = pending.guard();
+    // The columns that the rows have: those of keys are no fields.
+    let columns = match header.retract {
+        true => Arc::new(DatasetSpec { fields: Vec::new(), ..DatasetSpec::clone(&spec) }),
+        false => spec.clone(),
+    };
+    let mut arrived = Arrived {
+        columns,
+        decoder: Decoder::default(),
+        batches: Vec::new(),
+        rows: 0,
+        held: pending.held(),
+        most: Most { kind: kind(&right), rows: rows_max, bytes: bytes_max },
+    };
     let mut received = 0;
     loop {
         let ipc = match next(&mut messages).await? {
@@ -96,28 +107,13 @@ async fn checked(
             }
         };
         received += 1;
-        bytes += ipc.data_body.len() + ipc.data_header.len();
-        if bytes > bytes_max {
-            return Err(too_large("bytes", bytes_max, &right));
-        }
-        pending.add(ipc.data_body.len())?;
         // A malformed buffer may panic inside the decoder. On another thread the panic becomes an error.
-        let (back, batch) = tokio::task::spawn_blocking(move || {
-            let batch = decoder.read(&ipc);
-            (decoder, batch)
-        })
-        .await
-        .map_err(|_| Error::new(Code::BadRows, "the rows are not valid Arrow IPC"))?;
-        decoder = back;
-        if let Some(batch) = batch? {
-            rows += batch.num_rows();
-            if rows > rows_max {
-                return Err(too_large("rows", rows_max, &right));
-            }
-            batches.push(batch);
-        }
+        arrived = tokio::task::spawn_blocking(move || arrived.with(&ipc))
+            .await
+            .map_err(|_| Error::new(Code::BadRows, "the rows are not valid Arrow IPC"))??;
     }
-    let Some(arrived) = decoder.schema().cloned() else {
+    let Arrived { columns, decoder, batches, held, .. } = arrived;
+    let Some(schema) = decoder.schema().cloned() else {
         return Err(Error::new(Code::BadRows, "the publish has no schema, and so no rows"));
     };
     // Without the dataset's name, which may change.
@@ -127,15 +123,11 @@ async fn checked(
         None if header.retract => Effect::Retracts,
         None => Effect::Adds,
     };
-    let (rows, digest) = {
-        let (spec, keys) = (spec.clone(), effect == Effect::Retracts);
-        let check = move || -> Result<(Rows, String)> {
-            let rows = match keys {
-                true => Rows::check_keys(&spec, &arrived, batches)?,
-                false => Rows::check(&spec, &arrived, batches, within)?,
-            };
+    let (rows, digest, held) = {
+        let check = move || -> Result<(Rows, String, Held)> {
+            let rows = Rows::check(&columns, &schema, batches, within)?;
             let digest = rows.digest(&scope)?;
-            Ok((rows, digest))
+            Ok((rows, digest, held))
         };
         tokio::task::spawn_blocking(check).await.map_err(|e| lost_task("checking rows", e))??
     };
@@ -155,7 +147,8 @@ async fn checked(
         Right::Import { .. } | Right::Ledger => None,
     };
     let run_id = header.run_id;
-    let publish = Publish { right, spec, rows, run_id, digest, session, watermark, effect, note };
+    let publish =
+        Publish { right, spec, rows, run_id, digest, session, watermark, effect, note, _held: Some(held) };
     shard.committers.of(&shard.catalog.entry(name)).publish(publish).await
 }
 
@@ -169,14 +162,62 @@ async fn next(messages: &mut Streaming<pb::PublishMessage>) -> Result<pb::publis
     }
 }
 
-fn too_large(what: &str, most: usize, right: &Right) -> Error {
-    let kind = match right {
+fn kind(right: &Right) -> &'static str {
+    match right {
         Right::Session { .. } | Right::Once { .. } => "publish",
         Right::Import { .. } => "import",
         Right::Ledger => "record",
-    };
-    Error::new(Code::TooLarge, format!("a {kind} has at most {most} {what}"))
-        .hint("send it in several parts, each with a run id of its own")
+    }
+}
+
+/// Most rows and bytes of one publish.
+struct Most {
+    kind: &'static str,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Most {
+    fn exceeded(&self, most: usize, what: &str) -> Error {
+        Error::new(Code::TooLarge, format!("the {} has more than {most} {what}", self.kind))
+            .hint("send it in several parts, each with a run id of its own")
+    }
+}
+
+/// What has arrived of one publish.
+struct Arrived {
+    columns: Arc<DatasetSpec>,
+    decoder: Decoder,
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    held: Held,
+    most: Most,
+}
+
+impl Arrived {
+    /// Adds a message. Counts the memory that its rows need here, before it is taken: for the message, and for the plain text that is made
+    /// of it.
+    fn with(mut self, ipc: &pb::IpcMessage) -> Result<Self> {
+        let Self { columns, decoder, batches, rows, held, most } = &mut self;
+        let mut take = |bytes: usize| match held.bytes().checked_add(bytes) {
+            Some(all) if all <= most.bytes => held.add(bytes),
+            _ => Err(most.exceeded(most.bytes, "bytes, with its text written out for each row")),
+        };
+        take(ipc.data_body.len() + ipc.data_header.len())?;
+        let first = decoder.schema().is_none();
+        let batch = decoder.read(ipc, &mut take)?;
+        if let (true, Some(schema)) = (first, decoder.schema()) {
+            check_columns(columns, schema)?;
+        }
+        let Some(batch) = batch else { return Ok(self) };
+        *rows = rows.saturating_add(batch.num_rows());
+        if *rows > most.rows {
+            return Err(most.exceeded(most.rows, "rows"));
+        }
+        take(made_bytes(&batch))?;
+        batches.push(batch);
+        Ok(self)
+    }
 }
 
 fn check_header(header: &pb::PublishHeader) -> Result<()> {

@@ -8,8 +8,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::pb;
 
-use super::{pending::Pending, receive, watch::watch};
-use crate::shard::Shard;
+use super::{receive, watch::watch};
+use crate::{shard::Shard, write::Pending};
 
 /// Messages of one fetch that wait for its client. A slow client holds these and one wave.
 const FETCH_QUEUE: usize = 4;

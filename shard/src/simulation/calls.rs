@@ -215,7 +215,8 @@ async fn publish(shard: &Shard, right: Right, run_id: String, sent: &Sent) -> Re
     // No two runs are taken for the same: their rows differ, unless there are none.
     let digest = rows.digest(&run_id)?;
     let (session, effect) = (sent.session(), sent.effect.clone());
-    let publish = Publish { right, spec, rows, run_id, digest, session, watermark: None, effect, note };
+    let publish =
+        Publish { right, spec, rows, run_id, digest, session, watermark: None, effect, note, _held: None };
     let table = shard.catalog.entry(&DatasetName::new(DATASET)?);
     shard.committers.of(&table).publish(publish).await
 }

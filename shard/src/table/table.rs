@@ -147,6 +147,12 @@ impl Table {
         self.written.lock().remove(path);
     }
 
+    /// How many files have an index that waits for a commit.
+    #[cfg(test)]
+    pub(crate) fn uncommitted(&self) -> usize {
+        self.written.lock().len()
+    }
+
     /// Forgets a file that was written but not committed, and removes it.
     pub(crate) async fn discard(&self, path: &str) {
         use object_store::ObjectStoreExt;

@@ -8,8 +8,10 @@ use std::{collections::BTreeSet, ops::Range};
 use arrow_array::{
     Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray,
     cast::AsArray,
+    downcast_dictionary_array,
     types::{Float32Type, Float64Type, Int64Type, TimestampNanosecondType},
 };
+use arrow_buffer::ArrowNativeType;
 use arrow_schema::{DataType, Schema, TimeUnit};
 use sha2::{Digest, Sha256};
 use trellis_proto::{
@@ -97,15 +99,6 @@ impl Rows {
         let batch = arrow_select::take::take_record_batch(&joined, &order)
             .map_err(|e| internal("sorting rows", e))?;
         Ok(Self { batch })
-    }
-
-    /// Checks `batches` of keys: their columns are `symbol` and `ts` alone.
-    ///
-    /// # Errors
-    /// As [`Self::check`].
-    pub(crate) fn check_keys(spec: &DatasetSpec, schema: &Schema, batches: Vec<RecordBatch>) -> Result<Self> {
-        let keys = DatasetSpec { fields: Vec::new(), ..spec.clone() };
-        Self::check(&keys, schema, batches, None)
     }
 
     /// Rows that the shard itself made: in the shape of [`rows_schema`], in any order.
@@ -299,6 +292,65 @@ impl Problems {
     }
 }
 
+/// Bytes of one column of a batch beside its values.
+const COLUMN_BYTES: usize = 256;
+
+/// Bytes that [`Rows::check`] makes of `batch` beside what has arrived: all text becomes plain. A value of a dictionary is written out for
+/// each row that has it, and so is a part of a buffer that many views show. The batch must be of columns that [`check_columns`] takes.
+pub(crate) fn made_bytes(batch: &RecordBatch) -> usize {
+    batch
+        .columns()
+        .iter()
+        .map(|column| COLUMN_BYTES.saturating_add(plain_bytes(column)))
+        .fold(0, usize::saturating_add)
+}
+
+/// Bytes of a column of text once it is plain; 0 for one that is not converted.
+fn plain_bytes(column: &ArrayRef) -> usize {
+    if matches!(column.data_type(), DataType::Utf8) || !is_text(column.data_type()) {
+        return 0;
+    }
+    let mut bytes = column.len().saturating_mul(size_of::<i32>());
+    each_length(column, &mut |length| bytes = bytes.saturating_add(length));
+    bytes
+}
+
+/// The length of each text of a column, in order; 0 if it is null.
+fn each_length(column: &ArrayRef, see: &mut dyn FnMut(usize)) {
+    let of = |i: usize, length: usize| if column.is_null(i) { 0 } else { length };
+    downcast_dictionary_array!(
+        column => {
+            let mut lengths = Vec::with_capacity(column.values().len());
+            each_length(column.values(), &mut |length| lengths.push(length));
+            for key in column.keys() {
+                see(key.and_then(|key| lengths.get(key.as_usize()).copied()).unwrap_or(0));
+            }
+        },
+        DataType::Utf8 => {
+            let text = column.as_string::<i32>();
+            (0..text.len()).for_each(|i| see(of(i, text.value_length(i) as usize)));
+        }
+        DataType::LargeUtf8 => {
+            let text = column.as_string::<i64>();
+            (0..text.len()).for_each(|i| see(of(i, text.value_length(i) as usize)));
+        }
+        DataType::Utf8View => {
+            // The first four bytes of a view are the length.
+            let views = column.as_string_view().views();
+            views.iter().enumerate().for_each(|(i, view)| see(of(i, *view as u32 as usize)));
+        }
+        _ => {}
+    );
+}
+
+/// Checks that `schema` has the columns of the dataset and no others, before any rows are read.
+///
+/// # Errors
+/// [`Code::BadRows`] naming columns.
+pub(crate) fn check_columns(spec: &DatasetSpec, schema: &Schema) -> Result<()> {
+    match_columns(spec, schema).map(|_| ())
+}
+
 /// Position in `schema` of `symbol`, `ts` and every field, in this order.
 fn match_columns(spec: &DatasetSpec, schema: &Schema) -> Result<Vec<usize>> {
     let mut problems = Problems::default();
@@ -472,6 +524,7 @@ mod tests {
     use std::sync::Arc;
 
     use arrow_array::{TimestampMicrosecondArray, TimestampSecondArray};
+    use proptest::prelude::*;
     use trellis_proto::{ChunkSpan, DatasetName, name::FieldName, time::DAY_NS};
 
     use super::*;
@@ -571,5 +624,32 @@ mod tests {
         let schema = rows.schema();
         let error = Rows::check(&spec(true), &schema, vec![rows], Some(0..DAY_NS)).unwrap_err();
         assert!(error.message().starts_with("row 1: ts 1970-01-02"), "{}", error.message());
+    }
+
+    proptest! {
+        #[test]
+        fn text_of_every_form_counts_as_much_as_it_takes_once_it_is_plain(
+            texts in prop::collection::vec(prop::option::of(".{0,40}"), 0..30),
+        ) {
+            let plain = StringArray::from(texts);
+            let of = |t: DataType| Box::new(t);
+            let keys = || of(DataType::Int8);
+            for form in [
+                DataType::LargeUtf8,
+                DataType::Utf8View,
+                DataType::Dictionary(keys(), of(DataType::Utf8)),
+                DataType::Dictionary(keys(), of(DataType::LargeUtf8)),
+                DataType::Dictionary(keys(), of(DataType::Utf8View)),
+            ] {
+                prop_assert!(is_text(&form));
+                let column = arrow_cast::cast(&plain, &form).unwrap();
+                let written = plain.iter().flatten().map(str::len).sum::<usize>() + 4 * plain.len();
+                prop_assert_eq!(plain_bytes(&column), written, "{}", form);
+                let batch = RecordBatch::try_from_iter_with_nullable([("symbol", column, true)]).unwrap();
+                prop_assert_eq!(made_bytes(&batch), COLUMN_BYTES + written);
+            }
+            let plain: ArrayRef = Arc::new(plain);
+            prop_assert_eq!(plain_bytes(&plain), 0);
+        }
     }
 }

@@ -83,7 +83,8 @@ impl Committer {
 
     /// Commits rows. Returns when they are on the disk and every connected watcher has applied them.
     ///
-    /// Not cancel safe: a dropped call may still commit. With a run id it is safe to ask again.
+    /// A call that is dropped before its turn does nothing; one that is dropped later may still commit. With a run id it is safe to ask
+    /// again.
     pub(crate) async fn publish(&self, publish: Publish) -> Result<pb::PublishAck> {
         self.ask(|reply| Command::Publish(Box::new(publish), reply)).await?
     }
@@ -137,6 +138,8 @@ impl Writer {
                 },
             };
             match command {
+                // Its publisher has left before its turn.
+                Command::Publish(_, reply) if reply.is_closed() => {}
                 Command::Publish(publish, reply) => {
                     let (group, other) = gather((publish, reply), &mut commands);
                     next = other;
@@ -164,7 +167,13 @@ impl Writer {
 
     async fn rewrite(&mut self, rewrite: Rewrite) -> Result<bool> {
         for _ in 0..CONFLICTS_MAX {
-            let snapshot = self.look().await?;
+            let snapshot = match self.look().await {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    self.discard(&rewrite.adds).await;
+                    return Err(error);
+                }
+            };
             let all_there = snapshot.as_ref().is_some_and(|s| {
                 s.moving().is_none()
                     && rewrite.removes.iter().all(|r| s.files.iter().any(|f| f.file.path == r.path))
@@ -183,12 +192,13 @@ impl Writer {
                 actions.add(&file.file, &file.stats, false, now_ms);
             }
             // Not through `commit`, which would remove the files: they are as good for the next version.
-            match self.table.log.commit(snapshot.version + 1, &actions).await? {
-                Committed::Yes => {
+            match self.table.log.commit(snapshot.version + 1, &actions).await {
+                Ok(Committed::Yes) => {
                     self.look().await?;
                     return Ok(true);
                 }
-                Committed::Taken => {}
+                Ok(Committed::Taken) => {}
+                Err(error) => return Err(self.failed(snapshot.version + 1, &rewrite.adds, error).await),
             }
         }
         self.discard(&rewrite.adds).await;
@@ -202,6 +212,7 @@ fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waitin
     let mut group = vec![first];
     while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX && !group[0].0.goes_alone() {
         match commands.try_recv() {
+            Ok(Command::Publish(_, reply)) if reply.is_closed() => {}
             Ok(Command::Publish(publish, reply)) if !publish.goes_alone() => {
                 rows += publish.rows.len();
                 group.push((publish, reply));
@@ -211,4 +222,46 @@ fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waitin
         }
     }
     (group, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        testing::{Grid, publish},
+        write::{Effect, Pending, Right},
+    };
+
+    // On one thread, so the committer does not run before the test waits.
+    #[tokio::test]
+    async fn a_publish_whose_publisher_left_counts_until_its_turn_and_is_not_committed() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let committer = grid.shard.committers.of(&grid.table());
+        let pending = Pending::new(10);
+        for behind in [false, true] {
+            let mut held = pending.held();
+            held.add(8).unwrap();
+            let import = |ts| {
+                publish(Right::Import { known_at: None }, "", &[("A", ts, 2.0)], None, Effect::Adds, None)
+            };
+            let mut first = Box::pin(committer.publish(import(2)));
+            if behind {
+                assert!(futures::poll!(&mut first).is_pending());
+            }
+            let mut left = Box::pin(committer.publish(Publish { _held: Some(held), ..import(1) }));
+            assert!(futures::poll!(&mut left).is_pending());
+            drop(left);
+            assert_eq!(
+                pending.held().add(3).unwrap_err().code(),
+                Code::Overloaded,
+                "its rows are in the queue"
+            );
+            first.await.unwrap();
+            pending.held().add(10).unwrap();
+            let times: std::collections::BTreeSet<i64> =
+                grid.rows("A").await.iter().map(|row| row.0).collect();
+            assert_eq!(times, [0, 2].into());
+        }
+    }
 }

@@ -12,6 +12,7 @@
 //! | `rename` | a dataset gets another name |
 //! | `append`, `ledger` | checked rows; rows of the run ledger |
 //! | `room` | whether rows can be read back |
+//! | `pending` | a bound on the bytes of all publishes in memory |
 
 mod accepted;
 mod alter;
@@ -23,6 +24,7 @@ mod grant;
 mod judge;
 mod lease;
 mod ledger;
+mod pending;
 mod publish;
 mod rename;
 mod request;
@@ -32,10 +34,11 @@ mod writer;
 #[cfg(test)]
 pub(crate) use self::append::rows_schema;
 pub(crate) use self::{
-    append::Rows,
+    append::{Rows, check_columns, made_bytes},
     committer::Committers,
     lease::granted_ttl,
     ledger::{LEDGER_RECORDS_MAX, ledger_rows, ledger_spec},
+    pending::{Held, Pending},
     rename::{finish_rename, rename_dataset},
     request::{Acquisition, Change, ChangeKind, Effect, ID_BYTES_MAX, Publish, Rewrite, Right},
 };

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use trellis_proto::{DatasetName, DatasetSpec, Result, pb, spec::Alteration};
 
-use super::append::Rows;
+use super::{append::Rows, pending::Held};
 use crate::{
     files::{FileRef, WrittenFile},
     table::{Holder, SessionKey},
@@ -55,6 +55,8 @@ pub(crate) struct Publish {
     pub(crate) effect: Effect,
     /// For people: the commit's metadata has it.
     pub(crate) note: Value,
+    /// The memory that its rows count for; `None` for rows that the shard made.
+    pub(crate) _held: Option<Held>,
 }
 
 impl Publish {

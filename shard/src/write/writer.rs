@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use trellis_proto::{Code, DatasetSpec, Result};
+use trellis_proto::{Code, DatasetSpec, Error, Result};
 
 use super::lease::Lease;
 use crate::{
@@ -58,18 +58,21 @@ impl Writer {
                 self.discard(files).await;
                 Ok(None)
             }
-            Err(error) => {
-                // A disk that takes no writes has not committed, and there is no commit to a table that is gone. After any other
-                // error the outcome is open.
-                let refused = matches!(error.code(), Code::StorageFull | Code::DataCorrupt);
-                if refused && matches!(self.table.log.read(version).await, Ok(None)) {
-                    self.discard(files).await;
-                } else {
-                    files.iter().for_each(|file| self.table.forget(&file.file.path));
-                }
-                Err(error.dataset(&self.table.name))
-            }
+            Err(error) => Err(self.failed(version, files, error).await),
         }
+    }
+
+    /// The error of a commit that failed, after its files are forgotten or removed.
+    pub(super) async fn failed(&self, version: u64, files: &[WrittenFile], error: Error) -> Error {
+        // A disk that takes no writes has not committed, and there is no commit to a table that is gone. After any other
+        // error the outcome is open.
+        let refused = matches!(error.code(), Code::StorageFull | Code::DataCorrupt);
+        if refused && matches!(self.table.log.read(version).await, Ok(None)) {
+            self.discard(files).await;
+        } else {
+            files.iter().for_each(|file| self.table.forget(&file.file.path));
+        }
+        error.dataset(&self.table.name)
     }
 
     /// Removes files that were written and never become part of the table.

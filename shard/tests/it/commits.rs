@@ -1,5 +1,12 @@
 //! Publishes, imports, leases and the ledger: accepted, refused, and kept over restarts.
 
+use std::sync::Arc;
+
+use arrow_array::{
+    ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, StringViewArray,
+    TimestampNanosecondArray, builder::make_view,
+};
+use arrow_buffer::Buffer;
 use futures::future::join_all;
 use trellis_proto::{Code, FieldType, pb};
 
@@ -433,4 +440,44 @@ async fn the_ledger_is_a_dataset_that_only_the_grid_writes() {
     let refused = import(client, "trellis.runs", &[("A", 0, 1.0)]).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_whose_dictionary_would_become_gigabytes_is_refused_before_it_does() {
+    const TEXT_BYTES: usize = 16 << 20;
+    let lake = tempfile::tempdir().unwrap();
+    let (child, address) = spawn(lake.path(), &[]).await;
+    let mut client = connect(&address).await;
+    let mut spec = spec("d.a");
+    spec.fields[0].data_type = FieldType::String;
+    let batch = |rows: usize, text: ArrayRef| {
+        let ts = TimestampNanosecondArray::from_iter_values(0..rows as i64).with_timezone("UTC");
+        RecordBatch::try_from_iter_with_nullable([
+            ("symbol", Arc::new(StringArray::from(vec!["A"; rows])) as ArrayRef, false),
+            ("ts", Arc::new(ts) as ArrayRef, false),
+            ("value", text, true),
+        ])
+        .unwrap()
+    };
+    // 1.6 GB, and 25 GB.
+    for rows in [100, 1_600] {
+        let text = Arc::new(StringArray::from(vec!["x".repeat(TEXT_BYTES)]));
+        let dictionary = DictionaryArray::new(Int32Array::from(vec![0; rows]), text);
+        // Each view shows the same bytes.
+        let bytes = Buffer::from("x".repeat(TEXT_BYTES).into_bytes());
+        let shown = make_view(bytes.as_slice(), 0, 0);
+        let views = StringViewArray::new(vec![shown; rows].into(), vec![bytes], None);
+        for text in [Arc::new(dictionary) as ArrayRef, Arc::new(views)] {
+            let refused = send(&mut client, import_header(&spec), &[batch(rows, text)]).await.unwrap_err();
+            assert_eq!(refused.code(), Code::TooLarge, "{refused}");
+            assert!(refused.message().contains("the import has more than 1073741824 bytes"), "{refused}");
+        }
+    }
+    // What is not expanded is not refused.
+    let few = DictionaryArray::new(Int32Array::from(vec![0; 3]), Arc::new(StringArray::from(vec!["x"])));
+    send(&mut client, import_header(&spec), &[batch(3, Arc::new(few))]).await.unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 512 << 10, "the shard took {peak} kB");
 }
