@@ -12,11 +12,13 @@
 //! | `server` | [`serve()`]: health, reflection, limits, the drain |
 //! | `request` | wraps each request: gate, span, panics |
 //! | `conn` | accepted connections that can be cut |
+//! | `seats` | how many connections there may be |
 //! | `ready` | the line by which a server says that it serves |
 
 mod conn;
 mod ready;
 mod request;
+mod seats;
 mod server;
 
 pub use ready::{print_ready, ready_line};

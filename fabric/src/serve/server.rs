@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{conn, request};
+use super::{conn, request, seats::Seats};
 use crate::{
     channel::{FRAME_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
     gate::Gate,
@@ -138,7 +138,7 @@ fn serve_until(
             .layer(layer)
             .serve_with_incoming_shutdown(
                 routes.prepare(),
-                conn::incoming(listener, cut.clone()),
+                conn::incoming(listener, cut.clone(), Seats::new(conn::descriptors())),
                 stop.clone().cancelled_owned(),
             );
         let mut server = std::pin::pin!(server);
