@@ -11,10 +11,12 @@
 //! | --- | --- |
 //! | `server` | [`serve()`]: health, reflection, limits, the drain |
 //! | `request` | wraps each request: gate, span, panics |
+//! | `arriving` | the bytes of requests that have not arrived whole |
 //! | `conn` | accepted connections that can be cut |
 //! | `seats` | how many connections there may be |
 //! | `ready` | the line by which a server says that it serves |
 
+mod arriving;
 mod conn;
 mod ready;
 mod request;

@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
+use super::arriving::{Arrivals, Arriving};
 use crate::{
     gate::{Gate, Guard},
     rpc::{self, Kind, Observation},
@@ -32,6 +33,7 @@ const UNGATED: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
 #[derive(Clone)]
 pub(super) struct RequestLayer {
     pub(super) gate: Gate,
+    pub(super) arrivals: Arc<Arrivals>,
     pub(super) draining: CancellationToken,
     /// Paths of methods whose answers have no end.
     pub(super) endless: Arc<[String]>,
@@ -67,6 +69,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
+        let endless = self.shared.endless.iter().any(|endless| endless == request.uri().path());
+        let arrivals = self.shared.arrivals.clone();
+        let request = request.map(|body| Body::new(Arriving::new(body, arrivals, !endless)));
         let path = request.uri().path();
         if UNGATED.iter().any(|prefix| path.starts_with(prefix)) {
             return Box::pin(self.inner.call(request));
@@ -74,8 +79,7 @@ where
         let Ok(guard) = self.shared.gate.enter(path.to_owned()) else {
             return Box::pin(std::future::ready(Ok(draining().into_http())));
         };
-        let endless =
-            self.shared.endless.iter().any(|endless| endless == path).then(|| self.shared.draining.clone());
+        let endless = endless.then(|| self.shared.draining.clone());
         let observation = Observation::begin(Kind::Server, request.uri(), request.headers());
         // shares the request's bytes; only the message after a panic needs the path
         let uri = request.uri().clone();

@@ -8,7 +8,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{conn, request, seats::Seats};
+use super::{
+    arriving::{ARRIVING_BYTES_MAX, Arrivals},
+    conn, request,
+    seats::Seats,
+};
 use crate::{
     channel::{FRAME_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
     gate::Gate,
@@ -125,8 +129,12 @@ fn serve_until(
         let cut = CancellationToken::new();
         let _cut_when_dropped = cut.clone().drop_guard();
         let stop = CancellationToken::new();
-        let layer =
-            request::RequestLayer { gate: gate.clone(), draining: draining.clone(), endless: endless.into() };
+        let layer = request::RequestLayer {
+            gate: gate.clone(),
+            arrivals: Arrivals::new(ARRIVING_BYTES_MAX),
+            draining: draining.clone(),
+            endless: endless.into(),
+        };
         let server = Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(SERVER_STREAM_WINDOW_BYTES)
