@@ -61,7 +61,7 @@ use trellis_proto::{Code, DESCRIPTOR_SET, Error, Result, pb::head_server::HeadSe
 pub use config::Config;
 
 use crate::{
-    edge::{ArrowFlight, Service},
+    edge::{ArrowFlight, PUT, Service},
     engine::{Engine, EngineConfig},
     head::HeadNode,
 };
@@ -131,6 +131,7 @@ impl Head {
                 descriptor_sets: vec![DESCRIPTOR_SET],
                 services: vec!["trellis.v1.Head".to_owned(), "arrow.flight.protocol.FlightService".to_owned()],
                 endless: Vec::new(),
+                large: vec![PUT.to_owned(), "/trellis.v1.Head/RecordRuns".to_owned()],
                 ready: Some(ready.clone()),
                 draining: CancellationToken::new(),
             };

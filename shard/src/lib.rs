@@ -104,6 +104,9 @@ fn run_until(
             descriptor_sets: vec![trellis_proto::DESCRIPTOR_SET],
             services: vec![SERVICE.to_owned()],
             endless: vec![format!("/{SERVICE}/Watch")],
+            large: ["Publish", "Fetch", "Confirm", "RecordRuns"]
+                .map(|call| format!("/{SERVICE}/{call}"))
+                .to_vec(),
             ..serve::Options::default()
         };
         let mut routes = tonic::service::Routes::builder();

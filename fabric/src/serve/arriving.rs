@@ -28,6 +28,10 @@ pub(super) const ARRIVING_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 /// How long a message may take from its first byte to its last. The longest one then moves 1 MiB a second.
 const MESSAGE_WAIT: Duration = Duration::from_secs(60);
 
+/// Largest message of a request to a method that is not in [`Options::large`](super::Options::large). The longest is a ticket: 4 MiB, and
+/// some bytes around it.
+pub const SMALL_MESSAGE_BYTES_MAX: usize = (4 << 20) + (64 << 10);
+
 /// Bytes before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
@@ -50,18 +54,20 @@ pub(super) struct Arriving {
     arrivals: Arc<Arrivals>,
     /// Of [`Arrivals`].
     counted: usize,
+    /// Bytes of its longest message.
+    most: usize,
     /// The begin of a message.
     part: BytesMut,
     /// The next message is waited for no longer than this.
     late: Option<Pin<Box<Sleep>>>,
-    /// No message has come yet, and one must.
+    /// No message has come yet. Each request has one.
     first: bool,
 }
 
 impl Arriving {
-    /// `prompt`: its first message is late, too, if it does not come.
-    pub(super) fn new(body: Body, arrivals: Arc<Arrivals>, prompt: bool) -> Self {
-        Self { body, arrivals, counted: 0, part: BytesMut::new(), late: None, first: prompt }
+    /// Messages of more than `most` bytes are refused as soon as their length is there.
+    pub(super) fn new(body: Body, arrivals: Arc<Arrivals>, most: usize) -> Self {
+        Self { body, arrivals, counted: 0, most, part: BytesMut::new(), late: None, first: true }
     }
 
     /// Counts `bytes` instead of those before.
@@ -84,14 +90,22 @@ impl Arriving {
 
     /// What of `data` can go on: the messages that are whole with it.
     fn whole(&mut self, data: Bytes) -> Result<Option<Bytes>, Status> {
-        if self.part.is_empty() && passes(&data) == data.len() {
+        if self.part.is_empty() && passes(&data, self.most)? == data.len() {
             self.count(data.len())?;
             return Ok(Some(data));
         }
-        // Before the memory is taken. It may double as it grows.
-        self.count(self.part.capacity().max(2 * (self.part.len() + data.len())))?;
+        let has = self.part.len() + data.len();
+        if has > self.part.capacity() {
+            // The length of the message is known with its first five bytes. Until then, and beyond it, the memory doubles.
+            let begin = if self.part.is_empty() { &data } else { &self.part[..] };
+            let claimed = length(begin).map_or(0, |length| PREFIX_BYTES + length);
+            let room = if claimed < has { 2 * has } else { claimed.min(2 * has) };
+            // Before the memory is taken.
+            self.count(room)?;
+            self.part.reserve(room - self.part.len());
+        }
         self.part.extend_from_slice(&data);
-        let whole = passes(&self.part);
+        let whole = passes(&self.part, self.most)?;
         if whole == self.part.len() {
             // An empty rest would keep the memory of the whole.
             return Ok(Some(std::mem::take(&mut self.part).freeze()));
@@ -100,14 +114,16 @@ impl Arriving {
     }
 }
 
-/// How many of these bytes, which begin with a message, go on: those of whole messages. A message that is longer than any may be goes on
-/// at once, and is refused by its length.
-fn passes(bytes: &[u8]) -> usize {
+/// How many of these bytes, which begin with a message, go on: those of whole messages.
+///
+/// # Errors
+/// A message is longer than `most`.
+fn passes(bytes: &[u8], most: usize) -> Result<usize, Status> {
     let mut at = 0;
-    while let Some(&[_, a, b, c, d]) = bytes.get(at..at + PREFIX_BYTES) {
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if length > MESSAGE_BYTES_MAX {
-            return bytes.len();
+    while let Some(length) = length(&bytes[at..]) {
+        if length > most {
+            let text = format!("a message of {length} bytes; this call takes at most {most}");
+            return Err(Status::out_of_range(text));
         }
         let end = at + PREFIX_BYTES + length;
         if end > bytes.len() {
@@ -115,7 +131,13 @@ fn passes(bytes: &[u8]) -> usize {
         }
         at = end;
     }
-    at
+    Ok(at)
+}
+
+/// The length that a message claims, if its first bytes are there.
+fn length(bytes: &[u8]) -> Option<usize> {
+    let &[_, a, b, c, d] = bytes.get(..PREFIX_BYTES)? else { return None };
+    Some(u32::from_be_bytes([a, b, c, d]) as usize)
 }
 
 impl http_body::Body for Arriving {
@@ -186,7 +208,10 @@ mod tests {
 
     fn arriving(arrivals: &Arc<Arrivals>) -> (Sender, Arriving) {
         let (sender, frames) = mpsc::unbounded();
-        (sender, Arriving::new(Body::new(StreamBody::new(frames.boxed())), arrivals.clone(), true))
+        (
+            sender,
+            Arriving::new(Body::new(StreamBody::new(frames.boxed())), arrivals.clone(), MESSAGE_BYTES_MAX),
+        )
     }
 
     fn message(length: u32, sent: usize) -> Vec<u8> {
@@ -217,6 +242,36 @@ mod tests {
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
         drop(claims);
         assert_eq!(arrivals.taken.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_long_is_refused_by_its_length_and_nothing_is_reserved() {
+        let arrivals = Arrivals::new(10_000);
+        for length in [SMALL_MESSAGE_BYTES_MAX as u32 + 1, MESSAGE_BYTES_MAX as u32, u32::MAX] {
+            let (sender, frames) = mpsc::unbounded();
+            let body = Body::new(StreamBody::new(frames.boxed()));
+            let mut body = Arriving::new(body, arrivals.clone(), SMALL_MESSAGE_BYTES_MAX);
+            // In two pieces: no one of them has the whole length.
+            let claim = message(length, 0);
+            send(&sender, claim[..3].to_vec());
+            assert!(futures::poll!(body.frame()).is_pending());
+            send(&sender, claim[3..].to_vec());
+            let refused = body.frame().await.unwrap().unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::OutOfRange);
+            assert!(body.part.capacity() <= 16, "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_message_counts_its_length_and_not_twice_that() {
+        const LENGTH: usize = 9_000;
+        let arrivals = Arrivals::new(PREFIX_BYTES + LENGTH);
+        let (sender, mut body) = arriving(&arrivals);
+        let whole = message(LENGTH as u32, LENGTH);
+        for piece in whole.chunks(5_000) {
+            send(&sender, piece.to_vec());
+        }
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), whole);
     }
 
     #[tokio::test(start_paused = true)]

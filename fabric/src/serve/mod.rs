@@ -23,6 +23,7 @@ mod request;
 mod seats;
 mod server;
 
+pub use arriving::SMALL_MESSAGE_BYTES_MAX;
 pub use ready::{print_ready, ready_line};
 pub use server::{
     Drained, Options, READY, SERVER_CONNECTION_WINDOW_BYTES, SERVER_STREAM_WINDOW_BYTES, STREAMS_MAX,

@@ -21,8 +21,9 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::arriving::{Arrivals, Arriving};
+use super::arriving::{Arrivals, Arriving, SMALL_MESSAGE_BYTES_MAX};
 use crate::{
+    channel::MESSAGE_BYTES_MAX,
     gate::{Gate, Guard},
     rpc::{self, Kind, Observation},
 };
@@ -37,6 +38,8 @@ pub(super) struct RequestLayer {
     pub(super) draining: CancellationToken,
     /// Paths of methods whose answers have no end.
     pub(super) endless: Arc<[String]>,
+    /// Paths of methods whose requests may have long messages.
+    pub(super) large: Arc<[String]>,
 }
 
 impl<S> Layer<S> for RequestLayer {
@@ -69,9 +72,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        let endless = self.shared.endless.iter().any(|endless| endless == request.uri().path());
+        let is_in = |paths: &[String]| paths.iter().any(|path| path == request.uri().path());
+        let endless = is_in(&self.shared.endless);
+        let most = if is_in(&self.shared.large) { MESSAGE_BYTES_MAX } else { SMALL_MESSAGE_BYTES_MAX };
         let arrivals = self.shared.arrivals.clone();
-        let request = request.map(|body| Body::new(Arriving::new(body, arrivals, !endless)));
+        let request = request.map(|body| Body::new(Arriving::new(body, arrivals, most)));
         let path = request.uri().path();
         if UNGATED.iter().any(|prefix| path.starts_with(prefix)) {
             return Box::pin(self.inner.call(request));

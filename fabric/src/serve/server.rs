@@ -54,6 +54,9 @@ pub struct Options {
     /// Paths (`/trellis.v1.Shard/Watch`) of methods whose answers have no end. The drain does not wait for them, but ends them with
     /// `UNAVAILABLE`.
     pub endless: Vec<String>,
+    /// Paths of methods whose requests may have messages of up to [`MESSAGE_BYTES_MAX`](crate::channel::MESSAGE_BYTES_MAX). Others have
+    /// [`SMALL_MESSAGE_BYTES_MAX`](super::SMALL_MESSAGE_BYTES_MAX).
+    pub large: Vec<String>,
     /// Cancelled by the program when it can do its work. Until then health says NOT_SERVING of the services and of [`READY`], but SERVING
     /// of the server as a whole: it lives, and a restart would not help. `None`: it can from the start.
     pub ready: Option<CancellationToken>,
@@ -105,7 +108,7 @@ fn serve_until(
     drain: Duration,
 ) -> BoxFuture<'static, Result<Drained, ServeError>> {
     async move {
-        let Options { descriptor_sets, services, endless, ready, draining } = options;
+        let Options { descriptor_sets, services, endless, large, ready, draining } = options;
         let health = HealthReporter::new();
         let named: Vec<&str> = services.iter().map(String::as_str).chain([READY]).collect();
         let at_first = if ready.is_some() { ServingStatus::NotServing } else { ServingStatus::Serving };
@@ -134,6 +137,7 @@ fn serve_until(
             arrivals: Arrivals::new(ARRIVING_BYTES_MAX),
             draining: draining.clone(),
             endless: endless.into(),
+            large: large.into(),
         };
         let server = Server::builder()
             .max_concurrent_streams(STREAMS_MAX)

@@ -2,13 +2,19 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use tonic::Code;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::Request;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tonic::{Code, body::Body};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
     health_client::HealthClient,
 };
+use tower::{Service as _, ServiceExt as _};
 use trellis_fabric::{
-    channel::{CONNECTIONS_MAX, Pool, Reason, connect_now},
+    channel::{CONNECTIONS_MAX, MESSAGE_BYTES_MAX, PeerChannel, Pool, Reason, connect_now},
     serve::{CancellationToken, Drained, Options, READY, ready_line},
     shutdown,
 };
@@ -235,6 +241,42 @@ async fn a_server_lives_before_it_is_ready_and_neither_while_it_drains() {
 /// The next status that a health watch tells.
 async fn status(watch: &mut tonic::Streaming<HealthCheckResponse>) -> ServingStatus {
     watch.message().await.unwrap().unwrap().status()
+}
+
+#[tokio::test]
+async fn five_bytes_that_claim_a_long_message_are_refused_where_messages_are_short_and_hold_nothing_elsewhere()
+ {
+    const CLAIMS: usize = 4_000;
+    let long = format!("/{NAME}/Hold");
+    let options = Options { large: vec![long.clone()], ..Options::default() };
+    let server = Server::of(Default::default(), LONG, options).await;
+    // Each sends the five bytes, and then neither more nor the end.
+    let channel = server.channel();
+    let claims = |path: String| {
+        let call = move |_| raw_call(channel.clone(), path.clone(), claim(MESSAGE_BYTES_MAX));
+        futures::future::join_all((0..CLAIMS).map(call))
+    };
+    for status in claims.clone()(format!("/{NAME}/Echo")).await {
+        assert_eq!(status, Some(Code::OutOfRange));
+    }
+    let waiting = tokio::spawn(claims(long));
+    assert_eq!(unary(server.channel(), "Echo", "hello").await.unwrap(), "hello");
+    assert!(!waiting.is_finished());
+    waiting.abort();
+}
+
+/// The first bytes of a message of `length` bytes.
+fn claim(length: usize) -> Bytes {
+    [&[0], u32::try_from(length).unwrap().to_be_bytes().as_slice()].concat().into()
+}
+
+/// Calls a method with a body that begins with `bytes` and does not end. Returns the status of the answer.
+async fn raw_call(mut channel: PeerChannel, path: String, bytes: Bytes) -> Option<Code> {
+    let begin = futures::stream::iter([Ok::<_, tonic::Status>(Frame::data(bytes))]);
+    let body = Body::new(StreamBody::new(begin.chain(futures::stream::pending()).boxed()));
+    let request = Request::post(path).header("content-type", "application/grpc").body(body).unwrap();
+    let answer = channel.ready().await.unwrap().call(request).await.unwrap();
+    Some(tonic::Status::from_header_map(answer.headers())?.code())
 }
 
 #[tokio::test]

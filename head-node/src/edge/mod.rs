@@ -13,4 +13,5 @@ mod put;
 mod service;
 
 pub(crate) use flight::ArrowFlight;
+pub(crate) use put::PATH as PUT;
 pub(crate) use service::Service;
