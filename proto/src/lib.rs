@@ -14,6 +14,7 @@
 pub mod error;
 pub mod fetch;
 pub mod name;
+pub mod ownership;
 pub mod pb;
 pub mod placement;
 pub mod query;

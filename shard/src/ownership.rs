@@ -1,6 +1,6 @@
 //! What this shard answers for. Pure.
 
-use trellis_proto::{Code, Error, Result, pb, placement::OwnedRegions};
+use trellis_proto::{Code, Error, Result, ownership::OwnedRegions, pb};
 
 /// The regions of (dataset x symbol x event time) that this shard owns.
 ///

@@ -50,7 +50,7 @@ async fn round(shards: Arc<Shards>, holdings: Arc<Holdings>) -> Option<Error> {
                 }
                 if found {
                     // this wakes the callers that wait for the dataset
-                    shards.rebuild_ownership();
+                    shards.ownership_changed();
                 }
             }
             Err(error) => refused = Some(error),

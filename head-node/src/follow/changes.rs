@@ -99,7 +99,7 @@ pub(super) fn apply(holdings: &Arc<Holdings>, shards: &Shards, shard: &Arc<Shard
     part.advance(known_through);
     if before.is_none() {
         // routes of this dataset could not be made without its part
-        shards.rebuild_ownership();
+        shards.ownership_changed();
     } else {
         shards.notify();
     }

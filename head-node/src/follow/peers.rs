@@ -153,6 +153,6 @@ fn forget(follower: &Follower, shard: &Arc<Shard>) {
         for table in follower.holdings.tables() {
             table.forget(shard);
         }
-        follower.shards.rebuild_ownership();
+        follower.shards.ownership_changed();
     }
 }

@@ -282,7 +282,7 @@ async fn begin_generation(follower: &Follower, shard: &Arc<Shard>) -> Result<()>
         }
     }
     // routes hold the parts that were there when they were made
-    follower.shards.rebuild_ownership();
+    follower.shards.ownership_changed();
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use trellis_fabric::channel::Pool;
-use trellis_proto::{Code, DatasetName, Error, Result, Side, Symbol, TimeRange, pb, placement::OwnershipMap};
+use trellis_proto::{Code, DatasetName, Error, Result, Side, Symbol, TimeRange, ownership::OwnershipMap, pb};
 
 use super::shard::{Generation, Link, Shard, describe};
 
@@ -28,6 +28,13 @@ pub(crate) struct Ownership {
     gap: Option<Error>,
 }
 
+/// The map, and whether something has changed since it was built.
+#[derive(Debug)]
+struct Built {
+    ownership: Arc<Ownership>,
+    outdated: bool,
+}
+
 /// A peer that does not say which shard it is.
 #[derive(Debug)]
 enum Unreached {
@@ -40,7 +47,7 @@ enum Unreached {
 #[derive(Debug)]
 pub(crate) struct Shards {
     by_name: RwLock<BTreeMap<String, Arc<Shard>>>,
-    ownership: RwLock<Arc<Ownership>>,
+    built: RwLock<Built>,
     /// The peers, by address, of which no shard is known.
     unreached: RwLock<BTreeMap<String, Unreached>>,
     /// The processes that say that they are the shard of a name: their addresses, and the life of each.
@@ -55,7 +62,10 @@ impl Shards {
         let none = Error::new(Code::Unavailable, "no shard has been found yet");
         Self {
             by_name: RwLock::default(),
-            ownership: RwLock::new(Arc::new(Ownership { epoch: 0, map: Err(none), gap: None })),
+            built: RwLock::new(Built {
+                ownership: Arc::new(Ownership { epoch: 0, map: Err(none), gap: None }),
+                outdated: false,
+            }),
             unreached: RwLock::default(),
             processes: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -71,8 +81,21 @@ impl Shards {
         self.by_name.read().get(id).cloned()
     }
 
+    /// The map as of now. It is built when somebody asks for it: thousands of shards that are found at a start cost one map and not
+    /// thousands.
     pub(crate) fn ownership(&self) -> Arc<Ownership> {
-        Arc::clone(&self.ownership.read())
+        {
+            let built = self.built.read();
+            if !built.outdated {
+                return Arc::clone(&built.ownership);
+            }
+        }
+        let mut built = self.built.write();
+        // of those that come at once, one builds
+        if std::mem::take(&mut built.outdated) {
+            built.ownership = Arc::new(self.build(&built.ownership));
+        }
+        Arc::clone(&built.ownership)
     }
 
     /// Refuses a question about all of the data while a part of it has no owner that has been found.
@@ -223,10 +246,10 @@ impl Shards {
         if let Some(before) = before.filter(|before| before.addr != shard.addr) {
             tracing::warn!(shard = %shard.id, was = before.addr, now = shard.addr, "a shard has moved");
         }
-        self.rebuild_ownership();
+        self.ownership_changed();
     }
 
-    /// Takes a shard out, unless another one has its name by now. Returns whether it was there. The caller rebuilds the map when it
+    /// Takes a shard out, unless another one has its name by now. Returns whether it was there. The caller says that the map has changed when it
     /// has let go of the shard's datasets.
     pub(crate) fn remove(&self, shard: &Arc<Shard>) -> bool {
         let mut by_name = self.by_name.write();
@@ -237,10 +260,10 @@ impl Shards {
         there
     }
 
-    /// Takes a shard's description of its ownership, and rebuilds the map if it has changed.
+    /// Takes a shard's description of its ownership. If it has changed, the map has.
     pub(crate) fn redescribe(&self, shard: &Shard, said: &pb::ShardDescription) {
         if shard.take_description(said) {
-            self.rebuild_ownership();
+            self.ownership_changed();
         }
     }
 
@@ -249,11 +272,10 @@ impl Shards {
         self.notify();
     }
 
-    /// Builds the map anew. A part of the data without an owner is not read, because half of an answer would look whole. If a part has
-    /// two owners there is no map, and no read is answered: one of two answers would be as good as the other.
-    pub(crate) fn rebuild_ownership(&self) {
-        let mut ownership = self.ownership.write();
-        let was_whole = ownership.map.is_ok() && ownership.gap.is_none();
+    /// A part of the data without an owner is not read, because half of an answer would look whole. If a part has two owners there is
+    /// no map, and no read is answered: one of two answers would be as good as the other.
+    fn build(&self, before: &Ownership) -> Ownership {
+        let was_whole = before.map.is_ok() && before.gap.is_none();
         let owns: Vec<_> = self.all().iter().map(|shard| (shard.id.to_string(), shard.owns())).collect();
         let (map, gap) = match OwnershipMap::build_with_gaps(&owns) {
             Ok((map, gap)) => (Ok(map), gap),
@@ -267,8 +289,12 @@ impl Shards {
                 tracing::warn!(%error, shards = owns.len(), "the shards found so far do not own everything exactly once");
             }
         }
-        *ownership = Arc::new(Ownership { epoch: ownership.epoch + 1, map, gap });
-        drop(ownership);
+        Ownership { epoch: before.epoch + 1, map, gap }
+    }
+
+    /// The shards, what they own, or the datasets that they have described have changed: the map is built anew when it is asked for.
+    pub(crate) fn ownership_changed(&self) {
+        self.built.write().outdated = true;
         self.notify();
     }
 

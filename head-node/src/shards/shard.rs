@@ -120,7 +120,7 @@ impl Shard {
             .hint("try again in a moment; reads with allow_stale, or of an as_of in the past, may be answered from memory")
     }
 
-    /// Takes the shard's description of its ownership. Returns whether it has changed: the caller then rebuilds the ownership map.
+    /// Takes the shard's description of its ownership. Returns whether it has changed: the caller then says that the map has changed.
     pub(super) fn take_description(&self, said: &pb::ShardDescription) -> bool {
         let changed = {
             let mut owns = self.owns.lock();

@@ -15,8 +15,8 @@ use trellis_fabric::{
     limited,
 };
 use trellis_proto::{
+    ownership::OwnershipMap,
     pb::{self, fetch_reply::Reply, shard_client::ShardClient},
-    placement::OwnershipMap,
     ticket,
 };
 use trellis_tests::rng::Rng;
