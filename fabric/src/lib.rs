@@ -15,6 +15,7 @@
 //! | [`single`] | one call for all who have the same question at the same time |
 //! | [`clock`] | the time of day |
 //! | [`alloc`] | the allocators |
+//! | `aws` | signed calls of an AWS API |
 //! | [`process`] | the one shape of every `main` |
 //! | `probe` | `--probe` and `--probe-ready`: whether the server of this container lives, and whether it is ready |
 //! | [`shutdown`] | the signal that ends a process |
@@ -25,6 +26,7 @@
 //! | `testing` (feature `testing`) | an OTLP receiver that keeps what it got |
 
 pub mod alloc;
+mod aws;
 pub mod channel;
 pub mod clock;
 mod coalesce;

@@ -5,8 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use trellis_fabric::env::{self, ConfigError, Env, Invalid, Var};
 
 /// Where the shards are.
-const SHARDS: Var =
-    Var::required("TRELLIS_SHARDS", "where the shards are: static://HOST:PORT,HOST:PORT or dns://NAME:PORT");
+const SHARDS: Var = Var::required(
+    "TRELLIS_SHARDS",
+    "where the shards are: static://HOST:PORT,HOST:PORT, dns://NAME:PORT or cloudmap://NAMESPACE/SERVICE",
+);
 /// The memory budget.
 const CACHE_BYTES: Var = Var::or(
     "TRELLIS_CACHE_BYTES",
@@ -52,7 +54,7 @@ pub const VARS: &[Var] = &[
 pub struct Config {
     /// The head's name.
     pub id: String,
-    /// Discovery URL of the shards: `static://`, `grpc://` or `dns://`.
+    /// Discovery URL of the shards: `static://`, `grpc://`, `dns://` or `cloudmap://`.
     pub shards_url: String,
     /// Bytes for chunks (resident, in flight, pinned by readers), answers on their way out and requests together.
     pub cache_bytes: u64,

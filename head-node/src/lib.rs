@@ -80,8 +80,9 @@ impl Head {
     pub fn start(config: Config) -> Result<Self> {
         let shards =
             discovery::watch(&config.shards_url, &discovery::Options::default()).map_err(|error| {
-                Error::new(Code::InvalidRequest, format!("the shards cannot be found: {error}"))
-                    .hint("give static://HOST:PORT,HOST:PORT or dns://NAME:PORT")
+                Error::new(Code::InvalidRequest, format!("the shards cannot be found: {error}")).hint(
+                    "give static://HOST:PORT,HOST:PORT, dns://NAME:PORT or cloudmap://NAMESPACE/SERVICE",
+                )
             })?;
         let engine = Engine::start(
             EngineConfig {

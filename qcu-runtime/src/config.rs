@@ -14,8 +14,10 @@ use crate::{
     unit::{Manifest, parse_session},
 };
 
-const URL: Var =
-    Var::required("TRELLIS_URL", "the grid: grpc://host:port, static://a:1,b:2 or dns://name[:port]");
+const URL: Var = Var::required(
+    "TRELLIS_URL",
+    "the grid: grpc://host:port, static://a:1,b:2, dns://name[:port] or cloudmap://namespace/service",
+);
 const UNIT_FILE: Var =
     Var::required("TRELLIS_UNIT_FILE", "the unit's JSON file; its folder holds the strategy's source");
 const PYTHON: Var = Var::or("TRELLIS_PYTHON", "python3", "Python interpreter that has the package trellis");

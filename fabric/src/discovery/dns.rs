@@ -1,6 +1,7 @@
-//! Asks DNS, again and again.
+//! Asks DNS.
 //!
-//! hickory's cache is off, because the watch itself is the cache: with two caches a change would show after two TTLs. The resolver
+//! Queries carry EDNS0, which tells the server that an answer over UDP may have 1,232 bytes; an answer that the server cuts is asked for again
+//! over TCP. hickory's cache is off, because the watch itself is the cache: with two caches a change would show after two TTLs. The resolver
 //! of the name also resolves the SRV targets, because the system's resolver may know other names.
 //!
 //! Discovery ignores priorities and weights of SRV records: Cloud Map always writes 1, and placement by hashing needs the whole
@@ -15,19 +16,13 @@ use hickory_resolver::{
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::rr::{RData, RecordType},
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until},
-};
 
 use super::{
-    doubt::Doubt,
+    follow::Ask,
     options::Options,
-    peer::Peers,
-    plan::{self, Answer, Failure, Note, State},
+    plan::{self, Answer, Failure},
     url::DnsQuery,
 };
-use crate::retry;
 
 /// Attempts at one server before the resolver asks the next one, or the look-up fails and [`retry`] decides about the next.
 const ATTEMPTS: usize = 2;
@@ -35,14 +30,38 @@ const ATTEMPTS: usize = 2;
 /// Most targets of one SRV answer: no logical node should have more. Cloud Map answers at most eight.
 const TARGETS_MAX: usize = 256;
 
+/// What an answer without addresses says.
+const NOBODY: Failure = Failure::NotFound("the name has no addresses");
+
 pub(super) struct Resolver {
     inner: TokioResolver,
+    query: DnsQuery,
+}
+
+impl Ask for Resolver {
+    fn names(&self) -> &[String] {
+        &self.query.names
+    }
+
+    /// One look-up: the SRV records, or if there are none, the addresses. If the URL names a port, the addresses also if the SRV records
+    /// cannot be had: Docker's name server knows the addresses of containers, and passes questions about SRV on to a server that may
+    /// not answer.
+    async fn ask(&self, name: usize, _doubted: bool) -> Result<Answer, Failure> {
+        let (name, port) = (&self.query.names[name], self.query.port);
+        match self.services(name).await {
+            Ok(answer) => Ok(answer),
+            Err(Failure::NotFound(_)) => self.addresses(name, port).await,
+            Err(failure) if self.query.port_named => self.addresses(name, port).await.map_err(|_| failure),
+            // without an answer there may be SRV records, and the default port could belong to another service
+            Err(failure) => Err(failure),
+        }
+    }
 }
 
 impl Resolver {
     /// # Errors
     /// The system's resolver configuration cannot be used.
-    pub(super) fn new(query: &DnsQuery, options: &Options) -> Result<Self, String> {
+    pub(super) fn new(query: DnsQuery, options: &Options) -> Result<Self, String> {
         let refused = |error: NetError| error.to_string();
         let mut builder = match query.server {
             None => TokioResolver::builder_tokio().map_err(refused)?,
@@ -62,22 +81,10 @@ impl Resolver {
         resolver_options.attempts = ATTEMPTS;
         resolver_options.cache_size = 0;
         resolver_options.try_tcp_on_error = true;
-        Ok(Self { inner: builder.build().map_err(refused)? })
-    }
-
-    /// One look-up: the SRV records, or if there are none, the addresses. If the URL names a port, the addresses also if the SRV records
-    /// cannot be had: Docker's name server knows the addresses of containers, and passes questions about SRV on to a server that may
-    /// not answer.
-    async fn ask(&self, query: &DnsQuery) -> Result<Answer, Failure> {
-        match self.services(&query.name).await {
-            Ok(answer) => Ok(answer),
-            Err(Failure::NotFound) => self.addresses(&query.name, query.port).await,
-            Err(failure) if query.port_named => {
-                self.addresses(&query.name, query.port).await.map_err(|_| failure)
-            }
-            // without an answer there may be SRV records, and the default port could belong to another service
-            Err(failure) => Err(failure),
-        }
+        // hickory uses it with the system's servers only if resolv.conf says so, and that of a container does not: answers of more than
+        // 512 bytes would then all travel over TCP
+        resolver_options.edns0 = true;
+        Ok(Self { inner: builder.build().map_err(refused)?, query })
     }
 
     async fn services(&self, name: &str) -> Result<Answer, Failure> {
@@ -108,12 +115,12 @@ impl Resolver {
             match answer {
                 Ok(answer) => found.push(answer),
                 // the target was deregistered between the two look-ups
-                Err(Failure::NotFound) => {}
+                Err(Failure::NotFound(_)) => {}
                 Err(failure) => return Err(failure),
             }
         }
         if found.is_empty() {
-            return Err(Failure::NotFound);
+            return Err(NOBODY);
         }
         let merged = plan::merge(found);
         Ok(Answer { ttl: merged.ttl.min(ttl), ..merged })
@@ -140,13 +147,13 @@ impl Resolver {
                     answer.ttl = answer.ttl.min(Duration::from_secs(record.ttl.into()));
                     answer.endpoints.push((ip, port));
                 }
-                if answer.endpoints.is_empty() { Err(Failure::NotFound) } else { Ok(answer) }
+                if answer.endpoints.is_empty() { Err(NOBODY) } else { Ok(answer) }
             }
         };
         match futures::future::join(family(RecordType::A), family(RecordType::AAAA)).await {
             (Ok(v4), Ok(v6)) => Ok(plan::merge([v4, v6])),
             (Ok(answer), Err(_)) | (Err(_), Ok(answer)) => Ok(answer),
-            (Err(Failure::NotFound), Err(failure)) | (Err(failure), Err(_)) => Err(failure),
+            (Err(Failure::NotFound(_)), Err(failure)) | (Err(failure), Err(_)) => Err(failure),
         }
     }
 }
@@ -158,66 +165,19 @@ fn absolute(name: &str) -> String {
 
 fn failure(error: NetError) -> Failure {
     match &error {
-        NetError::Dns(DnsError::NoRecordsFound(_)) => Failure::NotFound,
+        NetError::Dns(DnsError::NoRecordsFound(_)) => NOBODY,
         _ => Failure::Unanswered(error.to_string()),
     }
 }
 
-/// Looks the name up again and again, until the last receiver is dropped.
-pub(super) async fn follow(
-    url: String,
-    resolver: Resolver,
-    query: DnsQuery,
-    options: Options,
-    sender: watch::Sender<Peers>,
-    doubt: Doubt,
-) {
-    let mut state = State::default();
-    let mut retries = retry::Pauses::new(options.retry_min, options.retry_max);
-    loop {
-        let asked = Instant::now();
-        let result = tokio::select! {
-            result = resolver.ask(&query) => result,
-            () = sender.closed() => return,
-        };
-        let wait = match &result {
-            Ok(answer) => {
-                retries.reset();
-                let (trusted, more) = plan::trust(answer.ttl, &options);
-                trusted + retry::up_to(more)
-            }
-            Err(_) => retries.next_pause(),
-        };
-        if let Ok(answer) = &result {
-            let found = plan::peers(answer);
-            sender.send_if_modified(|peers| {
-                let changed = **peers != *found;
-                if changed {
-                    tracing::info!(url, peers = found.len(), before = peers.len(), "peers changed");
-                    *peers = found.into();
-                }
-                changed
-            });
-        }
-        let (next, note) = state.step(result.map(drop));
-        state = next;
-        match note {
-            Note::Nothing => {}
-            Note::Began(failure) => {
-                tracing::warn!(url, %failure, kept = sender.borrow().len(), "look-up failed; the last good set is kept");
-            }
-            Note::Ended { times } => tracing::info!(url, failures = times, "look-ups succeed again"),
-        }
-        tokio::select! {
-            () = sleep(wait) => {}
-            () = doubted(&doubt, asked, &options) => {}
-            () = sender.closed() => return,
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Returns when a doubt has been raised, and the time for the next look-up has come.
-async fn doubted(doubt: &Doubt, asked: Instant, options: &Options) {
-    doubt.raised().await;
-    sleep_until(asked + options.doubt_min + retry::up_to(options.doubt_min)).await;
+    #[tokio::test]
+    async fn queries_carry_edns0_also_if_resolv_conf_does_not_say_so() {
+        let query = DnsQuery { names: vec!["head".to_owned()], port: 1, port_named: false, server: None };
+        let resolver = Resolver::new(query, &Options::default()).unwrap();
+        assert!(resolver.inner.options().edns0);
+    }
 }

@@ -24,6 +24,13 @@ pub struct Options {
     pub retry_max: Duration,
     /// Longest time of one query to one server.
     pub query_timeout: Duration,
+    /// One of several names that is not found for this long is gone. It is longer than the 15 s for which resolvers keep Cloud Map's
+    /// answer that a name does not exist: so one wrong answer, kept by a resolver, takes no peer away.
+    pub gone_after: Duration,
+    /// The same while more than half of the names are not found. Then the zone is more likely at fault than the peers.
+    pub gone_many_after: Duration,
+    /// Reads a variable of the environment: AWS's own, for credentials and the region.
+    pub variable: fn(&str) -> Option<String>,
 }
 
 impl Default for Options {
@@ -36,6 +43,9 @@ impl Default for Options {
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(15),
             query_timeout: Duration::from_secs(2),
+            gone_after: Duration::from_secs(20),
+            gone_many_after: Duration::from_secs(300),
+            variable: |name| std::env::var(name).ok(),
         }
     }
 }

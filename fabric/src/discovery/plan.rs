@@ -18,10 +18,17 @@ pub(super) struct Answer {
 /// A failed look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The name does not exist, or has no addresses.
-    NotFound,
+    /// The answer is that there is nobody, in these words.
+    NotFound(&'static str),
     /// No server gave a useful answer: refused, SERVFAIL, timeout.
     Unanswered(String),
+    /// Asking again does not help before somebody changes a configuration or a right.
+    Refused {
+        /// What is wrong, in one of few words.
+        code: &'static str,
+        /// What is wrong, and what to do.
+        text: String,
+    },
 }
 
 /// How the last look-ups of the name went.
@@ -51,6 +58,11 @@ pub(super) enum Note {
 }
 
 impl State {
+    /// Whether the last answer was that there is nobody.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Failing { failure, .. } if failure.is_not_found())
+    }
+
     /// The state after a look-up, and what to log.
     pub(super) fn step(&self, result: Result<(), Failure>) -> (Self, Note) {
         match (self, result) {
@@ -77,11 +89,17 @@ pub(super) fn trust(ttl: Duration, options: &Options) -> (Duration, Duration) {
 }
 
 impl Failure {
+    /// Whether the answer is that there is nobody.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound(_))
+    }
+
     /// The kind of the failure, which decides whether it is a new one. Its text may differ each time (ports, ids).
-    fn kind(&self) -> u8 {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
-            Self::NotFound => 0,
-            Self::Unanswered(_) => 1,
+            Self::NotFound(_) => "not_found",
+            Self::Unanswered(_) => "unanswered",
+            Self::Refused { code, .. } => code,
         }
     }
 }
@@ -89,8 +107,9 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NotFound => f.write_str("the name has no addresses"),
+            Self::NotFound(what) => f.write_str(what),
             Self::Unanswered(why) => write!(f, "no answer: {why}"),
+            Self::Refused { text, .. } => f.write_str(text),
         }
     }
 }
@@ -120,7 +139,11 @@ mod tests {
     use super::*;
 
     fn failure() -> impl Strategy<Value = Failure> {
-        prop_oneof![Just(Failure::NotFound), "[a-z]{1,3}".prop_map(Failure::Unanswered)]
+        prop_oneof![
+            Just(Failure::NotFound("nobody")),
+            "[a-z]{1,3}".prop_map(Failure::Unanswered),
+            Just(Failure::Refused { code: "denied", text: "no right".to_owned() }),
+        ]
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use tokio::sync::watch;
 
 use super::{
+    cloud_map::CloudMap,
     dns,
     doubt::Doubt,
+    follow::{Ask, Trouble, follow},
     options::Options,
     peer::Peers,
     url::{BadUrl, Source},
@@ -19,6 +21,9 @@ pub enum DiscoveryError {
     /// The system's resolver configuration cannot be used.
     #[error("resolver: {0}")]
     Resolver(String),
+    /// AWS cannot be asked: no region, or half of a key.
+    #[error("cloudmap://: {0}")]
+    CloudMap(String),
 }
 
 /// The peers, now and later.
@@ -28,22 +33,25 @@ pub struct Watch {
     pub peers: watch::Receiver<Peers>,
     /// Where to tell that the set may be wrong.
     pub doubt: Doubt,
+    /// Why nobody is found.
+    pub trouble: Trouble,
 }
 
 /// A set that somebody else keeps, and that no doubt changes.
 impl From<watch::Receiver<Peers>> for Watch {
     fn from(peers: watch::Receiver<Peers>) -> Self {
-        Self { peers, doubt: Doubt::default() }
+        Self { peers, doubt: Doubt::default(), trouble: Trouble::default() }
     }
 }
 
 /// Watches the peers at `url`. Needs a Tokio runtime; does not wait.
 ///
-/// A `static` or `grpc` set is there at once and never changes. A `dns` set is empty until the first answer, and never empty after it.
+/// A `static` or `grpc` set is there at once and never changes. A `dns` or `cloudmap` set is empty until the first answer, and never empty
+/// after it.
 /// The watch ends when the last receiver is dropped.
 ///
 /// # Errors
-/// [`DiscoveryError::Url`], [`DiscoveryError::Resolver`]: both are configuration, not the network.
+/// [`DiscoveryError`]: configuration, never the network.
 pub fn watch(url: &str, options: &Options) -> Result<Watch, DiscoveryError> {
     match Source::parse(url, options.default_port)? {
         Source::Fixed(peers) => {
@@ -53,13 +61,21 @@ pub fn watch(url: &str, options: &Options) -> Result<Watch, DiscoveryError> {
             Ok(receiver.into())
         }
         Source::Dns(query) => {
-            let resolver = dns::Resolver::new(&query, options).map_err(DiscoveryError::Resolver)?;
-            let (sender, receiver) = watch::channel(Peers::default());
-            let doubt = Doubt::default();
-            tokio::spawn(dns::follow(url.to_owned(), resolver, query, *options, sender, doubt.clone()));
-            Ok(Watch { peers: receiver, doubt })
+            let resolver = dns::Resolver::new(query, options).map_err(DiscoveryError::Resolver)?;
+            Ok(start(url, resolver, options))
+        }
+        Source::CloudMap(query) => {
+            let service = CloudMap::new(query, options).map_err(DiscoveryError::CloudMap)?;
+            Ok(start(url, service, options))
         }
     }
+}
+
+fn start(url: &str, asked: impl Ask, options: &Options) -> Watch {
+    let (sender, peers) = watch::channel(Peers::default());
+    let (doubt, trouble) = (Doubt::default(), Trouble::default());
+    tokio::spawn(follow(url.to_owned(), asked, *options, sender, doubt.clone(), trouble.clone()));
+    Watch { peers, doubt, trouble }
 }
 
 #[cfg(test)]
@@ -76,7 +92,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_url_is_told_at_once() {
-        let error = watch("cloudmap://namespace/service", &Options::default()).unwrap_err();
-        assert!(error.to_string().contains("not built in"), "{error}");
+        let error = watch("dns://head-{0..", &Options::default()).unwrap_err();
+        assert!(error.to_string().contains("`{` without `}`"), "{error}");
+        let nothing_set = Options { variable: |_| None, ..Options::default() };
+        let error = watch("cloudmap://namespace/service", &nothing_set).unwrap_err();
+        assert!(error.to_string().contains("set AWS_REGION"), "{error}");
     }
 }

@@ -49,6 +49,11 @@ impl Knot {
         format!("dns://{name}.{ZONE}?server={}", self.addr)
     }
 
+    /// Where it listens, over UDP and TCP.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// Replaces the zone's records; answers follow as soon as the server has read them.
     pub(crate) fn replace(&mut self, records: &str) {
         self.write(records);

@@ -24,7 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Keeps one task for each peer, until `stop`.
 pub(crate) async fn follow_peers(follower: Arc<Follower>, watch: Watch, stop: CancellationToken) {
-    let Watch { mut peers, doubt } = watch;
+    let Watch { mut peers, doubt, .. } = watch;
     let channels = ChannelOptions::of_unit(follower.head_id.as_str());
     let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
     loop {
@@ -103,7 +103,7 @@ async fn reach(
             }
             Err(error) => error,
         };
-        doubt.raise();
+        doubt.raise(&peer.addr);
         match known {
             Some(shard) => {
                 tracing::warn!(shard = %shard.id, %error, "a shard is away");

@@ -102,7 +102,7 @@ def test_what_is_no_address_of_a_grid_is_told_at_once_with_the_forms(url, told):
     [
         ("grpc://127.0.0.1:9", "Connection refused"),
         ("grpc://nosuch.invalid:7400", "lookup address|in time"),
-        ("dns://nosuch.invalid", "discovery finds none"),
+        ("dns://nosuch.invalid", "discovery finds no head"),
     ],
 )
 def test_a_grid_that_is_away_is_told_with_its_address_and_the_reason(url, told):

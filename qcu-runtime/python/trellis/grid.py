@@ -34,6 +34,7 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
         url: the address of the grid:
 
             * `grpc://host:port`: one head node; `static://a:1,b:2`: several; `dns://name`: found by DNS;
+              `cloudmap://namespace/service`: found by AWS Cloud Map;
             * `embedded:///folder`: the grid of that folder. If several processes open one folder, the first runs the
               grid inside itself and the others connect to it. A write makes the folder; a read does not.
               `embedded://` alone means `./.trellis`.

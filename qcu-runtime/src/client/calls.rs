@@ -193,7 +193,7 @@ impl Client {
         }))
         .await;
         let mut stats = Vec::new();
-        let mut last = Error::new(Code::Unavailable, "discovery knows no head node");
+        let mut last = Error::new(Code::Unavailable, self.heads.nobody());
         for reply in replies {
             match reply {
                 Ok(one) => stats.push(one),

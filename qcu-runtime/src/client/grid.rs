@@ -22,7 +22,8 @@ pub struct Client {
 impl Client {
     /// Finds the heads and waits until one answers.
     ///
-    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, or `dns://name[:port]`, whose changes the client follows.
+    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, `dns://name[:port]` or `cloudmap://namespace/service`; the client follows
+    /// the changes of the last two.
     ///
     /// # Errors
     /// `InvalidRequest` for a URL of no known form, `Unavailable` if no head answers within `connect_timeout`.
@@ -34,7 +35,7 @@ impl Client {
                 .hint("is the grid running (`trellis up`), and is TRELLIS_URL its address?")
         };
         if !client.heads.found(options.connect_timeout).await {
-            return Err(nobody("discovery finds none"));
+            return Err(nobody(&client.heads.nobody()));
         }
         let hello = |mut head: HeadClient<PeerChannel>, request| async move { head.stats(request).await };
         match client.ask("", deadline, pb::StatsRequest {}, hello).await {
@@ -52,7 +53,7 @@ impl Client {
         let watch = discovery::watch(url, &discovery::Options::default())
             .map_err(|e| {
                 let hint = if url.contains("://") || !url.contains(':') {
-                    "use grpc://HOST:PORT, static://HOST:PORT,HOST:PORT or dns://NAME, in Python also embedded:///FOLDER"
+                    "use grpc://HOST:PORT, static://HOST:PORT,HOST:PORT, dns://NAME or cloudmap://NAMESPACE/SERVICE, in Python also embedded:///FOLDER"
                         .to_owned()
                 } else {
                     format!("grpc://{url}")

@@ -74,6 +74,12 @@ impl Heads {
         heads
     }
 
+    /// What to say if there is no head to ask.
+    pub(crate) fn nobody(&self) -> String {
+        let why = self.inner.watch.trouble.last().map(|why| format!(": {why}")).unwrap_or_default();
+        format!("discovery finds no head{why}")
+    }
+
     /// The heads to place requests on: those that have not just failed, or all if all have.
     pub(crate) fn live(&self) -> Vec<String> {
         let all = self.all();
@@ -89,7 +95,7 @@ impl Heads {
 
     /// Passes over the head for a while, and doubts that it is still there.
     pub(crate) fn mark_away(&self, head: &str) {
-        self.inner.watch.doubt.raise();
+        self.inner.watch.doubt.raise(head);
         self.inner.state.lock().away_until.insert(head.to_owned(), Instant::now() + PENALTY);
     }
 
@@ -135,7 +141,7 @@ impl Heads {
     {
         let mut attempts = 0_u32;
         let mut pauses = Pauses::new(BACKOFF_MIN, BACKOFF_MAX);
-        let mut last = Error::new(Code::Unavailable, "discovery knows no head node");
+        let mut last = Error::new(Code::Unavailable, self.nobody());
         loop {
             let live = self.live();
             let mut ranked = placement::rank(&live, key);
