@@ -12,8 +12,10 @@ absolute times of a shared machine mean little. A peer that cannot be installed 
 | scenarios | a head under load: memory, fairness, freshness | `rust` |
 | publish | publishes, compared with Delta tables and PostgreSQL | `publish` |
 | telemetry | hits and publishes with telemetry on, compared with off | `rust` |
+| scale | a shard with up to 40,000 small datasets; only if it is asked for: it takes long | `rust` |
 
-The variables ROUNDS (7) and SPAN (0.25: seconds for a target in a round) set the length of a run.
+The variables ROUNDS (7) and SPAN (0.25: seconds for a target in a round) set the length of a run;
+SCALE_COUNTS has the numbers of datasets of `scale`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,11 @@ import publish
 import rust
 from grid import OUT, ROOT, ROUNDS, SPAN, grid
 from report import Failure, say
+
+# Tables that take long, and are measured only if they are asked for.
+LONG = {"scale"}
+# Seconds for which `scale` publishes, and for which it watches an idle shard.
+SCALE_SECONDS = 30
 
 
 class Prices:
@@ -71,7 +78,14 @@ def tables(folder: Path) -> dict[str, Callable[[], None]]:
         ),
         "telemetry": lambda: telemetry(folder / "telemetry"),
         "publish": lambda: publish.table(folder / "publish"),
+        "scale": lambda: scale(folder / "scale"),
     }
+
+
+def scale(folder: Path) -> None:
+    counts = os.environ.get("SCALE_COUNTS", "10 1000 10000 40000").split()
+    title = "a shard with many small datasets"
+    rust.table("scale", title, "scale-bench", lambda _: [folder, SCALE_SECONDS, *counts])
 
 
 def telemetry(folder: Path) -> None:
@@ -90,7 +104,7 @@ def main(wanted: list[str]) -> None:
         if unknown := set(wanted) - known.keys():
             sys.exit(f"no table {', '.join(sorted(unknown))}: there are {', '.join(known)}")
         failed = 0
-        for name in wanted or known:
+        for name in wanted or [name for name in known if name not in LONG]:
             try:
                 known[name]()
             except (Failure, subprocess.CalledProcessError) as failure:

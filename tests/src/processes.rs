@@ -430,6 +430,18 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Starts one more head.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn add_head(&mut self) -> Result<()> {
+        let addrs: Vec<SocketAddr> = self.shards.iter().map(Node::addr).collect();
+        let mut node = Node::head(self.heads.len(), &addrs, self.folder.path())?;
+        node.start()?;
+        self.heads.push(node);
+        Ok(())
+    }
+
     /// A folder that lasts as long as the cluster; the logs are in it.
     #[must_use]
     pub fn folder(&self) -> &Path {
