@@ -10,7 +10,16 @@ use url::Url;
 /// Time between two looks at a local lake for commits of others, so that watchers hear of them. A read looks by itself.
 pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
-pub const POLL_REMOTE: Duration = Duration::from_secs(1);
+pub const POLL_REMOTE: Duration = Duration::from_millis(2_500);
+/// Datasets that are looked at each time: half of them are of those that were used lately, the others of all, in turns. In a folder a
+/// look takes some 30 microseconds of a core.
+pub const LOOKS_LOCAL: usize = 32;
+/// The same for an object store.
+pub const LOOKS_REMOTE: usize = 1;
+/// Time between two searches for old files in a folder. Each searches one dataset, and so finds some.
+pub const SEARCH_LOCAL: Duration = Duration::from_secs(1);
+/// The same for an object store, where a search takes some requests.
+pub const SEARCH_REMOTE: Duration = Duration::from_secs(60);
 
 /// How long a publish waits for a head to apply it. A head that works does so in milliseconds. A head gives another shard two seconds to
 /// say that a publish is applied: this is half of it, so that the shard has disconnected a head that hangs before the asking head gives up.
@@ -34,7 +43,7 @@ const OWNS: Var = Var::optional(
 const SCRUB: Var = Var::or(
     "TRELLIS_SCRUB_BYTES",
     "4194304",
-    "bytes a second, in one read, at which files are compared with their checksums; 0: never",
+    "bytes a second at which files are compared with their checksums, a read every three seconds; 0: never",
 );
 
 /// Every variable that the binary reads, besides the telemetry's `OTEL_*`.
@@ -91,7 +100,9 @@ pub struct Upkeep {
     pub log_retention: Duration,
     /// Time between two rounds of the upkeep.
     pub every: Duration,
-    /// Bytes a second, in one read, at which files are compared with their checksums; 0: never. 4 MiB are less than a hundredth of
+    /// Time between two searches for old files.
+    pub search_every: Duration,
+    /// Bytes a second at which files are compared with their checksums, a read every three seconds; 0: never. 4 MiB are less than a hundredth of
     /// a core, and a terabyte in three days.
     pub scrub_bytes: u64,
 }
@@ -105,6 +116,7 @@ impl Default for Upkeep {
             retention: Duration::from_secs(7 * 86_400),
             log_retention: Duration::from_secs(90 * 86_400),
             every: Duration::from_secs(30),
+            search_every: SEARCH_LOCAL,
             scrub_bytes: 4 << 20,
         }
     }
@@ -127,6 +139,8 @@ pub struct Config {
     pub upkeep: Upkeep,
     /// Time between two looks for commits of others.
     pub poll: Duration,
+    /// Datasets that are looked at each time.
+    pub looks: usize,
     /// See [`APPLY_WAIT`].
     pub apply_wait: Duration,
     /// How long calls in flight may take after the shard is told to stop.
@@ -146,15 +160,19 @@ impl Config {
     /// A configuration with every default.
     #[must_use]
     pub fn new(id: &str, lake: Url, owns: Vec<pb::Ownership>, shards: Vec<String>) -> Self {
-        let poll = if lake.scheme() == "file" { POLL_LOCAL } else { POLL_REMOTE };
+        let (poll, looks, search_every) = match lake.scheme() {
+            "file" => (POLL_LOCAL, LOOKS_LOCAL, SEARCH_LOCAL),
+            _ => (POLL_REMOTE, LOOKS_REMOTE, SEARCH_REMOTE),
+        };
         Self {
             id: id.to_owned(),
             lake,
             owns,
             shards,
             limits: Limits::default(),
-            upkeep: Upkeep::default(),
+            upkeep: Upkeep { search_every, ..Upkeep::default() },
             poll,
+            looks,
             apply_wait: APPLY_WAIT,
             drain: Duration::from_secs(10),
         }
@@ -191,8 +209,9 @@ impl Config {
             env.refuse(&ID, format!("one of {}", shards.join(", ")));
         }
         env.finish()?;
-        let upkeep = Upkeep { scrub_bytes: scrub?, ..Upkeep::default() };
-        Ok((Self { drain: drain?, upkeep, ..Self::new(&id, lake?, owns?, shards) }, listen?))
+        let mut config = Self { drain: drain?, ..Self::new(&id, lake?, owns?, shards) };
+        config.upkeep.scrub_bytes = scrub?;
+        Ok((config, listen?))
     }
 
     /// Shard `index` of `count` shards `shard-0..count` that share a lake and split every dataset's symbols evenly.

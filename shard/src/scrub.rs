@@ -11,8 +11,10 @@ use crate::{
     table::Log,
 };
 
-/// Time between two reads of the shard's check. So it is one request a second to the store, however many files there are.
-const READ_EVERY: Duration = Duration::from_secs(1);
+/// Time between two reads of the shard's check. So it is a third of a request to the store each second, however many files there are.
+const READ_EVERY: Duration = Duration::from_secs(3);
+/// Reads that it takes to open a table, about: two listings, an entry twice, a footer.
+const OPEN_READS: u32 = 6;
 /// Time between two rounds over all files: a lake of few files is not read again and again.
 const ROUND_EVERY: Duration = Duration::from_secs(3_600);
 /// Bytes of one read while a lake is checked at once: bounds memory.
@@ -98,7 +100,8 @@ pub(crate) async fn scrub(shard: Arc<Shard>) {
         return;
     }
     loop {
-        round(&shard, rate, || tokio::time::sleep(READ_EVERY)).await;
+        let piece = rate.saturating_mul(READ_EVERY.as_secs());
+        round(&shard, piece, || tokio::time::sleep(READ_EVERY)).await;
         tokio::time::sleep(ROUND_EVERY).await;
     }
 }
@@ -110,9 +113,19 @@ pub(crate) async fn round<F: Future<Output = ()>>(
     pause: impl Fn() -> F,
 ) -> BTreeSet<String> {
     let mut damaged = BTreeSet::new();
-    for table in shard.catalog.all() {
-        if shard.check_home(&table.name).is_err() {
+    let mut last = None;
+    while let Some(name) = shard.catalog.next(&mut last) {
+        if shard.check_home(&name).is_err() {
+            tokio::task::yield_now().await;
             continue;
+        }
+        // What does not open is found damaged below.
+        let table = shard.catalog.table(&name);
+        if table.snapshot().is_none() {
+            for _ in 0..OPEN_READS {
+                pause().await;
+            }
+            let _ = table.refresh().await;
         }
         let mut report = Report::default();
         if let Err(error) = check_log(&table.log, &table.name, &pause, &mut report).await {

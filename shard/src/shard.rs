@@ -1,7 +1,12 @@
 //! The calls of a shard, in the grid's own types.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::Status;
 use trellis_proto::{
@@ -45,7 +50,7 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Opens the lake and every dataset in it.
+    /// Opens the lake.
     pub(crate) async fn open(config: Config) -> Result<Arc<Self>> {
         let lake = Lake::open(&config.lake)?;
         Self::over(config, lake, WallClock::system()).await
@@ -67,6 +72,8 @@ impl Shard {
             watch: WatchLog::new(),
             chunk_bytes_max: config.limits.chunk_bytes_max,
             clock,
+            started: tokio::time::Instant::now(),
+            upkeep: Mutex::default(),
         });
         let metrics = Arc::new(Metrics::new());
         let catalog = Catalog::new(lake, context.clone());
@@ -75,7 +82,7 @@ impl Shard {
         tracing::info!(
             shard = config.id,
             lake = %config.lake,
-            datasets = catalog.all().len(),
+            datasets = catalog.len(),
             ms = started.elapsed().as_millis() as u64,
             "opened the lake"
         );
@@ -92,18 +99,7 @@ impl Shard {
     pub(crate) async fn describe(&self, ownership_only: bool) -> Result<pb::ShardDescription> {
         let mut datasets = Vec::new();
         if !ownership_only {
-            self.catalog.discover().await?;
-            for table in self.catalog.all() {
-                match table.refresh().await {
-                    Ok(Some(snapshot)) => datasets.push(snapshot.describe(&self.context)),
-                    Ok(None) => {}
-                    // One broken dataset must not hide the others. A read of it says what is wrong.
-                    Err(error) => {
-                        tracing::warn!(dataset = %table.name, %error, "not described");
-                        datasets.extend(table.snapshot().map(|s| s.describe(&self.context)));
-                    }
-                }
-            }
+            datasets = self.catalog.descriptions().await?;
         }
         Ok(pb::ShardDescription {
             shard: self.context.shard.clone(),
@@ -271,12 +267,25 @@ impl Shard {
         }
     }
 
-    /// The heartbeat of a watcher that has been sent the log up to `seq`.
+    /// The heartbeat of a watcher that has been sent the log up to `seq`. The knowledge times of the datasets are in their descriptions
+    /// and changes.
     pub(crate) fn heartbeat(&self, seq: u64) -> pb::Heartbeat {
-        let (end, known_through) = self.context.watch.standing();
-        // The knowledge time may be that of a change which is still on its way to the watcher.
-        let known_through_ns = if seq == end { known_through } else { i64::MIN };
-        pb::Heartbeat { seq, known_through_ns, ownership_epoch: OWNERSHIP_EPOCH }
+        pb::Heartbeat { seq, known_through_ns: i64::MIN, ownership_epoch: OWNERSHIP_EPOCH }
+    }
+
+    /// The datasets that may need upkeep since the last call.
+    pub(crate) fn take_upkeep(&self) -> BTreeSet<DatasetName> {
+        std::mem::take(&mut self.context.upkeep.lock())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn context_upkeep(&self) -> BTreeSet<DatasetName> {
+        self.context.upkeep.lock().clone()
+    }
+
+    /// The next round of the upkeep shall look at a dataset again.
+    pub(crate) fn needs_upkeep(&self, dataset: &DatasetName) {
+        self.context.needs_upkeep(dataset);
     }
 
     pub(crate) async fn confirm(&self, request: &pb::ConfirmRequest) -> Result<pb::ConfirmReply> {

@@ -1,6 +1,15 @@
 //! For tests: a shard without its gRPC edge, over a store that can be made to fail and that remembers what was read.
 
-use std::{io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use arrow_array::types::{Float64Type, TimestampNanosecondType};
 use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, cast::AsArray};
@@ -49,9 +58,20 @@ pub(crate) struct Probe {
     inner: DurableLocal,
     fault: Mutex<Option<(&'static str, io::ErrorKind, When)>>,
     reads: Mutex<Vec<(String, Range<u64>)>>,
+    requests: AtomicUsize,
 }
 
 impl Probe {
+    /// Requests so far.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Relaxed)
+    }
+
+    fn inner(&self) -> &DurableLocal {
+        self.requests.fetch_add(1, Relaxed);
+        &self.inner
+    }
+
     /// Writes of paths that contain `part` fail from now on.
     pub(crate) fn fail(&self, part: &'static str, kind: io::ErrorKind, when: When) {
         *self.fault.lock() = Some((part, kind, when));
@@ -97,11 +117,11 @@ impl ObjectStore for Probe {
         opts: PutOptions,
     ) -> object_store::Result<PutResult> {
         self.check(location, When::Before)?;
-        let put = self.inner.put_opts(location, payload.clone(), opts.clone()).await?;
+        let put = self.inner().put_opts(location, payload.clone(), opts.clone()).await?;
         self.check(location, When::After)?;
         match self.check(location, When::Again) {
             Ok(()) => Ok(put),
-            Err(_) => self.inner.put_opts(location, payload, opts).await,
+            Err(_) => self.inner().put_opts(location, payload, opts).await,
         }
     }
 
@@ -110,42 +130,42 @@ impl ObjectStore for Probe {
         location: &Path,
         opts: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await
+        self.inner().put_multipart_opts(location, opts).await
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
         if let Some(GetRange::Bounded(range)) = &options.range {
             self.reads.lock().push((location.to_string(), range.clone()));
         }
-        self.inner.get_opts(location, options).await
+        self.inner().get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
         self.reads.lock().extend(ranges.iter().map(|range| (location.to_string(), range.clone())));
-        self.inner.get_ranges(location, ranges).await
+        self.inner().get_ranges(location, ranges).await
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.inner.delete_stream(locations)
+        self.inner().delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        self.inner().list(prefix)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
+        self.inner().list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
-        self.inner.copy_opts(from, to, options).await
+        self.inner().copy_opts(from, to, options).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> object_store::Result<()> {
-        self.inner.rename_opts(from, to, options).await
+        self.inner().rename_opts(from, to, options).await
     }
 }
 
@@ -309,10 +329,17 @@ fn oldest_first(ranges: Vec<pb::ChunkRange>) -> pb::FetchRequest {
 }
 
 async fn open(config: Config, clock: WallClock) -> (Arc<Shard>, Arc<Probe>) {
-    let probe =
-        Arc::new(Probe { inner: DurableLocal::default(), fault: Mutex::default(), reads: Mutex::default() });
+    let probe = Arc::new(Probe {
+        inner: DurableLocal::default(),
+        fault: Mutex::default(),
+        reads: Mutex::default(),
+        requests: AtomicUsize::new(0),
+    });
     let lake = Lake::over(probe.clone(), None, &config.lake).unwrap();
-    (Shard::over(config, lake, clock).await.unwrap(), probe)
+    let shard = Shard::over(config, lake, clock).await.unwrap();
+    // Most tests begin with an open table. If it does not open, they see that later.
+    let _ = shard.catalog.find_any(DATASET).await;
+    (shard, probe)
 }
 
 pub(crate) fn spec() -> DatasetSpec {

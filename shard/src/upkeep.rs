@@ -1,6 +1,9 @@
 //! The work that a shard does by itself: it looks for commits of others, merges small files, writes checkpoints, and removes files
 //! that nobody needs.
 //!
+//! Checkpoints and compactions follow commits: each round takes the datasets that had some. All else goes over all datasets in turns, at
+//! a fixed rate, so a shard at rest does the same work however many datasets it has.
+//!
 //! Only the home of a dataset writes. Readers never notice: a replaced file stays for a retention that is far longer than any read,
 //! in this process or another. A compaction is a compare-and-swap that succeeds only while all replaced files are still in the
 //! table. So two compactions cannot both succeed and double the rows.
@@ -8,7 +11,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -20,27 +23,22 @@ use crate::{
     files::{DataFile, read_all, sweep_staged, write_file},
     scrub::scrub,
     shard::Shard,
-    table::{Snapshot, Table},
+    table::{CHECKPOINT_COMMITS_MIN, Snapshot, Table, Turn},
     write::{Rewrite, finish_rename},
 };
 
 /// Polls between two listings of the lake, which find datasets that others made.
 const DISCOVER_POLLS: u32 = 10;
-/// Datasets that one poll looks at, in turns. A large lake would otherwise be looked at without a pause, mostly to find nothing. In
-/// a lake with more datasets, watchers hear later of the commits of other tools.
-const LOOKS_PER_POLL: usize = 256;
 /// Looks at once: a look at a remote store is one round trip.
 const LOOKS_PARALLEL: usize = 16;
+/// Datasets whose upkeep is done at once. A compaction decodes some hundred megabytes.
+const UPKEEP_PARALLEL: usize = 4;
 /// Most bytes of files that are merged at once; decoded they are several times as large.
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
 /// Age at which a staged file of an unfinished write is removed.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
-/// Commits after which a table that rests gets a checkpoint, so that the next start does not read them one by one. Many tables are
-/// committed to once a day, and would not reach the number for a busy table for months. A smaller number would not pay: to read
-/// eight entries takes about as long as to read a checkpoint.
-const CHECKPOINT_COMMITS_MIN: u64 = 8;
-/// Time between two searches for old files, which list each folder. The first one is at start.
-const SWEEP_EVERY: Duration = Duration::from_secs(3_600);
+/// Time between two rounds of searches for old files: few datasets are not searched again and again.
+const SEARCH_ROUND: Duration = Duration::from_secs(3_600);
 
 /// The background tasks.
 #[derive(Debug)]
@@ -50,8 +48,13 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn start(shard: Arc<Shard>) -> Self {
-        let scrub = tokio::spawn(scrub(shard.clone()));
-        Self { tasks: vec![tokio::spawn(poll(shard.clone())), tokio::spawn(maintain(shard)), scrub] }
+        let tasks = vec![
+            tokio::spawn(poll(shard.clone())),
+            tokio::spawn(maintain(shard.clone())),
+            tokio::spawn(search(shard.clone())),
+            tokio::spawn(scrub(shard)),
+        ];
+        Self { tasks }
     }
 
     /// Ends the tasks where they are. The next start repeats unfinished work (a merged file, a checkpoint), and a committer finishes
@@ -67,7 +70,7 @@ impl Upkeep {
 /// Looks for commits of others, so that watchers hear of them. A read looks by itself.
 async fn poll(shard: Arc<Shard>) {
     let mut polls = 0_u32;
-    let mut turn = 0;
+    let mut turn = Turn::default();
     // A dataset that cannot be read is reported once, not ten times a second.
     let mut reported: HashMap<DatasetName, String> = HashMap::new();
     loop {
@@ -78,16 +81,18 @@ async fn poll(shard: Arc<Shard>) {
             tracing::warn!(%error, "the lake cannot be listed");
         }
         polls = polls.wrapping_add(1);
-        let all = shard.catalog.all();
-        let now = turns(all.len(), &mut turn).map(|i| all[i].clone());
-        let looked: Vec<_> = futures::stream::iter(now)
-            .map(|table| async move { (table.name.clone(), table.refresh().await) })
+        shard.catalog.close_idle();
+        let looked: Vec<_> = futures::stream::iter(shard.catalog.turn(&mut turn, shard.config.looks))
+            .map(|name| async {
+                let look = shard.catalog.look(&name).await;
+                (name, look)
+            })
             .buffer_unordered(LOOKS_PARALLEL)
             .collect()
             .await;
         for (name, look) in looked {
             match look {
-                Ok(_) => {
+                Ok(()) => {
                     reported.remove(&name);
                 }
                 Err(error) => {
@@ -102,62 +107,91 @@ async fn poll(shard: Arc<Shard>) {
     }
 }
 
-/// The positions of the datasets, of `count`, that this poll looks at. The next poll goes on where it ends.
-fn turns(count: usize, next: &mut usize) -> impl Iterator<Item = usize> + use<> {
-    let looks = count.min(LOOKS_PER_POLL);
-    let first = if *next < count { *next } else { 0 };
-    *next = first + looks;
-    (first..first + looks).map(move |i| i % count)
-}
-
 async fn maintain(shard: Arc<Shard>) {
-    let mut seen: HashMap<DatasetName, LastLook> = HashMap::new();
-    let mut swept: Option<Instant> = None;
+    let mut seen = HashMap::new();
     loop {
-        let sweep = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
-        if sweep {
-            swept = Some(Instant::now());
-        }
-        let mut tables = shard.catalog.all();
-        tables.retain(|table| shard.check_home(&table.name).is_ok());
-        // Before the slow steps: a start reads all entries after the checkpoint, of every table.
-        for table in &tables {
-            let Some(snapshot) = table.snapshot() else { continue };
-            if let Err(error) = checkpoint(&shard, table, &snapshot, &mut seen).await {
-                let name = table.name.to_string();
-                tracing::warn!(dataset = name, %error, "no checkpoint was written, or old log entries not removed");
-            }
-        }
-        for table in tables {
-            let name = table.name.to_string();
-            let Some(snapshot) = table.snapshot() else { continue };
-            if let Some(Ok(to)) = snapshot.moving().map(DatasetName::new)
-                && let Err(error) = finish_rename(
-                    &shard.catalog,
-                    &shard.committers,
-                    &table,
-                    &to,
-                    String::new(),
-                    String::new(),
-                )
-                .await
-            {
-                tracing::warn!(dataset = name, %to, %error, "a rename was not finished");
-            }
-            // A step that fails is tried again in the next round. Correctness needs none of them.
-            if let Err(error) = compact(&shard, &table, &snapshot).await {
-                tracing::warn!(dataset = name, %error, "compaction failed");
-            }
-            // The files of a dropped dataset stay until another dataset takes its table: old versions can be read.
-            if sweep
-                && !snapshot.life.dropped
-                && let Err(error) = remove_unneeded(&shard, &table).await
-            {
-                tracing::warn!(dataset = name, %error, "old files were not removed");
-            }
-        }
+        round(&shard, &mut seen).await;
         tokio::time::sleep(shard.config.upkeep.every).await;
     }
+}
+
+/// Writes checkpoints of the tables that had commits, and merges their small files. `seen`: those tables at their last look.
+async fn round(shard: &Arc<Shard>, seen: &mut HashMap<DatasetName, LastLook>) {
+    let names = shard.take_upkeep();
+    let looks: Vec<_> = names.into_iter().map(|name| (seen.remove(&name), name)).collect();
+    // Before the slow steps: an opening reads all entries after the checkpoint.
+    let looked: Vec<_> = futures::stream::iter(looks)
+        .map(|(last, name)| async move {
+            let look = checkpoint(shard, &name, last).await;
+            let look = look.unwrap_or_else(|error| {
+                tracing::warn!(dataset = %name, %error, "no checkpoint was written, or old log entries not removed");
+                Look { last, rests: false }
+            });
+            (name, look)
+        })
+        .buffer_unordered(UPKEEP_PARALLEL)
+        .collect()
+        .await;
+    let names: Vec<DatasetName> = looked.iter().map(|(name, _)| name.clone()).collect();
+    for (name, look) in looked {
+        if !look.rests {
+            shard.needs_upkeep(&name);
+            seen.extend(look.last.map(|last| (name, last)));
+        }
+    }
+    futures::stream::iter(names).for_each_concurrent(UPKEEP_PARALLEL, |name| merge(shard, name)).await;
+}
+
+/// Goes on with a rename that was begun, and merges small files. A step that fails is tried again in the next round. Correctness needs
+/// none of them.
+async fn merge(shard: &Arc<Shard>, name: DatasetName) {
+    let table = shard.catalog.table(&name);
+    let Ok(Some(snapshot)) = table.refresh().await else { return };
+    let (catalog, committers) = (&shard.catalog, &shard.committers);
+    if let Some(Ok(to)) = snapshot.moving().map(DatasetName::new)
+        && let Err(error) =
+            finish_rename(catalog, committers, &table, &to, String::new(), String::new()).await
+    {
+        tracing::warn!(dataset = %name, %to, %error, "a rename was not finished");
+        shard.needs_upkeep(&name);
+    }
+    if let Err(error) = compact(shard, &table, &snapshot).await {
+        tracing::warn!(dataset = %name, %error, "compaction failed");
+        shard.needs_upkeep(&name);
+    }
+}
+
+/// Searches for old files, one dataset after the other, without end.
+async fn search(shard: Arc<Shard>) {
+    loop {
+        let mut last = None;
+        while let Some(name) = shard.catalog.next(&mut last) {
+            if shard.check_home(&name).is_err() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::time::sleep(shard.config.upkeep.search_every).await;
+            let table = shard.catalog.table(&name);
+            // The files of a dropped dataset stay until another dataset takes its table: old versions can be read.
+            let removed = match table.refresh().await {
+                Ok(Some(snapshot)) if !snapshot.life.dropped => remove_unneeded(&shard, &table).await,
+                Ok(_) => Ok(0),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(dataset = %name, %error, "old files were not removed");
+            }
+        }
+        tokio::time::sleep(SEARCH_ROUND).await;
+    }
+}
+
+/// What a look at a table's checkpoint found.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    last: Option<LastLook>,
+    /// There is no need of another look before the next commit.
+    rests: bool,
 }
 
 /// A table at its last look, for the decision whether it needs a checkpoint.
@@ -179,29 +213,26 @@ impl LastLook {
     }
 }
 
-/// Writes a checkpoint if one is due, and then removes entries that nobody needs any more.
-async fn checkpoint(
-    shard: &Shard,
-    table: &Table,
-    snapshot: &Snapshot,
-    tables: &mut HashMap<DatasetName, LastLook>,
-) -> Result<()> {
+/// Writes a checkpoint if one is due, and then removes entries that nobody needs any more. `last`: the look before, if it was in the last
+/// round.
+async fn checkpoint(shard: &Shard, name: &DatasetName, last: Option<LastLook>) -> Result<Look> {
+    let table = shard.catalog.table(name);
+    let Some(snapshot) = table.refresh().await? else { return Ok(Look { last: None, rests: true }) };
     let log = &table.log;
-    let name = &table.name;
-    let seen = match tables.get(name) {
-        Some(seen) => *seen,
+    let seen = match last {
+        Some(seen) => seen,
         None => LastLook { checkpoint: log.last_checkpoint().await?, version: None },
     };
     let upkeep = &shard.config.upkeep;
     let version = snapshot.version;
     if !seen.due(version, upkeep.checkpoint_commits) {
-        tables.insert(name.clone(), LastLook { version: Some(version), ..seen });
-        return Ok(());
+        let rests = seen.version == Some(version) || version == seen.checkpoint;
+        return Ok(Look { last: Some(LastLook { version: Some(version), ..seen }), rests });
     }
     log.checkpoint(version).await?;
-    tables.insert(name.clone(), LastLook { checkpoint: version, version: Some(version) });
     let oldest = table.context.clock.now_ms() - upkeep.log_retention.as_millis() as i64;
-    log.forget_entries(snapshot.version, oldest).await.map(|_| ())
+    log.forget_entries(version, oldest).await?;
+    Ok(Look { last: Some(LastLook { checkpoint: version, version: Some(version) }), rests: false })
 }
 
 /// Merges small files into one. `false`: there was no need, or another writer replaced one of them meanwhile.
@@ -263,27 +294,12 @@ pub(crate) async fn remove_unneeded(shard: &Shard, table: &Table) -> Result<usiz
 mod tests {
     use super::*;
     use crate::{
-        config::Upkeep as Settings,
+        config::{Config, Upkeep as Settings},
         testing::{Grid, When},
     };
 
     fn settings() -> Settings {
         Settings { compact_files: 4, retention: Duration::ZERO, ..Settings::default() }
-    }
-
-    #[test]
-    fn every_dataset_gets_its_turn_and_none_twice_in_a_poll() {
-        for count in [0, 1, LOOKS_PER_POLL - 1, LOOKS_PER_POLL, LOOKS_PER_POLL + 1, 1_000] {
-            let mut next = 0;
-            let mut seen = BTreeSet::new();
-            for _ in 0..count.div_ceil(LOOKS_PER_POLL) {
-                let poll: Vec<usize> = turns(count, &mut next).collect();
-                assert_eq!(poll.len(), count.min(LOOKS_PER_POLL));
-                assert_eq!(poll.iter().collect::<BTreeSet<_>>().len(), poll.len());
-                seen.extend(poll);
-            }
-            assert_eq!(seen, (0..count).collect(), "{count} datasets");
-        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -372,20 +388,89 @@ mod tests {
             for _ in 0..commits {
                 grid.import(&[("A", 0, 1.0)]).await.unwrap();
             }
-            let table = grid.table();
-            let snapshot = table.snapshot().unwrap();
-            checkpoint(&grid.shard, &table, &snapshot, &mut seen).await.unwrap();
-            looks.push(table.log.last_checkpoint().await.unwrap());
+            round(&grid.shard, &mut seen).await;
+            looks.push(grid.table().log.last_checkpoint().await.unwrap());
         }
-        assert_eq!(looks, [0, 0, 0, 0, 0, 12, 12]);
+        // The first look after a rest counts as a rest: seven commits, of which the first makes the table, are too few for it, and nine
+        // are not.
+        assert_eq!(looks, [0, 0, 8, 8, 8, 8, 8]);
         // A shard that lives for one look only.
         for i in 0..CHECKPOINT_COMMITS_MIN as i64 {
             grid.import(&[("A", i, 1.0)]).await.unwrap();
         }
         let table = grid.table();
-        let snapshot = table.snapshot().unwrap();
-        checkpoint(&grid.shard, &table, &snapshot, &mut HashMap::new()).await.unwrap();
-        assert_eq!(table.log.last_checkpoint().await.unwrap(), snapshot.version);
+        round(&grid.shard, &mut HashMap::new()).await;
+        assert_eq!(table.log.last_checkpoint().await.unwrap(), table.snapshot().unwrap().version);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_upkeep_looks_at_the_datasets_that_had_commits_and_at_no_others() {
+        let grid = Grid::new().await;
+        let mut seen = HashMap::new();
+        let due = || grid.shard.context_upkeep();
+        assert!(due().is_empty());
+        for ts in 0..3 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        assert_eq!(due().len(), 1);
+        round(&grid.shard, &mut seen).await;
+        assert_eq!(due().len(), 1, "whether it rests is seen at the next look");
+        round(&grid.shard, &mut seen).await;
+        assert!(due().is_empty() && seen.is_empty(), "it rests");
+        // Another life opens the table, which has too few commits for a checkpoint; a fourth life finds one more than that.
+        let grid = grid.restart().await;
+        grid.rows("A").await;
+        assert!(grid.shard.context_upkeep().is_empty());
+        for ts in 3..=CHECKPOINT_COMMITS_MIN as i64 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        let grid = grid.restart().await;
+        grid.rows("A").await;
+        assert_eq!(grid.shard.context_upkeep().len(), 1, "the last life ended before its upkeep came");
+        round(&grid.shard, &mut HashMap::new()).await;
+        assert_eq!(grid.table().log.last_checkpoint().await.unwrap(), CHECKPOINT_COMMITS_MIN);
+    }
+
+    /// The datasets `d.n0`, `d.n1` and so on, as copies of the first one.
+    fn copy_dataset(grid: &Grid, count: usize) {
+        for i in 0..count {
+            let to = grid.path().with_file_name(format!("d.n{i}"));
+            for folder in ["", "_delta_log"] {
+                std::fs::create_dir_all(to.join(folder)).unwrap();
+                for file in std::fs::read_dir(grid.path().join(folder)).unwrap().map(|file| file.unwrap()) {
+                    if file.file_type().unwrap().is_file() {
+                        std::fs::copy(file.path(), to.join(folder).join(file.file_name())).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_at_rest_asks_a_remote_store_at_most_once_a_second_however_many_datasets_there_are() {
+        for datasets in [1, 60] {
+            let grid = Grid::with(|config| {
+                let lake = format!("s3://bucket{}", config.lake.path());
+                *config = Config::new(
+                    &config.id,
+                    lake.parse().unwrap(),
+                    config.owns.clone(),
+                    config.shards.clone(),
+                );
+            })
+            .await;
+            grid.import(&[("A", 0, 1.0)]).await.unwrap();
+            copy_dataset(&grid, datasets - 1);
+            let grid = grid.restart().await;
+            assert_eq!(grid.shard.describe(false).await.unwrap().datasets.len(), datasets);
+            let (upkeep, before) = (Upkeep::start(grid.shard.clone()), grid.probe.requests());
+            let hour = Duration::from_secs(3_600);
+            tokio::time::sleep(hour).await;
+            upkeep.stop().await;
+            let asked = grid.probe.requests() - before;
+            assert!(asked > 1_000, "it looks: {asked}");
+            assert!(asked <= hour.as_secs() as usize, "{asked} requests with {datasets} datasets");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

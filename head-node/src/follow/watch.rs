@@ -180,9 +180,6 @@ async fn next(
             if heartbeat.seq != position.seq {
                 return Err(gap(position.seq, heartbeat.seq));
             }
-            for (_, part) in parts(&follower.holdings, shard) {
-                part.advance(heartbeat.known_through_ns);
-            }
             if heartbeat.ownership_epoch != shard.epoch() {
                 follower.shards.redescribe(shard, &shard.describe(true).await?);
             }

@@ -88,6 +88,9 @@ pub(crate) struct DataFile {
     longest: OnceLock<usize>,
 }
 
+/// Estimated bytes of a footer in memory. It is read with the first rows.
+const FOOTER_KEPT_BYTES: usize = 8_192;
+
 #[derive(Debug)]
 struct Footer {
     metadata: ArrowReaderMetadata,
@@ -437,6 +440,12 @@ fn pages_of(metadata: &ParquetMetaData, len: u64) -> Result<Pages, ParquetError>
 }
 
 impl DataFile {
+    /// About how many bytes it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let names = self.file.path.len() + self.path.as_ref().len() + self.name.len();
+        FOOTER_KEPT_BYTES + names + self.index.bytes()
+    }
+
     /// A file whose index is known.
     pub(crate) fn new(folder: &Folder, file: FileRef, index: Arc<FileIndex>) -> Self {
         Self {

@@ -14,6 +14,9 @@ pub(crate) const FOOTER_KEY: &str = "trellis.index";
 /// The index goes into the footer if a run has at least so many rows on average: one costs about 60 bytes there.
 pub(crate) const FOOTER_RUN_ROWS_MIN: usize = 64;
 
+/// Estimated bytes of a symbol's name in memory.
+const SYMBOL_BYTES: usize = 32;
+
 /// Consecutive rows `[start, end)` of one symbol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
@@ -58,6 +61,12 @@ impl FileIndex {
     /// The knowledge time of all rows, if they have one in common.
     pub(crate) fn known_at(&self) -> Option<i64> {
         (self.known_min == self.known_max).then_some(self.known_min)
+    }
+
+    /// About how many bytes it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let days = self.days.len() + self.retracted_days.len() + self.gone_days.len();
+        self.runs.len() * (size_of::<Run>() + SYMBOL_BYTES) + days * size_of::<i64>()
     }
 
     /// The runs of `symbol`.

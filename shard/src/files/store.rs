@@ -121,6 +121,11 @@ impl Lake {
         Ok(Self { root: Arc::new(Metered::new(root)), names, url, prefix, calls: TaskTracker::new() })
     }
 
+    /// Whether each look costs a request.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.url.scheme() != "file"
+    }
+
     /// The folder of one dataset, whether or not it is there.
     pub(crate) fn folder(&self, dataset: &DatasetName) -> Folder {
         let prefix = self.prefix.clone().join(dataset.as_str());

@@ -69,6 +69,8 @@ pub(super) enum Ask {
         held: Vec<(String, usize)>,
     },
     Refresh,
+    /// The shard closes the table, unless a call has it.
+    Close,
     Compact,
     Checkpoint,
     Sweep,
@@ -87,6 +89,7 @@ impl Ask {
             Self::Look => "looked",
             Self::Confirm { .. } => "confirmed",
             Self::Refresh => "refreshed",
+            Self::Close => "closed",
             Self::Compact => "compacted",
             Self::Checkpoint => "checkpointed",
             Self::Sweep => "swept",
@@ -173,10 +176,14 @@ pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
             let request = pb::ConfirmRequest { held: held.collect() };
             shard.confirm(&request).await.map(|reply| Reply::Confirmed(reply.unchanged))
         }
-        Ask::Refresh => match known(&shard) {
-            Some(table) => table.refresh().await.map(|_| Reply::Done(true)),
-            None => shard.catalog.discover().await.map(|()| Reply::Done(true)),
-        },
+        Ask::Refresh => {
+            shard.catalog.discover().await?;
+            shard.catalog.look(&DatasetName::new(DATASET)?).await.map(|()| Reply::Done(true))
+        }
+        Ask::Close => {
+            shard.catalog.close_all();
+            Ok(Reply::Done(true))
+        }
         Ask::Compact => {
             let Some(table) = known(&shard) else { return Ok(Reply::Done(false)) };
             let Some(snapshot) = table.snapshot() else { return Ok(Reply::Done(false)) };
@@ -194,9 +201,9 @@ pub(super) async fn perform(shard: Arc<Shard>, ask: Ask) -> Result<Reply> {
     }
 }
 
-/// The dataset, if this shard has heard of it.
+/// The dataset, if its table is open.
 fn known(shard: &Shard) -> Option<Arc<Table>> {
-    shard.catalog.all().into_iter().next()
+    shard.catalog.open_tables().into_iter().next()
 }
 
 async fn publish(shard: &Shard, right: Right, run_id: String, sent: &Sent) -> Result<pb::PublishAck> {

@@ -245,7 +245,7 @@ impl World {
                 match task.await.unwrap() {
                     Ok(shard) => {
                         let watcher = Box::new(shard.subscribe(&pb::WatchStart::default()));
-                        let told = version_of(&shard);
+                        let told = shard.catalog.told();
                         self.nodes[i].state = State::Up { shard, watcher, told };
                         self.note(format!("shard {i} is up at {told:?}"));
                     }
@@ -572,8 +572,9 @@ impl World {
         if !self.awake(node) {
             return;
         }
-        let ask = match self.seed.below(8) {
+        let ask = match self.seed.below(10) {
             0..=3 => Ask::Refresh,
+            8 | 9 => Ask::Close,
             4 | 5 => Ask::Compact,
             6 => Ask::Checkpoint,
             _ => Ask::Sweep,
@@ -602,7 +603,10 @@ impl World {
         self.nodes[node].state = State::Opening(tokio::spawn(async move {
             let config = config();
             let lake = Lake::over(port.clone(), Some(port), &config.lake)?;
-            Shard::over(config, lake, clock).await
+            let shard = Shard::over(config, lake, clock).await?;
+            // A head asks for the list before it follows the log.
+            shard.describe(false).await?;
+            Ok(shard)
         }));
         self.note(format!("shard {node} starts as life {life}"));
     }
@@ -658,7 +662,7 @@ pub(super) fn gone() -> Error {
 }
 
 fn version_of(shard: &Shard) -> Option<u64> {
-    shard.catalog.all().iter().filter_map(|table| table.snapshot()).map(|s| s.version).max()
+    shard.catalog.open_tables().iter().filter_map(|table| table.snapshot()).map(|s| s.version).max()
 }
 
 /// Of either shard: both are shard 0 of 1.

@@ -1,49 +1,98 @@
-//! The datasets of the lake. Each is opened once and kept.
+//! The datasets of the lake. The shard knows the name of each, and what it has told of it. A table is opened when somebody asks for
+//! it, and closed when nobody has for a while. There is one open table of a dataset at a time: so watchers are told of each version
+//! once, and in order.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use futures::StreamExt;
-use parking_lot::RwLock;
-use trellis_proto::{Code, DatasetName, Error, Result, name::nearest};
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+use trellis_proto::{Code, DatasetName, Error, Result, name::nearest, pb};
 
-use super::{context::Context, delta::Log, snapshot::Snapshot, table::Table};
+use super::{
+    context::Context,
+    delta::Log,
+    kept::Kept,
+    opened::{Opened, turn as turn_of},
+    snapshot::Snapshot,
+    table::Table,
+};
 use crate::files::Lake;
 
-/// Tables opened at once at start.
-const OPEN_PARALLEL: usize = 8;
+/// Tables opened at once for a list of all datasets. Most of the time of an opening is waiting for the store.
+const OPEN_PARALLEL: usize = 32;
+/// Estimated bytes of all open tables. Each takes some 10 KiB with a few files, so that tens of thousands may be in use at once.
+const OPEN_BYTES_MAX: usize = 512 << 20;
+/// A table that nobody has used for so long is closed. To open it again takes milliseconds in a folder, and some requests to a
+/// remote store.
+const OPEN_IDLE_MAX: Duration = Duration::from_secs(600);
+/// After a listing of the lake there is none for so many times as long as it took.
+const LISTING_SHARE: u32 = 100;
+/// In a remote store a listing takes a request for each thousand names. There is none for so long after it, for each of these.
+const LISTING_PAGE_PAUSE: Duration = Duration::from_secs(10);
+const LISTING_PAGE: usize = 1_000;
 
 /// All datasets.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     pub(crate) lake: Lake,
     context: Arc<Context>,
-    tables: RwLock<BTreeMap<DatasetName, Arc<Table>>>,
+    datasets: RwLock<BTreeMap<DatasetName, Dataset>>,
+    opened: Mutex<Opened<Arc<Table>>>,
+    /// Held while the lake is listed.
+    listing: tokio::sync::Mutex<Listing>,
+    arrivals: AtomicU64,
+    /// Held while tables are opened for a list. Every head asks at the same time, and all share the work.
+    describing: tokio::sync::Mutex<()>,
+}
+
+/// The last listing of the lake.
+#[derive(Debug, Default)]
+struct Listing {
+    /// How many arrivals it covered: callers that come at the same time share one.
+    covered: u64,
+    /// The upkeep does not list the lake again before.
+    not_before: Option<Instant>,
+}
+
+/// One dataset.
+#[derive(Debug, Default)]
+struct Dataset {
+    kept: Arc<Kept>,
+    /// The table, while anybody has it.
+    table: Weak<Table>,
+}
+
+/// A position in the turns of the looks.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    opened: Option<DatasetName>,
+    all: Option<DatasetName>,
+    looks: usize,
 }
 
 impl Catalog {
     pub(crate) fn new(lake: Lake, context: Arc<Context>) -> Self {
-        Self { lake, context, tables: RwLock::default() }
+        let opened = Mutex::new(Opened::new(OPEN_BYTES_MAX, OPEN_IDLE_MAX));
+        let (datasets, listing, arrivals, describing) = Default::default();
+        Self { lake, context, datasets, opened, listing, arrivals, describing }
     }
 
-    /// Opens every table of the lake. A table that does not open is logged, and opened again when somebody asks for it. The others
-    /// are served.
+    /// Learns the names of the datasets that are there when the shard starts.
     ///
     /// # Errors
     /// The lake cannot be listed.
     pub(crate) async fn load(&self) -> Result<()> {
         let names = self.lake.datasets().await?;
-        futures::stream::iter(names)
-            .for_each_concurrent(OPEN_PARALLEL, |name| async move {
-                match self.entry(&name).load().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => self.forget(&name),
-                    Err(error) => tracing::error!(dataset = %name, %error, "a dataset does not open"),
-                }
-            })
-            .await;
+        let listed = |name| (name, Dataset { kept: Arc::new(Kept::listed()), table: Weak::new() });
+        self.datasets.write().extend(names.into_iter().map(listed));
         Ok(())
     }
 
@@ -61,8 +110,9 @@ impl Catalog {
 
     fn unknown(&self, name: &str) -> Error {
         let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}")).dataset(name);
-        let names = self.names();
-        match nearest(name, names.iter().map(DatasetName::as_str)) {
+        let datasets = self.datasets.read();
+        let there = datasets.iter().filter(|(_, dataset)| dataset.kept.is_there());
+        match nearest(name, there.map(|(name, _)| name.as_str())) {
             Some(near) => error.hint(format!("did you mean {near}?")),
             None => error,
         }
@@ -74,60 +124,326 @@ impl Catalog {
             let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}"));
             error.dataset(name).hint(e.message())
         })?;
-        let held = self.tables.read().get(&valid).cloned();
-        let table = match held {
-            Some(table) => Some(table),
-            // Look before it is kept: a made-up name is not kept. All callers then share one `Table`, so watchers are told of each
-            // version once, and in order.
-            None if self.log(&valid).exists().await? => Some(self.entry(&valid)),
-            None => None,
-        };
-        let snapshot = match &table {
-            Some(table) => table.refresh().await?,
-            None => None,
-        };
-        table.zip(snapshot).ok_or_else(|| self.unknown(name))
-    }
-
-    /// The dataset, even if its table is not there yet.
-    pub(crate) fn entry(&self, name: &DatasetName) -> Arc<Table> {
-        if let Some(held) = self.tables.read().get(name) {
-            return held.clone();
+        // Look before it is kept: a made-up name is not kept.
+        let known = self.datasets.read().contains_key(&valid);
+        if !known && !self.log(&valid).exists().await? {
+            return Err(self.unknown(name));
         }
-        let made = Arc::new(Table::new(name, self.log(name), self.context.clone()));
-        self.tables.write().entry(name.clone()).or_insert(made).clone()
+        let table = self.entry(&valid);
+        let snapshot = table.refresh().await?;
+        self.used(&table);
+        snapshot.map(|snapshot| (table, snapshot)).ok_or_else(|| self.unknown(name))
     }
 
-    /// Every dataset that is known here.
-    pub(crate) fn all(&self) -> Vec<Arc<Table>> {
-        self.tables.read().values().cloned().collect()
+    /// The table of a dataset, even if it is not there yet. It stays open for a while.
+    pub(crate) fn entry(&self, name: &DatasetName) -> Arc<Table> {
+        let table = self.table(name);
+        self.used(&table);
+        table
     }
 
-    /// Looks for datasets that another shard or tool has made.
+    /// As [`Self::entry`], and closes with the last of those who have it.
+    pub(crate) fn table(&self, name: &DatasetName) -> Arc<Table> {
+        if let Some(table) = self.open_table(name) {
+            return table;
+        }
+        let mut datasets = self.datasets.write();
+        let dataset = datasets.entry(name.clone()).or_default();
+        if let Some(table) = dataset.table.upgrade() {
+            return table;
+        }
+        let table = Table::new(name, self.log(name), self.context.clone(), dataset.kept.clone());
+        let table = Arc::new(table);
+        dataset.table = Arc::downgrade(&table);
+        table
+    }
+
+    fn open_table(&self, name: &DatasetName) -> Option<Arc<Table>> {
+        self.datasets.read().get(name)?.table.upgrade()
+    }
+
+    fn used(&self, table: &Arc<Table>) {
+        let now = self.context.started.elapsed();
+        let closed = self.opened.lock().used(&table.name, table, table.bytes(), now);
+        self.closed(closed);
+    }
+
+    /// Closes the tables that nobody has used for long.
+    pub(crate) fn close_idle(&self) {
+        let closed = self.opened.lock().close_idle(self.context.started.elapsed());
+        self.closed(closed);
+    }
+
+    /// Closes every table that nobody else has.
+    #[cfg(test)]
+    pub(crate) fn close_all(&self) {
+        let closed = self.opened.lock().close_idle(Duration::MAX);
+        self.closed(closed);
+    }
+
+    fn closed(&self, closed: Vec<(DatasetName, Arc<Table>)>) {
+        for (name, table) in closed {
+            drop(table);
+            self.forget(&name);
+        }
+    }
+
+    /// Forgets a name of which nothing is known and whose table nobody has: a write to it has failed.
+    fn forget(&self, name: &DatasetName) {
+        let nothing = |dataset: &Dataset| dataset.kept.is_empty() && dataset.table.strong_count() == 0;
+        if self.datasets.read().get(name).is_some_and(nothing) {
+            let mut datasets = self.datasets.write();
+            if datasets.get(name).is_some_and(nothing) {
+                datasets.remove(name);
+            }
+        }
+    }
+
+    /// How many datasets are known here.
+    pub(crate) fn len(&self) -> usize {
+        self.datasets.read().len()
+    }
+
+    /// The name after `last`.
+    pub(crate) fn next(&self, last: &mut Option<DatasetName>) -> Option<DatasetName> {
+        let datasets = self.datasets.read();
+        let from = last.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let next = datasets.range::<DatasetName, _>((from, std::ops::Bound::Unbounded)).next();
+        *last = next.map(|(name, _)| name.clone());
+        last.clone()
+    }
+
+    /// The newest version of any dataset that a head or watcher was told of.
+    #[cfg(test)]
+    pub(crate) fn told(&self) -> Option<u64> {
+        self.datasets.read().values().filter_map(|dataset| dataset.kept.version()).max()
+    }
+
+    /// The open tables.
+    #[cfg(test)]
+    pub(crate) fn open_tables(&self) -> Vec<Arc<Table>> {
+        self.datasets.read().values().filter_map(|dataset| dataset.table.upgrade()).collect()
+    }
+
+    /// The names of the next `count` looks: of the datasets that were used lately and of all, in turns. There are more looks at the
+    /// former, if they are few.
+    pub(crate) fn turn(&self, turn: &mut Turn, count: usize) -> Vec<DatasetName> {
+        turn.looks = turn.looks.wrapping_add(1);
+        // One look at a time alternates.
+        let lately = if turn.looks.is_multiple_of(2) { count / 2 } else { count.div_ceil(2) };
+        let mut names = self.opened.lock().turn(&mut turn.opened, lately);
+        let mut all = turn_of(&self.datasets.read(), &mut turn.all, count - names.len());
+        all.retain(|name| !names.contains(name));
+        names.extend(all);
+        names
+    }
+
+    /// Looks whether there is a commit that watchers were not told of, and tells them.
+    ///
+    /// # Errors
+    /// The log, or a file that it names, cannot be read.
+    pub(crate) async fn look(&self, name: &DatasetName) -> Result<()> {
+        if let Some(table) = self.open_table(name) {
+            return table.refresh().await.map(|_| ());
+        }
+        let told = self.datasets.read().get(name).and_then(|dataset| dataset.kept.version());
+        // Of a dataset without a description nobody was told anything.
+        let Some(told) = told else { return Ok(()) };
+        if self.log(name).has(told + 1).await? {
+            self.entry(name).refresh().await?;
+        }
+        Ok(())
+    }
+
+    /// Looks for datasets that another shard or tool has made, unless the last listing of the lake was too dear for another one.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
     pub(crate) async fn discover(&self) -> Result<()> {
-        let known: BTreeSet<DatasetName> = self.tables.read().keys().cloned().collect();
-        for name in self.lake.datasets().await? {
-            if !known.contains(&name)
+        if self.listing.lock().await.not_before.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.list().await
+    }
+
+    /// Looks for datasets that another shard or tool has made, and tells the watchers of them.
+    ///
+    /// # Errors
+    /// The lake cannot be listed.
+    async fn list(&self) -> Result<()> {
+        let ticket = self.arrivals.fetch_add(1, SeqCst) + 1;
+        let mut listing = self.listing.lock().await;
+        if listing.covered >= ticket {
+            return Ok(());
+        }
+        let covers = self.arrivals.load(SeqCst);
+        let began = Instant::now();
+        let names = self.lake.datasets().await?;
+        let pages = if self.lake.is_remote() { names.len() / LISTING_PAGE } else { 0 };
+        let pause = (began.elapsed() * LISTING_SHARE).max(LISTING_PAGE_PAUSE * pages as u32);
+        listing.not_before = Some(Instant::now() + pause);
+        for name in names {
+            if !self.datasets.read().contains_key(&name)
                 && let Err(error) = self.find(name.as_str()).await
                 && error.code() != Code::UnknownDataset
             {
                 tracing::warn!(dataset = %name, %error, "a new dataset does not open");
             }
         }
+        listing.covered = covers;
         Ok(())
     }
 
-    fn names(&self) -> Vec<DatasetName> {
-        let tables = self.tables.read();
-        let there = |table: &Table| table.snapshot().is_some_and(|snapshot| !snapshot.life.dropped);
-        tables.iter().filter(|(_, table)| there(table)).map(|(name, _)| name.clone()).collect()
+    /// The descriptions of all datasets, as watchers were told of them. Opens the tables that were not described yet.
+    ///
+    /// # Errors
+    /// The lake cannot be listed.
+    pub(crate) async fn descriptions(&self) -> Result<Vec<pb::DatasetDescription>> {
+        self.list().await?;
+        let _one = self.describing.lock().await;
+        let described = |dataset: &Dataset| dataset.kept.version().is_some();
+        let missing: Vec<DatasetName> = {
+            let datasets = self.datasets.read();
+            datasets.iter().filter(|(_, of)| !described(of)).map(|(name, _)| name.clone()).collect()
+        };
+        futures::stream::iter(missing).for_each_concurrent(OPEN_PARALLEL, |name| self.describe(name)).await;
+        let datasets = self.datasets.read();
+        Ok(datasets.values().filter_map(|dataset| dataset.kept.description()).collect())
     }
 
-    fn forget(&self, name: &DatasetName) {
-        self.tables.write().remove(name);
+    async fn describe(&self, name: DatasetName) {
+        let kept = self.datasets.read().get(&name).map(|dataset| dataset.kept.clone());
+        let opened = self.table(&name).refresh().await;
+        match (opened, kept) {
+            (Ok(Some(_)), _) | (_, None) => {}
+            // A folder without a table.
+            (Ok(None), Some(kept)) => {
+                kept.passed_over();
+                self.forget(&name);
+            }
+            // One broken dataset must not hide the others. A read of it says what is wrong.
+            (Err(error), Some(kept)) => {
+                kept.passed_over();
+                tracing::error!(dataset = %name, %error, "a dataset does not open");
+            }
+        }
     }
 
     fn log(&self, name: &DatasetName) -> Log {
         Log::new(name, self.lake.folder(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::WallClock,
+        files::{DurableLocal, Lake},
+        shard::Shard,
+        table::Subscription,
+        testing::{DATASET, Grid},
+        upkeep,
+    };
+
+    /// A shard that has opened no table, and a watcher of it.
+    async fn shard(grid: &Grid) -> (Arc<Shard>, Subscription) {
+        let config = grid.shard.config.clone();
+        let lake = Lake::over(Arc::new(DurableLocal::default()), None, &config.lake).unwrap();
+        let shard = Shard::over(config, lake, WallClock::system()).await.unwrap();
+        let watcher = shard.subscribe(&pb::WatchStart::default());
+        (shard, watcher)
+    }
+
+    fn told(watcher: &mut Subscription) -> Vec<Arc<pb::Change>> {
+        std::iter::from_fn(|| watcher.queue.try_recv().ok()).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_that_was_closed_goes_on_from_what_watchers_know() {
+        let grid = Grid::with(|config| {
+            config.upkeep.compact_files = 2;
+            config.upkeep.retention = Duration::ZERO;
+        })
+        .await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let (other, mut watcher) = shard(&grid).await;
+        assert_eq!(other.describe(false).await.unwrap().datasets.len(), 1);
+        let name = DATASET.parse().unwrap();
+        for ts in 1..=3 {
+            other.catalog.find(DATASET).await.unwrap();
+            assert!(told(&mut watcher).is_empty(), "nothing has happened");
+            other.catalog.close_all();
+            assert!(other.catalog.open_tables().is_empty());
+            for ts in [ts, 10 + ts] {
+                grid.import(&[("B", ts, 1.0)]).await.unwrap();
+            }
+            if ts == 2 {
+                grid.table().log.checkpoint(grid.table().snapshot().unwrap().version).await.unwrap();
+            }
+            other.catalog.look(&name).await.unwrap();
+            let spans: Vec<_> = told(&mut watcher).iter().flat_map(|change| change.spans.clone()).collect();
+            let span = |ts| pb::SymbolSpan { symbol: "B".to_owned(), start_ns: ts, end_ns: ts + 1 };
+            assert_eq!(spans, [span(ts), span(10 + ts)]);
+        }
+        // The version that watchers know cannot be read any more.
+        other.catalog.close_all();
+        let (table, version) = (grid.table(), grid.table().snapshot().unwrap().version);
+        assert!(upkeep::compact(&grid.shard, &table, &table.snapshot().unwrap()).await.unwrap());
+        upkeep::remove_unneeded(&grid.shard, &table).await.unwrap();
+        other.catalog.look(&name).await.unwrap();
+        let changes = told(&mut watcher);
+        assert_eq!(changes.len(), 1);
+        assert!(changes[0].everything && changes[0].version == version + 1, "{changes:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_dataset_is_news_unless_a_list_has_it() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let (other, mut watcher) = shard(&grid).await;
+        other.catalog.find(DATASET).await.unwrap();
+        assert!(told(&mut watcher).is_empty(), "who follows this shard asks for the list first");
+        assert_eq!(other.describe(false).await.unwrap().datasets[0].version, 0);
+
+        let entry = grid.path().join("_delta_log/00000000000000000000.json");
+        let right = std::fs::read(&entry).unwrap();
+        std::fs::write(&entry, &right[..right.len() / 2]).unwrap();
+        let (other, mut watcher) = shard(&grid).await;
+        assert!(other.describe(false).await.unwrap().datasets.is_empty());
+        std::fs::write(&entry, right).unwrap();
+        other.catalog.find(DATASET).await.unwrap();
+        assert!(told(&mut watcher)[0].everything, "the list was without it");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_closed_table_whose_folder_somebody_removed_is_missed_and_not_made_anew() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        grid.shard.catalog.close_all();
+        std::fs::remove_dir_all(grid.path()).unwrap();
+        for error in [
+            grid.shard.catalog.find(DATASET).await.map(|_| ()).unwrap_err(),
+            grid.import(&[("A", 1, 1.0)]).await.map(|_| ()).unwrap_err(),
+        ] {
+            assert_eq!(error.code(), Code::DataCorrupt, "{error}");
+            assert!(error.hint_text().contains("restart the shards"), "{error}");
+        }
+        assert!(!grid.path().exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_name_that_nobody_wrote_to_is_not_kept() {
+        let grid = Grid::new().await;
+        let (catalog, name) = (&grid.shard.catalog, "d.never".parse().unwrap());
+        assert_eq!(catalog.find("d.never").await.map(|_| ()).unwrap_err().code(), Code::UnknownDataset);
+        let before = catalog.len();
+        let table = catalog.entry(&name);
+        catalog.close_all();
+        assert_eq!(catalog.len(), before + 1, "somebody may be about to make it");
+        drop(table);
+        drop(catalog.entry(&name));
+        catalog.close_all();
+        assert_eq!(catalog.len(), before);
     }
 }

@@ -1,6 +1,10 @@
 //! What all tables of a shard share.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use trellis_proto::DatasetName;
 
 use super::watch_log::WatchLog;
 use crate::{clock::WallClock, ownership::Ownership};
@@ -18,9 +22,21 @@ pub(crate) struct Context {
     pub(crate) chunk_bytes_max: usize,
     /// A commit takes its knowledge time from it, and never an earlier one than the commit before.
     pub(crate) clock: WallClock,
+    /// The zero of the clock that leases are counted by.
+    pub(crate) started: Instant,
+    /// The datasets that this shard is home to and that may need a checkpoint or a compaction: those with commits since the upkeep
+    /// last took them.
+    pub(crate) upkeep: Mutex<BTreeSet<DatasetName>>,
 }
 
 impl Context {
+    /// The upkeep shall look at a dataset, if this shard is its home.
+    pub(crate) fn needs_upkeep(&self, dataset: &DatasetName) {
+        if self.home(dataset.as_str()) == self.shard {
+            self.upkeep.lock().insert(dataset.clone());
+        }
+    }
+
     /// The shard that commits to `dataset`.
     pub(crate) fn home(&self, dataset: &str) -> &str {
         trellis_proto::placement::home(&self.shards, dataset).unwrap_or(&self.shard)

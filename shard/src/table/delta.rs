@@ -64,6 +64,8 @@ pub(crate) struct State {
     pub(crate) definition: Definition,
     pub(crate) files: Vec<FileRef>,
     pub(crate) txns: HashMap<String, Txn>,
+    /// Version of the checkpoint that it was read from; 0 without one.
+    pub(crate) checkpoint: u64,
 }
 
 /// Whether a commit took place.
@@ -73,6 +75,9 @@ pub(crate) enum Committed {
     /// Another writer has committed this version. These actions will never be part of it.
     Taken,
 }
+
+const GONE_HINT: &str =
+    "restore the folder; if it was removed on purpose, restart the shards, and the name is free";
 
 fn entry_path(version: u64) -> Path {
     Path::from(format!("_delta_log/{version:020}.json"))
@@ -94,16 +99,57 @@ impl Log {
     /// [`Code::DataCorrupt`] naming the log entry that cannot be read.
     pub(crate) async fn open(&self, now_ms: i64) -> Result<Option<State>> {
         let listing = self.listing().await?;
-        let Some(newest) = listing.newest() else { return Ok(None) };
-        let written = listing.files.iter().filter(|file| file.version == newest).map(|file| file.modified_ms);
-        if written.max().is_none_or(|at| at > now_ms.saturating_sub(RECENT_MS)) {
-            self.settle(newest).await?;
+        match listing.newest() {
+            Some(newest) => self.state(&listing, newest, now_ms).await.map(Some),
+            None => Ok(None),
         }
+    }
+
+    /// Loads the state of `version`. `None`: it is not there, or it is more than `behind` versions from the newest one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) async fn open_at(&self, version: u64, behind: u64, now_ms: i64) -> Result<Option<State>> {
+        let listing = self.listing().await?;
+        match listing.newest() {
+            Some(newest) if (version..=version.saturating_add(behind)).contains(&newest) => {
+                self.state(&listing, version, now_ms).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn state(&self, listing: &Listing, version: u64, now_ms: i64) -> Result<State> {
+        let written =
+            listing.files.iter().filter(|file| file.version == version).map(|file| file.modified_ms);
+        if written.max().is_none_or(|at| at > now_ms.saturating_sub(RECENT_MS)) {
+            self.settle(version).await?;
+        }
+        let checkpoint = listing.checkpoint_before(version).map_or(0, |(checkpoint, _)| checkpoint);
         // Before the kernel reads the entries. The kernel takes an empty entry for one without actions. If such an entry were
         // restored between the kernel's look and ours, only ours would have it.
-        let txns = self.transactions(&listing, newest).await?;
-        let (definition, files) = self.load(&listing, newest).await?;
-        Ok(Some(State { version: newest, definition, files, txns }))
+        let txns = self.transactions(listing, version).await?;
+        let (definition, files) = self.load(listing, version).await?;
+        Ok(State { version, definition, files, txns, checkpoint })
+    }
+
+    /// Whether somebody has committed `version`.
+    ///
+    /// # Errors
+    /// The store cannot say.
+    pub(crate) async fn has(&self, version: u64) -> Result<bool> {
+        let path = entry_path(version);
+        match self.folder.files.head(&path).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(store_error("looking at", &self.folder.file_name(path.as_ref()), &e)),
+        }
+    }
+
+    /// Says that there was a table, and is none.
+    pub(crate) fn gone(&self) -> Error {
+        let what = format!("the table of {} is gone", self.dataset);
+        Error::new(Code::DataCorrupt, what).dataset(&self.dataset).hint(GONE_HINT)
     }
 
     /// Calls the kernel with the table as of `version`, on a blocking thread. The kernel uses the runtime that it was called
@@ -216,19 +262,12 @@ impl Log {
 
     /// Refuses to follow an entry that is gone: somebody has removed the table's folder. A new entry would be alone.
     async fn check_there(&self, version: u64) -> Result<()> {
-        let path = entry_path(version);
-        let name = self.folder.file_name(path.as_ref());
-        match self.folder.files.head(&path).await {
-            Ok(_) => Ok(()),
-            Err(object_store::Error::NotFound { .. }) => {
-                let what =
-                    format!("{name} is gone, and with it the table of {}: nothing was written", self.dataset);
-                Err(Error::new(Code::DataCorrupt, what).dataset(&self.dataset).hint(
-                    "restore the folder; if it was removed on purpose, restart the shards, and the name is free",
-                ))
-            }
-            Err(error) => Err(store_error("looking at", &name, &error)),
+        if self.has(version).await? {
+            return Ok(());
         }
+        let name = self.folder.file_name(entry_path(version).as_ref());
+        let what = format!("{name} is gone, and with it the table of {}: nothing was written", self.dataset);
+        Err(Error::new(Code::DataCorrupt, what).dataset(&self.dataset).hint(GONE_HINT))
     }
 
     /// Writes a checkpoint of `version`: the next start then reads only the entries after it.
@@ -332,11 +371,11 @@ impl Log {
     async fn transactions(&self, listing: &Listing, newest: u64) -> Result<HashMap<String, Txn>> {
         let mut txns = HashMap::new();
         let mut next = 0;
-        if let Some((version, parts)) = listing.checkpoint() {
+        if let Some((checkpoint, parts)) = listing.checkpoint_before(newest) {
             for part in parts {
                 txns.extend(self.checkpoint_transactions(listing, part).await?);
             }
-            next = version + 1;
+            next = checkpoint + 1;
         }
         for version in next..=newest {
             let entry = self.read(version).await?.ok_or_else(|| {
@@ -507,6 +546,7 @@ mod tests {
             Shard::over(config.clone(), lake, WallClock::system()).await
         };
         let table = open().await.unwrap().catalog.entry(&grid.table().name);
+        table.refresh().await.unwrap();
         let version = || table.snapshot().unwrap().version;
 
         grid.import(&[("A", 1, 1.0)]).await.unwrap();
@@ -514,8 +554,9 @@ mod tests {
         table.refresh().await.unwrap_err();
         assert_eq!(version(), 0, "nobody is told of version 1");
         // nor by a shard that starts
-        let log = open().await.unwrap().catalog.entry(&grid.table().name);
-        assert!(log.snapshot().is_none());
+        let starts = open().await.unwrap().catalog.entry(&grid.table().name);
+        starts.refresh().await.unwrap_err();
+        assert!(starts.snapshot().is_none());
         names.stuck.lock().clear();
         table.refresh().await.unwrap();
         assert_eq!(version(), 1);

@@ -66,6 +66,11 @@ impl History {
         *self = Self { floor: version, commits: VecDeque::new() };
     }
 
+    /// How many commits are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.commits.len()
+    }
+
     /// Adds one commit, or several that were read at once, up to `version`.
     pub(crate) fn push(&mut self, version: u64, touched: Touched) {
         self.commits.push_back((version, PastCommit::Told(touched)));

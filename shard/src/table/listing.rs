@@ -92,6 +92,11 @@ impl Listing {
         self.checkpoints().pop_last()
     }
 
+    /// The newest checkpoint from which `version` can be read.
+    pub(super) fn checkpoint_before(&self, version: u64) -> Option<(u64, Vec<&Path>)> {
+        self.checkpoints().into_iter().take_while(|(checkpoint, _)| *checkpoint <= version).last()
+    }
+
     pub(super) fn newest(&self) -> Option<u64> {
         self.entries().next_back().max(self.checkpoint().map(|c| c.0))
     }

@@ -6,7 +6,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `catalog` | the datasets of the lake |
+//! | `catalog`, `opened`, `kept` | the datasets of the lake; which tables are open; what is kept of the others |
 //! | `table`, `snapshot` | one dataset, version by version; one dataset at one version |
 //! | `delta`, `listing`, `entry` | the Delta log: reads and commits; its files; the actions of one entry |
 //! | `summed` | checksums of checkpoints |
@@ -20,8 +20,10 @@ mod context;
 mod delta;
 mod entry;
 mod history;
+mod kept;
 mod lease;
 mod listing;
+mod opened;
 mod runs;
 mod snapshot;
 mod summed;
@@ -32,13 +34,13 @@ mod txns;
 mod watch_log;
 
 pub(crate) use self::{
-    catalog::Catalog,
+    catalog::{Catalog, Turn},
     context::Context,
     delta::{Committed, Log},
     entry::{Actions, Definition},
     lease::{Grant, Holder, StoredLease, TTL_DEFAULT},
     runs::{CommittedRun, SessionKey},
     snapshot::{MOVING_PROPERTY, Snapshot, not_dropped},
-    table::Table,
+    table::{CHECKPOINT_COMMITS_MIN, Table},
     watch_log::{Subscription, WatchLog},
 };

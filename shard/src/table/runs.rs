@@ -117,6 +117,11 @@ impl CommittedRuns {
         self.partitions.get(key).cloned().unwrap_or_default()
     }
 
+    /// How many runs are known.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
     /// Every committed run, in no order.
     pub(super) fn all(&self) -> Vec<NamedRun> {
         self.by_id.iter().map(|(id, run)| (id.clone(), run.clone())).collect()

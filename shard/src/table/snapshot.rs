@@ -32,6 +32,8 @@ pub(crate) struct Snapshot {
     pub(crate) lease: StoredLease,
     /// When this process learned of the lease's epoch, by the clock of the table's leases.
     pub(crate) lease_learned: Duration,
+    /// About how many bytes its parts take in memory.
+    pub(crate) bytes: usize,
     /// Version of the newest import. It may have replaced rows of earlier publishes.
     pub(crate) imported: Option<u64>,
     /// Version of the newest change by hand. It may have changed rows of earlier publishes and imports.

@@ -15,15 +15,15 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::{Mutex, RwLock};
-use tokio::time::Instant;
 use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb};
 
 use super::{
     change,
     context::Context,
     delta::{Log, State},
-    entry::{Entry, Txn},
+    entry::{Definition, Entry, Txn},
     history::History,
+    kept::Kept,
     lease::StoredLease,
     runs::{CommittedRun, CommittedRuns, NamedRun, SessionKey},
     snapshot::Snapshot,
@@ -36,6 +36,19 @@ use crate::files::{DataFile, FileIndex, FileRef, has_retracted_column, spec_of};
 const OPEN_PARALLEL: usize = 16;
 /// Log entries read at once when a head asks about commits from before this process began.
 const READ_PARALLEL: usize = 16;
+/// A table that is opened again goes on from the version that watchers know, if it is not further behind: each version in between is
+/// one read. From further back, watchers are told that everything has changed.
+const BEHIND_MAX: u64 = 64;
+/// Commits after which a table that rests gets a checkpoint, so that the next opening does not read them one by one. Many tables are
+/// committed to once a day, and would not reach the number for a busy table for months. A smaller number would not pay: to read
+/// eight entries takes about as long as to read a checkpoint.
+pub(crate) const CHECKPOINT_COMMITS_MIN: u64 = 8;
+/// Estimated bytes of an open table without its files, and of one remembered run and one remembered commit.
+const TABLE_BYTES: usize = 4_096;
+const RUN_BYTES: usize = 256;
+const COMMIT_BYTES: usize = 128;
+/// The same of one symbol.
+const SYMBOL_BYTES: usize = 48;
 
 /// The table of one dataset.
 #[derive(Debug)]
@@ -54,19 +67,12 @@ pub(crate) struct Table {
     recalling: tokio::sync::Mutex<()>,
     /// Indexes of files that this shard wrote and whose commit is not applied yet: they need not be read back.
     written: Mutex<HashMap<String, Arc<FileIndex>>>,
-    /// The zero of the clock that leases are counted by.
-    opened: Instant,
-}
-
-/// Whether a refresh that finds a table where there was none tells the watchers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Announce {
-    Yes,
-    No,
+    /// What stays when the table is closed.
+    kept: Arc<Kept>,
 }
 
 impl Table {
-    pub(crate) fn new(name: &DatasetName, log: Log, context: Arc<Context>) -> Self {
+    pub(crate) fn new(name: &DatasetName, log: Log, context: Arc<Context>, kept: Arc<Kept>) -> Self {
         Self {
             name: name.clone(),
             log,
@@ -78,13 +84,20 @@ impl Table {
             history: Mutex::default(),
             recalling: tokio::sync::Mutex::default(),
             written: Mutex::default(),
-            opened: Instant::now(),
+            kept,
         }
     }
 
     /// The time on the clock that leases are counted by.
     pub(crate) fn now(&self) -> Duration {
-        self.opened.elapsed()
+        self.context.started.elapsed()
+    }
+
+    /// About how many bytes the open table takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let snapshot = self.snapshot().map_or(0, |snapshot| snapshot.bytes);
+        let (runs, commits) = (self.runs.lock().len(), self.history.lock().len());
+        TABLE_BYTES + snapshot + runs * RUN_BYTES + commits * COMMIT_BYTES
     }
 
     /// The newest snapshot that this shard knows. It may be behind the log.
@@ -97,15 +110,6 @@ impl Table {
     /// # Errors
     /// The log, or a file that it names, cannot be read. The snapshot then stays as it was.
     pub(crate) async fn refresh(&self) -> Result<Option<Arc<Snapshot>>> {
-        self.refresh_and(Announce::Yes).await
-    }
-
-    /// As [`Self::refresh`], at start: watchers are not told of the table.
-    pub(crate) async fn load(&self) -> Result<Option<Arc<Snapshot>>> {
-        self.refresh_and(Announce::No).await
-    }
-
-    async fn refresh_and(&self, announce: Announce) -> Result<Option<Arc<Snapshot>>> {
         let ticket = self.arrivals.fetch_add(1, Ordering::SeqCst) + 1;
         let mut covered = self.refreshing.lock().await;
         if *covered >= ticket {
@@ -115,14 +119,10 @@ impl Table {
         let covers = self.arrivals.load(Ordering::SeqCst);
         loop {
             let Some(current) = self.snapshot() else {
-                let Some(state) = self.log.open(self.context.clock.now_ms()).await? else { break };
-                let (next, runs) = self.build(state, None).await?;
+                let Some((next, runs)) = self.open().await? else { break };
+                let event = self.event(&next, &Touched::Everything, &[]).await;
                 self.history.lock().begin(next.version);
-                let event = match announce {
-                    Announce::Yes => Some(self.event(&next, &Touched::Everything, &[]).await),
-                    Announce::No => None,
-                };
-                self.install(next, runs, event);
+                self.install(next, runs, event, Kept::opened);
                 continue;
             };
             match self.log.read(current.version + 1).await? {
@@ -135,6 +135,36 @@ impl Table {
         }
         *covered = covers;
         Ok(self.snapshot())
+    }
+
+    /// Opens the table at the version that watchers know, so that the commits since are told one by one; at the newest version, if that
+    /// is not possible or nobody knows any. `None`: there is no table.
+    async fn open(&self) -> Result<Option<(Arc<Snapshot>, Vec<NamedRun>)>> {
+        let now_ms = self.context.clock.now_ms();
+        let told = self.kept.version();
+        if let Some(told) = told {
+            // What fails here fails below as well, or is of no more concern: a file that the newest version does not have.
+            if let Ok(Some(state)) = self.log.open_at(told, BEHIND_MAX, now_ms).await
+                && let Ok(opened) = self.built(state).await
+            {
+                return Ok(Some(opened));
+            }
+        }
+        match self.log.open(now_ms).await? {
+            Some(state) => self.built(state).await.map(Some),
+            None if told.is_some() => Err(self.log.gone()),
+            None => Ok(None),
+        }
+    }
+
+    async fn built(&self, state: State) -> Result<(Arc<Snapshot>, Vec<NamedRun>)> {
+        let entries = state.version.saturating_sub(state.checkpoint);
+        let (next, runs) = self.build(state, None).await?;
+        // The last life of the shard, or the last time that the table was open, ended before the upkeep came.
+        if entries >= CHECKPOINT_COMMITS_MIN || next.moving().is_some() {
+            self.context.needs_upkeep(&self.name);
+        }
+        Ok((next, runs))
     }
 
     /// Keeps the index of a file that this shard wrote, for the refresh that finds its commit.
@@ -218,7 +248,7 @@ impl Table {
             let (next, runs) = self.build(state, Some(current)).await?;
             let event = self.event(&next, &Touched::Everything, &[]).await;
             self.history.lock().push(next.version, Touched::Everything);
-            self.install(next, runs, Some(event));
+            self.install(next, runs, event, told);
             return Ok(());
         }
         let added = self.open_files(entry.adds, None).await?;
@@ -243,6 +273,7 @@ impl Table {
         let runs = runs_of(&txns, &current.life);
         let lease = lease_of(&txns, &current.lease);
         let known_through = known_through(current.known_through, &added, &runs);
+        let bytes = bytes_of(&current.definition, &files, symbols.len());
         let next = Arc::new(Snapshot {
             version,
             spec: current.spec.clone(),
@@ -254,8 +285,9 @@ impl Table {
             symbols,
             known_through,
             watermark: watermark_of(&txns).or(current.watermark),
-            lease_learned: self.learned(&lease, Some(current)),
+            lease_learned: self.kept.learned(lease.epoch(), self.now()),
             lease,
+            bytes,
             imported: imported_of(&txns).or(current.imported),
             altered: altered_of(&txns).or(current.altered),
         });
@@ -269,7 +301,7 @@ impl Table {
         let added = if entry.data_change { added } else { Vec::new() };
         let event = self.event(&next, &touched, &added).await;
         self.history.lock().push(version, touched);
-        self.install(next, runs, Some(event));
+        self.install(next, runs, event, told);
         Ok(())
     }
 
@@ -281,12 +313,14 @@ impl Table {
         let created = definition.created_ms.saturating_mul(1_000_000);
         let runs = runs_of(&state.txns, &life);
         let lease = lease_of(&state.txns, &StoredLease::Never);
+        let symbols = self.owned_symbols(&files);
         let next = Arc::new(Snapshot {
             version: state.version,
-            symbols: Arc::new(self.owned_symbols(&files)),
+            bytes: bytes_of(&definition, &files, symbols.len()),
+            symbols: Arc::new(symbols),
             known_through: known_through(before.map_or(created, |b| b.known_through), &files, &runs),
             watermark: watermark_of(&state.txns),
-            lease_learned: self.learned(&lease, before),
+            lease_learned: self.kept.learned(lease.epoch(), self.now()),
             lease,
             imported: imported_of(&state.txns).filter(|version| *version >= life.since),
             altered: altered_of(&state.txns).filter(|version| *version >= life.since),
@@ -298,13 +332,6 @@ impl Table {
             files,
         });
         Ok((next, runs))
-    }
-
-    fn learned(&self, lease: &StoredLease, before: Option<&Snapshot>) -> Duration {
-        match before {
-            Some(before) if before.lease.epoch() == lease.epoch() => before.lease_learned,
-            Some(_) | None => self.now(),
-        }
     }
 
     async fn open_files(&self, files: Vec<FileRef>, before: Option<&Snapshot>) -> Result<Vec<Arc<DataFile>>> {
@@ -348,7 +375,14 @@ impl Table {
     /// Makes a version visible and tells the watchers, without an await in between. A caller that leaves earlier, or a file that
     /// cannot be read, leaves both undone, and the next refresh does both. Otherwise watchers might never be told of a visible
     /// version. The watchers come last: a read that saw this change's number in the watch log has its rows.
-    fn install(&self, next: Arc<Snapshot>, runs: Vec<NamedRun>, event: Option<pb::Change>) {
+    /// `keep` keeps the description, and says whether the watchers are told.
+    fn install(
+        &self,
+        next: Arc<Snapshot>,
+        runs: Vec<NamedRun>,
+        event: pb::Change,
+        keep: impl FnOnce(&Kept, Box<pb::DatasetDescription>) -> bool,
+    ) {
         {
             let mut known = self.runs.lock();
             if self.current.read().as_ref().is_some_and(|before| before.life.since != next.life.since) {
@@ -362,10 +396,28 @@ impl Table {
                 next.files.iter().for_each(|f| drop(written.remove(&f.file.path)));
             }
         }
-        let known_through = (!next.life.dropped).then_some(next.known_through);
-        let show = || *self.current.write() = Some(next);
-        self.context.watch.install(&self.name, known_through, event, show);
+        let described = Box::new(next.describe(&self.context));
+        let show = || {
+            *self.current.write() = Some(next);
+            keep(&self.kept, described)
+        };
+        if self.context.watch.install(event, show) {
+            self.context.needs_upkeep(&self.name);
+        }
     }
+}
+
+/// Every version of an open table is told.
+fn told(kept: &Kept, description: Box<pb::DatasetDescription>) -> bool {
+    kept.describe(description);
+    true
+}
+
+/// About how many bytes the parts of a snapshot take.
+fn bytes_of(definition: &Definition, files: &[Arc<DataFile>], symbols: usize) -> usize {
+    let properties = definition.properties.iter().map(|(key, value)| key.len() + value.len() + 64);
+    let files = files.iter().map(|file| file.bytes());
+    definition.schema.len() + properties.sum::<usize>() + files.sum::<usize>() + symbols * SYMBOL_BYTES
 }
 
 /// The knowledge time through which the dataset is complete. A publish without rows counts: its publisher was told its time.

@@ -8,11 +8,11 @@
 //! acknowledges, is so not waited for a second time. "Acknowledged" means that every watcher that has acknowledged before has
 //! applied the change.
 //!
-//! The log also keeps the knowledge time that all changes up to its end have brought: a version becomes visible, and its change gets
-//! its number, under one lock. So nobody is told of a knowledge time before the change that brought it.
+//! A version becomes visible, its description is kept, and its change gets its number under one lock. So nobody is told of a
+//! knowledge time before the change that brought it.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +22,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use trellis_proto::{DatasetName, pb};
+use trellis_proto::pb;
 
 /// Most changes that are kept for watchers that come back.
 const RING_CHANGES_MAX: usize = 4_096;
@@ -46,7 +46,6 @@ struct State {
     ring_bytes: usize,
     next_watcher: u64,
     watchers: HashMap<u64, Watcher>,
-    known: Known,
 }
 
 #[derive(Debug)]
@@ -62,29 +61,6 @@ struct Watcher {
     applied: u64,
     /// It has acknowledged: publishes wait for it.
     acknowledges: bool,
-}
-
-/// The knowledge time through which each dataset is complete, and the least of them.
-#[derive(Debug, Default)]
-struct Known {
-    of: HashMap<DatasetName, i64>,
-    sorted: BTreeSet<(i64, DatasetName)>,
-}
-
-impl Known {
-    fn set(&mut self, dataset: &DatasetName, known_through: Option<i64>) {
-        if let Some(before) = self.of.remove(dataset) {
-            self.sorted.remove(&(before, dataset.clone()));
-        }
-        if let Some(known_through) = known_through {
-            self.of.insert(dataset.clone(), known_through);
-            self.sorted.insert((known_through, dataset.clone()));
-        }
-    }
-
-    fn least(&self) -> i64 {
-        self.sorted.first().map_or(i64::MIN, |(least, _)| *least)
-    }
 }
 
 /// A watcher's end of the log. Dropping it ends the subscription.
@@ -108,40 +84,28 @@ impl WatchLog {
         self.state.lock().seq
     }
 
-    /// Number of the newest change, and the knowledge time through which every dataset is complete with it.
-    pub(crate) fn standing(&self) -> (u64, i64) {
-        let state = self.state.lock();
-        (state.seq, state.known.least())
-    }
-
     #[cfg(test)]
     pub(crate) fn watchers(&self) -> usize {
         self.state.lock().watchers.len()
     }
 
-    /// Makes a version of `dataset` visible by `show`, and numbers its change, keeps it, and hands it to every watcher. `known_through`:
-    /// the knowledge time through which the dataset is then complete; `None`: there is no such dataset any more. Never waits.
-    pub(crate) fn install(
-        &self,
-        dataset: &DatasetName,
-        known_through: Option<i64>,
-        change: Option<pb::Change>,
-        show: impl FnOnce(),
-    ) {
+    /// Makes a version of a dataset visible by `show`. If that says that it is news, numbers its change, keeps it, and hands it to every
+    /// watcher. Returns whether it is news. Never waits.
+    pub(crate) fn install(&self, change: pb::Change, show: impl FnOnce() -> bool) -> bool {
         let mut late = Vec::new();
-        let seq = {
+        let (seq, news) = {
             let mut state = self.state.lock();
-            show();
-            state.known.set(dataset, known_through);
-            if let Some(change) = change {
+            let news = show();
+            if news {
                 state.push(change, Instant::now(), &mut late);
             }
-            state.seq
+            (state.seq, news)
         };
         for name in late {
             tracing::warn!(head = name, seq, "disconnected a watcher: its queue is full");
         }
         self.progress.send_modify(|n| *n += 1);
+        news
     }
 
     /// Follows the log after position `from` if it is given and the ring still reaches back to it, else from now on.
@@ -269,7 +233,7 @@ mod tests {
     impl WatchLog {
         fn push(&self) -> u64 {
             let change = pb::Change { dataset: "d".to_owned(), ..pb::Change::default() };
-            self.install(&"d.a".parse().unwrap(), Some(0), Some(change), || ());
+            self.install(change, || true);
             self.seq()
         }
     }
@@ -342,22 +306,13 @@ mod tests {
     }
 
     #[test]
-    fn a_knowledge_time_is_told_with_the_change_that_brings_it_and_never_before() {
+    fn a_version_becomes_visible_under_the_lock_under_which_its_change_gets_its_number() {
         let log = WatchLog::new();
-        let (a, b): (DatasetName, DatasetName) = ("a.a".parse().unwrap(), "b.b".parse().unwrap());
-        assert_eq!(log.standing(), (0, i64::MIN));
-        log.install(&a, Some(7), None, || ());
-        assert_eq!(log.standing(), (0, 7));
-        let change = || Some(pb::Change::default());
-        log.install(&b, Some(5), change(), || ());
-        log.install(&a, Some(9), change(), || {
-            assert!(log.state.is_locked(), "a version is visible, and its change has no number")
+        log.install(pb::Change::default(), || {
+            assert!(log.state.is_locked(), "a version is visible, and its change has no number");
+            true
         });
-        assert_eq!(log.standing(), (2, 5));
-        log.install(&b, Some(6), change(), || ());
-        assert_eq!(log.standing(), (3, 6));
-        log.install(&b, None, change(), || ());
-        assert_eq!(log.standing(), (4, 9), "a dropped dataset holds nothing back");
+        assert_eq!(log.seq(), 1);
     }
 
     #[test]

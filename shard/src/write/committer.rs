@@ -8,12 +8,19 @@
 //! that takes itself for the home, or a person with another tool), the committer looks at the new version and checks everything
 //! again: the epoch, the run ids, the knowledge times. So correctness needs no clock, and no agreement on the home; it needs the
 //! order of the table's versions alone.
+//!
+//! A committer ends when its queue is empty, so that a dataset at rest has none. What it leaves is the lease, whose renewals are in
+//! memory alone. Requests enter a queue, and a committer ends, under one lock: so no request waits in the queue of a committer that
+//! has ended, and there is one committer of a dataset at a time.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde_json::Map;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 use trellis_proto::{Code, DatasetName, Error, Result, pb};
 
 use super::{
@@ -45,42 +52,92 @@ enum Command {
     Change(Change, oneshot::Sender<Result<pb::DatasetChange>>),
 }
 
-/// The committers of a shard's datasets; each is started when it is first asked for.
-#[derive(Debug)]
+/// The committers of a shard's datasets.
+#[derive(Debug, Clone)]
 pub(crate) struct Committers {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     apply_wait: Duration,
     metrics: Arc<Metrics>,
-    started: Mutex<HashMap<DatasetName, Committer>>,
+    desks: Mutex<HashMap<DatasetName, Desk>>,
+}
+
+/// Where the requests to one dataset arrive.
+#[derive(Debug, Default)]
+struct Desk {
+    /// The queue of the committer that runs.
+    queue: Option<mpsc::Sender<Command>>,
+    /// The lease as the last committer left it.
+    lease: Lease,
 }
 
 impl Committers {
     /// `apply_wait`: how long an acknowledgement waits for the watchers.
     pub(crate) fn new(apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { apply_wait, metrics, started: Mutex::default() }
+        Self { shared: Arc::new(Shared { apply_wait, metrics, desks: Mutex::default() }) }
     }
 
     /// The committer of `table`.
     pub(crate) fn of(&self, table: &Arc<Table>) -> Committer {
-        let start = || Committer::start(table.clone(), self.apply_wait, self.metrics.clone());
-        self.started.lock().entry(table.name.clone()).or_insert_with(start).clone()
+        Committer { shared: self.shared.clone(), table: table.clone() }
     }
 }
 
-/// A handle of a dataset's committer. The task ends when the last handle is dropped and the queue is empty.
+impl Shared {
+    /// Puts a command into the queue of the table's committer, and starts it if none runs.
+    fn send(self: &Arc<Self>, table: &Arc<Table>, command: Command) -> Result<()> {
+        let mut desks = self.desks.lock();
+        let desk = desks.entry(table.name.clone()).or_default();
+        let queue = desk.queue.get_or_insert_with(|| {
+            let (queue, commands) = mpsc::channel(QUEUE_MAX);
+            let writer = Writer {
+                table: table.clone(),
+                apply_wait: self.apply_wait,
+                metrics: self.metrics.clone(),
+                lease: std::mem::take(&mut desk.lease),
+            };
+            tokio::spawn(writer.run(self.clone(), commands));
+            queue
+        });
+        queue.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => {
+                Error::new(Code::Overloaded, format!("{QUEUE_MAX} commits to this dataset are waiting"))
+            }
+            TrySendError::Closed(_) => Error::new(Code::Internal, "the committer has ended"),
+        })
+    }
+
+    /// The next command. `None`: there is none, and the committer ends, which leaves its lease.
+    fn next(&self, writer: &mut Writer, commands: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        if let Ok(command) = commands.try_recv() {
+            return Some(command);
+        }
+        let mut desks = self.desks.lock();
+        if let Ok(command) = commands.try_recv() {
+            return Some(command);
+        }
+        match std::mem::take(&mut writer.lease) {
+            lease @ Lease::Held { .. } => {
+                desks.insert(writer.table.name.clone(), Desk { queue: None, lease });
+            }
+            // The table says the same.
+            Lease::Never | Lease::Released { .. } => drop(desks.remove(&writer.table.name)),
+        }
+        None
+    }
+}
+
+/// A handle of a dataset's committer, whether or not it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Committer {
-    queue: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    table: Arc<Table>,
 }
 
 impl Committer {
-    /// Starts the committer of `table`.
-    fn start(table: Arc<Table>, apply_wait: Duration, metrics: Arc<Metrics>) -> Self {
-        let (queue, commands) = mpsc::channel(QUEUE_MAX);
-        let writer = Writer { table, apply_wait, metrics, lease: Lease::Never };
-        tokio::spawn(writer.run(commands));
-        Self { queue }
-    }
-
     /// Commits rows. Returns when they are on the disk and every connected watcher has applied them.
     ///
     /// A call that is dropped before its turn does nothing; one that is dropped later may still commit. With a run id it is safe to ask
@@ -113,12 +170,7 @@ impl Committer {
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(command(reply)).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => {
-                Error::new(Code::Overloaded, format!("{QUEUE_MAX} commits to this dataset are waiting"))
-            }
-            mpsc::error::TrySendError::Closed(_) => Error::new(Code::Internal, "the committer has ended"),
-        })?;
+        self.shared.send(&self.table, command(reply))?;
         answer.await.map_err(|_| {
             Error::new(Code::Unavailable, "the shard stopped before it answered; the outcome is not known")
                 .hint("ask again with the same run id")
@@ -127,16 +179,9 @@ impl Committer {
 }
 
 impl Writer {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    async fn run(mut self, shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         let mut next = None;
-        loop {
-            let command = match next.take() {
-                Some(command) => command,
-                None => match commands.recv().await {
-                    Some(command) => command,
-                    None => return,
-                },
-            };
+        while let Some(command) = next.take().or_else(|| shared.next(&mut self, &mut commands)) {
             match command {
                 // Its publisher has left before its turn.
                 Command::Publish(_, reply) if reply.is_closed() => {}
@@ -262,6 +307,83 @@ mod tests {
             let times: std::collections::BTreeSet<i64> =
                 grid.rows("A").await.iter().map(|row| row.0).collect();
             assert_eq!(times, [0, 2].into());
+        }
+    }
+
+    impl Committers {
+        fn running(&self) -> usize {
+            self.shared.desks.lock().values().filter(|desk| desk.queue.is_some()).count()
+        }
+    }
+
+    fn holder(instance: &str) -> Holder {
+        Holder { unit: "mom".to_owned(), instance: instance.to_owned() }
+    }
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    async fn ask(grid: &Grid, instance: &str) -> Result<Grant> {
+        let asked = Acquisition { holder: holder(instance), ttl: TTL, take_over: false, spec: None };
+        grid.shard.committers.of(&grid.table()).acquire(asked).await
+    }
+
+    /// Everybody who runs ends, and the table is closed.
+    async fn rest(grid: &Grid) {
+        while grid.shard.committers.running() > 0 {
+            tokio::task::yield_now().await;
+        }
+        grid.shard.catalog.close_all();
+        assert!(grid.shard.catalog.open_tables().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewed_lease_outlives_the_committer_and_the_open_table() {
+        let grid = Grid::new().await;
+        grid.lease("mom").await;
+        rest(&grid).await;
+        tokio::time::advance(TTL - Duration::from_secs(10)).await;
+        grid.shard.committers.of(&grid.table()).renew(holder("1"), 1, TTL).await.unwrap();
+        rest(&grid).await;
+        tokio::time::advance(TTL - Duration::from_secs(10)).await;
+        assert_eq!(ask(&grid, "2").await.unwrap_err().code(), Code::Conflict, "it was renewed, and runs");
+        rest(&grid).await;
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(ask(&grid, "2").await.unwrap().epoch, 2, "and it runs out");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_table_that_is_opened_again_gives_the_holder_of_before_no_second_time_to_live() {
+        let grid = Grid::new().await;
+        grid.lease("mom").await;
+        let grid = grid.restart().await;
+        rest(&grid).await;
+        tokio::time::advance(TTL / 2).await;
+        assert_eq!(ask(&grid, "2").await.unwrap_err().code(), Code::Unavailable, "it may live");
+        rest(&grid).await;
+        tokio::time::advance(TTL / 2).await;
+        assert_eq!(ask(&grid, "2").await.unwrap().epoch, 2, "it does not");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_request_meets_a_committer_that_has_ended() {
+        let grid = Arc::new(Grid::new().await);
+        grid.lease("mom").await;
+        let askers: Vec<_> = (0..4)
+            .map(|_| {
+                let grid = grid.clone();
+                tokio::spawn(async move {
+                    for _ in 0..200 {
+                        // Nobody's lease: it is answered after a look at the log.
+                        grid.shard.committers.of(&grid.table()).release(holder("?"), 7).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for asker in askers {
+            asker.await.unwrap();
+        }
+        while grid.shard.committers.running() > 0 {
+            tokio::task::yield_now().await;
         }
     }
 }

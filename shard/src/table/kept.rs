@@ -1,0 +1,82 @@
+//! What a shard keeps of a dataset, whether or not its table is open: the last description, and when it learned of the lease. These
+//! are some hundred bytes.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use trellis_proto::pb;
+
+/// What is kept of a dataset.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Of the newest version that watchers were told of. A table that is opened again goes on from there.
+    described: Option<Box<pb::DatasetDescription>>,
+    /// The dataset was there when the shard started, and no head was given a list without it. So the first look at its table is no
+    /// news.
+    listed: bool,
+    /// The newest epoch of the lease, and when the shard learned of it.
+    lease: Option<(u64, Duration)>,
+}
+
+impl Kept {
+    /// Of a dataset that was found at the start.
+    pub(super) fn listed() -> Self {
+        Self { state: Mutex::new(State { listed: true, ..State::default() }) }
+    }
+
+    /// The version of the description.
+    pub(super) fn version(&self) -> Option<u64> {
+        self.state.lock().described.as_ref().map(|described| described.version)
+    }
+
+    pub(super) fn description(&self) -> Option<pb::DatasetDescription> {
+        self.state.lock().described.as_deref().cloned()
+    }
+
+    /// A version becomes visible.
+    pub(super) fn describe(&self, description: Box<pb::DatasetDescription>) {
+        self.state.lock().described = Some(description);
+    }
+
+    /// The table was opened, and this is what it is. Returns whether that is news to anybody.
+    pub(super) fn opened(&self, description: Box<pb::DatasetDescription>) -> bool {
+        let mut state = self.state.lock();
+        let news = match &state.described {
+            Some(told) => told.version != description.version,
+            None => !state.listed,
+        };
+        state.described = Some(description);
+        news
+    }
+
+    /// A head was given a list without the dataset.
+    pub(super) fn passed_over(&self) {
+        self.state.lock().listed = false;
+    }
+
+    /// Whether there is a dataset of this name, as far as the shard knows.
+    pub(super) fn is_there(&self) -> bool {
+        let state = self.state.lock();
+        state.described.as_ref().map_or(state.listed, |described| !described.dropped)
+    }
+
+    /// Whether nothing is known but the name.
+    pub(super) fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.described.is_none() && !state.listed
+    }
+
+    /// When the shard learned of an epoch of the lease; `now`, if it did not know of it before.
+    pub(super) fn learned(&self, epoch: u64, now: Duration) -> Duration {
+        let mut state = self.state.lock();
+        match state.lease {
+            Some((known, at)) if known == epoch => at,
+            _ => state.lease.insert((epoch, now)).1,
+        }
+    }
+}
