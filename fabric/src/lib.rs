@@ -16,6 +16,7 @@
 //! | [`clock`] | the time of day |
 //! | [`alloc`] | the allocators |
 //! | `aws` | signed calls of an AWS API |
+//! | [`bound`] | a bound that is reached: a metric and a line |
 //! | [`process`] | the one shape of every `main` |
 //! | `probe` | `--probe` and `--probe-ready`: whether the server of this container lives, and whether it is ready |
 //! | [`shutdown`] | the signal that ends a process |
@@ -27,6 +28,7 @@
 
 pub mod alloc;
 mod aws;
+pub mod bound;
 pub mod channel;
 pub mod clock;
 mod coalesce;

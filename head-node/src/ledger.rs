@@ -15,7 +15,7 @@ use tokio::{
 };
 use tonic::Request;
 use tracing::Instrument;
-use trellis_fabric::{channel::UNIT, clock::now_ns, retry::Pauses, telemetry};
+use trellis_fabric::{bound::Bound, channel::UNIT, clock::now_ns, retry::Pauses, telemetry};
 use trellis_proto::{
     DatasetName, Result, pb,
     runs::{LEDGER, Seen},
@@ -38,6 +38,8 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const KEPT: Duration = Duration::from_secs(10 * 60);
 /// Most records that a head keeps while the ledger is away: one publish of each of 40,000 units, and some more.
 const KEPT_MAX: usize = 50_000;
+
+static RECORDS: Bound = Bound::new("head.ledger_records");
 
 /// The origin of a write: its caller, its time, its trace.
 #[derive(Debug, Clone)]
@@ -112,6 +114,9 @@ async fn keep_appending(ledger: Arc<Ledger>, record: pb::RunRecord, tell: onesho
         let Err(error) = appended else { return };
         if kept.is_none() {
             kept = ledger.kept.try_acquire().ok();
+            if kept.is_none() {
+                RECORDS.hit();
+            }
         }
         if !error.retryable() || kept.is_none() || begun.elapsed() > KEPT {
             tracing::error!(%error, unit = record.unit, run_id = record.run_id, "a write cannot be recorded in the ledger");

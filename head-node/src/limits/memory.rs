@@ -21,7 +21,11 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
+use trellis_fabric::bound::Bound;
 use trellis_proto::{Code, Error, Result};
+
+static MEMORY: Bound = Bound::new("head.memory");
+static REQUESTS: Bound = Bound::new("head.requests");
 
 /// Bytes in flight and pinned bytes may take at most this part of the budget. The rest stays with the cache: otherwise a burst of cold
 /// reads would empty it for data that is read once.
@@ -159,6 +163,7 @@ impl Memory {
     }
 
     fn full(&self, bytes: u64) -> Error {
+        MEMORY.hit();
         let (in_flight, pinned) = (self.in_flight(), self.pinned());
         let why = format!(
             "the head has no memory for {bytes} bytes more: {in_flight} in flight, {pinned} held by slow readers, of {}",
@@ -218,6 +223,7 @@ impl Memory {
         if open * REQUEST_BYTES <= self.budget / REQUESTS_SHARE.1 * REQUESTS_SHARE.0 {
             return Ok(request);
         }
+        REQUESTS.hit();
         let why = format!(
             "the head has {open} requests at once, which is all that {} bytes are enough for",
             self.budget

@@ -21,6 +21,7 @@ use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
 };
+use trellis_fabric::bound::Bound;
 use trellis_proto::{Code, DatasetName, Error, Result, pb};
 
 use super::{
@@ -35,6 +36,8 @@ use crate::{
 
 /// Most requests in the queue of one dataset; further ones are refused as overload.
 const QUEUE_MAX: usize = 4_096;
+
+static QUEUE: Bound = Bound::new("shard.commit_queue");
 
 /// Most publishes in one commit: each adds about 500 bytes to the log entry.
 const GROUP_MAX: usize = 1_024;
@@ -104,6 +107,7 @@ impl Shared {
         });
         queue.try_send(command).map_err(|e| match e {
             TrySendError::Full(_) => {
+                QUEUE.hit();
                 Error::new(Code::Overloaded, format!("{QUEUE_MAX} commits to this dataset are waiting"))
             }
             TrySendError::Closed(_) => Error::new(Code::Internal, "the committer has ended"),

@@ -1,11 +1,14 @@
-//! A bound on the bytes of all publishes in memory. Pure.
+//! A bound on the bytes of all publishes in memory.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
+use trellis_fabric::bound::Bound;
 use trellis_proto::{Code, Error, Result};
+
+static PUBLISH_BYTES: Bound = Bound::new("shard.publish_bytes");
 
 /// The bound, and how many bytes are taken.
 #[derive(Debug)]
@@ -45,6 +48,7 @@ impl Held {
     pub(crate) fn add(&mut self, bytes: usize) -> Result<()> {
         let more = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= self.pending.most);
         if self.pending.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            PUBLISH_BYTES.hit();
             return Err(Error::new(
                 Code::Overloaded,
                 format!("publishes of {} bytes are being written already", self.pending.most),
