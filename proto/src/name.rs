@@ -184,20 +184,77 @@ pub fn listed(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     if more > 0 { format!("{text} and {more} more") } else { text }
 }
 
-/// The known name nearest to `wrong`, if a typing error is likely: for every four letters begun it allows one change,
-/// addition, removal or swap of neighbours. Upper and lower case are the same.
-///
-/// O(known x length^2); callers bound `known`.
-#[must_use]
-pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = 1 + wrong.chars().count() / 4;
-    let wrong = wrong.to_lowercase();
-    known
-        .into_iter()
-        .map(|name| (strsim::osa_distance(&wrong, &name.to_lowercase()), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, name)| name)
+/// Most work of the suggestions of one request, counted in letters that are looked at or compared. It is enough for one wrong name
+/// beside 100,000 known ones of eight letters, and takes some milliseconds.
+const SUGGEST_WORK_MAX: usize = 1 << 20;
+/// Work of a comparison besides its letters: it allocates.
+const COMPARE_WORK: usize = 64;
+
+/// Makes the hints of one request about names that are not known. All of them share one bound. An error beyond it has no hint, so
+/// many wrong names, or one beside 100,000 known names, do not keep a thread.
+#[derive(Debug)]
+pub struct Suggest {
+    work_left: usize,
+}
+
+impl Default for Suggest {
+    fn default() -> Self {
+        Self { work_left: SUGGEST_WORK_MAX }
+    }
+}
+
+impl Suggest {
+    /// The hint for a wrong name beside few known ones: the nearest, or all. Empty when the bound is reached.
+    #[must_use]
+    pub fn among<'a>(
+        &mut self,
+        wrong: &str,
+        what: &str,
+        known: impl Iterator<Item = &'a str> + Clone,
+    ) -> String {
+        let hint = match self.nearest(wrong, known.clone()) {
+            Some(near) => format!("did you mean {near}?"),
+            None if self.work_left == 0 => return String::new(),
+            None => format!("its {what} are {}", listed(known)),
+        };
+        self.work_left = self.work_left.saturating_sub(hint.len());
+        hint
+    }
+
+    /// The known name nearest to `wrong`, if a typing error is likely: for every four letters begun it allows one change,
+    /// addition, removal or swap of neighbours. Upper and lower case are the same. It looks at no name after the bound is reached.
+    #[must_use]
+    pub fn nearest<'a>(&mut self, wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+        if wrong.len() > NAME_BYTES_MAX {
+            return None;
+        }
+        let wrong = wrong.to_lowercase();
+        let (length, letters) = (wrong.chars().count(), letters(&wrong));
+        let limit = 1 + length / 4;
+        let mut known = known.into_iter();
+        let mut best = None;
+        while self.work_left > 0 {
+            let Some(name) = known.next() else { break };
+            let mut work = 1 + name.len();
+            let theirs = self::letters(name);
+            // a letter that the other name lacks is one change at least
+            let apart = (letters & !theirs).count_ones().max((theirs & !letters).count_ones());
+            if name.chars().count().abs_diff(length) <= limit && apart as usize <= limit {
+                work += COMPARE_WORK + wrong.len() * name.len();
+                let distance = strsim::osa_distance(&wrong, &name.to_lowercase());
+                if distance <= limit && best.is_none_or(|best| (distance, name) < best) {
+                    best = Some((distance, name));
+                }
+            }
+            self.work_left = self.work_left.saturating_sub(work);
+        }
+        best.map(|(_, name)| name)
+    }
+}
+
+/// The set of a name's ASCII characters, in lower case.
+fn letters(name: &str) -> u128 {
+    name.bytes().filter(u8::is_ascii).fold(0, |set, b| set | 1 << b.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -245,10 +302,44 @@ mod tests {
 
     #[test]
     fn a_typing_error_finds_its_name() {
-        let known = ["close", "open", "high", "low", "volume"];
+        let nearest =
+            |wrong, known: &[&'static str]| Suggest::default().nearest(wrong, known.iter().copied());
+        let known = &["close", "open", "high", "low", "volume"];
         assert_eq!(nearest("clsoe", known), Some("close"));
         assert_eq!(nearest("Volume", known), Some("volume"));
         assert_eq!(nearest("dividend", known), None);
-        assert_eq!(nearest("amzn", ["AMZN", "AAPL"]), Some("AMZN"));
+        assert_eq!(nearest("amzn", &["AMZN", "AAPL"]), Some("AMZN"));
+    }
+
+    #[test]
+    fn a_suggestion_beside_100_000_names_finds_the_nearest_and_a_request_has_a_bounded_number() {
+        let names: Vec<String> = (0..100_000).map(|i| format!("S{i:05}")).collect();
+        let looked_at = std::cell::Cell::new(0);
+        let known = || names.iter().map(String::as_str).inspect(|_| looked_at.set(looked_at.get() + 1));
+        let mut suggest = Suggest::default();
+        assert_eq!(suggest.nearest("ZZTOP", known()), None);
+        assert_eq!(looked_at.get(), 100_000, "one wrong name is compared with all");
+        let hints: Vec<String> =
+            (0..100_000).map(|i| suggest.among(&format!("Q{i:05}"), "symbols", known())).collect();
+        assert!(looked_at.get() < SUGGEST_WORK_MAX, "{} names for one request", looked_at.get());
+        assert!(hints.iter().map(String::len).sum::<usize>() <= SUGGEST_WORK_MAX);
+        assert_eq!(hints.last().map(String::as_str), Some(""));
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_compared_with_none() {
+        let known = std::iter::from_fn(|| -> Option<&str> { panic!("a name was looked at") });
+        assert_eq!(Suggest::default().nearest(&"x".repeat(NAME_BYTES_MAX + 1), known), None);
+    }
+
+    proptest::proptest! {
+        /// Names that are passed over unseen are none that a comparison would have found.
+        #[test]
+        fn the_nearest_of_few_names_is_that_of_comparing_all(wrong in "[a-eA-E0.]{1,9}", known in proptest::collection::vec("[a-eA-E0.]{1,9}", 0..20)) {
+            let limit = 1 + wrong.len() / 4;
+            let all = known.iter().map(|name| (strsim::osa_distance(&wrong.to_lowercase(), &name.to_lowercase()), name.as_str()));
+            let expected = all.filter(|(distance, _)| *distance <= limit).min().map(|(_, name)| name);
+            proptest::prop_assert_eq!(Suggest::default().nearest(&wrong, known.iter().map(String::as_str)), expected);
+        }
     }
 }

@@ -8,7 +8,7 @@ use twox_hash::XxHash3_64;
 
 use crate::{
     error::{Code, Error, Result},
-    name::{DatasetName, FieldName, listed, nearest},
+    name::{DatasetName, FieldName, Suggest},
     pb,
     time::ChunkSpan,
 };
@@ -337,6 +337,11 @@ impl DatasetSpec {
     /// [`Code::UnknownField`] for an unknown field, [`Code::InvalidRequest`] for a change that is not possible.
     pub fn altered(&self, change: &Alteration) -> Result<Evolved> {
         let refuse = |why: String| Error::new(Code::InvalidRequest, why).dataset(&self.dataset);
+        let most = [change.drop.len(), change.rename.len(), change.widen.len(), change.add.len()];
+        if let Some(many) = most.into_iter().find(|many| *many > FIELDS_MAX) {
+            let why = format!("an alteration names {many} fields; at most {FIELDS_MAX} are allowed");
+            return Err(Error::new(Code::TooLarge, why).dataset(&self.dataset));
+        }
         let mut fields: Vec<(FieldSpec, Option<usize>)> =
             self.fields.iter().cloned().enumerate().map(|(i, field)| (field, Some(i))).collect();
         let find = |fields: &[(FieldSpec, Option<usize>)], name: &FieldName| {
@@ -344,10 +349,7 @@ impl DatasetSpec {
             names().position(|known| known == name.as_str()).ok_or_else(|| {
                 let error = Error::new(Code::UnknownField, format!("{} has no field {name}", self.dataset))
                     .dataset(&self.dataset);
-                match nearest(name.as_str(), names()) {
-                    Some(near) => error.hint(format!("did you mean {near}?")),
-                    None => error.hint(format!("its fields are {}", listed(names()))),
-                }
+                error.hint(Suggest::default().among(name.as_str(), "fields", names()))
             })
         };
         for name in &change.drop {

@@ -9,12 +9,13 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::Status;
+use trellis_fabric::bound::Bound;
 use trellis_proto::{
     Code, DatasetName, DatasetSpec, Error, Result,
-    name::{listed, nearest},
+    name::{Suggest, listed},
     pb,
     runs::OWN_PREFIX,
-    spec::Alteration,
+    spec::{Alteration, FIELDS_MAX},
 };
 
 use crate::{
@@ -35,6 +36,8 @@ use crate::{
 const RANGES_MAX: usize = 200_000;
 /// Most held ranges of one confirmation.
 const HELD_MAX: usize = 1_000_000;
+static FETCH_RANGES: Bound = Bound::new("shard.fetch_ranges");
+static CONFIRM_RANGES: Bound = Bound::new("shard.confirm_ranges");
 /// A shard's regions are fixed while it runs. To change them it is started again, and heads see a new incarnation.
 const OWNERSHIP_EPOCH: u64 = 1;
 
@@ -134,6 +137,7 @@ impl Shard {
             .hint("ask the shard to describe itself again"));
         }
         if request.ranges.len() > RANGES_MAX {
+            FETCH_RANGES.hit();
             return Err(Error::new(
                 Code::TooLarge,
                 format!("{} ranges; a fetch has at most {RANGES_MAX}", request.ranges.len()),
@@ -155,19 +159,20 @@ impl Shard {
         self.metrics.ranges.add(request.ranges.len() as u64, &[]);
         let order = request.order();
         let mut rows = 0;
+        let mut suggest = Suggest::default();
         for (dataset, ranges) in by_dataset(request.ranges) {
             // Taken before the snapshot, which then is at least as new.
             let seq = self.context.watch.seq();
             let mut failures = Vec::new();
             let mut requests = Vec::new();
-            match self.catalog.find(&dataset).await {
+            match self.catalog.find_with(&dataset, &mut suggest).await {
                 Err(error) => {
                     let error = error.dataset(&dataset).shard(&self.context.shard);
                     failures.extend(ranges.iter().map(|(i, range)| scan::refused(*i, range, error.clone())));
                 }
                 Ok((_, snapshot)) => {
                     for (i, range) in ranges {
-                        match self.range_request(&snapshot, i, &range) {
+                        match self.range_request(&snapshot, i, &range, &mut suggest) {
                             Ok(request) => requests.push(request),
                             Err(error) => {
                                 let error = error.dataset(&dataset).shard(&self.context.shard);
@@ -196,8 +201,13 @@ impl Shard {
         snapshot: &Snapshot,
         position: u32,
         range: &pb::ChunkRange,
+        suggest: &mut Suggest,
     ) -> Result<RangeRequest> {
         let spec = &snapshot.spec;
+        if range.fields.len() > FIELDS_MAX {
+            let why = format!("{} fields in one range; at most {FIELDS_MAX} are allowed", range.fields.len());
+            return Err(Error::new(Code::TooLarge, why));
+        }
         if range.schema != 0 && range.schema != snapshot.schema {
             let changed = format!("the fields of {} have changed since the fetch was planned", range.dataset);
             return Err(Error::new(Code::StaleSchema, changed).hint("ask again"));
@@ -224,23 +234,24 @@ impl Shard {
                 format!("{} has no symbol {:?}", range.dataset, range.symbol),
             )
             .symbol(&range.symbol);
-            let near = nearest(&range.symbol, snapshot.symbols.iter().map(trellis_proto::Symbol::as_str));
-            return Err(match near {
+            let known = snapshot.symbols.iter().map(trellis_proto::Symbol::as_str);
+            return Err(match suggest.nearest(&range.symbol, known) {
                 Some(near) => error.hint(format!("did you mean {near}?")),
                 None => error,
             });
         }
         let mut fields = Vec::with_capacity(range.fields.len());
+        let mut asked = vec![false; spec.fields.len()];
         for name in &range.fields {
             let Some((i, _)) = spec.field(name) else {
-                let known: Vec<&str> = spec.fields.iter().map(|f| f.name.as_str()).collect();
-                let error =
-                    Error::new(Code::UnknownField, format!("{} has no field {name:?}", range.dataset));
-                return Err(match nearest(name, known.iter().copied()) {
-                    Some(near) => error.hint(format!("did you mean {near}?")),
-                    None => error.hint(format!("its fields are {}", listed(known))),
-                });
+                let hint = suggest.among(name, "fields", spec.fields.iter().map(|f| f.name.as_str()));
+                let why = format!("{} has no field {name:?}", range.dataset);
+                return Err(Error::new(Code::UnknownField, why).hint(hint));
             };
+            if std::mem::replace(&mut asked[i], true) {
+                let why = format!("the field {name} is asked for twice");
+                return Err(Error::new(Code::InvalidRequest, why));
+            }
             fields.push(i);
         }
         Ok(RangeRequest {
@@ -290,12 +301,14 @@ impl Shard {
 
     pub(crate) async fn confirm(&self, request: &pb::ConfirmRequest) -> Result<pb::ConfirmReply> {
         if request.held.len() > HELD_MAX {
+            CONFIRM_RANGES.hit();
             return Err(Error::new(
                 Code::TooLarge,
                 format!("{} held ranges; a confirmation has at most {HELD_MAX}", request.held.len()),
             ));
         }
         let seq = self.context.watch.seq();
+        let mut suggest = Suggest::default();
         let mut found = std::collections::HashMap::new();
         let mut known_through_ns = i64::MAX;
         let mut oldest: BTreeMap<&str, u64> = BTreeMap::new();
@@ -305,7 +318,7 @@ impl Shard {
         }
         for (name, version) in oldest {
             // A dataset that cannot be read is not confirmed. The fetch that follows says why.
-            if let Ok((table, snapshot)) = self.catalog.find(name).await {
+            if let Ok((table, snapshot)) = self.catalog.find_with(name, &mut suggest).await {
                 table.recall(version).await;
                 known_through_ns = known_through_ns.min(snapshot.known_through);
                 found.insert(name, (table, snapshot));

@@ -4,8 +4,7 @@
 use std::ops::Range;
 
 use trellis_proto::{
-    Code, DatasetSpec, Error, FieldName, Result, SeriesQuery, Symbol, Symbols, TimeRange,
-    name::{listed, nearest},
+    Code, DatasetSpec, Error, FieldName, Result, SeriesQuery, Symbol, Symbols, TimeRange, name::Suggest,
 };
 
 use super::slice::Window;
@@ -111,11 +110,8 @@ pub(crate) fn field_positions(spec: &DatasetSpec, asked: &[FieldName]) -> Result
         .iter()
         .map(|name| {
             spec.field(name.as_str()).map(|(position, _)| position).ok_or_else(|| {
-                let known: Vec<&str> = spec.fields.iter().map(|field| field.name.as_str()).collect();
-                let hint = match nearest(name.as_str(), known.iter().copied()) {
-                    Some(near) => format!("did you mean {near}?"),
-                    None => format!("the fields are {}", listed(known)),
-                };
+                let known = spec.fields.iter().map(|field| field.name.as_str());
+                let hint = Suggest::default().among(name.as_str(), "fields", known);
                 Error::new(Code::UnknownField, format!("{} has no field {name}", spec.dataset))
                     .hint(hint)
                     .dataset(&spec.dataset)
@@ -129,7 +125,7 @@ fn symbols(facts: Facts<'_>, asked: &Symbols) -> Result<Vec<Symbol>> {
     let Symbols::List(asked) = asked else { return Ok(known.to_vec()) };
     if let Some(unknown) = asked.iter().find(|symbol| known.binary_search(symbol).is_err()) {
         let several: Vec<&str> = unknown.as_str().split(',').map(str::trim).collect();
-        let hint = match nearest(unknown.as_str(), known.iter().map(Symbol::as_str)) {
+        let hint = match Suggest::default().nearest(unknown.as_str(), known.iter().map(Symbol::as_str)) {
             _ if several.len() > 1 => format!("give several symbols as a list: {several:?}"),
             Some(near) => format!("did you mean {near}?"),
             None => format!("{} has {} symbols; \"*\" reads them all", spec.dataset, facts.symbols_of_all),
@@ -262,7 +258,7 @@ mod tests {
         assert_eq!(named(&["volume", "open"]).unwrap(), [2, 0]);
         let error = named(&["clse"]).unwrap_err();
         assert_eq!((error.code(), error.hint_text()), (Code::UnknownField, "did you mean close?"));
-        assert_eq!(named(&["dividend"]).unwrap_err().hint_text(), "the fields are open, close, volume");
+        assert_eq!(named(&["dividend"]).unwrap_err().hint_text(), "its fields are open, close, volume");
     }
 
     #[test]

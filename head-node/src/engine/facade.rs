@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use trellis_fabric::{discovery::Watch, retry::up_to, single::Lost};
-use trellis_proto::{Code, DatasetName, Error, Result, Symbol, name::nearest, pb, placement};
+use trellis_fabric::{bound::Bound, discovery::Watch, retry::up_to, single::Lost};
+use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb, placement};
 
 use super::{
     core::Core,
@@ -35,12 +35,13 @@ use crate::{
 /// For this long, with jitter, the head answers that a dataset is unknown without asking the shards again: a client that polls for a
 /// dataset must not cause a question to every shard each time. A dataset that is made meanwhile is announced by its shard.
 const UNKNOWN_TTL: Duration = Duration::from_millis(500);
+/// Most such names. Beyond it they are forgotten, and the shards are asked again.
+const UNKNOWN_MAX: usize = 4_096;
+static UNKNOWN: Bound = Bound::new("head.unknown_datasets");
 /// Longest wait of a publish for another shard to serve its version. After that the head no longer trusts that shard's log.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for listing the symbols or sessions of one shard: it may have to open the table of a dataset that it has not read yet.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Datasets that an unknown name is compared with: a fleet has tens of thousands, and comparing takes a microsecond each.
-const NEAREST_DATASETS_MAX: usize = 4_096;
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -420,6 +421,10 @@ impl Engine {
         }
         let mut unknown_names = self.core.unknown.lock();
         unknown_names.retain(|_, at| fresh(at));
+        if unknown_names.len() >= UNKNOWN_MAX {
+            UNKNOWN.hit();
+            unknown_names.clear();
+        }
         let ttl = UNKNOWN_TTL * 3 / 4 + up_to(UNKNOWN_TTL / 2);
         unknown_names.insert(name.clone(), Instant::now() + ttl);
         Err(self.unknown_dataset(name))
@@ -427,10 +432,7 @@ impl Engine {
 
     fn unknown_dataset(&self, name: &DatasetName) -> Error {
         let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name);
-        let tables = self.core.holdings.tables();
-        let described = tables.iter().take(NEAREST_DATASETS_MAX).map(|table| table.described());
-        let known: Vec<DatasetName> = described.map(|dataset| dataset.spec.dataset.clone()).collect();
-        match nearest(name.as_str(), known.iter().map(DatasetName::as_str)) {
+        match self.core.holdings.nearest(name) {
             Some(near) => error.hint(format!("did you mean {near}?")),
             None => error,
         }

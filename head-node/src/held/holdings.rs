@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use trellis_proto::{Code, DatasetName, Error, Result, pb::DatasetDescription};
+use trellis_proto::{Code, DatasetName, Error, Result, name::Suggest, pb::DatasetDescription};
 
 use super::{
     cache::Cache,
@@ -70,6 +70,12 @@ impl Holdings {
 
     pub(crate) fn table(&self, name: &DatasetName) -> Option<Arc<Table>> {
         self.tables.read().get(name).cloned()
+    }
+
+    /// The known dataset with the name nearest to a wrong one.
+    pub(crate) fn nearest(&self, wrong: &DatasetName) -> Option<String> {
+        let tables = self.tables.read();
+        Suggest::default().nearest(wrong.as_str(), tables.keys().map(DatasetName::as_str)).map(str::to_owned)
     }
 
     pub(crate) fn tables(&self) -> Vec<Arc<Table>> {

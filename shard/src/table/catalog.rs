@@ -14,7 +14,7 @@ use std::{
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
-use trellis_proto::{Code, DatasetName, Error, Result, name::nearest, pb};
+use trellis_proto::{Code, DatasetName, Error, Result, name::Suggest, pb};
 
 use super::{
     context::Context,
@@ -101,18 +101,27 @@ impl Catalog {
     /// # Errors
     /// [`Code::UnknownDataset`], or the reason why it cannot be read.
     pub(crate) async fn find(&self, name: &str) -> Result<(Arc<Table>, Arc<Snapshot>)> {
-        let (table, snapshot) = self.find_any(name).await?;
+        self.find_with(name, &mut Suggest::default()).await
+    }
+
+    /// As [`Self::find`], for a request that names many datasets and has one bound for all of its hints.
+    pub(crate) async fn find_with(
+        &self,
+        name: &str,
+        suggest: &mut Suggest,
+    ) -> Result<(Arc<Table>, Arc<Snapshot>)> {
+        let (table, snapshot) = self.find_any_with(name, suggest).await?;
         if snapshot.life.dropped {
-            return Err(self.unknown(name));
+            return Err(self.unknown(name, suggest));
         }
         Ok((table, snapshot))
     }
 
-    fn unknown(&self, name: &str) -> Error {
+    fn unknown(&self, name: &str, suggest: &mut Suggest) -> Error {
         let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}")).dataset(name);
         let datasets = self.datasets.read();
         let there = datasets.iter().filter(|(_, dataset)| dataset.kept.is_there());
-        match nearest(name, there.map(|(name, _)| name.as_str())) {
+        match suggest.nearest(name, there.map(|(name, _)| name.as_str())) {
             Some(near) => error.hint(format!("did you mean {near}?")),
             None => error,
         }
@@ -120,6 +129,10 @@ impl Catalog {
 
     /// As [`Self::find`], and also finds a dropped dataset.
     pub(crate) async fn find_any(&self, name: &str) -> Result<(Arc<Table>, Arc<Snapshot>)> {
+        self.find_any_with(name, &mut Suggest::default()).await
+    }
+
+    async fn find_any_with(&self, name: &str, suggest: &mut Suggest) -> Result<(Arc<Table>, Arc<Snapshot>)> {
         let valid = DatasetName::new(name).map_err(|e| {
             let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name:?}"));
             error.dataset(name).hint(e.message())
@@ -127,12 +140,12 @@ impl Catalog {
         // Look before it is kept: a made-up name is not kept.
         let known = self.datasets.read().contains_key(&valid);
         if !known && !self.log(&valid).exists().await? {
-            return Err(self.unknown(name));
+            return Err(self.unknown(name, suggest));
         }
         let table = self.entry(&valid);
         let snapshot = table.refresh().await?;
         self.used(&table);
-        snapshot.map(|snapshot| (table, snapshot)).ok_or_else(|| self.unknown(name))
+        snapshot.map(|snapshot| (table, snapshot)).ok_or_else(|| self.unknown(name, suggest))
     }
 
     /// The table of a dataset, even if it is not there yet. It stays open for a while.

@@ -66,6 +66,8 @@ async fn each_range_fails_alone_and_says_why() {
         with(&|r| r.symbol = "AMZM".to_owned()),
         with(&|r| r.fields = vec!["valeu".to_owned()]),
         with(&|r| r.end = i64::MAX),
+        with(&|r| r.fields = vec!["value".to_owned(); 2]),
+        with(&|r| r.fields = vec!["value".to_owned(); 100_000]),
     ];
     let fetched = fetch(&mut served.client, ranges, OLDEST).await;
     assert_eq!(fetched[0].latest(), [(0, 1.0)]);
@@ -74,6 +76,8 @@ async fn each_range_fails_alone_and_says_why() {
         (Code::UnknownSymbol, "did you mean AMZN?"),
         (Code::UnknownField, "did you mean value?"),
         (Code::InvalidRequest, ""),
+        (Code::InvalidRequest, ""),
+        (Code::TooLarge, ""),
     ];
     for (one, (code, hint)) in fetched[1..].iter().zip(expected) {
         assert_eq!((one.failures.len(), one.rows.len()), (1, 0));
