@@ -103,8 +103,8 @@ impl Process {
     /// Names every variable that is missing, wrong or unknown.
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
         let id = env.name(&env::ID);
-        let listen = env.parse(&env::LISTEN);
-        let shards_url = env.string(&SHARDS);
+        let listen = env.listen(&env::LISTEN);
+        let shards_url = env.discovery(&SHARDS);
         let cache_bytes = env.bytes_size(&CACHE_BYTES, CACHE_BYTES_MIN);
         let answer_bytes = env.bytes_size(&ANSWER_BYTES, 1);
         let answer_rows = env.parse(&ANSWER_ROWS);

@@ -46,7 +46,7 @@ mod metrics;
 mod shards;
 mod stats;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::net::TcpListener;
@@ -65,6 +65,10 @@ use crate::{
     engine::{Engine, EngineConfig},
     head::HeadNode,
 };
+
+/// While a head is not ready, its log says every so often what it waits for: soon enough for somebody who watches a start, and rarely
+/// enough for a night.
+const NOT_READY_EVERY: Duration = Duration::from_secs(5);
 
 /// A head node that has started: it follows its shards and can serve.
 pub struct Head {
@@ -140,7 +144,8 @@ impl Head {
             let following = {
                 let engine = node.engine().clone();
                 async move {
-                    engine.ready().await;
+                    let tell = || tracing::warn!(waits_for = engine.waits_for(), "not ready: reads are refused");
+                    until_ready(engine.ready(), tell).await;
                     ready.cancel();
                     std::future::pending::<()>().await;
                 }
@@ -160,6 +165,14 @@ impl Head {
     }
 }
 
+/// Waits for `ready`, and calls `tell` every [`NOT_READY_EVERY`] meanwhile.
+async fn until_ready(ready: impl Future<Output = ()>, mut tell: impl FnMut()) {
+    let mut ready = std::pin::pin!(ready);
+    while tokio::time::timeout(NOT_READY_EVERY, &mut ready).await.is_err() {
+        tell();
+    }
+}
+
 /// A whole head: starts it and serves until `shutdown` resolves. See [`Head`].
 ///
 /// # Errors
@@ -170,4 +183,18 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     Head::start(config)?.serve(listener, shutdown).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_not_ready_says_so_again_and_again_until_it_is() {
+        let told = std::cell::Cell::new(0);
+        let ready = tokio::time::sleep(NOT_READY_EVERY * 4 - Duration::from_millis(1));
+        until_ready(ready, || told.set(told.get() + 1)).await;
+        assert_eq!(told.get(), 3);
+        until_ready(std::future::ready(()), || panic!("it is ready")).await;
+    }
 }

@@ -99,7 +99,7 @@ impl Config {
     /// Every problem at once.
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
         let flag = [("true", true), ("false", false)];
-        let url = env.string(&URL);
+        let url = env.discovery(&URL);
         let unit = env.with(&UNIT_FILE, |path| {
             Manifest::read(Path::new(path)).map(|m| (path.into(), m)).map_err(|e| e.to_string())
         });

@@ -7,6 +7,8 @@ use trellis_fabric::env::{self, ConfigError, Env, Var};
 use trellis_proto::{Code, Error, Result, pb, placement::SLOTS};
 use url::Url;
 
+use crate::{files::Lake, ownership::Ownership};
+
 /// Time between two looks at a local lake for commits of others, so that watchers hear of them. A read looks by itself.
 pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
@@ -183,15 +185,29 @@ impl Config {
     /// # Errors
     /// Every variable that is missing or makes no sense, at once.
     pub fn from_env(mut env: Env) -> Result<(Self, SocketAddr), ConfigError> {
-        let listen = env.parse(&env::LISTEN);
-        let lake = env.with(&LAKE, |text| lake_url(text).map_err(|e| e.message().to_owned()));
+        let listen = env.listen(&env::LISTEN);
+        let lake = env.with(&LAKE, |text| {
+            let usable = lake_url(text).and_then(|lake| Lake::open(&lake).map(|_| lake));
+            usable.map_err(|e| e.message().to_owned())
+        });
         let index = env.parse::<u32>(&INDEX);
-        let count = env.parse::<u32>(&COUNT);
+        let count = env.with(&COUNT, |text| {
+            let count = text.parse().ok().filter(|count| (1..=SLOTS).contains(count));
+            count.ok_or_else(|| format!("expected a number of shards from 1 to {SLOTS}"))
+        });
         let drain = env.millis(&env::DRAIN_MS);
         let scrub = env.parse::<u64>(&SCRUB);
-        let ids = env.optional(&IDS);
-        let own_id = env.optional(&ID);
-        let owns = match env.optional(&OWNS) {
+        let ids = if env.is_set(&IDS) { Some(env.names(&IDS)) } else { None };
+        let own_id = if env.is_set(&ID) { Some(env.name(&ID)) } else { None };
+        let own_regions = env.optional(&OWNS);
+        if own_regions.is_none()
+            && let (Some(Ok(ids)), Ok(count)) = (&ids, &count)
+            && ids.len() != *count as usize
+        {
+            let why = format!("names {} shards, and TRELLIS_SHARD_COUNT is {count}", ids.len());
+            _ = env.refuse(&IDS, why);
+        }
+        let owns = match own_regions {
             Some(json) => parse_owns(&json).map_err(|e| env.refuse(&OWNS, e.message())),
             None => match (&index, &count) {
                 (Ok(index), Ok(count)) => {
@@ -200,15 +216,31 @@ impl Config {
                 (Err(invalid), _) | (_, Err(invalid)) => Err(*invalid),
             },
         };
-        let shards: Vec<String> = match ids {
-            Some(list) => list.split(',').map(|id| id.trim().to_owned()).collect(),
-            None => (0..count.unwrap_or(0)).map(|i| format!("shard-{i}")).collect(),
+        let shards = match ids {
+            Some(ids) => ids,
+            None => count.map(|count| (0..count).map(|i| format!("shard-{i}")).collect()),
         };
-        let id = own_id.or_else(|| shards.get(index.unwrap_or(0) as usize).cloned()).unwrap_or_default();
-        if owns.is_ok() && !shards.contains(&id) {
-            env.refuse(&ID, format!("one of {}", shards.join(", ")));
+        let id = match (own_id, &shards, &index) {
+            (Some(id), _, _) => id,
+            (None, Ok(shards), Ok(index)) => shards.get(*index as usize).cloned().ok_or_else(|| {
+                let why = format!("the index must be below the number of shards, {}", shards.len());
+                env.refuse(&INDEX, why)
+            }),
+            (None, Err(invalid), _) | (None, _, Err(invalid)) => Err(*invalid),
+        };
+        if let (Ok(id), Ok(shards)) = (&id, &shards)
+            && !shards.contains(id)
+        {
+            _ = env
+                .refuse(&ID, format!("{id} is none of the {} shards: {}", shards.len(), first_names(shards)));
+        }
+        if let (Ok(id), Ok(owns)) = (&id, &owns)
+            && let Err(error) = Ownership::new(id, owns.clone())
+        {
+            _ = env.refuse(&OWNS, error.message());
         }
         env.finish()?;
+        let (id, shards) = (id?, shards?);
         let mut config = Self { drain: drain?, ..Self::new(&id, lake?, owns?, shards) };
         config.upkeep.scrub_bytes = scrub?;
         Ok((config, listen?))
@@ -223,6 +255,13 @@ impl Config {
         let shards = (0..count).map(|i| format!("shard-{i}")).collect();
         Ok(Self::new(&format!("shard-{index}"), lake, owns, shards))
     }
+}
+
+/// The first names of shards, for a message: there may be thousands.
+fn first_names(shards: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = if shards.len() > SHOWN { ", .." } else { "" };
+    shards[..shards.len().min(SHOWN)].join(", ") + more
 }
 
 /// The even split: shard `index` of `count` owns `[65536 * index / count, 65536 * (index + 1) / count)` of every dataset.

@@ -37,15 +37,18 @@
 //! | `read` | [`Env`]: typed getters |
 //! | `problem` | problems, told at once |
 //! | `size` | sizes in bytes as people write them |
+//! | `log` | the filter of the log on stderr |
 //! | `command_line` | `--help`, `--check`, `--version` |
 
 mod command_line;
+mod log;
 mod problem;
 mod read;
 mod size;
 mod var;
 
 pub use command_line::{Mode, Question, cli, resolve};
+pub(crate) use log::{LOG_FILTER, log_filter};
 pub use problem::{ConfigError, Invalid, Problem};
 pub use read::Env;
 pub use size::{format_bytes, parse_bytes};

@@ -1,20 +1,23 @@
 //! Reads an environment under one table of variables.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
-
-use tracing_subscriber::EnvFilter;
+use std::{collections::BTreeMap, fmt, io::ErrorKind, net::SocketAddr, str::FromStr, time::Duration};
 
 use super::{
+    log::log_filter,
     problem::{ConfigError, Invalid, Problem},
     size::parse_bytes,
     var::{LOG, LOG_FORMAT, Presence, Var},
 };
+use crate::discovery::{DEFAULT_PORT, Source};
 
 /// Prefix of the grid's own variables: an unknown one is a problem.
 const PREFIX: &str = "TRELLIS_";
 
 /// Most edits between an unknown name and the name that the message suggests.
 const SUGGEST_EDITS_MAX: usize = 4;
+
+/// Longest time of a variable in milliseconds: 30 days. The clock plus a time of millions of years has no number.
+const MILLIS_MAX: u64 = 30 * 86_400_000;
 
 /// The environment under one table of variables, and the problems found so far.
 #[derive(Debug)]
@@ -113,13 +116,15 @@ impl Env {
         })
     }
 
-    /// A whole number of milliseconds.
+    /// A whole number of milliseconds, at most 30 days.
     pub fn millis(&mut self, var: &Var) -> Result<Duration, Invalid> {
         self.with(var, |value| {
             value
                 .parse()
+                .ok()
+                .filter(|ms| *ms <= MILLIS_MAX)
                 .map(Duration::from_millis)
-                .map_err(|_| "expected a whole number of milliseconds".to_owned())
+                .ok_or_else(|| format!("expected a whole number of milliseconds, at most {MILLIS_MAX}"))
         })
     }
 
@@ -161,15 +166,43 @@ impl Env {
 
     /// A name of a process or unit: `[a-z0-9][a-z0-9_.-]{0,62}`.
     pub fn name(&mut self, var: &Var) -> Result<String, Invalid> {
+        self.with(var, plain_name)
+    }
+
+    /// Names of processes, with commas. Each is named once.
+    pub fn names(&mut self, var: &Var) -> Result<Vec<String>, Invalid> {
         self.with(var, |value| {
-            let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-            let fits = (1..=63).contains(&value.len()) && value.bytes().next().is_some_and(lower);
-            if fits && value.bytes().all(|b| lower(b) || b"_.-".contains(&b)) {
-                Ok(value.to_owned())
-            } else {
-                Err("expected a name of 1 to 63 of a-z, 0-9, _ . -, beginning with a letter or digit"
-                    .to_owned())
+            let names: Vec<String> =
+                value.split(',').map(|name| plain_name(name.trim())).collect::<Result<_, _>>()?;
+            let mut sorted: Vec<&String> = names.iter().collect();
+            sorted.sort_unstable();
+            match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                Some(twice) => Err(format!("{} is named twice", twice[0])),
+                None => Ok(names),
             }
+        })
+    }
+
+    /// An address that this machine can listen on. A port that is in use now is accepted: the process that has it may be the one
+    /// that this process replaces.
+    pub fn listen(&mut self, var: &Var) -> Result<SocketAddr, Invalid> {
+        self.with(var, |value| {
+            let address: SocketAddr =
+                value.parse().map_err(|_| "expected ADDRESS:PORT, such as 0.0.0.0:7400".to_owned())?;
+            match std::net::TcpListener::bind(address) {
+                Err(error) if error.kind() != ErrorKind::AddrInUse => {
+                    Err(format!("this process cannot listen on it: {error}"))
+                }
+                Ok(_) | Err(_) => Ok(address),
+            }
+        })
+    }
+
+    /// A discovery URL, as [`crate::discovery::watch()`] takes it.
+    pub fn discovery(&mut self, var: &Var) -> Result<String, Invalid> {
+        self.with(var, |url| match Source::parse(url, DEFAULT_PORT) {
+            Ok(_) => Ok(url.to_owned()),
+            Err(bad) => Err(bad.reason),
         })
     }
 
@@ -180,13 +213,23 @@ impl Env {
     pub fn finish(mut self) -> Result<(), ConfigError> {
         if self.table.contains(&LOG) {
             let _ = self.with(&LOG, |filter| {
-                EnvFilter::try_new(filter).map(drop).map_err(|error| format!("is no log filter: {error}"))
+                log_filter(filter).map(drop).map_err(|error| format!("is no log filter: {error}"))
             });
         }
         if self.table.contains(&LOG_FORMAT) {
             let _ = self.one_of(&LOG_FORMAT, &[("text", ()), ("json", ())]);
         }
         if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
+    }
+}
+
+fn plain_name(value: &str) -> Result<String, String> {
+    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let fits = (1..=63).contains(&value.len()) && value.bytes().next().is_some_and(lower);
+    if fits && value.bytes().all(|b| lower(b) || b"_.-".contains(&b)) {
+        Ok(value.to_owned())
+    } else {
+        Err("expected a name of 1 to 63 of a-z, 0-9, _ . -, beginning with a letter or digit".to_owned())
     }
 }
 
@@ -220,7 +263,7 @@ mod tests {
             told,
             "TRELLIS_SIZ=\"2MiB\": is unknown here; did you mean TRELLIS_SIZE?\n\
              TRELLIS_N: must be set: a number\n\
-             TRELLIS_WAIT_MS=\"soon\": expected a whole number of milliseconds"
+             TRELLIS_WAIT_MS=\"soon\": expected a whole number of milliseconds, at most 2592000000"
         );
     }
 
@@ -265,5 +308,35 @@ mod tests {
         let mut env = Env::from_pairs(TABLE, [("TRELLIS_NOTE", "xml")]);
         assert!(env.one_of(&NOTE, &[("text", 1), ("json", 2)]).is_err());
         assert!(env.finish().unwrap_err().to_string().contains("expected one of: text, json"));
+    }
+
+    #[test]
+    fn an_address_is_one_of_this_machine_and_its_port_may_be_taken() {
+        let listen = |value: &str| Env::from_pairs(TABLE, [("TRELLIS_NOTE", value)]).listen(&NOTE);
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().unwrap();
+        for good in ["127.0.0.1:0", "0.0.0.0:0", &taken.to_string()] {
+            assert_eq!(listen(good), Ok(good.parse().unwrap()));
+        }
+        // 192.0.2.0/24 is for examples: no machine has it
+        for bad in ["7400", "localhost:7400", "127.0.0.1", "127.0.0.1:70000", "192.0.2.1:7400"] {
+            assert!(listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_names_each_process_once() {
+        let names = |value: &str| Env::from_pairs(TABLE, [("TRELLIS_NOTE", value)]).names(&NOTE);
+        assert_eq!(names("a, b"), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        for bad in ["a,a", "a,", "a,,b", "a,B", "a, b,a"] {
+            assert!(names(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_the_clock_cannot_hold_is_refused() {
+        let wait = |value: &str| Env::from_pairs(TABLE, [("TRELLIS_WAIT_MS", value)]).millis(&WAIT);
+        assert!(wait("2592000000").is_ok());
+        assert!(wait("2592000001").is_err() && wait("18446744073709551615").is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! Variables: name, default and meaning. Those here belong to several programs.
 
+use super::log::LOG_FILTER;
+
 /// Name of this node.
 pub const ID: Var =
     Var::required("TRELLIS_ID", "name of this process in the grid, [a-z0-9][a-z0-9_.-]{0,62}");
@@ -10,8 +12,11 @@ pub const LISTEN: Var =
 pub const DRAIN_MS: Var =
     Var::or("TRELLIS_DRAIN_MS", "10000", "milliseconds that running requests have to finish after SIGTERM");
 /// Log filter.
-pub const LOG: Var =
-    Var::or("TRELLIS_LOG", "info", "what is logged to stderr, as a tracing filter: info,trellis_head=debug");
+pub const LOG: Var = Var::or(
+    "TRELLIS_LOG",
+    LOG_FILTER,
+    "what is logged to stderr, as a tracing filter: warn,trellis=info,trellis_head=debug",
+);
 /// Log format.
 pub const LOG_FORMAT: Var = Var::or("TRELLIS_LOG_FORMAT", "text", "format of stderr logs: text or json");
 

@@ -8,29 +8,18 @@ use opentelemetry_sdk::{logs::SdkLoggerProvider, trace::SdkTracerProvider};
 use tracing_subscriber::{EnvFilter, Layer, Registry, filter::LevelFilter, filter::Targets};
 
 use super::settings::Settings;
-
-/// The filter of the log on stderr, if `TRELLIS_LOG` is not set.
-const LOG_FILTER: &str = "info";
-
-/// Libraries that log several lines for each call. They log only warnings and errors, unless `TRELLIS_LOG` says otherwise.
-const TALKATIVE: [&str; 2] = ["buoyant_kernel", "buoyant_kernel_engine"];
-
-/// The spans of requests. The log on stderr would format every attribute of each, and logs them only if `TRELLIS_LOG` says so.
-const REQUESTS: [&str; 2] = ["trellis::rpc", "trellis::read"];
+use crate::env::{self, LOG_FILTER};
 
 /// Crates that carry the exports. Exporting their logs would make further exports, without end.
 const OWN_TRANSPORT: [&str; 6] = ["h2", "hyper", "hyper_util", "tonic", "tower", "opentelemetry"];
 
 pub(super) type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// The filter of the log on stderr. If `asked` is no filter, it is [`LOG_FILTER`], and there is a complaint.
-fn log_filter(asked: &str, complaints: &mut Vec<String>) -> EnvFilter {
-    // if two directives name one library, the later one holds: the caller's
-    let quiet = TALKATIVE.map(|target| format!("{target}=warn,")).concat()
-        + &REQUESTS.map(|target| format!("{target}=off,")).concat();
-    EnvFilter::try_new(format!("{quiet}{asked}")).unwrap_or_else(|error| {
+/// The filter of the log on stderr. If `asked` is no filter, it is the default, and there is a complaint.
+fn filter(asked: &str, complaints: &mut Vec<String>) -> EnvFilter {
+    env::log_filter(asked).unwrap_or_else(|error| {
         complaints.push(format!("TRELLIS_LOG={asked:?}: {error}; using {LOG_FILTER}"));
-        EnvFilter::new(format!("{quiet}{LOG_FILTER}"))
+        env::log_filter(LOG_FILTER).unwrap_or_else(|_| EnvFilter::new("info"))
     })
 }
 
@@ -42,7 +31,7 @@ pub(super) fn layers(
     complaints: &mut Vec<String>,
 ) -> Vec<BoxLayer> {
     let asked = settings.log_filter.as_deref().unwrap_or(LOG_FILTER);
-    let filter = log_filter(asked, complaints);
+    let filter = filter(asked, complaints);
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(!settings.log_json && std::io::stderr().is_terminal());
@@ -50,12 +39,10 @@ pub(super) fn layers(
         if settings.log_json { stderr.json().with_current_span(true).boxed() } else { stderr.boxed() };
     let mut layers = vec![stderr.with_filter(filter).boxed()];
 
-    let mut exported = Targets::new().with_default(LevelFilter::INFO);
+    let mut exported =
+        Targets::new().with_default(LevelFilter::WARN).with_target("trellis", LevelFilter::INFO);
     for target in OWN_TRANSPORT {
         exported = exported.with_target(target, LevelFilter::OFF);
-    }
-    for target in TALKATIVE {
-        exported = exported.with_target(target, LevelFilter::WARN);
     }
     if let Some(provider) = traces {
         let tracer = provider.tracer(service_name.to_owned());
@@ -72,13 +59,15 @@ pub(super) fn layers(
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
 
     #[test]
     fn a_talkative_library_logs_warnings_unless_it_is_asked_for() {
         let told = |asked: &str| {
             let mut complaints = Vec::new();
-            (log_filter(asked, &mut complaints).to_string(), complaints.len())
+            (filter(asked, &mut complaints).to_string(), complaints.len())
         };
         let (filter, complaints) = told("info,trellis_head=debug");
         assert!(filter.contains("buoyant_kernel=warn") && filter.contains("trellis_head=debug"), "{filter}");
@@ -91,5 +80,22 @@ mod tests {
         let (filter, complaints) = told("head=loud");
         assert!(filter.contains("buoyant_kernel=warn") && filter.contains("info"), "{filter}");
         assert_eq!(complaints, 1);
+    }
+
+    #[test]
+    fn by_default_the_grid_says_what_it_does_and_other_crates_only_what_is_wrong() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = std::sync::Arc::new(log.reopen().unwrap());
+        let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+        let filter = filter(LOG_FILTER, &mut Vec::new());
+        tracing::subscriber::with_default(Registry::default().with(layer.with_filter(filter)), || {
+            tracing::info!(target: "trellis_shard::upkeep", "kept");
+            tracing::info!(target: "trellis_qcu::strategy", "kept");
+            tracing::info!(target: "deltalake_core::kernel", "not of the grid");
+            tracing::warn!(target: "deltalake_core::kernel", "kept");
+            tracing::debug!(target: "trellis_shard::upkeep", "too much");
+        });
+        let told = std::fs::read_to_string(log.path()).unwrap();
+        assert_eq!((told.lines().count(), told.matches("kept").count()), (3, 3), "{told}");
     }
 }

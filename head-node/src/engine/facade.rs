@@ -86,6 +86,11 @@ impl Engine {
         }
     }
 
+    /// What [`Self::ready`] still waits for, for people.
+    pub(crate) fn waits_for(&self) -> String {
+        self.core.shards.missing()
+    }
+
     /// A dataset as of now. If no shard has described it, the shards are asked for their datasets once.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! All shards that this head knows, and the map of their ownership.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -96,6 +96,30 @@ impl Shards {
             built.ownership = Arc::new(self.build(&built.ownership));
         }
         Arc::clone(&built.ownership)
+    }
+
+    /// What a head that is not [settled](Self::settled) waits for, for people: one shard, and how many more of its kind.
+    pub(crate) fn missing(&self) -> String {
+        let counted = |what: String, count: usize| match count {
+            1 => what,
+            _ => format!("{what}, and {} more", count - 1),
+        };
+        let unreached = self.unreached.read();
+        let mut trying = unreached.iter().filter(|(_, of)| matches!(of, Unreached::Trying));
+        if let Some((addr, _)) = trying.next() {
+            return counted(format!("the shard at {addr}, which has not answered yet"), 1 + trying.count());
+        }
+        drop(unreached);
+        let shards = self.all();
+        let mut syncing = shards.iter().filter(|shard| matches!(&*shard.link.borrow(), Link::Syncing));
+        if let Some(shard) = syncing.next() {
+            let what = format!("{} at {}, whose log is not followed yet", shard.id, shard.addr);
+            return counted(what, 1 + syncing.count());
+        }
+        match self.whole() {
+            Err(error) => error.message().to_owned(),
+            Ok(()) => "a shard that is not away".to_owned(),
+        }
     }
 
     /// Refuses a question about all of the data while a part of it has no owner that has been found.
@@ -276,15 +300,19 @@ impl Shards {
     /// no map, and no read is answered: one of two answers would be as good as the other.
     fn build(&self, before: &Ownership) -> Ownership {
         let was_whole = before.map.is_ok() && before.gap.is_none();
-        let owns: Vec<_> = self.all().iter().map(|shard| (shard.id.to_string(), shard.owns())).collect();
+        let shards = self.all();
+        let owns: Vec<_> = shards.iter().map(|shard| (shard.id.to_string(), shard.owns())).collect();
         let (map, gap) = match OwnershipMap::build_with_gaps(&owns) {
             Ok((map, gap)) => (Ok(map), gap),
             Err(error) => (Err(error), None),
         };
         if let Some(error) = map.as_ref().err().or(gap.as_ref()) {
             // At a start the map becomes whole shard by shard. Reads say why they fail until it is.
+            let met: BTreeSet<&str> = shards.iter().map(|shard| shard.addr.as_str()).collect();
             if was_whole {
                 tracing::error!(%error, shards = owns.len(), "the shards do not own everything exactly once");
+            } else if self.unreached.read().keys().any(|addr| !met.contains(addr.as_str())) {
+                tracing::debug!(%error, shards = owns.len(), "not every shard has been found yet");
             } else {
                 tracing::warn!(%error, shards = owns.len(), "the shards found so far do not own everything exactly once");
             }
@@ -306,5 +334,26 @@ impl Shards {
     /// Changes with every change of shards, their links, the map, or the datasets that shards have described.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_is_not_ready_names_the_shard_that_it_waits_for() {
+        let shards = Shards::new();
+        assert!(shards.missing().ends_with("no shard has been found yet"), "{}", shards.missing());
+        for addr in ["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400"] {
+            shards.trying(addr);
+        }
+        let waits_for = "the shard at 10.0.0.1:7400, which has not answered yet, and 2 more";
+        assert_eq!(shards.missing(), waits_for);
+        for addr in ["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400"] {
+            shards.failed(addr, &Error::new(Code::Unavailable, "connection refused"));
+        }
+        let told = shards.missing();
+        assert!(told.contains("10.0.0.1:7400 is away: connection refused"), "{told}");
     }
 }
