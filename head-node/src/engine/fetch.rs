@@ -618,7 +618,7 @@ fn retry(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, work: &Work, chunks: Range<
         work.fail(&fetcher.holdings, chunks, error);
         return;
     }
-    work.series.lock().claims.requeue(work.flight, &chunks);
+    work.series.lock().claims.requeue(work.flight, &chunks, &error);
     let wait = RETRY_WAIT * 2u32.pow(work.attempt);
     let shard = Arc::clone(shard);
     let work = Work { attempt: work.attempt + 1, chunks, ..work.clone() };
@@ -637,7 +637,7 @@ fn reroute(fetcher: &Arc<Fetcher>, mut work: Work, error: Error) {
     let whole = |route: &&Route| route.chunks.start <= chunks.start && chunks.end <= route.chunks.end;
     match routes.as_ref().ok().and_then(|routes| routes.iter().find(whole)) {
         Some(route) => {
-            work.series.lock().claims.requeue(work.flight, &chunks);
+            work.series.lock().claims.requeue(work.flight, &chunks, &error);
             work.part = Arc::clone(&route.part);
             fetcher.submit(&route.part.shard, [work]);
         }

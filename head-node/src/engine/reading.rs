@@ -305,15 +305,28 @@ impl Reading {
         }
     }
 
-    /// The error at the read's deadline. It names a shard that the read waits for, and why that shard cannot be asked.
-    fn late(&self) -> Error {
-        let routed = match &self.phase {
-            Phase::Running(running) => running.ahead.front().map(|front| &front.routes),
+    /// The error at the read's deadline. It names a shard that the read waits for, and what failed last: an answer of that shard, or the
+    /// attempt to reach it.
+    pub(super) fn late(&self) -> Error {
+        let front = match &self.phase {
+            Phase::Running(running) => running.ahead.front(),
             Phase::New | Phase::Over => None,
         };
-        let missing = routed.into_iter().flatten().find(|planned| !planned.missing.is_empty());
+        let missing = front.and_then(|front| {
+            let planned = front.routes.iter().find(|planned| !planned.missing.is_empty())?;
+            Some((&front.series, planned))
+        });
         let message = "the read's deadline passed";
-        let error = match missing.map(|planned| &planned.route.part.shard) {
+        let failed = missing.and_then(|(series, planned)| {
+            let state = series.lock();
+            planned.missing.iter().find_map(|chunk| state.claims.failed(*chunk))
+        });
+        if let (Some(error), Some((series, planned))) = (failed, missing) {
+            let told = format!("{}; {message} before the shard was asked again", error.message());
+            let told = Error::new(error.code(), told).side(error.whose()).hint(error.hint_text());
+            return self.placed(told.symbol(&series.symbol).shard(&planned.route.part.shard.id));
+        }
+        let error = match missing.map(|(_, planned)| &planned.route.part.shard) {
             Some(shard) => match &*shard.link.borrow() {
                 Link::Away(error) => error.clone(),
                 Link::Live | Link::Syncing => Error::new(

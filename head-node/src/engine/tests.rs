@@ -441,6 +441,21 @@ async fn a_failure_that_passes_is_not_seen_and_only_its_chunk_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_read_that_is_late_says_what_its_shard_answered_last() {
+    let (fake, engine) = start(&["AMZN"], 64).await;
+    fake.hold();
+    fake.fail("AMZN", 0, usize::MAX, Code::StorageFull);
+    let reading = begin(&engine, &q("AMZN", 0, 64)).await;
+    fake.asked(1).await;
+    assert_eq!(reading.late().code(), Code::DeadlineExceeded, "nothing has failed yet");
+    fake.release(1);
+    fake.asked(2).await;
+    let error = reading.late();
+    assert_eq!((error.code(), error.place()), (Code::StorageFull, (DATASET, "AMZN", "shard-0")));
+    assert!(error.message().contains("the read's deadline passed"), "{error}");
+}
+
+#[tokio::test]
 async fn a_change_over_a_flight_is_seen_by_later_readers_only() {
     let (fake, engine) = start(&["AMZN"], 640).await;
     fake.hold();

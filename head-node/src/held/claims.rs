@@ -269,6 +269,8 @@ struct Flight<P, W> {
     /// Rows received.
     rows: u64,
     stakes: Vec<Stake<W>>,
+    /// Why chunks of it had to be asked for again, the last time.
+    failed: Option<Error>,
     /// How many times its last reader has left.
     abandoned: u32,
     /// The last of these times whose grace is over.
@@ -453,6 +455,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
                 open: left,
                 rows: 0,
                 stakes: vec![Stake { token, waiter: waiter.clone(), chunks, left }],
+                failed: None,
                 abandoned: 0,
                 expired: 0,
             });
@@ -510,9 +513,18 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         self.set_upstream(flight, chunks, Upstream::Asked { at, poison: None });
     }
 
-    /// The open chunks among `chunks` did not come; the shard will be asked for them again.
-    pub(crate) fn requeue(&mut self, flight: FlightId, chunks: &Range<i64>) {
+    /// The open chunks among `chunks` did not come, because of `error`; the shard will be asked for them again.
+    pub(crate) fn requeue(&mut self, flight: FlightId, chunks: &Range<i64>, error: &Error) {
         self.set_upstream(flight, chunks, Upstream::Queued);
+        if let Some(flight) = self.flights.iter_mut().find(|f| f.id == flight) {
+            flight.failed = Some(error.clone());
+        }
+    }
+
+    /// Why a chunk that is still open had to be asked for again, the last time.
+    pub(crate) fn failed(&self, chunk: i64) -> Option<Error> {
+        let open = |f: &&Flight<P, W>| matches!(f.progress(chunk), Some(Progress::Open(_)));
+        self.flights.iter().filter(open).find_map(|f| f.failed.clone())
     }
 
     fn set_upstream(&mut self, flight: FlightId, chunks: &Range<i64>, to: Upstream) {

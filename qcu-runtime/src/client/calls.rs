@@ -1,10 +1,11 @@
 //! Every question but a read: descriptions, symbols, leases, publishes, dataset changes, the ledger, counters.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use futures::future::join_all;
+use tokio::time::Instant;
 use trellis_fabric::{channel::PeerChannel, clock::now_ns, limited};
 use trellis_proto::{
     Code, DatasetName, Error, Result, Symbol, TimeRange, pb, pb::head_client::HeadClient, runs::LEDGER,

@@ -1,7 +1,8 @@
 //! The client: how it finds the heads, and one question that goes from head to head until one answers.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::Request;
 use trellis_fabric::{
     channel::{ChannelOptions, PeerChannel},
@@ -40,7 +41,10 @@ impl Client {
         let hello = |mut head: HeadClient<PeerChannel>, request| async move { head.stats(request).await };
         match client.ask("", deadline, pb::StatsRequest {}, hello).await {
             Ok(_) => Ok(client),
-            Err(error) if error.retryable() => Err(nobody(error.message())),
+            Err(error) if matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+                Err(nobody(error.message()))
+            }
+            // a head has answered
             Err(error) => Err(error),
         }
     }

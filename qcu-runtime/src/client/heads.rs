@@ -11,11 +11,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use trellis_fabric::{
     channel::{ChannelOptions, PeerChannel, Pool},
     discovery::Watch,
@@ -126,7 +126,8 @@ impl Heads {
     ///
     /// # Errors
     /// A final error of an attempt. At the deadline, or when the grid has ended: the last retryable error, with the number of
-    /// attempts. An attempt that ran out of time does not replace an earlier error, which says more.
+    /// attempts. An attempt that ran out of time does not replace an earlier error, which says more; the error then names the head
+    /// that was late.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         key: &str,
@@ -142,6 +143,8 @@ impl Heads {
         let mut attempts = 0_u32;
         let mut pauses = Pauses::new(BACKOFF_MIN, BACKOFF_MAX);
         let mut last = Error::new(Code::Unavailable, self.nobody());
+        // the head that the newest attempt has waited for in vain, if an earlier one was answered
+        let mut late: Option<String> = None;
         loop {
             let live = self.live();
             let mut ranked = placement::rank(&live, key);
@@ -150,7 +153,7 @@ impl Heads {
             for head in ranked {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(gave_up(last, attempts));
+                    return Err(gave_up(last, attempts, late.as_deref()));
                 }
                 attempts += 1;
                 let left = left.min(limit);
@@ -163,7 +166,9 @@ impl Heads {
                         }
                         // running out of time says less than an earlier answer
                         if attempts == 1 || error.code() != Code::DeadlineExceeded {
-                            last = error;
+                            (last, late) = (error, None);
+                        } else {
+                            late = Some(head.to_owned());
                         }
                     }
                     Ok(Err(error)) => return Err(error),
@@ -172,12 +177,14 @@ impl Heads {
                         if attempts == 1 {
                             let late = format!("head {head} did not answer in time");
                             last = Error::new(Code::DeadlineExceeded, late);
+                        } else {
+                            late = Some(head.to_owned());
                         }
                     }
                 }
             }
             if self.inner.ended.as_ref().is_some_and(Ended::now) {
-                return Err(gave_up(last, attempts));
+                return Err(gave_up(last, attempts, late.as_deref()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(pauses.next_pause().min(left)).await;
@@ -185,11 +192,14 @@ impl Heads {
     }
 }
 
-fn gave_up(last: Error, attempts: u32) -> Error {
+/// The error of a call without an answer. `late`: the head that has not answered the newest attempt in time.
+fn gave_up(last: Error, attempts: u32, late: Option<&str>) -> Error {
     if attempts <= 1 {
         return last;
     }
-    let message = format!("{} ({attempts} attempts)", last.message());
+    let late =
+        late.map(|head| format!("; head {head} did not answer the last one in time")).unwrap_or_default();
+    let message = format!("{} ({attempts} attempts{late})", last.message());
     let hint = last.hint_text().to_owned();
     let (dataset, symbol, shard) = last.place();
     let mut error = Error::new(last.code(), message).hint(hint).side(last.whose());
@@ -226,7 +236,7 @@ mod tests {
         assert_eq!(rounds.load(Relaxed), 2);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_attempt_that_runs_out_of_time_does_not_hide_what_an_earlier_one_was_answered() {
         let (_sender, peers) =
             tokio::sync::watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
@@ -244,13 +254,14 @@ mod tests {
         };
         let deadline = Instant::now() + Duration::from_millis(500);
         let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
-        assert_eq!((error.code(), error.message()), (Code::StorageFull, "the disk is full (2 attempts)"));
+        let told = "the disk is full (2 attempts; head 127.0.0.1:9 did not answer the last one in time)";
+        assert_eq!((error.code(), error.message()), (Code::StorageFull, told));
     }
 
     #[test]
     fn giving_up_keeps_what_the_last_error_said() {
         let last = Error::new(Code::Overloaded, "too much").hint("later").dataset("a.b").shard("s-1");
-        let error = gave_up(last, 3);
+        let error = gave_up(last, 3, None);
         assert_eq!(error.code(), Code::Overloaded);
         assert_eq!(error.message(), "too much (3 attempts)");
         assert_eq!(error.place(), ("a.b", "", "s-1"));

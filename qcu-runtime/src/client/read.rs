@@ -1,14 +1,12 @@
 //! One read: split over the heads by symbol, the parts asked for at once, the answers merged.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{
     FutureExt as _,
     future::{BoxFuture, try_join_all},
 };
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use trellis_fabric::retry::Pauses;
 use trellis_proto::{Code, Error, Result, SeriesQuery, Symbol, Symbols, pb, placement};

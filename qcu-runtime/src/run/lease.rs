@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use trellis_fabric::retry::Pauses;
-use trellis_proto::{Code, DatasetSpec, Error, Result, pb};
+use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, pb};
 
 use crate::client::Client;
 
@@ -45,8 +45,36 @@ pub(crate) struct LeaseRequest {
 
 #[derive(Debug, Clone)]
 enum State {
-    Held { epoch: u64, until: Instant },
+    Held {
+        epoch: u64,
+        until: Instant,
+        /// Why the last renewal failed, if it did.
+        failed: Option<Error>,
+    },
     Lost(Error),
+}
+
+impl State {
+    /// The epoch to publish with at `now`.
+    ///
+    /// # Errors
+    /// Why the lease was lost. After its time: the error of the last renewal.
+    fn epoch(&self, now: Instant, dataset: &DatasetName) -> Result<u64> {
+        let failed = match self {
+            Self::Held { epoch, until, .. } if now < *until => return Ok(*epoch),
+            Self::Held { failed, .. } => failed,
+            Self::Lost(error) => return Err(error.clone()),
+        };
+        let late = format!("the lease on {dataset} could not be renewed in time");
+        Err(match failed {
+            Some(why) => Error::new(why.code(), format!("{late}: {}", why.message()))
+                .side(why.whose())
+                .hint(why.hint_text())
+                .shard(why.place().2),
+            None => Error::new(Code::Unavailable, late),
+        }
+        .dataset(dataset))
+    }
 }
 
 /// A lease that a task renews until it is dropped, released or lost.
@@ -107,17 +135,9 @@ impl HeldLease {
     /// The epoch to publish with.
     ///
     /// # Errors
-    /// `Fenced` if another process took the lease, `Unavailable` if it ran out because it could not be renewed.
+    /// `Fenced` if another process took the lease. If it ran out because it could not be renewed: the error of the last renewal.
     pub(crate) fn epoch(&self) -> Result<u64> {
-        match &*self.state.borrow() {
-            State::Held { epoch, until } if Instant::now() < *until => Ok(*epoch),
-            State::Held { .. } => Err(Error::new(
-                Code::Unavailable,
-                format!("the lease on {} could not be renewed in time", self.request.spec.dataset),
-            )
-            .dataset(&self.request.spec.dataset)),
-            State::Lost(error) => Err(error.clone()),
-        }
+        self.state.borrow().epoch(Instant::now(), &self.request.spec.dataset)
     }
 
     /// The request that was granted.
@@ -149,7 +169,8 @@ impl Drop for HeldLease {
 }
 
 fn held(asked: Instant, lease: &pb::Lease) -> State {
-    State::Held { epoch: lease.epoch, until: asked + Duration::from_millis(lease.expires_in_ms.into()) }
+    let until = asked + Duration::from_millis(lease.expires_in_ms.into());
+    State::Held { epoch: lease.epoch, until, failed: None }
 }
 
 fn to_wire(request: &LeaseRequest) -> pb::AcquireLeaseRequest {
@@ -170,7 +191,7 @@ fn ttl_ms(request: &LeaseRequest) -> u32 {
 async fn renew(client: Client, request: Arc<LeaseRequest>, state: watch::Sender<State>) {
     loop {
         sleep(request.ttl / RENEWALS).await;
-        let State::Held { epoch, until } = *state.borrow() else { return };
+        let State::Held { epoch, until, .. } = *state.borrow() else { return };
         let renewal = pb::RenewLeaseRequest {
             dataset: request.spec.dataset.to_string(),
             unit: request.unit.clone(),
@@ -185,6 +206,7 @@ async fn renew(client: Client, request: Arc<LeaseRequest>, state: watch::Sender<
             Err(error) if error.retryable() => {
                 let left_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
                 tracing::warn!(dataset = %request.spec.dataset, left_ms, %error, "the lease could not be renewed");
+                _ = state.send(State::Held { epoch, until, failed: Some(error) });
             }
             Err(error) => {
                 tracing::error!(dataset = %request.spec.dataset, epoch, %error, "the lease is lost");
@@ -222,4 +244,24 @@ async fn check_schema(client: &Client, spec: &DatasetSpec) -> Result<()> {
          to another dataset, or change this one with `trellis dataset alter`",
     )
     .dataset(&spec.dataset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_ran_out_says_why_its_last_renewal_failed() {
+        let (dataset, until) = (DatasetName::new("signals.mom").unwrap(), Instant::now());
+        let held = |failed| State::Held { epoch: 7, until, failed };
+        let full = Error::new(Code::StorageFull, "the disk is full").shard("shard-1").hint("free some space");
+        assert_eq!(held(Some(full.clone())).epoch(until - Duration::from_millis(1), &dataset), Ok(7));
+        let error = held(Some(full)).epoch(until, &dataset).unwrap_err();
+        assert_eq!((error.code(), error.place()), (Code::StorageFull, ("signals.mom", "", "shard-1")));
+        assert_eq!(
+            error.message(),
+            "the lease on signals.mom could not be renewed in time: the disk is full"
+        );
+        assert_eq!(held(None).epoch(until, &dataset).unwrap_err().code(), Code::Unavailable);
+    }
 }

@@ -10,7 +10,7 @@ use std::{
     io::Write as _,
 };
 
-use trellis_proto::Code;
+use trellis_proto::{Code, Error};
 
 use super::*;
 
@@ -401,7 +401,7 @@ impl World {
             for chunk in fetch.open {
                 let chunks = chunk..chunk + 1;
                 if self.series.wanted(flight) {
-                    self.series.requeue(flight, &chunks);
+                    self.series.requeue(flight, &chunks, &Error::new(Code::Unavailable, "again"));
                     self.retried.insert(flight);
                     self.fetches.push(Fetch::new(Claim { chunks, ..fetch.claim.clone() }, fetch.store));
                 } else {
