@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CARGO = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
+# a line of a test that lacks a peer: its runner counts it as passed
+SKIPPED = re.compile(r"^skipped: ")
 PYTEST = re.compile(r"(\d+) (passed|failed|error|errors|skipped)")
 
 
@@ -46,6 +48,8 @@ def main() -> int:
     for match in filter(None, map(CARGO.match, lines)):
         ok, bad, ignored = map(int, match.groups())
         passed, failed, skipped = passed + ok, failed + bad, skipped + ignored
+    lacking = sum(1 for line in lines if SKIPPED.match(line))
+    passed, skipped = passed - lacking, skipped + lacking
     if rust and not failed:
         failed += 1  # did not compile, or a test binary died
     python, lines = stream([str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "qcu-runtime/python/tests"])

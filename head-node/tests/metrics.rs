@@ -8,7 +8,7 @@
 #[allow(dead_code, unreachable_pub, missing_docs)]
 mod support;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use arrow_flight::Ticket;
 use support::{DATASET, Grid, daily, minutes};
@@ -19,6 +19,9 @@ use trellis_fabric::{
 };
 use trellis_proto::pb;
 
+/// Longest wait for the head to do what the test wants. An idle machine needs a hundredth of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn ask(symbol: &str, rest: &str) -> String {
     format!(r#"{{"dataset": "{DATASET}", "symbols": ["{symbol}"], "fields": ["close"]{rest}}}"#)
 }
@@ -26,9 +29,25 @@ fn ask(symbol: &str, rest: &str) -> String {
 /// Asks the head for its counters until they are as expected.
 async fn until(grid: &Grid, met: impl Fn(&pb::HeadStats) -> bool) {
     let mut head = grid.head().await;
-    while !met(&head.stats(pb::StatsRequest {}).await.unwrap().into_inner()) {
-        tokio::task::yield_now().await;
-    }
+    let mut stats = pb::HeadStats::default();
+    let asked = async {
+        while !met(&stats) {
+            stats = head.stats(pb::StatsRequest {}).await.unwrap().into_inner();
+            tokio::task::yield_now().await;
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, asked).await;
+    assert!(ended.is_ok(), "the counters stay at {stats:?}");
+}
+
+/// Reads until a read ends as expected.
+async fn read_until(grid: &Grid, expected: impl Fn(bool) -> bool) {
+    let asked = async {
+        while !expected(grid.get(ask("AMZN", "")).await.is_ok()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap();
 }
 
 /// How many waits in one of the head's queues have been recorded.
@@ -85,14 +104,10 @@ async fn what_a_head_counts_arrives_at_a_collector() {
     until(&grid, |stats| stats.requests == 6).await;
     // a read without a shard
     grid.shard.go_away();
-    while grid.get(ask("AMZN", "")).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    read_until(&grid, |answered| !answered).await;
     grid.get(ask("AMZN", r#", "allow_stale": true"#)).await.unwrap();
     grid.shard.come_back();
-    while grid.get(ask("AMZN", "")).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    read_until(&grid, |answered| answered).await;
     // and a read whose rows are on their way
     grid.shard.hold(true);
     let mut fetching = flight.clone();

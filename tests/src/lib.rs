@@ -11,6 +11,7 @@
 //! * [`tables`]: the files of a lake, read without the code under test.
 //! * [`oracle`]: a dataset as a sorted list of rows.
 //! * [`publisher`]: a publisher of benches.
+//! * [`skip`]: a test that this machine cannot run.
 //! * [`rng`]: seeded random choices.
 //!
 //! This is the only crate that may import head, shard and unit. No crate imports it.
@@ -24,6 +25,7 @@ pub mod oracle;
 pub mod processes;
 pub mod publisher;
 pub mod rng;
+pub mod skip;
 pub mod tables;
 pub mod traffic;
 pub mod units;

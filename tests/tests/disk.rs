@@ -15,13 +15,15 @@ use trellis_tests::{
     disk::{Disk, truncate},
     processes::{Cluster, client},
     rng::Rng,
+    skip::skipped,
     tables::{check_log, commits, foreign_rows},
     traffic::{Door, FIELDS, Output, PATIENCE},
 };
 
 /// Size of the disk, in bytes.
 const DISK_BYTES: usize = 16 << 20;
-/// How long a publish to a broken disk is retried.
+/// How long a publish to a broken disk is retried at first. It is retried for twice as long whenever the machine was too slow for an
+/// answer.
 const SHORT: Duration = Duration::from_millis(1_000);
 /// The test leaves 0, 1, 2 ... pages free, below this number; a publish needs fewer.
 const PAGES: usize = 12;
@@ -31,6 +33,7 @@ struct Unit {
     output: Output,
     client: Client,
     hasty: Client,
+    patience: Duration,
     lease: Option<pb::Lease>,
     rng: Rng,
 }
@@ -41,7 +44,7 @@ impl Unit {
         let patient = client(heads, output.unit(), PATIENCE).await.unwrap();
         let lease = output.lease(&patient, 0).await.unwrap();
         let hasty = patient.with_deadline(SHORT);
-        let mut unit = Self { output, client: patient, hasty, lease, rng: Rng::seeded(11) };
+        let mut unit = Self { output, client: patient, hasty, patience: SHORT, lease, rng: Rng::seeded(11) };
         unit.publish().await;
         unit
     }
@@ -56,12 +59,21 @@ impl Unit {
     /// Publishes; the publish may be refused.
     async fn try_publish(&mut self) -> Result<(), Error> {
         let (n, session) = self.output.begin(&mut self.rng).await;
-        match self.output.publish(&self.hasty, n, session, self.lease.as_ref()).await {
-            Ok(ack) => {
-                self.output.acknowledged(n, ack).await.unwrap();
-                Ok(())
+        loop {
+            let error = match self.output.publish(&self.hasty, n, session, self.lease.as_ref()).await {
+                Ok(ack) => {
+                    self.output.acknowledged(n, ack).await.unwrap();
+                    return Ok(());
+                }
+                Err(error) => error.downcast_ref::<Error>().unwrap_or_else(|| panic!("{error:?}")).clone(),
+            };
+            // a shard that has just started may not be followed yet, and a slow one has not answered
+            let no_answer = matches!(error.code(), Code::DeadlineExceeded | Code::Unavailable);
+            if !no_answer || self.patience >= PATIENCE {
+                return Err(error);
             }
-            Err(error) => Err(error.downcast_ref::<Error>().unwrap_or_else(|| panic!("{error:?}")).clone()),
+            self.patience *= 2;
+            self.hasty = self.client.with_deadline(self.patience);
         }
     }
 
@@ -178,7 +190,7 @@ async fn files_that_may_not_grow() {
 async fn a_read_only_lake_serves_reads_and_says_why_it_takes_no_publishes() {
     let Some(disk) = Disk::mount(DISK_BYTES).unwrap() else {
         assert!(std::env::var("CI").is_err(), "CI can mount a disk");
-        println!("skipped: a read-only folder needs a mount of its own (mode bits do not bind root)");
+        skipped("a read-only folder needs a mount of its own (mode bits do not bind root)");
         return;
     };
     let mut cluster = Cluster::start_over(disk.path(), 1, 1).unwrap();

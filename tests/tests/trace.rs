@@ -19,6 +19,7 @@ use trellis_tests::{
     grid::{import, spec},
     oracle::Row,
     processes::{Node, binary, client, static_url},
+    skip::skipped,
 };
 
 /// Time for four processes to start, run and push. An idle machine needs a tenth of it.
@@ -172,7 +173,7 @@ impl Collector {
     /// exporter `otlp_http`.
     fn start(receiver: &OtlpReceiver, folder: &Path) -> Option<Self> {
         let Some(binary) = std::env::var_os("OTELCOL") else {
-            println!("skipped: OTELCOL does not name an OpenTelemetry Collector");
+            skipped("OTELCOL does not name an OpenTelemetry Collector");
             return None;
         };
         let [grpc, http] = [(), ()].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());

@@ -12,6 +12,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::skip::skipped;
+
 /// The served zone.
 pub(crate) const ZONE: &str = "trellis.test";
 
@@ -26,7 +28,7 @@ pub(crate) struct Knot {
 }
 
 impl Knot {
-    /// A server of a zone with these records (one a line, relative names). `None`, and a line that says so,
+    /// A server of a zone with these records (one a line, relative names). `None`, and a line that counts the test as skipped,
     /// where knot is not installed; under CI that is a failure.
     pub(crate) fn start(records: &str) -> Option<Self> {
         let Some(binary) = find("knotd") else {
@@ -34,7 +36,7 @@ impl Knot {
                 std::env::var("CI").as_deref() != Ok("true"),
                 "knotd is not installed: .ci/install-test-peers"
             );
-            println!("skipped: knotd is not installed (.ci/install-test-peers installs it)");
+            skipped("knotd is not installed (.ci/install-test-peers installs it)");
             return None;
         };
         let dir = tempfile::tempdir().unwrap();

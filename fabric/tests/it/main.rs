@@ -10,4 +10,5 @@ mod relay;
 mod serve;
 #[path = "../service/mod.rs"]
 mod service;
+mod skip;
 mod witness;

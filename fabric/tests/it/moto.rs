@@ -8,6 +8,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::skip::skipped;
+
 pub(crate) const REGION: &str = "eu-west-1";
 
 pub(crate) struct Moto {
@@ -29,7 +31,7 @@ impl Moto {
             .kill_on_drop(true)
             .spawn();
         let Ok(mut server) = server else {
-            println!("skipped: there is no moto_server");
+            skipped("there is no moto_server");
             return None;
         };
         let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();

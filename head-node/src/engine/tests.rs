@@ -7,7 +7,7 @@ use std::{
 
 use arrow_flight::{Ticket, flight_service_client::FlightServiceClient};
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::{FutureExt as _, future::join_all};
 use tokio::sync::watch;
 use trellis_fabric::{
     channel::{self, ChannelOptions},
@@ -1091,10 +1091,17 @@ async fn an_unknown_dataset_is_asked_for_once_by_many() {
     let (fake, engine) = start(&["AMZN"], 64).await;
     let before = fake.describes();
     let name: DatasetName = "no.such".parse().unwrap();
-    for _ in 0..50 {
-        assert_eq!(engine.dataset(&name).await.unwrap_err().code(), Code::UnknownDataset);
+    for error in join_all((0..50).map(|_| engine.dataset(&name))).await {
+        assert_eq!(error.unwrap_err().code(), Code::UnknownDataset);
     }
-    assert_eq!(fake.describes(), before + 1);
+    assert_eq!(fake.describes(), before + 2, "the first asks, and all who came meanwhile ask together");
+    // for a while the answer is remembered
+    tokio::time::pause();
+    engine.core.unknown.lock().insert(name.clone(), tokio::time::Instant::now() + Duration::from_millis(1));
+    let remembered = std::pin::pin!(engine.dataset(&name)).now_or_never();
+    assert_eq!(remembered.unwrap().unwrap_err().code(), Code::UnknownDataset);
+    tokio::time::resume();
+    assert_eq!(fake.describes(), before + 2);
     assert_eq!(engine.symbols(&DATASET.parse().unwrap()).await.unwrap().len(), 1);
     let seq = fake.commit("ZZZ", &[3], true);
     fake.applied(seq).await;

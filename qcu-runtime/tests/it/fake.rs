@@ -537,7 +537,7 @@ impl Head for Service {
             unit: request.unit,
             instance: request.instance,
             epoch: *epoch,
-            expires_in_ms: request.ttl_ms,
+            expires_in_ms: granted_ms(request.ttl_ms),
             since_ns: 0,
         }))
     }
@@ -553,7 +553,11 @@ impl Head for Service {
         if holder.as_deref() != Some(&request.instance) || epoch != request.epoch {
             return Err(Error::new(Code::Fenced, format!("fenced by epoch {epoch}")).into());
         }
-        Ok(Response::new(pb::Lease { epoch, expires_in_ms: request.ttl_ms, ..Default::default() }))
+        Ok(Response::new(pb::Lease {
+            epoch,
+            expires_in_ms: granted_ms(request.ttl_ms),
+            ..Default::default()
+        }))
     }
 
     async fn release_lease(
@@ -603,4 +607,9 @@ impl Head for Service {
 pub(crate) async fn closed_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().to_string()
+}
+
+/// A unit renews its lease often if it asks for a short one. It gets a long one, so that a busy machine loses none.
+fn granted_ms(asked: u32) -> u32 {
+    asked * 60
 }

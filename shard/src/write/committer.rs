@@ -275,6 +275,10 @@ fn gather(first: Waiting, commands: &mut mpsc::Receiver<Command>) -> (Vec<Waitin
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use futures::future::join_all;
+
     use super::*;
     use crate::{
         testing::{Grid, publish},
@@ -389,5 +393,22 @@ mod tests {
         while grid.shard.committers.running() > 0 {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// On one thread all publishes are in the queue before the committer looks into it.
+    #[tokio::test]
+    async fn publishes_that_wait_for_each_other_are_one_commit() {
+        let grid = Grid::new().await;
+        grid.lease("mom").await;
+        let publishes = (0..200).map(|i| {
+            let (grid, symbol, run, partition) =
+                (&grid, format!("S{}", i % 10), format!("r{i}"), format!("p{}", i % 10));
+            async move {
+                let rows = [(symbol.as_str(), 5, f64::from(i))];
+                grid.publish_session("mom", 1, &run, &rows, 0..10, &partition).await.unwrap().version
+            }
+        });
+        let versions: BTreeSet<u64> = join_all(publishes).await.into_iter().collect();
+        assert_eq!(versions.len(), 1, "{versions:?}");
     }
 }
