@@ -3,6 +3,7 @@
 #   make test              run every Rust and Python test
 #   make bench             measure: tables on stdout, JSON under target/bench/
 #   make lint              check formatting and lints, as CI does
+#   make aws               check the templates for AWS and the data beside them
 #   make images            build the container images from what make wheel has built
 #   make compose           run the grid of deploy/compose.yaml in containers, in the foreground; TELEMETRY=1: with a collector
 
@@ -14,7 +15,7 @@ PROFILE ?= demo
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: help demo test bench lint images compose telemetry-images setup peers wheel clean
+.PHONY: help demo test bench lint aws images compose telemetry-images setup peers wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +38,12 @@ $(BIN)/.tools: qcu-runtime/python/requirements.txt
 
 $(BIN)/.peers: tests/requirements.txt $(BIN)/.tools
 	@echo "== installing what the tests compare with"
+	@$(PIP) -r $<
+	@touch $@
+
+# Its own step, because only these tests need them: cfn-lint, and moto with the model of every service of AWS.
+$(BIN)/.peers-aws: deploy/aws/requirements.txt $(BIN)/.peers
+	@echo "== installing what the tests of deploy/aws need"
 	@$(PIP) -r $<
 	@touch $@
 
@@ -64,6 +71,9 @@ lint: peers
 	cargo clippy --workspace --all-targets --profile dev -- -D warnings
 	$(BIN)/ruff check qcu-runtime/python tests deploy
 	$(BIN)/ruff format --check qcu-runtime/python tests deploy
+
+aws: $(BIN)/.peers-aws
+	@$(BIN)/python -m pytest -q deploy/aws
 
 images: wheel
 	@deploy/images/base
