@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use trellis_fabric::env::{self, ConfigError, Env, Invalid, Var};
+use trellis_fabric::{
+    discovery::Source,
+    env::{self, ConfigError, Env, Invalid, Var},
+};
 
 /// Where the shards are.
 const SHARDS: Var = Var::required(
@@ -104,7 +107,7 @@ impl Process {
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
         let id = env.name(&env::ID);
         let listen = env.listen(&env::LISTEN);
-        let shards_url = env.discovery(&SHARDS);
+        let shards_url = env.with(&SHARDS, Source::check);
         let cache_bytes = env.bytes_size(&CACHE_BYTES, CACHE_BYTES_MIN);
         let answer_bytes = env.bytes_size(&ANSWER_BYTES, 1);
         let answer_rows = env.parse(&ANSWER_ROWS);

@@ -7,7 +7,10 @@ use std::{
 };
 
 use chrono::NaiveDate;
-use trellis_fabric::env::{self, ConfigError, Env, Var};
+use trellis_fabric::{
+    discovery::Source,
+    env::{self, ConfigError, Env, Var},
+};
 
 use crate::{
     run::{RETRY_MIN, TTL, Unit},
@@ -99,7 +102,7 @@ impl Config {
     /// Every problem at once.
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
         let flag = [("true", true), ("false", false)];
-        let url = env.discovery(&URL);
+        let url = env.with(&URL, Source::check);
         let unit = env.with(&UNIT_FILE, |path| {
             Manifest::read(Path::new(path)).map(|m| (path.into(), m)).map_err(|e| e.to_string())
         });

@@ -7,7 +7,7 @@ use std::{
 
 use url::{Url, form_urlencoded};
 
-use super::peer::Peer;
+use super::{options::DEFAULT_PORT, peer::Peer};
 
 /// A host name is at most this long (RFC 1035), and a label 63.
 const NAME_BYTES_MAX: usize = 253;
@@ -84,6 +84,14 @@ impl Source {
     /// [`BadUrl`] with the reason.
     pub fn parse(url: &str, default_port: u16) -> Result<Self, BadUrl> {
         Self::read(url, default_port).map_err(|reason| BadUrl { url: url.to_owned(), reason })
+    }
+
+    /// The URL itself, for [`Env::with`](crate::env::Env::with): a variable with another value is wrong before the process starts.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn check(url: &str) -> Result<String, String> {
+        Self::read(url, DEFAULT_PORT).map(|_| url.to_owned())
     }
 
     fn read(url: &str, default_port: u16) -> Result<Self, String> {

@@ -8,7 +8,6 @@ use super::{
     size::parse_bytes,
     var::{LOG, LOG_FORMAT, Presence, Var},
 };
-use crate::discovery::{DEFAULT_PORT, Source};
 
 /// Prefix of the grid's own variables: an unknown one is a problem.
 const PREFIX: &str = "TRELLIS_";
@@ -195,14 +194,6 @@ impl Env {
                 }
                 Ok(_) | Err(_) => Ok(address),
             }
-        })
-    }
-
-    /// A discovery URL, as [`crate::discovery::watch()`] takes it.
-    pub fn discovery(&mut self, var: &Var) -> Result<String, Invalid> {
-        self.with(var, |url| match Source::parse(url, DEFAULT_PORT) {
-            Ok(_) => Ok(url.to_owned()),
-            Err(bad) => Err(bad.reason),
         })
     }
 
