@@ -14,12 +14,12 @@ pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
 pub const POLL_REMOTE: Duration = Duration::from_millis(2_500);
 /// Datasets that are looked at each time: half of them are of those that were used lately, the others of all, in turns. In a folder a
-/// look takes some 30 microseconds of a core.
-pub const LOOKS_LOCAL: usize = 32;
+/// look takes some 50 microseconds of a core, so they take a hundredth of it.
+pub const LOOKS_LOCAL: usize = 24;
 /// The same for an object store.
 pub const LOOKS_REMOTE: usize = 1;
-/// Time between two searches for old files in a folder. Each searches one dataset, and so finds some.
-pub const SEARCH_LOCAL: Duration = Duration::from_secs(1);
+/// Time between two searches for old files in a folder. Each opens a table, which takes up to ten milliseconds of a core.
+pub const SEARCH_LOCAL: Duration = Duration::from_secs(10);
 /// The same for an object store, where a search takes some requests.
 pub const SEARCH_REMOTE: Duration = Duration::from_secs(60);
 

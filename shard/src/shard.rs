@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -77,6 +77,7 @@ impl Shard {
             clock,
             started: tokio::time::Instant::now(),
             upkeep: Mutex::default(),
+            changed: AtomicBool::new(false),
         });
         let metrics = Arc::new(Metrics::new());
         let catalog = Catalog::new(lake, context.clone());

@@ -16,6 +16,7 @@ use std::{
 
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
+use tokio::time::Instant;
 use trellis_proto::{DatasetName, Result};
 
 use crate::{
@@ -37,6 +38,9 @@ const UPKEEP_PARALLEL: usize = 4;
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
 /// Age at which a staged file of an unfinished write is removed.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
+/// Time between two files of descriptions for the next life of the shard. Some hundred bytes of each dataset are written, all in one
+/// file. Without the newest one the next start opens the tables that have changed meanwhile.
+const LEAVE_EVERY: Duration = Duration::from_secs(600);
 /// Time between two rounds of searches for old files: few datasets are not searched again and again.
 const SEARCH_ROUND: Duration = Duration::from_secs(3_600);
 
@@ -44,6 +48,7 @@ const SEARCH_ROUND: Duration = Duration::from_secs(3_600);
 #[derive(Debug)]
 pub(crate) struct Upkeep {
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    shard: Arc<Shard>,
 }
 
 impl Upkeep {
@@ -52,9 +57,9 @@ impl Upkeep {
             tokio::spawn(poll(shard.clone())),
             tokio::spawn(maintain(shard.clone())),
             tokio::spawn(search(shard.clone())),
-            tokio::spawn(scrub(shard)),
+            tokio::spawn(scrub(shard.clone())),
         ];
-        Self { tasks }
+        Self { tasks, shard }
     }
 
     /// Ends the tasks where they are. The next start repeats unfinished work (a merged file, a checkpoint), and a committer finishes
@@ -64,6 +69,7 @@ impl Upkeep {
             task.abort();
             let _ = task.await;
         }
+        leave(&self.shard).await;
     }
 }
 
@@ -109,9 +115,21 @@ async fn poll(shard: Arc<Shard>) {
 
 async fn maintain(shard: Arc<Shard>) {
     let mut seen = HashMap::new();
+    let mut left = Instant::now();
     loop {
         round(&shard, &mut seen).await;
+        if left.elapsed() >= LEAVE_EVERY {
+            leave(&shard).await;
+            left = Instant::now();
+        }
         tokio::time::sleep(shard.config.upkeep.every).await;
+    }
+}
+
+/// Leaves the descriptions for the next life of this shard, which can do without them.
+async fn leave(shard: &Shard) {
+    if let Err(error) = shard.catalog.leave().await {
+        tracing::warn!(%error, "the descriptions of the datasets were not left for the next start");
     }
 }
 

@@ -31,6 +31,9 @@ use crate::error::store_error;
 /// The suffix of a file while it is written.
 pub(crate) const STAGED_SUFFIX: &str = ".staged";
 
+/// The folder of the shards' own files in the lake.
+const OWN_FOLDER: &str = "_trellis";
+
 /// A store in which a name may be seen before it is durable.
 #[async_trait::async_trait]
 pub(crate) trait Settle: std::fmt::Debug + Send + Sync {
@@ -119,6 +122,29 @@ impl Lake {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {e}"))
         })?;
         Ok(Self { root: Arc::new(Metered::new(root)), names, url, prefix, calls: TaskTracker::new() })
+    }
+
+    /// A file of a shard's own. It is beside the tables, in a folder that has no name of a dataset.
+    fn own(&self, name: &str) -> Path {
+        self.prefix.clone().join(OWN_FOLDER).join(name)
+    }
+
+    /// Reads a file of a shard's own; `None`: it is not there.
+    pub(crate) async fn read_own(&self, name: &str) -> trellis_proto::Result<Option<Bytes>> {
+        let path = self.own(name);
+        let failed = |e| store_error("reading", path.as_ref(), &e);
+        match self.root.get(&path).await {
+            Ok(found) => found.bytes().await.map(Some).map_err(failed),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Writes a file of a shard's own, in the place of the one before.
+    pub(crate) async fn write_own(&self, name: &str, bytes: Bytes) -> trellis_proto::Result<()> {
+        let path = self.own(name);
+        let put = self.root.put(&path, bytes.into()).await;
+        put.map(|_| ()).map_err(|e| store_error("writing", path.as_ref(), &e))
     }
 
     /// Whether each look costs a request.

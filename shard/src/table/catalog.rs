@@ -3,7 +3,7 @@
 //! once, and in order.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -20,16 +20,17 @@ use super::{
     context::Context,
     delta::Log,
     kept::Kept,
+    left,
     opened::{Opened, turn as turn_of},
     snapshot::Snapshot,
-    table::Table,
+    table::{CHECKPOINT_COMMITS_MIN, Table},
 };
 use crate::files::Lake;
 
-/// Tables opened at once for a list of all datasets. Most of the time of an opening is waiting for the store.
-const OPEN_PARALLEL: usize = 32;
-/// Estimated bytes of all open tables. Each takes some 10 KiB with a few files, so that tens of thousands may be in use at once.
-const OPEN_BYTES_MAX: usize = 512 << 20;
+/// Tables opened at once for a list of all datasets. An opening takes megabytes for a moment, and the allocator keeps some of them.
+const OPEN_PARALLEL: usize = 8;
+/// Estimated bytes of all open tables: some 4,500 tables with few files.
+const OPEN_BYTES_MAX: usize = 1 << 30;
 /// A table that nobody has used for so long is closed. To open it again takes milliseconds in a folder, and some requests to a
 /// remote store.
 const OPEN_IDLE_MAX: Duration = Duration::from_secs(600);
@@ -85,15 +86,54 @@ impl Catalog {
         Self { lake, context, datasets, opened, listing, arrivals, describing }
     }
 
-    /// Learns the names of the datasets that are there when the shard starts.
+    /// Learns the names of the datasets that are there when the shard starts, and what its last life has left of them.
     ///
     /// # Errors
     /// The lake cannot be listed.
     pub(crate) async fn load(&self) -> Result<()> {
         let names = self.lake.datasets().await?;
-        let listed = |name| (name, Dataset { kept: Arc::new(Kept::listed()), table: Weak::new() });
+        let left = self.read_left().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the last life of this shard has left does not read: the first list of datasets takes longer");
+            Vec::new()
+        });
+        let named = |said: pb::DatasetDescription| Some((said.spec.as_ref()?.dataset.clone(), said));
+        let mut left: HashMap<String, pb::DatasetDescription> = left.into_iter().filter_map(named).collect();
+        let listed = |name: DatasetName| {
+            let kept = Arc::new(Kept::listed(left.remove(name.as_str())));
+            (name, Dataset { kept, table: Weak::new() })
+        };
         self.datasets.write().extend(names.into_iter().map(listed));
         Ok(())
+    }
+
+    async fn read_left(&self) -> Result<Vec<pb::DatasetDescription>> {
+        let file = self.lake.read_own(&left::file_name(&self.context)).await?;
+        Ok(file.and_then(|file| left::decode(&self.context, &file)).unwrap_or_default())
+    }
+
+    /// Leaves the descriptions for the next life of this shard, if any has changed since the last call. Those of datasets that may need a
+    /// checkpoint or the end of a rename are left out: the next life opens their tables, and so finds what is to be done.
+    ///
+    /// # Errors
+    /// The store takes no file.
+    pub(crate) async fn leave(&self) -> Result<()> {
+        if !self.context.changed.swap(false, SeqCst) {
+            return Ok(());
+        }
+        let busy = self.context.upkeep.lock().clone();
+        let datasets: Vec<_> = {
+            let datasets = self.datasets.read();
+            let due = |now: Arc<Snapshot>| now.version >= CHECKPOINT_COMMITS_MIN || now.moving().is_some();
+            let snapshot = |dataset: &Dataset| dataset.table.upgrade()?.snapshot();
+            let resting = datasets
+                .iter()
+                .filter(|(name, dataset)| !busy.contains(*name) || !snapshot(dataset).is_none_or(due));
+            resting.filter_map(|(_, dataset)| dataset.kept.description()).collect()
+        };
+        let file = left::encode(&self.context, datasets);
+        self.lake.write_own(&left::file_name(&self.context), file).await.inspect_err(|_| {
+            self.context.changed.store(true, SeqCst);
+        })
     }
 
     /// The dataset and its newest snapshot.
@@ -326,6 +366,13 @@ impl Catalog {
 
     async fn describe(&self, name: DatasetName) {
         let kept = self.datasets.read().get(&name).map(|dataset| dataset.kept.clone());
+        if let Some((kept, version)) = kept.as_ref().and_then(|kept| Some((kept, kept.left()?))) {
+            let log = self.log(&name);
+            // The entry says that it is the same table.
+            if let (Ok(true), Ok(false)) = (log.has(version).await, log.has(version + 1).await) {
+                return kept.take_left();
+            }
+        }
         let opened = self.table(&name).refresh().await;
         match (opened, kept) {
             (Ok(Some(_)), _) | (_, None) => {}
@@ -427,6 +474,44 @@ mod tests {
         std::fs::write(&entry, right).unwrap();
         other.catalog.find(DATASET).await.unwrap();
         assert!(told(&mut watcher)[0].everything, "the list was without it");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_next_life_lists_what_the_last_one_has_left_and_opens_only_what_has_changed_since() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        grid.shard.catalog.leave().await.unwrap();
+        let (other, mut watcher) = shard(&grid).await;
+        let said = other.describe(false).await.unwrap().datasets;
+        assert_eq!(said, grid.shard.describe(false).await.unwrap().datasets);
+        // Nothing of the table was read: a damaged entry is not noticed before somebody asks for the dataset.
+        let entry = grid.path().join("_delta_log/00000000000000000000.json");
+        let right = std::fs::read(&entry).unwrap();
+        std::fs::write(&entry, b"").unwrap();
+        let (damaged, _) = shard(&grid).await;
+        assert_eq!(damaged.describe(false).await.unwrap().datasets, said);
+        assert_eq!(damaged.catalog.find(DATASET).await.map(|_| ()).unwrap_err().code(), Code::DataCorrupt);
+        std::fs::write(&entry, right).unwrap();
+        // A commit after the list is told as it is, and one before it is in the list.
+        grid.import(&[("B", 7, 1.0)]).await.unwrap();
+        other.catalog.find(DATASET).await.unwrap();
+        assert_eq!(told(&mut watcher)[0].spans[0].symbol, "B");
+        let (late, mut watcher) = shard(&grid).await;
+        assert_eq!(late.describe(false).await.unwrap().datasets[0].version, 1);
+        late.catalog.find(DATASET).await.unwrap();
+        assert!(told(&mut watcher).is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_that_needs_a_checkpoint_is_not_left_so_the_next_life_finds_it() {
+        let grid = Grid::new().await;
+        for ts in 0..=CHECKPOINT_COMMITS_MIN as i64 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        grid.shard.catalog.leave().await.unwrap();
+        let (other, _) = shard(&grid).await;
+        other.describe(false).await.unwrap();
+        assert_eq!(other.context_upkeep().len(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]

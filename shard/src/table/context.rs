@@ -1,6 +1,9 @@
 //! What all tables of a shard share.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -27,6 +30,8 @@ pub(crate) struct Context {
     /// The datasets that this shard is home to and that may need a checkpoint or a compaction: those with commits since the upkeep
     /// last took them.
     pub(crate) upkeep: Mutex<BTreeSet<DatasetName>>,
+    /// A description has changed since the shard has left them for its next life.
+    pub(crate) changed: AtomicBool,
 }
 
 impl Context {

@@ -19,14 +19,29 @@ struct State {
     /// The dataset was there when the shard started, and no head was given a list without it. So the first look at its table is no
     /// news.
     listed: bool,
+    /// What the last life of the shard has described. Nobody was told of it in this one.
+    left: Option<Box<pb::DatasetDescription>>,
     /// The newest epoch of the lease, and when the shard learned of it.
     lease: Option<(u64, Duration)>,
 }
 
 impl Kept {
     /// Of a dataset that was found at the start.
-    pub(super) fn listed() -> Self {
-        Self { state: Mutex::new(State { listed: true, ..State::default() }) }
+    pub(super) fn listed(left: Option<pb::DatasetDescription>) -> Self {
+        Self { state: Mutex::new(State { listed: true, left: left.map(Box::new), ..State::default() }) }
+    }
+
+    /// The version that the last life of the shard has described, if nobody was told of any in this one.
+    pub(super) fn left(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.left.as_ref().filter(|_| state.described.is_none()).map(|left| left.version)
+    }
+
+    /// Takes what the last life of the shard has described for the description: that version is the newest one.
+    pub(super) fn take_left(&self) {
+        let mut state = self.state.lock();
+        let left = state.left.take();
+        state.described = state.described.take().or(left);
     }
 
     /// The version of the description.
@@ -51,6 +66,7 @@ impl Kept {
             None => !state.listed,
         };
         state.described = Some(description);
+        state.left = None;
         news
     }
 

@@ -7,6 +7,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `catalog`, `opened`, `kept` | the datasets of the lake; which tables are open; what is kept of the others |
+//! | `left` | the descriptions that a shard leaves for its next life |
 //! | `table`, `snapshot` | one dataset, version by version; one dataset at one version |
 //! | `delta`, `listing`, `entry` | the Delta log: reads and commits; its files; the actions of one entry |
 //! | `summed` | checksums of checkpoints |
@@ -22,6 +23,7 @@ mod entry;
 mod history;
 mod kept;
 mod lease;
+mod left;
 mod listing;
 mod opened;
 mod runs;
