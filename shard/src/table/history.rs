@@ -20,12 +20,20 @@ use super::{
 /// kilobytes from an object store, sixteen at once, takes seconds.
 const COMMITS_MAX: usize = 4_096;
 
+/// Most spans that are remembered exactly; of older commits with spans only the bounds are. A thousand outputs of five hundred symbols
+/// would otherwise take twenty megabytes for each session that is published to all of them.
+const SPANS_MAX: usize = 1_024;
+
 /// The spans that the commits after `floor` touched.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     floor: u64,
     /// By version, ascending.
     commits: VecDeque<(u64, PastCommit)>,
+    /// Versions up to this one have bounds alone.
+    coarse: u64,
+    /// Spans of the commits after `coarse`.
+    spans: usize,
 }
 
 /// The spans that one commit touched.
@@ -48,6 +56,28 @@ impl PastCommit {
         }
     }
 
+    /// How many spans it has.
+    fn spans(&self) -> usize {
+        match self {
+            Self::Told(Touched::Spans(spans)) => spans.len(),
+            Self::Told(Touched::Nothing | Touched::Everything) | Self::Logged(_) => 0,
+        }
+    }
+
+    /// Forgets the spans, and keeps their bounds.
+    fn coarsen(&mut self) {
+        let Self::Told(Touched::Spans(spans)) = self else { return };
+        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return };
+        let region = Region {
+            first_symbol: first.0.to_string(),
+            last_symbol: last.0.to_string(),
+            first_ts: spans.iter().map(|span| span.1).min().unwrap_or(i64::MIN),
+            // The greatest time itself, which may be that of the end of time.
+            last_ts: spans.iter().map(|span| span.2).max().unwrap_or(i64::MAX).saturating_sub(1),
+        };
+        *self = Self::Logged(vec![region]);
+    }
+
     fn overlaps(&self, symbol: &str, start: i64, end: i64) -> bool {
         match self {
             Self::Told(touched) => touched.overlaps(symbol, start, end),
@@ -63,7 +93,7 @@ impl PastCommit {
 impl History {
     /// Begins anew: the table was loaded at `version`.
     pub(crate) fn begin(&mut self, version: u64) {
-        *self = Self { floor: version, commits: VecDeque::new() };
+        *self = Self { floor: version, coarse: version, ..Self::default() };
     }
 
     /// How many commits are remembered.
@@ -73,10 +103,24 @@ impl History {
 
     /// Adds one commit, or several that were read at once, up to `version`.
     pub(crate) fn push(&mut self, version: u64, touched: Touched) {
-        self.commits.push_back((version, PastCommit::Told(touched)));
+        let commit = PastCommit::Told(touched);
+        self.spans += commit.spans();
+        self.commits.push_back((version, commit));
+        if self.spans > SPANS_MAX {
+            let after = self.commits.partition_point(|(version, _)| *version <= self.coarse);
+            for (version, commit) in self.commits.range_mut(after..) {
+                if self.spans <= SPANS_MAX {
+                    break;
+                }
+                self.spans -= commit.spans();
+                commit.coarsen();
+                self.coarse = *version;
+            }
+        }
         while self.commits.len() > COMMITS_MAX {
-            if let Some((oldest, _)) = self.commits.pop_front() {
+            if let Some((oldest, commit)) = self.commits.pop_front() {
                 self.floor = oldest;
+                self.spans -= commit.spans();
             }
         }
     }
@@ -143,6 +187,28 @@ mod tests {
         history.begin(1);
         assert!(history.recall(1, foreign));
         assert!(!history.unchanged_since(0, "Z", 50, 60));
+    }
+
+    #[test]
+    fn of_old_commits_the_bounds_are_left_and_no_chunk_that_was_touched_counts_as_untouched() {
+        let symbol = |i: i64| trellis_proto::Symbol::new(&format!("S{i:04}")).unwrap();
+        let commit = |k: i64| Touched::Spans((0..100).map(|i| (symbol(i), 10 * k, 10 * k + 5)).collect());
+        let mut history = History::default();
+        history.begin(0);
+        for k in 1..=3_000 {
+            history.push(k as u64, commit(k));
+            let exact: usize = history.commits.iter().map(|(_, commit)| commit.spans()).sum();
+            assert!(exact == history.spans && exact <= SPANS_MAX, "{exact}");
+        }
+        for k in [1, 2_000, 2_999, 3_000] {
+            assert!(!history.unchanged_since(k as u64 - 1, "S0099", 10 * k + 4, 10 * k + 5));
+            assert!(history.unchanged_since(0, "S0099", 10 * k + 5, 10 * k + 10), "between two sessions");
+            assert!(history.unchanged_since(0, "S0100", 10 * k, 10 * k + 5), "a symbol of none");
+        }
+        // One commit with more spans than are kept, and one to the end of time.
+        history.push(3_001, Touched::Spans((0..2_000).map(|i| (symbol(i), 0, i64::MAX)).collect()));
+        assert_eq!(history.spans, 0);
+        assert!(!history.unchanged_since(3_000, "S0500", i64::MAX - 1, i64::MAX));
     }
 
     #[test]

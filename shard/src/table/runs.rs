@@ -2,6 +2,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use trellis_proto::time::DAY_NS;
+
+/// How long a run id is known after its commit, by the knowledge times of its dataset. A client asks again within minutes, and a unit
+/// that was away for days goes on with the sessions that it finds unpublished. The newest run of each session and partition is known for
+/// ever, and so is the newest import of the same rows.
+pub(crate) const RUNS_KEPT_NS: i64 = 30 * DAY_NS;
+
+/// So few runs are not looked through for those that may go.
+const RUNS_MIN: usize = 1_024;
+
 /// A session and a partition of it. A publish replaces the last one with the same key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey {
@@ -58,6 +68,10 @@ pub(super) struct CommittedRuns {
     partitioned: HashMap<String, i64>,
     /// The newest import by digest.
     imports: HashMap<String, String>,
+    /// The newest knowledge time.
+    known_through: Option<i64>,
+    /// So many runs are looked through for those that may go.
+    full: usize,
 }
 
 impl CommittedRuns {
@@ -90,7 +104,28 @@ impl CommittedRuns {
                 self.imports.insert(run.digest.clone(), id.clone());
             }
         }
+        if !run.is_change() {
+            self.known_through = self.known_through.max(Some(run.known_at));
+        }
         self.by_id.insert(id, run);
+        if self.by_id.len() > self.full.max(RUNS_MIN) {
+            let mut by_id = std::mem::take(&mut self.by_id);
+            by_id.retain(|id, run| self.keeps(id, run));
+            self.by_id = by_id;
+            // Twice as many as are needed: each run is looked at few times.
+            self.full = 2 * self.by_id.len();
+        }
+    }
+
+    /// Whether the run is known: it was committed not long ago, or it is the newest of its session and partition.
+    fn keeps(&self, id: &str, run: &CommittedRun) -> bool {
+        let newest = match &run.session {
+            Some(key) => self.newest.get(key),
+            None => self.imports.get(&run.digest),
+        };
+        run.is_change()
+            || newest.is_some_and(|newest| newest == id)
+            || self.known_through.is_none_or(|newest| newest.saturating_sub(run.known_at) <= RUNS_KEPT_NS)
     }
 
     /// The newest publish of a session and partition, if nobody has published any other part of the session since.
@@ -104,7 +139,7 @@ impl CommittedRuns {
 
     /// The commit of a run id, if there was one.
     pub(super) fn get(&self, id: &str) -> Option<CommittedRun> {
-        self.by_id.get(id).cloned()
+        self.by_id.get(id).filter(|run| self.keeps(id, run)).cloned()
     }
 
     /// The newest import of the content with this digest.
@@ -124,6 +159,45 @@ impl CommittedRuns {
 
     /// Every committed run, in no order.
     pub(super) fn all(&self) -> Vec<NamedRun> {
-        self.by_id.iter().map(|(id, run)| (id.clone(), run.clone())).collect()
+        let known = self.by_id.iter().filter(|(id, run)| self.keeps(id, run));
+        known.map(|(id, run)| (id.clone(), run.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(day: i64, session: Option<&str>) -> CommittedRun {
+        let key = |session: &str| SessionKey { session: session.to_owned(), partition: String::new() };
+        CommittedRun {
+            digest: format!("digest-{day}"),
+            version: day as u64,
+            known_at: day * DAY_NS,
+            rows: 1,
+            retracted: 0,
+            session: session.map(key),
+        }
+    }
+
+    #[test]
+    fn of_ten_thousand_runs_of_a_session_those_of_thirty_days_are_known_and_of_another_session_its_newest() {
+        let ids: Vec<i64> = (0..10_000).collect();
+        // A table that is loaded whole has its runs in any order.
+        for order in [ids.clone(), ids.iter().rev().copied().collect()] {
+            let mut runs = CommittedRuns::default();
+            runs.add("other".to_owned(), run(-1, Some("2016-08-09")));
+            runs.add("changed".to_owned(), CommittedRun::of_change(3, 0));
+            for &day in &order {
+                runs.add(format!("r{day}"), run(day, Some("2016-08-10")));
+            }
+            let known = ids.iter().filter(|day| runs.get(&format!("r{day}")).is_some());
+            assert_eq!(known.copied().collect::<Vec<_>>(), (9_969..10_000).collect::<Vec<_>>());
+            assert!(runs.get("other").is_some() && runs.get("changed").is_some());
+            assert_eq!(runs.all().len(), 33);
+            assert!(runs.by_id.len() <= RUNS_MIN + 1, "{}", runs.by_id.len());
+            let key = SessionKey { session: "2016-08-10".to_owned(), partition: String::new() };
+            assert_eq!(runs.newest(&key).unwrap().known_at, 9_999 * DAY_NS);
+        }
     }
 }

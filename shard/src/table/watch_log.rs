@@ -26,8 +26,10 @@ use trellis_proto::pb;
 
 /// Most changes that are kept for watchers that come back.
 const RING_CHANGES_MAX: usize = 4_096;
-/// Most bytes of rows that are kept with them.
+/// Most bytes of the changes that are kept.
 const RING_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a change beside its rows and spans: the description of its dataset.
+const CHANGE_BYTES: usize = 1 << 10;
 /// Changes queued for one watcher before it is disconnected.
 const QUEUE_CHANGES_MAX: usize = 1_024;
 /// The watch log.
@@ -176,11 +178,11 @@ impl State {
         self.seq += 1;
         change.seq = self.seq;
         let change = Arc::new(change);
-        self.ring_bytes += change.data_body.len();
+        self.ring_bytes += bytes_of(&change);
         self.ring.push_back(Kept { change: change.clone(), pushed: now });
         while self.ring.len() > RING_CHANGES_MAX || self.ring_bytes > RING_BYTES_MAX {
             let Some(oldest) = self.ring.pop_front() else { break };
-            self.ring_bytes -= oldest.change.data_body.len();
+            self.ring_bytes -= bytes_of(&oldest.change);
         }
         self.watchers.retain(|_, watcher| {
             let taken = watcher.queue.try_send(change.clone()).is_ok();
@@ -224,6 +226,12 @@ impl Drop for Subscription {
         self.log.state.lock().watchers.remove(&self.id);
         self.log.progress.send_modify(|n| *n += 1);
     }
+}
+
+/// Bytes of a change in memory, about.
+fn bytes_of(change: &pb::Change) -> usize {
+    let spans = change.spans.iter().map(|span| size_of_val(span) + span.symbol.len());
+    CHANGE_BYTES + change.data_body.len() + change.retracted.len() + spans.sum::<usize>()
 }
 
 #[cfg(test)]
