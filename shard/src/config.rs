@@ -71,6 +71,9 @@ pub struct Limits {
     pub chunk_bytes_max: usize,
     /// Bytes of all publishes that are being received, checked or written; further ones are refused as overload.
     pub pending_bytes_max: usize,
+    /// Bytes of rows that are read from files at once, whoever reads them: fetches, compactions, changes of a dataset. It also has the
+    /// Delta kernel's calls. Who finds no room waits.
+    pub work_bytes_max: u64,
 }
 
 impl Default for Limits {
@@ -83,6 +86,7 @@ impl Default for Limits {
             columns_max: 512,
             chunk_bytes_max: 48 << 20,
             pending_bytes_max: 2 << 30,
+            work_bytes_max: 512 << 20,
         }
     }
 }

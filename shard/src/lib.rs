@@ -16,6 +16,7 @@
 //! | `scan` | the read path |
 //! | `table` | a dataset as it is now, its log, and who follows its changes |
 //! | `files` | bytes at rest: the store, Parquet files, the lake's columns |
+//! | `budget` | the memory for work on files |
 //! | [`config`], `ownership`, `metrics`, `wire`, `clock`, `error` | settings; what is answered for; instruments; Arrow messages; the time of day; errors |
 //! | [`import`] | rows out of CSV and Parquet files; uses of other rooms only what a row and a chunk may be |
 //! | `simulation` | tests: two shards in a hostile, deterministic world |
@@ -23,6 +24,7 @@
 pub mod config;
 pub mod import;
 
+mod budget;
 mod clock;
 mod edge;
 mod error;

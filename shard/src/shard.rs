@@ -80,7 +80,7 @@ impl Shard {
             changed: AtomicBool::new(false),
         });
         let metrics = Arc::new(Metrics::new());
-        let catalog = Catalog::new(lake, context.clone());
+        let catalog = Catalog::new(lake.within(config.limits.work_bytes_max), context.clone());
         let started = Instant::now();
         catalog.load().await?;
         tracing::info!(
@@ -150,11 +150,14 @@ impl Shard {
     }
 
     /// Answers every range, with rows or with an error.
+    ///
+    /// # Errors
+    /// The client does not take the answers.
     pub(crate) async fn fetch(
         &self,
         request: pb::FetchRequest,
         out: &mpsc::Sender<Result<pb::FetchReply, Status>>,
-    ) {
+    ) -> Result<(), scan::Untaken> {
         let started = Instant::now();
         self.metrics.fetches.add(1, &[]);
         self.metrics.ranges.add(request.ranges.len() as u64, &[]);
@@ -182,18 +185,19 @@ impl Shard {
                         }
                     }
                     if !requests.is_empty() {
-                        rows += scan::read_chunks(snapshot, requests, order, seq, out).await;
+                        rows += scan::read_chunks(snapshot, requests, order, seq, out).await?;
                     }
                 }
             }
             for reply in scan::failed(failures) {
                 if out.send(Ok(reply)).await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
         }
         self.metrics.rows_sent.add(rows, &[]);
         self.metrics.fetch.record(started.elapsed().as_secs_f64(), &[]);
+        Ok(())
     }
 
     /// Checks one range against its dataset.

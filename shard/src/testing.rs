@@ -6,7 +6,10 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicUsize,
+            Ordering::{self, Relaxed},
+        },
     },
     time::Duration,
 };
@@ -14,10 +17,13 @@ use std::{
 use arrow_array::types::{Float64Type, TimestampNanosecondType};
 use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, cast::AsArray};
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use object_store::{
-    CopyOptions, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, path::Path,
+    CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, path::Path,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -59,6 +65,23 @@ pub(crate) struct Probe {
     fault: Mutex<Option<(&'static str, io::ErrorKind, When)>>,
     reads: Mutex<Vec<(String, Range<u64>)>>,
     requests: AtomicUsize,
+    open: Arc<Open>,
+}
+
+/// Requests that have a file: now, and at most.
+#[derive(Debug, Default)]
+struct Open {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One of them, until it is dropped.
+struct Opened(Arc<Open>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Probe {
@@ -75,6 +98,17 @@ impl Probe {
     /// Writes of paths that contain `part` fail from now on.
     pub(crate) fn fail(&self, part: &'static str, kind: io::ErrorKind, when: When) {
         *self.fault.lock() = Some((part, kind, when));
+    }
+
+    fn opened(&self) -> Opened {
+        let now = self.open.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.open.most.fetch_max(now, Ordering::SeqCst);
+        Opened(self.open.clone())
+    }
+
+    /// Most files that were open at once.
+    pub(crate) fn most_open(&self) -> usize {
+        self.open.most.load(Ordering::SeqCst)
     }
 
     pub(crate) fn heal(&self) {
@@ -116,6 +150,7 @@ impl ObjectStore for Probe {
         payload: PutPayload,
         opts: PutOptions,
     ) -> object_store::Result<PutResult> {
+        let _open = self.opened();
         self.check(location, When::Before)?;
         let put = self.inner().put_opts(location, payload.clone(), opts.clone()).await?;
         self.check(location, When::After)?;
@@ -137,11 +172,29 @@ impl ObjectStore for Probe {
         if let Some(GetRange::Bounded(range)) = &options.range {
             self.reads.lock().push((location.to_string(), range.clone()));
         }
-        self.inner().get_opts(location, options).await
+        let open = self.opened();
+        let mut got = self.inner().get_opts(location, options).await?;
+        // The file stays open as long as the answer.
+        let payload = std::mem::replace(&mut got.payload, GetResultPayload::Stream(stream::empty().boxed()));
+        got.payload = match payload {
+            GetResultPayload::File(file, path) => {
+                let whole = GetResult {
+                    payload: GetResultPayload::File(file, path),
+                    meta: got.meta.clone(),
+                    range: got.range.clone(),
+                    attributes: got.attributes.clone(),
+                };
+                let bytes = whole.into_stream().inspect(move |_| _ = &open);
+                GetResultPayload::Stream(bytes.boxed())
+            }
+            other => other,
+        };
+        Ok(got)
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
         self.reads.lock().extend(ranges.iter().map(|range| (location.to_string(), range.clone())));
+        let _open = self.opened();
         self.inner().get_ranges(location, ranges).await
     }
 
@@ -318,7 +371,7 @@ impl Grid {
         let request =
             scan::RangeRequest { position: 0, symbol: symbol.to_owned(), fields: vec![0], first: 0, end: 2 };
         tokio::spawn(async move {
-            scan::read_chunks(snapshot, vec![request], pb::FetchOrder::OldestFirst, 0, &out).await;
+            scan::read_chunks(snapshot, vec![request], pb::FetchOrder::OldestFirst, 0, &out).await.unwrap();
         });
         collect(&oldest_first(vec![Self::range(symbol, 0, 2)]), replies).await
     }
@@ -334,6 +387,7 @@ async fn open(config: Config, clock: WallClock) -> (Arc<Shard>, Arc<Probe>) {
         fault: Mutex::default(),
         reads: Mutex::default(),
         requests: AtomicUsize::new(0),
+        open: Arc::default(),
     });
     let lake = Lake::over(probe.clone(), None, &config.lake).unwrap();
     let shard = Shard::over(config, lake, clock).await.unwrap();

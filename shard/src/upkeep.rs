@@ -21,7 +21,7 @@ use trellis_proto::{DatasetName, Result};
 
 use crate::{
     error::store_error,
-    files::{DataFile, read_all, sweep_staged, write_file},
+    files::{DataFile, MERGE_COPIES, read_all, sweep_staged, write_file},
     scrub::scrub,
     shard::Shard,
     table::{CHECKPOINT_COMMITS_MIN, Snapshot, Table, Turn},
@@ -32,10 +32,14 @@ use crate::{
 const DISCOVER_POLLS: u32 = 10;
 /// Looks at once: a look at a remote store is one round trip.
 const LOOKS_PARALLEL: usize = 16;
-/// Datasets whose upkeep is done at once. A compaction decodes some hundred megabytes.
+/// Datasets whose upkeep is done at once. They share the memory for work on files.
 const UPKEEP_PARALLEL: usize = 4;
-/// Most bytes of files that are merged at once; decoded they are several times as large.
+/// Most bytes of files that are merged at once: a file that is merged again and again costs no more than that each time.
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
+/// Most files that are merged at once. A step of so many files of one row takes less than a second, and more steps follow.
+const COMPACT_FILES_MAX: usize = 256;
+/// The part of the memory for work on files that one merge may take, one of this many: the rest is for reads.
+const COMPACT_PART: u64 = 2;
 /// Age at which a staged file of an unfinished write is removed.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
 /// Time between two files of descriptions for the next life of the shard. Some hundred bytes of each dataset are written, all in one
@@ -173,7 +177,7 @@ async fn merge(shard: &Arc<Shard>, name: DatasetName) {
         tracing::warn!(dataset = %name, %to, %error, "a rename was not finished");
         shard.needs_upkeep(&name);
     }
-    if let Err(error) = compact(shard, &table, &snapshot).await {
+    if let Err(error) = compact_all(shard, &table, snapshot).await {
         tracing::warn!(dataset = %name, %error, "compaction failed");
         shard.needs_upkeep(&name);
     }
@@ -253,6 +257,17 @@ async fn checkpoint(shard: &Shard, name: &DatasetName, last: Option<LastLook>) -
     Ok(Look { last: Some(LastLook { checkpoint: version, version: Some(version) }), rests: false })
 }
 
+/// Merges small files, step by step, until few are left. Each step makes one of at least two.
+async fn compact_all(shard: &Shard, table: &Arc<Table>, snapshot: Arc<Snapshot>) -> Result<()> {
+    let mut next = Some(snapshot);
+    while let Some(snapshot) = next.take() {
+        if compact(shard, table, &snapshot).await? {
+            next = table.snapshot();
+        }
+    }
+    Ok(())
+}
+
 /// Merges small files into one. `false`: there was no need, or another writer replaced one of them meanwhile.
 pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapshot) -> Result<bool> {
     let upkeep = &shard.config.upkeep;
@@ -263,14 +278,19 @@ pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapsh
     }
     // The oldest event times first: they change least.
     small.sort_by_key(|f| f.index.first_ts);
-    let mut bytes = 0;
+    let budget = &table.log.folder.budget;
+    let (mut bytes, mut decoded, mut few) = (0, 0, 0);
     small.retain(|f| {
+        few += 1;
         bytes += f.file.size;
-        bytes <= COMPACT_BYTES_MAX
+        decoded += f.decoded_bytes(&snapshot.spec) * MERGE_COPIES;
+        few <= COMPACT_FILES_MAX && bytes <= COMPACT_BYTES_MAX && decoded <= budget.bytes() / COMPACT_PART
     });
     if small.len() < 2 {
         return Ok(false);
     }
+    let _share =
+        budget.take(small.iter().map(|f| f.decoded_bytes(&snapshot.spec) * MERGE_COPIES).sum()).await;
     let rows = read_all(&snapshot.spec, &small).await?;
     let file = write_file(&table.log.folder, &snapshot.spec, rows, snapshot.retractable).await?;
     let removes: Vec<_> = small.iter().map(|f| f.file.clone()).collect();
@@ -312,7 +332,9 @@ pub(crate) async fn remove_unneeded(shard: &Shard, table: &Table) -> Result<usiz
 mod tests {
     use super::*;
     use crate::{
+        config::Upkeep as Settings,
         config::{Config, Upkeep as Settings},
+        files::REQUESTS_MAX,
         testing::{Grid, When},
     };
 
@@ -349,6 +371,46 @@ mod tests {
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
         let grid = grid.restart().await;
         assert_eq!((grid.rows("A").await, grid.rows("B").await), before);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn fifteen_hundred_commits_of_one_row_are_merged_and_checkpointed_within_the_memory_and_few_open_files()
+     {
+        const COMMITS: usize = 1_500;
+        let work = 64 << 20;
+        let grid = Grid::with(|config| config.limits.work_bytes_max = work).await;
+        for i in 0..COMMITS as i64 {
+            grid.import(&[("A", i, i as f64)]).await.unwrap();
+        }
+        let table = grid.table();
+        let old = table.snapshot().unwrap();
+        assert_eq!(old.files.len(), COMMITS);
+        let before = grid.rows("A").await;
+        assert_eq!(before.len(), COMMITS);
+        checkpoint(&grid.shard, &table.name, None).await.unwrap();
+        let mut steps = 0;
+        let mut now = old.clone();
+        while compact(&grid.shard, &table, &now).await.unwrap() {
+            let left = table.snapshot().unwrap();
+            assert!(now.files.len() - left.files.len() < COMPACT_FILES_MAX);
+            (now, steps) = (left, steps + 1);
+        }
+        assert!(now.files.len() < grid.shard.config.upkeep.compact_files, "{}", now.files.len());
+        assert_eq!(grid.rows("A").await, before);
+        let folder = &table.log.folder;
+        println!(
+            "{COMMITS} commits: {steps} steps to {} files; at once {} open, {} of {work} bytes of work, {} bytes of footers",
+            now.files.len(),
+            grid.probe.most_open(),
+            folder.budget.peak(),
+            folder.footers.bytes(),
+        );
+        assert!(grid.probe.most_open() <= REQUESTS_MAX);
+        assert!(folder.budget.peak() <= work);
+        assert_eq!(folder.budget.taken(), 0);
+        drop((old, now));
+        let grid = grid.restart().await;
+        assert_eq!(grid.rows("A").await, before);
     }
 
     #[tokio::test(flavor = "multi_thread")]

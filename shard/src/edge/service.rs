@@ -2,11 +2,11 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use trellis_proto::pb;
+use trellis_proto::{Error, pb};
 
 use super::{receive, watch::watch};
 use crate::{shard::Shard, write::Pending};
@@ -52,6 +52,7 @@ impl pb::shard_server::Shard for Service {
         let request = request.into_inner();
         self.shard.check_fetch(&request)?;
         let (out, replies) = mpsc::channel(FETCH_QUEUE);
+        let (ended, end) = oneshot::channel();
         let shard = self.shard.clone();
         let span = tracing::Span::current();
         tokio::spawn(tracing::Instrument::instrument(
@@ -59,12 +60,16 @@ impl pb::shard_server::Shard for Service {
                 tokio::select! {
                     // The client left: nothing more is read for it.
                     () = out.closed() => {}
-                    () = shard.fetch(request, &out) => {}
+                    fetched = shard.fetch(request, &out) => if let Err(untaken) = fetched {
+                        let _ = ended.send(Status::from(Error::from(untaken)));
+                    }
                 }
             },
             span,
         ));
-        Ok(Response::new(ReceiverStream::new(replies).boxed()))
+        // Without an error at its end the answer would seem whole.
+        let end = stream::once(end).filter_map(|status| std::future::ready(status.ok().map(Err)));
+        Ok(Response::new(ReceiverStream::new(replies).chain(end).boxed()))
     }
 
     async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Reply<Self::WatchStream> {

@@ -42,17 +42,19 @@ use parquet::{
     schema::types::ColumnPath,
 };
 use serde_json::{Map, Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 use tracing::Span;
 use trellis_proto::{DatasetSpec, Result};
 
 use super::{
     checksum::{PAGES_KEY, Pages, Tail, differ},
+    footers::Footers,
     index::{Builder, FOOTER_KEY, FOOTER_RUN_ROWS_MIN, FileIndex},
     schema::{KNOWN_AT_NS, RETRACTED, SYMBOL, TS_NS, exact_column, exact_schema, to_lake, wire_field},
     store::Folder,
 };
 use crate::{
+    budget::Budget,
     error::{corrupt, internal, lost_task, parquet_error, store_error},
     metrics,
 };
@@ -67,6 +69,13 @@ pub(crate) const FILE_ROWS_MAX: usize = 8 << 20;
 const BATCH_ROWS: usize = 65_536;
 /// Bytes that the read of the footer fetches: enough in one read for files of up to some hundred row groups.
 const FOOTER_BYTES: usize = 64 << 10;
+
+/// Bytes of a row beside its fields: the symbol with its offset, both times, and a share of the bit maps.
+const ROW_KEY_BYTES: usize = 32;
+/// How many times as large as the file its rows are, decoded, if their types do not say more.
+const DECODED_TIMES: u64 = 4;
+/// Bytes of the reading of a file, however few rows it has: its footer, and a record batch with its buffers.
+const FILE_READ_BYTES: u64 = 32 << 10;
 
 /// How the log names a data file: its path within the dataset's folder, and its size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,15 +93,22 @@ pub(crate) struct DataFile {
     /// Its name in error messages.
     pub(crate) name: String,
     store: Arc<dyn ObjectStore>,
-    footer: OnceCell<Footer>,
+    /// The memory for reading it.
+    pub(crate) budget: Budget,
+    footers: Arc<Footers<Footer>>,
+    /// Its number there.
+    number: u64,
+    /// Held while its footer is loaded: all who need it wait for one reading.
+    loading: Mutex<()>,
     longest: OnceLock<usize>,
 }
 
 /// Estimated bytes of a footer in memory. It is read with the first rows.
 const FOOTER_KEPT_BYTES: usize = 8_192;
 
+/// The footer of a data file, and its page index.
 #[derive(Debug)]
-struct Footer {
+pub(crate) struct Footer {
     metadata: ArrowReaderMetadata,
     pages: Vec<Page>,
     /// `None`: another tool or an earlier release wrote the file, without checksums.
@@ -452,9 +468,12 @@ impl DataFile {
             path: Path::from(file.path.as_str()),
             name: folder.file_name(&file.path),
             store: folder.files.clone(),
+            budget: folder.budget.clone(),
+            number: folder.footers.file(),
+            footers: folder.footers.clone(),
+            loading: Mutex::default(),
             file,
             index,
-            footer: OnceCell::new(),
             longest: OnceLock::new(),
         }
     }
@@ -490,6 +509,8 @@ impl DataFile {
     async fn build_index(&self) -> Result<FileIndex> {
         let mut columns = [SYMBOL, TS_NS, KNOWN_AT_NS].map(str::to_owned).to_vec();
         columns.extend(self.may_retract().await?.then(|| RETRACTED.to_owned()));
+        let rows = self.footer().await?.metadata.metadata().file_metadata().num_rows().unsigned_abs();
+        let _share = self.budget.take(rows.saturating_mul(ROW_KEY_BYTES as u64)).await;
         let batches = self.read(&columns, None).await?;
         let name = self.name.clone();
         let build = move || -> Result<FileIndex> {
@@ -517,7 +538,8 @@ impl DataFile {
     /// Whether the file may have retractions: it has the column `retracted`, and its statistics do not exclude them.
     async fn may_retract(&self) -> Result<bool> {
         use parquet::file::statistics::Statistics;
-        let metadata = &self.footer().await?.metadata;
+        let footer = self.footer().await?;
+        let metadata = &footer.metadata;
         let column = metadata.schema().column_with_name(RETRACTED);
         if column.is_none_or(|(_, field)| *field.data_type() != DataType::Boolean) {
             return Ok(false);
@@ -539,7 +561,8 @@ impl DataFile {
         if !self.index.sorted {
             return Ok(start..end);
         }
-        let pages = &self.footer().await?.pages;
+        let footer = self.footer().await?;
+        let pages = &footer.pages;
         let first = pages.partition_point(|page| page.end <= start);
         let after = pages.partition_point(|page| page.start < end);
         let hit = |page: &&Page| page.last_ts >= from && page.first_ts < to;
@@ -655,13 +678,25 @@ impl DataFile {
         FileReader { store, path, size: self.file.size, tally, checksums }
     }
 
-    async fn footer(&self) -> Result<&Footer> {
-        self.footer
-            .get_or_try_init(|| async {
-                let loaded = self.load_footer().await;
-                loaded.map_err(|e| parquet_error(&self.name, &e))
-            })
-            .await
+    async fn footer(&self) -> Result<Arc<Footer>> {
+        if let Some(footer) = self.footers.get(self.number) {
+            return Ok(footer);
+        }
+        let _one = self.loading.lock().await;
+        if let Some(footer) = self.footers.get(self.number) {
+            return Ok(footer);
+        }
+        let footer = Arc::new(self.load_footer().await.map_err(|e| parquet_error(&self.name, &e))?);
+        let bytes = footer.metadata.metadata().memory_size() + footer.pages.len() * size_of::<Page>();
+        self.footers.put(self.number, footer.clone(), bytes);
+        Ok(footer)
+    }
+
+    /// An estimate of the bytes of its rows, decoded: as wide as their types say, or as the file's encodings usually spare.
+    pub(crate) fn decoded_bytes(&self, spec: &DatasetSpec) -> u64 {
+        let fields: usize = spec.fields.iter().map(|field| field.data_type.width()).sum();
+        let rows = self.index.rows.saturating_mul((ROW_KEY_BYTES + fields) as u64);
+        FILE_READ_BYTES + rows.max(self.file.size.saturating_mul(DECODED_TIMES))
     }
 
     async fn load_footer(&self) -> Result<Footer, ParquetError> {
@@ -677,6 +712,12 @@ impl DataFile {
         };
         let pages = pages(metadata.metadata());
         Ok(Footer { metadata, pages, checksums })
+    }
+}
+
+impl Drop for DataFile {
+    fn drop(&mut self) {
+        self.footers.forget(self.number);
     }
 }
 

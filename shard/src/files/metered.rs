@@ -1,13 +1,18 @@
-//! The store as telemetry sees it: every request has a duration and, inside of a traced call, a span.
+//! The store as telemetry sees it: every request has a duration and, inside of a traced call, a span. There is a bound on requests at
+//! once, and so on files and connections.
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream::BoxStream};
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, path::Path,
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
 };
+use object_store::{
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, path::Path,
+};
+use tokio::sync::Semaphore;
 use tracing::{Instrument as _, Span, field::Empty};
 use trellis_fabric::telemetry;
 
@@ -17,12 +22,35 @@ use crate::metrics::{self, Direction};
 #[derive(Debug)]
 pub(super) struct Metered {
     inner: Arc<dyn ObjectStore>,
+    requests: Arc<Semaphore>,
 }
 
 impl Metered {
-    pub(super) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner }
+    /// `requests`: one permit for each request that may be made at once.
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, requests: Arc<Semaphore>) -> Self {
+        Self { inner, requests }
     }
+
+    /// Makes one request when there is room for it.
+    async fn request<T>(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        bytes: impl FnOnce(&T) -> Option<(Direction, u64)>,
+        asked: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        // An error is impossible: nobody closes the semaphore.
+        let _room = self.requests.acquire().await;
+        request(operation, path, bytes, asked).await
+    }
+}
+
+/// The answer with its bytes in memory: its file or connection is closed.
+async fn read_whole(got: GetResult) -> Result<GetResult> {
+    let (meta, range, attributes) = (got.meta.clone(), got.range.clone(), got.attributes.clone());
+    let bytes = got.bytes().await?;
+    let payload = GetResultPayload::Stream(stream::once(std::future::ready(Ok(bytes))).boxed());
+    Ok(GetResult { payload, meta, range, attributes })
 }
 
 impl std::fmt::Display for Metered {
@@ -77,7 +105,7 @@ impl ObjectStore for Metered {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let sent = payload.content_length() as u64;
         let put = self.inner.put_opts(location, payload, opts);
-        request("put", location, |_| Some((Direction::Write, sent)), put).await
+        self.request("put", location, |_| Some((Direction::Write, sent)), put).await
     }
 
     async fn put_multipart_opts(
@@ -85,20 +113,25 @@ impl ObjectStore for Metered {
         location: &Path,
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        request("put_multipart", location, |_| None, self.inner.put_multipart_opts(location, opts)).await
+        self.request("put_multipart", location, |_| None, self.inner.put_multipart_opts(location, opts)).await
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let head = options.head;
         let operation = if head { "head" } else { "get" };
         let bytes = |got: &GetResult| (!head).then(|| (Direction::Read, got.range.end - got.range.start));
-        request(operation, location, bytes, self.inner.get_opts(location, options)).await
+        let get = self.inner.get_opts(location, options);
+        let whole = async move {
+            let got = get.await?;
+            if head { Ok(got) } else { read_whole(got).await }
+        };
+        self.request(operation, location, bytes, whole).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let bytes =
             |got: &Vec<Bytes>| Some((Direction::Read, got.iter().map(|bytes| bytes.len() as u64).sum()));
-        request("get", location, bytes, self.inner.get_ranges(location, ranges)).await
+        self.request("get", location, bytes, self.inner.get_ranges(location, ranges)).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -127,15 +160,15 @@ impl ObjectStore for Metered {
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let root = Path::default();
         let listed = self.inner.list_with_delimiter(prefix);
-        request("list", prefix.unwrap_or(&root), |_| None, listed).await
+        self.request("list", prefix.unwrap_or(&root), |_| None, listed).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        request("copy", from, |()| None, self.inner.copy_opts(from, to, options)).await
+        self.request("copy", from, |()| None, self.inner.copy_opts(from, to, options)).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        request("rename", from, |()| None, self.inner.rename_opts(from, to, options)).await
+        self.request("rename", from, |()| None, self.inner.rename_opts(from, to, options)).await
     }
 }
 

@@ -6,12 +6,14 @@
 //! | `metered` | the store as telemetry sees it |
 //! | `schema` | the columns of a dataset in the lake, and the table properties that say what a dataset is |
 //! | `file` | one Parquet file: written, opened, read |
+//! | `footers` | the footers of data files in memory |
 //! | `checksum` | how bytes are compared with what was written |
 //! | `index` | which rows of a file belong to which symbol |
 //! | `rows` | sorting and joining rows |
 
 mod checksum;
 mod file;
+mod footers;
 mod index;
 mod metered;
 mod rows;
@@ -19,7 +21,7 @@ mod schema;
 mod store;
 
 #[cfg(test)]
-pub(crate) use self::store::{DurableLocal, Settle};
+pub(crate) use self::store::{DurableLocal, REQUESTS_MAX, Settle};
 pub(crate) use self::{
     checksum::{CHECKSUM_LEN, checksum_text},
     file::{
@@ -27,7 +29,7 @@ pub(crate) use self::{
         write_file,
     },
     index::FileIndex,
-    rows::{join_exact, read_all, sort_by_key, sort_order},
+    rows::{MERGE_COPIES, join_exact, read_all, sort_by_key, sort_order},
     schema::{
         EXACT_KEYS, KNOWN_AT_NS, Life, RETRACTED, SYMBOL, TS_MAX, TS_MIN, TS_NS, check_spec, delta_schema,
         exact_column, exact_schema, exact_time, has_retracted_column, readable_ts, spec_difference, spec_of,

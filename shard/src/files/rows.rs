@@ -65,6 +65,9 @@ pub(crate) fn join_exact(spec: &DatasetSpec, parts: &[RecordBatch]) -> Result<Re
     sort_by_key(&joined, &[0, 1, 2])
 }
 
+/// Copies of the rows of merged files at once: as they are decoded, joined, sorted, and encoded.
+pub(crate) const MERGE_COPIES: u64 = 4;
+
 /// All rows of some files, exact, sorted by (symbol, ts, known_at).
 pub(crate) async fn read_all(spec: &Arc<DatasetSpec>, files: &[&Arc<DataFile>]) -> Result<RecordBatch> {
     let mut parts = Vec::new();

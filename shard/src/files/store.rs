@@ -21,12 +21,22 @@ use object_store::{
     path::Path,
     prefix::PrefixStore,
 };
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use trellis_proto::{Code, DatasetName};
 use url::Url;
 
-use super::metered::Metered;
-use crate::error::store_error;
+use super::{
+    file::Footer,
+    footers::{FOOTERS_BYTES_MAX, Footers},
+    metered::Metered,
+};
+use crate::{budget::Budget, config::Limits, error::store_error};
+
+/// Requests to the store at once; more wait. A request has a connection, or at most two files (one that is written, and its folder), and
+/// does not outlive its answer. So they have no more than 128 descriptors: the eighth of the usual 1,024 that servers do not
+/// give to connections. More requests at once would not move more bytes.
+pub(crate) const REQUESTS_MAX: usize = 64;
 
 /// The suffix of a file while it is written.
 pub(crate) const STAGED_SUFFIX: &str = ".staged";
@@ -51,6 +61,10 @@ pub(crate) struct Lake {
     prefix: Path,
     /// Calls of the Delta kernel that are under way.
     calls: TaskTracker,
+    /// For requests to the store.
+    requests: Arc<Semaphore>,
+    budget: Budget,
+    footers: Arc<Footers<Footer>>,
 }
 
 /// One dataset's folder in the store.
@@ -65,6 +79,10 @@ pub(crate) struct Folder {
     pub(crate) url: Url,
     /// Calls of the Delta kernel that are under way, in the whole lake.
     pub(crate) calls: TaskTracker,
+    requests: Arc<Semaphore>,
+    /// For work on the files of the whole lake.
+    pub(crate) budget: Budget,
+    pub(crate) footers: Arc<Footers<Footer>>,
 }
 
 impl Folder {
@@ -79,7 +97,10 @@ impl Folder {
     /// Returns when a file that can be seen stays, whatever happens to the machine.
     pub(crate) async fn settle(&self, path: &Path) -> Result<()> {
         match &self.names {
-            Some(names) => names.settle(&self.prefix.parts().chain(path.parts()).collect()).await,
+            Some(names) => {
+                let _request = self.requests.acquire().await;
+                names.settle(&self.prefix.parts().chain(path.parts()).collect()).await
+            }
             None => Ok(()),
         }
     }
@@ -121,7 +142,22 @@ impl Lake {
         let prefix = Path::from_url_path(url.path()).map_err(|e| {
             trellis_proto::Error::new(Code::InvalidRequest, format!("the lake {url} cannot be used: {e}"))
         })?;
-        Ok(Self { root: Arc::new(Metered::new(root)), names, url, prefix, calls: TaskTracker::new() })
+        let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
+        Ok(Self {
+            root: Arc::new(Metered::new(root, requests.clone())),
+            names,
+            url,
+            prefix,
+            calls: TaskTracker::new(),
+            requests,
+            budget: Budget::new(Limits::default().work_bytes_max),
+            footers: Arc::new(Footers::new(FOOTERS_BYTES_MAX)),
+        })
+    }
+
+    /// The same lake, with `bytes` of memory for work on its files.
+    pub(crate) fn within(self, bytes: u64) -> Self {
+        Self { budget: Budget::new(bytes), ..self }
     }
 
     /// A file of a shard's own. It is beside the tables, in a folder that has no name of a dataset.
@@ -164,6 +200,9 @@ impl Lake {
             prefix,
             url,
             calls: self.calls.clone(),
+            requests: self.requests.clone(),
+            budget: self.budget.clone(),
+            footers: self.footers.clone(),
         }
     }
 

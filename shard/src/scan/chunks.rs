@@ -4,7 +4,8 @@
 //! call may ask for more than memory has room for. So it is cut into *waves* of bounded size: by symbol, in the order of the files,
 //! and by time if a series is too long for one wave. Within a wave every file is read once, in parallel, with the rows and columns
 //! that the wave needs. The rows are then cut into runs, framed and sent before the next wave is read. So a slow client holds one
-//! wave and a short queue.
+//! wave and a short queue. A wave has a share of the shard's memory for work on files until its client has taken it. A client that takes
+//! nothing for long loses the rest of its fetch, so that it does not keep its share from others.
 //!
 //! All runs of a wave are ready at the same moment. Runs with the same fields go together as one record batch, up to a bound: five
 //! hundred short series are a few messages. A lone series goes at once. There is no timer, and no run waits for the next wave.
@@ -15,30 +16,54 @@
 //! Rejected: one stream per file, merged on the fly. It bounds memory better. But a range has rows in all files, so every range
 //! would wait for the slowest stream, and files would be decoded at the client's pace.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span, field::Empty};
 use trellis_fabric::telemetry;
-use trellis_proto::{Result, pb};
+use trellis_proto::{Code, Error, Result, pb};
 
 use super::{
     cut::cut_wave,
-    plan::{RangeRequest, plan},
+    plan::{RangeRequest, Wave, plan},
     read::read_wave,
 };
 use crate::{error::lost_task, files::Tally, table::Snapshot};
 
+/// Copies of a wave's rows at once: as they are decoded, joined, and framed.
+const WAVE_COPIES: u64 = 3;
+
+/// How long a message may wait for its client. A head has room for what it asks for before it asks, so one that takes nothing for so long
+/// has hung; heads give up a shard that sends nothing after the same time.
+const TAKE_WAIT: Duration = Duration::from_secs(60);
+
+/// The client has taken nothing for [`TAKE_WAIT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Untaken;
+
+impl From<Untaken> for Error {
+    fn from(_: Untaken) -> Self {
+        let what = format!("the fetch was ended: its answers were not taken for {} s", TAKE_WAIT.as_secs());
+        Self::new(Code::Unavailable, what)
+    }
+}
+
 /// Answers every range from one snapshot, and returns how many rows it sent. Stops when nobody receives the answers any more.
 ///
 /// Cancel safe: the waves that remain are not read.
+///
+/// # Errors
+/// [`Untaken`].
 pub(crate) async fn read_chunks(
     snapshot: Arc<Snapshot>,
     requests: Vec<RangeRequest>,
     order: pb::FetchOrder,
     seq: u64,
     out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
-) -> u64 {
+) -> Result<u64, Untaken> {
     if !telemetry::traced() {
         return read_waves(snapshot, requests, order, seq, out, &Arc::default()).await;
     }
@@ -55,7 +80,9 @@ pub(crate) async fn read_chunks(
     let scanned = Scanned { tally: Arc::default(), span };
     let rows = read_waves(snapshot, requests, order, seq, out, &scanned.tally);
     let rows = rows.instrument(scanned.span.clone()).await;
-    scanned.span.record("trellis.rows", rows);
+    if let Ok(rows) = rows {
+        scanned.span.record("trellis.rows", rows);
+    }
     rows
 }
 
@@ -80,10 +107,14 @@ async fn read_waves(
     seq: u64,
     out: &mpsc::Sender<Result<pb::FetchReply, tonic::Status>>,
     tally: &Arc<Tally>,
-) -> u64 {
+) -> Result<u64, Untaken> {
     let mut rows = 0;
     let requests: Arc<[RangeRequest]> = requests.into();
-    for wave in plan(&snapshot, &requests, order) {
+    for Wave { pieces: wave, bytes } in plan(&snapshot, &requests, order) {
+        let mut share = match snapshot.files.first() {
+            Some(file) => Some(file.budget.take(bytes.saturating_mul(WAVE_COPIES)).await),
+            None => None,
+        };
         let decoded = read_wave(&snapshot, &requests, &wave, tally).await;
         let replies = {
             let (snapshot, requests) = (snapshot.clone(), requests.clone());
@@ -94,22 +125,65 @@ async fn read_waves(
             Ok(replies) => replies,
             Err(error) => {
                 let _ = out.send(Err(lost_task("cutting chunks", error).into())).await;
-                return rows;
+                return Ok(rows);
             }
         };
+        if let Some(share) = &mut share {
+            share.shrink(replies.iter().map(|(reply, _)| bytes_of(reply)).sum());
+        }
         for (reply, count) in replies {
             rows += count;
-            if out.send(Ok(reply)).await.is_err() {
-                return rows;
+            match tokio::time::timeout(TAKE_WAIT, out.send(Ok(reply))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(rows),
+                Err(_) => return Err(Untaken),
             }
         }
     }
-    rows
+    Ok(rows)
+}
+
+/// Bytes of a message beside its rows: about those of the failures in one, and of the row counts.
+const REPLY_BYTES: u64 = 4 << 10;
+
+/// Bytes of a message that waits, about.
+fn bytes_of(reply: &pb::FetchReply) -> u64 {
+    let rows = match &reply.reply {
+        Some(pb::fetch_reply::Reply::Batch(batch)) => batch.data_body.len() + batch.retracted.len(),
+        Some(pb::fetch_reply::Reply::Failures(_)) | None => 0,
+    };
+    REPLY_BYTES + rows as u64
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::testing::Grid;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_has_a_share_of_the_memory_for_a_minute_and_then_none() {
+        let grid = Grid::new().await;
+        let rows: Vec<(&str, i64, f64)> =
+            (0..200_000).map(|i| ("A", i * 165_888_000_000, i as f64)).collect();
+        grid.import(&rows).await.unwrap();
+        let request = pb::FetchRequest {
+            ranges: vec![Grid::range("A", 0, 7)],
+            order: pb::FetchOrder::OldestFirst.into(),
+            epoch: 1,
+        };
+        let budget = grid.table().log.folder.budget.clone();
+        let (out, mut replies) = mpsc::channel(1);
+        let fetch = tokio::spawn({
+            let shard = grid.shard.clone();
+            async move { shard.fetch(request, &out).await }
+        });
+        let first = replies.recv().await.unwrap().unwrap();
+        let taken = budget.taken();
+        assert!(taken >= bytes_of(&first), "{taken}");
+        assert!(taken < budget.peak(), "the share is as large as what waits: {taken} of {}", budget.peak());
+        assert_eq!(fetch.await.unwrap(), Err(Untaken));
+        assert_eq!(budget.taken(), 0);
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_scan_reads_the_pages_that_it_needs_once() {

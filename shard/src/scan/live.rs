@@ -20,6 +20,9 @@ use crate::{
     table::Snapshot,
 };
 
+/// Bytes of a key while the newest versions are looked for: its part of the columns, and an entry of the map.
+const KEY_BYTES: u64 = 128;
+
 /// Files read at once; each takes some reads of the store.
 const FILES_PARALLEL: usize = 4;
 
@@ -78,7 +81,7 @@ impl Newest {
         range: &Range<i64>,
         of: impl Fn(&Symbol) -> bool,
     ) -> Result<Self> {
-        let mut reads = Vec::new();
+        let (mut reads, mut rows) = (Vec::new(), 0);
         for file in snapshot.files.iter().filter(|file| file_touches(&file.index, range)) {
             let runs = file.index.runs.iter();
             let mut wanted: Vec<(Symbol, Range<u32>)> = runs
@@ -86,8 +89,13 @@ impl Newest {
                 .map(|run| (run.symbol.clone(), run.start..run.end))
                 .collect();
             wanted.sort_by_key(|(_, rows)| rows.start);
+            rows += wanted.iter().map(|(_, rows)| rows.len() as u64).sum::<u64>();
             reads.push(versions(file.clone(), wanted, range.clone()));
         }
+        let _share = match snapshot.files.first() {
+            Some(file) => Some(file.budget.take(rows.saturating_mul(KEY_BYTES)).await),
+            None => None,
+        };
         let parts: Vec<KeyRows> = futures::stream::iter(reads).buffered(FILES_PARALLEL).try_collect().await?;
         let range = range.clone();
         let learn = move || {

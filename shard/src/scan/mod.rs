@@ -14,7 +14,7 @@ mod plan;
 mod read;
 
 pub(crate) use self::{
-    chunks::read_chunks,
+    chunks::{Untaken, read_chunks},
     cut::{failed, refused},
     live::{Key, Newest, Retractable, file_touches, sessions},
     plan::{CHUNKS_MAX, RangeRequest},

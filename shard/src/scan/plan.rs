@@ -8,6 +8,10 @@ use crate::table::Snapshot;
 /// memory.
 const WAVE_BYTES: u64 = 32 << 20;
 
+/// Bytes of the rows of one file in one piece beside the rows themselves: a record batch, and a buffer for each column. It counts where
+/// there are very many small files.
+const PART_BYTES: u64 = 2 << 10;
+
 /// Most chunks of one range: an answer lists the row count of each.
 pub(crate) const CHUNKS_MAX: i64 = 1 << 20;
 
@@ -40,8 +44,16 @@ impl Piece {
     }
 }
 
+/// What is read together.
+#[derive(Debug)]
+pub(super) struct Wave {
+    pub(super) pieces: Vec<Piece>,
+    /// Of its rows, decoded: an estimate.
+    pub(super) bytes: u64,
+}
+
 /// Cuts the ranges into waves.
-pub(super) fn plan(snapshot: &Snapshot, requests: &[RangeRequest], order: pb::FetchOrder) -> Vec<Vec<Piece>> {
+pub(super) fn plan(snapshot: &Snapshot, requests: &[RangeRequest], order: pb::FetchOrder) -> Vec<Wave> {
     let spec = &snapshot.spec;
     // Ordered by slice of time, then symbol: the newest slices of all symbols come before the older ones, or the reverse.
     let mut pieces: Vec<(usize, &str, Piece, u64)> = Vec::new();
@@ -49,7 +61,8 @@ pub(super) fn plan(snapshot: &Snapshot, requests: &[RangeRequest], order: pb::Fe
         let width = row_width(spec, &request.fields) as u64;
         let (from, to) = (spec.chunk.start(request.first), spec.chunk.end(request.end - 1));
         let found = estimate(snapshot, &request.symbol, from, to);
-        let slices = (found.rows * width).div_ceil(WAVE_BYTES).max(1) as i64;
+        let all = found.rows * width + found.parts * PART_BYTES;
+        let slices = all.div_ceil(WAVE_BYTES).max(1) as i64;
         let lowest =
             spec.chunk.chunk_of(found.first_ts.clamp(from, to)).clamp(request.first, request.end - 1);
         let highest = spec.chunk.chunk_of(found.last_ts.clamp(from, to)).clamp(lowest, request.end - 1) + 1;
@@ -62,23 +75,19 @@ pub(super) fn plan(snapshot: &Snapshot, requests: &[RangeRequest], order: pb::Fe
                 pb::FetchOrder::NewestFirst => slices - 1 - k,
                 pb::FetchOrder::OldestFirst => k,
             };
-            let bytes = found.rows * width / slices as u64;
+            let bytes = all / slices as u64;
             pieces.push((slice as usize, &request.symbol, Piece { request: i, first, end }, bytes));
         }
     }
     pieces.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-    let mut waves: Vec<Vec<Piece>> = Vec::new();
-    let mut room = 0;
+    let mut waves: Vec<Wave> = Vec::new();
     for (_, _, piece, bytes) in pieces {
         match waves.last_mut() {
-            Some(wave) if bytes <= room => {
-                room -= bytes;
-                wave.push(piece);
+            Some(wave) if wave.bytes + bytes <= WAVE_BYTES => {
+                wave.bytes += bytes;
+                wave.pieces.push(piece);
             }
-            _ => {
-                room = WAVE_BYTES.saturating_sub(bytes);
-                waves.push(vec![piece]);
-            }
+            _ => waves.push(Wave { pieces: vec![piece], bytes }),
         }
     }
     waves
@@ -86,13 +95,15 @@ pub(super) fn plan(snapshot: &Snapshot, requests: &[RangeRequest], order: pb::Fe
 
 struct Estimate {
     rows: u64,
+    /// Runs that have them.
+    parts: u64,
     first_ts: i64,
     last_ts: i64,
 }
 
 /// An estimate of the rows of `symbol` in `[from, to)`: as if the rows of each run were spread evenly.
 fn estimate(snapshot: &Snapshot, symbol: &str, from: i64, to: i64) -> Estimate {
-    let mut all = Estimate { rows: 0, first_ts: i64::MAX, last_ts: i64::MIN };
+    let mut all = Estimate { rows: 0, parts: 0, first_ts: i64::MAX, last_ts: i64::MIN };
     for run in snapshot.files.iter().flat_map(|f| f.index.runs_of(symbol)) {
         let (first, last) = (run.first_ts.max(from), run.last_ts.min(to.saturating_sub(1)));
         if first > last {
@@ -100,6 +111,7 @@ fn estimate(snapshot: &Snapshot, symbol: &str, from: i64, to: i64) -> Estimate {
         }
         let share = (last as f64 - first as f64 + 1.0) / (run.last_ts as f64 - run.first_ts as f64 + 1.0);
         all.rows += (f64::from(run.end - run.start) * share.min(1.0)).ceil() as u64;
+        all.parts += 1;
         all.first_ts = all.first_ts.min(first);
         all.last_ts = all.last_ts.max(last);
     }

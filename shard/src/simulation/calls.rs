@@ -248,7 +248,7 @@ async fn look(shard: &Arc<Shard>) -> Result<Reply> {
         }
         all
     };
-    let ((), replies) = futures::future::join(fetch, collect).await;
+    let (_, replies) = futures::future::join(fetch, collect).await;
     let mut stamp = None;
     let mut rows: BTreeMap<String, Vec<Known>> = BTreeMap::new();
     let mut missing = Vec::new();

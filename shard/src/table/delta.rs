@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -47,6 +48,14 @@ use crate::{
 /// An entry that is older than this when a table is opened was synced by its writer, or by the disk itself, long ago. So a start does
 /// not sync every folder.
 const RECENT_MS: i64 = 3_600_000;
+
+/// Log entries and checkpoints that one call of the kernel reads at once. Its default is a thousand: after a thousand commits, one call had
+/// as many files open, and a gigabyte of buffers for them.
+const KERNEL_FILES: NonZero<usize> = NonZero::new(16).expect("not 0");
+/// Lines of entries that the kernel decodes at once. It reserves three kilobytes for each.
+const KERNEL_LINES: NonZero<usize> = NonZero::new(256).expect("not 0");
+/// Bytes that a call of the kernel takes: those buffers, and about a kilobyte for each file of a table.
+const KERNEL_CALL_BYTES: u64 = 32 << 20;
 
 /// The log of one table.
 #[derive(Debug, Clone)]
@@ -160,7 +169,9 @@ impl Log {
         call: impl FnOnce(&SnapshotRef, &dyn Engine) -> DeltaResult<T> + Send + 'static,
     ) -> Result<DeltaResult<T>> {
         let (root, url) = (self.folder.root.clone(), self.folder.url.clone());
+        let share = self.folder.budget.take(KERNEL_CALL_BYTES).await;
         let called = self.folder.calls.spawn_blocking(move || {
+            let _share = share;
             let engine = engine(root);
             let snapshot = Snapshot::builder_for(url).at_version(version).build(engine.as_ref())?;
             call(&snapshot, engine.as_ref())
@@ -453,7 +464,9 @@ impl Log {
 /// How the kernel reads and writes: on the runtime that it is called from, if that runtime has several threads. In tests that
 /// control the order of all events it has one, and the kernel uses a thread of its own.
 fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
-    let builder = DefaultEngineBuilder::new(Arc::new(Summed::new(store)));
+    let builder = DefaultEngineBuilder::new(Arc::new(Summed::new(store)))
+        .with_buffer_size(KERNEL_FILES)
+        .with_batch_size(KERNEL_LINES);
     let runtime = Handle::current();
     match runtime.runtime_flavor() {
         RuntimeFlavor::MultiThread => {

@@ -21,7 +21,9 @@ use trellis_proto::{Code, DatasetSpec, Error, Result, spec::Evolved};
 use super::{convert::converted, writer::Writer};
 use crate::{
     error::lost_task,
-    files::{DataFile, FileRef, Life, WrittenFile, check_spec, read_all, spec_difference, write_file},
+    files::{
+        DataFile, FileRef, Life, MERGE_COPIES, WrittenFile, check_spec, read_all, spec_difference, write_file,
+    },
     table::{Actions, Snapshot},
 };
 
@@ -83,6 +85,7 @@ impl Writer {
         evolved: &Arc<Evolved>,
         file: &Arc<DataFile>,
     ) -> Result<WrittenFile> {
+        let _share = file.budget.take(file.decoded_bytes(&before.spec).saturating_mul(MERGE_COPIES)).await;
         let rows = read_all(&before.spec, &[file]).await?;
         let (old, new) = (before.spec.clone(), evolved.clone());
         let rows = tokio::task::spawn_blocking(move || converted(&old, &new, &rows))
