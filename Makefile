@@ -2,6 +2,7 @@
 #   make demo [DATA=dir]   run a local grid, from nothing to published results
 #   make test              run every Rust and Python test
 #   make bench             measure: tables on stdout, JSON under target/bench/
+#   make bench soak        publish for TRELLIS_SOAK_SECONDS, and look whether the head or the shard grows
 #   make lint              check formatting and lints, as CI does
 #   make aws               check the templates for AWS and the data beside them
 #   make images            build the container images from what make wheel has built
@@ -15,7 +16,7 @@ PROFILE ?= demo
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: help demo test bench lint aws images compose telemetry-images setup peers wheel clean
+.PHONY: help demo test bench soak lint aws images compose telemetry-images setup peers wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,7 +65,9 @@ test: wheel peers
 	@$(BIN)/python tests/run.py
 
 bench: wheel peers
-	@$(BIN)/python tests/bench/run.py
+	@$(BIN)/python tests/bench/run.py $(filter soak,$(MAKECMDGOALS))
+
+soak: bench
 
 lint: peers
 	cargo fmt --all --check

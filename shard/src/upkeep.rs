@@ -332,7 +332,6 @@ pub(crate) async fn remove_unneeded(shard: &Shard, table: &Table) -> Result<usiz
 mod tests {
     use super::*;
     use crate::{
-        config::Upkeep as Settings,
         config::{Config, Upkeep as Settings},
         files::REQUESTS_MAX,
         testing::{Grid, When},

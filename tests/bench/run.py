@@ -13,6 +13,7 @@ absolute times of a shared machine mean little. A peer that cannot be installed 
 | publish | publishes, compared with Delta tables and PostgreSQL | `publish` |
 | telemetry | hits and publishes with telemetry on, compared with off | `rust` |
 | scale | a shard with up to 40,000 small datasets; only if it is asked for: it takes long | `rust` |
+| soak | a thousand outputs for TRELLIS_SOAK_SECONDS: does a process grow? Runs only if it is named | `rust` |
 
 The variables ROUNDS (7) and SPAN (0.25: seconds for a target in a round) set the length of a run;
 SCALE_COUNTS has the numbers of datasets of `scale`.
@@ -39,9 +40,11 @@ from grid import OUT, ROOT, ROUNDS, SPAN, grid
 from report import Failure, say
 
 # Tables that take long, and are measured only if they are asked for.
-LONG = {"scale"}
+LONG = {"scale", "soak"}
 # Seconds for which `scale` publishes, and for which it watches an idle shard.
 SCALE_SECONDS = 30
+# Seconds of the table `soak`.
+SOAK = float(os.environ.get("TRELLIS_SOAK_SECONDS", "60"))
 
 
 class Prices:
@@ -79,6 +82,9 @@ def tables(folder: Path) -> dict[str, Callable[[], None]]:
         "telemetry": lambda: telemetry(folder / "telemetry"),
         "publish": lambda: publish.table(folder / "publish"),
         "scale": lambda: scale(folder / "scale"),
+        "soak": lambda: rust.table(
+            "soak", "does a process grow?", "soak-bench", lambda _: [SOAK, folder / "soak"]
+        ),
     }
 
 

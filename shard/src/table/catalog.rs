@@ -273,6 +273,12 @@ impl Catalog {
     }
 
     /// The open tables.
+    /// How many names are kept.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> usize {
+        self.datasets.read().len()
+    }
+
     #[cfg(test)]
     pub(crate) fn open_tables(&self) -> Vec<Arc<Table>> {
         self.datasets.read().values().filter_map(|dataset| dataset.table.upgrade()).collect()

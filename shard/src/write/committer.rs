@@ -281,9 +281,81 @@ mod tests {
 
     use super::*;
     use crate::{
+        files::{FileRef, WrittenFile},
         testing::{Grid, publish},
         write::{Effect, Pending, Right},
     };
+
+    #[tokio::test]
+    async fn ten_thousand_datasets_that_could_not_be_made_leave_no_names() {
+        const NAMES: usize = 10_000;
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        grid.probe.fail("_delta_log", std::io::ErrorKind::StorageFull, crate::testing::When::Before);
+        let (catalog, committers) = (&grid.shard.catalog, &grid.shard.committers);
+        for i in 0..NAMES {
+            let spec = trellis_proto::DatasetSpec {
+                dataset: DatasetName::new(&format!("d.x{i}")).unwrap(),
+                ..crate::testing::spec()
+            };
+            let request = pb::AcquireLeaseRequest {
+                dataset: spec.dataset.to_string(),
+                unit: "mom".to_owned(),
+                instance: "1".to_owned(),
+                spec: Some((&spec).into()),
+                ..Default::default()
+            };
+            assert_eq!(grid.shard.acquire_lease(request).await.unwrap_err().code(), Code::StorageFull);
+        }
+        while !committers.shared.desks.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        catalog.close_all();
+        assert!(catalog.open_tables().is_empty());
+        assert_eq!(catalog.names(), 1, "only the dataset which is there");
+    }
+
+    #[tokio::test]
+    async fn a_rewrite_of_ten_thousand_files_that_fails_keeps_the_index_of_none() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let table = grid.table();
+        let now = table.snapshot().unwrap();
+        let adds = (0..10_000).map(|i| WrittenFile {
+            file: FileRef { path: format!("part-{i}.parquet"), size: 1 },
+            index: now.files[0].index.clone(),
+            stats: serde_json::Value::Null,
+        });
+        let rewrite = Rewrite { removes: vec![now.files[0].file.clone()], adds: adds.collect() };
+        grid.probe.fail("_delta_log", std::io::ErrorKind::Other, crate::testing::When::Before);
+        assert!(grid.shard.committers.of(&table).rewrite(rewrite).await.is_err());
+        assert_eq!(table.uncommitted(), 0);
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_publishers_that_left_leave_neither_rows_nor_bytes() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let committer = grid.shard.committers.of(&grid.table());
+        let pending = Pending::new(QUEUE_MAX);
+        for round in 0..10_000 / QUEUE_MAX + 1 {
+            for i in 0..QUEUE_MAX {
+                let mut held = pending.held();
+                held.add(1).unwrap();
+                let import =
+                    publish(Right::Import { known_at: None }, "", &[("A", 1, 2.0)], None, Effect::Adds, None);
+                let mut left = Box::pin(committer.publish(Publish { _held: Some(held), ..import }));
+                assert!(futures::poll!(&mut left).is_pending(), "{round} {i}");
+            }
+            assert!(pending.held().add(1).is_err());
+            // Behind them in the queue is nobody; a look of the committer's is enough.
+            while pending.held().add(QUEUE_MAX).is_err() {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(grid.table().snapshot().unwrap().version, 0, "nothing was committed");
+        assert_eq!(grid.rows("A").await, [(0, 1.0)]);
+    }
 
     // On one thread, so the committer does not run before the test waits.
     #[tokio::test]
