@@ -272,13 +272,13 @@ impl Catalog {
         self.datasets.read().values().filter_map(|dataset| dataset.kept.version()).max()
     }
 
-    /// The open tables.
     /// How many names are kept.
     #[cfg(test)]
     pub(crate) fn names(&self) -> usize {
         self.datasets.read().len()
     }
 
+    /// The open tables.
     #[cfg(test)]
     pub(crate) fn open_tables(&self) -> Vec<Arc<Table>> {
         self.datasets.read().values().filter_map(|dataset| dataset.table.upgrade()).collect()
