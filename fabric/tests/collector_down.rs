@@ -30,9 +30,9 @@ async fn a_collector_that_hangs_costs_telemetry_and_nothing_else() {
 
     let server = Server::start(Duration::from_secs(1)).await;
     for i in 0..ITEMS {
-        let span = tracing::info_span!("work", i);
+        let span = tracing::info_span!(target: "trellis", "work", i);
         let _entered = span.enter();
-        tracing::info!("at work");
+        tracing::info!(target: "trellis", "at work");
     }
     assert_eq!(unary(server.channel(), "Echo", "still serving").await.unwrap(), "still serving");
     let dropped = telemetry::dropped();

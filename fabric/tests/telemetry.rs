@@ -48,9 +48,9 @@ async fn one_trace_runs_through_all_processes_and_logs_and_metrics_come_with_it(
     .await;
 
     let counter = telemetry::meter("probe").u64_counter("trellis.probe.calls").with_unit("{call}").build();
-    let run = tracing::info_span!("run", session = "2016-08-10");
+    let run = tracing::info_span!(target: "trellis", "run", session = "2016-08-10");
     let trace_id = async {
-        tracing::info!(answer = 42, "in the run");
+        tracing::info!(target: "trellis", answer = 42, "in the run");
         assert_eq!(unary(near.channel(), "Relay", "hello").await.unwrap(), "hello");
         counter.add(3, &[KeyValue::new("kind", "relay")]);
         telemetry::trace_id()

@@ -71,8 +71,8 @@ async fn each_signal_arrives_by_its_own_protocol_compressed_and_encrypted_as_the
     });
     assert_eq!(settings.complaints, [""; 0]);
     let telemetry = Telemetry::init_with("trellis-probe", "probe-0", &settings);
-    let trace_id = tracing::info_span!("run").in_scope(|| {
-        tracing::info!("in the run");
+    let trace_id = tracing::info_span!(target: "trellis", "run").in_scope(|| {
+        tracing::info!(target: "trellis", "in the run");
         telemetry::trace_id()
     });
     telemetry::meter("probe").f64_histogram("trellis.probe.duration").with_unit("s").build().record(0.5, &[]);
