@@ -74,6 +74,7 @@ lint: peers
 	cargo clippy --workspace --all-targets --profile dev -- -D warnings
 	$(BIN)/ruff check qcu-runtime/python tests deploy
 	$(BIN)/ruff format --check qcu-runtime/python tests deploy
+	$(BIN)/python deploy/aws/scale.py --check
 
 aws: $(BIN)/.peers-aws
 	@$(BIN)/python -m pytest -q deploy/aws

@@ -39,7 +39,7 @@ def constants() -> tuple[Constants, list[dict[str, Any]]]:
             if len(found) != 1:
                 where = f"{file} has {len(found)} values like {pattern}"
                 sys.exit(f"{each['name']}: {where}; name the new place in constants.json")
-            each["value"] = int(found.pop())
+            each["value"] = int(found.pop().replace("_", ""))
         values[each["name"]] = each["value"]
     return Constants(**values), told["constants"]
 
@@ -64,11 +64,11 @@ def fargate(arch: str, vcpu: float, gb: float, spot: str = "") -> float:
 
 
 def looks_s(c: Constants) -> float:
-    return min(c.looks, c.datasets) / c.poll_s
+    return min(c.looks, c.datasets) / (c.poll_ms / 1000)
 
 
 def lists_s(c: Constants) -> float:
-    return math.ceil(c.datasets / c.list_objects) / (c.poll_s * c.discover_polls)
+    return 1 / c.list_page_s + c.search_lists / c.search_s
 
 
 def at_rest(c: Constants) -> list[str]:
@@ -76,6 +76,7 @@ def at_rest(c: Constants) -> list[str]:
     dns = c.dns_queries / c.ttl_s
     renewals = c.units * c.lease_renewals / c.lease_ttl_s
     pairs = c.heads * c.shards
+    listed_min = math.ceil(c.datasets / c.list_names) * c.list_page_s / 60
     points = c.series / c.metrics_s
     cores = points * processes / c.points_core_s
     seen = f"no process learns by DNS of more than {c.dns_answers} heads or shards"
@@ -105,8 +106,14 @@ def at_rest(c: Constants) -> list[str]:
                 "from each shard it knows",
                 GROWS,
             ],
-            ["tables that a shard looks at", n(looks_s(c)), n(looks_s(c) * c.shards), "one GET each", "bounded"],
-            ["LISTs of a shard", n(lists_s(c)), n(lists_s(c) * c.shards), "all names of the lake", GROWS],
+            ["tables that a shard looks at", n(looks_s(c)), n(looks_s(c) * c.shards), "one GET each", "fixed"],
+            [
+                "LISTs of a shard",
+                n(lists_s(c)),
+                n(lists_s(c) * c.shards),
+                f"all names each {n(listed_min)} minutes",
+                "fixed",
+            ],
             ["reads of the scrubber", n(1 / c.scrub_s), n(c.shards / c.scrub_s), "one GET each", "fixed"],
             ["new tokens", n(2 / c.token_s), n(2 * c.units / c.token_s), "STS publishes no rate for them", "fixed"],
             ["metric points", n(points), n(points * processes), f"{n(cores)} cores of collectors", "fixed"],
@@ -253,7 +260,7 @@ def month(c: Constants) -> list[str]:
             [head, n(c.heads), n(c.heads * head_usd)],
             [shard, n(c.shards), n(c.shards * shard_usd)],
             ["S3: shards look at tables", f"{n(looks)} GETs a second", n(looks * MONTH_S * get)],
-            ["S3: shards list the lake", f"{n(lists)} LISTs a second", n(lists * MONTH_S * put)],
+            ["S3: shards list and search", f"{n(lists)} LISTs a second", n(lists * MONTH_S * put)],
             ["S3: the scrubber", f"{n(scrubs)} GETs a second", n(scrubs * MONTH_S * get)],
             ["S3: publishes", f"{n(publishes)} a day", n(publishes * DAYS * commit)],
             ["reads from zone to zone", f"{n(across)} GB a day", n(across * DAYS * PRICES["zone_to_zone_gb", None])],
