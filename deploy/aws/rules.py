@@ -312,6 +312,21 @@ def resources_open_for_the_organisation_alone(template: Template) -> Iterator[st
                 yield f"{name}.{statement.get('Sid', '')}: open for others than the organisation"
 
 
+@rule
+def names_of_iam_are_for_one_region(template: Template) -> Iterator[str]:
+    """IAM knows a name in all Regions, so the second Region's stack would find it taken. A flower is in one Region."""
+    kinds = {
+        "AWS::IAM::Role": "RoleName",
+        "AWS::IAM::ManagedPolicy": "ManagedPolicyName",
+        "AWS::IAM::InstanceProfile": "InstanceProfileName",
+    }
+    for kind, key in kinds.items():
+        for name, resource in of(template, kind):
+            told = text(resource.get(key, ""))
+            if "${AWS::Region}" not in told and "${Flower}" not in told:
+                yield f"{name}: {key} names neither a Region nor a flower"
+
+
 # --- data
 
 

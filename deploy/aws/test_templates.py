@@ -233,6 +233,8 @@ BROKEN: list[tuple[str, str, Break]] = [
         "cluster",
         drop("EventsPolicy.Properties.PolicyDocument.Statement.0.Condition"),
     ),
+    ("names_of_iam_are_for_one_region", "account", put("TaskBoundary.Properties.ManagedPolicyName", "task-boundary")),
+    ("names_of_iam_are_for_one_region", "cluster", put("UnitRole.Properties.RoleName", {"Fn::Sub": "${Grid}-unit"})),
     ("logs_end", "cluster", drop("UnitLog.Properties.RetentionInDays")),
     ("logs_end", "network", drop("RefusedLog.Properties.KmsKeyId")),
     ("data_is_encrypted", "cluster", put("Events.Properties.SqsManagedSseEnabled", False)),
