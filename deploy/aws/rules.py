@@ -275,6 +275,20 @@ def rights_are_narrow(template: Template) -> Iterator[str]:
 
 
 @rule
+def conditions_on_all_values_need_one(template: Template) -> Iterator[str]:
+    """IAM holds ForAllValues for true if the request does not have the key at all."""
+    for name, statement in identity(template):
+        condition = statement.get("Condition", {})
+        if statement["Effect"] != "Allow":
+            continue
+        there = {key for key, absent in condition.get("Null", {}).items() if str(absent).lower() == "false"}
+        for operator, tested in condition.items():
+            if operator.startswith("ForAllValues:"):
+                for key in sorted(set(tested) - there):
+                    yield f"{name}.{statement.get('Sid', '')}: a request without {key} is allowed"
+
+
+@rule
 def roles_are_bound(template: Template) -> Iterator[str]:
     for name, role in of(template, "AWS::IAM::Role"):
         for statement in role["AssumeRolePolicyDocument"]["Statement"]:

@@ -213,6 +213,11 @@ BROKEN: list[tuple[str, str, Break]] = [
             if s["Action"] == "iam:PassRole"
         ).pop("Condition"),
     ),
+    (
+        "conditions_on_all_values_need_one",
+        "cluster",
+        drop("UnitRole.Properties.Policies.0.PolicyDocument.Statement.0.Condition.Null"),
+    ),
     ("roles_are_bound", "cluster", drop("HeadRole.Properties.PermissionsBoundary")),
     ("roles_are_bound", "cluster", open_role),
     (
