@@ -236,6 +236,9 @@ pub struct Receipt {
     /// The dataset's exchange calendar; empty: it has none.
     #[prost(string, tag = "18")]
     pub calendar: ::prost::alloc::string::String,
+    /// Number of heads that serve the dataset, as of this answer: see DatasetDescription.
+    #[prost(uint32, tag = "19")]
+    pub spread: u32,
 }
 /// A column of a dataset besides `symbol`, `ts` and `known_at`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -299,6 +302,10 @@ pub struct DatasetDescription {
     /// The dataset was dropped at this version. Only shards send this, so that heads forget the dataset.
     #[prost(bool, tag = "11")]
     pub dropped: bool,
+    /// Number of heads that clients place the dataset's reads on. It follows the size of the dataset, and is a power of two. Any
+    /// head answers any read: another number costs memory, and changes no answer. Only heads send this. 0: one head.
+    #[prost(uint32, tag = "12")]
+    pub spread: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {

@@ -78,6 +78,58 @@ async fn while_one_shard_is_stopped_or_dead_the_symbols_of_the_others_are_read()
     }
 }
 
+/// Reads of everything that each head was asked, by the head's address.
+async fn requests(client: &Client) -> Vec<u64> {
+    client.stats().await.unwrap().iter().map(|head| head.requests).collect()
+}
+
+#[tokio::test]
+async fn a_read_of_everything_asks_the_heads_of_its_dataset_and_none_fails_while_one_of_them_is_killed() {
+    let mut cluster = Cluster::start(5, 1, &[]).unwrap();
+    let client = client(&cluster.head_addrs(), "reader", PATIENCE).await.unwrap();
+    let large = spec("ticks.large", &["a", "b", "c", "d", "e", "f"]);
+    let row = |i: i64| Row {
+        symbol: format!("S{:02}", i % 16),
+        ts: i / 16 * 1_000_000_000,
+        known_at: 0,
+        values: vec![Some(i as f64); 6],
+    };
+    // 64 bytes a row: a little more than 8 MiB
+    let rows: Vec<Row> = (0..132_000).map(row).collect();
+    fill(&client, 0).await;
+    let known_at = import(&client, &large, &rows, None, "large").await.unwrap().known_at_ns;
+
+    // as of a time: each head then answers at once, whatever the others have applied
+    let everything =
+        |dataset| SeriesQuery { as_of: Some(known_at), ..SeriesQuery::new(dataset, Symbols::All) };
+    for (dataset, heads) in [(prices().dataset, 1), (large.dataset.clone(), 2)] {
+        let before = requests(&client).await;
+        for _ in 0..3 {
+            let answer = client.read(&everything(dataset.clone())).await.unwrap();
+            assert_eq!((answer.receipts.len(), answer.receipt().spread), (heads, heads as u32), "{dataset}");
+        }
+        let asked: Vec<u64> =
+            requests(&client).await.iter().zip(before).map(|(now, was)| now - was).collect();
+        assert_eq!(asked.iter().filter(|asked| **asked == 3).count(), heads, "{dataset}: {asked:?}");
+        assert_eq!(asked.iter().sum::<u64>(), 3 * heads as u64, "{dataset}: {asked:?}");
+    }
+
+    let served = client.read(&everything(large.dataset.clone())).await.unwrap().receipts.remove(0).head;
+    let (read, mut reads) = tokio::sync::mpsc::channel(1);
+    let query = SeriesQuery::new(large.dataset.clone(), Symbols::All);
+    let reader = tokio::spawn(async move {
+        let answer = async || client.read(&query).await.unwrap().rows();
+        while read.send(answer().await).await.is_ok() {}
+    });
+    assert_eq!(reads.recv().await, Some(rows.len()));
+    cluster.heads.iter_mut().find(|head| head.id() == served).unwrap().kill();
+    for _ in 0..5 {
+        assert_eq!(reads.recv().await, Some(rows.len()));
+    }
+    drop(reads);
+    reader.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_stopped_head_delays_one_publish_and_is_named_by_every_shard_once() {
     let cluster = Cluster::start(2, SHARDS, &[]).unwrap();

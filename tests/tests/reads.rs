@@ -167,7 +167,8 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
     const READS: usize = 2_000;
     let mut rng = Rng::seeded(0x5eed_0001);
     let grid = Grid::start(2, 3).await.unwrap();
-    let client = grid.client().await.unwrap();
+    let clients = clients(&grid).await;
+    let client = &clients[0];
     let spec = spec("equities.daily", &["open", "close", "volume"]);
     let symbols: Vec<String> = (0..12).map(|i| format!("SYM{i}")).collect();
     let (first, days) = (parse_time("2015-01-01").unwrap(), 400);
@@ -190,7 +191,7 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
                 batch.push(Row { symbol: symbol.clone(), ts: first + day * DAY_NS, known_at, values });
             }
         }
-        let ack = import(&client, &spec, &batch, Some(learned + round * DAY_NS), &format!("round {round}"))
+        let ack = import(client, &spec, &batch, Some(learned + round * DAY_NS), &format!("round {round}"))
             .await
             .unwrap();
         assert_eq!(ack.rows, batch.len() as u64);
@@ -201,7 +202,7 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
         batch.into_iter().for_each(|row| oracle.learn(row));
         if !gone.is_empty() {
             let run = format!("retraction {round}");
-            let ack = retract(&client, &spec, &gone, Some(known_at), &run).await.unwrap();
+            let ack = retract(client, &spec, &gone, Some(known_at), &run).await.unwrap();
             assert_eq!(ack.retracted, gone.len() as u64);
         }
         gone.iter().for_each(|(symbol, ts)| oracle.retract(symbol, *ts, known_at));
@@ -212,7 +213,8 @@ async fn thousands_of_random_reads_agree_with_a_sorted_list_of_rows() {
                 let offset = rng.below(16) as i64 * DAY_NS / 2 - DAY_NS + rng.below(3) as i64 - 1;
                 query.as_of = Some(learned + offset);
             }
-            let answer = client.read(&query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"));
+            let answer =
+                rng.pick(&clients).read(&query).await.unwrap_or_else(|error| panic!("{query:?}: {error:?}"));
             assert_eq!(rows(&answer), expected(&oracle, &query), "{query:?}");
         }
     }
@@ -272,8 +274,9 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
     const PATIENCE_MIN: Duration = Duration::from_millis(250);
     let mut rng = Rng::by_chance();
     let mut grid = Grid::start(2, SHARDS).await.unwrap();
-    let client = grid.client().await.unwrap();
-    let mut reader = client.clone();
+    let clients = clients(&grid).await;
+    let client = &clients[0];
+    let mut readers = clients.clone();
     let spec = spec("equities.daily", &["open", "close", "volume"]);
     let symbols: Vec<String> = (0..12).map(|i| format!("SYM{i}")).collect();
     let (first, days) = (parse_time("2015-01-01").unwrap(), 400);
@@ -301,13 +304,13 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
         // During the correction its event is held and lost, a connection is cut, or a shard restarts; reads as of the past go on.
         let shard = rng.below(SHARDS);
         let run = format!("round {round}");
-        let correction = import(&client, &spec, &batch, None, &run);
+        let correction = import(client, &spec, &batch, None, &run);
         let ack = match rng.below(4) {
             _ if round == 0 => correction.await,
             0 => {
                 grid.gate(shard).hold();
                 let lose = async {
-                    check(&reader, &oracle, &past, &mut told).await;
+                    check(&readers, &oracle, &past, &mut told).await;
                     grid.gate(shard).cut();
                     grid.gate(shard).open();
                 };
@@ -316,16 +319,16 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
             1 => {
                 grid.gate(shard).cut();
                 let heal = async {
-                    check(&reader, &oracle, &past, &mut told).await;
+                    check(&readers, &oracle, &past, &mut told).await;
                     grid.gate(shard).open();
                 };
                 tokio::join!(correction, heal).0
             }
             2 => {
                 let restart = async { grid.restart_shard(shard).await.unwrap() };
-                tokio::join!(correction, check(&reader, &oracle, &past, &mut told), restart).0
+                tokio::join!(correction, check(&readers, &oracle, &past, &mut told), restart).0
             }
-            _ => tokio::join!(correction, check(&reader, &oracle, &past, &mut told)).0,
+            _ => tokio::join!(correction, check(&readers, &oracle, &past, &mut told)).0,
         };
         let known_at = ack.unwrap().known_at_ns;
         let gone: Vec<(String, i64)> =
@@ -334,13 +337,14 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
         if round == 0 {
             let (began, all) = (Instant::now(), SeriesQuery::new(spec.dataset.clone(), Symbols::All));
             client.read(&all).await.unwrap();
-            reader = client.with_deadline((began.elapsed() * 10).max(PATIENCE_MIN));
+            let patience = (began.elapsed() * 10).max(PATIENCE_MIN);
+            readers = clients.iter().map(|client| client.with_deadline(patience)).collect();
         }
         known.push(known_at);
         // Its events may be lost with the next cut connection.
         if !gone.is_empty() {
             let run = format!("retraction {round}");
-            let known_at = retract(&client, &spec, &gone, None, &run).await.unwrap().known_at_ns;
+            let known_at = retract(client, &spec, &gone, None, &run).await.unwrap().known_at_ns;
             gone.iter().for_each(|(symbol, ts)| oracle.retract(symbol, *ts, known_at));
             known.push(known_at);
         }
@@ -357,7 +361,7 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
                 ..question(&mut rng, &spec, &symbols, first, days)
             })
             .collect();
-        check(&reader, &oracle, &queries, &mut told).await;
+        check(&readers, &oracle, &queries, &mut told).await;
         grid.gate(shard).open();
     }
 
@@ -369,16 +373,22 @@ async fn no_answer_is_wrong_while_events_are_lost_and_shards_start_again() {
         })
         .collect();
     let [answered, refused] = told;
-    check(&client, &oracle, &queries, &mut told).await;
+    check(&clients, &oracle, &queries, &mut told).await;
     assert_eq!(told, [answered + READS, refused]);
     println!("{answered} answered, {refused} refused");
     assert!(answered > refused, "{answered} answered, {refused} refused");
     grid.stop().await.unwrap();
 }
 
-/// Sends all reads at once. Answers must equal the oracle's, and errors must be temporary. Counts both.
-async fn check(client: &Client, oracle: &Oracle, queries: &[SeriesQuery], told: &mut [usize; 2]) {
-    let answers = futures::future::join_all(queries.iter().map(|query| client.read(query))).await;
+/// A client of all heads, and one of each: a small dataset has one head, and the others must not be wrong about it.
+async fn clients(grid: &Grid) -> Vec<Client> {
+    vec![grid.client().await.unwrap(), grid.client_of(0).await.unwrap(), grid.client_of(1).await.unwrap()]
+}
+
+/// Sends all reads at once, over one client after the other. Answers must equal the oracle's, and errors must be temporary. Counts both.
+async fn check(clients: &[Client], oracle: &Oracle, queries: &[SeriesQuery], told: &mut [usize; 2]) {
+    let asked = queries.iter().zip(clients.iter().cycle()).map(|(query, client)| client.read(query));
+    let answers = futures::future::join_all(asked).await;
     for (query, answer) in queries.iter().zip(answers) {
         match &answer {
             Ok(answer) => {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use trellis_proto::{DatasetName, DatasetSpec, Error, Result, Symbol, pb};
+use trellis_proto::{DatasetName, DatasetSpec, Error, Result, Symbol, pb, placement};
 
 use super::{
     chunk::ColumnLayout,
@@ -53,6 +53,14 @@ pub struct Dataset {
     pub(crate) settled: bool,
 }
 
+impl Dataset {
+    /// How many heads serve it.
+    pub(crate) fn spread(&self) -> u32 {
+        let width: usize = self.spec.fields.iter().map(|field| field.data_type.width()).sum();
+        placement::spread(self.rows, width as u64)
+    }
+}
+
 impl From<&Dataset> for pb::DatasetDescription {
     fn from(dataset: &Dataset) -> Self {
         Self {
@@ -67,6 +75,7 @@ impl From<&Dataset> for pb::DatasetDescription {
             home: dataset.home.clone(),
             schema: dataset.schema,
             dropped: false,
+            spread: dataset.spread(),
         }
     }
 }

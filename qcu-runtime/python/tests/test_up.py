@@ -143,10 +143,10 @@ def test_garbage_from_a_flight_client_is_refused_and_the_grid_goes_on(processes)
         assert client.do_get(flight.Ticket(good)).read_all().num_rows > 2000
 
 
-def test_every_head_gives_the_same_rows_and_the_client_splits_over_both(processes):
+def test_every_head_gives_the_same_rows_and_one_serves_a_small_dataset(processes):
     with trellis.connect(processes.info["url"]) as grid:
         whole = grid.read("equities.daily", ["close"], "*")
-        assert whole.receipt.heads == ("head-0", "head-1")
+        assert whole.receipt.heads in (("head-0",), ("head-1",))
         assert whole.receipt.shards == ("shard-0", "shard-1", "shard-2")
     for head in processes.info["heads"]:
         with trellis.connect(f"grpc://{head}") as one:

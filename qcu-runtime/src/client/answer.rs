@@ -25,7 +25,7 @@ impl Answer {
     }
 
     /// The receipts as one. Counts are sums. Claims are those that hold for all heads: the least `known_through` and watermark, and
-    /// stale if any is stale. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
+    /// stale if any is stale. `spread` is the greatest. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
     #[must_use]
     pub fn receipt(&self) -> pb::Receipt {
         merge_receipts(&self.receipts)
@@ -51,6 +51,7 @@ pub(crate) fn merge_receipts(receipts: &[pb::Receipt]) -> pb::Receipt {
         all.stale |= one.stale;
         all.elapsed_us = all.elapsed_us.max(one.elapsed_us);
         all.queued_us = all.queued_us.max(one.queued_us);
+        all.spread = all.spread.max(one.spread);
         shards.extend(one.shards.iter().cloned());
         heads.insert(one.head.clone());
     }
@@ -76,6 +77,7 @@ mod tests {
             elapsed_us: 5,
             queued_us: 4,
             head: "b".into(),
+            spread: 4,
             ..Default::default()
         };
         let b = pb::Receipt {
@@ -89,11 +91,13 @@ mod tests {
             elapsed_us: 9,
             queued_us: 1,
             head: "a".into(),
+            spread: 8,
             ..Default::default()
         };
         let all = merge_receipts(&[a.clone(), b]);
         assert_eq!((all.known_through_ns, all.version_min, all.version_max), (8, 3, 11));
         assert_eq!((all.watermark_ns, all.rows, all.stale), (Some(7), 5, true));
+        assert_eq!(all.spread, 8);
         assert_eq!((all.elapsed_us, all.queued_us), (9, 4));
         assert_eq!((all.shards, all.head.as_str()), (vec!["s1".to_owned(), "s2".to_owned()], "a,b"));
         let silent = pb::Receipt { watermark_ns: None, ..a.clone() };

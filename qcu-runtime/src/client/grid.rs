@@ -10,12 +10,13 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient};
 
-use super::{failure::of_status, heads::Heads, options::ClientOptions};
+use super::{failure::of_status, heads::Heads, options::ClientOptions, spreads::Spreads};
 
 /// A connection to a grid. Clones share everything. Make and use it inside a Tokio runtime.
 #[derive(Clone)]
 pub struct Client {
     pub(super) heads: Heads,
+    pub(super) spreads: Spreads,
     deadline: Duration,
     pub(super) attempt: Duration,
 }
@@ -66,19 +67,20 @@ impl Client {
             })?;
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
         let ClientOptions { deadline, attempt, .. } = *options;
-        Ok(Self { heads: Heads::new(watch, channel, options.ended.clone()), deadline, attempt })
+        let heads = Heads::new(watch, channel, options.ended.clone());
+        Ok(Self { heads, spreads: Spreads::default(), deadline, attempt })
     }
 
     /// This client with another deadline for each call.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { heads: self.heads.clone(), deadline, attempt: self.attempt }
+        Self { deadline, ..self.clone() }
     }
 
     /// Addresses of the heads that discovery knows now, sorted.
     #[must_use]
     pub fn heads(&self) -> Vec<String> {
-        self.heads.all()
+        self.heads.all().to_vec()
     }
 
     pub(super) fn end(&self) -> Instant {

@@ -1,8 +1,8 @@
 //! The heads that a client knows, which of them answer, and how a call goes on to the next head.
 //!
-//! A request goes to the head that rendezvous hashing names, so that all requests for a series meet on one head. The client
-//! passes over a head that has just failed for a short while, so that not every call fails there first. If all heads have
-//! failed, the client tries all of them: then the cause is more likely on its own side.
+//! A request goes to the head that [`placement`] names, so that all requests for a series meet on one head. The client passes over a head
+//! that has just failed for a short while, so that not every call fails there first. If all heads have failed, the client tries all of
+//! them: then the cause is more likely on its own side.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use trellis_fabric::{
     channel::{ChannelOptions, PeerChannel, Pool},
-    discovery::Watch,
+    discovery::{Peers, Watch},
     retry::Pauses,
 };
 use trellis_proto::{Code, Error, Result, placement};
@@ -47,15 +47,21 @@ struct Inner {
     last_read: AtomicU64,
 }
 
-#[derive(Default)]
 struct State {
+    /// What discovery said when `all` was made.
+    peers: Peers,
+    /// Every head that discovery knows, sorted. Made once for each change: there may be thousands.
+    all: Arc<[String]>,
     pools: HashMap<String, Pool>,
     away_until: HashMap<String, Instant>,
 }
 
 impl Heads {
     pub(crate) fn new(watch: Watch, options: ChannelOptions, ended: Option<Ended>) -> Self {
-        let (state, last_read) = (Mutex::default(), AtomicU64::default());
+        let peers = watch.peers.borrow().clone();
+        let all = addrs(&peers);
+        let state = State { peers, all, pools: HashMap::new(), away_until: HashMap::new() };
+        let (state, last_read) = (Mutex::new(state), AtomicU64::default());
         Self { inner: Arc::new(Inner { watch, options, ended, state, last_read }) }
     }
 
@@ -66,12 +72,9 @@ impl Heads {
     }
 
     /// Every head that discovery knows now, sorted.
-    pub(crate) fn all(&self) -> Vec<String> {
-        let mut heads: Vec<String> =
-            self.inner.watch.peers.borrow().iter().map(|peer| peer.addr.to_string()).collect();
-        heads.sort_unstable();
-        heads.dedup();
-        heads
+    pub(crate) fn all(&self) -> Arc<[String]> {
+        let peers = self.inner.watch.peers.borrow().clone();
+        self.inner.state.lock().follow(peers)
     }
 
     /// What to say if there is no head to ask.
@@ -81,14 +84,16 @@ impl Heads {
     }
 
     /// The heads to place requests on: those that have not just failed, or all if all have.
-    pub(crate) fn live(&self) -> Vec<String> {
-        let all = self.all();
+    pub(crate) fn live(&self) -> Arc<[String]> {
+        let peers = self.inner.watch.peers.borrow().clone();
         let now = Instant::now();
         let mut state = self.inner.state.lock();
+        let all = state.follow(peers);
         state.away_until.retain(|_, until| *until > now);
-        // a head that has left the grid needs no connections any more
-        state.pools.retain(|addr, _| all.binary_search(addr).is_ok());
-        let live: Vec<String> =
+        if state.away_until.is_empty() {
+            return all;
+        }
+        let live: Arc<[String]> =
             all.iter().filter(|head| !state.away_until.contains_key(*head)).cloned().collect();
         if live.is_empty() { all } else { live }
     }
@@ -120,7 +125,8 @@ impl Heads {
         self.inner.last_read.store(bytes, Relaxed);
     }
 
-    /// Calls `attempt` with one head after another: `first` before the others, which come in the order of `key`. It goes on, round
+    /// Calls `attempt` with one head after another: `first` before the others, which come in the order of `key`. A head that has just failed
+    /// is not the first. It goes on, round
     /// after round, until an attempt succeeds or fails for good, or `deadline` passes. An attempt may take at most `limit`, and at
     /// most the time that is left; it is told how much that is. Dropping the future drops the attempt.
     ///
@@ -147,10 +153,10 @@ impl Heads {
         let mut late: Option<String> = None;
         loop {
             let live = self.live();
-            let mut ranked = placement::rank(&live, key);
-            // a stable sort: the others keep their order
-            ranked.sort_by_key(|head| Some(*head) != first);
-            for head in ranked {
+            let first = first.filter(|head| live.binary_search_by(|one| one.as_str().cmp(head)).is_ok());
+            // the order of thousands of heads is only made if the first has failed
+            let others = std::iter::once_with(|| placement::rank(&live, key)).flatten();
+            for head in first.into_iter().chain(others.filter(|head| Some(*head) != first)) {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return Err(gave_up(last, attempts, late.as_deref()));
@@ -190,6 +196,27 @@ impl Heads {
             sleep(pauses.next_pause().min(left)).await;
         }
     }
+}
+
+impl State {
+    /// Takes what discovery says now. Returns every head of it.
+    fn follow(&mut self, peers: Peers) -> Arc<[String]> {
+        if !Arc::ptr_eq(&self.peers, &peers) {
+            let all = addrs(&peers);
+            // a head that has left the grid needs no connections any more
+            self.pools.retain(|addr, _| all.binary_search(addr).is_ok());
+            (self.peers, self.all) = (peers, all);
+        }
+        Arc::clone(&self.all)
+    }
+}
+
+/// The addresses, sorted.
+fn addrs(peers: &Peers) -> Arc<[String]> {
+    let mut addrs: Vec<String> = peers.iter().map(|peer| peer.addr.clone()).collect();
+    addrs.sort_unstable();
+    addrs.dedup();
+    addrs.into()
 }
 
 /// The error of a call without an answer. `late`: the head that has not answered the newest attempt in time.
@@ -256,6 +283,35 @@ mod tests {
         let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
         let told = "the disk is full (2 attempts; head 127.0.0.1:9 did not answer the last one in time)";
         assert_eq!((error.code(), error.message()), (Code::StorageFull, told));
+    }
+
+    #[tokio::test]
+    async fn a_call_goes_to_the_head_it_is_placed_on_and_then_to_the_others_in_their_order() {
+        let peers: Peers = (1..=5).map(|i| Peer { addr: format!("127.0.0.{i}:9") }).collect();
+        let (sender, watched) = tokio::sync::watch::channel(peers);
+        let ended = Ended::new(|| true);
+        let heads = Heads::new(watched.into(), ChannelOptions::default(), Some(ended));
+        let asked = async |first: Option<&str>| {
+            let asked = Mutex::new(Vec::new());
+            let attempt = |head: String, _| {
+                asked.lock().push(head);
+                async { Err::<(), _>(Error::new(Code::Overloaded, "busy")) }
+            };
+            let deadline = Instant::now() + Duration::from_secs(100_000);
+            heads.call("k", first, deadline, Duration::MAX, attempt).await.unwrap_err();
+            asked.into_inner()
+        };
+        let all = heads.live();
+        let ranked = placement::rank(&all, "k");
+        assert_eq!(asked(None).await, ranked);
+        let rest = [ranked[3], ranked[0], ranked[1], ranked[2], ranked[4]];
+        assert_eq!(asked(Some(ranked[3])).await, rest);
+        heads.mark_away(ranked[3]);
+        assert_eq!(asked(Some(ranked[3])).await, [ranked[0], ranked[1], ranked[2], ranked[4]]);
+
+        let fewer: Peers = [Peer { addr: ranked[1].to_owned() }].into();
+        sender.send(fewer).unwrap();
+        assert_eq!(*heads.live(), [ranked[1].to_owned()], "as discovery says now");
     }
 
     #[test]

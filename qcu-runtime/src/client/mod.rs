@@ -9,8 +9,9 @@
 //! | --- | --- |
 //! | `options` | how a client behaves |
 //! | `grid` | [`Client`]: connecting, and one question that goes from head to head |
-//! | `read` | one read: split by symbol, asked of several heads, merged |
+//! | `read` | one read: split by symbol, asked of the heads of its dataset, merged |
 //! | `calls` | every other question: descriptions, leases, publishes, dataset changes, the ledger |
+//! | `spreads` | how many heads serve a dataset, as far as the client knows |
 //! | `heads` | the heads that discovery knows, their connections, the retry loop |
 //! | `failure` | failures of a call as the grid's errors |
 //! | `get`, `deframe` | one read on one head; the receive loop |
@@ -28,6 +29,7 @@ mod merge;
 mod options;
 mod put;
 mod read;
+mod spreads;
 
 pub use answer::Answer;
 pub use grid::Client;

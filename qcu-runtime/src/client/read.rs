@@ -1,6 +1,6 @@
-//! One read: split over the heads by symbol, the parts asked for at once, the answers merged.
+//! One read: split by symbol over the heads of its dataset, the parts asked for at once, the answers merged.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use futures::{
     FutureExt as _,
@@ -8,8 +8,11 @@ use futures::{
 };
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
-use trellis_fabric::retry::Pauses;
-use trellis_proto::{Code, Error, Result, SeriesQuery, Symbol, Symbols, pb, placement};
+use trellis_fabric::{channel::PeerChannel, retry::Pauses};
+use trellis_proto::{
+    Code, DatasetName, Error, Result, SeriesQuery, Symbols, pb, pb::head_client::HeadClient, placement,
+    query::SYMBOLS_MAX,
+};
 
 use super::{answer::Answer, get, grid::Client, merge};
 
@@ -18,8 +21,15 @@ const DISAGREE_MIN: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const DISAGREE_MAX: Duration = Duration::from_millis(500);
 
+/// What one head is asked, and the head that serves it.
+struct Ask {
+    head: String,
+    query: SeriesQuery,
+}
+
 impl Client {
-    /// Reads the rows of `query`, in the order of (symbol, ts). The client splits the query over the heads by symbol.
+    /// Reads the rows of `query`, in the order of (symbol, ts). The client splits the query by symbol over the heads that serve
+    /// the dataset.
     ///
     /// # Errors
     /// A head's own error (unknown names, too large, ...), or the last retryable error at the deadline. A read never answers
@@ -52,10 +62,16 @@ impl Client {
     }
 
     async fn read_once(&self, query: &SeriesQuery, deadline: Instant) -> Result<Answer> {
-        let queries = self.split(query, deadline).await?;
-        let parts = try_join_all(queries.iter().map(|query| self.read_part(query, deadline))).await?;
+        let asks = self.split(query, deadline).await?;
+        let parts =
+            try_join_all(asks.iter().map(|ask| self.read_part(&ask.head, &ask.query, deadline))).await?;
+        // the heads' newest number is the one for the next read
+        let spread = parts.iter().map(|(_, receipt)| receipt.spread).max();
+        if let Some(spread) = spread.filter(|spread| *spread > 0) {
+            self.spreads.told(&query.dataset, spread);
+        }
         let parts = match query.as_of {
-            None => self.aligned(&queries, parts, deadline).await?,
+            None => self.aligned(&asks, parts, deadline).await?,
             Some(_) => parts,
         };
         let (parts, receipts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -79,36 +95,51 @@ impl Client {
         Ok(Answer { schema: whole.schema, batches: whole.batches, receipts })
     }
 
-    /// One query for each head that owns some of the symbols.
-    async fn split(&self, query: &SeriesQuery, deadline: Instant) -> Result<Vec<SeriesQuery>> {
+    /// One query for each head that serves some of the symbols, or several for one with very many.
+    async fn split(&self, query: &SeriesQuery, deadline: Instant) -> Result<Vec<Ask>> {
         let heads = self.heads.live();
-        if heads.len() < 2 {
-            return Ok(vec![query.clone()]);
-        }
+        let dataset = query.dataset.as_str();
+        let serving = match &heads[..] {
+            [] => Vec::new(),
+            [only] => vec![only.as_str()],
+            several => placement::heads_of(several, dataset, self.spread(&query.dataset, deadline).await?),
+        };
+        let whole =
+            || Ask { head: serving.first().copied().unwrap_or_default().to_owned(), query: query.clone() };
         let listed;
         let symbols = match &query.symbols {
             Symbols::List(symbols) => symbols,
+            // one head answers with all that there are, without a list
+            Symbols::All if serving.len() < 2 => return Ok(vec![whole()]),
             Symbols::All => {
                 listed = self.symbols_by(&query.dataset, deadline).await?;
                 &listed
             }
         };
-        let mut by_head: BTreeMap<&str, Vec<Symbol>> = BTreeMap::new();
-        for symbol in symbols {
-            if let Some(head) = placement::head_of(&heads, query.dataset.as_str(), symbol.as_str()) {
-                by_head.entry(head).or_default().push(symbol.clone());
-            }
-        }
-        if by_head.is_empty() {
-            // without symbols there are no rows, but a head still answers with the schema
-            return Ok(vec![query.clone()]);
-        }
-        let part = |symbols| SeriesQuery { symbols: Symbols::List(symbols), ..query.clone() };
-        let pieces = by_head.into_values().flat_map(|symbols| {
-            let pieces = symbols.chunks(trellis_proto::query::SYMBOLS_MAX).map(<[Symbol]>::to_vec);
-            pieces.collect::<Vec<_>>()
+        let shares = placement::share(&serving, dataset, symbols);
+        let asks = shares.into_iter().flat_map(|(head, symbols)| {
+            let ask = |symbols: &[_]| {
+                let symbols = Symbols::List(symbols.to_vec());
+                Ask { head: head.to_owned(), query: SeriesQuery { symbols, ..query.clone() } }
+            };
+            symbols.chunks(SYMBOLS_MAX).map(ask).collect::<Vec<_>>()
         });
-        Ok(pieces.map(part).collect())
+        let asks: Vec<Ask> = asks.collect();
+        // without symbols there are no rows, but a head still answers with the schema
+        Ok(if asks.is_empty() { vec![whole()] } else { asks })
+    }
+
+    /// How many heads serve a dataset. A client that does not know asks the first of them; later each answer tells it.
+    async fn spread(&self, dataset: &DatasetName, deadline: Instant) -> Result<u32> {
+        if let Some(spread) = self.spreads.of(dataset) {
+            return Ok(spread);
+        }
+        let request = pb::DescribeRequest { dataset: dataset.to_string() };
+        let call = |mut head: HeadClient<PeerChannel>, request| async move { head.describe(request).await };
+        let reply = self.ask(dataset.as_str(), deadline, request, call).await?;
+        let spread = reply.datasets.first().map_or(0, |described| described.spread);
+        self.spreads.told(dataset, spread);
+        Ok(spread)
     }
 
     /// Brings the parts of a latest answer to one knowledge time: the least that all heads had. While a publish is on its way, some
@@ -117,19 +148,19 @@ impl Client {
     /// reached at the acknowledgement. Stale parts stay as they are: they have no common time to go back to.
     async fn aligned(
         &self,
-        queries: &[SeriesQuery],
+        asks: &[Ask],
         parts: Vec<(merge::Part, pb::Receipt)>,
         deadline: Instant,
     ) -> Result<Vec<(merge::Part, pb::Receipt)>> {
         let least = parts.iter().map(|(_, receipt)| receipt.known_through_ns).min();
         let stale = parts.iter().any(|(_, receipt)| receipt.stale);
         let Some(known_through) = least.filter(|_| !stale) else { return Ok(parts) };
-        let again = queries.iter().zip(parts).map(|(query, (part, receipt))| async move {
+        let again = asks.iter().zip(parts).map(|(Ask { head, query }, (part, receipt))| async move {
             if receipt.known_through_ns == known_through {
                 return Ok((part, receipt));
             }
             let past = SeriesQuery { as_of: Some(known_through), ..query.clone() };
-            let (part, second) = self.read_part(&past, deadline).await?;
+            let (part, second) = self.read_part(head, &past, deadline).await?;
             let merged = pb::Receipt {
                 as_of_ns: None,
                 known_through_ns: known_through,
@@ -147,21 +178,19 @@ impl Client {
         try_join_all(again).await
     }
 
-    async fn read_part(&self, query: &SeriesQuery, deadline: Instant) -> Result<(merge::Part, pb::Receipt)> {
-        // `split` chose one head for all symbols of a part
-        let symbol = match &query.symbols {
-            Symbols::List(symbols) => symbols.first().map_or("", Symbol::as_str),
-            Symbols::All => "",
-        };
+    async fn read_part(
+        &self,
+        head: &str,
+        query: &SeriesQuery,
+        deadline: Instant,
+    ) -> Result<(merge::Part, pb::Receipt)> {
         let heads = &self.heads;
-        let live = heads.live();
-        let owner = placement::head_of(&live, query.dataset.as_str(), symbol);
         let attempt = |head: String, left: Duration| async move {
             let (part, receipt) =
                 get::do_get(heads.read_channel(&head)?, MetadataMap::new(), query, left).await?;
             heads.has_read(receipt.bytes);
             Ok((part, receipt))
         };
-        heads.call(query.dataset.as_str(), owner, deadline, Duration::MAX, attempt).await
+        heads.call(query.dataset.as_str(), Some(head), deadline, Duration::MAX, attempt).await
     }
 }

@@ -86,6 +86,82 @@ async fn every_symbol_means_the_symbols_there_are() {
     assert_eq!(one[0].asked()[0].symbols, Symbols::All, "a single head needs no list");
 }
 
+/// Sets how many heads serve the dataset.
+fn spread_over(heads: &[FakeHead], spread: u32) {
+    heads[0].world().datasets.get_mut("equities.daily").unwrap().spread = spread;
+}
+
+/// How many heads were asked for rows since these were asked `before`.
+fn asked_since(heads: &[FakeHead], before: &[usize]) -> usize {
+    heads.iter().zip(before).filter(|(head, before)| head.asked().len() > **before).count()
+}
+
+fn asked(heads: &[FakeHead]) -> Vec<usize> {
+    heads.iter().map(|head| head.asked().len()).collect()
+}
+
+fn calls(heads: &[FakeHead], method: &str) -> usize {
+    heads.iter().map(|head| head.calls(method)).sum()
+}
+
+/// A grid of five heads with a dataset of so many symbols that each head that serves it has some, whatever its port.
+async fn wide_grid() -> (Vec<FakeHead>, Client, Vec<Row>) {
+    let (heads, client) = grid(5).await;
+    let rows: Vec<Row> = (0..256).map(|i| (format!("S{i:03}"), 0, f64::from(i))).collect();
+    heads[0].world().datasets.get_mut("equities.daily").unwrap().rows = rows.clone();
+    (heads, client, rows)
+}
+
+#[tokio::test]
+async fn a_dataset_of_one_head_is_asked_of_that_head_without_a_list() {
+    let (heads, client, rows) = wide_grid().await;
+    spread_over(&heads, 1);
+    for _ in 0..3 {
+        assert_eq!(rows_of(&client.read(&query(&["*"])).await.unwrap().batches), rows);
+    }
+    for symbol in ["S000", "S100", "S200"] {
+        client.read(&query(&[symbol])).await.unwrap();
+    }
+    let mut counts = asked(&heads);
+    counts.sort_unstable();
+    assert_eq!(counts, [0, 0, 0, 0, 6]);
+    let whole = heads.iter().flat_map(FakeHead::asked).filter(|query| query.symbols == Symbols::All).count();
+    assert_eq!((whole, calls(&heads, "Symbols")), (3, 0));
+    assert_eq!(calls(&heads, "Describe"), 1, "the client asks once how many heads there are");
+}
+
+#[tokio::test]
+async fn a_client_takes_the_spread_of_an_answer_for_its_next_read_and_no_row_depends_on_it() {
+    let (heads, client, rows) = wide_grid().await;
+    spread_over(&heads, 1);
+    let read = async |heads_asked: usize| {
+        let before = asked(&heads);
+        assert_eq!(rows_of(&client.read(&query(&["*"])).await.unwrap().batches), rows);
+        assert_eq!(asked_since(&heads, &before), heads_asked);
+    };
+    read(1).await;
+    for (old, new) in [(1, 2), (2, 4), (4, 1)] {
+        spread_over(&heads, new);
+        read(old).await;
+        read(new as usize).await;
+    }
+    assert_eq!(calls(&heads, "Describe"), 1);
+}
+
+#[tokio::test]
+async fn reads_go_on_while_the_heads_of_a_dataset_fail_one_after_the_other() {
+    let (heads, client, rows) = wide_grid().await;
+    spread_over(&heads, 2);
+    for working in (1..=5).rev() {
+        let before = asked(&heads);
+        assert_eq!(rows_of(&client.read(&query(&["*"])).await.unwrap().batches), rows);
+        let serving = asked(&heads).iter().zip(&before).position(|(now, before)| now > before).unwrap();
+        if working > 1 {
+            heads[serving].fail((0..10_000).map(|_| Fault::Refuse(unavailable())));
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_symbol_that_one_head_lists_and_another_does_not_know_yet_is_asked_for_again() {
     let (heads, client) = grid(2).await;

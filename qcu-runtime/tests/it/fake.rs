@@ -36,6 +36,9 @@ use trellis_proto::{
 /// Symbol, event time, and value of the one field.
 pub(crate) type Row = (String, i64, f64);
 
+/// The spread of datasets: more heads than any test has.
+const EVERY_HEAD: u32 = 64;
+
 /// The state that all heads of a grid share.
 #[derive(Default)]
 pub(crate) struct World {
@@ -65,6 +68,8 @@ pub(crate) struct Dataset {
     pub(crate) rows: Vec<Row>,
     pub(crate) version: u64,
     pub(crate) watermark_ns: Option<i64>,
+    /// Number of heads that serve it.
+    pub(crate) spread: u32,
 }
 
 /// A fault of the next call.
@@ -136,7 +141,9 @@ pub(crate) fn world(datasets: &[(&str, &str, Vec<Row>)]) -> Arc<Mutex<World>> {
     let datasets = datasets.iter().map(|(name, field, rows)| {
         let mut rows = rows.clone();
         rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-        ((*name).to_owned(), Dataset { field: (*field).to_owned(), rows, version: 1, watermark_ns: None })
+        let dataset =
+            Dataset { field: (*field).to_owned(), rows, version: 1, watermark_ns: None, spread: EVERY_HEAD };
+        ((*name).to_owned(), dataset)
     });
     Arc::new(Mutex::new(World { datasets: datasets.collect(), ..World::default() }))
 }
@@ -254,6 +261,7 @@ impl Service {
             first_ts_ns: dataset.rows.iter().map(|row| row.1).min(),
             last_ts_ns: dataset.rows.iter().map(|row| row.1).max(),
             rows: dataset.rows.len() as u64,
+            spread: dataset.spread,
             ..Default::default()
         }
     }
@@ -354,6 +362,7 @@ impl FlightService for Service {
             rows: rows.len() as u64,
             bytes: messages.iter().map(|message| message.data_body.len() as u64).sum(),
             head: self.addr.clone(),
+            spread: dataset.spread,
             ..Default::default()
         };
         messages.last_mut().unwrap().app_metadata = receipt.encode_to_vec().into();

@@ -375,6 +375,7 @@ async fn a_unit_after_another_waits_for_its_session() {
         field: "v".into(),
         version: 1,
         watermark_ns: Some(SESSION_NS + DAY_NS),
+        spread: 1,
         rows: vec![],
     };
     head.world().datasets.insert("signals.up".into(), up);

@@ -69,6 +69,7 @@ impl Snapshot {
             home: context.home(self.spec.dataset.as_str()).to_owned(),
             schema: self.schema,
             dropped: self.life.dropped,
+            spread: 0,
         }
     }
 

@@ -392,6 +392,7 @@ impl Pump {
                 queued_us: answer.queued.as_micros() as u64,
                 head: head.id().to_owned(),
                 calendar: dataset.spec.settings.calendar.clone().unwrap_or_default(),
+                spread: dataset.spread(),
             };
             receipt.encode_to_vec()
         });
