@@ -879,6 +879,10 @@ pub struct ShardDescription {
     pub incarnation: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "5")]
     pub datasets: ::prost::alloc::vec::Vec<DatasetDescription>,
+    /// Datasets that are in the lake and that the shard has not been able to open, each with the reason; at most 16 of them. They are
+    /// missing from `datasets`. Given with `ownership_only`, too.
+    #[prost(message, repeated, tag = "6")]
+    pub unopened: ::prost::alloc::vec::Vec<ErrorDetail>,
 }
 /// A region of the space (dataset x symbol x event time). The regions of all shards cover it without overlap.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -25,7 +25,7 @@ use crate::{
     metrics::Metrics,
     ownership::Ownership,
     scan::{self, RangeRequest},
-    table::{Catalog, Context, Grant, Holder, Snapshot, Subscription, WatchLog},
+    table::{Catalog, Context, Grant, Holder, Snapshot, Subscription, Unopened, WatchLog},
     write::{
         Acquisition, Change, ChangeKind, Committers, Effect, ID_BYTES_MAX, LEDGER_RECORDS_MAX, Publish,
         Right, granted_ttl, ledger_rows, ledger_spec, rename_dataset,
@@ -73,6 +73,7 @@ impl Shard {
             shards: config.shards.clone(),
             owns: Ownership::new(&config.id, config.owns.clone())?,
             watch: WatchLog::new(),
+            unopened: Unopened::default(),
             chunk_bytes_max: config.limits.chunk_bytes_max,
             clock,
             started: tokio::time::Instant::now(),
@@ -111,6 +112,7 @@ impl Shard {
             owns: self.context.owns.wire().to_vec(),
             incarnation: self.incarnation.clone(),
             datasets,
+            unopened: self.context.unopened.told(),
         })
     }
 

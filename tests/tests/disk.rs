@@ -268,6 +268,8 @@ async fn a_truncated_log_entry_is_refused_and_never_answered_around() {
         let name = entry.file_name().unwrap().to_string_lossy();
         assert_eq!(error.code(), Code::DataCorrupt, "cut to {keep} bytes: {error:?}");
         assert!(error.message().contains(&*name), "cut to {keep} bytes: {error}");
+        let list = torn.client.describe(None).await.unwrap_err();
+        assert_eq!((list.code(), list.place().0), (Code::DataCorrupt, "signals.torn"), "{list:?}");
         // The version before is still there, but an answer from it would lack the last acknowledged publish.
         let refused = torn.try_publish().await.unwrap_err();
         assert_eq!(refused.code(), Code::DataCorrupt, "cut to {keep} bytes: {refused:?}");
@@ -276,6 +278,7 @@ async fn a_truncated_log_entry_is_refused_and_never_answered_around() {
 
         fs::write(&entry, &bytes).unwrap();
         torn.check_reads().await;
+        assert_eq!(torn.client.describe(None).await.unwrap().len(), 3, "the two, and the ledger");
     }
     torn.publish().await;
     torn.check_reads().await;

@@ -127,14 +127,10 @@ impl Engine {
     ///
     /// # Errors
     /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if a shard is away: the head may not know
-    /// all of that shard's datasets.
+    /// all of that shard's datasets. If a shard cannot open a dataset, an error that names it, with the code of the reason.
     pub(crate) async fn datasets(&self) -> Result<Vec<Arc<Dataset>>> {
         self.core.shards.whole()?;
-        let shards = self.core.shards.all();
-        join_all(shards.iter().map(|shard| shard.live(LIVE_WAIT)))
-            .await
-            .into_iter()
-            .collect::<Result<()>>()?;
+        self.core.describer.all_opened(&self.core.shards).await?;
         let mut datasets: Vec<_> =
             self.core.holdings.tables().iter().map(|table| table.described()).collect();
         datasets.sort_by(|a, b| a.spec.dataset.cmp(&b.spec.dataset));

@@ -77,6 +77,7 @@ struct State {
     fetches: Vec<pb::FetchRequest>,
     confirms: Vec<pb::ConfirmRequest>,
     describes: usize,
+    unopened: Vec<pb::ErrorDetail>,
     syncs: usize,
     /// Events that watchers have not been told, if they are withheld.
     withheld: Option<Vec<pb::WatchEvent>>,
@@ -181,6 +182,10 @@ impl Fake {
         fake
     }
 
+    /// From now on these are the datasets that it cannot open.
+    pub(super) fn set_unopened(&self, errors: impl IntoIterator<Item = Error>) {
+        self.state.lock().unopened = errors.into_iter().map(Into::into).collect();
+    }
     pub(super) fn set_owns(&self, owns: Vec<pb::Ownership>) {
         self.state.lock().owns = owns;
     }
@@ -482,6 +487,7 @@ impl Shard for Fake {
             owns: state.owns.clone(),
             incarnation: state.incarnation.to_string(),
             datasets: if request.get_ref().ownership_only { Vec::new() } else { vec![state.description()] },
+            unopened: state.unopened.clone(),
         }))
     }
 

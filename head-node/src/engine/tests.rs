@@ -14,7 +14,7 @@ use trellis_fabric::{
     discovery::{Peer, Peers},
 };
 use trellis_proto::{
-    Code, DatasetName, Result, Symbol,
+    Code, DatasetName, Error, Result, Symbol,
     fetch::{Answer, ChunkBatch},
     pb::{self, FetchOrder},
     time::DAY_NS,
@@ -171,6 +171,31 @@ async fn when(engine: &Engine, met: impl Fn() -> bool) {
     while !met() {
         changed.changed().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_list_of_datasets_names_those_that_a_shard_cannot_open() {
+    let fake = Fake::start("shard-0", &["A"], 10).await;
+    let engine = engine_with(&[&fake], BUDGET).await;
+    when(&engine, || live(&engine) == 1).await;
+    let broken = |name: &str, code, why: &str| Error::new(code, why).dataset(name);
+    fake.set_unopened([
+        broken("signals.torn", Code::DataCorrupt, "00000000000000000001.json has 3 bytes"),
+        broken("signals.cut", Code::DataCorrupt, "the same"),
+    ]);
+    let error = engine.datasets().await.unwrap_err();
+    assert_eq!((error.code(), error.place()), (Code::DataCorrupt, ("signals.torn", "", "shard-0")));
+    for told in ["signals.torn", "00000000000000000001.json has 3 bytes", "signals.cut"] {
+        assert!(error.message().contains(told), "{error}");
+    }
+    assert!(error.hint_text().contains("move its folder"), "{error:?}");
+    // the others can be read
+    assert_eq!(read(&engine, &q("A", 0, 10)).await.unwrap(), days(0, 10));
+    fake.set_unopened([broken("signals.torn", Code::Unavailable, "the store is away")]);
+    let error = engine.datasets().await.unwrap_err();
+    assert!(error.retryable() && error.hint_text().contains("try again"), "{error:?}");
+    fake.set_unopened([]);
+    assert_eq!(engine.datasets().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

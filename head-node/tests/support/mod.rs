@@ -293,6 +293,7 @@ impl shard_server::Shard for FakeShard {
             owns: vec![owns],
             incarnation: "first".into(),
             datasets,
+            unopened: Vec::new(),
         }))
     }
 

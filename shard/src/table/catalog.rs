@@ -306,8 +306,14 @@ impl Catalog {
             return table.refresh().await.map(|_| ());
         }
         let told = self.datasets.read().get(name).and_then(|dataset| dataset.kept.version());
-        // Of a dataset without a description nobody was told anything.
-        let Some(told) = told else { return Ok(()) };
+        let Some(told) = told else {
+            // Nobody was told anything of a dataset without a description. One that did not open may open by now, or be gone.
+            if self.context.unopened.has(name) {
+                self.table(name).refresh().await?;
+                self.forget(name);
+            }
+            return Ok(());
+        };
         if self.log(name).has(told + 1).await? {
             self.entry(name).refresh().await?;
         }
@@ -353,7 +359,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// The descriptions of all datasets, as watchers were told of them. Opens the tables that were not described yet.
+    /// The descriptions of all datasets, as watchers were told of them. Opens the tables that were not described yet. Those that do not
+    /// open are among the [unopened](super::Unopened) afterwards.
     ///
     /// # Errors
     /// The lake cannot be listed.
@@ -387,7 +394,7 @@ impl Catalog {
                 kept.passed_over();
                 self.forget(&name);
             }
-            // One broken dataset must not hide the others. A read of it says what is wrong.
+            // One broken dataset must not hide the others.
             (Err(error), Some(kept)) => {
                 kept.passed_over();
                 tracing::error!(dataset = %name, %error, "a dataset does not open");

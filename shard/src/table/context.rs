@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use trellis_proto::DatasetName;
 
-use super::watch_log::WatchLog;
+use super::{unopened::Unopened, watch_log::WatchLog};
 use crate::{clock::WallClock, ownership::Ownership};
 
 /// The shard as its tables see it.
@@ -21,6 +21,7 @@ pub(crate) struct Context {
     pub(crate) shards: Vec<String>,
     pub(crate) owns: Ownership,
     pub(crate) watch: Arc<WatchLog>,
+    pub(crate) unopened: Unopened,
     /// Most bytes of one symbol's rows in one chunk.
     pub(crate) chunk_bytes_max: usize,
     /// A commit takes its knowledge time from it, and never an earlier one than the commit before.

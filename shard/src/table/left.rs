@@ -26,6 +26,7 @@ fn of(context: &Context, datasets: Vec<pb::DatasetDescription>) -> pb::ShardDesc
         owns: context.owns.wire().to_vec(),
         incarnation: context.shards.join(" "),
         datasets,
+        unopened: Vec::new(),
     }
 }
 

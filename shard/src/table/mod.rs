@@ -14,6 +14,7 @@
 //! | `txns`, `lease`, `runs` | what checkpoints keep; the lease as it is stored; committed runs |
 //! | `touched`, `history`, `change` | the spans of a commit; those of past commits; the event that tells watchers |
 //! | `watch_log`, `context` | the log of changes and its watchers; what all tables of a shard share |
+//! | `unopened` | the datasets that do not open |
 
 mod catalog;
 mod change;
@@ -33,6 +34,7 @@ mod summed;
 mod table;
 mod touched;
 mod txns;
+mod unopened;
 mod watch_log;
 
 pub(crate) use self::{
@@ -44,5 +46,6 @@ pub(crate) use self::{
     runs::{CommittedRun, SessionKey},
     snapshot::{MOVING_PROPERTY, Snapshot, not_dropped},
     table::{CHECKPOINT_COMMITS_MIN, Table},
+    unopened::Unopened,
     watch_log::{Subscription, WatchLog},
 };

@@ -30,7 +30,10 @@ use super::{
     touched::Touched,
     txns::{altered_of, imported_of, lease_of, runs_of, watermark_of},
 };
-use crate::files::{DataFile, FileIndex, FileRef, has_retracted_column, spec_of};
+use crate::{
+    config::APPLY_WAIT,
+    files::{DataFile, FileIndex, FileRef, has_retracted_column, spec_of},
+};
 
 /// Files opened at once when a table is loaded.
 const OPEN_PARALLEL: usize = 16;
@@ -118,6 +121,41 @@ impl Table {
             return Ok(self.snapshot());
         }
         let covers = self.arrivals.load(Ordering::SeqCst);
+        self.look().await?;
+        *covered = covers;
+        Ok(self.snapshot())
+    }
+
+    async fn look(&self) -> Result<()> {
+        if self.kept.version().is_some() {
+            return self.follow_log().await;
+        }
+        let looked = self.follow_log().await;
+        match &looked {
+            _ if self.kept.version().is_some() => self.has_opened(),
+            Err(error) => self.context.unopened.add(&self.name, error.clone()),
+            Ok(()) => self.context.unopened.remove(&self.name),
+        }
+        looked
+    }
+
+    /// The table is no longer unopened when every watcher knows it: a head that lists its datasets never lacks it unsaid.
+    fn has_opened(&self) {
+        if !self.context.unopened.has(&self.name) {
+            return;
+        }
+        let just_now =
+            Error::new(Code::Unavailable, "it has just been opened, and not every head knows it yet");
+        self.context.unopened.add(&self.name, just_now);
+        let (name, context, seq) = (self.name.clone(), self.context.clone(), self.context.watch.seq());
+        tokio::spawn(async move {
+            context.watch.wait_applied(seq, APPLY_WAIT).await;
+            context.unopened.remove(&name);
+        });
+    }
+
+    /// Applies the log's next entries, one after the other, until there is none.
+    async fn follow_log(&self) -> Result<()> {
         loop {
             let Some(current) = self.snapshot() else {
                 let Some((next, runs)) = self.open().await? else { break };
@@ -134,8 +172,7 @@ impl Table {
                 }
             }
         }
-        *covered = covers;
-        Ok(self.snapshot())
+        Ok(())
     }
 
     /// Opens the table at the version that watchers know, so that the commits since are told one by one; at the newest version, if that
