@@ -12,6 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bytes by which shares are counted: a semaphore counts to four billion.
 const UNIT_BYTES: u64 = 1 << 10;
 
+/// The memory of a shard that is not told otherwise. One compaction takes at most half of it.
+pub(crate) const WORK_BYTES_MAX: u64 = 512 << 20;
+
 /// The memory, and who waits for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {

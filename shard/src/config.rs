@@ -7,7 +7,7 @@ use trellis_fabric::env::{self, ConfigError, Env, Var};
 use trellis_proto::{Code, Error, Result, pb, placement::SLOTS};
 use url::Url;
 
-use crate::{files::Lake, ownership::Ownership};
+use crate::{budget::WORK_BYTES_MAX, files::Lake, ownership::Ownership};
 
 /// Time between two looks at a local lake for commits of others, so that watchers hear of them. A read looks by itself.
 pub const POLL_LOCAL: Duration = Duration::from_millis(100);
@@ -86,7 +86,7 @@ impl Default for Limits {
             columns_max: 512,
             chunk_bytes_max: 48 << 20,
             pending_bytes_max: 2 << 30,
-            work_bytes_max: 512 << 20,
+            work_bytes_max: WORK_BYTES_MAX,
         }
     }
 }

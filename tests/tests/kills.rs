@@ -5,7 +5,7 @@
 //! publish is sent or acknowledged, a strategy is called, or a file of a commit appears in a table's folder. At the end the
 //! test compares the log, the rows of a foreign reader and the answers of the grid with the records.
 //!
-//! `TRELLIS_KILLS`: number of kills, default 200. `TRELLIS_READERS`: number of readers, default 3. `TRELLIS_SEED`: seed of
+//! `TRELLIS_KILLS`: number of kills, default 80. `TRELLIS_READERS`: number of readers, default 3. `TRELLIS_SEED`: seed of
 //! the choices; the timing still differs from run to run.
 #![allow(clippy::unwrap_used)] // a test may panic
 
@@ -26,7 +26,8 @@ use trellis_tests::{
     units::{Point, Unit},
 };
 
-const KILLS: usize = 200;
+/// Some minutes. Each process is killed at each of its moments several times.
+const KILLS: usize = 80;
 const READERS: usize = 3;
 /// One in this many acknowledged publishes is read again at the end; all of them are checked in the log and the files.
 const ASKED_AGAIN: usize = 8;

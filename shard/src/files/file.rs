@@ -48,7 +48,7 @@ use trellis_proto::{DatasetSpec, Result};
 
 use super::{
     checksum::{PAGES_KEY, Pages, Tail, differ},
-    footers::Footers,
+    footers::{Footer, Footers, Page},
     index::{Builder, FOOTER_KEY, FOOTER_RUN_ROWS_MIN, FileIndex},
     schema::{KNOWN_AT_NS, RETRACTED, SYMBOL, TS_NS, exact_column, exact_schema, to_lake, wire_field},
     store::Folder,
@@ -105,24 +105,6 @@ pub(crate) struct DataFile {
 
 /// Estimated bytes of a footer in memory. It is read with the first rows.
 const FOOTER_KEPT_BYTES: usize = 8_192;
-
-/// The footer of a data file, and its page index.
-#[derive(Debug)]
-pub(crate) struct Footer {
-    metadata: ArrowReaderMetadata,
-    pages: Vec<Page>,
-    /// `None`: another tool or an earlier release wrote the file, without checksums.
-    checksums: Option<Arc<Pages>>,
-}
-
-/// Rows `[start, end)` of the file and the bounds of their event time.
-#[derive(Debug, Clone, Copy)]
-struct Page {
-    start: u32,
-    end: u32,
-    first_ts: i64,
-    last_ts: i64,
-}
 
 /// A file written, but not yet part of the table.
 #[derive(Debug)]

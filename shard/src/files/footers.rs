@@ -9,9 +9,30 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use parquet::arrow::arrow_reader::ArrowReaderMetadata;
+
+use super::checksum::Pages;
 
 /// Bytes of all footers in memory. One of the largest file, of eight million rows, has two or three megabytes.
 pub(super) const FOOTERS_BYTES_MAX: usize = 64 << 20;
+
+/// The footer of a data file, and its page index.
+#[derive(Debug)]
+pub(crate) struct Footer {
+    pub(super) metadata: ArrowReaderMetadata,
+    pub(super) pages: Vec<Page>,
+    /// `None`: another tool or an earlier release wrote the file, without checksums.
+    pub(super) checksums: Option<Arc<Pages>>,
+}
+
+/// Rows `[start, end)` of the file and the bounds of their event time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Page {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) first_ts: i64,
+    pub(super) last_ts: i64,
+}
 
 /// Footers by the number of their file.
 #[derive(Debug)]

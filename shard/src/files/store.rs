@@ -27,11 +27,13 @@ use trellis_proto::{Code, DatasetName};
 use url::Url;
 
 use super::{
-    file::Footer,
-    footers::{FOOTERS_BYTES_MAX, Footers},
+    footers::{FOOTERS_BYTES_MAX, Footer, Footers},
     metered::Metered,
 };
-use crate::{budget::Budget, config::Limits, error::store_error};
+use crate::{
+    budget::{Budget, WORK_BYTES_MAX},
+    error::store_error,
+};
 
 /// Requests to the store at once; more wait. A request has a connection, or at most two files (one that is written, and its folder), and
 /// does not outlive its answer. So they have no more than 128 descriptors: the eighth of the usual 1,024 that servers do not
@@ -150,7 +152,7 @@ impl Lake {
             prefix,
             calls: TaskTracker::new(),
             requests,
-            budget: Budget::new(Limits::default().work_bytes_max),
+            budget: Budget::new(WORK_BYTES_MAX),
             footers: Arc::new(Footers::new(FOOTERS_BYTES_MAX)),
         })
     }

@@ -161,6 +161,9 @@ async fn an_alteration_is_one_version_for_everybody_and_is_made_once() {
     let done = alter(&mut served.client, change.clone()).await.unwrap();
     assert_eq!((done.version, done.files_rewritten), (before.version + 1, 1));
     assert_eq!(alter(&mut served.client, change.clone()).await.unwrap(), done, "asked again, answered again");
+    // the head that passed the alteration on tells the other shards
+    let told = pb::SyncRequest { dataset: DATASET.to_owned(), version: done.version };
+    other.client.sync(told).await.unwrap();
     for client in [&mut served.client, &mut other.client] {
         assert_eq!(
             fields(client).await,
