@@ -52,7 +52,9 @@ def main() -> int:
     passed, skipped = passed - lacking, skipped + lacking
     if rust and not failed:
         failed += 1  # did not compile, or a test binary died
-    python, lines = stream([str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "qcu-runtime/python/tests"])
+    # Tests wait for processes most of the time. Those of a file share a grid.
+    pytest = [str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
+    python, lines = stream([*pytest, "qcu-runtime/python/tests"])
     counts = {word: int(n) for n, word in PYTEST.findall(lines[-1] if lines else "")}
     bad = sum(counts.get(word, 0) for word in ("failed", "error", "errors"))
     passed, skipped = passed + counts.get("passed", 0), skipped + counts.get("skipped", 0)

@@ -9,7 +9,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use twox_hash::XxHash3_64;
 
-use crate::Symbol;
+use crate::name::Symbol;
 
 /// Slots of the symbol ring.
 pub const SLOTS: u32 = 1 << 16;
