@@ -142,8 +142,9 @@ fn a_check_accepts_what_the_start_accepts_and_nothing_else() {
         (&[("TRELLIS_TAKE_OVER", "yes")], Refused),
         (&[("TRELLIS_SESSIONS", "2016-08-13")], Refused),
     ];
-    type Rows<'a> = Vec<&'a (&'a [(&'a str, &'a str)], Verdict)>;
-    let programs: [(&str, &[(&str, &str)], Rows<'_>); 3] = [
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    type Program<'a> = (&'a str, Variables<'a>, Vec<&'a (Variables<'a>, Verdict)>);
+    let programs: [Program<'_>; 3] = [
         ("head-node", &head, everywhere.iter().chain(&of_servers).chain(&of_heads).collect()),
         ("shard", &shard, everywhere.iter().chain(&of_servers).chain(&of_shards).collect()),
         ("qcu", &qcu, everywhere.iter().chain(&of_units).collect()),
