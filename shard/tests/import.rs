@@ -751,7 +751,7 @@ fn shared_data(test: &str) -> Option<PathBuf> {
     }
     // not by a macro, whose lines the test runner keeps from the output; tests/run.py counts them
     let why = format!("no market data at {} (set TRELLIS_SHARED_DATA)", folder.display());
-    writeln!(std::io::stderr(), "\nskipped: {test}: {why}").unwrap();
+    let _ = writeln!(std::io::stderr(), "\nskipped: {test}: {why}");
     None
 }
 

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn of_old_commits_the_bounds_are_left_and_no_chunk_that_was_touched_counts_as_untouched() {
-        let symbol = |i: i64| trellis_proto::Symbol::new(&format!("S{i:04}")).unwrap();
+        let symbol = |i: i64| trellis_proto::Symbol::new(format!("S{i:04}")).unwrap();
         let commit = |k: i64| Touched::Spans((0..100).map(|i| (symbol(i), 10 * k, 10 * k + 5)).collect());
         let mut history = History::default();
         history.begin(0);

@@ -295,7 +295,7 @@ mod tests {
         let (catalog, committers) = (&grid.shard.catalog, &grid.shard.committers);
         for i in 0..NAMES {
             let spec = trellis_proto::DatasetSpec {
-                dataset: DatasetName::new(&format!("d.x{i}")).unwrap(),
+                dataset: DatasetName::new(format!("d.x{i}")).unwrap(),
                 ..crate::testing::spec()
             };
             let request = pb::AcquireLeaseRequest {
