@@ -1086,9 +1086,6 @@ pub struct WatchHello {
 pub struct Heartbeat {
     #[prost(uint64, tag = "1")]
     pub seq: u64,
-    /// Every dataset is complete through this knowledge time, with the changes up to `seq`.
-    #[prost(int64, tag = "2")]
-    pub known_through_ns: i64,
     #[prost(uint64, tag = "3")]
     pub ownership_epoch: u64,
 }

@@ -288,7 +288,7 @@ impl Shard {
     /// The heartbeat of a watcher that has been sent the log up to `seq`. The knowledge times of the datasets are in their descriptions
     /// and changes.
     pub(crate) fn heartbeat(&self, seq: u64) -> pb::Heartbeat {
-        pb::Heartbeat { seq, known_through_ns: i64::MIN, ownership_epoch: OWNERSHIP_EPOCH }
+        pb::Heartbeat { seq, ownership_epoch: OWNERSHIP_EPOCH }
     }
 
     /// The datasets that may need upkeep since the last call.

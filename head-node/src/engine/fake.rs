@@ -624,8 +624,7 @@ impl Shard for Fake {
                     if let Some(sender) = answer.take().and_then(|sender| sender.upgrade()) {
                         let state = state.lock();
                         let seq = state.seq - state.withheld.as_ref().map_or(0, Vec::len) as u64;
-                        let heartbeat =
-                            pb::Heartbeat { seq, known_through_ns: i64::MIN, ownership_epoch: state.epoch };
+                        let heartbeat = pb::Heartbeat { seq, ownership_epoch: state.epoch };
                         let event = pb::watch_event::Event::Heartbeat(heartbeat);
                         let _ = sender.send(Ok(pb::WatchEvent { event: Some(event) }));
                     }

@@ -86,11 +86,7 @@ struct State {
 
 impl State {
     fn heartbeat(&self) -> pb::watch_event::Event {
-        pb::watch_event::Event::Heartbeat(pb::Heartbeat {
-            seq: self.seq,
-            known_through_ns: self.known_through,
-            ownership_epoch: 1,
-        })
+        pb::watch_event::Event::Heartbeat(pb::Heartbeat { seq: self.seq, ownership_epoch: 1 })
     }
 }
 
