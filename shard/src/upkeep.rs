@@ -36,7 +36,7 @@ const LOOKS_PARALLEL: usize = 16;
 const UPKEEP_PARALLEL: usize = 4;
 /// Most bytes of files that are merged at once: a file that is merged again and again costs no more than that each time.
 const COMPACT_BYTES_MAX: u64 = 64 << 20;
-/// Most files that are merged at once. A step of so many files of one row takes less than a second, and more steps follow.
+/// Most files that are merged at once: each has a reader and a footer in memory meanwhile. More steps follow.
 const COMPACT_FILES_MAX: usize = 256;
 /// The part of the memory for work on files that one merge may take, one of this many: the rest is for reads.
 const COMPACT_PART: u64 = 2;
@@ -168,7 +168,15 @@ async fn round(shard: &Arc<Shard>, seen: &mut HashMap<DatasetName, LastLook>) {
 /// none of them.
 async fn merge(shard: &Arc<Shard>, name: DatasetName) {
     let table = shard.catalog.table(&name);
-    let Ok(Some(snapshot)) = table.refresh().await else { return };
+    let snapshot = match table.refresh().await {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) => return,
+        // the looks report it
+        Err(_) => {
+            shard.needs_upkeep(&name);
+            return;
+        }
+    };
     let (catalog, committers) = (&shard.catalog, &shard.committers);
     if let Some(Ok(to)) = snapshot.moving().map(DatasetName::new)
         && let Err(error) =
