@@ -1,13 +1,15 @@
 //! The allocators of the grid's processes.
 //!
-//! Chunks and messages are buffers of 2 KB to 1 MiB, and many live for milliseconds only. Shards, units and the extension module use
+//! Chunks and messages are buffers of 2 KB to 1 MiB, and many live for milliseconds only. Units and the extension module use
 //! [`MiMalloc`], which keeps freed memory for the next buffer. glibc gives it back to the kernel and takes it again, which
 //! costs a reader of large answers a third of its CPU time. A program chooses mimalloc by
 //! `#[global_allocator] static ALLOCATOR: MiMalloc = MiMalloc;`.
 //!
-//! A head's memory is bounded, so a head uses glibc's allocator with the options of [`bound`]. In mimalloc a page holds blocks of one
-//! size. After five thousand requests had ended, their pages could neither hold chunks nor go back to the kernel, because a few
-//! requests of slow readers lived in each page. The process took 1.3 to 1.4 times its budget; with glibc it takes 0.90 to 1.07.
+//! The memory of heads and shards is bounded, so they use glibc's allocator with the options of [`bound`]. In mimalloc a page holds blocks
+//! of one size. After five thousand requests of a head had ended, their pages could neither hold chunks nor go back to the kernel,
+//! because a few requests of slow readers lived in each page. The process took 1.3 to 1.4 times its budget; with glibc it takes 0.90
+//! to 1.07. A shard works on dozens of blocking threads, and mimalloc keeps freed memory for each of them: with a thousand outputs a
+//! shard took 568 MB after 18,800 publishes. With glibc it took 234 MB after 17,400, and reads and publishes were as fast.
 
 pub use mimalloc::MiMalloc;
 

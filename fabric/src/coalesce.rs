@@ -16,8 +16,8 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Most bytes that are held back. A request, or the end of an answer, has some hundred bytes. A much larger write is worth a system
-/// call of its own.
+/// Most bytes that are held back. A request, or the end of an answer, has a few hundred bytes. A much larger write is worth a
+/// system call of its own.
 const HELD_MAX: usize = 4 << 10;
 
 /// A connection that sends small writes together. The flush sends them, as `AsyncWrite` demands.

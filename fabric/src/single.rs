@@ -18,7 +18,7 @@ pub struct Single<T> {
     turns: Arc<Mutex<Turns<T>>>,
 }
 
-/// The call that was waited for has ended without a result: it panicked, or the runtime stops.
+/// The call that somebody waited for has ended without a result: it panicked, or the runtime stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost;
 

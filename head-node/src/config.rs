@@ -105,7 +105,7 @@ impl Process {
     /// # Errors
     /// Names every variable that is missing, wrong or unknown.
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
-        let id = env.name(&env::ID);
+        let id = env.own_name(&env::ID);
         let listen = env.listen(&env::LISTEN);
         let shards_url = env.with(&SHARDS, Source::check);
         let cache_bytes = env.bytes_size(&CACHE_BYTES, CACHE_BYTES_MIN);

@@ -31,8 +31,8 @@ const EGRESS_UNIT_BYTES: u64 = 2 << 20;
 /// The same of all units together: one unit leaves half of it, so that another unit need not wait for a turn.
 const EGRESS_BYTES: u64 = 2 * EGRESS_UNIT_BYTES;
 
-/// Added to the bytes of each message, for the request, a system call and wake-ups. Those cost more than to move so many bytes, but with
-/// this figure sixteen small answers of one unit still get their turns at once.
+/// Added to the bytes of each message, for the request, a system call and wake-ups. To move this many bytes costs less than those, but
+/// with this figure sixteen small answers of one unit still get their turns at once.
 const EGRESS_TURN_BYTES: u64 = 32 << 10;
 
 /// A message that is not written after this time waits for its reader, and not for the head.

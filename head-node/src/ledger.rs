@@ -34,7 +34,7 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between attempts.
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// The head tries to append a record for so long: in that time a lost shard is started again, and opens its tables.
+/// The head tries for this long to append a record: in that time a lost shard is started again, and opens its tables.
 const KEPT: Duration = Duration::from_secs(10 * 60);
 /// Most records that a head keeps while the ledger is away: one publish of each of 40,000 units, and some more.
 const KEPT_MAX: usize = 50_000;
@@ -86,7 +86,7 @@ impl Ledger {
         let mut shard = home.client();
         let recorded = shard.record_runs(pb::RecordRunsRequest { runs });
         let reply = home.answer("record a run", APPEND_TIMEOUT, recorded).await?.into_inner();
-        // The record is durable. A shard that hangs has delayed the write itself already, and is not waited for twice.
+        // The record is durable. The head does not wait twice for a shard that hangs: it has waited for the shard in the write itself.
         let _ = time::timeout(SEEN_WAIT, self.engine.sync_others(&ledger, reply.version)).await;
         Ok(reply)
     }

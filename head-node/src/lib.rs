@@ -66,7 +66,7 @@ use crate::{
     head::HeadNode,
 };
 
-/// While a head is not ready, its log says every so often what it waits for: soon enough for somebody who watches a start, and rarely
+/// While a head is not ready, it logs at this interval what it waits for: often enough for somebody who watches a start, and rarely
 /// enough for a night.
 const NOT_READY_EVERY: Duration = Duration::from_secs(5);
 
@@ -176,7 +176,7 @@ async fn until_ready(ready: impl Future<Output = ()>, mut tell: impl FnMut()) {
 /// A whole head: starts it and serves until `shutdown` resolves. See [`Head`].
 ///
 /// # Errors
-/// As [`Head::start`] and [`Head::serve`].
+/// Those of [`Head::start`] and [`Head::serve`].
 pub async fn run(
     config: Config,
     listener: TcpListener,

@@ -34,7 +34,7 @@ pub(crate) struct EngineStats {
     pub(crate) in_flight_bytes: u64,
     /// Bytes that only readers hold.
     pub(crate) pinned_bytes: u64,
-    /// The limit of these three together.
+    /// The limit of resident, in-flight and pinned bytes together.
     pub(crate) budget_bytes: u64,
     /// Chunks that changes have closed or patched.
     pub(crate) invalidations: u64,

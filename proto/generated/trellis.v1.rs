@@ -290,7 +290,8 @@ pub struct DatasetDescription {
     /// Stored rows; every known version of a row counts. Also from a shard: of the whole dataset, not only of its own part.
     #[prost(uint64, tag = "7")]
     pub rows: u64,
-    /// Number of symbols. From a shard: of those that it owns. From a head: of all.
+    /// Number of symbols. From a shard: of those in its regions, also if another shard lists them. From a head: the sum; so a symbol that
+    /// two shards have counts twice.
     #[prost(uint64, tag = "8")]
     pub symbols: u64,
     /// The shard that commits to the dataset.
@@ -1026,7 +1027,7 @@ pub struct ChunkFailure {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
-    #[prost(oneof = "watch_request::Request", tags = "1, 2")]
+    #[prost(oneof = "watch_request::Request", tags = "1, 2, 3, 4")]
     pub request: ::core::option::Option<watch_request::Request>,
 }
 /// Nested message and enum types in `WatchRequest`.
@@ -1038,7 +1039,18 @@ pub mod watch_request {
         /// The head has applied every event up to this sequence number.
         #[prost(uint64, tag = "2")]
         Applied(u64),
+        /// The head wants the changes of these datasets, which need not exist. Each is answered with a `Subscribed`.
+        #[prost(message, tag = "3")]
+        Subscribe(super::DatasetNames),
+        /// The head wants no changes of these datasets any more. Not answered; some may be on their way.
+        #[prost(message, tag = "4")]
+        Unsubscribe(super::DatasetNames),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DatasetNames {
+    #[prost(string, repeated, tag = "1")]
+    pub datasets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchStart {
@@ -1049,10 +1061,18 @@ pub struct WatchStart {
     pub incarnation: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub seq: u64,
+    /// The datasets that the head has been subscribed to up to that position. If the stream does not continue there, a `Subscribed` of
+    /// each, in this order, follows the hello.
+    #[prost(string, repeated, tag = "4")]
+    pub datasets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchEvent {
-    #[prost(oneof = "watch_event::Event", tags = "1, 2, 3")]
+    /// The position of the event before this one; the position of the hello, if there is none. If the head is at another one, it has
+    /// missed an event. Not set in a hello.
+    #[prost(uint64, tag = "4")]
+    pub after: u64,
+    #[prost(oneof = "watch_event::Event", tags = "1, 2, 3, 5")]
     pub event: ::core::option::Option<watch_event::Event>,
 }
 /// Nested message and enum types in `WatchEvent`.
@@ -1065,6 +1085,30 @@ pub mod watch_event {
         Change(super::Change),
         #[prost(message, tag = "3")]
         Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "5")]
+        Subscribed(super::Subscribed),
+    }
+}
+/// From this position on, the stream has every change of the dataset.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Subscribed {
+    #[prost(string, tag = "1")]
+    pub dataset: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+    #[prost(oneof = "subscribed::Answer", tags = "3, 4")]
+    pub answer: ::core::option::Option<subscribed::Answer>,
+}
+/// Nested message and enum types in `Subscribed`.
+pub mod subscribed {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Answer {
+        /// With every commit that the shard knew at this position. The dataset may be dropped.
+        #[prost(message, tag = "3")]
+        Description(super::DatasetDescription),
+        /// UNKNOWN_DATASET: there is none yet; its making will be a change. With any other error the head is not subscribed.
+        #[prost(message, tag = "4")]
+        Error(super::ErrorDetail),
     }
 }
 /// First event of every stream.
@@ -1080,7 +1124,7 @@ pub struct WatchHello {
     #[prost(uint64, tag = "4")]
     pub ownership_epoch: u64,
 }
-/// The head has been sent every change up to this position. Sent if no other event was sent for a while, and as the answer to the head's
+/// The head has been sent every change of its datasets up to this position. Sent if no other event was sent for a while, and as the answer to the head's
 /// first acknowledgement.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
@@ -1088,11 +1132,14 @@ pub struct Heartbeat {
     pub seq: u64,
     #[prost(uint64, tag = "3")]
     pub ownership_epoch: u64,
+    /// This is the answer to the head's first acknowledgement.
+    #[prost(bool, tag = "4")]
+    pub answers: bool,
 }
 /// The part of one commit that changed symbols of this shard.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
-    /// Consecutive. A gap means that the head missed a change.
+    /// Grows by one with each change of any dataset.
     #[prost(uint64, tag = "1")]
     pub seq: u64,
     #[prost(string, tag = "2")]
@@ -1110,7 +1157,7 @@ pub struct Change {
     /// There are too many spans to list: all rows of the dataset may have changed.
     #[prost(bool, tag = "7")]
     pub everything: bool,
-    /// The present description of the dataset. Heads learn of new datasets this way.
+    /// The present description of the dataset. A head that has named a dataset before it was made learns of it this way.
     #[prost(message, optional, tag = "8")]
     pub description: ::core::option::Option<DatasetDescription>,
     /// The new rows, if they are few: Arrow IPC RecordBatch message and body with the columns `symbol` (utf8),
@@ -1412,9 +1459,10 @@ pub mod shard_client {
             req.extensions_mut().insert(GrpcMethod::new("trellis.v1.Shard", "Fetch"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// The log of changes. The head acknowledges the changes that it has applied; its first acknowledgement may be the position of the
-        /// hello. The shard answers that one with a heartbeat: from then on it acknowledges no publish before the head has applied it. A head
-        /// that takes too long is disconnected, and is waited for again when it has come back and acknowledged.
+        /// The log of changes, of the datasets that the head names. The head acknowledges the changes that it has applied; its first
+        /// acknowledgement may be the position of the hello. The shard answers that one with a heartbeat: from then on it acknowledges no
+        /// publish to one of the named datasets before the head has applied it. A head that takes too long is disconnected, and is waited for
+        /// again when it has come back and acknowledged.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::WatchRequest>,
@@ -1695,9 +1743,10 @@ pub mod shard_server {
             >
             + std::marker::Send
             + 'static;
-        /// The log of changes. The head acknowledges the changes that it has applied; its first acknowledgement may be the position of the
-        /// hello. The shard answers that one with a heartbeat: from then on it acknowledges no publish before the head has applied it. A head
-        /// that takes too long is disconnected, and is waited for again when it has come back and acknowledged.
+        /// The log of changes, of the datasets that the head names. The head acknowledges the changes that it has applied; its first
+        /// acknowledgement may be the position of the hello. The shard answers that one with a heartbeat: from then on it acknowledges no
+        /// publish to one of the named datasets before the head has applied it. A head that takes too long is disconnected, and is waited for
+        /// again when it has come back and acknowledged.
         async fn watch(
             &self,
             request: tonic::Request<tonic::Streaming<super::WatchRequest>>,

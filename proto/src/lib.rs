@@ -9,7 +9,9 @@
 //! * [`ticket`]: `SeriesRequest` as a Flight ticket, protobuf or JSON.
 //! * [`error`]: the error of the grid, and the one table of its codes.
 //! * [`runs`]: the run ledger's record of each kind of write: pure.
-//! * [`placement`]: which head serves a series and which shard owns it: pure, with golden vectors.
+//! * [`ownership`]: which shard owns each part of a series, from the regions that the shards declare: pure.
+//! * [`placement`]: which heads serve a dataset, which of them serves a series, and which shard is the dataset's home: pure, with
+//!   golden vectors.
 
 pub mod error;
 pub mod fetch;

@@ -333,7 +333,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Names that are passed over unseen are none that a comparison would have found.
+        /// The search passes over some names without a comparison. No comparison would have found any of these names.
         #[test]
         fn the_nearest_of_few_names_is_that_of_comparing_all(wrong in "[a-eA-E0.]{1,9}", known in proptest::collection::vec("[a-eA-E0.]{1,9}", 0..20)) {
             let limit = 1 + wrong.len() / 4;

@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     time::format_time,
 };
 
-const HOLE_HINT: &str = "every slot of the ring needs an owner for all of time";
+const HOLE_HINT: &str = "every slot of the ring needs an owner at every time";
 
 /// The owner of each part of (dataset x symbol x event time). No part has two. A dataset that no pattern matches has no owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +41,7 @@ impl OwnershipMap {
         }
     }
 
-    /// As [`Self::build`], but some of the shards may be missing: with the map comes the error that names a region without an owner, if
-    /// there is one.
+    /// Like [`Self::build`], but some of the shards may be missing. If a region has no owner, the error that names it comes with the map.
     ///
     /// # Errors
     /// [`Code::Conflict`] that names the region with several owners, and the shards.
@@ -75,6 +74,15 @@ impl OwnershipMap {
         let after = spans.partition_point(|span| span.from() <= ts);
         let span = spans[..after].last().filter(|span| span.range.contains(ts))?;
         Some(self.regions.name(span))
+    }
+
+    /// The shards that may have series of a dataset, in order of their names: those with a part of the pattern that names it best.
+    #[must_use]
+    pub fn shards_of(&self, dataset: &str) -> BTreeSet<&str> {
+        let Some(owned) = self.regions.of(dataset) else { return BTreeSet::new() };
+        let ring = owned.ring.iter().flat_map(|cell| cell.spans.iter());
+        let listed = owned.listed.values().flatten();
+        ring.chain(listed).map(|span| self.regions.name(span)).collect()
     }
 
     fn named(&self, spans: &[Span], range: TimeRange) -> Vec<(TimeRange, &str)> {
@@ -126,16 +134,16 @@ impl OwnedRegions {
 struct Regions {
     shards: Vec<String>,
     exact: HashMap<String, Owned>,
-    /// By the pattern without its `*`: empty, or with a dot at its end.
+    /// The owners by pattern, without its `*`: such a key is empty, or ends with a dot.
     prefixes: HashMap<String, Owned>,
 }
 
-/// Who owns what of one pattern.
+/// The owners of the datasets that one pattern matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Owned {
-    /// In order of their first slots. A cell reaches to the next one, the last one to the end of the ring.
+    /// The cells in the order of their first slots. A cell reaches to the next one, the last one to the end of the ring.
     ring: Vec<Cell>,
-    /// These symbols are not on the ring.
+    /// The owners of listed symbols, which are not on the ring.
     listed: HashMap<String, Box<[Span]>>,
 }
 
@@ -201,8 +209,8 @@ struct Slots {
 }
 
 impl Regions {
-    /// Indexes the regions of the shards. With them comes the error that names a part of the ring without an owner, if there is one: of
-    /// the most specific pattern that has one.
+    /// Indexes the regions of the shards. If a part of the ring has no owner, the error that names it comes with them. Of several such
+    /// parts the error names that of the most specific pattern.
     fn new(shards: &[(String, Vec<pb::Ownership>)]) -> Result<(Self, Option<Error>)> {
         let mut regions = Self::default();
         let mut patterns: BTreeMap<Pattern, Declared> = BTreeMap::new();
@@ -266,7 +274,7 @@ impl Regions {
         let (i, at) = ring.iter().enumerate().find_map(|(i, cell)| Some((i, hole(&cell.spans)?)))?;
         let cell = &ring[i];
         let end = ring.get(i + 1).map_or(SLOTS, |next| next.first);
-        // Beside it in time, else on the ring.
+        // The neighbours of the hole: in time if its cell has an owner at some time, otherwise on the ring.
         let (before, after) = if cell.spans.is_empty() {
             let last = ring[..i].last().and_then(|cell| cell.spans.last());
             (last, ring.get(i + 1).and_then(|cell| cell.spans.first()))
@@ -547,7 +555,8 @@ mod tests {
     }
 
     impl Slow {
-        fn owners(&self, dataset: &str, symbol: &str, ts: i64) -> Vec<&str> {
+        /// The regions of the pattern that names a dataset best.
+        fn regions_of(&self, dataset: &str) -> Vec<(&str, &pb::Ownership)> {
             let matches = |o: &&pb::Ownership| {
                 let pattern = &o.dataset_pattern;
                 pattern == dataset
@@ -557,7 +566,22 @@ mod tests {
                 || self.shards.iter().flat_map(|(shard, owns)| owns.iter().map(move |o| (shard.as_str(), o)));
             let matching = all().map(|(_, o)| o).filter(matches).map(|o| o.dataset_pattern.as_str());
             let pattern = matching.max_by_key(|pattern| (!pattern.ends_with('*'), pattern.len()));
-            let of_pattern = || all().filter(|(_, o)| Some(o.dataset_pattern.as_str()) == pattern);
+            all().filter(|(_, o)| Some(o.dataset_pattern.as_str()) == pattern).collect()
+        }
+
+        fn shards_of(&self, dataset: &str) -> BTreeSet<&str> {
+            let lists_none = |o: &pb::Ownership| match &o.symbols {
+                Some(pb::ownership::Symbols::List(list)) => list.symbols.is_empty(),
+                _ => false,
+            };
+            let empty = |o: &pb::Ownership| TimeRange::new(o.start_ns, o.end_ns).unwrap().is_empty();
+            let regions = self.regions_of(dataset).into_iter();
+            regions.filter(|(_, o)| !empty(o) && !lists_none(o)).map(|(shard, _)| shard).collect()
+        }
+
+        fn owners(&self, dataset: &str, symbol: &str, ts: i64) -> Vec<&str> {
+            let regions = self.regions_of(dataset);
+            let of_pattern = || regions.iter().copied();
             let lists = |o: &pb::Ownership| match &o.symbols {
                 Some(pb::ownership::Symbols::List(list)) => list.symbols.iter().any(|s| s == symbol),
                 _ => false,
@@ -612,6 +636,9 @@ mod tests {
             let (mut doubled, mut missing) = (false, false);
             // each dataset has a pattern that is the most specific one for it
             for dataset in ["x", "a.x", "a.b.x", "a.b.c"] {
+                if let Ok((map, _)) = &built {
+                    prop_assert_eq!(map.shards_of(dataset), slow.shards_of(dataset));
+                }
                 for symbol in &symbols {
                     let mut at = Vec::new();
                     for ts in -3..3 {

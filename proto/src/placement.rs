@@ -69,8 +69,9 @@ pub fn rank<'a>(peers: &'a [String], key: &str) -> Vec<&'a str> {
     scored.into_iter().map(|(_, peer)| peer).collect()
 }
 
-/// How many heads serve a dataset of so many rows, whose fields take `row_bytes` a row: a power of two, from 1 to [`SPREAD_MAX`]. It grows
-/// with the dataset, so that every head of a large one serves [`HEAD_BYTES`] or more, and less than twice as much until the most are reached.
+/// How many heads serve a dataset of `rows` rows, whose fields take `row_bytes` a row: a power of two, from 1 to [`SPREAD_MAX`]. The
+/// number grows with the dataset. So each head of a large dataset serves at least [`HEAD_BYTES`], and less than twice that until the
+/// number is [`SPREAD_MAX`].
 #[must_use]
 pub fn spread(rows: u64, row_bytes: u64) -> u32 {
     let bytes = rows.saturating_mul(row_bytes.saturating_add(TIMES_BYTES));

@@ -16,7 +16,7 @@ use crate::{
 /// Most fields of one dataset. It bounds messages, and the fields that a claim tracks for each chunk.
 pub const FIELDS_MAX: usize = 1_024;
 
-/// Longest value of a setting in bytes; names of zones and calendars have some tens.
+/// Longest value of a setting in bytes; names of zones and calendars have a few tens of bytes.
 pub const SETTING_BYTES_MAX: usize = 64;
 
 /// Type of a field.

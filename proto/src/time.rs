@@ -38,7 +38,7 @@ impl TimeRange {
 pub struct ChunkSpan(i64);
 
 impl ChunkSpan {
-    /// Shortest span. Each chunk costs some hundred bytes of bookkeeping, so it should hold more than a row or two.
+    /// Shortest span. Each chunk costs a few hundred bytes of bookkeeping, so it should hold more than a row or two.
     pub const MIN_NS: i64 = SECOND_NS;
 
     /// # Errors
@@ -183,7 +183,7 @@ pub fn parse_time(text: &str) -> Result<i64> {
         .map_err(|_| Error::new(Code::InvalidRequest, format!("{text:?} is outside of {REACH}")))
 }
 
-/// As [`parse_time`], without a check of the range: for bounds.
+/// Like [`parse_time`], without a check of the range: for bounds.
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] if the text is not a time.

@@ -42,7 +42,7 @@ impl Budget {
         }
     }
 
-    /// All of it.
+    /// All bytes of the budget.
     pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.most) * UNIT_BYTES
     }

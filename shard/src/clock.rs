@@ -81,7 +81,7 @@ impl WallClock {
         self.now_ns().div_euclid(1_000_000)
     }
 
-    /// As [`Self::now_ns`], for the knowledge times of a commit.
+    /// Like [`Self::now_ns`], for the knowledge times of a commit.
     ///
     /// # Errors
     /// [`Code::Unavailable`]: the clock has jumped ahead by more than [`JUMP_MAX_NS`] since it was last right.

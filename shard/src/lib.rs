@@ -17,7 +17,12 @@
 //! | `table` | a dataset as it is now, its log, and who follows its changes |
 //! | `files` | bytes at rest: the store, Parquet files, the lake's columns |
 //! | `budget` | the memory for work on files |
-//! | [`config`], `ownership`, `metrics`, `wire`, `clock`, `error` | settings; what is answered for; instruments; Arrow messages; the time of day; errors |
+//! | [`config`] | the settings of a shard, and its limits |
+//! | `ownership` | the regions that this shard answers for |
+//! | `metrics` | every instrument of the shard |
+//! | `wire` | Arrow messages |
+//! | `clock` | the time of day |
+//! | `error` | the errors of libraries as errors of the grid |
 //! | [`import`] | rows out of CSV and Parquet files; uses of other rooms only what a row and a chunk may be |
 //! | `simulation` | tests: two shards in a hostile, deterministic world |
 
@@ -74,10 +79,10 @@ pub async fn run(
     run_and(config, listener, shutdown, || {}).await
 }
 
-/// As [`run`]. Calls `ready` once, when the lake is open and the shard begins to answer.
+/// Like [`run`], but calls `ready` once, when the lake is open and the shard begins to answer.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 pub fn run_and(
     config: Config,
     listener: TcpListener,

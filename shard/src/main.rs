@@ -3,16 +3,13 @@
 use std::{net::SocketAddr, process::ExitCode};
 
 use trellis_fabric::{
-    alloc::MiMalloc,
+    alloc,
     env::format_bytes,
     process::{self, LISTEN_HINT, Program, Start},
     serve, shutdown,
 };
 use trellis_proto::{Code, Error};
 use trellis_shard::{Config, config::VARIABLES};
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 const PROGRAM: Program = Program {
     name: "shard",
@@ -22,6 +19,7 @@ const PROGRAM: Program = Program {
 };
 
 fn main() -> ExitCode {
+    alloc::bound();
     let exit_code = |error: &Error| error.code().exit_code();
     process::run(PROGRAM, Config::from_env, |(config, _)| &config.id, exit_code, shard)
 }

@@ -25,7 +25,7 @@ impl Ownership {
         Ok(Self { wire, regions })
     }
 
-    /// The regions as heads are told of them.
+    /// The regions as the shard tells heads of them.
     pub(crate) fn wire(&self) -> &[pb::Ownership] {
         &self.wire
     }

@@ -57,7 +57,7 @@ pub async fn check_lake(lake: &Url) -> Result<Report> {
     let mut report = Report::default();
     for name in lake.datasets().await? {
         let log = Log::new(&name, lake.folder(&name));
-        // Nobody is told of its rows, so it need not be durable.
+        // The check tells nobody of the rows of the version, so the version need not be durable.
         let state = match log.open(i64::MAX).await {
             Ok(Some(state)) => Ok(state),
             Ok(None) => continue,
@@ -119,7 +119,7 @@ pub(crate) async fn round<F: Future<Output = ()>>(
             tokio::task::yield_now().await;
             continue;
         }
-        // What does not open is found damaged below.
+        // A table that does not open is found damaged below.
         let table = shard.catalog.table(&name);
         if table.snapshot().is_none() {
             for _ in 0..OPEN_READS {

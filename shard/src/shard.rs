@@ -1,7 +1,7 @@
 //! The calls of a shard, in the grid's own types.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
@@ -59,7 +59,7 @@ impl Shard {
         Self::over(config, lake, WallClock::system()).await
     }
 
-    /// As [`Self::open`], with a lake in any store and any clock.
+    /// Like [`Self::open`], with a lake in any store and any clock.
     pub(crate) async fn over(config: Config, lake: Lake, clock: WallClock) -> Result<Arc<Self>> {
         if !config.shards.contains(&config.id) {
             return Err(Error::new(
@@ -102,17 +102,17 @@ impl Shard {
     }
 
     pub(crate) async fn describe(&self, ownership_only: bool) -> Result<pb::ShardDescription> {
-        let mut datasets = Vec::new();
-        if !ownership_only {
-            datasets = self.catalog.descriptions().await?;
-        }
+        let (datasets, unopened) = match ownership_only {
+            true => (Vec::new(), self.context.unopened.told()),
+            false => self.catalog.descriptions().await?,
+        };
         Ok(pb::ShardDescription {
             shard: self.context.shard.clone(),
             epoch: OWNERSHIP_EPOCH,
             owns: self.context.owns.wire().to_vec(),
             incarnation: self.incarnation.clone(),
             datasets,
-            unopened: self.context.unopened.told(),
+            unopened,
         })
     }
 
@@ -270,10 +270,24 @@ impl Shard {
         })
     }
 
-    /// Follows the watch log from the position that the head gives.
-    pub(crate) fn subscribe(&self, start: &pb::WatchStart) -> Subscription {
+    /// Follows the watch log from the position that the head gives. `unknown` says why a dataset has not become
+    /// [known](Catalog::know).
+    ///
+    /// # Errors
+    /// [`Code::TooLarge`] if the head names too many datasets.
+    pub(crate) fn subscribe(
+        &self,
+        start: &pb::WatchStart,
+        unknown: &HashMap<String, Error>,
+    ) -> Result<Subscription> {
         let from = (start.incarnation == self.incarnation).then_some(start.seq);
-        self.context.watch.subscribe(&start.head, from)
+        let answer = |dataset: &str| self.catalog.told(dataset, unknown.get(dataset));
+        self.context.watch.subscribe(&start.head, from, &start.datasets, answer)
+    }
+
+    /// Follows one more dataset. `unknown` says why it has not become known.
+    pub(crate) fn follow(&self, watcher: &Subscription, dataset: &str, unknown: Option<&Error>) {
+        watcher.follow(dataset, || self.catalog.told(dataset, unknown));
     }
 
     pub(crate) fn hello(&self, seq: u64) -> pb::WatchHello {
@@ -285,10 +299,10 @@ impl Shard {
         }
     }
 
-    /// The heartbeat of a watcher that has been sent the log up to `seq`. The knowledge times of the datasets are in their descriptions
-    /// and changes.
+    /// The heartbeat of a watcher that has been sent everything that concerns it up to `seq`. The knowledge times of the datasets are in
+    /// their descriptions and changes.
     pub(crate) fn heartbeat(&self, seq: u64) -> pb::Heartbeat {
-        pb::Heartbeat { seq, ownership_epoch: OWNERSHIP_EPOCH }
+        pb::Heartbeat { seq, ownership_epoch: OWNERSHIP_EPOCH, answers: false }
     }
 
     /// The datasets that may need upkeep since the last call.
@@ -316,7 +330,7 @@ impl Shard {
         }
         let seq = self.context.watch.seq();
         let mut suggest = Suggest::default();
-        let mut found = std::collections::HashMap::new();
+        let mut found = HashMap::new();
         let mut known_through_ns = i64::MAX;
         let mut oldest: BTreeMap<&str, u64> = BTreeMap::new();
         for held in &request.held {
@@ -356,7 +370,7 @@ impl Shard {
             .dataset(&request.dataset)
             .shard(&self.context.shard));
         }
-        self.context.watch.wait_applied(self.context.watch.seq(), self.config.apply_wait).await;
+        self.context.watch.applied(&request.dataset, self.config.apply_wait).await;
         Ok(pb::SyncReply { version: snapshot.version })
     }
 

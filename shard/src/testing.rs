@@ -42,12 +42,35 @@ use crate::{
     files::{DurableLocal, Lake},
     scan,
     shard::Shard,
-    table::{Holder, SessionKey, Snapshot, Table},
+    table::{Holder, News, SessionKey, Snapshot, Subscription, Table},
     write::{Acquisition, Effect, Publish, Right, Rows, rows_schema},
 };
 
 /// The one dataset of these tests: a float field `value`, chunks of 64 days.
 pub(crate) const DATASET: &str = "d.a";
+
+/// A watcher of the dataset, from now on.
+pub(crate) async fn follow(shard: &Shard) -> Subscription {
+    let unknown = shard.catalog.know(DATASET).await.err().map(|error| (DATASET.to_owned(), error));
+    shard.subscribe(&watch_start(), &unknown.into_iter().collect()).unwrap()
+}
+
+/// How a watcher of the dataset begins.
+pub(crate) fn watch_start() -> pb::WatchStart {
+    pb::WatchStart { datasets: vec![DATASET.to_owned()], ..pb::WatchStart::default() }
+}
+
+impl Subscription {
+    /// The changes that wait in the queue.
+    pub(crate) fn changes(&mut self) -> Vec<Arc<pb::Change>> {
+        let news = std::iter::from_fn(|| self.queue.try_recv().ok());
+        news.filter_map(|news| match news {
+            News::Change(change) => Some(change),
+            News::Subscribed(_) => None,
+        })
+        .collect()
+    }
+}
 
 /// When a write fails: before it takes place, or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,14 +91,14 @@ pub(crate) struct Probe {
     open: Arc<Open>,
 }
 
-/// Requests that have a file: now, and at most.
+/// How many requests have a file open: now, and at most until now.
 #[derive(Debug, Default)]
 struct Open {
     now: AtomicUsize,
     most: AtomicUsize,
 }
 
-/// One of them, until it is dropped.
+/// One request that has a file open, until it is dropped.
 struct Opened(Arc<Open>);
 
 impl Drop for Opened {

@@ -42,8 +42,8 @@ const COMPACT_FILES_MAX: usize = 256;
 const COMPACT_PART: u64 = 2;
 /// Age at which a staged file of an unfinished write is removed.
 const STAGED_AGE: Duration = Duration::from_secs(3_600);
-/// Time between two files of descriptions for the next life of the shard. Some hundred bytes of each dataset are written, all in one
-/// file. Without the newest one the next start opens the tables that have changed meanwhile.
+/// Time between two files of descriptions for the next life of the shard. The shard writes a few hundred bytes of each dataset, all
+/// in one file. If the newest file is missing, the next start opens the tables that have changed since the file before it.
 const LEAVE_EVERY: Duration = Duration::from_secs(600);
 /// Time between two rounds of searches for old files: few datasets are not searched again and again.
 const SEARCH_ROUND: Duration = Duration::from_secs(3_600);
@@ -312,7 +312,7 @@ pub(crate) async fn compact(shard: &Shard, table: &Arc<Table>, snapshot: &Snapsh
 
 /// Removes data files that the table has not had for the retention: replaced files, and files of writes that never committed.
 /// Returns how many.
-pub(crate) async fn remove_unneeded(shard: &Shard, table: &Table) -> Result<usize> {
+pub(crate) async fn remove_unneeded(shard: &Shard, table: &Arc<Table>) -> Result<usize> {
     sweep_staged(&table.log.folder.url, STAGED_AGE).await;
     let retention = shard.config.upkeep.retention;
     // The age of a replaced file counts from its replacement, which the log has. That of an uncommitted file is its own.
@@ -571,7 +571,7 @@ mod tests {
         let snapshot = table.snapshot().unwrap();
         table.log.checkpoint(snapshot.version).await.unwrap();
         grid.publish("mom", 1, "r6", &[("A", 6, 6.0)]).await.unwrap();
-        // Without the entries from before the checkpoint.
+        // The entries from before the checkpoint are removed.
         for version in 0..snapshot.version {
             std::fs::remove_file(grid.path().join(format!("_delta_log/{version:020}.json"))).unwrap();
         }

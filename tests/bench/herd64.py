@@ -31,7 +31,8 @@ TARGETS = [
     "DuckDbSymbol",
     "Postgres",
 ]
-# Of the span that is asked about; windows overlap as those of many strategies on one stock do.
+# The least and the greatest part of the span that one window has. The windows overlap, as those of many
+# strategies on one stock do.
 WINDOW = (0.05, 1.0)
 OF_BEST = 0.8
 # Largest ratio of the rows that the head fetched to the union of the windows.

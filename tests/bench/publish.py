@@ -38,7 +38,7 @@ PROCESSES = 2 * (os.cpu_count() or 1)
 DAY_US = 86_400_000_000
 # Midnight of the first session, 2016-01-01.
 FIRST_SESSION = 16_801 * DAY_US
-# From 1970 to 2000, where PostgreSQL's time begins.
+# Microseconds from 1970 to 2000, where PostgreSQL's time begins.
 POSTGRES_EPOCH = 10_957 * DAY_US
 SYMBOLS = [f"S{i:03}" for i in range(ROWS)]
 

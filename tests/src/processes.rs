@@ -38,7 +38,7 @@ const END_MAX: Duration = Duration::from_secs(20);
 const PORTS: std::ops::Range<u32> = 18_000..32_000;
 /// Lines of each log that a failing test shows.
 const TAIL_LINES: usize = 40;
-/// Bytes at the end of a log in which these lines are looked for.
+/// Bytes at the end of a log that are searched for these lines.
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// Path of the binary `name`: in a test, freshly built from the checkout; in a program of this package, the one beside it.
@@ -396,7 +396,7 @@ impl Cluster {
         Self::start_in(folder, lake, heads, shards, env)
     }
 
-    /// As [`Cluster::start`], over an existing lake that outlives the cluster.
+    /// Like [`Cluster::start`], over an existing lake that outlives the cluster.
     ///
     /// # Errors
     /// When one does not start.

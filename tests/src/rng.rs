@@ -5,13 +5,13 @@
 pub struct Rng(u64);
 
 impl Rng {
-    /// From a given seed. The caller must name the seed in its reports.
+    /// A generator with a given seed. The caller must name the seed in its reports.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// From the variable `TRELLIS_SEED`, or from `default`. Prints the seed, so that a failing run names it.
+    /// A generator with the seed of the variable `TRELLIS_SEED`, or with `default`. Prints the seed, so that a failing run names it.
     #[must_use]
     pub fn seeded(default: u64) -> Self {
         let seed = std::env::var("TRELLIS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
@@ -19,7 +19,7 @@ impl Rng {
         Self(seed)
     }
 
-    /// As [`Self::seeded`], but without the variable every run has another seed.
+    /// Like [`Self::seeded`], but without the variable every run has another seed.
     #[must_use]
     pub fn by_chance() -> Self {
         use std::hash::{BuildHasher, RandomState};

@@ -131,13 +131,22 @@ async fn a_read_of_everything_asks_the_heads_of_its_dataset_and_none_fails_while
 }
 
 #[tokio::test]
-async fn a_stopped_head_delays_one_publish_and_is_named_by_every_shard_once() {
+async fn a_stopped_head_delays_one_publish_of_a_dataset_that_it_follows_and_is_named_by_every_shard_once() {
     let cluster = Cluster::start(2, SHARDS, &[]).unwrap();
     let heads = cluster.head_addrs();
+    let reader = client(&heads[1..], "reader", PATIENCE).await.unwrap();
     let client = client(&heads[..1], "loader", PATIENCE).await.unwrap();
     fill(&client, 0).await;
     cluster.heads[1].pause().unwrap();
-    for run in 1..5 {
+    fill(&client, 1).await;
+    for shard in &cluster.shards {
+        let log = shard.log().unwrap();
+        assert!(!log.contains("did not apply a change in time"), "the head was asked for nothing: {log}");
+    }
+    cluster.heads[1].resume().unwrap();
+    rows(&reader, &symbols_of(0)[0]).await.unwrap();
+    cluster.heads[1].pause().unwrap();
+    for run in 2..5 {
         fill(&client, run).await;
     }
     for shard in &cluster.shards {

@@ -43,8 +43,11 @@ fn bundle(folder: &Path) {
     std::fs::write(folder.join("unit.json"), unit.to_string()).unwrap();
 }
 
-/// The way of a read from a strategy's run to the store: service and name of each span, from the outside to the inside.
-const WAY: [(&str, &str); 9] = [
+/// Service and name of each span, from the outside to the inside.
+type Way<'a> = &'a [(&'a str, &'a str)];
+
+/// The way of a read from a strategy's run to the store.
+const READ: Way = &[
     ("trellis-qcu", "run"),
     ("trellis-qcu", "read inputs"),
     ("trellis-qcu", "arrow.flight.protocol.FlightService/DoGet"),
@@ -54,22 +57,33 @@ const WAY: [(&str, &str); 9] = [
     ("trellis-head", "trellis.v1.Shard/Fetch"),
     ("trellis-shard", "trellis.v1.Shard/Fetch"),
     ("trellis-shard", "scan"),
+    ("trellis-shard", "get"),
 ];
 
-/// The spans of [`WAY`] and a request to the store below them, when all have come.
-fn way(received: &Received) -> Option<Vec<ReceivedSpan>> {
+/// The way of what the run publishes.
+const PUBLISH: Way = &[
+    ("trellis-qcu", "run"),
+    ("trellis-qcu", "publish"),
+    ("trellis-qcu", "arrow.flight.protocol.FlightService/DoPut"),
+    ("trellis-head", "arrow.flight.protocol.FlightService/DoPut"),
+    ("trellis-head", "trellis.v1.Shard/Publish"),
+    ("trellis-shard", "trellis.v1.Shard/Publish"),
+];
+
+/// The spans of a way, when all have come. Each is the parent of the next.
+fn along(way: Way, received: &Received) -> Option<Vec<ReceivedSpan>> {
     let is = |span: &ReceivedSpan, service: &str, name: &str| {
         span.resource["service.name"] == service && span.name == name
     };
-    let (service, name) = WAY[0];
-    let mut way: Vec<Vec<&ReceivedSpan>> = received
+    let (service, name) = way[0];
+    let mut found: Vec<Vec<&ReceivedSpan>> = received
         .spans
         .iter()
         .filter(|span| is(span, service, name) && span.parent_span_id.is_empty())
         .map(|span| vec![span])
         .collect();
-    for (service, name) in WAY[1..].iter().copied().chain([("trellis-shard", "get")]) {
-        let children = way.iter().flat_map(|above| {
+    for &(service, name) in &way[1..] {
+        let children = found.iter().flat_map(|above| {
             let below = received.spans.iter().filter(|span| {
                 is(span, service, name)
                     && above.last().is_some_and(|parent| {
@@ -78,9 +92,9 @@ fn way(received: &Received) -> Option<Vec<ReceivedSpan>> {
             });
             below.map(|span| [&above[..], &[span]].concat())
         });
-        way = children.collect();
+        found = children.collect();
     }
-    way.first().map(|way| way.iter().map(|span| (*span).clone()).collect())
+    found.first().map(|spans| spans.iter().map(|span| (*span).clone()).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,14 +133,18 @@ async fn one_trace_runs_from_a_strategys_run_to_the_shard() {
     let out = tokio::time::timeout(PATIENCE, qcu).await.unwrap().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 
-    let way = receiver.until(PATIENCE, way).await.unwrap_or_else(|received| {
-        let seen = received
-            .spans
-            .iter()
-            .map(|s| (&s.resource["service.name"], &s.name, &s.span_id, &s.parent_span_id));
-        panic!("no trace goes from the run to the store: {:#?}", seen.collect::<Vec<_>>())
-    });
-    let [.., read, fetch, _, _, scan, get] = &way[..] else { panic!("{way:?}") };
+    let (read, published) = receiver
+        .until(PATIENCE, |received| along(READ, received).zip(along(PUBLISH, received)))
+        .await
+        .unwrap_or_else(|received| {
+            let seen = received
+                .spans
+                .iter()
+                .map(|s| (&s.resource["service.name"], &s.name, &s.span_id, &s.parent_span_id));
+            panic!("no trace goes all the way: {:#?}", seen.collect::<Vec<_>>())
+        });
+    assert_eq!(read[0].span_id, published[0].span_id, "one run reads and publishes");
+    let [.., read, fetch, _, _, scan, get] = &read[..] else { panic!("{read:?}") };
     let text = |span: &ReceivedSpan, attribute: &str| span.attributes[attribute].clone();
     for (attribute, value) in
         [("trellis.rows", "1"), ("trellis.chunks.fetched", "1"), ("trellis.outcome", "served")]

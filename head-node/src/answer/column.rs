@@ -5,9 +5,9 @@ use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
 /// The values of one field of one chunk; row 0 is the chunk's first row.
 #[derive(Debug, Clone)]
 pub(crate) enum Values {
-    /// Of equal width, from the buffer's first byte on.
+    /// Values of equal width, from the buffer's first byte on.
     Fixed(Buffer),
-    /// One bit each.
+    /// Values of one bit each.
     Bits(BooleanBuffer),
     /// Text: offsets into the bytes beside them, one more than rows.
     Text(ScalarBuffer<i32>, Buffer),

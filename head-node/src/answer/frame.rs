@@ -222,7 +222,7 @@ impl<S: Source> Framer<S> {
         }
     }
 
-    /// Makes room for so many chunks.
+    /// Makes room for `chunks` more chunks.
     pub(crate) fn reserve(&mut self, chunks: usize) {
         self.chunks.reserve(chunks);
         self.cuts.reserve(chunks);

@@ -6,7 +6,7 @@
 //! cut is one contiguous run, which the framer copies or shares as a block. Corrected rows break a run: the cut then calls back with each
 //! run between them, in order.
 //!
-//! The alternative, a boolean mask and the `filter` kernel, allocates new arrays for every chunk, corrected or not.
+//! The alternative, a boolean mask and the `filter` kernel, allocates new arrays for every chunk, also for a chunk without corrections.
 
 use std::ops::Range;
 

@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{error, head::HeadNode, stats::Outcome};
 
-/// How often a request is planned before it fails because the dataset keeps changing.
+/// Most times that the head plans a request while its dataset changes. Then the request fails.
 const PLANS_MAX: u32 = 4;
 
 /// Path of the method.

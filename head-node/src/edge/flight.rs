@@ -155,11 +155,11 @@ impl FlightService for OtherMethods {
             invalid("the criteria are not text").hint("leave them empty, or give the beginning of the names")
         })?;
         let mut flights = Vec::new();
-        for dataset in self.head.engine().datasets().await? {
+        for dataset in self.head.engine().datasets().await?.iter() {
             let name = dataset.spec.dataset.clone();
             if name.as_str().starts_with(&prefix) {
                 let descriptor = FlightDescriptor::new_path(vec![name.to_string()]);
-                flights.push(Self::info(&dataset, &SeriesQuery::new(name, Symbols::All), descriptor)?);
+                flights.push(Self::info(dataset, &SeriesQuery::new(name, Symbols::All), descriptor)?);
             }
         }
         Ok(Response::new(stream::iter(flights.into_iter().map(Ok)).boxed()))

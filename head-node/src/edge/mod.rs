@@ -3,7 +3,10 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `flight` | Arrow Flight: questions about datasets; passes `DoGet` and `DoPut` on |
-//! | `doget` | reads: from a ticket to a streamed answer; `doget/request` reads the request, `doget/pump` makes the answer, `doget/account` counts it |
+//! | `doget` | reads: from a ticket to a streamed answer |
+//! | `doget/request` | reads the request |
+//! | `doget/pump` | makes the answer |
+//! | `doget/account` | counts the answer |
 //! | `put` | publishes, passed on to the dataset's home shard |
 //! | `service` | `trellis.v1.Head`: questions about datasets, and changes of them |
 

@@ -44,7 +44,7 @@ pub(crate) const PATH: &str = "/arrow.flight.protocol.FlightService/DoPut";
 /// Longest time of a publish on its way to the shard and through its commit: the largest import takes 9 minutes at the least speed that
 /// clients count on, and its commit may wait for a change that writes every file of the dataset anew.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// A publisher that has sent nothing for so long has hung. Until then the rows that it has sent take memory on the shard.
+/// A publisher that has sent nothing for this long has hung. Until then the rows that it has sent take memory on the shard.
 const PUBLISHER_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Relays one publish whose body has been [`watched`]; returns the shard's acknowledgement.

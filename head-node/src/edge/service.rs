@@ -98,7 +98,7 @@ impl head_server::Head for Service {
         self.admit()?;
         let request = request.into_inner();
         let datasets = if request.dataset.is_empty() {
-            self.head.engine().datasets().await?
+            self.head.engine().datasets().await?.to_vec()
         } else {
             vec![self.head.engine().dataset(&DatasetName::new(&request.dataset)?).await?]
         };

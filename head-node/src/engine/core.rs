@@ -1,12 +1,8 @@
 //! The parts that make an engine.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::time::Instant;
-use trellis_proto::DatasetName;
-
-use super::{describe::Describer, fetch::Fetcher, flights::Flights, waits::Waits};
+use super::{describe::Describer, fetch::Fetcher, traces::Flights, waits::Waits};
 use crate::{follow::Follower, held::Holdings, shards::Shards};
 
 /// The parts that make an engine, shared by its reads.
@@ -19,8 +15,6 @@ pub(super) struct Core {
     pub(super) describer: Describer,
     pub(super) waits: Arc<Waits>,
     pub(super) flights: Arc<Flights>,
-    /// Datasets that no shard knew a moment ago, and until when the shards are not asked again.
-    pub(super) unknown: Mutex<HashMap<DatasetName, Instant>>,
 }
 
 impl Core {
@@ -35,7 +29,6 @@ impl Core {
             describer: Describer::default(),
             waits,
             flights: Arc::default(),
-            unknown: Mutex::default(),
         }
     }
 }

@@ -1,53 +1,59 @@
 //! Asking every shard which datasets it has.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
+use futures::future::join_all;
 use trellis_fabric::single::Single;
 use trellis_proto::{Error, Result, pb};
 
 use crate::{
     error::lost,
-    held::{Holdings, Standing},
+    follow::LIVE_WAIT,
+    held::{Dataset, Standing, Tables},
     shards::{Shard, Shards},
 };
 
-/// How long a call waits for a shard that is being brought up to date.
-pub(super) const LIVE_WAIT: Duration = Duration::from_secs(5);
+/// A list of all datasets.
+type List = Arc<[Arc<Dataset>]>;
 
-/// Rounds of descriptions: one is under way at a time.
+/// Rounds of the question: one is under way at a time.
 #[derive(Debug, Default)]
 pub(super) struct Describer {
-    rounds: Single<Option<Error>>,
-    /// Rounds of the question whether a shard has unopened datasets.
-    opened: Single<Result<()>>,
+    rounds: Single<Result<List>>,
 }
 
 impl Describer {
-    /// Asks every shard which datasets it has, and takes each answer when it comes. All callers that come while a round is under way share
-    /// the next one. Returns the error of a shard that could not be asked. Cancel safe.
-    pub(super) async fn describe_all(&self, shards: &Arc<Shards>, holdings: &Arc<Holdings>) -> Option<Error> {
-        let (shards, holdings) = (Arc::clone(shards), Arc::clone(holdings));
-        self.rounds.fresh(|| round(shards, holdings)).await.unwrap_or_else(|_| Some(lost("the datasets")))
-    }
-
-    /// Asks every shard whether it has opened each of its datasets. Callers share rounds, as those of [`Self::describe_all`] do. Cancel
-    /// safe.
+    /// Asks every shard which datasets it has. The list is sorted by name, and nothing of it is kept. All callers that come while a round
+    /// is under way share the next one. Cancel safe.
     ///
     /// # Errors
     /// That of a shard that could not be asked; the reason why a dataset does not open, with the code of that reason.
-    pub(super) async fn all_opened(&self, shards: &Arc<Shards>) -> Result<()> {
+    pub(super) async fn describe_all(&self, shards: &Arc<Shards>) -> Result<List> {
         let shards = Arc::clone(shards);
-        self.opened.fresh(|| all_opened(shards)).await.unwrap_or_else(|_| Err(lost("the datasets")))
+        self.rounds.fresh(|| round(shards)).await.unwrap_or_else(|_| Err(lost("the datasets")))
     }
 }
 
-async fn all_opened(shards: Arc<Shards>) -> Result<()> {
-    let asked = shards.all().into_iter().map(|shard| async move {
-        shard.live(LIVE_WAIT).await?;
-        not_whole(&shard.id, shard.describe(true).await?.unopened)
-    });
-    join_all(asked).await.into_iter().collect()
+async fn round(shards: Arc<Shards>) -> Result<List> {
+    let answers: Vec<_> = join_all(shards.all().into_iter().map(describe)).await;
+    let tables = Tables::default();
+    for answer in answers {
+        let (shard, said) = answer?;
+        not_whole(&shard.id, said.unopened)?;
+        for said in &said.datasets {
+            if let Some(table) = tables.take(said)?.now {
+                let standing = Standing { generation: 0, known_through: said.known_through_ns };
+                table.describe(&shard, standing, said);
+            }
+        }
+    }
+    let mut datasets: Vec<Arc<Dataset>> = Vec::with_capacity(tables.len());
+    for table in tables.all() {
+        table.refresh();
+        datasets.push(table.described());
+    }
+    datasets.sort_by(|a, b| a.spec.dataset.cmp(&b.spec.dataset));
+    Ok(datasets.into())
 }
 
 /// Refuses a list of datasets that would lack some, and names them.
@@ -70,35 +76,6 @@ fn not_whole(shard: &str, unopened: Vec<pb::ErrorDetail>) -> Result<()> {
         "restore the dataset's files, or move its folder out of the lake; every other dataset can be read by its name"
     };
     Err(Error::new(first.code(), message).side(first.whose()).hint(hint).dataset(dataset).shard(shard))
-}
-
-async fn round(shards: Arc<Shards>, holdings: Arc<Holdings>) -> Option<Error> {
-    let mut asked: FuturesUnordered<_> = shards.all().into_iter().map(describe).collect();
-    let mut refused = None;
-    while let Some(answer) = asked.next().await {
-        match answer {
-            Ok((shard, said)) => {
-                let mut found = false;
-                for said in &said.datasets {
-                    let Ok(Some(table)) = holdings.table_of(said) else { continue };
-                    if table.part(&shard.id).is_none() {
-                        // The described knowledge time may cover changes that are still on their way in the log. The head holds no
-                        // chunk of this dataset yet, so no chunk can lack them.
-                        let standing =
-                            Standing { generation: shard.generation(), known_through: said.known_through_ns };
-                        table.describe(&shard, standing, said);
-                        found = true;
-                    }
-                }
-                if found {
-                    // this wakes the callers that wait for the dataset
-                    shards.ownership_changed();
-                }
-            }
-            Err(error) => refused = Some(error),
-        }
-    }
-    refused
 }
 
 async fn describe(shard: Arc<Shard>) -> Result<(Arc<Shard>, pb::ShardDescription)> {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,32 +11,24 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::join_all;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use trellis_fabric::{bound::Bound, discovery::Watch, retry::up_to, single::Lost};
+use trellis_fabric::{discovery::Watch, single::Lost};
 use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb, placement};
 
 use super::{
     core::Core,
-    describe::LIVE_WAIT,
     reading::{ReadQuery, Reading},
     waits::Waits,
 };
 use crate::{
     error::lost,
-    follow::{Follower, follow_peers},
+    follow::{Follower, Interest, LIVE_WAIT, follow_peers},
     held::{Dataset, Holdings, Table},
     limits::OpenRequest,
     shards::{Shard, Shards},
     stats::{DatasetCounts, EngineStats},
 };
 
-/// For this long, with jitter, the head answers that a dataset is unknown without asking the shards again: a client that polls for a
-/// dataset must not cause a question to every shard each time. A dataset that is made meanwhile is announced by its shard.
-const UNKNOWN_TTL: Duration = Duration::from_millis(500);
-/// Most such names. Beyond it they are forgotten, and the shards are asked again.
-const UNKNOWN_MAX: usize = 4_096;
-static UNKNOWN: Bound = Bound::new("head.unknown_datasets");
 /// Longest wait of a publish for another shard to serve its version. After that the head no longer trusts that shard's log.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for listing the symbols or sessions of one shard: it may have to open the table of a dataset that it has not read yet.
@@ -67,11 +58,13 @@ impl Engine {
         let follower = Arc::new(Follower {
             shards: Arc::new(Shards::new()),
             holdings: Arc::new(Holdings::new(config.budget_bytes, config.grace)),
+            interest: Interest::default(),
             head_id: config.head_id,
             confirms: AtomicU64::new(0),
         });
         let stop = CancellationToken::new();
         tokio::spawn(follow_peers(Arc::clone(&follower), watch, stop.clone()));
+        tokio::spawn(Arc::clone(&follower).leave_unused(stop.clone()));
         Self { core: Arc::new(Core::new(follower)), _stop: Arc::new(stop.drop_guard()) }
     }
 
@@ -91,7 +84,7 @@ impl Engine {
         self.core.shards.missing()
     }
 
-    /// A dataset as of now. If no shard has described it, the shards are asked for their datasets once.
+    /// A dataset as of now. From the first question on the head follows it.
     ///
     /// # Errors
     /// [`Code::UnknownDataset`]; [`Code::Unavailable`] if a shard that might know it cannot be asked.
@@ -104,7 +97,7 @@ impl Engine {
     /// time. Each shard is asked by one call at a time; all callers that come meanwhile share the next one. Cancel safe.
     ///
     /// # Errors
-    /// As [`Self::dataset`].
+    /// Those of [`Self::dataset`].
     pub(crate) async fn caught_up(&self, name: &DatasetName) -> Result<(Arc<Dataset>, Vec<Arc<str>>)> {
         let table = self.table(name).await?;
         let asked = table.parts().into_iter().map(|part| async move {
@@ -123,24 +116,20 @@ impl Engine {
         Ok((self.table(name).await?.described(), behind))
     }
 
-    /// Every dataset, sorted by name. Waits for shards that have not described their datasets yet.
+    /// Every dataset, sorted by name. Every shard is asked, and the head keeps nothing of the answer.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if a shard is away: the head may not know
-    /// all of that shard's datasets. If a shard cannot open a dataset, an error that names it, with the code of the reason.
-    pub(crate) async fn datasets(&self) -> Result<Vec<Arc<Dataset>>> {
+    /// [`Code::Unavailable`] while the shards do not own everything exactly once, or if a shard is away: it may have datasets that no
+    /// other shard has. If a shard cannot open a dataset, an error that names it, with the code of the reason.
+    pub(crate) async fn datasets(&self) -> Result<Arc<[Arc<Dataset>]>> {
         self.core.shards.whole()?;
-        self.core.describer.all_opened(&self.core.shards).await?;
-        let mut datasets: Vec<_> =
-            self.core.holdings.tables().iter().map(|table| table.described()).collect();
-        datasets.sort_by(|a, b| a.spec.dataset.cmp(&b.spec.dataset));
-        Ok(datasets)
+        self.core.describer.describe_all(&self.core.shards).await
     }
 
     /// All symbols of a dataset, sorted. Kept until a change may have added one.
     ///
     /// # Errors
-    /// As [`Self::dataset`]; [`Code::Unavailable`] if a shard cannot be asked.
+    /// Those of [`Self::dataset`]; [`Code::Unavailable`] if a shard cannot be asked.
     pub(crate) async fn symbols(&self, name: &DatasetName) -> Result<Arc<[Symbol]>> {
         let table = self.table(name).await?;
         let epoch = self.core.shards.ownership().epoch;
@@ -148,6 +137,7 @@ impl Engine {
             return Ok(list);
         }
         self.core.shards.whole()?;
+        self.complete(&table, &self.core.shards.serving(name)).await?;
         let shards = self.core.shards.all();
         self.list(&table, &shards).await?;
         let mut symbols = table.symbols();
@@ -159,7 +149,7 @@ impl Engine {
     /// and only for one that was never listed.
     ///
     /// # Errors
-    /// As [`Self::dataset`]; [`Code::Unavailable`] if a shard that may have one of them cannot be asked.
+    /// Those of [`Self::dataset`]; [`Code::Unavailable`] if a shard that may have one of them cannot be asked.
     pub(crate) async fn symbols_with(&self, name: &DatasetName, asked: &[Symbol]) -> Result<Arc<[Symbol]>> {
         let table = self.table(name).await?;
         let listed = table.symbols().listed();
@@ -181,12 +171,22 @@ impl Engine {
             })
         });
         let shards = found.collect::<Result<Vec<_>>>()?;
+        self.complete(&table, &shards).await?;
         self.list(&table, &shards).await?;
         // While a shard is away, its list may lack a symbol.
         for (shard, symbol) in shards.iter().zip(owners.values()) {
             shard.live(LIVE_WAIT).await.map_err(|error| error.dataset(name).symbol(symbol))?;
         }
         Ok(table.symbols().listed())
+    }
+
+    /// Asks for a dataset again if one of these shards has not described it. Such a shard tells no changes of it, so a list of its symbols
+    /// would be taken for the newest for ever.
+    async fn complete(&self, table: &Table, shards: &[Arc<Shard>]) -> Result<()> {
+        if shards.iter().all(|shard| table.part(&shard.id).is_some()) {
+            return Ok(());
+        }
+        self.core.follower.follow_dataset(&table.name).await
     }
 
     /// Has each shard list its symbols, unless its list is the newest.
@@ -214,7 +214,7 @@ impl Engine {
     /// The sessions (midnights, UTC) in `[start, end)` that have rows, ascending.
     ///
     /// # Errors
-    /// As [`Self::symbols`].
+    /// Those of [`Self::symbols`].
     pub(crate) async fn sessions(
         &self,
         name: &DatasetName,
@@ -233,7 +233,7 @@ impl Engine {
     /// [`Code::UnknownDataset`]; [`Code::StaleSchema`] if the dataset has another spec by now, so that the read must be planned again.
     pub(crate) fn read(&self, query: ReadQuery) -> Result<Reading> {
         let name = &query.dataset.spec.dataset;
-        let table = self.core.holdings.table(name).ok_or_else(|| self.unknown_dataset(name))?;
+        let table = self.core.holdings.table(name).ok_or_else(|| unknown_dataset(name))?;
         if !Arc::ptr_eq(&table.spec, &query.dataset.spec) {
             return Err(Error::new(
                 Code::StaleSchema,
@@ -242,6 +242,8 @@ impl Engine {
             .dataset(name)
             .hint("ask again"));
         }
+        // a scan may take longer than a dataset that nobody asks for is kept
+        table.ask();
         Ok(Reading::new(Arc::clone(&self.core), table, query))
     }
 
@@ -277,14 +279,15 @@ impl Engine {
         }
     }
 
-    /// Waits until every shard but the dataset's home serves `dataset` at `version` or newer, at most [`SYNC_TIMEOUT`]. Returns the shards
-    /// that do not by then; everything held from those is unconfirmed until their logs have been checked.
+    /// Waits until every shard but the dataset's home serves `dataset` at `version` or newer, but not longer than [`SYNC_TIMEOUT`].
+    /// Returns the shards that do not serve it then. Everything that the head holds from those shards is unconfirmed until it has checked
+    /// their logs.
     pub(crate) async fn sync_others(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
         let home = self.home(dataset).map(|home| home.id.to_string()).unwrap_or_default();
         self.sync(dataset, version, &home).await
     }
 
-    /// As [`Self::sync_others`], but waits for the dataset's home, too: for a commit that another shard made.
+    /// Like [`Self::sync_others`], but waits for the dataset's home, too: for a commit that another shard made.
     pub(crate) async fn sync_all(&self, dataset: &DatasetName, version: u64) -> Vec<String> {
         self.sync(dataset, version, "").await
     }
@@ -318,12 +321,12 @@ impl Engine {
         &self.core.waits
     }
 
-    /// Whether so many bytes of an answer may be framed before the transport asks for them.
+    /// Whether `bytes` of an answer may be framed before the transport asks for them.
     pub(crate) fn has_room_ahead(&self, bytes: u64) -> bool {
         self.core.holdings.memory.has_room_ahead(bytes)
     }
 
-    /// Waits until there is room to frame so many bytes of an answer.
+    /// Waits until there is room to frame `bytes` of an answer.
     ///
     /// # Errors
     /// [`Code::Overloaded`].
@@ -338,9 +341,9 @@ impl Engine {
         held
     }
 
-    /// Figures of each dataset as of now, sorted by name.
+    /// Figures of each dataset that the head follows as of now, sorted by name.
     pub(crate) fn dataset_counts(&self) -> Vec<DatasetCounts> {
-        let tables = self.core.holdings.tables();
+        let tables = self.core.holdings.tables().all();
         let mut datasets: Vec<DatasetCounts> = tables
             .iter()
             .map(|table| {
@@ -385,58 +388,28 @@ impl Engine {
     }
 
     async fn table(&self, name: &DatasetName) -> Result<Arc<Table>> {
-        if let Some(table) = self.core.holdings.table(name) {
+        let Core { shards, holdings, follower, .. } = &*self.core;
+        if let Some(table) = holdings.table(name) {
+            table.ask();
             return Ok(table);
         }
-        let fresh = |at: &Instant| *at > Instant::now();
-        if self.core.unknown.lock().get(name).is_some_and(fresh) {
-            return Err(self.unknown_dataset(name));
+        if let Some(error) = follower.known_as_unknown(name) {
+            return Err(error);
         }
-        let mut changed = self.core.shards.changes();
-        let mut round = pin!(self.core.describer.describe_all(&self.core.shards, &self.core.holdings));
-        let refused = loop {
-            tokio::select! {
-                refused = &mut round => break refused,
-                // One shard knows it: a shard that is late is not waited for. `changes` ends with the shards.
-                Ok(()) = changed.changed() => {}
-            }
-            if let Some(table) = self.core.holdings.table(name) {
-                return Ok(table);
-            }
+        let asked = follower.follow_dataset(name).await;
+        // a shard that cannot be asked now is asked again by who needs its part
+        if let Some(table) = holdings.table(name) {
+            table.ask();
+            return Ok(table);
+        }
+        shards.whole()?;
+        let error = match asked {
+            Err(error) if error.code() != Code::UnknownDataset => return Err(error),
+            Err(error) => unknown_dataset(name).hint(error.hint_text()),
+            Ok(()) => unknown_dataset(name),
         };
-        if let Some(table) = self.core.holdings.table(name) {
-            return Ok(table);
-        }
-        self.core.shards.whole()?;
-        if let Some(error) = refused {
-            return Err(error.dataset(name));
-        }
-        // A shard does not describe a dataset that it cannot open. It says why when the head asks it for the dataset's symbols.
-        let home = self.home(name)?;
-        let ask = pb::SymbolsRequest { dataset: name.to_string() };
-        let listed = home.answer("list the symbols", LIST_TIMEOUT, home.client().symbols(ask)).await;
-        if let Err(error) = listed
-            && error.code() != Code::UnknownDataset
-        {
-            return Err(error.dataset(name));
-        }
-        let mut unknown_names = self.core.unknown.lock();
-        unknown_names.retain(|_, at| fresh(at));
-        if unknown_names.len() >= UNKNOWN_MAX {
-            UNKNOWN.hit();
-            unknown_names.clear();
-        }
-        let ttl = UNKNOWN_TTL * 3 / 4 + up_to(UNKNOWN_TTL / 2);
-        unknown_names.insert(name.clone(), Instant::now() + ttl);
-        Err(self.unknown_dataset(name))
-    }
-
-    fn unknown_dataset(&self, name: &DatasetName) -> Error {
-        let error = Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name);
-        match self.core.holdings.nearest(name) {
-            Some(near) => error.hint(format!("did you mean {near}?")),
-            None => error,
-        }
+        follower.note_unknown(name, &error);
+        Err(error)
     }
 
     /// The sessions that each shard lists, also those that have not described the dataset: it may have come a moment ago.
@@ -455,6 +428,10 @@ impl Engine {
         });
         join_all(asked).await.into_iter().collect()
     }
+}
+
+fn unknown_dataset(name: &DatasetName) -> Error {
+    Error::new(Code::UnknownDataset, format!("there is no dataset {name}")).dataset(name)
 }
 
 /// Takes the newest list of a shard's symbols. Says how new it is. A shard that does not know the dataset has none: the dataset may have

@@ -1,7 +1,7 @@
 //! A scripted shard: it has the rows of a test, holds answers back, fails on request, and records its calls.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -12,6 +12,7 @@ use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, Ip
 use bytes::Bytes;
 use futures::Stream;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, watch},
@@ -21,8 +22,12 @@ use tonic::{Request, Response, Status, Streaming};
 use trellis_proto::{
     ChunkSpan, Code, DatasetSpec, Error, FieldType,
     fetch::{Answer, ChunkBatch, ChunkFailure, ChunkRun},
-    pb,
-    pb::shard_server::{Shard, ShardServer},
+    pb::{
+        self,
+        shard_server::{Shard, ShardServer},
+        watch_event::Event,
+        watch_request::Request as Asked,
+    },
     spec::FieldSpec,
     time::DAY_NS,
 };
@@ -73,14 +78,26 @@ struct State {
     seq: u64,
     /// (version, symbol, first day, last day)
     commits: Vec<(u64, String, i64, i64)>,
-    watchers: Vec<mpsc::UnboundedSender<Result<pb::WatchEvent, Status>>>,
+    watchers: Vec<Watcher>,
+    /// Watchers so far.
+    watched: u64,
+    /// Datasets that watchers have named so far, each as often as it was.
+    subscribed: Vec<String>,
+    /// The dataset is dropped.
+    dropped: bool,
+    /// So many of the next questions for a dataset are answered with an error of the store.
+    refuses: usize,
+    others: BTreeMap<String, Other>,
+    /// First acknowledgements are not answered.
+    answers_held: bool,
+    /// Bytes of the events of watchers that are gone.
+    bytes_gone: usize,
     fetches: Vec<pb::FetchRequest>,
     confirms: Vec<pb::ConfirmRequest>,
-    describes: usize,
     unopened: Vec<pb::ErrorDetail>,
     syncs: usize,
     /// Events that watchers have not been told, if they are withheld.
-    withheld: Option<Vec<pb::WatchEvent>>,
+    withheld: Option<Vec<pb::Change>>,
     /// How often the first two fields have been exchanged.
     changes: u64,
     /// For a chunk, how many of the next answers fail, and with which code.
@@ -92,12 +109,77 @@ struct State {
     down: bool,
 }
 
+/// A watcher's end of the log.
+#[derive(Debug)]
+struct Watcher {
+    number: u64,
+    events: mpsc::UnboundedSender<Result<pb::WatchEvent, Status>>,
+    /// The position of its last event.
+    at: u64,
+    follows: BTreeSet<String>,
+    /// Its last acknowledgement.
+    applied: Option<u64>,
+    /// Bytes of the events that it was sent.
+    bytes: usize,
+}
+
+impl Watcher {
+    /// Returns whether the watcher is there.
+    fn tell(&mut self, seq: u64, event: Event) -> bool {
+        let event = pb::WatchEvent { after: std::mem::replace(&mut self.at, seq), event: Some(event) };
+        self.bytes += event.encoded_len();
+        self.events.send(Ok(event)).is_ok()
+    }
+}
+
+/// A dataset beside the one of the rows. It has the same rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Other {
+    pub(super) version: u64,
+    pub(super) dropped: bool,
+}
+
 impl State {
-    fn tell(&mut self, event: pb::WatchEvent) {
+    fn lose_watchers(&mut self) {
+        self.bytes_gone += self.watchers.drain(..).map(|watcher| watcher.bytes).sum::<usize>();
+    }
+
+    fn tell(&mut self, change: pb::Change) {
         match &mut self.withheld {
-            Some(withheld) => withheld.push(event),
-            None => self.watchers.retain(|watcher| watcher.send(Ok(event.clone())).is_ok()),
+            Some(withheld) => withheld.push(change),
+            None => self.watchers.retain_mut(|watcher| {
+                !watcher.follows.contains(&change.dataset)
+                    || watcher.tell(change.seq, Event::Change(change.clone()))
+            }),
         }
+    }
+
+    /// The position up to which watchers have been told.
+    fn told(&self) -> u64 {
+        self.seq - self.withheld.as_ref().map_or(0, Vec::len) as u64
+    }
+
+    /// What a watcher is told that names a dataset.
+    fn answer(&mut self, dataset: &str) -> pb::Subscribed {
+        self.subscribed.push(dataset.to_owned());
+        if self.refuses > 0 {
+            self.refuses -= 1;
+            let refused = Error::new(Code::Unavailable, "the store does not answer");
+            let answer = Some(pb::subscribed::Answer::Error(refused.into()));
+            return pb::Subscribed { dataset: dataset.to_owned(), seq: self.told(), answer };
+        }
+        let described = match dataset {
+            DATASET => Some(self.description()),
+            _ => self.other(dataset),
+        };
+        let answer = match described {
+            Some(description) => pb::subscribed::Answer::Description(description),
+            None => {
+                let unknown = Error::new(Code::UnknownDataset, format!("there is no dataset {dataset:?}"));
+                pb::subscribed::Answer::Error(unknown.hint(format!("did you mean {DATASET}?")).into())
+            }
+        };
+        pb::Subscribed { dataset: dataset.to_owned(), seq: self.told(), answer: Some(answer) }
     }
 }
 
@@ -114,7 +196,7 @@ pub(super) struct Fake {
     cancelled: watch::Sender<usize>,
     /// Calls of Confirm wait.
     confirms_held: watch::Sender<bool>,
-    /// It answers no call and tells no news, as a process that is stopped.
+    /// It answers no call and sends no change, like a process that is stopped.
     frozen: watch::Sender<bool>,
     /// Calls of Symbols so far.
     listed: watch::Sender<usize>,
@@ -237,7 +319,7 @@ impl Fake {
     async fn thawed(&self) {
         self.frozen.subscribe().wait_for(|frozen| !frozen).await.unwrap();
     }
-    /// From now on watchers are told of commits only when a sync asks for it.
+    /// From now on it tells watchers of commits only when a sync asks for it.
     pub(super) fn withhold(&self) {
         self.state.lock().withheld = Some(Vec::new());
     }
@@ -247,8 +329,82 @@ impl Fake {
     pub(super) fn syncs(&self) -> usize {
         self.state.lock().syncs
     }
-    pub(super) fn describes(&self) -> usize {
-        self.state.lock().describes
+    /// The datasets that watchers have named so far, each as often as it was.
+    pub(super) fn subscribed(&self) -> Vec<String> {
+        self.state.lock().subscribed.clone()
+    }
+    /// From now on so many questions for a dataset are answered with an error of the store.
+    pub(super) fn refuse(&self, questions: usize) {
+        self.state.lock().refuses = questions;
+    }
+    /// Commits rows while no watcher follows the dataset, and then answers a watcher that has named it again.
+    pub(super) fn commit_unseen(&self, symbol: &str, days: &[i64]) {
+        self.withhold();
+        self.commit(symbol, days, true);
+        let mut state = self.state.lock();
+        state.withheld = None;
+        let (answer, seq) = (state.answer(DATASET), state.told());
+        state.watchers.retain_mut(|watcher| watcher.tell(seq, Event::Subscribed(answer.clone())));
+    }
+    /// Whether an acknowledgement gets no answer, from now on.
+    pub(super) fn hold_answers(&self, held: bool) {
+        self.state.lock().answers_held = held;
+    }
+    /// Tells the watchers that nothing has happened.
+    pub(super) fn beat(&self) {
+        let mut state = self.state.lock();
+        let (seq, ownership_epoch) = (state.told(), state.epoch);
+        let heartbeat = pb::Heartbeat { seq, ownership_epoch, answers: false };
+        state.watchers.retain_mut(|watcher| watcher.tell(seq, Event::Heartbeat(heartbeat)));
+    }
+    /// The datasets that a watcher follows.
+    pub(super) fn followed(&self) -> BTreeSet<String> {
+        self.state.lock().watchers.iter().flat_map(|watcher| watcher.follows.clone()).collect()
+    }
+    /// Bytes of all events so far.
+    pub(super) fn told_bytes(&self) -> usize {
+        let state = self.state.lock();
+        state.bytes_gone + state.watchers.iter().map(|watcher| watcher.bytes).sum::<usize>()
+    }
+    /// Whether every watcher has acknowledged something.
+    pub(super) fn acknowledged(&self) -> bool {
+        self.state.lock().watchers.iter().all(|watcher| watcher.applied.is_some())
+    }
+    /// Sessions of its log so far.
+    pub(super) fn sessions(&self) -> u64 {
+        self.state.lock().watched
+    }
+    /// Whether a publish of a dataset is acknowledged: every watcher of it that acknowledges has applied the log up to `seq`.
+    pub(super) fn acknowledges(&self, dataset: &str, seq: u64) -> bool {
+        let state = self.state.lock();
+        let mut followers = state.watchers.iter().filter(|watcher| watcher.follows.contains(dataset));
+        followers.all(|watcher| watcher.applied.is_none_or(|applied| applied >= seq))
+    }
+    /// Commits to a dataset beside the one of the rows, or makes it. Returns the position and the version.
+    pub(super) fn touch(&self, dataset: &str, dropped: bool) -> (u64, u64) {
+        let mut state = self.state.lock();
+        state.seq += 1;
+        state.known_through += 10;
+        let other = state.others.entry(dataset.to_owned()).or_default();
+        *other = Other { version: other.version + 1, dropped };
+        let version = other.version;
+        let change = pb::Change {
+            seq: state.seq,
+            dataset: dataset.to_owned(),
+            version,
+            known_at_min_ns: state.known_through,
+            known_at_max_ns: state.known_through,
+            everything: true,
+            description: state.other(dataset),
+            ..pb::Change::default()
+        };
+        state.tell(change);
+        (state.seq, version)
+    }
+    /// Has these datasets, too.
+    pub(super) fn make_others(&self, names: impl Iterator<Item = String>) {
+        let others = names.map(|name| (name, Other { version: 1, dropped: false }));
+        self.state.lock().others.extend(others);
     }
     pub(super) async fn asked(&self, calls: usize) {
         self.asked.subscribe().wait_for(|asked| *asked >= calls).await.unwrap();
@@ -263,7 +419,7 @@ impl Fake {
         self.commit_at(known_at, symbol, days, inline)
     }
 
-    /// As [`Self::commit`], with this knowledge time.
+    /// Like [`Self::commit`], with this knowledge time.
     pub(super) fn commit_at(&self, known_at: i64, symbol: &str, days: &[i64], inline: bool) -> u64 {
         let mut state = self.state.lock();
         state.version += 1;
@@ -306,8 +462,7 @@ impl Fake {
             data_body,
             retracted: Bytes::new(),
         };
-        let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
-        state.tell(event);
+        state.tell(change);
         state.seq
     }
 
@@ -317,6 +472,7 @@ impl Fake {
         state.version += 1;
         state.seq += 1;
         state.changes += 1;
+        state.dropped = false;
         let change = pb::Change {
             seq: state.seq,
             dataset: DATASET.into(),
@@ -327,8 +483,7 @@ impl Fake {
             description: Some(state.description()),
             ..pb::Change::default()
         };
-        let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
-        state.tell(event);
+        state.tell(change);
         state.seq
     }
 
@@ -337,7 +492,8 @@ impl Fake {
         let mut state = self.state.lock();
         state.version += 1;
         state.seq += 1;
-        let description = pb::DatasetDescription { dropped: true, ..state.description() };
+        state.dropped = true;
+        let description = state.description();
         let change = pb::Change {
             seq: state.seq,
             dataset: DATASET.into(),
@@ -346,8 +502,7 @@ impl Fake {
             description: Some(description),
             ..pb::Change::default()
         };
-        let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
-        state.tell(event);
+        state.tell(change);
         state.seq
     }
 
@@ -369,8 +524,7 @@ impl Fake {
             description: Some(state.description()),
             ..pb::Change::default()
         };
-        let event = pb::WatchEvent { event: Some(pb::watch_event::Event::Change(change)) };
-        state.tell(event);
+        state.tell(change);
     }
 
     /// Waits until a watcher has applied everything up to `seq`.
@@ -392,19 +546,22 @@ impl Fake {
             state.incarnation += 1;
             state.seq = 0;
         }
-        state.watchers.clear();
+        state.lose_watchers();
     }
 
-    /// Skips a number of the log.
+    /// Loses an event on its way to the watchers.
     pub(super) fn skip(&self) {
-        self.state.lock().seq += 1;
+        let mut state = self.state.lock();
+        state.seq += 1;
+        let seq = state.seq;
+        state.watchers.iter_mut().for_each(|watcher| watcher.at = seq);
     }
 
     /// Refuses all calls, and breaks the log.
     pub(super) fn go_away(&self) {
         let mut state = self.state.lock();
         state.down = true;
-        state.watchers.clear();
+        state.lose_watchers();
     }
     pub(super) fn come_back(&self) {
         self.state.lock().down = false;
@@ -419,6 +576,13 @@ impl Fake {
 }
 
 impl State {
+    fn other(&self, name: &str) -> Option<pb::DatasetDescription> {
+        let Other { version, dropped } = *self.others.get(name)?;
+        let said = self.description();
+        let spec = said.spec.map(|spec| pb::DatasetSpec { dataset: name.to_owned(), ..spec });
+        Some(pb::DatasetDescription { spec, version, dropped, ..said })
+    }
+
     fn description(&self) -> pb::DatasetDescription {
         let days = self.rows.values().flatten().map(|row| row.0);
         pb::DatasetDescription {
@@ -432,6 +596,7 @@ impl State {
             rows: self.rows.values().map(|rows| rows.len() as u64).sum(),
             symbols: self.rows.len() as u64,
             home: String::new(),
+            dropped: self.dropped,
             ..pb::DatasetDescription::default()
         }
     }
@@ -479,14 +644,19 @@ impl Shard for Fake {
     ) -> Result<Response<pb::ShardDescription>, Status> {
         self.thawed().await;
         self.check_up()?;
-        let mut state = self.state.lock();
-        state.describes += 1;
+        let state = self.state.lock();
         Ok(Response::new(pb::ShardDescription {
             shard: self.id.to_string(),
             epoch: state.epoch,
             owns: state.owns.clone(),
             incarnation: state.incarnation.to_string(),
-            datasets: if request.get_ref().ownership_only { Vec::new() } else { vec![state.description()] },
+            datasets: match request.get_ref().ownership_only {
+                true => Vec::new(),
+                false => {
+                    let others = state.others.keys().filter_map(|name| state.other(name));
+                    others.chain([state.description()]).collect()
+                }
+            },
             unopened: state.unopened.clone(),
         }))
     }
@@ -597,37 +767,69 @@ impl Shard for Fake {
         self.check_up()?;
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|request| request.request);
-        let Some(pb::watch_request::Request::Start(start)) = first else {
+        let Some(Asked::Start(start)) = first else {
             return Err(Status::invalid_argument("a watch begins with a start"));
         };
-        let (sender, receiver) = mpsc::unbounded_channel();
-        {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let number = {
             let mut state = self.state.lock();
-            let resumes = start.incarnation == state.incarnation.to_string() && start.seq == state.seq;
+            let resumes = start.incarnation == state.incarnation.to_string() && start.seq == state.told();
+            let seq = state.told();
             let hello = pb::WatchHello {
                 shard: self.id.to_string(),
                 incarnation: state.incarnation.to_string(),
-                seq: if resumes { start.seq } else { state.seq },
+                seq,
                 ownership_epoch: state.epoch,
             };
-            let _ = sender.send(Ok(pb::WatchEvent { event: Some(pb::watch_event::Event::Hello(hello)) }));
-            state.watchers.push(sender.clone());
-        }
-        let (applied, state) = (self.applied.clone(), Arc::clone(&self.state));
-        // the first acknowledgement is answered; this must not keep a log open that the test loses
-        let mut answer = Some(sender.downgrade());
-        drop(sender);
+            let _ = events.send(Ok(pb::WatchEvent { after: 0, event: Some(Event::Hello(hello)) }));
+            state.watched += 1;
+            let follows = start.datasets.iter().cloned().collect();
+            let number = state.watched;
+            let mut watcher = Watcher { number, events, at: seq, follows, applied: None, bytes: 0 };
+            if !resumes {
+                for dataset in &start.datasets {
+                    let answer = state.answer(dataset);
+                    watcher.tell(seq, Event::Subscribed(answer));
+                }
+            }
+            state.watchers.push(watcher);
+            state.watched
+        };
+        let fake = self.clone();
         tokio::spawn(async move {
+            let mut answers = true;
             while let Ok(Some(request)) = requests.message().await {
-                if let Some(pb::watch_request::Request::Applied(seq)) = request.request {
-                    applied.send_modify(|applied| *applied = seq);
-                    if let Some(sender) = answer.take().and_then(|sender| sender.upgrade()) {
-                        let state = state.lock();
-                        let seq = state.seq - state.withheld.as_ref().map_or(0, Vec::len) as u64;
-                        let heartbeat = pb::Heartbeat { seq, ownership_epoch: state.epoch };
-                        let event = pb::watch_event::Event::Heartbeat(heartbeat);
-                        let _ = sender.send(Ok(pb::WatchEvent { event: Some(event) }));
+                fake.thawed().await;
+                let mut state = fake.state.lock();
+                let (told, epoch) = (state.told(), state.epoch);
+                let is = |watcher: &&mut Watcher| watcher.number == number;
+                match request.request {
+                    Some(Asked::Applied(seq)) => {
+                        fake.applied.send_modify(|applied| *applied = seq);
+                        let answers = !state.answers_held && std::mem::take(&mut answers);
+                        if let Some(watcher) = state.watchers.iter_mut().find(is) {
+                            watcher.applied = Some(seq);
+                        }
+                        if answers && let Some(watcher) = state.watchers.iter_mut().find(is) {
+                            let heartbeat = pb::Heartbeat { seq: told, ownership_epoch: epoch, answers };
+                            watcher.tell(told, Event::Heartbeat(heartbeat));
+                        }
                     }
+                    Some(Asked::Subscribe(names)) => {
+                        for dataset in names.datasets {
+                            let answer = state.answer(&dataset);
+                            if let Some(watcher) = state.watchers.iter_mut().find(is) {
+                                watcher.follows.insert(dataset);
+                                watcher.tell(told, Event::Subscribed(answer));
+                            }
+                        }
+                    }
+                    Some(Asked::Unsubscribe(names)) => {
+                        if let Some(watcher) = state.watchers.iter_mut().find(is) {
+                            watcher.follows.retain(|dataset| !names.datasets.contains(dataset));
+                        }
+                    }
+                    Some(Asked::Start(_)) | None => {}
                 }
             }
         });
@@ -670,7 +872,7 @@ impl Shard for Fake {
             state.syncs += 1;
             let withheld = state.withheld.take().unwrap_or_default();
             let any = !withheld.is_empty();
-            withheld.into_iter().for_each(|event| state.tell(event));
+            withheld.into_iter().for_each(|change| state.tell(change));
             any.then_some(state.seq)
         };
         if let Some(seq) = seq {

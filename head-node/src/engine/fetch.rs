@@ -36,13 +36,13 @@ use trellis_proto::{
 };
 
 use super::{
-    flights::ClaimTrace,
+    traces::ClaimTrace,
     waits::{WaitQueue, Waits},
 };
 use crate::{
     held::{
         Claim, ColumnSet, FlightId, Holdings, Part, Payload, Route, RunShape, Series, SeriesEffects, Stamp,
-        Standing, Table, routes_of,
+        Table, routes_of,
     },
     limits::{FairQueue, Reservation, Verdict},
     shards::{Shard, Shards},
@@ -205,7 +205,7 @@ pub(super) struct Fetcher {
     shards: Arc<Shards>,
     holdings: Arc<Holdings>,
     waits: Arc<Waits>,
-    /// By [`Shard::number`]. A shard has a queue as long as a call to it is under way.
+    /// The queues, by [`Shard::number`]. A shard has a queue while a call to it is under way.
     queues: Mutex<HashMap<u64, CallQueue>>,
     runtime: Handle,
     pub(super) upstream_calls: AtomicU64,
@@ -357,7 +357,6 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
     })?;
     holdings.cache.make_room();
 
-    let generation = shard.generation();
     let mut ranges = Vec::new();
     let mut asked = Vec::new();
     let mut shapes: Vec<(Arc<Table>, Arc<RunShape>)> = Vec::new();
@@ -369,8 +368,7 @@ async fn fetch(fetcher: &Arc<Fetcher>, shard: &Arc<Shard>, batch: &mut Batch) ->
                 state.claims.cancel(work.flight, &work.chunks);
                 continue;
             }
-            let at = Standing { generation, ..work.part.standing() };
-            state.claims.launch(work.flight, &work.chunks, at);
+            state.claims.launch(work.flight, &work.chunks, work.part.standing());
             state.claims.open(work.flight, &work.chunks)
         };
         let known = shapes.iter().find(|(t, s)| Arc::ptr_eq(t, &work.table) && s.columns == work.columns);

@@ -5,7 +5,7 @@
 //! | `facade` | [`Engine`]: the methods that the services call |
 //! | `reading` | one read: chunks are taken, joined or claimed, and waited for |
 //! | `fetch` | the queue of claims of each shard, and the calls that fetch them |
-//! | `flights` | the traces of flights |
+//! | `traces` | the traces of flights; [`crate::held`] has the flights themselves, in its claim maps |
 //! | `describe` | asking every shard which datasets it has |
 //! | `waits` | how long reads wait in the queues of the head |
 //! | `core` | the parts that make an engine |
@@ -14,8 +14,8 @@ mod core;
 mod describe;
 mod facade;
 mod fetch;
-mod flights;
 mod reading;
+mod traces;
 mod waits;
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use trellis_proto::{Code, Error, Result, Symbol, TimeRange, pb::FetchOrder};
 use super::{
     core::Core,
     fetch::{Fetcher, Work},
-    flights::CallLink,
+    traces::CallLink,
 };
 use crate::{
     answer::Source,
@@ -36,12 +36,12 @@ use crate::{
 
 /// Expected bytes that one read claims ahead of its reader, as a part of the budget.
 const WINDOW_SHARE: u64 = 16;
-/// The same at most, for large budgets.
+/// Most such bytes of one read: the limit for large budgets.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// The chunks of a read that is expected to take more than this part of the budget are not stored: they would evict everything that
 /// other reads use, and would be evicted themselves before they are read again.
 const SCAN_SHARE: u64 = 4;
-/// How often a read plans a lost chunk again before it fails.
+/// Most times that a read plans a lost chunk again. Then the read fails.
 const ROUNDS_MAX: u32 = 8;
 /// How long a read waits for shards that are being brought up to date.
 pub(crate) const SYNC_WAIT: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ const TAKEN_MIN: usize = 64;
 /// The question of one read. Everything in it has been checked.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadQuery {
-    /// As [`super::facade::Engine::dataset`] returned it.
+    /// The dataset as [`super::facade::Engine::dataset`] returned it.
     pub(crate) dataset: Arc<Dataset>,
     /// Sorted, without duplicates.
     pub(crate) symbols: Vec<Symbol>,
@@ -370,21 +370,26 @@ impl Reading {
         let until = Instant::now() + SYNC_WAIT;
         let core = Arc::clone(&self.core);
         let mut changed = core.shards.changes();
-        let mut described = pin!(core.describer.describe_all(&core.shards, &core.holdings));
-        let mut asked = false;
+        let name = self.table.name.clone();
+        let mut asked = pin!(core.follower.follow_dataset(&name));
+        let mut answer = None;
         loop {
             let syncing = match self.begin(self.query.allow_stale && Instant::now() >= until) {
                 Ok(()) => return Ok(()),
                 Err(Obstacle::Syncing(shards)) => shards,
-                Err(Obstacle::Undescribed(_)) if !asked => {
-                    tokio::select! {
-                        _ = &mut described => asked = true,
-                        // the shards of this read may have described it: the others are not waited for
-                        Ok(()) = changed.changed() => {}
+                Err(Obstacle::Undescribed(error)) => match answer.take() {
+                    None => {
+                        tokio::select! {
+                            said = &mut asked => answer = Some(said),
+                            // the shards of this read may have described it: the others are not waited for
+                            Ok(()) = changed.changed() => {}
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                Err(Obstacle::Undescribed(error)) => return Err(self.placed(error)),
+                    // why the owner has not described it
+                    Some(Err(why)) => return Err(self.placed(why)),
+                    Some(Ok(())) => return Err(self.placed(error)),
+                },
                 Err(Obstacle::Error(error)) => return Err(error),
             };
             for shard in syncing {

@@ -1,6 +1,7 @@
 //! The engine against a scripted shard on loopback.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -27,6 +28,7 @@ use super::{
 };
 use crate::{
     answer::{KnownAt, Source, Values},
+    follow::IDLE_MAX,
     held::{ISLAND_ROWS_MAX, Payload, model},
     shards::{Link, Shard},
 };
@@ -509,10 +511,10 @@ async fn a_read_of_the_past_joins_what_was_asked_for_before_the_log_was_lost() {
     fake.hold();
     let _first = begin(&engine, &q("AMZN", 0, 640)).await;
     fake.asked(1).await;
-    let described = fake.describes() + 2;
+    let answered = fake.subscribed().len();
     fake.lose_log(true);
     fake.commit("AMZN", &[3], false);
-    until("the log is followed again", || fake.describes() >= described && live(&engine) == 1).await;
+    until("the log is followed again", || fake.subscribed().len() > answered && live(&engine) == 1).await;
 
     let past = |as_of| Q { as_of: Some(as_of), ..q("AMZN", 0, 640) };
     let (mut known, mut unknown) = (begin(&engine, &past(100)).await, begin(&engine, &past(105)).await);
@@ -866,6 +868,8 @@ async fn a_shard_that_hangs_is_waited_for_by_those_alone_who_need_it_and_by_them
     let (a, b) = divided().await;
     let engine = engine_with(&[&a, &b], BUDGET).await;
     when(&engine, || live(&engine) == 2).await;
+    // both have said what the dataset is
+    engine.dataset(&DATASET.parse().unwrap()).await.unwrap();
     b.freeze(true);
     let ask = |engine: &Engine| {
         let engine = engine.clone();
@@ -1114,19 +1118,20 @@ async fn a_deadline_ends_the_read_and_not_the_flight_of_others() {
 #[tokio::test]
 async fn an_unknown_dataset_is_asked_for_once_by_many() {
     let (fake, engine) = start(&["AMZN"], 64).await;
-    let before = fake.describes();
     let name: DatasetName = "no.such".parse().unwrap();
     for error in join_all((0..50).map(|_| engine.dataset(&name))).await {
-        assert_eq!(error.unwrap_err().code(), Code::UnknownDataset);
+        let error = error.unwrap_err();
+        assert_eq!(error.code(), Code::UnknownDataset);
+        assert!(error.hint_text().contains(DATASET), "what the shard suggests: {error:?}");
     }
-    assert_eq!(fake.describes(), before + 2, "the first asks, and all who came meanwhile ask together");
+    assert_eq!(fake.subscribed(), ["no.such"], "all who come before the answer ask together");
     // for a while the answer is remembered
     tokio::time::pause();
-    engine.core.unknown.lock().insert(name.clone(), tokio::time::Instant::now() + Duration::from_millis(1));
+    engine.core.follower.note_unknown(&name, &Error::new(Code::UnknownDataset, "as before"));
     let remembered = std::pin::pin!(engine.dataset(&name)).now_or_never();
     assert_eq!(remembered.unwrap().unwrap_err().code(), Code::UnknownDataset);
     tokio::time::resume();
-    assert_eq!(fake.describes(), before + 2);
+    assert_eq!(fake.subscribed().len(), 1);
     assert_eq!(engine.symbols(&DATASET.parse().unwrap()).await.unwrap().len(), 1);
     let seq = fake.commit("ZZZ", &[3], true);
     fake.applied(seq).await;
@@ -1290,4 +1295,257 @@ async fn a_dropped_dataset_is_unknown_until_it_is_made_again() {
     assert_eq!(engine.read(ask).unwrap_err().code(), Code::UnknownDataset);
     fake.applied(fake.swap_fields()).await;
     assert_eq!(first_field(&engine, &q).await.unwrap()[0], value(1, (0, 1)));
+}
+
+fn other(i: usize) -> DatasetName {
+    format!("other.n{i:05}").parse().unwrap()
+}
+
+/// Reads a dataset beside the one of the rows: their number.
+async fn read_other(engine: &Engine, name: &DatasetName) -> Result<usize> {
+    let ask = ReadQuery {
+        dataset: engine.dataset(name).await?,
+        symbols: vec!["A".parse().unwrap()],
+        fields: vec![0],
+        start: 0,
+        end: 10 * DAY_NS,
+        as_of: None,
+        behind: Arc::default(),
+        allow_stale: false,
+        unit: "test".into(),
+        deadline: None,
+        order: FetchOrder::NewestFirst,
+    };
+    let mut reading = engine.read(ask)?;
+    let mut found = 0;
+    while let Some(series) = reading.next().await {
+        found += series?.chunks.iter().map(|chunk| chunk.rows() as usize).sum::<usize>();
+    }
+    Ok(found)
+}
+
+/// What a head costs that reads three of `count` datasets while each of them changes, and its log is lost once: the datasets that it
+/// knows and follows, and the bytes that its shard sends it.
+async fn cost_of_three(count: usize) -> (usize, usize, BTreeSet<String>, usize) {
+    let fake = Fake::start("shard-0", &["A"], 10).await;
+    fake.make_others((0..count).map(|i| other(i).to_string()));
+    let engine = engine_with(&[&fake], BUDGET).await;
+    engine.ready().await;
+    assert_eq!(fake.followed().len(), 0, "it was asked for nothing yet");
+    for i in 0..3 {
+        assert_eq!(read_other(&engine, &other(i)).await.unwrap(), 10);
+    }
+    for i in 0..count {
+        let (seq, version) = fake.touch(other(i).as_str(), false);
+        if i < 3 {
+            fake.applied(seq).await;
+            assert_eq!(engine.dataset(&other(i)).await.unwrap().version, version);
+        } else {
+            assert!(fake.acknowledges(other(i).as_str(), seq), "this head delays no publish of the others");
+        }
+    }
+    fake.lose_log(true);
+    until("the log is followed again", || fake.sessions() == 2 && live(&engine) == 1).await;
+    for i in 0..3 {
+        assert_eq!(read_other(&engine, &other(i)).await.unwrap(), 10);
+    }
+    let bytes = fake.told_bytes();
+    assert_eq!(engine.datasets().await.unwrap().len(), count + 1, "a list has all");
+    let known = engine.core.holdings.tables().len();
+    (known, engine.core.follower.names(), fake.followed(), bytes)
+}
+
+#[tokio::test]
+async fn what_a_head_costs_that_reads_three_datasets_does_not_grow_with_the_ten_thousand_that_there_are() {
+    let (known, names, followed, bytes) = cost_of_three(10_000).await;
+    assert_eq!((known, names), (3, 3));
+    assert_eq!(followed, (0..3).map(|i| other(i).to_string()).collect());
+    let (_, _, _, of_three) = cost_of_three(3).await;
+    // the numbers in the events are longer
+    assert!(bytes < of_three + of_three / 10, "{bytes} bytes, and {of_three} if there are only three");
+}
+
+#[tokio::test]
+async fn a_dataset_that_nobody_asks_for_is_left_unless_something_of_it_is_held() {
+    let fake = Fake::start("shard-0", &["A"], 10).await;
+    fake.make_others((0..2).map(|i| other(i).to_string()));
+    let engine = engine_with(&[&fake], BUDGET).await;
+    engine.ready().await;
+    let (held, known, none) = (other(0), other(1), other(2));
+    read_other(&engine, &held).await.unwrap();
+    engine.dataset(&known).await.unwrap();
+    engine.dataset(&none).await.unwrap_err();
+    assert_eq!((engine.core.follower.names(), fake.followed().len()), (3, 3));
+    let later = |times: u32| tokio::time::Instant::now() + times * (IDLE_MAX + Duration::from_secs(1));
+    engine.core.follower.look(later(0));
+    assert_eq!(engine.core.follower.names(), 3, "they were asked for just now");
+    engine.core.follower.look(later(1));
+    until("the shard is told", || fake.followed() == BTreeSet::from([held.to_string()])).await;
+    assert_eq!((engine.core.follower.names(), engine.core.holdings.tables().len()), (1, 1));
+
+    // what has happened meanwhile is not missed
+    let (seq, version) = fake.touch(known.as_str(), false);
+    assert!(fake.acknowledges(known.as_str(), seq), "nobody waits for this head");
+    fake.touch(none.as_str(), false);
+    assert_eq!(engine.dataset(&known).await.unwrap().version, version);
+    assert_eq!(engine.dataset(&none).await.unwrap().version, 1);
+    assert_eq!(read_other(&engine, &known).await.unwrap(), 10);
+
+    // one that is asked for again and again stays, although nothing of it is held
+    for times in 1..4 {
+        engine.dataset(&none).await.unwrap();
+        engine.core.follower.look(later(times));
+        assert_eq!(engine.core.follower.names(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_head_is_live_when_its_acknowledgement_is_answered_and_not_by_any_heartbeat() {
+    let (fake, engine) = start(&["A"], 10).await;
+    read(&engine, &q("A", 0, 10)).await.unwrap();
+    fake.hold_answers(true);
+    fake.lose_log(true);
+    until("the new session acknowledges", || fake.sessions() == 2 && fake.acknowledged()).await;
+    fake.beat();
+    fake.applied(fake.commit("A", &[3], true)).await;
+    assert_eq!(live(&engine), 0, "a publish may have been acknowledged without this head");
+    fake.hold_answers(false);
+    fake.applied(fake.commit("A", &[4], true)).await;
+    until("the answer has come", || live(&engine) == 1).await;
+}
+
+#[tokio::test]
+async fn a_shard_that_could_not_describe_a_dataset_is_asked_again_before_its_symbols_count() {
+    let (a, b) = divided().await;
+    a.refuse(1);
+    let engine = engine_with(&[&a, &b], BUDGET).await;
+    engine.ready().await;
+    assert_eq!(engine.dataset(&DATASET.parse().unwrap()).await.unwrap().version, 1, "the other one has it");
+    let all = || async {
+        let listed = engine.symbols(&DATASET.parse().unwrap()).await.unwrap();
+        listed.iter().map(Symbol::to_string).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(all().await.len(), 4);
+    let seq = a.commit("TSLA", &[3], true);
+    until("it is acknowledged", || a.acknowledges(DATASET, seq)).await;
+    assert!(all().await.contains("TSLA"), "a list has what was acknowledged before it");
+}
+
+#[tokio::test]
+async fn a_step_of_a_long_scan_keeps_its_dataset() {
+    let fake = Fake::start("shard-0", &["A"], 10).await;
+    fake.make_others((0..1).map(|i| other(i).to_string()));
+    let engine = engine_with(&[&fake], BUDGET).await;
+    engine.ready().await;
+    let dataset = engine.dataset(&other(0)).await.unwrap();
+    let step = || {
+        let ask = ReadQuery {
+            dataset: Arc::clone(&dataset),
+            symbols: vec!["A".parse().unwrap()],
+            fields: vec![0],
+            start: 0,
+            end: 10 * DAY_NS,
+            as_of: None,
+            behind: Arc::default(),
+            allow_stale: false,
+            unit: "test".into(),
+            deadline: None,
+            order: FetchOrder::NewestFirst,
+        };
+        engine.read(ask).map(drop)
+    };
+    let later = |times: u32| tokio::time::Instant::now() + times * (IDLE_MAX + Duration::from_secs(1));
+    for times in 0..4 {
+        step().unwrap();
+        engine.core.follower.look(later(times));
+    }
+    engine.core.follower.look(later(5));
+    assert_eq!(step().unwrap_err().code(), Code::UnknownDataset, "nobody has asked for it since");
+}
+
+#[tokio::test]
+async fn a_head_that_came_back_to_a_dataset_takes_nothing_older_for_the_latest() {
+    let (fake, engine) = start(&["A"], 10).await;
+    let q = q("A", 0, 10);
+    read(&engine, &q).await.unwrap();
+    fake.commit_unseen("A", &[3]);
+    until("the head has the answer", || {
+        engine.core.holdings.table(&DATASET.parse().unwrap()).unwrap().parts()[0].version() == 2
+    })
+    .await;
+    assert_eq!(read(&engine, &q).await.unwrap(), fake.truth("A", 0, 10, i64::MAX));
+}
+
+#[tokio::test]
+async fn names_without_a_dataset_are_bounded() {
+    let (fake, engine) = start(&["A"], 10).await;
+    for i in 0..5_000 {
+        assert_eq!(engine.dataset(&other(i)).await.unwrap_err().code(), Code::UnknownDataset);
+        assert!(engine.core.follower.names() <= 4_097);
+    }
+    until("the shard is told", || fake.followed().len() <= 4_097).await;
+}
+
+/// Datasets that are made, changed, dropped and made again while the head asks for them, leaves them, and loses its log. Whenever a
+/// change is acknowledged, the next question sees it.
+#[tokio::test]
+async fn whatever_races_an_acknowledged_change_is_seen_by_the_next_question() {
+    const DATASETS: usize = 4;
+    let mut rng = model::Rng(model::seed());
+    model::say(&format!("interest under disturbance: seed {}", rng.0));
+    let fake = Fake::start("shard-0", &["A"], 10).await;
+    let engine = engine_with(&[&fake], BUDGET).await;
+    engine.ready().await;
+    let mut truth: BTreeMap<DatasetName, Option<u64>> = BTreeMap::new();
+    let mut asking = Vec::new();
+    let mut seen = 0;
+    for _ in 0..600 {
+        let name = other(rng.below(DATASETS as u64) as usize);
+        match rng.below(10) {
+            0..=3 => {
+                let exists = truth.get(&name).is_some_and(Option::is_some);
+                let drops = exists && rng.one_in(4);
+                let (seq, version) = fake.touch(name.as_str(), drops);
+                truth.insert(name.clone(), (!drops).then_some(version));
+                until("it is acknowledged", || fake.acknowledges(name.as_str(), seq)).await;
+            }
+            // a question that is under way during what comes next
+            4 | 5 => {
+                let (engine, name) = (engine.clone(), name.clone());
+                asking.push(tokio::spawn(async move { engine.dataset(&name).await.map(|_| ()) }));
+            }
+            6 => engine.core.follower.look(tokio::time::Instant::now() + IDLE_MAX * 2),
+            7 => {
+                let sessions = fake.sessions();
+                fake.lose_log(rng.one_in(2));
+                if rng.one_in(2) {
+                    // while the log is lost nobody waits for this head
+                    let (_, version) = fake.touch(name.as_str(), false);
+                    truth.insert(name.clone(), Some(version));
+                }
+                until("the log is followed again", || fake.sessions() > sessions && live(&engine) == 1).await;
+            }
+            _ => {}
+        }
+        for _ in 0..rng.below(20) {
+            tokio::task::yield_now().await;
+        }
+        if rng.one_in(2) {
+            let expected = truth.get(&name).copied().flatten();
+            match (engine.dataset(&name).await, expected) {
+                (Ok(dataset), Some(version)) => {
+                    assert_eq!(dataset.version, version, "{name}");
+                    seen += 1;
+                }
+                (Err(error), None) => assert_eq!(error.code(), Code::UnknownDataset, "{name}"),
+                (answer, expected) => panic!("{name}: {answer:?}, and it is {expected:?}"),
+            }
+        }
+    }
+    for asked in asking {
+        if let Err(error) = asked.await.unwrap() {
+            assert!(error.retryable() || error.code() == Code::UnknownDataset, "{error}");
+        }
+    }
+    assert!(seen > 100, "{seen}");
 }

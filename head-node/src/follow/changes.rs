@@ -22,7 +22,7 @@ struct Inline {
     symbols: HashMap<String, Range<usize>>,
 }
 
-/// Applies one change of a shard's log.
+/// Applies one change of a shard's log, of a dataset that the head follows there.
 pub(super) fn apply(holdings: &Arc<Holdings>, shards: &Shards, shard: &Arc<Shard>, change: &pb::Change) {
     let table = match &change.description {
         Some(said) => match holdings.table_of(said) {
@@ -42,13 +42,15 @@ pub(super) fn apply(holdings: &Arc<Holdings>, shards: &Shards, shard: &Arc<Shard
     // rows of another spec do not belong to this table, even if their types fit
     let same_spec = change.description.as_ref().is_some_and(|said| said.schema == table.schema);
 
-    let generation = shard.generation();
     let before = table.part(&shard.id);
     let last_ts = before.as_ref().and_then(|part| part.last_ts());
     let part = match (&change.description, before.clone()) {
         (Some(said), before) => {
             let known_through = before.map_or(said.known_through_ns, |part| part.standing().known_through);
-            table.describe(shard, Standing { generation, known_through }, said)
+            let part =
+                table.describe(shard, Standing { generation: shards.next_generation(), known_through }, said);
+            table.refresh();
+            part
         }
         (None, Some(part)) => part,
         (None, None) => return,
@@ -97,12 +99,7 @@ pub(super) fn apply(holdings: &Arc<Holdings>, shards: &Shards, shard: &Arc<Shard
         }
     }
     part.advance(known_through);
-    if before.is_none() {
-        // routes of this dataset could not be made without its part
-        shards.ownership_changed();
-    } else {
-        shards.notify();
-    }
+    shards.notify();
 }
 
 struct Update<'a> {

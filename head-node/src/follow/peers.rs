@@ -14,7 +14,7 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result};
 
-use super::watch::{Follower, Position};
+use super::{follower::Follower, watch::Position};
 use crate::shards::{Link, Shard};
 
 /// First pause after a failed attempt to reach a shard; it doubles up to [`RETRY_MAX`].
@@ -121,7 +121,7 @@ async fn reach(
 /// The shard at a peer: the `known` one, if it is still there.
 ///
 /// # Errors
-/// As [`crate::shards::Shards::identify`]; [`Code::InvalidRequest`] if the peer's address is not one.
+/// Those of [`crate::shards::Shards::identify`]; [`Code::InvalidRequest`] if the peer's address is not one.
 async fn identify(
     follower: &Follower,
     channels: &ChannelOptions,
@@ -150,7 +150,7 @@ async fn identify(
 /// Takes a shard out of the grid, with its part of each dataset.
 fn forget(follower: &Follower, shard: &Arc<Shard>) {
     if follower.shards.remove(shard) {
-        for table in follower.holdings.tables() {
+        for table in follower.holdings.tables().all() {
             table.forget(shard);
         }
         follower.shards.ownership_changed();

@@ -1,46 +1,47 @@
 //! One session of a shard's log of changes.
 //!
-//! The head first asks whether it may have missed a change. If the shard is the same process, and its log goes on exactly where the
-//! head had stopped, the head has missed nothing, and its chunks stay confirmed. Otherwise everything held from this shard is unconfirmed. The head then begins a new
+//! The head names the datasets that it [follows](super::interest), and asks first whether it may have missed a change of them. If the
+//! shard is the same process, and its log goes on exactly where the head had stopped, the head has missed nothing, and its chunks stay
+//! confirmed. Otherwise everything held from this shard is unconfirmed. The head then begins a new
 //! [generation](crate::shards::Generation), and one batched check finds out which chunks have changed.
 //!
 //! The order at the beginning of a generation matters: hello, then describe, then confirm, then live. The shard reads everything that
-//! is fetched or confirmed in the generation after it has described itself. So a chunk of the generation holds every commit that the
-//! described knowledge time covers, also a commit whose change is still on its way in the log.
+//! is fetched or confirmed in the generation after it has described the dataset. So a chunk of the generation holds every commit that
+//! the described knowledge time covers, also a commit whose change is still on its way in the log. A dataset that the head names later
+//! begins a generation of its own with the shard's description, before anything of it is fetched.
 //!
 //! Then the head acknowledges its position, and applies the changes until the shard's answer. From then on it has every publish that was
 //! acknowledged, and the session is live.
 
 use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use futures::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tonic::Streaming;
-use trellis_proto::{Code, Error, Result, pb};
+use trellis_proto::{
+    Code, DatasetName, Error, Result,
+    pb::{self, watch_event::Event, watch_request::Request},
+};
 
-use super::changes;
+use super::{changes, follower::Follower, interest::said};
 use crate::{
     held::{Holdings, Part, Series, Standing, Table, chunks_owned},
-    shards::{Link, Shard, Shards},
+    shards::{Generation, Link, Shard, Stage, Wish},
 };
 
 /// Most acknowledgements queued for the shard, which needs only the newest one.
 const ACKS_QUEUED: usize = 16;
 /// A shard that does not begin its log within this time is away.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// A log that brings nothing for so long is lost: the shard tells every second that nothing has happened.
+/// A log that brings nothing for this long is lost: the shard tells every second that nothing has happened.
 const LOG_SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Longest time of one batched check, which takes seconds for millions of chunks.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most runs of chunks in one check. A run takes about 64 bytes, so that a check is far below the limit of a message. More than one check
-/// is needed only if some hundred thousand series are held.
+/// is needed only if the head holds hundreds of thousands of series.
 const CONFIRM_RUNS_MAX: usize = 200_000;
 
 /// How far a shard's log has been applied.
@@ -53,20 +54,9 @@ pub(crate) struct Position {
 /// Why a session ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// It was live, or about to be.
+    /// Whether the session was live, or about to be.
     pub(crate) was_live: bool,
     pub(crate) error: Error,
-}
-
-/// Follows the logs of the shards.
-#[derive(Debug)]
-pub(crate) struct Follower {
-    pub(crate) shards: Arc<Shards>,
-    pub(crate) holdings: Arc<Holdings>,
-    /// Name of this head, as shards see it.
-    pub(crate) head_id: String,
-    /// Batched checks so far.
-    pub(crate) confirms: AtomicU64,
 }
 
 impl Follower {
@@ -90,14 +80,20 @@ async fn session(
     let shards = &follower.shards;
     // a suspicion from before this session is answered by the session itself
     let _ = shard.suspect.notified().now_or_never();
+    let (datasets, all_followed) = begin(follower, shard);
+    if !all_followed {
+        // the shard may go on only with what it has told this head of
+        *position = Position::default();
+    }
     let (acks, mut requests) = mpsc::channel(ACKS_QUEUED);
     let requests = futures::stream::poll_fn(move |cx| requests.poll_recv(cx));
     let start = pb::WatchStart {
         head: follower.head_id.clone(),
         incarnation: position.incarnation.clone(),
         seq: position.seq,
+        datasets: names(&datasets),
     };
-    send(&acks, pb::watch_request::Request::Start(start)).await?;
+    send(&acks, Request::Start(start)).await?;
     let open = async {
         let mut events = shard.client().watch(requests).await?.into_inner();
         let first = events.message().await?;
@@ -106,7 +102,7 @@ async fn session(
     let (mut events, first) = tokio::time::timeout(HELLO_TIMEOUT, open)
         .await
         .map_err(|_| Error::new(Code::Unavailable, "the shard did not begin its log in time"))??;
-    let Some(pb::watch_event::Event::Hello(hello)) = first.and_then(|event| event.event) else {
+    let Some(Event::Hello(hello)) = first.and_then(|event| event.event) else {
         return Err(Error::new(Code::DataCorrupt, "the shard's log does not begin with a hello"));
     };
 
@@ -114,8 +110,9 @@ async fn session(
         && hello.incarnation == position.incarnation
         && hello.seq == position.seq;
     if !resumed {
+        let answers = answers(&mut events, &datasets, hello.seq).await?;
         // set only now, when everything held has been checked against this log
-        begin_generation(follower, shard).await?;
+        begin_generation(follower, shard, answers).await?;
         *position = Position { incarnation: hello.incarnation.clone(), seq: hello.seq };
     }
     if hello.ownership_epoch != shard.epoch() {
@@ -123,21 +120,30 @@ async fn session(
     }
     *was_live = true;
     // The shard acknowledges publishes without this head until its answer, and never after it. So the changes up to the answer come first.
-    send(&acks, pb::watch_request::Request::Applied(position.seq)).await?;
+    send(&acks, Request::Applied(position.seq)).await?;
     loop {
-        match next(follower, shard, &mut events, &acks, position).await? {
-            Came::Change => {}
-            Came::Heartbeat => break,
-            Came::End => return Ok(()),
+        match next(&mut events, silent_at()).await? {
+            Some(event) => {
+                if take(follower, shard, event, &acks, position).await? {
+                    break;
+                }
+            }
+            None => return Ok(()),
         }
     }
     shards.set_link(shard, Link::Live);
-    tracing::info!(shard = %shard.id, seq = position.seq, resumed, "following a shard's log");
+    tracing::info!(shard = %shard.id, seq = position.seq, resumed, datasets = datasets.len(), "following a shard's log");
+    let mut silent = silent_at();
     loop {
         tokio::select! {
-            came = next(follower, shard, &mut events, &acks, position) => if matches!(came?, Came::End) {
-                return Ok(());
+            event = next(&mut events, silent) => match event? {
+                Some(event) => {
+                    take(follower, shard, event, &acks, position).await?;
+                    silent = silent_at();
+                }
+                None => return Ok(()),
             },
+            () = shard.following.wished() => tell(shard, &acks).await?,
             () = shard.suspect.notified() => {
                 return Err(Error::new(Code::Unavailable, "the log is suspected to be behind"));
             }
@@ -145,65 +151,171 @@ async fn session(
     }
 }
 
-/// What has come of a log.
-enum Came {
-    Change,
-    Heartbeat,
-    End,
+/// The datasets that a session begins with, and whether the shard has told this head of all of them.
+fn begin(follower: &Follower, shard: &Shard) -> (Vec<DatasetName>, bool) {
+    let _kept = follower.interest.kept();
+    let ownership = follower.shards.ownership();
+    let tables = follower.holdings.tables().all().into_iter().filter(|table| {
+        table.part(&shard.id).is_some() || follower.shards.serves(&ownership, shard, &table.name)
+    });
+    shard.following.begin(tables.map(|table| table.name.clone()))
 }
 
-/// Waits for one event and applies it. Cancel safe: an event is applied without a wait, and only then
-/// acknowledged; the next acknowledgement covers one that was not sent.
-async fn next(
+/// The shard's answers for the datasets that the session has begun with. They come before everything else.
+async fn answers(
+    events: &mut Streaming<pb::WatchEvent>,
+    datasets: &[DatasetName],
+    seq: u64,
+) -> Result<Vec<pb::Subscribed>> {
+    let mut answers = Vec::with_capacity(datasets.len());
+    for dataset in datasets {
+        match next(events, silent_at()).await?.map(|event| (event.after, event.event)) {
+            Some((after, Some(Event::Subscribed(answer))))
+                if after == seq && answer.seq == seq && answer.dataset == dataset.as_str() =>
+            {
+                answers.push(answer);
+            }
+            _ => {
+                let message = format!("the shard's log does not begin with what {dataset} is");
+                return Err(Error::new(Code::DataCorrupt, message));
+            }
+        }
+    }
+    Ok(answers)
+}
+
+/// When a log that brings nothing from now on is lost.
+fn silent_at() -> Instant {
+    Instant::now() + LOG_SILENCE_MAX
+}
+
+/// Waits for one event; `None`: the log has ended. Cancel safe.
+async fn next(events: &mut Streaming<pb::WatchEvent>, silent: Instant) -> Result<Option<pb::WatchEvent>> {
+    match tokio::time::timeout_at(silent, events.message()).await {
+        Ok(event) => Ok(event?),
+        Err(_) => {
+            let message = format!("the shard's log has brought nothing for {LOG_SILENCE_MAX:?}");
+            Err(Error::new(Code::Unavailable, message))
+        }
+    }
+}
+
+/// Applies one event. Returns whether it answers the first acknowledgement. Not cancel safe: an acknowledgement may be left out.
+async fn take(
     follower: &Follower,
     shard: &Arc<Shard>,
-    events: &mut Streaming<pb::WatchEvent>,
+    event: pb::WatchEvent,
     acks: &mpsc::Sender<pb::WatchRequest>,
     position: &mut Position,
-) -> Result<Came> {
-    let Ok(came) = tokio::time::timeout(LOG_SILENCE_MAX, events.message()).await else {
-        let message = format!("the shard's log has brought nothing for {LOG_SILENCE_MAX:?}");
+) -> Result<bool> {
+    if event.after != position.seq {
+        let message = format!("the shard's log went from {} to {}", position.seq, event.after);
         return Err(Error::new(Code::Unavailable, message));
-    };
-    let Some(event) = came? else { return Ok(Came::End) };
+    }
     match event.event {
-        Some(pb::watch_event::Event::Change(change)) => {
-            if change.seq != position.seq + 1 {
-                return Err(gap(position.seq, change.seq));
-            }
-            changes::apply(&follower.holdings, &follower.shards, shard, &change);
+        Some(Event::Change(change)) => {
+            follower.changed(shard, &change);
             position.seq = change.seq;
-            send(acks, pb::watch_request::Request::Applied(change.seq)).await?;
-            Ok(Came::Change)
+            send(acks, Request::Applied(change.seq)).await?;
+            Ok(false)
         }
-        Some(pb::watch_event::Event::Heartbeat(heartbeat)) => {
-            if heartbeat.seq != position.seq {
-                return Err(gap(position.seq, heartbeat.seq));
-            }
+        Some(Event::Subscribed(answer)) => {
+            position.seq = answer.seq;
+            follower.subscribed(shard, answer);
+            Ok(false)
+        }
+        Some(Event::Heartbeat(heartbeat)) => {
+            position.seq = heartbeat.seq;
             if heartbeat.ownership_epoch != shard.epoch() {
                 follower.shards.redescribe(shard, &shard.describe(true).await?);
             }
-            Ok(Came::Heartbeat)
+            Ok(heartbeat.answers)
         }
-        Some(pb::watch_event::Event::Hello(_)) | None => {
+        Some(Event::Hello(_)) | None => {
             Err(Error::new(Code::DataCorrupt, "the shard's log holds something that is no change"))
         }
     }
 }
 
-fn gap(applied: u64, came: u64) -> Error {
-    Error::new(Code::Unavailable, format!("the shard's log went from {applied} to {came}"))
+impl Follower {
+    /// A shard has said what a dataset is with which the session began. Its part begins a new generation.
+    fn begun(&self, shard: &Arc<Shard>, generation: Generation, answer: pb::Subscribed) {
+        let Ok(dataset) = answer.dataset.parse::<DatasetName>() else { return };
+        let _kept = self.interest.kept();
+        if shard.following.stage(&dataset).is_none() {
+            return;
+        }
+        let answer = said(answer).and_then(|said| {
+            let Some(table) = self.holdings.table_of(&said)? else { return Ok(()) };
+            let standing = Standing { generation, known_through: said.known_through_ns };
+            let part = table.describe(shard, standing, &said);
+            let known_through = part.standing().known_through.max(said.known_through_ns);
+            part.begin(Standing { generation, known_through });
+            table.symbols().may_grow(&shard.id, None::<std::iter::Empty<&str>>);
+            table.refresh();
+            Ok(())
+        });
+        if let Err(error) = &answer
+            && let Some(table) = self.holdings.table(&dataset)
+        {
+            match (error.code(), table.part(&shard.id)) {
+                // the shard has lost a dataset that it had: no chunk of it can be confirmed
+                (Code::UnknownDataset, Some(part)) => part.begin(Standing { generation, ..part.standing() }),
+                (Code::UnknownDataset, None) => {}
+                // Its changes do not come. A reader that needs the part asks for it again, and learns why.
+                _ => {
+                    tracing::error!(%error, shard = %shard.id, %dataset, "a shard does not say what a dataset is");
+                    table.forget(shard);
+                }
+            }
+        }
+        shard.following.answered(&dataset, answer);
+    }
+
+    /// A shard's log has a change.
+    fn changed(&self, shard: &Arc<Shard>, change: &pb::Change) {
+        let Ok(dataset) = change.dataset.parse::<DatasetName>() else { return };
+        let _kept = self.interest.kept();
+        // one that was on its way when the head left the dataset
+        if shard.following.stage(&dataset) == Some(Stage::Followed) {
+            changes::apply(&self.holdings, &self.shards, shard, change);
+        }
+    }
 }
 
-async fn send(acks: &mpsc::Sender<pb::WatchRequest>, request: pb::watch_request::Request) -> Result<()> {
-    acks.send(pb::WatchRequest { request: Some(request) })
-        .await
-        .map_err(|_| Error::new(Code::Unavailable, "the shard has closed its log"))
+/// Tells the shard what the head wants to follow, and what no more.
+async fn tell(shard: &Shard, requests: &mpsc::Sender<pb::WatchRequest>) -> Result<()> {
+    let wishes = shard.following.wishes();
+    for run in wishes.chunk_by(|a, b| matches!(a, Wish::Follow(_)) == matches!(b, Wish::Follow(_))) {
+        let names = |wish: &Wish| match wish {
+            Wish::Follow(dataset) | Wish::Leave(dataset) => dataset.to_string(),
+        };
+        let names = pb::DatasetNames { datasets: run.iter().map(names).collect() };
+        let request = match run[0] {
+            Wish::Follow(_) => Request::Subscribe(names),
+            Wish::Leave(_) => Request::Unsubscribe(names),
+        };
+        send(requests, request).await?;
+    }
+    Ok(())
+}
+
+async fn send(requests: &mpsc::Sender<pb::WatchRequest>, request: Request) -> Result<()> {
+    let message = pb::WatchRequest { request: Some(request) };
+    match tokio::time::timeout(LOG_SILENCE_MAX, requests.send(message)).await {
+        Ok(sent) => sent.map_err(|_| Error::new(Code::Unavailable, "the shard has closed its log")),
+        Err(_) => Err(Error::new(Code::Unavailable, "the shard does not take what the head tells it")),
+    }
+}
+
+fn names(datasets: &[DatasetName]) -> Vec<String> {
+    datasets.iter().map(DatasetName::to_string).collect()
 }
 
 fn parts(holdings: &Holdings, shard: &Shard) -> Vec<(Arc<Table>, Arc<Part>)> {
     holdings
         .tables()
+        .all()
         .into_iter()
         .filter_map(|table| Some((table.part(&shard.id)?, table)))
         .map(|(p, t)| (t, p))
@@ -211,8 +323,11 @@ fn parts(holdings: &Holdings, shard: &Shard) -> Vec<(Arc<Table>, Arc<Part>)> {
 }
 
 /// Brings everything that is held from a shard to a new generation.
-async fn begin_generation(follower: &Follower, shard: &Arc<Shard>) -> Result<()> {
-    let said = shard.describe(false).await?;
+async fn begin_generation(
+    follower: &Follower,
+    shard: &Arc<Shard>,
+    answers: Vec<pb::Subscribed>,
+) -> Result<()> {
     let generation = follower.shards.next_generation();
 
     // the runs of chunks that the shard has to check; `runs_of` has, for each run, its series and its standing before this check
@@ -255,28 +370,8 @@ async fn begin_generation(follower: &Follower, shard: &Arc<Shard>) -> Result<()>
         from = to;
     }
 
-    shard.set_generation(generation);
-    let mut described = HashSet::new();
-    for said in &said.datasets {
-        match follower.holdings.table_of(said) {
-            Ok(None) => {}
-            Ok(Some(table)) => {
-                described.insert(table.name.clone());
-                let standing = Standing { generation, known_through: said.known_through_ns };
-                let part = table.describe(shard, standing, said);
-                let known_through = part.standing().known_through.max(said.known_through_ns);
-                part.begin(Standing { generation, known_through });
-                table.symbols().may_grow(&shard.id, None::<std::iter::Empty<&str>>);
-                table.refresh();
-            }
-            Err(error) => tracing::error!(%error, shard = %shard.id, "a description is not usable"),
-        }
-    }
-    for (table, part) in parts(&follower.holdings, shard) {
-        if !described.contains(&table.name) {
-            // the shard has lost a dataset that it had: no chunk of it can be confirmed
-            part.begin(Standing { generation, ..part.standing() });
-        }
+    for answer in answers {
+        follower.begun(shard, generation, answer);
     }
     // routes hold the parts that were there when they were made
     follower.shards.ownership_changed();

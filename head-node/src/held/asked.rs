@@ -1,4 +1,4 @@
-//! The ranges of event time that were ever asked of one series. Their union is the least that had to be fetched.
+//! The ranges of event time that were ever asked of one series. The head had to fetch at least their union.
 
 /// Most intervals kept for one series. Beyond that the two nearest are joined. Rows in the gap between them are then not counted when
 /// they are first asked for: the union is a little too small, and the amplification that is computed from it a little too large.

@@ -29,7 +29,7 @@ const SMALL_BYTES: usize = 4 << 10;
 
 /// Bytes that a chunk takes besides its buffers: the struct, reference counts, the rounding of the allocator.
 const CHUNK_BYTES: u64 = 320;
-/// The same for each of its columns.
+/// Bytes that each column of a chunk takes besides its buffers.
 const COLUMN_BYTES: u64 = 80;
 
 /// Bits of a [`ColumnSet`].
@@ -147,7 +147,7 @@ impl Chunk {
     /// A chunk that has only the rows of a commit.
     ///
     /// # Errors
-    /// As [`Self::patched`].
+    /// Those of [`Self::patched`].
     pub(crate) fn planted(
         memory: &Arc<Memory>,
         rows: &ChangeRows,
@@ -742,7 +742,7 @@ mod tests {
         }
     }
 
-    /// Rows at so many seconds, all known at 1, of value 7 or none.
+    /// Rows at these `seconds`, all known at 1, each with the `value`, or all without one.
     fn message(shape: &RunShape, seconds: &[i64], value: Option<f64>) -> (Vec<u8>, Bytes, Weak<()>) {
         let time = |at: Vec<i64>| Arc::new(TimestampNanosecondArray::from(at).with_timezone("UTC"));
         let rows = RecordBatch::try_new(

@@ -36,7 +36,7 @@ pub(crate) type Token = u64;
 pub(crate) const CLOSED: Generation = 0;
 
 /// Ready chunks between two claims are fetched again if they hold at most this many rows together: another range costs the shard a seek
-/// (2 to 5 us), about as much as to decode and send so many rows.
+/// (2 to 5 us), about as much as to decode and send these rows.
 pub(crate) const ISLAND_ROWS_MAX: u64 = 64;
 
 /// A set of columns, as bits. [`super::chunk::ColumnLayout`] says which fields a bit stands for.
@@ -124,7 +124,7 @@ pub(crate) struct ClaimPlan<P> {
     pub(crate) claimed: u64,
     /// Stakes taken. Each is settled once, by [`Effects::wake`].
     pub(crate) stakes: usize,
-    /// Slots whose use the cache has to be told of: their last use was at an earlier `now`.
+    /// Slots that the read uses, and whose last use was at an earlier `now`. The caller tells the cache of the use.
     pub(crate) touch: Vec<SlotId>,
 }
 
@@ -269,11 +269,11 @@ struct Flight<P, W> {
     /// Rows received.
     rows: u64,
     stakes: Vec<Stake<W>>,
-    /// Why chunks of it had to be asked for again, the last time.
+    /// The last reason why the head asked for chunks of this flight again.
     failed: Option<Error>,
     /// How many times its last reader has left.
     abandoned: u32,
-    /// The last of these times whose grace is over.
+    /// The value of `abandoned` at the last grace that is over.
     expired: u32,
 }
 
@@ -536,7 +536,7 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// The open chunks of a flight in `within`: those that have neither come nor failed. As runs.
+    /// The open chunks of a flight in `within`: those that have neither come nor failed, as runs.
     pub(crate) fn open(&self, flight: FlightId, within: &Range<i64>) -> Vec<Range<i64>> {
         let mut runs: Vec<Range<i64>> = Vec::new();
         let Some(flight) = self.flights.iter().find(|f| f.id == flight) else { return runs };
@@ -727,8 +727,8 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
         }
     }
 
-    /// Stores a chunk that was never fetched: the change that brought its first rows brought all of them. Does nothing if the chunk is
-    /// ready or in flight.
+    /// Stores a chunk that the head has never fetched. One change has brought its first rows, so that change has all of its rows. Does
+    /// nothing if the chunk is ready or in flight.
     pub(crate) fn plant(
         &mut self,
         chunk: i64,
@@ -779,6 +779,11 @@ impl<P: Payload, W: Clone> ClaimMap<P, W> {
             slot.known_through = slot.known_through(old);
             slot.generation = if unchanged { new } else { CLOSED };
         }
+    }
+
+    /// Whether nothing is held, and nothing is on its way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.flights.is_empty()
     }
 
     /// Empties all slots. Flights go on for their readers.

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -119,6 +119,8 @@ pub(crate) struct Table {
     /// Average rows of a chunk, as the bits of an `f64`; 0: no chunk has come yet.
     density: AtomicU64,
     pub(crate) counters: Arc<TableCounters>,
+    /// Somebody has asked for it since the head last looked.
+    asked: AtomicBool,
 }
 
 impl Table {
@@ -154,6 +156,7 @@ impl Table {
             symbols: Mutex::default(),
             density: AtomicU64::new(0),
             counters,
+            asked: AtomicBool::new(true),
         }
     }
 
@@ -171,6 +174,24 @@ impl Table {
         table
     }
 
+    /// Somebody asks for it.
+    pub(crate) fn ask(&self) {
+        // a read alone, usually: readers of many cores share the line
+        if !self.asked.load(Relaxed) {
+            self.asked.store(true, Relaxed);
+        }
+    }
+
+    /// Whether somebody has asked for it since the last call.
+    pub(crate) fn take_asked(&self) -> bool {
+        self.asked.swap(false, Relaxed)
+    }
+
+    /// Whether no chunk is held or on its way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.series.read().values().all(|series| series.lock().claims.is_empty())
+    }
+
     /// The dataset as of now.
     pub(crate) fn dataset(&self) -> Arc<Dataset> {
         Arc::clone(&self.snapshot.read())
@@ -184,8 +205,8 @@ impl Table {
         self.parts.read().values().cloned().collect()
     }
 
-    /// Takes a shard's description of the dataset. The part's knowledge time is set only if the part is new: later it advances when the
-    /// changes that it covers have been applied.
+    /// Takes a shard's description of the dataset; [`Self::refresh`] makes it part of the snapshot. The part's standing is set only if the
+    /// part is new: later it advances when the changes that it covers have been applied.
     pub(crate) fn describe(
         &self,
         shard: &Arc<Shard>,
@@ -202,7 +223,6 @@ impl Table {
             Arc::clone(part)
         };
         part.describe(said);
-        self.refresh();
         part
     }
 
@@ -257,10 +277,10 @@ impl Table {
         Arc::new(Dataset { known_through, settled, ..(*dataset).clone() })
     }
 
-    /// Removes the part of a shard that has left the grid.
-    pub(crate) fn forget(&self, shard: &Arc<Shard>) {
+    /// Removes the part of a shard that has left the grid, or that cannot say what the dataset is.
+    pub(crate) fn forget(&self, shard: &Shard) {
         let mut parts = self.parts.write();
-        if parts.get(&*shard.id).is_some_and(|part| Arc::ptr_eq(&part.shard, shard)) {
+        if parts.get(&*shard.id).is_some_and(|part| part.shard.number == shard.number) {
             parts.remove(&*shard.id);
             self.symbols.lock().leave(&shard.id);
         }
@@ -295,7 +315,7 @@ impl Table {
         self.symbols.lock()
     }
 
-    /// Expected bytes of so many chunks of one series.
+    /// Expected bytes of `chunks` chunks of one series.
     pub(crate) fn expected_bytes(&self, chunks: u64, columns: ColumnSet) -> u64 {
         let width: usize = 16
             + self

@@ -1,7 +1,6 @@
 //! All datasets by name, the memory and the cache, and carrying out the effects of a claim map.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -9,15 +8,15 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use trellis_proto::{Code, DatasetName, Error, Result, name::Suggest, pb::DatasetDescription};
+use trellis_proto::{DatasetName, Result, pb::DatasetDescription};
 
 use super::{
     cache::Cache,
     claims::{Abandoned, FlightId, Token},
-    datasets::{Table, TableCounters, spec_of},
+    datasets::{Table, TableCounters},
     series::{Series, SeriesEffects},
+    tables::{Described, Tables},
 };
 use crate::{limits::Memory, shards::Shard};
 
@@ -26,19 +25,17 @@ use crate::{limits::Memory, shards::Shard};
 pub(crate) struct Holdings {
     pub(crate) memory: Arc<Memory>,
     pub(crate) cache: Cache,
-    tables: RwLock<HashMap<DatasetName, Arc<Table>>>,
-    /// Datasets that were dropped, with the version that ended each. A description of an earlier version is out of date.
-    dropped: Mutex<HashMap<DatasetName, u64>>,
+    tables: Tables,
     /// How long an abandoned flight goes on.
     grace: Duration,
-    /// Of flights and tokens: never reused.
+    /// Counts up for the ids of flights and tokens. No id is used again.
     ids: AtomicU64,
     runtime: Handle,
     /// Chunks closed or patched by changes.
     pub(crate) invalidations: AtomicU64,
     pub(crate) poisoned_flights: AtomicU64,
     pub(crate) cancelled_flights: AtomicU64,
-    /// Of all datasets together.
+    /// The counters of all datasets together.
     pub(crate) counters: Arc<TableCounters>,
 }
 
@@ -46,18 +43,18 @@ impl Holdings {
     /// Holds nothing yet, and at most `budget_bytes`. Needs a Tokio runtime.
     pub(crate) fn new(budget_bytes: u64, grace: Duration) -> Self {
         let memory = Memory::new(budget_bytes);
+        let counters = Arc::default();
         Self {
             cache: Cache::new(&memory),
             memory,
-            tables: RwLock::default(),
-            dropped: Mutex::default(),
+            tables: Tables::new(&counters),
             grace,
             ids: AtomicU64::new(1),
             runtime: Handle::current(),
             invalidations: AtomicU64::new(0),
             poisoned_flights: AtomicU64::new(0),
             cancelled_flights: AtomicU64::new(0),
-            counters: Arc::default(),
+            counters,
         }
     }
 
@@ -69,68 +66,22 @@ impl Holdings {
     }
 
     pub(crate) fn table(&self, name: &DatasetName) -> Option<Arc<Table>> {
-        self.tables.read().get(name).cloned()
+        self.tables.get(name)
     }
 
-    /// The known dataset with the name nearest to a wrong one.
-    pub(crate) fn nearest(&self, wrong: &DatasetName) -> Option<String> {
-        let tables = self.tables.read();
-        Suggest::default().nearest(wrong.as_str(), tables.keys().map(DatasetName::as_str)).map(str::to_owned)
+    /// The tables of the datasets that the head follows.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
     }
 
-    pub(crate) fn tables(&self) -> Vec<Arc<Table>> {
-        self.tables.read().values().cloned().collect()
-    }
-
-    /// The table of a dataset as a shard describes it, made if it is new. A later version with another spec makes another table. An
-    /// earlier version changes nothing, and its rows must not be read with the table's spec. `None`: the dataset is dropped.
+    /// As [`Tables::take`], and lets go of what a table held that no later read uses. `None`: the dataset is dropped.
     ///
     /// # Errors
-    /// [`Code::Conflict`] if the dataset is known with another spec at the same version; [`Code::InvalidRequest`] if the description
-    /// is not valid.
+    /// As [`Tables::take`].
     pub(crate) fn table_of(&self, said: &DatasetDescription) -> Result<Option<Arc<Table>>> {
-        let spec = spec_of(said)?;
-        let is = |table: &Table| table.schema == said.schema && *table.spec == spec;
-        if let Some(table) = self.table(&spec.dataset).filter(|table| is(table) && !said.dropped) {
-            return Ok(Some(table));
-        }
-        let (before, now) = {
-            let mut tables = self.tables.write();
-            let mut dropped = self.dropped.lock();
-            if dropped.get(&spec.dataset).is_some_and(|end| said.version <= *end) {
-                return Ok(None);
-            }
-            let before = tables.get(&spec.dataset).cloned();
-            let now = match &before {
-                Some(table) if said.dropped && said.version < table.dataset().version => {
-                    return Ok(Some(Arc::clone(table)));
-                }
-                _ if said.dropped => None,
-                Some(table) if is(table) || said.version < table.dataset().version => {
-                    return Ok(Some(Arc::clone(table)));
-                }
-                Some(table) if said.version == table.dataset().version => {
-                    let message = format!("shards disagree on what {} is", spec.dataset);
-                    return Err(Error::new(Code::Conflict, message).dataset(&spec.dataset));
-                }
-                Some(table) => Some(table.redefined(spec.clone(), said.schema, said.version)),
-                None => Some(Table::new(spec.clone(), said.schema, said.version, &self.counters)),
-            };
-            let now = now.map(Arc::new);
-            match &now {
-                Some(table) => {
-                    dropped.remove(&spec.dataset);
-                    tables.insert(spec.dataset.clone(), Arc::clone(table));
-                }
-                None => {
-                    dropped.insert(spec.dataset.clone(), said.version);
-                    tables.remove(&spec.dataset);
-                }
-            }
-            (before, now)
-        };
+        let Described { now, before } = self.tables.take(said)?;
         if let Some(before) = before {
-            tracing::info!(dataset = %spec.dataset, version = said.version, dropped = now.is_none(), "a dataset has changed");
+            tracing::info!(dataset = %before.name, version = said.version, dropped = now.is_none(), "a dataset has changed");
             self.let_go(&before);
         }
         Ok(now)

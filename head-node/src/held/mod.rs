@@ -10,9 +10,10 @@
 //! | `series` | one series: its claim map under its lock, and its routes |
 //! | `symbols` | the symbols of one dataset, as each shard lists its own |
 //! | `datasets` | one dataset: its series, its parts, its symbols, its counters |
+//! | `tables` | the datasets by name, as their shards describe them |
 //! | `routes` | which shard owns which chunks of a series |
 //! | `cache` | the order of use of all slots, and eviction |
-//! | `holdings` | all datasets by name, and carrying out the effects of a claim map |
+//! | `holdings` | the datasets that the head follows, the memory, the cache, and carrying out the effects of a claim map |
 
 mod asked;
 mod cache;
@@ -24,6 +25,7 @@ mod part;
 mod routes;
 mod series;
 mod symbols;
+mod tables;
 mod waiter;
 
 pub(crate) use chunk::{ChangeRows, Chunk, RunShape, Stamp, decode, retractions};
@@ -37,4 +39,5 @@ pub(crate) use holdings::Holdings;
 pub(crate) use part::Part;
 pub(crate) use routes::{Unrouted, chunks_owned, routes_of};
 pub(crate) use series::{Route, Series, SeriesEffects};
+pub(crate) use tables::Tables;
 pub(crate) use waiter::Waiter;

@@ -72,6 +72,11 @@ impl Part {
         }
     }
 
+    /// The version that the shard has described last.
+    pub(crate) fn version(&self) -> u64 {
+        self.described.lock().version
+    }
+
     pub(super) fn described(&self) -> Described {
         self.described.lock().clone()
     }

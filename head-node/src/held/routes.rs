@@ -56,7 +56,7 @@ pub(crate) fn routes_of(shards: &Shards, table: &Table, series: &Series) -> Resu
 /// The chunks of a series that a shard owns.
 ///
 /// # Errors
-/// As [`routes_of`].
+/// Those of [`routes_of`].
 pub(crate) fn chunks_owned(
     shards: &Shards,
     table: &Table,

@@ -12,7 +12,7 @@ use trellis_proto::{Result, Symbol};
 /// Tells how new a list is: it grows with every change that may have added a symbol.
 pub(crate) type Stamp = u64;
 
-/// The calls that list the symbols of one shard. The result says how new the list is that came, if it came.
+/// The calls that list the symbols of one shard. The result says whether the list came, and how new it is.
 pub(crate) type Listing = Single<(Stamp, Result<()>)>;
 
 /// The symbols of one dataset.

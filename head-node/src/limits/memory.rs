@@ -44,9 +44,10 @@ const STORE_WAIT: Duration = Duration::from_millis(500);
 /// How long it waits after that before it is refused.
 const THROUGH_WAIT: Duration = Duration::from_millis(1500);
 
-/// The clock of recency goes on by one with each so many-th part of the budget that is inserted. Within one tick a slot in use is made
-/// the newest only once: order matters only when something is evicted. A clock by time was rejected: hits would pay for it even when
-/// nothing is inserted, and a scan that fills a small cache within one tick would evict slots that are in use.
+/// The budget has this many parts. Each time that the head has inserted the bytes of one part, the clock of recency goes on by one.
+/// Within one tick a slot in use is made the newest only once: order matters only when something is evicted. A clock by time was
+/// rejected: hits would pay for it even when nothing is inserted, and a scan that fills a small cache within one tick would evict
+/// slots that are in use.
 const RECENCY_PARTS: u64 = 64;
 
 /// The gauges of one head. All in bytes.
@@ -130,7 +131,7 @@ impl Memory {
 
     /// The clock of recency, see [`RECENCY_PARTS`].
     pub(crate) fn now(&self) -> u32 {
-        // From 1: 0 means "never used". It does not wrap in the life of a head.
+        // The clock begins at 1, because 0 means "never used". It does not wrap in the life of a head.
         (self.inserted.load(Relaxed) / (self.budget / RECENCY_PARTS).max(1)) as u32 + 1
     }
 

@@ -152,6 +152,20 @@ impl Shards {
         })
     }
 
+    /// The shards that may have series of a dataset; all of them, while the map does not say.
+    pub(crate) fn serving(&self, dataset: &DatasetName) -> Vec<Arc<Shard>> {
+        let ownership = self.ownership();
+        match &ownership.map {
+            Ok(map) => map.shards_of(dataset.as_str()).into_iter().filter_map(|id| self.get(id)).collect(),
+            Err(_) => self.all(),
+        }
+    }
+
+    /// Whether the map says that a shard may have series of a dataset. While the map is in error, it says so of no shard.
+    pub(crate) fn serves(&self, ownership: &Ownership, shard: &Shard, dataset: &DatasetName) -> bool {
+        ownership.map.as_ref().is_ok_and(|map| map.shards_of(dataset.as_str()).contains(&*shard.id))
+    }
+
     fn incomplete(&self, why: &str) -> Error {
         let unreached = self.unreached.read();
         let named = unreached.iter().take(UNREACHED_NAMED_MAX).map(|(addr, of)| match of {
@@ -205,7 +219,8 @@ impl Shards {
     ///
     /// # Errors
     /// [`Code::Unavailable`] with both addresses while another process says the same: two tasks may run for a moment while one replaces
-    /// the other. The shard that this head knows by the name has its log ended, so that it finds the same.
+    /// the other. The head ends the log of the shard that it knows by the name, so that the task of this shard finds the other process,
+    /// too.
     fn names_itself(&self, name: &str, addr: &str, incarnation: &str) -> Result<()> {
         let other = {
             let mut processes = self.processes.lock();
@@ -273,8 +288,8 @@ impl Shards {
         self.ownership_changed();
     }
 
-    /// Takes a shard out, unless another one has its name by now. Returns whether it was there. The caller says that the map has changed when it
-    /// has let go of the shard's datasets.
+    /// Takes a shard out, unless another one has its name by now. Returns whether it was there. The caller says that the map has changed
+    /// when it has let go of the shard's datasets.
     pub(crate) fn remove(&self, shard: &Arc<Shard>) -> bool {
         let mut by_name = self.by_name.write();
         let there = by_name.get(&*shard.id).is_some_and(|known| Arc::ptr_eq(known, shard));

@@ -17,10 +17,12 @@ use trellis_fabric::{
 };
 use trellis_proto::{Code, Error, Result, Side, pb, pb::shard_client::ShardClient};
 
+use super::following::Following;
+
 /// A shard that does not describe itself within this time is away.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A gapless stretch of one shard's log. A new one begins with every loss of the log. Unique over all shards; 0 is none.
+/// A gapless stretch of one shard's log of one dataset. A new one begins with every loss of the log. Unique over all; 0 is none.
 pub(crate) type Generation = u64;
 
 /// Whether a shard can be asked.
@@ -47,7 +49,8 @@ pub(crate) struct Shard {
     owns: Mutex<Vec<pb::Ownership>>,
     /// The ownership epoch of its last description.
     epoch: AtomicU64,
-    generation: AtomicU64,
+    /// The datasets whose changes it tells this head.
+    pub(crate) following: Following,
     /// Notified when a flight to this shard has been given up: its call may be of no use any more.
     pub(crate) flights_cancelled: Notify,
     /// Notified when the log may be lost or late: the head then begins a new session of the log.
@@ -65,8 +68,7 @@ impl Shard {
             link: watch::Sender::new(Link::Syncing),
             owns: Mutex::new(said.owns),
             epoch: AtomicU64::new(said.epoch),
-            // no generation has begun yet; the number serves as one that nothing else has
-            generation: AtomicU64::new(number),
+            following: Following::default(),
             flights_cancelled: Notify::new(),
             suspect: Notify::new(),
         }
@@ -75,12 +77,6 @@ impl Shard {
     /// The connections to it.
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
-    }
-    pub(crate) fn generation(&self) -> Generation {
-        self.generation.load(Relaxed)
-    }
-    pub(crate) fn set_generation(&self, generation: Generation) {
-        self.generation.store(generation, Relaxed);
     }
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Relaxed)

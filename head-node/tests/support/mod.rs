@@ -80,13 +80,26 @@ struct State {
     known_through: i64,
     /// Position in the log, and its watchers.
     seq: u64,
-    followers: Vec<mpsc::UnboundedSender<pb::watch_event::Event>>,
+    /// Watchers so far.
+    watched: u64,
+    followers: Vec<Follower>,
     away: bool,
 }
 
-impl State {
-    fn heartbeat(&self) -> pb::watch_event::Event {
-        pb::watch_event::Event::Heartbeat(pb::Heartbeat { seq: self.seq, ownership_epoch: 1 })
+/// A watcher's end of the log.
+struct Follower {
+    number: u64,
+    events: mpsc::UnboundedSender<pb::WatchEvent>,
+    /// The position of its last event.
+    at: u64,
+    follows: bool,
+}
+
+impl Follower {
+    /// Returns whether the watcher is there.
+    fn tell(&mut self, seq: u64, event: pb::watch_event::Event) -> bool {
+        let after = std::mem::replace(&mut self.at, seq);
+        self.events.send(pb::WatchEvent { after, event: Some(event) }).is_ok()
     }
 }
 
@@ -135,8 +148,9 @@ impl FakeShard {
         state.version += 1;
         state.known_through += 1;
         state.seq += 1;
+        let seq = state.seq;
         let change = pb::watch_event::Event::Change(pb::Change {
-            seq: state.seq,
+            seq,
             dataset: DATASET.into(),
             version: state.version,
             known_at_min_ns: state.known_through,
@@ -144,7 +158,7 @@ impl FakeShard {
             spans: vec![pb::SymbolSpan { symbol: symbol.into(), start_ns, end_ns }],
             ..pb::Change::default()
         });
-        state.followers.retain(|follower| follower.send(change.clone()).is_ok());
+        state.followers.retain_mut(|follower| !follower.follows || follower.tell(seq, change.clone()));
     }
     /// The log breaks, and there is no other.
     pub fn go_away(&self) {
@@ -332,34 +346,88 @@ impl shard_server::Shard for FakeShard {
         &self,
         mut request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let _start = request.get_mut().message().await?;
-        let (follower, log) = mpsc::unbounded_channel();
-        {
+        use pb::{watch_event::Event, watch_request::Request as Asked};
+        let first = request.get_mut().message().await?.and_then(|request| request.request);
+        let Some(Asked::Start(start)) = first else { return Err(Status::invalid_argument("no start")) };
+        let mut requests = request.into_inner();
+        let description = self.description();
+        let answer = move |dataset: &str, seq: u64| {
+            let answer = if dataset == DATASET {
+                pb::subscribed::Answer::Description(description.clone())
+            } else {
+                let unknown = Error::new(Code::UnknownDataset, format!("there is no dataset {dataset:?}"));
+                pb::subscribed::Answer::Error(unknown.hint(format!("did you mean {DATASET}?")).into())
+            };
+            Event::Subscribed(pb::Subscribed { dataset: dataset.to_owned(), seq, answer: Some(answer) })
+        };
+        let (events, log) = mpsc::unbounded_channel();
+        let number = {
             let mut state = self.state.lock().unwrap();
             if state.away {
                 return Err(Status::unavailable("away"));
             }
+            let seq = state.seq;
             let hello = pb::WatchHello {
                 shard: "shard-0".into(),
                 incarnation: "first".into(),
-                seq: state.seq,
+                seq,
                 ownership_epoch: 1,
             };
-            follower.send(pb::watch_event::Event::Hello(hello)).unwrap();
-            state.followers.push(follower);
-        }
-        let events = stream::unfold((self.clone(), log), |(shard, mut log)| async {
-            let event = match tokio::time::timeout(Duration::from_millis(200), log.recv()).await {
-                Ok(event) => event?,
-                Err(_) => {
-                    let state = shard.state.lock().unwrap();
-                    // a change that came meanwhile is sent before the heartbeat, which counts it
-                    log.try_recv().unwrap_or_else(|_| state.heartbeat())
+            events.send(pb::WatchEvent { after: 0, event: Some(Event::Hello(hello)) }).unwrap();
+            let follows = start.datasets.iter().any(|dataset| dataset == DATASET);
+            state.watched += 1;
+            let mut follower = Follower { number: state.watched, events, at: seq, follows };
+            if start.incarnation != "first" || start.seq != seq {
+                for dataset in &start.datasets {
+                    follower.tell(seq, answer(dataset, seq));
                 }
-            };
-            Some((Ok(pb::WatchEvent { event: Some(event) }), (shard, log)))
+            }
+            state.followers.push(follower);
+            state.watched
+        };
+        let shard = self.clone();
+        let tell = move |told: &dyn Fn(&mut Follower, u64)| {
+            let mut state = shard.state.lock().unwrap();
+            let seq = state.seq;
+            let follower = state.followers.iter_mut().find(|follower| follower.number == number);
+            follower.map(|follower| told(follower, seq)).is_some()
+        };
+        tokio::spawn(async move {
+            let mut answers = true;
+            loop {
+                let beat = |follower: &mut Follower, seq: u64| {
+                    let heartbeat = pb::Heartbeat { seq, ownership_epoch: 1, answers };
+                    follower.tell(seq, Event::Heartbeat(heartbeat));
+                };
+                let asked = tokio::time::timeout(Duration::from_millis(200), requests.message()).await;
+                let there = match asked {
+                    Err(_) if answers => true,
+                    Err(_) => tell(&beat),
+                    Ok(Ok(Some(request))) => match request.request {
+                        Some(Asked::Applied(_)) if answers => {
+                            let there = tell(&beat);
+                            answers = false;
+                            there
+                        }
+                        Some(Asked::Subscribe(names)) => tell(&|follower, seq| {
+                            for dataset in &names.datasets {
+                                follower.follows |= dataset == DATASET;
+                                follower.tell(seq, answer(dataset, seq));
+                            }
+                        }),
+                        Some(Asked::Unsubscribe(names)) => tell(&|follower, _| {
+                            follower.follows &= !names.datasets.iter().any(|dataset| dataset == DATASET);
+                        }),
+                        _ => true,
+                    },
+                    Ok(_) => false,
+                };
+                if !there {
+                    return;
+                }
+            }
         });
-        Ok(Response::new(events.boxed()))
+        Ok(Response::new(tokio_stream::wrappers::UnboundedReceiverStream::new(log).map(Ok).boxed()))
     }
 
     async fn confirm(

@@ -81,7 +81,7 @@ impl Rows {
     }
 }
 
-/// By their addresses.
+/// Notes the size of each allocation by its address, so that each counts once.
 fn note_allocations(data: &ArrayData, allocations: &mut HashMap<NonNull<u8>, usize>) {
     let nulls = data.nulls().map(|nulls| nulls.buffer());
     allocations

@@ -296,7 +296,7 @@ const FILES_LISTED_MAX: usize = 64;
 struct Made {
     files: Vec<PathBuf>,
     started_ns: i64,
-    /// Who, and with which options, as JSON.
+    /// Who imported the files, and with which options, as JSON.
     how: String,
 }
 

@@ -194,7 +194,7 @@ where
     wait_telling(py, |_| Ok(()), future)
 }
 
-/// As [`wait`]. Meanwhile it calls `tick` in Python a few times each second.
+/// Like [`wait`], but calls `tick` in Python a few times each second while it waits.
 pub(crate) fn wait_telling<T, F>(
     py: Python<'_>,
     tick: impl Fn(Python<'_>) -> PyResult<()> + Send,

@@ -15,11 +15,21 @@ Reads start at `Grid`, programs at `strategy`. No thread starts before `connect`
 | `strategy`, `run` | strategies, and how one runs for a session |
 | `_declaration`, `_context`, `_inside` | what a strategy declares, what it gets, what it may not do |
 | `_child` | the child process of `qcu` that runs a deployed strategy |
-| `deploy`, `_sources`, `_live` | bundles: which files a strategy needs, and the digest of its code |
-| `local`, `up` | the state folder of a local grid; its processes |
-| `importing`, `datasets`, `cli` | the command `trellis` |
-| `_link`, `_pinned` | where calls of a grid go; answers as of a fixed time |
-| `_align`, `_columns`, `_arguments`, `_time`, `_table` | labels, results, arguments, times, tables as text |
+| `deploy` | bundles and units: what `trellis deploy` does |
+| `_sources` | which files a strategy needs |
+| `_live` | the digest of a strategy's code in memory |
+| `local` | the state folder of a local grid |
+| `up` | the processes of a local grid |
+| `cli` | the command `trellis`: its arguments, its output, its exit codes |
+| `importing` | the import of files; `trellis import` |
+| `datasets` | the commands `trellis dataset ...` |
+| `_link` | where calls of a grid go |
+| `_pinned` | answers as of a fixed time |
+| `_align` | operands aligned by their labels |
+| `_columns` | what a strategy returns, as rows |
+| `_arguments` | checks of arguments |
+| `_time` | times in arguments and texts |
+| `_table` | tables as text |
 | `_demo`, `_market` | `make demo` and the stock market that it generates |
 | `_trellis` | the Rust side; its stub is `_trellis.pyi` |
 """

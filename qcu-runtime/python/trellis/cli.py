@@ -158,7 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     wait.add_argument(
         "--wait", action="store_true", help="with --session: wait for the end of the run, and exit as it did"
     )
-    wait.add_argument("--no-wait", action="store_true", help="only write the units' files; the grid need not run")
+    wait.add_argument(
+        "--no-wait", action="store_true", help="only write the units' files; works without a running grid"
+    )
     _add_state(deploy)
 
     undeploy = command(
@@ -173,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--lake",
         metavar="DIR|URL",
-        help=f"folder or s3://bucket/prefix (default ./{local.STATE}/lake); no grid need run",
+        help=f"folder or s3://bucket/prefix (default ./{local.STATE}/lake); works without a running grid",
     )
     return parser
 

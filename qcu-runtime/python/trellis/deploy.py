@@ -203,7 +203,7 @@ def _owners() -> Mapping[str, list[str]]:
 class Until(enum.Enum):
     """How long a deploy waits."""
 
-    # until the units' files are written; no grid need run
+    # until the units' files are written; no running grid is needed
     WRITTEN = "written"
     # until each unit has said what it does
     STARTED = "started"

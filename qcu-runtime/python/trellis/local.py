@@ -96,7 +96,7 @@ def _contents(lock: int) -> dict[str, Any] | None:
 
 
 def started(state: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """As `holder`, after waiting for a grid that is starting.
+    """Like `holder`, but after waiting for a grid that is starting.
 
     Raises:
         Unavailable: the process that holds the folder did not get ready.
@@ -215,7 +215,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def must_hold(state: pathlib.Path) -> int:
-    """As `take_lock`, for a process that must run the grid itself.
+    """Like `take_lock`, but for a process that must run the grid itself.
 
     Raises:
         Conflict: another process runs the folder's grid.

@@ -445,27 +445,27 @@ class Wide(_Operand):
         return self._reduced("mean", axis)
 
     def sum(self, axis: int | None = 0) -> Any:
-        """As `mean`."""
+        """Like `mean`."""
         return self._reduced("sum", axis)
 
     def std(self, axis: int | None = 0, ddof: int = 1) -> Any:
-        """As `mean`."""
+        """Like `mean`."""
         return self._reduced("std", axis, ddof=ddof)
 
     def var(self, axis: int | None = 0, ddof: int = 1) -> Any:
-        """As `mean`."""
+        """Like `mean`."""
         return self._reduced("var", axis, ddof=ddof)
 
     def min(self, axis: int | None = 0) -> Any:
-        """As `mean`."""
+        """Like `mean`."""
         return self._reduced("min", axis)
 
     def max(self, axis: int | None = 0) -> Any:
-        """As `mean`."""
+        """Like `mean`."""
         return self._reduced("max", axis)
 
     def median(self, axis: int | None = 0) -> Any:
-        """As `mean`."""
+        """Like `mean`."""
         return self._reduced("median", axis)
 
     def __repr__(self) -> str:

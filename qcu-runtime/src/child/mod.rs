@@ -5,7 +5,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `supervisor` | [`Child`]: start, load the strategy, run it under limits |
+//! | `supervisor` | [`Child`]: starts, loads the strategy, and runs it until its limit of time or of memory |
 //! | `outcome` | every way in which an attempt can end, its limits and its use |
 //! | `process` | one process: its end, its group, its memory and processor time |
 //! | `spawn` | exec of the interpreter, always from the same thread |

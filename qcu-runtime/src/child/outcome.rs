@@ -51,7 +51,7 @@ pub enum Outcome {
 /// A table that a strategy returned. The batches keep its memory mapped.
 #[derive(Debug, Clone)]
 pub struct Returned {
-    /// Of the batches.
+    /// The schema of the batches.
     pub schema: SchemaRef,
     /// The rows.
     pub batches: Vec<RecordBatch>,

@@ -32,7 +32,8 @@ pub struct ChildCommand {
     pub arguments: Vec<String>,
     /// Folder to start in.
     pub directory: Option<PathBuf>,
-    /// Cores that it may keep busy: the size of the thread pools of numerical libraries, unless the environment says otherwise.
+    /// Cores that the child may keep busy. Numerical libraries give their thread pools this size, unless the environment
+    /// says otherwise.
     pub threads: u32,
 }
 

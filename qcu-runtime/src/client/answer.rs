@@ -24,8 +24,8 @@ impl Answer {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// The receipts as one. Counts are sums. Claims are those that hold for all heads: the least `known_through` and watermark, and
-    /// stale if any is stale. `spread` is the greatest. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
+    /// The receipts as one. Counts are sums. Claims are those that hold for all heads: the least `known_through` and watermark, and stale
+    /// if any is stale. `spread` is the greatest. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
     #[must_use]
     pub fn receipt(&self) -> pb::Receipt {
         merge_receipts(&self.receipts)

@@ -34,7 +34,7 @@ impl Client {
     /// The symbols of a dataset, sorted.
     ///
     /// # Errors
-    /// As [`Client::describe`].
+    /// Those of [`Client::describe`].
     pub async fn symbols(&self, dataset: &DatasetName) -> Result<Vec<Symbol>> {
         self.symbols_by(dataset, self.end()).await
     }
@@ -49,7 +49,7 @@ impl Client {
     /// Midnights (nanoseconds UTC) of the sessions in `range` for which the dataset has rows, ascending.
     ///
     /// # Errors
-    /// As [`Client::describe`].
+    /// Those of [`Client::describe`].
     pub async fn sessions(&self, dataset: &DatasetName, range: TimeRange) -> Result<Vec<i64>> {
         let request =
             pb::SessionsRequest { dataset: dataset.to_string(), start_ns: range.start, end_ns: range.end };
@@ -150,7 +150,7 @@ impl Client {
     /// Drops a dataset. Returns when no head reads it any more.
     ///
     /// # Errors
-    /// As [`Client::alter_dataset`].
+    /// Those of [`Client::alter_dataset`].
     pub async fn drop_dataset(&self, request: pb::DropDatasetRequest) -> Result<pb::DatasetChange> {
         let key = request.dataset.clone();
         let call =
@@ -161,7 +161,7 @@ impl Client {
     /// Gives a dataset another name. Returns when every head reads it under the new name.
     ///
     /// # Errors
-    /// As [`Client::alter_dataset`]; `Conflict` if the name is taken.
+    /// Those of [`Client::alter_dataset`]; `Conflict` if the name is taken.
     pub async fn rename_dataset(&self, request: pb::RenameDatasetRequest) -> Result<pb::DatasetChange> {
         let key = request.dataset.clone();
         let call =

@@ -11,7 +11,7 @@ use trellis_proto::{Code, Error, Result};
 
 /// Longest message; every server of the grid keeps to it.
 pub(crate) const MESSAGE_BYTES_MAX: usize = trellis_fabric::channel::MESSAGE_BYTES_MAX;
-/// Longest field other than the body: an Arrow header (some hundred bytes for each column) or a receipt.
+/// Longest field other than the body: an Arrow header (a few hundred bytes for each column) or a receipt.
 const SMALL_BYTES_MAX: usize = 4 << 20;
 
 const DATA_HEADER: u64 = 2;

@@ -24,8 +24,8 @@ pub struct Client {
 impl Client {
     /// Finds the heads and waits until one answers.
     ///
-    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, `dns://name[:port]` or `cloudmap://namespace/service`; the client follows
-    /// the changes of the last two.
+    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, `dns://name[:port]` or `cloudmap://namespace/service`; the client
+    /// follows the changes of the last two.
     ///
     /// # Errors
     /// `InvalidRequest` for a URL of no known form, `Unavailable` if no head answers within `connect_timeout`.
@@ -50,7 +50,7 @@ impl Client {
         }
     }
 
-    /// As [`Client::connect`], but without waiting: the first call finds out whether a head answers.
+    /// Like [`Client::connect`], but without waiting: the first call finds out whether a head answers.
     ///
     /// # Errors
     /// `InvalidRequest` for a URL of no known form.
@@ -103,7 +103,7 @@ impl Client {
         self.ask_within(key, deadline, self.attempt, question, call).await
     }
 
-    /// As [`Self::ask`], without a limit for one attempt: the shard may write every file of a dataset anew.
+    /// Like [`Self::ask`], without a limit for one attempt: the shard may write every file of a dataset anew.
     pub(super) async fn ask_at_length<Q, A, F, Fut>(&self, key: &str, question: Q, call: F) -> Result<A>
     where
         Q: Clone,

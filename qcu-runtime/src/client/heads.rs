@@ -114,7 +114,7 @@ impl Heads {
         Ok(state.pools.entry(head.to_owned()).or_insert(pool).get(bytes))
     }
 
-    /// As [`Self::channel`], for a read. The size of its answer is unknown, so the client expects that of the last read: large reads that
+    /// Like [`Self::channel`], for a read. The size of its answer is unknown, so the client expects that of the last read: large reads that
     /// begin together then do not all begin on one connection.
     pub(crate) fn read_channel(&self, head: &str) -> Result<PeerChannel> {
         self.channel(head, self.inner.last_read.load(Relaxed))
@@ -125,10 +125,10 @@ impl Heads {
         self.inner.last_read.store(bytes, Relaxed);
     }
 
-    /// Calls `attempt` with one head after another: `first` before the others, which come in the order of `key`. A head that has just failed
-    /// is not the first. It goes on, round
-    /// after round, until an attempt succeeds or fails for good, or `deadline` passes. An attempt may take at most `limit`, and at
-    /// most the time that is left; it is told how much that is. Dropping the future drops the attempt.
+    /// Calls `attempt` with one head after another: `first` before the others, which come in the order of `key`. A head that has just
+    /// failed is not the first. The client goes on, round after round, until an attempt succeeds or fails for good, or `deadline` passes.
+    /// An attempt may take at most `limit`, and at most the time that is left. The client passes that time to `attempt`. Dropping the
+    /// future drops the attempt.
     ///
     /// # Errors
     /// A final error of an attempt. At the deadline, or when the grid has ended: the last retryable error, with the number of

@@ -7,9 +7,11 @@ use std::time::Duration;
 use moka::sync::Cache;
 use trellis_proto::DatasetName;
 
-/// Most datasets whose number a client keeps, some hundred bytes each. Beyond it, those that are rarely read are described again.
+/// Most datasets whose number a client keeps, a few hundred bytes each. If there are more, the client asks again for the
+/// descriptions of those that it rarely reads.
 const DATASETS_MAX: u64 = 4_096;
-/// A number that nobody has used for so long goes: a strategy that reads more rarely does not notice the question.
+/// The client forgets a number that nobody has used for this long, and asks for it again. A strategy that reads so rarely
+/// does not notice the question.
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// The numbers of the datasets that a client reads. Clones share them.

@@ -31,7 +31,7 @@ pub struct Input {
 /// Everything a run reads.
 #[derive(Debug, Clone)]
 pub struct Prefetched {
-    /// In the order of the unit.
+    /// The inputs, in the order of the unit.
     pub inputs: Vec<Input>,
     /// The latest knowledge time of all inputs; `None` without inputs.
     pub as_of_ns: Option<i64>,

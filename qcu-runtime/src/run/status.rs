@@ -49,9 +49,9 @@ pub(crate) enum Status {
     },
     /// No session is due yet.
     Waiting {
-        /// Never [`Due::Run`].
+        /// What the unit waits for; never [`Due::Run`].
         due: Due,
-        /// Who took the output over since the last run, and when. The unit has it again.
+        /// Who took the output over since the last run, and when. By now this unit owns the output again.
         taken_over: Option<String>,
     },
     /// A session runs.
@@ -67,7 +67,7 @@ pub(crate) enum Status {
     },
     /// An attempt failed.
     Retrying {
-        /// Of which session.
+        /// The session of the attempt.
         session: NaiveDate,
         /// The next attempt.
         attempt: u32,

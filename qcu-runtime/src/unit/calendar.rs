@@ -1,9 +1,9 @@
 //! Exchange calendars: which dates are sessions, and when each opens and closes. Pure.
 //!
 //! Sessions come from *rules* (weekday holidays, observed days, half days) and a list of exceptions that no rule gives: funerals of
-//! state, storms, attacks. A table of dates would be exact but end some day. Rules reach into the future, which a schedule needs; the
-//! price is that a program does not know a closure that was announced after its build. A test compares the rules with a
-//! published calendar day by day.
+//! state, storms, attacks. A table of dates would be exact, but it would end some day. Rules have no end, and a schedule needs
+//! sessions of the future. The price: a program does not know a closure that was announced after its build. A test compares the rules
+//! with a published calendar day by day.
 //!
 //! A calendar starts at its first supported date; earlier dates are no sessions.
 

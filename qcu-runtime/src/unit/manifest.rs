@@ -78,7 +78,7 @@ pub enum Schedule {
         #[serde(default = "no_delay")]
         delay: String,
     },
-    /// As soon as all of these have published the session.
+    /// As soon as all of these units have published the session.
     After {
         /// The units upstream.
         units: Vec<Upstream>,
@@ -131,7 +131,7 @@ pub struct InputSpec {
 pub enum SymbolsSpec {
     /// `"*"`.
     All(Star),
-    /// By name.
+    /// The symbols, by name.
     List(Vec<String>),
 }
 
@@ -220,7 +220,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// As JSON, in the form that [`Manifest::parse`] reads.
+    /// The manifest as JSON, in the form that [`Manifest::parse`] reads.
     ///
     /// # Errors
     /// `Internal`, never in practice.
@@ -251,7 +251,7 @@ impl Manifest {
             return Err(refuse("cpu", &format!("{} is not a number of cores", self.cpu)));
         }
         if self.memory.0 == 0 {
-            return Err(refuse("memory", "0 bytes run nothing"));
+            return Err(refuse("memory", "it is 0 bytes; a run needs some memory"));
         }
         if self.code_digest.is_empty() {
             return Err(refuse("code_digest", "is empty"));
@@ -284,7 +284,7 @@ impl Manifest {
         let ns = duration("timeout", &self.timeout)?;
         match u64::try_from(ns) {
             Ok(ns) if ns > 0 => Ok(Duration::from_nanos(ns)),
-            _ => Err(refuse("timeout", "no time is too little")),
+            _ => Err(refuse("timeout", "it is zero; a run needs some time")),
         }
     }
 
@@ -322,7 +322,7 @@ impl InputSpec {
         match (&self.lookback, &self.since) {
             (Some(_), Some(_)) => {
                 return Err(
-                    refuse(&self.key("since"), "stands beside a lookback").hint("say how far back, once")
+                    refuse(&self.key("since"), "the input has a lookback, too").hint("give one of the two")
                 );
             }
             (Some(Lookback::Sessions(n)), _) if !(1..=LOOKBACK_SESSIONS_MAX).contains(n) => {
@@ -332,7 +332,7 @@ impl InputSpec {
                 return Err(refuse(&self.key("lookback"), &why));
             }
             (Some(Lookback::Duration(text)), _) if duration(&self.key("lookback"), text)? == 0 => {
-                return Err(refuse(&self.key("lookback"), "no time reads nothing"));
+                return Err(refuse(&self.key("lookback"), "it is zero, so the input would have no rows"));
             }
             _ => {}
         }

@@ -31,7 +31,7 @@ pub(crate) struct Coverage {
 }
 
 impl Coverage {
-    /// From a description of the dataset.
+    /// The coverage that a description of the dataset tells.
     #[must_use]
     pub(crate) fn of(description: &pb::DatasetDescription) -> Self {
         Self { watermark_ns: description.watermark_ns, last_ts_ns: description.last_ts_ns }
@@ -59,7 +59,7 @@ impl Coverage {
 pub(crate) struct Published {
     /// How far it has come.
     pub progress: Coverage,
-    /// The sessions for which it has rows, as far back as they matter.
+    /// The sessions for which the dataset has rows, as far back as the schedule looks.
     pub sessions: Vec<NaiveDate>,
 }
 

@@ -104,7 +104,8 @@ fn calls(heads: &[FakeHead], method: &str) -> usize {
     heads.iter().map(|head| head.calls(method)).sum()
 }
 
-/// A grid of five heads with a dataset of so many symbols that each head that serves it has some, whatever its port.
+/// A grid of five heads with one dataset. It has enough symbols to give some to each head that serves it, whatever the port
+/// of the head.
 async fn wide_grid() -> (Vec<FakeHead>, Client, Vec<Row>) {
     let (heads, client) = grid(5).await;
     let rows: Vec<Row> = (0..256).map(|i| (format!("S{i:03}"), 0, f64::from(i))).collect();

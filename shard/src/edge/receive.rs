@@ -116,7 +116,7 @@ async fn checked(
     let Some(schema) = decoder.schema().cloned() else {
         return Err(Error::new(Code::BadRows, "the publish has no schema, and so no rows"));
     };
-    // Without the dataset's name, which may change.
+    // The scope does not have the dataset's name, because the name may change.
     let scope = format!("{}\0{}\0{}", header.kind, header.session, header.partition);
     let effect = match within.clone() {
         Some(range) => Effect::Replaces(range),

@@ -67,7 +67,7 @@ pub(crate) const PAGE_ROWS: usize = 4_096;
 pub(crate) const FILE_ROWS_MAX: usize = 8 << 20;
 /// Rows decoded at once when a whole file is read.
 const BATCH_ROWS: usize = 65_536;
-/// Bytes that the read of the footer fetches: enough in one read for files of up to some hundred row groups.
+/// Bytes that the read of the footer fetches: enough in one read for files of up to a few hundred row groups.
 const FOOTER_BYTES: usize = 64 << 10;
 
 /// Bytes of a row beside its fields: the symbol with its offset, both times, and a share of the bit maps.
@@ -569,7 +569,7 @@ impl DataFile {
         self.read_for(columns, ranges, &Arc::default()).await
     }
 
-    /// As [`Self::read`]. Adds to the `tally` of a scan.
+    /// Like [`Self::read`], but adds to the `tally` of a scan.
     pub(crate) async fn read_for(
         &self,
         columns: &[String],

@@ -1,7 +1,7 @@
 //! The footers of data files in memory: the ones that were used last, within a bound of bytes.
 //!
-//! A footer of a file of one row has some ten kilobytes. A shard with a thousand datasets of sixty small files each would have most of
-//! a gigabyte of footers if each file kept its own.
+//! A footer of a file of one row has about ten kilobytes. A shard with a thousand datasets of sixty small files each would have most
+//! of a gigabyte of footers if each file kept its own.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -11,7 +11,7 @@ use trellis_proto::{Symbol, time::DAY_NS};
 
 /// Key of the index in a file's footer.
 pub(crate) const FOOTER_KEY: &str = "trellis.index";
-/// The index goes into the footer if a run has at least so many rows on average: one costs about 60 bytes there.
+/// The index goes into the footer if a run has at least this many rows on average: a run costs about 60 bytes there.
 pub(crate) const FOOTER_RUN_ROWS_MIN: usize = 64;
 
 /// Estimated bytes of a symbol's name in memory.

@@ -44,7 +44,7 @@ pub(crate) struct Wanted {
 /// How cells are read, besides their type.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
-    /// Of time fields.
+    /// How the cells of time fields are read.
     pub(crate) clock: Clock,
     /// Words that stand for a missing value, beside the empty cell.
     pub(crate) null: BTreeSet<String>,

@@ -119,16 +119,17 @@ impl DateZone {
 /// How the values of a time column become instants.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
-    /// Of times that carry none. `None`: not said; UTC. A date without a time is that date in every zone.
+    /// The zone of times that name none. `None`: the caller named no zone, and such times are in UTC. A date without a time
+    /// is that date in every zone.
     pub(crate) zone: Option<Zone>,
     pub(crate) unit: Option<TsUnit>,
-    /// For units that count within a day.
+    /// The day of times in a unit that counts within a day.
     pub(crate) day: Option<NaiveDate>,
-    /// Empty: ISO 8601, and `yyyymmdd`.
+    /// The forms of times that are text. Empty: ISO 8601, and `yyyymmdd`.
     pub(crate) forms: Arc<[Form]>,
     /// Times are dates of this zone.
     pub(crate) dates: Option<DateZone>,
-    /// A date without a time is the midnight of the zone, as where times stand beside it.
+    /// Whether a date without a time is the midnight of the zone. It is if local times stand beside the dates.
     pub(crate) moments: bool,
 }
 

@@ -303,7 +303,7 @@ enum Values {
     /// Local times.
     Local(TimestampNanosecondArray),
     Instant(TimestampNanosecondArray),
-    /// All null.
+    /// A column of nulls alone.
     Nothing,
 }
 

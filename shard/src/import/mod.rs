@@ -14,15 +14,29 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `read` | the order of the steps |
-//! | `spec`, `options`, `names` | what the caller says; whether it makes sense; names as fields and in a shell |
-//! | `source`, `records` | which files are what: gzip, zip, Parquet; CSV records with their real lines |
-//! | `header`, `seen`, `stamps`, `survey` | which column is what, by name; what cells look like; how times are written; all of that of one file |
+//! | `spec` | what the caller says, as data |
+//! | `options` | whether what the caller says makes sense |
+//! | `names` | names of columns as field names, and texts as a shell takes them |
+//! | `source` | which files are what: gzip, zip, Parquet, CSV |
+//! | `records` | CSV records with their real lines |
+//! | `header` | which column is the symbol, the time or a field, by its name |
+//! | `seen` | what the cells of a column look like |
+//! | `stamps` | in which forms the times of a column are written |
+//! | `survey` | one file after the first reading: its columns and what their cells look like |
 //! | `plan` | the fields and their types |
-//! | `clock`, `number`, `cell` | times; numbers as people write them; values of a type |
-//! | `text`, `columnar`, `rows` | records of CSV; of Parquet; rows from a record |
-//! | `table` | sorts, finds doubles, makes batches, chooses the chunk, digests |
-//! | `result`, `sample`, `progress` | what comes out; what was understood; how far the import has come |
-//! | `problem`, `advice`, `quarantine` | bad rows and errors; what to do about them; where bad rows go |
+//! | `clock` | times to nanoseconds |
+//! | `number` | numbers as people write them |
+//! | `cell` | the text of a cell as a value of a type |
+//! | `text` | rows from CSV |
+//! | `columnar` | rows from Parquet |
+//! | `rows` | a row from the cells of one record, alike for both |
+//! | `table` | the good rows: sorts, finds doubles, makes batches, chooses the chunk, digests |
+//! | `result` | what an import gives back |
+//! | `sample` | a sample of each field as the import understood it |
+//! | `progress` | how far the import has come |
+//! | `problem` | errors of rows, files and options |
+//! | `advice` | hints: which options read a refused column or row |
+//! | `quarantine` | the bad rows as a CSV file |
 
 mod advice;
 mod cell;

@@ -29,7 +29,7 @@ pub(crate) fn snake_case(name: &str) -> String {
     snake
 }
 
-/// As it can be typed in a shell.
+/// The text as it can be typed in a shell.
 pub(crate) fn shell(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./%@".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

@@ -62,7 +62,7 @@ impl Signs {
         self.0 != 0
     }
 
-    /// As the option takes them: `currency,percent`.
+    /// The signs as the option takes them: `currency,percent`.
     pub(crate) fn names(self) -> String {
         let named = NumberSign::ALL.iter().filter(|(sign, _)| self.has(*sign));
         named.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
@@ -90,7 +90,7 @@ const KNOWN: [Marks; 10] = [
     Marks { decimal: ',', thousands: Some('_') },
 ];
 
-/// Those of [`KNOWN`] that read some cells, by position.
+/// The notations of [`KNOWN`] that read some cells, by their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Forms(u16);
 
@@ -199,7 +199,7 @@ pub(crate) fn mark(c: char) -> char {
     }
 }
 
-/// `[+-]digits[.digits][e[+-]digits]`, also `5.` and `.5`, which are written so by many.
+/// Whether the text is `[+-]digits[.digits][e[+-]digits]`. `5.` and `.5` are plain, too, because many tools write them.
 pub(crate) fn is_plain(text: &str) -> bool {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let (mantissa, exponent) = match unsigned.find(['e', 'E']) {
@@ -356,7 +356,7 @@ pub(crate) fn forms_of(text: &str) -> Option<(Forms, Signs)> {
     (forms != 0).then_some((Forms(forms), signs))
 }
 
-/// As [`forms_of`] for a number in the plain form, which most cells are.
+/// Like [`forms_of`] for a number in the plain form, which most cells are.
 pub(crate) fn forms_of_plain(text: &str) -> Forms {
     let with = |decimal: char| {
         let of = KNOWN.iter().enumerate().filter(|(_, marks)| marks.decimal == decimal);
@@ -434,7 +434,7 @@ pub(crate) fn float64(plain: &str) -> Option<(f64, bool)> {
     ))
 }
 
-/// As [`float64`], of 32 bits.
+/// Like [`float64`], but of 32 bits.
 pub(crate) fn float32(plain: &str) -> Option<(f32, bool)> {
     // as of 64 bits
     const DIGITS: usize = 6;

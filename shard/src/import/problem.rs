@@ -77,7 +77,7 @@ pub enum ImportError {
     },
     /// More rows or text than one import takes.
     TooLarge {
-        /// Which limit.
+        /// The limit that the import is over.
         message: String,
     },
     /// The quarantine file cannot be written.

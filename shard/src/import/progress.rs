@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// An import reports its progress after so many rows: every few tens of milliseconds.
+/// An import reports its progress once in this many rows: every few tens of milliseconds.
 const PROGRESS_ROWS: u64 = 16_384;
 
 /// How far an import has come.

@@ -75,7 +75,8 @@ impl Import {
 pub struct Part {
     /// When the rows became known, nanoseconds UTC. Absent: at the commit.
     pub known_at_ns: Option<i64>,
-    /// The rows, in the schema of [`DatasetSpec::rows_schema`] (of a retraction `symbol` and `ts` alone), sorted by (symbol, ts), each key once.
+    /// The rows, in the schema of [`DatasetSpec::rows_schema`] (of a retraction `symbol` and `ts` alone), sorted by (symbol, ts), each
+    /// key once.
     pub batches: Vec<RecordBatch>,
     /// The number of rows.
     pub rows: u64,

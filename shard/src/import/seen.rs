@@ -68,31 +68,31 @@ pub(crate) struct Seen {
     times: u64,
     bools: u64,
     pub(crate) texts: u64,
-    /// Of the numbers, those like `007` and `01.10`: codes, not numbers.
+    /// How many of the numbers are like `007` and `01.10`: codes, not numbers.
     padded: Cells,
-    /// Of the floats, those like `12E5`, which may be a code.
+    /// How many of the floats are like `12E5`, which may be a code.
     coded: Cells,
-    /// Of the integers, those like `+491234567`.
+    /// How many of the integers are like `+491234567`.
     signed: Cells,
     /// The first different texts, each with its cells.
     first_texts: Vec<(String, u64)>,
-    /// There are more of them.
+    /// There are more different texts than these.
     many_texts: bool,
-    /// Of the texts, those like `0x10`.
+    /// How many of the texts are like `0x10`.
     hex: u64,
-    /// Of the texts, those that are one number with something beside it, and of these those with a fraction.
+    /// How many of the texts are one number with something beside it, and how many of these numbers have a fraction.
     measures: u64,
     fractional_measures: u64,
-    /// Of the texts, those that begin with a digit and have more digits than letters.
+    /// How many of the texts begin with a digit and have more digits than letters.
     digital: u64,
-    /// Numbers that are read only by the notation that the caller gave.
+    /// How many numbers only the notation reads that the caller gave.
     noted: u64,
-    /// Of these, those with signs, and what the first is.
+    /// The first of these numbers with a sign, and the number in its simplest notation.
     pub(crate) signed_by: Option<(Example, String)>,
     /// Numbers in another notation than the caller gave.
     pub(crate) other: u64,
     pub(crate) other_example: Option<Example>,
-    /// Of all numbers, also those in another notation.
+    /// The forms of all numbers, also of those in another notation.
     pub(crate) forms: Forms,
     pub(crate) signs: Signs,
     currency: Option<String>,

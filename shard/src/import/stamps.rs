@@ -85,7 +85,7 @@ fn is_date_like(text: &str) -> bool {
 /// Cells that the same forms read.
 #[derive(Debug, Clone)]
 struct Group {
-    /// By position in [`known`].
+    /// The forms, by their positions in [`known`].
     forms: Vec<usize>,
     example: Example,
 }
@@ -98,7 +98,8 @@ pub(crate) struct Dates {
     misses: u32,
 }
 
-/// Cells without a date after which a column is no longer tried: each cell is tried with a hundred forms.
+/// Most cells without a date. After that the import does not try the column any more, because it tries each cell with a
+/// hundred forms.
 const MISSES_MAX: u32 = 64;
 
 impl Dates {
@@ -147,7 +148,8 @@ impl Dates {
         self.groups.first().map(|group| &group.example)
     }
 
-    /// The options that read them: each item a group's, with what its example would be if there is a choice.
+    /// The options that read the cells, in one list for each group. If a group has a choice, each of its options says what
+    /// the example would be.
     pub(crate) fn options(&self) -> Vec<Vec<(String, String)>> {
         self.groups
             .iter()

@@ -232,7 +232,7 @@ impl Table {
         let mut replaced = 0;
         if repeats == Repeats::Last {
             let before = order.len();
-            // By key; rows of one key in the order of the files.
+            // The rows are in the order of their keys, and rows of one key in the order of the files.
             order.reverse();
             order.dedup_by_key(|row| self.keys[*row as usize]);
             order.reverse();

@@ -36,8 +36,8 @@ use crate::{error::lost_task, files::Tally, table::Snapshot};
 /// Copies of a wave's rows at once: as they are decoded, joined, and framed.
 const WAVE_COPIES: u64 = 3;
 
-/// How long a message may wait for its client. A head has room for what it asks for before it asks, so one that takes nothing for so long
-/// has hung; heads give up a shard that sends nothing after the same time.
+/// How long a message may wait for its client. A head first makes room for what it asks for. So a head that takes nothing for this long
+/// has hung. Heads give up a shard that sends nothing for the same time.
 const TAKE_WAIT: Duration = Duration::from_secs(60);
 
 /// The client has taken nothing for [`TAKE_WAIT`].

@@ -20,7 +20,7 @@ use crate::{error::internal, files::sort_by_key, metrics, table::Snapshot, wire}
 /// Most bytes of rows in a message, unless a single chunk has more: messages of 256 KiB to 1 MiB are the fastest.
 const BATCH_BYTES: usize = 768 << 10;
 
-/// Most failures in a message; each has some hundred bytes.
+/// Most failures in a message; each has a few hundred bytes.
 const FAILURES_MAX: usize = 1_024;
 
 /// Most bytes of a single chunk: every client accepts messages of 64 MiB.
@@ -82,7 +82,7 @@ fn failure(snapshot: &Snapshot, request: &RangeRequest, chunks: Range<i64>, erro
     ChunkFailure { range: request.position as usize, chunks, error }
 }
 
-/// The failure of a range that is not read.
+/// The failure of a range that the shard does not read.
 pub(crate) fn refused(position: u32, range: &pb::ChunkRange, error: Error) -> ChunkFailure {
     ChunkFailure { range: position as usize, chunks: range.first..range.end, error }
 }

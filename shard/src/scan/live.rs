@@ -20,7 +20,7 @@ use crate::{
     table::Snapshot,
 };
 
-/// Bytes of a key while the newest versions are looked for: its part of the columns, and an entry of the map.
+/// Bytes of a key while the shard looks for the newest versions: its part of the columns, and an entry of the map.
 const KEY_BYTES: u64 = 128;
 
 /// Files read at once; each takes some reads of the store.
@@ -34,7 +34,7 @@ pub(crate) type Key = (Symbol, i64);
 pub(crate) enum Retractable<'a> {
     /// All rows: the publish has the whole session.
     All,
-    /// Rows of these knowledge times, those of its partition's earlier publishes.
+    /// Rows with these knowledge times: the times of the earlier publishes of the partition.
     KnownAt(&'a BTreeSet<i64>),
 }
 
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(publish(&grid, "r4", "eu", &[]).await, 1);
         assert_eq!(grid.rows("A").await, [(0, 1.0), (0, 2.0)]);
         assert!(grid.rows("B").await[1].1.is_nan());
-        // Without a partition it is the whole session.
+        // A publish without a partition replaces the whole session.
         assert_eq!(publish(&grid, "r5", "", &[("A", 0, 3.0)]).await, 1);
     }
 
@@ -430,7 +430,7 @@ mod tests {
     async fn a_table_of_before_gets_the_column_with_its_first_retraction() {
         let grid = Grid::new().await;
         grid.lease("mom").await;
-        // As it was made before there were retractions.
+        // The table as releases made it that had no retractions.
         let entry = grid.path().join("_delta_log/00000000000000000000.json");
         let text = std::fs::read_to_string(&entry).unwrap();
         let column = r#"{\"metadata\":{},\"name\":\"retracted\",\"nullable\":true,\"type\":\"boolean\"},"#;

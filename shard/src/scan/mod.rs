@@ -4,7 +4,9 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `chunks` | a call from its ranges to its answers |
-//! | `plan`, `read`, `cut` | ranges into waves; a wave out of the files; its rows into messages |
+//! | `plan` | the ranges as waves of bounded size |
+//! | `read` | the rows of a wave, out of the files |
+//! | `cut` | the rows of a wave as messages |
 //! | `live` | the rows that hold now |
 
 mod chunks;

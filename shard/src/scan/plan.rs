@@ -48,7 +48,7 @@ impl Piece {
 #[derive(Debug)]
 pub(super) struct Wave {
     pub(super) pieces: Vec<Piece>,
-    /// Of its rows, decoded: an estimate.
+    /// Estimated bytes of the rows of the wave, decoded.
     pub(super) bytes: u64,
 }
 

@@ -47,7 +47,7 @@ pub(super) enum Ask {
         run: String,
         sent: Sent,
     },
-    /// With a lease of its own.
+    /// A publish with a lease of its own.
     Once {
         unit: String,
         instance: String,
@@ -55,7 +55,7 @@ pub(super) enum Ask {
         run: String,
         sent: Sent,
     },
-    /// It shall be no unit's output.
+    /// Ends the ownership: the dataset is no unit's output any more.
     EndOwnership {
         take_over: bool,
     },

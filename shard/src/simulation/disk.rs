@@ -142,7 +142,7 @@ struct State {
     objects: BTreeMap<Path, Object>,
     waiting: Vec<Waiting>,
     arrivals: u64,
-    /// Lives whose reads of rows fail.
+    /// Lives of shards whose reads of rows fail. A shard begins a new life when it starts.
     unreadable: BTreeSet<usize>,
     /// Objects whose names can be seen and are not durable yet.
     unsettled: BTreeSet<Path>,
@@ -225,7 +225,8 @@ impl Disk {
         self.state.lock().objects.contains_key(&Path::from(path))
     }
 
-    /// Does the first half of creating an object: others see it. A cut of the power takes it away until somebody settles it.
+    /// Does the first half of creating an object: others see it. A cut of the power takes it away, unless it has been
+    /// settled before.
     pub(super) fn show(&self, op: &Op) -> bool {
         let Op::Put { path, create: true, .. } = op else { return false };
         let shown = self.perform(op).is_ok();
@@ -240,7 +241,7 @@ impl Disk {
         self.state.lock().waiting.push(waiting);
     }
 
-    /// Takes away what is not durable, and returns how many objects that were.
+    /// Takes away what is not durable, and returns the number of these objects.
     pub(super) fn cut_power(&self) -> usize {
         let mut state = self.state.lock();
         let gone = std::mem::take(&mut state.unsettled);

@@ -9,7 +9,7 @@ use super::{
     world::{Door, PUBLISHERS, RETENTION, State, World},
 };
 
-/// Rounds in which whatever is under way must have ended.
+/// Most rounds until whatever is under way must have ended.
 const ROUNDS_MAX: usize = 20_000;
 
 impl World {

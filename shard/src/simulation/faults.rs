@@ -10,9 +10,9 @@ use super::{
     world::{Actor, Call, Stage, State, World, gone},
 };
 
-/// A shard sleeps at most so long: four leases.
+/// A shard sleeps at most this long: four leases.
 const PAUSE_MS_MAX: usize = 40_000;
-/// Clocks are set at most so many seconds before or behind.
+/// Clocks are at most this many seconds fast or slow.
 const SKEW_S_MAX: usize = 600;
 /// The longest step of time.
 const LEAP_MS_MAX: usize = 240_000;

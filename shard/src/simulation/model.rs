@@ -81,11 +81,11 @@ pub(super) struct Model {
     /// The greatest knowledge time of which a read was told that nothing at or before it would come.
     claimed: i64,
     looks: Vec<Look>,
-    /// The newest version that anybody outside was told of: by a read, by an acknowledgement, or as a watcher.
+    /// The newest version that anybody outside knows: from a read, from an acknowledgement, or as a watcher.
     told: Option<usize>,
 }
 
-/// Looks kept to be compared with later ones.
+/// Most looks that are kept, to be compared with later ones.
 const LOOKS_MAX: usize = 40;
 
 impl Model {
@@ -93,7 +93,7 @@ impl Model {
         Self { known_max: i64::MIN, claimed: i64::MIN, ..Self::default() }
     }
 
-    /// After a cut of the power the log is as it is. It has everything that anybody was told of.
+    /// After a cut of the power the log is as it is. It has everything that anybody outside knows.
     pub(super) fn begin_again(&mut self, disk: &Disk) {
         let before = std::mem::replace(self, Self::new());
         self.sent = before.sent;
@@ -291,7 +291,7 @@ impl Model {
         }
     }
 
-    /// A watcher was told of a version.
+    /// A shard has told a watcher of a version.
     pub(super) fn told(&mut self, change: &pb::Change) {
         self.told = self.told.max(Some(change.version as usize));
         let runs = self.accepted.iter().filter(|a| a.version as u64 == change.version);

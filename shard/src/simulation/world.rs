@@ -1,7 +1,7 @@
 //! Two shards, publishers, an importer, a reader, and the scheduler that picks the next event.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -24,7 +24,8 @@ use crate::{
     config::{self, Config},
     files::Lake,
     shard::Shard,
-    table::Subscription,
+    table::{News, Subscription},
+    testing::{DATASET, watch_start},
     write::Effect,
 };
 
@@ -37,6 +38,8 @@ pub(super) const RETENTION: Duration = Duration::from_secs(2_400);
 const BEGIN_NS: i64 = 1_000_000_000_000_000_000;
 /// Each is told apart by the process that holds the lease; the first two are two lives of one unit.
 pub(super) const PUBLISHERS: [(&str, &str); 3] = [("mom", "1"), ("mom", "2"), ("rev", "1")];
+/// One in so many times a watcher loses its stream and goes on where it was, or leaves the dataset and names it again.
+const RESUMES: usize = 64;
 /// Lines of the trace that a failure shows.
 const TRACE_SHOWN: usize = 60;
 
@@ -244,8 +247,9 @@ impl World {
                 };
                 match task.await.unwrap() {
                     Ok(shard) => {
-                        let watcher = Box::new(shard.subscribe(&pb::WatchStart::default()));
-                        let told = shard.catalog.told();
+                        let none = HashMap::new();
+                        let watcher = Box::new(shard.subscribe(&watch_start(), &none).unwrap());
+                        let told = shard.catalog.newest_told();
                         self.nodes[i].state = State::Up { shard, watcher, told };
                         self.note(format!("shard {i} is up at {told:?}"));
                     }
@@ -256,13 +260,40 @@ impl World {
                 }
             }
             if let State::Up { shard, watcher, told } = &mut self.nodes[i].state {
-                while let Ok(change) = watcher.queue.try_recv() {
+                for change in watcher.changes() {
                     self.model.told(&change);
                     *told = Some(change.version);
                     watcher.acknowledger()(change.seq);
                 }
                 let visible = version_of(shard);
                 assert!(*told >= visible, "shard {i} serves {visible:?}; its watchers know of {told:?}");
+                match self.seed.below(RESUMES) {
+                    0 => {
+                        let end = watcher.position(0);
+                        let seq = self.seed.below(end as usize + 1) as u64;
+                        **watcher = come_back(shard, seq);
+                        assert_eq!((watcher.seq, watcher.first.len() as u64), (seq, end - seq));
+                        let newest = watcher.first.pop().map(|news| match news {
+                            News::Change(change) => Some(change.version),
+                            News::Subscribed(_) => None,
+                        });
+                        assert!(
+                            newest.is_none_or(|newest| newest == *told),
+                            "{newest:?}, and it knew {told:?}"
+                        );
+                    }
+                    1 => {
+                        watcher.leave(&[DATASET.to_owned()]);
+                        shard.follow(watcher, DATASET, None);
+                        let said = match watcher.queue.try_recv() {
+                            Ok(News::Subscribed(answer)) => version_said(&answer),
+                            other => panic!("{other:?}"),
+                        };
+                        assert!(said >= visible, "shard {i} serves {visible:?} and says {said:?}");
+                        *told = said.max(*told);
+                    }
+                    _ => {}
+                }
             }
         }
     }
@@ -665,12 +696,26 @@ fn version_of(shard: &Shard) -> Option<u64> {
     shard.catalog.open_tables().iter().filter_map(|table| table.snapshot()).map(|s| s.version).max()
 }
 
-/// Of either shard: both are shard 0 of 1.
+/// The configuration of either shard: both are shard 0 of 1.
 fn config() -> Config {
     let lake = Url::parse("s3://simulation/lake").unwrap();
     let owns = config::split_ring(0, 1).unwrap();
     Config {
         upkeep: config::Upkeep { compact_files: 4, retention: RETENTION, ..config::Upkeep::default() },
         ..Config::new("shard-0", lake, owns, vec!["shard-0".to_owned()])
+    }
+}
+
+/// A watcher that has lost its stream at a position.
+fn come_back(shard: &Shard, seq: u64) -> Subscription {
+    let start = pb::WatchStart { incarnation: shard.hello(0).incarnation, seq, ..watch_start() };
+    shard.subscribe(&start, &HashMap::new()).unwrap()
+}
+
+/// The version in an answer; `None`: there is no dataset.
+fn version_said(answer: &pb::Subscribed) -> Option<u64> {
+    match &answer.answer {
+        Some(pb::subscribed::Answer::Description(said)) => Some(said.version),
+        _ => None,
     }
 }

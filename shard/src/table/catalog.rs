@@ -1,6 +1,6 @@
-//! The datasets of the lake. The shard knows the name of each, and what it has told of it. A table is opened when somebody asks for
-//! it, and closed when nobody has for a while. There is one open table of a dataset at a time: so watchers are told of each version
-//! once, and in order.
+//! The datasets of the lake. The shard knows the name of each dataset, and what it has told heads of it. It opens a table when
+//! somebody asks for the dataset, and closes it when nobody has asked for a while. There is one open table of a dataset at a time.
+//! So the shard tells watchers of each version once, and in order.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,14 +29,15 @@ use crate::files::Lake;
 
 /// Tables opened at once for a list of all datasets. An opening takes megabytes for a moment, and the allocator keeps some of them.
 const OPEN_PARALLEL: usize = 8;
-/// Estimated bytes of all open tables: some 4,500 tables with few files.
+/// Most estimated bytes of all open tables: about 4,500 tables with few files.
 const OPEN_BYTES_MAX: usize = 1 << 30;
-/// A table that nobody has used for so long is closed. To open it again takes milliseconds in a folder, and some requests to a
-/// remote store.
+/// The shard closes a table that nobody has used for this long. To open it again takes milliseconds in a folder, and a few
+/// requests to a remote store.
 const OPEN_IDLE_MAX: Duration = Duration::from_secs(600);
-/// After a listing of the lake there is none for so many times as long as it took.
+/// After a listing of the lake, the shard makes the next one only after this many times the time that the listing took.
 const LISTING_SHARE: u32 = 100;
-/// In a remote store a listing takes a request for each thousand names. There is none for so long after it, for each of these.
+/// In a remote store a listing takes one request for each thousand names. For each of these requests the shard waits this
+/// long before the next listing.
 const LISTING_PAGE_PAUSE: Duration = Duration::from_secs(10);
 const LISTING_PAGE: usize = 1_000;
 
@@ -50,7 +51,7 @@ pub(crate) struct Catalog {
     /// Held while the lake is listed.
     listing: tokio::sync::Mutex<Listing>,
     arrivals: AtomicU64,
-    /// Held while tables are opened for a list. Every head asks at the same time, and all share the work.
+    /// Held while tables are opened for a list. Those who ask at the same time share the work.
     describing: tokio::sync::Mutex<()>,
 }
 
@@ -144,7 +145,7 @@ impl Catalog {
         self.find_with(name, &mut Suggest::default()).await
     }
 
-    /// As [`Self::find`], for a request that names many datasets and has one bound for all of its hints.
+    /// Like [`Self::find`], for a request that names many datasets and has one bound for all of its hints.
     pub(crate) async fn find_with(
         &self,
         name: &str,
@@ -167,7 +168,7 @@ impl Catalog {
         }
     }
 
-    /// As [`Self::find`], and also finds a dropped dataset.
+    /// Like [`Self::find`], and also finds a dropped dataset.
     pub(crate) async fn find_any(&self, name: &str) -> Result<(Arc<Table>, Arc<Snapshot>)> {
         self.find_any_with(name, &mut Suggest::default()).await
     }
@@ -195,7 +196,7 @@ impl Catalog {
         table
     }
 
-    /// As [`Self::entry`], and closes with the last of those who have it.
+    /// Like [`Self::entry`], and closes with the last of those who have it.
     pub(crate) fn table(&self, name: &DatasetName) -> Arc<Table> {
         if let Some(table) = self.open_table(name) {
             return table;
@@ -266,9 +267,9 @@ impl Catalog {
         last.clone()
     }
 
-    /// The newest version of any dataset that a head or watcher was told of.
+    /// The newest version of any dataset of which the shard has told a head or watcher.
     #[cfg(test)]
-    pub(crate) fn told(&self) -> Option<u64> {
+    pub(crate) fn newest_told(&self) -> Option<u64> {
         self.datasets.read().values().filter_map(|dataset| dataset.kept.version()).max()
     }
 
@@ -297,7 +298,7 @@ impl Catalog {
         names
     }
 
-    /// Looks whether there is a commit that watchers were not told of, and tells them.
+    /// Looks for a commit that watchers do not know yet, and tells them.
     ///
     /// # Errors
     /// The log, or a file that it names, cannot be read.
@@ -323,7 +324,7 @@ impl Catalog {
     /// Looks for datasets that another shard or tool has made, unless the last listing of the lake was too dear for another one.
     ///
     /// # Errors
-    /// As [`Self::list`].
+    /// Those of [`Self::list`].
     pub(crate) async fn discover(&self) -> Result<()> {
         if self.listing.lock().await.not_before.is_some_and(|at| Instant::now() < at) {
             return Ok(());
@@ -359,12 +360,12 @@ impl Catalog {
         Ok(())
     }
 
-    /// The descriptions of all datasets, as watchers were told of them. Opens the tables that were not described yet. Those that do not
-    /// open are among the [unopened](super::Unopened) afterwards.
+    /// The descriptions of all datasets, and the reasons for those that do not [open](super::Unopened). Opens the tables that were not
+    /// described yet.
     ///
     /// # Errors
     /// The lake cannot be listed.
-    pub(crate) async fn descriptions(&self) -> Result<Vec<pb::DatasetDescription>> {
+    pub(crate) async fn descriptions(&self) -> Result<(Vec<pb::DatasetDescription>, Vec<pb::ErrorDetail>)> {
         self.list().await?;
         let _one = self.describing.lock().await;
         let described = |dataset: &Dataset| dataset.kept.version().is_some();
@@ -373,24 +374,18 @@ impl Catalog {
             datasets.iter().filter(|(_, of)| !described(of)).map(|(name, _)| name.clone()).collect()
         };
         futures::stream::iter(missing).for_each_concurrent(OPEN_PARALLEL, |name| self.describe(name)).await;
+        // Before the list: one that opens meanwhile is in both, and not in neither.
+        let unopened = self.context.unopened.told();
         let datasets = self.datasets.read();
-        Ok(datasets.values().filter_map(|dataset| dataset.kept.description()).collect())
+        Ok((datasets.values().filter_map(|dataset| dataset.kept.description()).collect(), unopened))
     }
 
     async fn describe(&self, name: DatasetName) {
         let kept = self.datasets.read().get(&name).map(|dataset| dataset.kept.clone());
-        if let Some((kept, version)) = kept.as_ref().and_then(|kept| Some((kept, kept.left()?))) {
-            let log = self.log(&name);
-            // The entry says that it is the same table.
-            if let (Ok(true), Ok(false)) = (log.has(version).await, log.has(version + 1).await) {
-                return kept.take_left();
-            }
-        }
-        let opened = self.table(&name).refresh().await;
-        match (opened, kept) {
-            (Ok(Some(_)), _) | (_, None) => {}
+        match (self.look_at(&name, kept.as_deref()).await, kept) {
+            (Ok(true), _) | (_, None) => {}
             // A folder without a table.
-            (Ok(None), Some(kept)) => {
+            (Ok(false), Some(kept)) => {
                 kept.passed_over();
                 self.forget(&name);
             }
@@ -400,6 +395,70 @@ impl Catalog {
                 tracing::error!(dataset = %name, %error, "a dataset does not open");
             }
         }
+    }
+
+    /// Has the description of a dataset kept, if there is the dataset. Returns whether there is. Opens the table only if something has
+    /// happened to it since the last life of the shard.
+    async fn look_at(&self, name: &DatasetName, kept: Option<&Kept>) -> Result<bool> {
+        if let Some((kept, version)) = kept.and_then(|kept| Some((kept, kept.left()?))) {
+            let log = self.log(name);
+            // The entry says that it is the same table.
+            if let (Ok(true), Ok(false)) = (log.has(version).await, log.has(version + 1).await)
+                && kept.take_left()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(self.table(name).refresh().await?.is_some())
+    }
+
+    /// Has the description of a dataset kept that somebody is about to follow.
+    ///
+    /// # Errors
+    /// [`Code::UnknownDataset`], or the reason why it does not open.
+    pub(crate) async fn know(&self, name: &str) -> Result<()> {
+        let unknown = || self.unknown(name, &mut Suggest::default());
+        let valid = DatasetName::new(name).map_err(|error| unknown().hint(error.message()))?;
+        let kept = self.datasets.read().get(&valid).map(|dataset| dataset.kept.clone());
+        if kept.as_ref().is_some_and(|kept| kept.version().is_some()) {
+            return Ok(());
+        }
+        // Look before it is kept: a made-up name is not kept.
+        if kept.is_none() && !self.log(&valid).exists().await? {
+            return Err(unknown());
+        }
+        let table = self.table(&valid);
+        let there = self.look_at(&valid, kept.as_deref()).await;
+        if table.snapshot().is_some() {
+            // reads follow soon
+            self.used(&table);
+        }
+        drop(table);
+        match there {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.forget(&valid);
+                Err(unknown())
+            }
+            Err(error) => Err(error.dataset(name)),
+        }
+    }
+
+    /// The answer for somebody who follows a dataset from now on: its description; `why` there is none, if nothing is kept of it. Called
+    /// under the lock of the watch log.
+    pub(crate) fn told(&self, name: &str, why: Option<&Error>) -> Result<pb::DatasetDescription> {
+        let kept = self.datasets.read().get(name).map(|dataset| dataset.kept.clone());
+        if let Some(description) = kept.as_ref().and_then(|kept| kept.description()) {
+            return Ok(description);
+        }
+        if let Some(error) = why.filter(|error| error.code() != Code::UnknownDataset) {
+            return Err(error.clone());
+        }
+        // The first look at its table will be news.
+        if let Some(kept) = kept {
+            kept.passed_over();
+        }
+        Err(why.cloned().unwrap_or_else(|| self.unknown(name, &mut Suggest::default())))
     }
 
     fn log(&self, name: &DatasetName) -> Log {
@@ -414,22 +473,38 @@ mod tests {
         clock::WallClock,
         files::{DurableLocal, Lake},
         shard::Shard,
-        table::Subscription,
-        testing::{DATASET, Grid},
+        table::{News, Subscription},
+        testing::{DATASET, Grid, follow},
         upkeep,
     };
 
-    /// A shard that has opened no table, and a watcher of it.
-    async fn shard(grid: &Grid) -> (Arc<Shard>, Subscription) {
+    /// A shard that has opened no table.
+    async fn idle(grid: &Grid) -> Arc<Shard> {
         let config = grid.shard.config.clone();
         let lake = Lake::over(Arc::new(DurableLocal::default()), None, &config.lake).unwrap();
-        let shard = Shard::over(config, lake, WallClock::system()).await.unwrap();
-        let watcher = shard.subscribe(&pb::WatchStart::default());
+        Shard::over(config, lake, WallClock::system()).await.unwrap()
+    }
+
+    /// As [`idle`], and a watcher of the dataset.
+    async fn shard(grid: &Grid) -> (Arc<Shard>, Subscription) {
+        let shard = idle(grid).await;
+        let watcher = follow(&shard).await;
         (shard, watcher)
     }
 
+    /// The description of the dataset at the beginning of a stream.
+    fn said(watcher: &mut Subscription) -> Result<pb::DatasetDescription> {
+        match watcher.first.pop() {
+            Some(News::Subscribed(answer)) => match answer.answer.unwrap() {
+                pb::subscribed::Answer::Description(said) => Ok(said),
+                pb::subscribed::Answer::Error(error) => Err(error.into()),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn told(watcher: &mut Subscription) -> Vec<Arc<pb::Change>> {
-        std::iter::from_fn(|| watcher.queue.try_recv().ok()).collect()
+        watcher.changes()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -441,7 +516,6 @@ mod tests {
         .await;
         grid.import(&[("A", 0, 1.0)]).await.unwrap();
         let (other, mut watcher) = shard(&grid).await;
-        assert_eq!(other.describe(false).await.unwrap().datasets.len(), 1);
         let name = DATASET.parse().unwrap();
         for ts in 1..=3 {
             other.catalog.find(DATASET).await.unwrap();
@@ -471,22 +545,32 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_dataset_is_news_unless_a_list_has_it() {
+    async fn a_dataset_is_news_to_those_who_were_told_that_there_is_none() {
         let grid = Grid::new().await;
         grid.import(&[("A", 0, 1.0)]).await.unwrap();
         let (other, mut watcher) = shard(&grid).await;
+        assert_eq!(said(&mut watcher).unwrap().version, 0);
         other.catalog.find(DATASET).await.unwrap();
-        assert!(told(&mut watcher).is_empty(), "who follows this shard asks for the list first");
-        assert_eq!(other.describe(false).await.unwrap().datasets[0].version, 0);
+        assert!(told(&mut watcher).is_empty(), "the answer has it");
 
-        let entry = grid.path().join("_delta_log/00000000000000000000.json");
+        let log = grid.path().join("_delta_log");
+        let away = grid.path().join("away");
+        std::fs::rename(&log, &away).unwrap();
+        let (other, mut watcher) = shard(&grid).await;
+        assert_eq!(said(&mut watcher).unwrap_err().code(), Code::UnknownDataset);
+        std::fs::rename(&away, &log).unwrap();
+        other.catalog.find(DATASET).await.unwrap();
+        assert!(told(&mut watcher)[0].everything);
+
+        let entry = log.join("00000000000000000000.json");
         let right = std::fs::read(&entry).unwrap();
         std::fs::write(&entry, &right[..right.len() / 2]).unwrap();
         let (other, mut watcher) = shard(&grid).await;
-        assert!(other.describe(false).await.unwrap().datasets.is_empty());
+        assert_eq!(said(&mut watcher).unwrap_err().code(), Code::DataCorrupt);
         std::fs::write(&entry, right).unwrap();
         other.catalog.find(DATASET).await.unwrap();
-        assert!(told(&mut watcher)[0].everything, "the list was without it");
+        assert!(told(&mut watcher).is_empty(), "it was not followed");
+        assert_eq!(said(&mut follow(&other).await).unwrap().version, 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -495,14 +579,16 @@ mod tests {
         grid.import(&[("A", 0, 1.0)]).await.unwrap();
         grid.shard.catalog.leave().await.unwrap();
         let (other, mut watcher) = shard(&grid).await;
-        let said = other.describe(false).await.unwrap().datasets;
-        assert_eq!(said, grid.shard.describe(false).await.unwrap().datasets);
+        let listed = other.describe(false).await.unwrap().datasets;
+        assert_eq!(listed, grid.shard.describe(false).await.unwrap().datasets);
+        assert_eq!(listed, [said(&mut watcher).unwrap()]);
         // Nothing of the table was read: a damaged entry is not noticed before somebody asks for the dataset.
         let entry = grid.path().join("_delta_log/00000000000000000000.json");
         let right = std::fs::read(&entry).unwrap();
         std::fs::write(&entry, b"").unwrap();
-        let (damaged, _) = shard(&grid).await;
-        assert_eq!(damaged.describe(false).await.unwrap().datasets, said);
+        let (damaged, mut of_damaged) = shard(&grid).await;
+        assert_eq!(listed, [said(&mut of_damaged).unwrap()]);
+        assert_eq!(damaged.describe(false).await.unwrap().datasets, listed);
         assert_eq!(damaged.catalog.find(DATASET).await.map(|_| ()).unwrap_err().code(), Code::DataCorrupt);
         std::fs::write(&entry, right).unwrap();
         // A commit after the list is told as it is, and one before it is in the list.
@@ -510,7 +596,7 @@ mod tests {
         other.catalog.find(DATASET).await.unwrap();
         assert_eq!(told(&mut watcher)[0].spans[0].symbol, "B");
         let (late, mut watcher) = shard(&grid).await;
-        assert_eq!(late.describe(false).await.unwrap().datasets[0].version, 1);
+        assert_eq!(said(&mut watcher).unwrap().version, 1);
         late.catalog.find(DATASET).await.unwrap();
         assert!(told(&mut watcher).is_empty());
     }
@@ -522,7 +608,7 @@ mod tests {
             grid.import(&[("A", ts, 1.0)]).await.unwrap();
         }
         grid.shard.catalog.leave().await.unwrap();
-        let (other, _) = shard(&grid).await;
+        let other = idle(&grid).await;
         other.describe(false).await.unwrap();
         assert_eq!(other.context_upkeep().len(), 1);
     }

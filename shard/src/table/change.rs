@@ -12,8 +12,8 @@ use crate::{
     wire,
 };
 
-/// Rows travel with the change if their columns have at most so many bytes: one burst of network packets, far below the cost of
-/// a fetch from every head.
+/// Rows travel with the change if their columns have at most this many bytes: one burst of network packets, far below the cost
+/// of a fetch from every head.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// The new rows of an event.

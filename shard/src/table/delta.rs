@@ -117,7 +117,7 @@ impl Log {
     /// Loads the state of `version`. `None`: it is not there, or it is more than `behind` versions from the newest one.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Those of [`Self::open`].
     pub(crate) async fn open_at(&self, version: u64, behind: u64, now_ms: i64) -> Result<Option<State>> {
         let listing = self.listing().await?;
         match listing.newest() {
@@ -229,8 +229,8 @@ impl Log {
         })
     }
 
-    /// Returns when the entry of `version`, which can be seen, stays whatever happens to the machine. Nobody is told of a version
-    /// before.
+    /// Returns when the entry of `version`, which can be seen, stays whatever happens to the machine. The shard tells nobody of
+    /// the version before that.
     pub(crate) async fn settle(&self, version: u64) -> Result<()> {
         if self.durable.load(Relaxed) > version {
             return Ok(());
@@ -247,7 +247,7 @@ impl Log {
     /// After an error the commit may have taken place, or may still take place: the answer may be lost, or the request may still
     /// be on its way.
     ///
-    /// [`Code::DataCorrupt`] says that it has not: the entry that it follows is gone, and so is the table.
+    /// After [`Code::DataCorrupt`] the commit has not taken place: the entry before `version` is gone, and so is the table.
     pub(crate) async fn commit(&self, version: u64, actions: &Actions) -> Result<Committed> {
         if let Some(before) = version.checked_sub(1) {
             self.check_there(before).await?;

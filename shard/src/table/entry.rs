@@ -98,7 +98,8 @@ impl Actions {
         Self { id, lines: vec![json!({"commitInfo": commit})] }
     }
 
-    /// Defines the table: in its first entry, and where a new dataset takes the table of a dropped one.
+    /// Adds the definition of the table. The first entry of a table has one, and so has the entry by which a new dataset
+    /// takes the table of a dropped one.
     pub(crate) fn create(&mut self, spec: &DatasetSpec, life: &Life, now_ms: i64) {
         let definition = Definition {
             id: uuid::Uuid::new_v4().to_string(),
@@ -110,7 +111,7 @@ impl Actions {
         self.begin(&definition, life.since == 0);
     }
 
-    /// As [`Self::create`]; `new`: there is no table yet.
+    /// Like [`Self::create`], but with a given definition. `new`: there is no table yet.
     pub(crate) fn begin(&mut self, definition: &Definition, new: bool) {
         if new {
             self.lines.push(json!({"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}));

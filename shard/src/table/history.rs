@@ -1,13 +1,14 @@
 //! The spans that past commits of a table touched. Heads ask whether the chunks that they hold are still up to date.
 //!
-//! Commits from this process's time are remembered as the watchers were told of them. Older ones are read back from the log when
-//! a head asks, which heads do after a shard's restart: otherwise a restart would make every head fetch everything again. Of an
-//! old entry, the statistics of its files are left: least and greatest symbol and event time of each. (The files themselves may
-//! have been merged since.) By these bounds a chunk may count as touched although it is not, if a file has a few symbols far apart.
-//! The opposite never happens. For a session, which has all symbols of a day, the answer is exact to the chunk.
+//! The shard remembers the commits since its start as it told the watchers of them. It reads older ones back from the log when a
+//! head asks for them. Heads ask after a restart of the shard: otherwise they would all fetch everything again. An old entry has
+//! only the statistics of its files: the least and the greatest symbol and event time of each. (The files themselves may have been
+//! merged since.) By these bounds a chunk may count as touched although it is not, if a file has a few symbols far apart. The
+//! opposite never happens. For a session, which has all symbols of a day, the answer is exact to the chunk.
 //!
-//! Rejected: to compare the knowledge times of the files with those of the held chunks. It needs no log, but a merged file is as
-//! new as its newest row, and an import with its own knowledge time may be older than a held chunk.
+//! Rejected: to compare the knowledge times of the files with those of the held chunks. That needs no log, but it is wrong
+//! twice. A merged file is as new as its newest row, so chunks would count as touched although they are not. An import may name
+//! its own knowledge time, which may be earlier than that of a held chunk: such a chunk would not count as touched.
 
 use std::collections::VecDeque;
 
@@ -16,8 +17,8 @@ use super::{
     touched::Touched,
 };
 
-/// Most commits that are remembered or read back; chunks from before them are fetched again. To read so many entries of one or two
-/// kilobytes from an object store, sixteen at once, takes seconds.
+/// Most commits that are remembered or read back; chunks from before them are fetched again. To read this many entries of one or
+/// two kilobytes from an object store, sixteen at once, takes seconds.
 const COMMITS_MAX: usize = 4_096;
 
 /// Most spans that are remembered exactly; of older commits with spans only the bounds are. A thousand outputs of five hundred symbols
@@ -28,7 +29,7 @@ const SPANS_MAX: usize = 1_024;
 #[derive(Debug, Default)]
 pub(crate) struct History {
     floor: u64,
-    /// By version, ascending.
+    /// The commits by version, ascending.
     commits: VecDeque<(u64, PastCommit)>,
     /// Versions up to this one have bounds alone.
     coarse: u64,
@@ -39,9 +40,9 @@ pub(crate) struct History {
 /// The spans that one commit touched.
 #[derive(Debug)]
 enum PastCommit {
-    /// Exactly these: the watchers were told of them.
+    /// The commit touched exactly these spans, and the watchers know them.
     Told(Touched),
-    /// Nothing outside of these bounds, which the log has.
+    /// The commit touched nothing outside of these bounds, which the log has.
     Logged(Vec<Region>),
 }
 

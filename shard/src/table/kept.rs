@@ -1,5 +1,5 @@
 //! What a shard keeps of a dataset, whether or not its table is open: the last description, and when it learned of the lease. These
-//! are some hundred bytes.
+//! are a few hundred bytes.
 
 use std::time::Duration;
 
@@ -14,34 +14,36 @@ pub(crate) struct Kept {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Of the newest version that watchers were told of. A table that is opened again goes on from there.
+    /// The description of the newest version that watchers know. A table that is opened again goes on from there.
     described: Option<Box<pb::DatasetDescription>>,
-    /// The dataset was there when the shard started, and no head was given a list without it. So the first look at its table is no
-    /// news.
+    /// The dataset was there when the shard started, and nobody was told that there is none. So the first look at its table is no news.
     listed: bool,
-    /// What the last life of the shard has described. Nobody was told of it in this one.
+    /// The description that the last life of the shard has left. In this life the shard has told nobody of it.
     left: Option<Box<pb::DatasetDescription>>,
     /// The newest epoch of the lease, and when the shard learned of it.
     lease: Option<(u64, Duration)>,
 }
 
 impl Kept {
-    /// Of a dataset that was found at the start.
+    /// What is kept of a dataset that the shard found when it started.
     pub(super) fn listed(left: Option<pb::DatasetDescription>) -> Self {
         Self { state: Mutex::new(State { listed: true, left: left.map(Box::new), ..State::default() }) }
     }
 
-    /// The version that the last life of the shard has described, if nobody was told of any in this one.
+    /// The version of the description that the last life of the shard has left, if the shard has told nobody of any version
+    /// in this life.
     pub(super) fn left(&self) -> Option<u64> {
         let state = self.state.lock();
         state.left.as_ref().filter(|_| state.described.is_none()).map(|left| left.version)
     }
 
-    /// Takes what the last life of the shard has described for the description: that version is the newest one.
-    pub(super) fn take_left(&self) {
+    /// Takes what the last life of the shard has described for the description: that version is the newest one. Returns whether there
+    /// is a description now.
+    pub(super) fn take_left(&self) -> bool {
         let mut state = self.state.lock();
         let left = state.left.take();
         state.described = state.described.take().or(left);
+        state.described.is_some()
     }
 
     /// The version of the description.
@@ -70,9 +72,11 @@ impl Kept {
         news
     }
 
-    /// A head was given a list without the dataset.
+    /// Somebody was told that there is no such dataset, or was given a list without it.
     pub(super) fn passed_over(&self) {
-        self.state.lock().listed = false;
+        let mut state = self.state.lock();
+        state.listed = false;
+        state.left = None;
     }
 
     /// Whether there is a dataset of this name, as far as the shard knows.

@@ -10,7 +10,7 @@ pub(crate) const TTL_DEFAULT: Duration = Duration::from_secs(30);
 /// A process that publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
-    /// Empty: nobody; then `instance` is who ended the ownership.
+    /// The unit of the process. Empty: nobody holds the lease, and `instance` says who ended the ownership.
     pub(crate) unit: String,
     pub(crate) instance: String,
 }
@@ -69,7 +69,7 @@ impl StoredLease {
         }
     }
 
-    /// Refuses what only the owner's consent allows: importing into its output, changing what that is.
+    /// Refuses what needs the consent of the unit that owns the dataset: an import into it, or a change of it.
     ///
     /// # Errors
     /// [`Code::PermissionDenied`] naming the unit, and how to end its ownership.

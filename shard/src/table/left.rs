@@ -18,7 +18,7 @@ pub(super) fn file_name(context: &Context) -> String {
     format!("datasets-{}", context.shard)
 }
 
-/// Whose descriptions they are: they depend on what the shard owns, and on the names of all shards.
+/// The descriptions, with what they depend on: what the shard owns, and the names of all shards.
 fn of(context: &Context, datasets: Vec<pb::DatasetDescription>) -> pb::ShardDescription {
     pb::ShardDescription {
         shard: context.shard.clone(),

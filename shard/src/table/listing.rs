@@ -131,8 +131,9 @@ mod tests {
     }
 
     proptest! {
-        /// A file goes only if every version that may still be read has a checkpoint to begin with that comes after it. So
-        /// all these versions can be read that could before, whichever of those files are gone already.
+        /// A file of the log goes only if each version that may still be read can begin from a checkpoint that comes after
+        /// the file. So each of these versions that could be read before can still be read, even if only some of the files
+        /// are gone.
         #[test]
         fn what_goes_from_the_log_is_what_no_version_needs_that_may_be_read(
             files in prop::collection::btree_map((0u64..8, 0usize..5), 0i64..6, 0..24),

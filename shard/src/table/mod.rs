@@ -6,14 +6,24 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `catalog`, `opened`, `kept` | the datasets of the lake; which tables are open; what is kept of the others |
+//! | `catalog` | the datasets of the lake |
+//! | `opened` | which tables stay open |
+//! | `kept` | what the shard keeps of a dataset, also while its table is closed |
 //! | `left` | the descriptions that a shard leaves for its next life |
-//! | `table`, `snapshot` | one dataset, version by version; one dataset at one version |
-//! | `delta`, `listing`, `entry` | the Delta log: reads and commits; its files; the actions of one entry |
-//! | `summed` | checksums of checkpoints |
-//! | `txns`, `lease`, `runs` | what checkpoints keep; the lease as it is stored; committed runs |
-//! | `touched`, `history`, `change` | the spans of a commit; those of past commits; the event that tells watchers |
-//! | `watch_log`, `context` | the log of changes and its watchers; what all tables of a shard share |
+//! | `table` | one dataset, version by version |
+//! | `snapshot` | a dataset at one version |
+//! | `delta` | the Delta log of a table: reads an entry, commits an entry, writes checkpoints |
+//! | `listing` | the files of the log, and which of them nobody needs any more |
+//! | `entry` | the actions of one entry of the log |
+//! | `summed` | a store that writes the checksum of each checkpoint |
+//! | `txns` | what checkpoints keep, too |
+//! | `lease` | the lease as the table has it |
+//! | `runs` | the runs that were committed |
+//! | `touched` | the spans that a commit touched |
+//! | `history` | the spans of past commits |
+//! | `change` | the event that tells watchers of a commit |
+//! | `watch_log` | the log of changes, and its watchers |
+//! | `context` | what all tables of a shard share |
 //! | `unopened` | the datasets that do not open |
 
 mod catalog;
@@ -47,5 +57,5 @@ pub(crate) use self::{
     snapshot::{MOVING_PROPERTY, Snapshot, not_dropped},
     table::{CHECKPOINT_COMMITS_MIN, Table},
     unopened::Unopened,
-    watch_log::{Subscription, WatchLog},
+    watch_log::{News, Subscription, WatchLog},
 };

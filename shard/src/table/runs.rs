@@ -9,7 +9,7 @@ use trellis_proto::time::DAY_NS;
 /// ever, and so is the newest import of the same rows.
 pub(crate) const RUNS_KEPT_NS: i64 = 30 * DAY_NS;
 
-/// So few runs are not looked through for those that may go.
+/// With fewer runs than this, the shard does not search them for those that may go.
 const RUNS_MIN: usize = 1_024;
 
 /// A session and a partition of it. A publish replaces the last one with the same key.
@@ -70,7 +70,7 @@ pub(super) struct CommittedRuns {
     imports: HashMap<String, String>,
     /// The newest knowledge time.
     known_through: Option<i64>,
-    /// So many runs are looked through for those that may go.
+    /// With this many runs, the shard searches them for those that may go.
     full: usize,
 }
 

@@ -348,7 +348,7 @@ mod tests {
                 assert!(futures::poll!(&mut left).is_pending(), "{round} {i}");
             }
             assert!(pending.held().add(1).is_err());
-            // Behind them in the queue is nobody; a look of the committer's is enough.
+            // Nobody is behind these requests in the queue, so one look of the committer drops them all.
             while pending.held().add(QUEUE_MAX).is_err() {
                 tokio::task::yield_now().await;
             }

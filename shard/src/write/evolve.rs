@@ -111,7 +111,7 @@ impl Writer {
         if now.agrees_with(given) {
             return Ok(evolved);
         }
-        let why = spec_difference(now, given).unwrap_or_else(|| "it is another one".to_owned());
+        let why = spec_difference(now, given).unwrap_or_else(|| "the two differ".to_owned());
         Err(refuse(&format!("{} exists with another schema: {why}", self.table.name)))
     }
 }

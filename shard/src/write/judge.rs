@@ -49,8 +49,8 @@ enum Verdict {
 }
 
 impl Writer {
-    /// Answers the publishes that cannot be committed, and gives the others their knowledge times, from `now_ns` on. A publish that needs a wider
-    /// dataset is committed alone, so that it is refused alone if the dataset cannot become wider. The publishes after it are
+    /// Answers the publishes that cannot be committed, and gives the others their knowledge times, from `now_ns` on. A publish that needs
+    /// a wider dataset is committed alone, so that it is refused alone if the dataset cannot become wider. The publishes after it are
     /// returned as well, not judged.
     pub(super) async fn judge(
         &self,
@@ -428,7 +428,7 @@ async fn fit(have: &DatasetSpec, publish: &mut Publish) -> Result<bool> {
     }
     let wider = wider(have, &publish.spec).map_err(|error| error.hint(&*way))?;
     if wider.is_some() && matches!(publish.right, Right::Session { .. }) {
-        let why = spec_difference(have, &publish.spec).unwrap_or_else(|| "it is another one".to_owned());
+        let why = spec_difference(have, &publish.spec).unwrap_or_else(|| "the two differ".to_owned());
         return Err(refuse(why));
     }
     let now = Arc::new(wider.as_ref().map_or_else(|| have.clone(), |evolved| evolved.spec.clone()));

@@ -8,10 +8,10 @@
 //! not know when the holder last renewed. So it waits a whole time to live. A holder whose lease ran out may go on until another
 //! holder takes the next epoch.
 //!
-//! The table also has the newest epoch that was given back, so a shard that starts later does not wait for it. Of a lease that
-//! was not given back, the shard knows one of two things: the holder lives, because it was granted or renewed the lease since the
-//! shard started; or the holder may live. In the first case a person decides. In the second the shard knows after one time to
-//! live.
+//! The table also has the newest epoch that was given back, so a shard that starts later does not wait for it. If a lease was not
+//! given back, there are two cases. The shard knows that the holder lives, because it has granted or renewed the lease since it
+//! started: then a person decides who publishes. Or the shard does not know whether the holder lives: then it knows after one
+//! time to live.
 //!
 //! A dataset is the output of the *unit* with the newest epoch, whether or not that unit runs. Another instance of the unit gets
 //! the next epoch once the lease is given back or has run out. Another unit gets it only by taking over: otherwise a wrong name in

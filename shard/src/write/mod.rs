@@ -5,13 +5,19 @@
 //! | --- | --- |
 //! | `request` | publishes, leases, changes and rewrites that the committer is asked for |
 //! | `committer` | one task for each dataset that makes its commits, one after the other |
-//! | `writer` | one commit at the next version |
-//! | `publish`, `judge`, `accepted` | a group of publishes as one commit; whether a publish may go into it; one that may |
-//! | `grant`, `lease` | leases as commits; who may be granted one |
-//! | `alter`, `evolve`, `convert` | changes by hand; a definition and its files made anew; rows made anew |
+//! | `writer` | makes one commit at the next version; `table/delta` writes its entry to the log |
+//! | `publish` | a group of publishes as one commit |
+//! | `judge` | whether a publish may go into the commit |
+//! | `accepted` | a publish that may |
+//! | `grant` | leases as commits |
+//! | `lease` | who may be granted a lease |
+//! | `alter` | changes of a dataset by hand |
+//! | `evolve` | another definition of a dataset, and its files made anew |
+//! | `convert` | rows of an older definition made anew |
 //! | `rename` | a dataset gets another name |
-//! | `append`, `ledger` | checked rows; rows of the run ledger |
-//! | `room` | whether rows can be read back |
+//! | `append` | published rows, checked and sorted |
+//! | `ledger` | the rows of the run ledger |
+//! | `room` | whether the rows of a publish can be read back in one message |
 //! | `pending` | a bound on the bytes of all publishes in memory |
 
 mod accepted;

@@ -144,7 +144,8 @@ impl Writer {
             evolution.describe(&mut actions, before, now_ms);
         }
         if live.is_none() {
-            // A table is complete up to the time it was made at. So this one is made before its first rows become known.
+            // A table is complete up to the time at which it was made. So the entry says that this table was made before its
+            // first rows became known.
             let first_known = accepted.iter().map(|a| a.known_at).min().unwrap_or(0);
             create(&mut actions, snapshot, spec, now_ms.min(first_known.div_euclid(1_000_000) - 1));
         }
@@ -258,7 +259,7 @@ mod tests {
 
     use super::*;
     use crate::clock::WallClock;
-    use crate::testing::{Grid, When};
+    use crate::testing::{Grid, When, follow};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_full_disk_refuses_writes_keeps_reads_and_recovers_by_itself() {
@@ -340,7 +341,7 @@ mod tests {
     async fn a_publish_that_is_acknowledged_again_waits_for_the_watchers_too() {
         let grid = Arc::new(Grid::new().await);
         grid.lease("mom").await;
-        let mut watcher = grid.shard.subscribe(&pb::WatchStart::default());
+        let mut watcher = follow(&grid.shard).await;
         watcher.acknowledger()(watcher.seq);
         let publish = |run: &'static str, ts| {
             let grid = grid.clone();
@@ -356,7 +357,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(!first.is_finished() && !again.is_finished() && !later.is_finished());
-        watcher.acknowledger()(change.seq);
+        watcher.acknowledger()(change.seq());
         assert!(!first.await.unwrap().duplicate);
         assert!(again.await.unwrap().duplicate);
         assert!(!later.await.unwrap().duplicate);

@@ -58,7 +58,7 @@ pub(crate) async fn finish_rename(
     by: String,
 ) -> Result<pb::DatasetChange> {
     let committer = committers.of(table);
-    // Of a dataset that is dropped already, the last step only asks whether this rename dropped it.
+    // If the dataset is dropped already, the last step only asks whether this rename dropped it.
     if let Some(snapshot) = not_dropped(&table.refresh().await?)
         && let Err(error) = match snapshot.check_moves(to) {
             Ok(()) => copy_to(catalog, table, snapshot, to).await,

@@ -15,7 +15,7 @@ use crate::{
 /// Longest run id, session partition, code digest and name of a person, in bytes: the log keeps them.
 pub(crate) const ID_BYTES_MAX: usize = 256;
 
-/// By which right a publish is made.
+/// The right by which somebody publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Right {
     /// The unit holds the lease with this epoch.
@@ -33,7 +33,8 @@ pub(crate) enum Right {
 pub(crate) enum Effect {
     /// A row of the same key is corrected. All other rows stay.
     Adds,
-    /// Rows with these event times that the publish lacks are retracted; with a partition, only those that the partition published.
+    /// Rows with these event times that the publish lacks are retracted. If the publish has a partition, only the rows that
+    /// this partition published are.
     Replaces(Range<i64>),
     /// Its rows are keys, and the rows with these keys are retracted.
     Retracts,
@@ -115,7 +116,7 @@ pub(crate) struct Change {
 pub(crate) enum ChangeKind {
     Alter(Alteration),
     Drop,
-    /// The steps of a rename, see [`rename`](super::rename): it begins, the copy is made, it is given up.
+    /// The three steps of a rename, see [`rename`](super::rename): begin it, end it after the copy is made, or give it up.
     BeginRename(DatasetName),
     EndRename(DatasetName),
     CancelRename,

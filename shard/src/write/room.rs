@@ -86,9 +86,9 @@ pub(super) async fn check_room(
 /// How runs that reach over the end of a chunk are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Count {
-    /// To the page: at most a page too many.
+    /// The count is exact to the page: it may have a page too many.
     Pages,
-    /// By their event times, which are read.
+    /// The count is exact: the shard reads the event times.
     Rows,
 }
 

@@ -16,13 +16,13 @@ use crate::{
     table::{Actions, Committed, Snapshot, Table},
 };
 
-/// Attempts at one commit. An attempt is lost only to another writer of the same table.
+/// Most attempts at one commit. An attempt is lost only to another writer of the same table.
 pub(super) const CONFLICTS_MAX: usize = 16;
 
 /// Commits to one dataset, one commit after the other.
 pub(super) struct Writer {
     pub(super) table: Arc<Table>,
-    /// How long an acknowledgement waits for the watchers.
+    /// How long an acknowledgement waits until the watchers have applied the commit.
     pub(super) apply_wait: Duration,
     pub(super) metrics: Arc<Metrics>,
     pub(super) lease: Lease,
@@ -64,8 +64,8 @@ impl Writer {
 
     /// The error of a commit that failed, after its files are forgotten or removed.
     pub(super) async fn failed(&self, version: u64, files: &[WrittenFile], error: Error) -> Error {
-        // A disk that takes no writes has not committed, and there is no commit to a table that is gone. After any other
-        // error the outcome is open.
+        // After two errors the commit has surely not taken place: the disk takes no writes, or the table is gone. After
+        // any other error the outcome is open.
         let refused = matches!(error.code(), Code::StorageFull | Code::DataCorrupt);
         if refused && matches!(self.table.log.read(version).await, Ok(None)) {
             self.discard(files).await;
@@ -82,12 +82,12 @@ impl Writer {
         }
     }
 
-    /// Answers once every connected watcher has applied all commits so far. The next commit does not wait for the watchers.
+    /// Answers once every connected watcher of the dataset has applied its commits so far. The next commit does not wait for the watchers.
     pub(super) fn reply_when_applied<T: Send + 'static>(&self, replies: Vec<(oneshot::Sender<T>, T)>) {
-        let (watch, patience) = (self.table.context.watch.clone(), self.apply_wait);
-        let (seq, metrics, committed) = (watch.seq(), self.metrics.clone(), Instant::now());
+        let applied = self.table.context.watch.applied(self.table.name.as_str(), self.apply_wait);
+        let (metrics, committed) = (self.metrics.clone(), Instant::now());
         tokio::spawn(async move {
-            watch.wait_applied(seq, patience).await;
+            applied.await;
             metrics.apply.record(committed.elapsed().as_secs_f64(), &[]);
             for (reply, answer) in replies {
                 let _ = reply.send(answer);

@@ -471,7 +471,7 @@ async fn a_publish_whose_dictionary_would_become_gigabytes_is_refused_before_it_
             assert!(refused.message().contains("the import has more than 1073741824 bytes"), "{refused}");
         }
     }
-    // What is not expanded is not refused.
+    // A dictionary that is small when it is expanded is not refused.
     let few = DictionaryArray::new(Int32Array::from(vec![0; 3]), Arc::new(StringArray::from(vec!["x"])));
     send(&mut client, import_header(&spec), &[batch(3, Arc::new(few))]).await.unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();

@@ -32,7 +32,7 @@ const IMPORTS: usize = 32;
 const ROWS: usize = 50;
 /// How long an import, or the answer to a head, may take.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// The shard is idle for so long before its idle time is measured.
+/// The shard is idle for this long before the bench measures its idle time.
 const REST: Duration = Duration::from_secs(15);
 /// The bars: a publish with many datasets beside one with few; bytes of an idle dataset; seconds to ready; idle share of a core.
 const PUBLISH_BAR: f64 = 1.2;

@@ -40,7 +40,7 @@ const ROWS: usize = 2_520;
 const CONNECTIONS: usize = 16;
 /// Hits on each connection before the clock runs.
 const WARM_UP: usize = 200;
-/// A publish takes some hundred times as long as a hit, so publishes are timed for longer.
+/// A publish takes about a hundred times as long as a hit, so publishes are timed for longer.
 const PUBLISH_SPANS: u32 = 8;
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -406,7 +406,7 @@ type Drawn = (i64, Vec<i64>, Option<i64>);
 
 #[derive(Debug, Clone)]
 struct World {
-    /// Of each symbol its chunks, each of rows.
+    /// For each symbol its chunks, and for each chunk its rows.
     series: Vec<Vec<Vec<Drawn>>>,
     fields: Vec<usize>,
     known_at: bool,

@@ -40,7 +40,7 @@ pub(super) enum Sent {
 enum Stage {
     /// Some rows are not framed yet. → `Ended`
     Reading,
-    /// Everything is framed. Pieces may be left to hand out, and then these trailers. → `Over`
+    /// Everything is framed. The pump hands out the pieces that are left, and then these trailers. → `Over`
     Ended(HeaderMap),
     /// The trailers are handed out.
     Over,
@@ -240,8 +240,8 @@ impl Pump {
         }
     }
 
-    /// Waits for room and for a turn of the unit to frame so many bytes. `None`: a probe is sent before the first message. The turn is
-    /// kept for the next call, but its lease may have run out by then.
+    /// Waits until there is room for `bytes`, and until the unit has a turn to frame them. `None`: a probe is sent before the first
+    /// message. The turn is kept for the next call, but its lease may have run out by then.
     async fn turn(&mut self, bytes: u64, account: &mut Account) -> Result<Option<Turn>> {
         if let Some(turn) = self.turn.take().filter(Turn::is_out) {
             return Ok(Some(turn));

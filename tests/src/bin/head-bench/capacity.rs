@@ -20,9 +20,9 @@ use crate::{
 
 const SEED: u64 = 23;
 const CHUNKS: u64 = 10_000_000;
-/// The chunks of one field of all symbols have some 40 MiB.
+/// The chunks of one field of all symbols have about 40 MiB.
 const CACHE: &str = "16MiB";
-/// Symbols of one read: some 1.3 MiB in chunks.
+/// Symbols of one read: about 1.3 MiB in chunks.
 const SYMBOLS: usize = 16;
 /// Reads between two checks of the counters.
 const ROUND: usize = 500;

@@ -9,7 +9,7 @@
 //! * *the same answers from memory*: the same herd once more, when everything is cached.
 //!
 //! Expected: 1.02 of the minimal union, because chunks of 64 days round up; calls far below the 2,244 of a model without
-//! group commit. The herd's answers are some ten times its union, and on one machine they share cores and memory bandwidth
+//! group commit. The herd's answers are about ten times its union, and on one machine they share cores and memory bandwidth
 //! with clients and shards, so no head can reach the first floor here. The second ratio shows the cost of cold reads without
 //! the cost of sending the answers.
 

@@ -72,7 +72,7 @@ impl Bench {
         Head::start(&self.binary, &self.grid.shards_direct(), cache).await
     }
 
-    /// As [`Self::head`], with a gate between it and each shard.
+    /// Like [`Self::head`], with a gate between it and each shard.
     async fn gated_head(&self, cache: &str) -> Result<Head> {
         let gates: Vec<String> = (0..SHARDS).map(|i| self.grid.gate(i).addr().to_string()).collect();
         Head::start(&self.binary, &format!("static://{}", gates.join(",")), cache).await

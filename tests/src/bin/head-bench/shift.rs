@@ -22,9 +22,9 @@ use crate::{
 const SEED: u64 = 22;
 /// Reads of each half.
 const REQUESTS: usize = 3_000;
-/// The chunks of a half have some 37 MiB.
+/// The chunks of a half have about 37 MiB.
 const CACHE: &str = "16MiB";
-/// Reads in one window of the hit rate.
+/// Reads in one window. Each window has one hit rate.
 const WINDOW: usize = 100;
 /// The hit rate before the change is the mean of this many windows.
 const BEFORE: usize = 10;

@@ -1,5 +1,8 @@
 //! The configuration of a shard. It is parsed and checked whole before a port is bound.
 
+#[cfg(test)]
+mod tests;
+
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use serde::Deserialize;
@@ -13,8 +16,8 @@ use crate::{budget::WORK_BYTES_MAX, files::Lake, ownership::Ownership};
 pub const POLL_LOCAL: Duration = Duration::from_millis(100);
 /// The same for an object store, where a look costs a request.
 pub const POLL_REMOTE: Duration = Duration::from_millis(2_500);
-/// Datasets that are looked at each time: half of them are of those that were used lately, the others of all, in turns. In a folder a
-/// look takes some 50 microseconds of a core, so they take a hundredth of it.
+/// How many datasets the shard looks at each time: half of them among the datasets that were used lately, the others among all, in
+/// turns. In a folder one look takes about 50 microseconds of a core, so all of them take a hundredth of a core.
 pub const LOOKS_LOCAL: usize = 24;
 /// The same for an object store.
 pub const LOOKS_REMOTE: usize = 1;
@@ -27,11 +30,16 @@ pub const SEARCH_REMOTE: Duration = Duration::from_secs(60);
 /// say that a publish is applied: this is half of it, so that the shard has disconnected a head that hangs before the asking head gives up.
 pub const APPLY_WAIT: Duration = Duration::from_secs(1);
 
-const ID: Var =
-    Var::optional("TRELLIS_ID", "name of this shard, one of TRELLIS_SHARD_IDS; by default shard-<index>");
+const ID: Var = Var::optional(
+    "TRELLIS_ID",
+    "name of this shard, one of TRELLIS_SHARD_IDS; by default shard-<index>, in an ECS task without an index that of its service, GRID-NAME",
+);
 const LAKE: Var =
     Var::required("TRELLIS_LAKE", "the lake: a folder, file:///folder or s3://bucket/prefix (with AWS_*)");
-const INDEX: Var = Var::or("TRELLIS_SHARD_INDEX", "0", "which of the shards this is, from 0");
+const INDEX: Var = Var::optional(
+    "TRELLIS_SHARD_INDEX",
+    "which of the shards this is, from 0; by default the place of its name among them, or 0 if it has none",
+);
 const COUNT: Var = Var::or("TRELLIS_SHARD_COUNT", "1", "how many shards split the symbols evenly");
 const IDS: Var = Var::optional(
     "TRELLIS_SHARD_IDS",
@@ -56,23 +64,24 @@ pub const VARIABLES: &[Var] =
 /// memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Rows of one session publish.
+    /// Most rows of one session publish.
     pub publish_rows_max: usize,
-    /// Arrow bytes of one session publish.
+    /// Most Arrow bytes of one session publish.
     pub publish_bytes_max: usize,
-    /// Rows of one import.
+    /// Most rows of one import.
     pub import_rows_max: usize,
-    /// Arrow bytes of one import.
+    /// Most Arrow bytes of one import.
     pub import_bytes_max: usize,
-    /// Fields of one publish or import.
+    /// Most fields of one publish or import.
     pub columns_max: usize,
-    /// Bytes of one symbol's rows in one chunk, all versions included. A chunk goes to a head in one message of at most 56 MiB; the
-    /// bytes are estimated.
+    /// Most bytes of one symbol's rows in one chunk, all versions included. The bytes are an estimate. A chunk goes to a head in
+    /// one message of at most 56 MiB.
     pub chunk_bytes_max: usize,
-    /// Bytes of all publishes that are being received, checked or written; further ones are refused as overload.
+    /// Most bytes of all publishes that are being received, checked or written. The shard refuses further publishes as
+    /// overload.
     pub pending_bytes_max: usize,
-    /// Bytes of rows that are read from files at once, whoever reads them: fetches, compactions, changes of a dataset. It also has the
-    /// Delta kernel's calls. Who finds no room waits.
+    /// Most bytes of rows that are read from files at once: by fetches, compactions and changes of a dataset. The calls of the Delta
+    /// kernel count, too. Work that finds no room waits.
     pub work_bytes_max: u64,
 }
 
@@ -96,7 +105,7 @@ impl Default for Limits {
 pub struct Upkeep {
     /// Small files of one dataset that start a compaction.
     pub compact_files: usize,
-    /// A file of at least so many bytes is not small.
+    /// A file of at least this many bytes is not small.
     pub compact_bytes: u64,
     /// Commits between two checkpoints; opening a table costs 0.4 ms for every commit after the last one.
     pub checkpoint_commits: u64,
@@ -108,8 +117,8 @@ pub struct Upkeep {
     pub every: Duration,
     /// Time between two searches for old files.
     pub search_every: Duration,
-    /// Bytes a second at which files are compared with their checksums, a read every three seconds; 0: never. 4 MiB are less than a hundredth of
-    /// a core, and a terabyte in three days.
+    /// Bytes a second at which files are compared with their checksums, a read every three seconds; 0: never. 4 MiB are less than a
+    /// hundredth of a core, and a terabyte in three days.
     pub scrub_bytes: u64,
 }
 
@@ -145,7 +154,7 @@ pub struct Config {
     pub upkeep: Upkeep,
     /// Time between two looks for commits of others.
     pub poll: Duration,
-    /// Datasets that are looked at each time.
+    /// How many datasets the shard looks at each time.
     pub looks: usize,
     /// See [`APPLY_WAIT`].
     pub apply_wait: Duration,
@@ -194,7 +203,7 @@ impl Config {
             let usable = lake_url(text).and_then(|lake| Lake::open(&lake).map(|_| lake));
             usable.map_err(|e| e.message().to_owned())
         });
-        let index = env.parse::<u32>(&INDEX);
+        let told_index = env.is_set(&INDEX).then(|| env.parse::<u32>(&INDEX));
         let count = env.with(&COUNT, |text| {
             let count = text.parse().ok().filter(|count| (1..=SLOTS).contains(count));
             count.ok_or_else(|| format!("expected a number of shards from 1 to {SLOTS}"))
@@ -202,7 +211,8 @@ impl Config {
         let drain = env.millis(&env::DRAIN_MS);
         let scrub = env.parse::<u64>(&SCRUB);
         let ids = if env.is_set(&IDS) { Some(env.names(&IDS)) } else { None };
-        let own_id = if env.is_set(&ID) { Some(env.name(&ID)) } else { None };
+        let named = env.is_set(&ID) || told_index.is_none() && env.has_own_name(&ID);
+        let own_id = if named { Some(env.own_name(&ID)) } else { None };
         let own_regions = env.optional(&OWNS);
         if own_regions.is_none()
             && let (Some(Ok(ids)), Ok(count)) = (&ids, &count)
@@ -211,6 +221,22 @@ impl Config {
             let why = format!("names {} shards, and TRELLIS_SHARD_COUNT is {count}", ids.len());
             _ = env.refuse(&IDS, why);
         }
+        let shards = match ids {
+            Some(ids) => ids,
+            None => match &count {
+                Ok(count) => Ok((0..*count).map(|i| format!("shard-{i}")).collect()),
+                Err(invalid) => Err(*invalid),
+            },
+        };
+        let index = match (told_index, &own_id, &shards) {
+            (Some(index), _, _) => index,
+            // a name that is none of them is told below
+            (None, Some(Ok(id)), Ok(shards)) => {
+                Ok(shards.iter().position(|shard| shard == id).unwrap_or(0) as u32)
+            }
+            (None, Some(Err(invalid)), _) => Err(*invalid),
+            (None, _, _) => Ok(0),
+        };
         let owns = match own_regions {
             Some(json) => parse_owns(&json).map_err(|e| env.refuse(&OWNS, e.message())),
             None => match (&index, &count) {
@@ -219,10 +245,6 @@ impl Config {
                 }
                 (Err(invalid), _) | (_, Err(invalid)) => Err(*invalid),
             },
-        };
-        let shards = match ids {
-            Some(ids) => ids,
-            None => count.map(|count| (0..count).map(|i| format!("shard-{i}")).collect()),
         };
         let id = match (own_id, &shards, &index) {
             (Some(id), _, _) => id,
