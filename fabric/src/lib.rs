@@ -20,6 +20,7 @@
 //! | [`process`] | the one shape of every `main` |
 //! | `probe` | `--probe` and `--probe-ready`: whether the server of this container lives, and whether it is ready |
 //! | [`shutdown`] | the signal that ends a process |
+//! | `task` | which ECS task this is |
 //! | `gate` | knows which requests still run |
 //! | `rpc` | the span and the duration of one RPC, at either end |
 //! | `connector` | connections of channels and of exports, of one type |
@@ -43,6 +44,7 @@ mod rpc;
 pub mod serve;
 pub mod shutdown;
 pub mod single;
+mod task;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

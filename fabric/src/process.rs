@@ -85,7 +85,7 @@ where
         telemetry.shutdown().await;
         ended
     });
-    // a thread that still blocks is not waited for: the drain is over
+    // the process does not wait for a thread that still blocks: the drain is over
     runtime.shutdown_background();
     if let Some(error) = last_words {
         eprintln!("{name}: {error}");

@@ -26,15 +26,15 @@ pub fn connect(addr: &str, options: &ChannelOptions) -> Result<Channel, Unreacha
     Ok(endpoint(addr, options)?.connect_with_connector_lazy(connector(options)))
 }
 
-/// As [`connect`], with trace context and unit on every call.
+/// Like [`connect`], with trace context and unit on every call.
 ///
 /// # Errors
-/// As [`connect`].
+/// Those of [`connect`].
 pub fn connect_traced(addr: &str, options: &ChannelOptions) -> Result<PeerChannel, Unreachable> {
     Ok(Traced::new(connect(addr, options)?, options.unit.as_deref()))
 }
 
-/// As [`connect`], but connects now, so the caller learns at once whether the peer is there. Cancel safe.
+/// Like [`connect`], but connects now, so the caller learns at once whether the peer is there. Cancel safe.
 ///
 /// # Errors
 /// [`Unreachable`] with the reason.

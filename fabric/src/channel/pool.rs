@@ -25,7 +25,7 @@ impl Pool {
     /// A pool of connections to `addr`, none of which is made yet.
     ///
     /// # Errors
-    /// As [`super::connect`].
+    /// Those of [`super::connect`].
     pub fn connect(addr: &str, options: &ChannelOptions) -> Result<Self, Unreachable> {
         let channels =
             (0..CONNECTIONS_MAX).map(|_| connect_traced(addr, options)).collect::<Result<_, _>>()?;

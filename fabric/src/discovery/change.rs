@@ -1,4 +1,4 @@
-//! Tells what has changed, and why: in the log, at most so many lines in a minute, and in one counter.
+//! Tells what has changed, and why: in the log, with a bound on the lines of a minute, and in one counter.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,7 +8,8 @@ use crate::telemetry::{
     metrics::{Counter, Meter},
 };
 
-/// Most lines of one watch within [`WINDOW`], of changes and of doubts each. A deployment that replaces a thousand tasks one after the other needs no line for each.
+/// Most lines of one watch within [`WINDOW`], of changes and of doubts each. A deployment that replaces a thousand tasks one after the
+/// other needs no line for each.
 const LINES_MAX: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Most peers that one line names.
@@ -47,7 +48,7 @@ impl Teller {
         self.count("gone", change.gone.len());
     }
 
-    /// Look-ups of `name` began to fail; it keeps so many peers.
+    /// Look-ups of `name` began to fail; the name keeps its last good set, which has `kept` peers.
     pub(super) fn failed(&mut self, now: Duration, name: &str, failure: &Failure, kept: usize) {
         let Self { url, lines, .. } = self;
         if let Some(unsaid) = lines.take(now) {
@@ -56,7 +57,7 @@ impl Teller {
         self.count("kept", 1);
     }
 
-    /// Look-ups of `name` succeed again, after so many failures.
+    /// Look-ups of `name` succeed again, after `failures` of them failed.
     pub(super) fn succeeded(&mut self, now: Duration, name: &str, failures: u32) {
         let Self { url, lines, .. } = self;
         if let Some(unsaid) = lines.take(now) {
@@ -101,7 +102,7 @@ struct Lines {
 }
 
 impl Lines {
-    /// `Some`: one more line may be logged, and so many were not since the last one.
+    /// `Some`: the caller may log one more line. The number says how many lines were not logged since the last one.
     fn take(&mut self, now: Duration) -> Option<u32> {
         if now.saturating_sub(self.window) >= WINDOW {
             (self.window, self.said) = (now, 0);

@@ -4,9 +4,10 @@
 //! `DiscoverInstances`: the whole list. The health of an instance does not change the number, so the list is also read again each
 //! [`WHOLE_MAX`], and when a peer is reported dead.
 //!
-//! What a fleet asks, of one account and region: 4,000 servers that poll each [`POLL`] ask for 400 revisions a second of the 3,000 that AWS
-//! allows, and for 67 lists a second of the 1,000. While instances change all the time, they ask for 400 lists a second; while each of
-//! them doubts a peer all the time (`doubt_min`), for 540. Units do not poll: there are tens of thousands of them, and they are given `dns://`.
+//! The load of a fleet in one account and region: 4,000 servers that poll each [`POLL`] ask for 400 revisions a second, and AWS allows
+//! 3,000. They ask for 67 lists a second, and AWS allows 1,000. While instances change all the time, they ask for 400 lists a second.
+//! While each server doubts a peer all the time (`doubt_min`), they ask for 540. Units do not poll, because there are tens of thousands
+//! of them: they are given `dns://`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::aws::{Aws, CallError};
 
-/// Time between two look-ups. The health of an instance takes some 30 s to show in Cloud Map, so a shorter time finds little earlier.
+/// Time between two look-ups. The health of an instance takes about 30 s to show in Cloud Map, so a shorter time finds little earlier.
 const POLL: Duration = Duration::from_secs(10);
 /// The whole list is read at least this often, because the revision says nothing about health.
 const WHOLE_MAX: Duration = Duration::from_secs(60);
@@ -55,7 +56,7 @@ struct Known {
 
 impl CloudMap {
     /// # Errors
-    /// As [`Aws::new`].
+    /// Those of [`Aws::new`].
     pub(super) fn new(query: CloudMapQuery, options: &Options) -> Result<Self, String> {
         let (region, endpoint) = (query.region.as_deref(), query.endpoint.as_deref());
         let aws = Aws::new(SERVICE, "data-", region, endpoint, options.variable)?;

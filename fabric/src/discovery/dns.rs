@@ -1,8 +1,8 @@
 //! Asks DNS.
 //!
-//! Queries carry EDNS0, which tells the server that an answer over UDP may have 1,232 bytes; an answer that the server cuts is asked for again
-//! over TCP. hickory's cache is off, because the watch itself is the cache: with two caches a change would show after two TTLs. The resolver
-//! of the name also resolves the SRV targets, because the system's resolver may know other names.
+//! Queries carry EDNS0, which tells the server that an answer over UDP may have 1,232 bytes; an answer that the server cuts is asked for
+//! again over TCP. hickory's cache is off, because the watch itself is the cache: with two caches a change would show after two TTLs. The
+//! resolver of the name also resolves the SRV targets, because the system's resolver may know other names.
 //!
 //! Discovery ignores priorities and weights of SRV records: Cloud Map always writes 1, and placement by hashing needs the whole
 //! set.

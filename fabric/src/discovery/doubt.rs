@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 /// next failed call.
 const DOUBTED_MAX: usize = 256;
 
-/// Tells discovery that a peer did not answer. A name may have a long TTL, and Docker's server says 600 s: without a doubt a peer that has
-/// moved would be looked for at its old address until the TTL is over. After a doubt discovery asks the names of that peer again soon, and
-/// at most every [`Options::doubt_min`](super::Options::doubt_min).
+/// Tells discovery that a peer did not answer. A name may have a long TTL, and Docker's server says 600 s. Without a doubt, users would
+/// look for a peer that has moved at its old address until the TTL is over. After a doubt discovery asks the names of that peer again
+/// soon, and at most every [`Options::doubt_min`](super::Options::doubt_min).
 #[derive(Clone, Debug, Default)]
 pub struct Doubt(Arc<Inner>);
 

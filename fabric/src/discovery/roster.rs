@@ -2,9 +2,9 @@
 //!
 //! * A name that is found has the peers of its last answer.
 //! * A look-up without an answer says nothing about the peers: the last good set of the name is kept.
-//! * A name that does not exist any more is gone, if two look-ups said so and nothing else for [`Limits::after`] at least; while more than
-//!   half of the names that have peers are in this state, for [`Limits::many_after`]: then the zone is more likely at fault. So that this is
-//!   known, all other names with peers must have been asked since then.
+//! * A name that does not exist any more is gone after [`Limits::after`], if at least two look-ups said so in that time, and none said
+//!   anything else. If more than half of the names that have peers are in this state, the zone is more likely at fault: then they are
+//!   gone only after [`Limits::many_after`]. To know which of the two it is, discovery must first have asked all other names with peers.
 //! * The last name that has peers is never gone. A single name therefore keeps its last good set for ever.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -15,7 +15,7 @@ use super::{
     plan::{self, Answer, Failure, Note, State},
 };
 
-/// So many look-ups in a row must say that a name does not exist: one packet must not take a peer away.
+/// This many look-ups in a row must say that a name does not exist: one packet must not take a peer away.
 const NOT_FOUND_MIN: u32 = 2;
 
 /// For how long a name that has peers must not exist, until it is gone.
@@ -44,9 +44,9 @@ pub(super) struct Roster {
 #[derive(Clone, Debug, Default)]
 struct Name {
     state: State,
-    /// Of its last good answer; empty: never found, or gone.
+    /// The peers of its last good answer. Empty: the name was never found, or it is gone.
     peers: Vec<Peer>,
-    /// Since when its answers say that it does not exist, and how many they were.
+    /// Since when the answers say that the name does not exist, and how many such answers there were.
     not_found: Option<(Duration, u32)>,
     /// When its last look-up ended.
     asked: Duration,
@@ -60,7 +60,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Between two sets that are sorted.
+    /// The change from one sorted set to another.
     pub(super) fn between(before: &[Peer], after: &[Peer]) -> Self {
         let missing = |from: &[Peer], others: &[Peer]| {
             from.iter().filter(|peer| others.binary_search(peer).is_err()).cloned().collect()
@@ -136,7 +136,8 @@ impl Roster {
         }
     }
 
-    /// That one of several names does not exist is no news: a pattern may name more than there are. It is news if none exists.
+    /// Discovery does not report that one of several names does not exist: a pattern may name more than there are. It reports that none
+    /// exists.
     fn note(&mut self, name: usize, result: &Result<Answer, Failure>) -> Note {
         let it = &mut self.names[name];
         let never_was = it.peers.is_empty() && matches!(result, Err(Failure::NotFound(_)));

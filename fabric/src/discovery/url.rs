@@ -12,11 +12,11 @@ use super::{options::DEFAULT_PORT, peer::Peer};
 /// A host name is at most this long (RFC 1035), and a label 63.
 const NAME_BYTES_MAX: usize = 253;
 
-/// Most names of one pattern. A look-up of a name is three packets at least, a VPC's resolver takes 1,024 a second from a network interface,
-/// and names with a TTL of 0 are looked up each second.
+/// Most names of one pattern. A look-up of a name is three packets at least, a VPC's resolver takes 1,024 a second from a network
+/// interface, and names with a TTL of 0 are looked up each second.
 pub const NAMES_MAX: usize = 256;
 
-/// Most filters by attribute: an instance of Cloud Map has at most so many attributes of its own.
+/// Most filters by attribute: Cloud Map lets an instance have this many attributes of its own.
 const ATTRIBUTES_MAX: usize = 30;
 
 /// Cloud Map's longest name of a namespace or service.
@@ -36,7 +36,7 @@ pub enum Source {
 /// What to ask DNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsQuery {
-    /// At least one, at most [`NAMES_MAX`]. Always fully qualified: search domains do not apply.
+    /// The names to look up: at least one, at most [`NAMES_MAX`]. Always fully qualified: search domains do not apply.
     pub names: Vec<String>,
     /// Port of A and AAAA answers.
     pub port: u16,
@@ -71,7 +71,7 @@ pub struct CloudMapQuery {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{url:?} is no discovery URL: {reason}")]
 pub struct BadUrl {
-    /// As given.
+    /// The URL as it was given.
     pub url: String,
     /// What is wrong with it, or what would be right.
     pub reason: String,
@@ -136,8 +136,8 @@ impl Source {
     }
 }
 
-/// The names that `head-{0..63}.example` stands for: one for each number, as a shell writes them, with zeros in front if one of the two numbers
-/// has them. A text without braces stands for itself.
+/// The names that `head-{0..63}.example` stands for: one for each number, as a shell writes them, with zeros in front if one of the two
+/// numbers has them. A text without braces stands for itself.
 fn pattern(text: &str) -> Result<Vec<String>, String> {
     let Some((before, rest)) = text.split_once('{') else {
         return if text.contains('}') {

@@ -8,6 +8,7 @@ use super::{
     size::parse_bytes,
     var::{LOG, LOG_FORMAT, Presence, Var},
 };
+use crate::task;
 
 /// Prefix of the grid's own variables: an unknown one is a problem.
 const PREFIX: &str = "TRELLIS_";
@@ -24,6 +25,8 @@ pub struct Env {
     table: &'static [Var],
     set: BTreeMap<String, String>,
     problems: Vec<Problem>,
+    /// Where an ECS task asks who it is.
+    task: Option<String>,
 }
 
 impl Env {
@@ -44,7 +47,14 @@ impl Env {
         }
         let mut env = Self::from_pairs(table, set);
         env.problems.extend(broken);
+        env.task = std::env::var(task::METADATA).ok().filter(|base| !base.is_empty());
         env
+    }
+
+    /// With the metadata endpoint of an ECS task, for tests.
+    #[must_use]
+    pub fn in_task(self, metadata: impl Into<String>) -> Self {
+        Self { task: Some(metadata.into()), ..self }
     }
 
     /// An environment of given pairs, for tests and for embedding. A later pair replaces an earlier one.
@@ -67,7 +77,7 @@ impl Env {
                 },
             })
             .collect();
-        Self { table, set, problems }
+        Self { table, set, problems, task: None }
     }
 
     /// The value: the one that is set, or the default, or `None`. An empty value counts as unset, because `VAR=` means that in a compose
@@ -166,6 +176,23 @@ impl Env {
     /// A name of a process or unit: `[a-z0-9][a-z0-9_.-]{0,62}`.
     pub fn name(&mut self, var: &Var) -> Result<String, Invalid> {
         self.with(var, plain_name)
+    }
+
+    /// Whether [`Env::own_name`] knows a name.
+    pub fn has_own_name(&self, var: &Var) -> bool {
+        self.is_set(var) || self.task.is_some()
+    }
+
+    /// The name of this process in the grid: that of the variable. If it is not set, an ECS task has the name of its service without the
+    /// grid's, so that all tasks of a kind share one task definition.
+    pub fn own_name(&mut self, var: &Var) -> Result<String, Invalid> {
+        match self.task.clone() {
+            Some(base) if !self.is_set(var) => match task::name(&base).and_then(|name| plain_name(&name)) {
+                Ok(name) => Ok(name),
+                Err(why) => Err(self.refuse(var, format!("is not set, and the ECS task has no name: {why}"))),
+            },
+            _ => self.name(var),
+        }
     }
 
     /// Names of processes, with commas. Each is named once.
@@ -292,6 +319,27 @@ mod tests {
         for bad in ["", "Head", "-a", ".a", "a b", "kopf-\u{e4}", &"x".repeat(64)] {
             assert!(name(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_task_that_is_told_no_name_has_that_of_its_service() {
+        let in_task = |pairs: &[(&'static str, &'static str)], service: &str| {
+            Env::from_pairs(TABLE, pairs.iter().copied()).in_task(task::tests::task_of(service))
+        };
+        assert_eq!(in_task(&[], "trellis-head-17").own_name(&NOTE).as_deref(), Ok("head-17"));
+        assert_eq!(
+            in_task(&[("TRELLIS_NOTE", "")], "trellis-head-17").own_name(&NOTE).as_deref(),
+            Ok("head-17")
+        );
+        assert_eq!(
+            in_task(&[("TRELLIS_NOTE", "me")], "trellis-head-17").own_name(&NOTE).as_deref(),
+            Ok("me")
+        );
+        let mut nameless = in_task(&[], "trellis-Head");
+        assert!(nameless.own_name(&NOTE).is_err() && nameless.has_own_name(&NOTE));
+        assert!(nameless.finish().unwrap_err().to_string().contains("the ECS task has no name"));
+        let mut elsewhere = Env::from_pairs(TABLE, [("TRELLIS_WAIT_MS", "1")]);
+        assert!(!elsewhere.has_own_name(&NOTE) && elsewhere.own_name(&NOTE).is_err());
     }
 
     #[test]

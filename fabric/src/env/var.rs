@@ -3,8 +3,10 @@
 use super::log::LOG_FILTER;
 
 /// Name of this node.
-pub const ID: Var =
-    Var::required("TRELLIS_ID", "name of this process in the grid, [a-z0-9][a-z0-9_.-]{0,62}");
+pub const ID: Var = Var::required(
+    "TRELLIS_ID",
+    "name of this process in the grid, [a-z0-9][a-z0-9_.-]{0,62}; an ECS task may take it from its service, GRID-NAME",
+);
 /// Where to listen.
 pub const LISTEN: Var =
     Var::or("TRELLIS_LISTEN", "127.0.0.1:0", "address to listen on, IP:PORT; port 0 takes a free one");

@@ -52,13 +52,13 @@ impl Arrivals {
 pub(super) struct Arriving {
     body: Body,
     arrivals: Arc<Arrivals>,
-    /// Of [`Arrivals`].
+    /// The bytes of this body that [`Arrivals`] counts now.
     counted: usize,
     /// Bytes of its longest message.
     most: usize,
-    /// The begin of a message.
+    /// The beginning of a message.
     part: BytesMut,
-    /// The next message is waited for no longer than this.
+    /// The wait for the next message ends at this time.
     late: Option<Pin<Box<Sleep>>>,
     /// No message has come yet. Each request has one.
     first: bool,
@@ -114,7 +114,7 @@ impl Arriving {
     }
 }
 
-/// How many of these bytes, which begin with a message, go on: those of whole messages.
+/// How many of `bytes` go on: those of the whole messages, the first of which begins with the first byte.
 ///
 /// # Errors
 /// A message is longer than `most`.
@@ -251,7 +251,7 @@ mod tests {
             let (sender, frames) = mpsc::unbounded();
             let body = Body::new(StreamBody::new(frames.boxed()));
             let mut body = Arriving::new(body, arrivals.clone(), SMALL_MESSAGE_BYTES_MAX);
-            // In two pieces: no one of them has the whole length.
+            // The message comes in two pieces, and neither piece has its whole length.
             let claim = message(length, 0);
             send(&sender, claim[..3].to_vec());
             assert!(futures::poll!(body.frame()).is_pending());

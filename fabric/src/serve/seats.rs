@@ -17,9 +17,9 @@ const RESERVE_PART: usize = 8;
 /// Why a connection is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// Its address has as many as it may have.
+    /// The address has as many connections as one address may have.
     Address,
-    /// The server has.
+    /// The server has as many connections as it may have.
     Server,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Seat {
 }
 
 impl Seats {
-    /// Of a process that may have `descriptors` files open.
+    /// The seats of a process that may have `descriptors` files open.
     pub(super) fn new(descriptors: usize) -> Arc<Self> {
         Self::with(descriptors, ADDRESS_MAX)
     }

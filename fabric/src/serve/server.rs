@@ -37,7 +37,7 @@ pub const SERVER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// connections after GOAWAY. It may go a little beyond the drain.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 
-/// How long the server waits for cut connections to end. Their tasks notice the cut at once unless they are starved.
+/// Longest time that the server waits for cut connections to end. Their tasks notice the cut at once unless they are starved.
 const CUT_MAX: Duration = Duration::from_secs(1);
 
 /// The service name under which health says whether the server is ready. It is no service.
@@ -99,7 +99,7 @@ pub fn serve(
     serve_until(listener, routes, options, shutdown.boxed(), drain)
 }
 
-/// As [`serve`]. Its types are fixed and its future is boxed here: so this crate compiles the server, and not each crate that polls it.
+/// Like [`serve`], but its types are fixed and its future is boxed. So this crate compiles the server, and not each crate that polls it.
 fn serve_until(
     listener: TcpListener,
     routes: Routes,

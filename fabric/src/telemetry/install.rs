@@ -34,7 +34,7 @@ pub const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 /// wide.
 const BUCKETS_MAX: u32 = 160;
 
-/// The scale that an exponential histogram begins with, the specification's default. It becomes coarser as values need it.
+/// The finest scale of an exponential histogram, with which it begins: the specification's default. It becomes coarser as values need it.
 const SCALE_MAX: i8 = 20;
 
 /// The meter of this crate's instruments.
@@ -102,7 +102,7 @@ impl Telemetry {
         Self::init_with(service_name, instance, &Settings::from_process())
     }
 
-    /// As [`Telemetry::init`], with given settings.
+    /// Like [`Telemetry::init`], with given settings.
     pub fn init_with(service_name: &str, instance: &str, settings: &Settings) -> Self {
         let installed = INSTALLED.get_or_init(|| Arc::new(install(service_name, instance, settings)));
         Self { installed: installed.clone() }

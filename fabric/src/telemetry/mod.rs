@@ -1,8 +1,9 @@
 //! Logs to stderr, and traces, metrics and logs pushed by OTLP to one collector, by gRPC or by HTTP.
 //!
 //! Without an endpoint nothing of OpenTelemetry is installed: requests have no spans, instruments do nothing, and headers are not read.
-//! With an endpoint, every run is traced, and of the requests outside of a run one in a hundred. A collector that is slow or gone costs only telemetry: queues are bounded, nobody waits for them,
-//! losses are counted ([`dropped`]), and the end of the process waits at most [`SHUTDOWN_MAX`].
+//! With an endpoint, every run is traced, and so is one in a hundred of the requests outside of a run. A collector that is slow or gone
+//! costs only telemetry: queues are bounded, nobody waits for them, losses are counted ([`dropped`]), and the end of the process waits
+//! at most [`SHUTDOWN_MAX`].
 //!
 //! Honoured:
 //! * `OTEL_EXPORTER_OTLP_ENDPOINT`, `.._PROTOCOL` (`grpc`, `http/protobuf`), `.._HEADERS`, `.._TIMEOUT`, `.._COMPRESSION` (`gzip`),

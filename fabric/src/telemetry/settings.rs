@@ -114,7 +114,7 @@ impl Settings {
             names_sampler: set("OTEL_TRACES_SAMPLER").is_some(),
             log_filter: set(crate::env::LOG.name),
             log_json: set(crate::env::LOG_FORMAT.name).is_some_and(|format| format == "json"),
-            ecs_metadata: set("ECS_CONTAINER_METADATA_URI_V4"),
+            ecs_metadata: set(crate::task::METADATA),
             complaints,
         }
     }

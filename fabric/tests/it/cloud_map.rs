@@ -214,7 +214,7 @@ impl Counting {
         Self { address, revision, asked }
     }
 
-    /// Waits until `call` has been asked so many times.
+    /// Waits until `call` has been asked `times` times or more.
     async fn asked(&mut self, call: &str, times: usize) {
         let enough =
             |asked: &Vec<(String, Value)>| asked.iter().filter(|(name, _)| name == call).count() >= times;

@@ -19,8 +19,8 @@ pub(crate) struct Moto {
 }
 
 impl Moto {
-    /// `None`, and a line that says so, where it is not installed. `make` does not install it (`pip install 'moto[server]'`), because it has
-    /// 300 MB.
+    /// `None`, and a line that says so, where it is not installed. `make` does not install it (`pip install 'moto[server]'`), because it
+    /// has 300 MB.
     pub(crate) async fn start() -> Option<Self> {
         let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/moto_server");
         let program = if beside.exists() { beside.as_path() } else { Path::new("moto_server") };
