@@ -4,7 +4,7 @@
 #   make bench             measure: tables on stdout, JSON under target/bench/
 #   make bench soak        publish for TRELLIS_SOAK_SECONDS, and look whether the head or the shard grows
 #   make lint              check formatting and lints, as CI does
-#   make aws               check the templates for AWS and the data beside them
+#   make aws               check the templates for AWS, the data beside them, and the fake of AWS against boto3 and moto
 #   make images            build the container images from what make wheel has built
 #   make compose           run the grid of deploy/compose.yaml in containers, in the foreground; TELEMETRY=1: with a collector
 
@@ -77,7 +77,7 @@ lint: peers
 	$(BIN)/python deploy/aws/scale.py --check
 
 aws: $(BIN)/.peers-aws
-	@$(BIN)/python -m pytest -q deploy/aws
+	@$(BIN)/python -m pytest -q deploy/aws tests/aws-fake
 
 images: wheel
 	@deploy/images/base

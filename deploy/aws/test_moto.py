@@ -253,7 +253,8 @@ def test_every_log_group_ends(applied: dict[str, dict[str, str]]) -> None:
 def test_events_of_a_cluster_reach_its_queue(applied: dict[str, dict[str, str]]) -> None:
     events = client("events", UNITS)
     (rule,) = events.list_rules()["Rules"]
-    assert json.loads(rule["EventPattern"])["detail"] == {"clusterArn": [f"arn:aws:ecs:{REGION}:{UNITS}:cluster/tulip"]}
+    prefixes = [f"arn:aws:ecs:{REGION}:{UNITS}:{kind}/tulip/" for kind in ("service", "task")]
+    assert json.loads(rule["EventPattern"])["resources"] == [{"prefix": prefix} for prefix in prefixes]
     (target,) = events.list_targets_by_rule(Rule=rule["Name"])["Targets"]
     assert target["Arn"] == f"arn:aws:sqs:{REGION}:{UNITS}:trellis-tulip-events"
 

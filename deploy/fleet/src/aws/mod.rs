@@ -1,0 +1,175 @@
+//! The one door of the SDK: everything that reaches AWS goes through here, and nothing here decides anything.
+//!
+//! The SDK does not try again: `pace` knows the rates and `reconcile` knows what a failure means.
+
+mod ecs;
+mod fault;
+mod query;
+mod rest;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, retry::RetryConfig, sts::AssumeRoleProvider, timeout::TimeoutConfig,
+};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_async::time::SharedTimeSource;
+use aws_smithy_runtime_api::client::http::{SharedHttpClient, SharedHttpConnector};
+
+use crate::{
+    call::{Answer, Call, Fault, Kind, What},
+    model::Place,
+};
+
+/// Longest wait for an answer. The slowest of the calls (CreateService) answers within some seconds.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for a connection.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// How AWS is reached.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// The transport of the SDK.
+    pub http: SharedHttpClient,
+    /// The transport of the requests that the SDK does not know, which `fleet` signs itself.
+    pub connector: SharedHttpConnector,
+    /// The clock for signatures and credentials; none for the machine's.
+    pub time: Option<SharedTimeSource>,
+    /// Another address than AWS's own, for a fake.
+    pub endpoint: Option<String>,
+    /// The credentials of who runs `fleet`; none for the environment, the profile or the machine's role.
+    pub credentials: Option<SharedCredentialsProvider>,
+}
+
+impl Door {
+    /// The door of the program: hyper and ring, credentials and `AWS_ENDPOINT_URL` from the environment.
+    #[must_use]
+    pub fn of_process() -> Self {
+        use aws_smithy_http_client::{Builder, Connector, tls};
+        let ring = || tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+        Self {
+            http: Builder::new().tls_provider(ring()).build_https(),
+            connector: SharedHttpConnector::new(Connector::builder().tls_provider(ring()).build()),
+            time: None,
+            endpoint: std::env::var("AWS_ENDPOINT_URL").ok().filter(|url| !url.is_empty()),
+            credentials: None,
+        }
+    }
+
+    /// The configuration of the caller itself, in a Region.
+    pub async fn config(&self, region: &str) -> SdkConfig {
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(CONNECT_MAX).operation_timeout(ANSWER_MAX).build();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(self.http.clone())
+            .region(Region::new(region.to_owned()))
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts);
+        if let Some(credentials) = &self.credentials {
+            loader = loader.credentials_provider(credentials.clone());
+        }
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let config = loader.load().await;
+        match &self.time {
+            Some(time) => config.to_builder().time_source(time.clone()).build(),
+            None => config,
+        }
+    }
+
+    /// The configuration of a role in a place.
+    pub async fn assume(&self, place: &Place, role: &str) -> SdkConfig {
+        let config = self.config(&place.region).await;
+        let provider = AssumeRoleProvider::builder(role)
+            .session_name("fleet")
+            .region(Region::new(place.region.clone()))
+            .configure(&config)
+            .build()
+            .await;
+        config.to_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
+    }
+}
+
+/// The role that `fleet` works with: `DeployerRole` of `cfn/account.yaml`.
+#[must_use]
+pub fn deployer_role(grid: &str, place: &Place) -> String {
+    role(grid, place, "deployer")
+}
+
+/// The role of `fleet bootstrap`: `BootstrapRole` of `cfn/account.yaml`.
+#[must_use]
+pub fn bootstrap_role(grid: &str, place: &Place) -> String {
+    role(grid, place, "bootstrap")
+}
+
+fn role(grid: &str, place: &Place, name: &str) -> String {
+    let Place { account, region } = place;
+    format!("arn:aws:iam::{account}:role/trellis/{grid}/{grid}-{name}-{region}")
+}
+
+pub use self::query::{Query, Refusal, element};
+
+#[derive(Debug)]
+struct Clients {
+    ecs: aws_sdk_ecs::Client,
+    names: aws_sdk_servicediscovery::Client,
+    queues: aws_sdk_sqs::Client,
+}
+
+/// The clients of every place.
+#[derive(Debug)]
+pub struct Aws {
+    grid: String,
+    places: BTreeMap<Place, Clients>,
+}
+
+impl Aws {
+    /// Makes clients for the deployer role of each place. Nothing is called yet.
+    pub async fn connect(door: &Door, grid: &str, places: impl IntoIterator<Item = Place>) -> Self {
+        let mut clients = BTreeMap::new();
+        for place in places {
+            if clients.contains_key(&place) {
+                continue;
+            }
+            let config = door.assume(&place, &deployer_role(grid, &place)).await;
+            clients.insert(
+                place,
+                Clients {
+                    ecs: aws_sdk_ecs::Client::new(&config),
+                    names: aws_sdk_servicediscovery::Client::new(&config),
+                    queues: aws_sdk_sqs::Client::new(&config),
+                },
+            );
+        }
+        Self { grid: grid.to_owned(), places: clients }
+    }
+
+    /// Sends a call, once.
+    ///
+    /// # Errors
+    /// What AWS or the transport says, with its kind.
+    pub async fn call(&self, call: &Call) -> Result<Answer, Fault> {
+        let Some(clients) = self.places.get(&call.place) else {
+            let Place { account, region } = &call.place;
+            let message = format!("no client for account {account} in {region}: this is a bug of fleet");
+            return Err(Fault { kind: Kind::Refused, message });
+        };
+        match &call.what {
+            What::ListServices { cluster, page } => ecs::list(&clients.ecs, cluster, page.clone()).await,
+            What::DescribeServices { cluster, names } => ecs::describe(&clients.ecs, cluster, names).await,
+            What::CreateService(create) => ecs::create(&clients.ecs, create).await,
+            What::UpdateService { cluster, name, change } => {
+                ecs::update(&clients.ecs, cluster, name, change).await
+            }
+            What::DeleteService { cluster, name } => ecs::delete(&clients.ecs, cluster, name).await,
+            What::FindDefinition { family } => ecs::find_definition(&clients.ecs, family).await,
+            What::Register { family, body } => ecs::register(&clients.ecs, &self.grid, family, body).await,
+            What::FindNamespace { name } => rest::find_namespace(&clients.names, name).await,
+            What::FindRegistries { namespace } => rest::find_registries(&clients.names, namespace).await,
+            What::FindQueue { name } => rest::find_queue(&clients.queues, name).await,
+            What::Receive { url } => rest::receive(&clients.queues, url).await,
+            What::Forget { url, receipts } => rest::forget(&clients.queues, url, receipts).await,
+        }
+    }
+}

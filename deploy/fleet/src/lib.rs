@@ -1,0 +1,34 @@
+//! The fleet: what should run on AWS, and how it comes to run.
+//!
+//! | file or room | subject |
+//! | --- | --- |
+//! | [`desired`] | the reviewed files, read with every mistake named |
+//! | [`class`], [`definition`] | sizes of tasks, and the body of RegisterTaskDefinition |
+//! | [`place`] | the account and the cluster of each service |
+//! | [`ledger`] | where each service was put |
+//! | [`mod@plan`], [`price`] | what changes, and what it costs; why a service is where it is |
+//! | [`pace`], [`waves`] | how fast calls go, and in which order |
+//! | [`call`], [`mod@reconcile`], [`observe`] | what was seen, and the next calls |
+//! | [`aws`], [`run`] | the SDK, and the loop that brings answers to the reconciler |
+//! | [`cli`], [`bootstrap`] | the program |
+//! | [`scheduled`] | tasks that exist only for a session |
+
+pub mod aws;
+pub mod bootstrap;
+pub mod call;
+pub mod class;
+pub mod cli;
+pub mod definition;
+pub mod desired;
+pub mod ledger;
+pub mod model;
+pub mod observe;
+pub mod pace;
+pub mod place;
+pub mod plan;
+pub mod price;
+pub mod reconcile;
+pub mod run;
+pub mod scheduled;
+mod text;
+pub mod waves;

@@ -1,0 +1,7 @@
+//! `fleet` against a fake of AWS.
+
+mod bootstrap;
+mod http;
+mod refused;
+mod simulation;
+mod support;
