@@ -4,11 +4,11 @@ import pytest
 from conftest import EXAMPLES, WAIT_S, Processes, cli
 
 import trellis
-from trellis import local
+from trellis._grids import local
+from trellis.cli.up import Up
 from trellis.deploy import load_strategies
 from trellis.errors import Conflict, Unavailable, UnknownDataset
 from trellis.importing import import_files
-from trellis.up import Up
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_writing_makes_the_folder_and_whoever_looked_before_sees_it(market_files
 @pytest.mark.processes
 def test_a_notebook_and_up_share_the_folders_lake_one_after_the_other(here, market_files, monkeypatch):
     # a call to a grid that has ended must not wait for its deadline
-    monkeypatch.setattr("trellis._link.DEADLINE_S", 100 * WAIT_S)
+    monkeypatch.setattr("trellis._grids.link.DEADLINE_S", 100 * WAIT_S)
     state = here / local.STATE
     with trellis.connect() as notebook:
         rows = bring_in(notebook, market_files)

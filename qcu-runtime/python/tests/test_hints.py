@@ -10,8 +10,9 @@ import pytest
 from conftest import cli
 
 import trellis
-from trellis._table import format_table
-from trellis.errors import BadRequest, StrategyError, TrellisError, Unavailable, frames_of
+from trellis._code import frames_of
+from trellis._values import format_table
+from trellis.errors import BadRequest, StrategyError, TrellisError, Unavailable
 
 
 def strategy(body=lambda ctx, px: ctx.frame(symbol=px.symbols, score=1.0), **changed):

@@ -14,7 +14,7 @@ import pytest
 from conftest import cli
 from pyarrow import parquet
 
-from trellis import cli as command_line
+from trellis.cli import commands as command_line
 from trellis.errors import BadRequest, BadRows, TrellisError
 from trellis.importing import import_files
 

@@ -11,7 +11,7 @@ import random
 import pytest
 
 import trellis
-from trellis._time import to_ns
+from trellis._values import to_ns
 from trellis.errors import UnknownSymbol
 from trellis.importing import import_files
 

@@ -137,7 +137,7 @@ def test_a_client_takes_over_at_once_when_the_process_that_ran_the_grid_is_kille
     tmp_path, market_files, monkeypatch, waiting
 ):
     # a call that waited for its deadline would exceed this test's time
-    monkeypatch.setattr("trellis._link.DEADLINE_S", 100 * WAIT_S)
+    monkeypatch.setattr("trellis._grids.link.DEADLINE_S", 100 * WAIT_S)
     holder = python(HOLDER, str(tmp_path), str(market_files / "AMZN.csv"), stdin=subprocess.PIPE)
     assert holder.stdout.readline() == "ready\n", holder.stderr.read()
     with trellis.connect(f"embedded://{tmp_path}") as grid:

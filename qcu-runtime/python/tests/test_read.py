@@ -73,7 +73,7 @@ def test_only_a_read_as_of_a_fixed_time_is_kept_for_the_next_that_repeats_it(gri
     read(as_of=later), read(as_of=later)
     assert requests() == before + 3
 
-    monkeypatch.setattr("trellis._pinned.PINNED_BYTES_MAX", pinned.nbytes)
+    monkeypatch.setattr("trellis._grids.pinned.PINNED_BYTES_MAX", pinned.nbytes)
     read(as_of=at, known_at=True)
     assert requests() == before + 4
     read(as_of=at)

@@ -16,7 +16,7 @@ import pytest
 from conftest import EXAMPLES, WAIT_S, cli
 
 import trellis
-from trellis._time import to_ns
+from trellis._values import to_ns
 from trellis.deploy import Until, deploy_strategies, load_strategies
 from trellis.errors import BadRequest, BadRows, Forbidden, StrategyError, UnknownDataset
 from trellis.importing import import_files

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trellis._time import datetime64_ns, format_ns, to_end, to_ns, to_session, to_start
+from trellis._values import datetime64_ns, format_ns, to_end, to_ns, to_session, to_start
 from trellis.errors import BadRequest
 
 DAY = 1_470_787_200_000_000_000

@@ -16,13 +16,14 @@ import pytest
 from conftest import EXAMPLES, TRELLIS, WAIT_S, Processes, cli
 
 import trellis
-from trellis import local
-from trellis._time import to_ns
-from trellis.cli import _unit_cells, main
+from trellis._grids import local
+from trellis._values import to_ns
+from trellis.cli import main
+from trellis.cli.commands import _unit_cells
+from trellis.cli.up import Up
 from trellis.deploy import load_strategies
 from trellis.errors import BadRequest, Conflict, Unavailable
 from trellis.importing import import_files
-from trellis.up import Up
 
 pytestmark = pytest.mark.processes
 SESSION = "2016-08-10"
@@ -293,7 +294,7 @@ def test_a_unit_by_schedule_says_what_it_waits_for(processes):
 
 
 def test_the_last_run_of_a_unit_is_told_though_its_process_is_a_new_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("trellis.up.find_program", str)
+    monkeypatch.setattr("trellis.cli.up.find_program", str)
     monkeypatch.setattr(Up, "_start", lambda up, child: None)
     unit = {"unit": "daily", "digest": "sha256:00", "manifest": "daily.json", "session": None, "deployed_ns": 1}
     local.write_json(tmp_path / "units" / "daily.json", unit)

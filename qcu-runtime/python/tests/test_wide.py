@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from trellis import Frame, Row, Wide
 from trellis._columns import make_frame
-from trellis._time import to_ns
+from trellis._values import to_ns
 from trellis.errors import BadRequest, UnknownSession, UnknownSymbol
 
 DAYS = np.array(["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-06"], dtype="datetime64[ns]")

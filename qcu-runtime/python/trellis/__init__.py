@@ -13,25 +13,21 @@ Reads start at `Grid`, programs at `strategy`. No thread starts before `connect`
 | `grid`, `frame`, `wide` | calls of a grid; the rows of an answer; a matrix of sessions x symbols |
 | `errors` | every error |
 | `strategy`, `run` | strategies, and how one runs for a session |
-| `_declaration`, `_context`, `_inside` | what a strategy declares, what it gets, what it may not do |
+| `_declaration`, `_context`, `_columns` | what a strategy declares, what it gets, and what it returns, as rows |
 | `_child` | the child process of `qcu` that runs a deployed strategy |
 | `deploy` | bundles and units: what `trellis deploy` does |
-| `_sources` | which files a strategy needs |
-| `_live` | the digest of a strategy's code in memory |
-| `local` | the state folder of a local grid |
-| `up` | the processes of a local grid |
-| `cli` | the command `trellis`: its arguments, its output, its exit codes |
 | `importing` | the import of files; `trellis import` |
-| `datasets` | the commands `trellis dataset ...` |
-| `_link` | where calls of a grid go |
-| `_pinned` | answers as of a fixed time |
-| `_align` | operands aligned by their labels |
-| `_columns` | what a strategy returns, as rows |
-| `_arguments` | checks of arguments |
-| `_time` | times in arguments and texts |
-| `_table` | tables as text |
 | `_demo`, `_market` | `make demo` and the stock market that it generates |
 | `_trellis` | the Rust side; its stub is `_trellis.pyi` |
+
+| rooms | subject |
+| --- | --- |
+| `cli` | the command `trellis`: arguments, output, exit codes; `trellis dataset ...`; the processes of `trellis up` |
+| `_code` | a strategy's code: its files, its digest in memory, what it may not do while it runs, its tracebacks |
+| `_grids` | where calls of a grid go; the state folder of a local grid; answers as of a fixed time |
+| `_values` | arguments, times and labels are checked and converted; tables become text |
+
+A room is a folder. Its `__init__.py` exports the names that other modules may use.
 """
 
 from __future__ import annotations
@@ -39,9 +35,9 @@ from __future__ import annotations
 import atexit as _atexit
 
 from . import _trellis, errors
-from . import local as _local
 from ._context import Context
 from ._declaration import Output, Schedule, Series, after, at_close, output, series
+from ._grids import local as _local
 from .errors import TrellisError
 from .frame import Frame, Receipt
 from .grid import Dataset, Grid, connect

@@ -30,7 +30,8 @@ def main() -> None:
     channel = socket.socket(fileno=CHANNEL_FD)
     os.set_inheritable(CHANNEL_FD, False)
     # Import before reading the first packet: the parent prefetches inputs meanwhile.
-    from trellis import errors, run
+    from trellis import run
+    from trellis._code import traceback_of
 
     strategy = None
     while True:
@@ -49,7 +50,7 @@ def main() -> None:
                 "kind": "raised",
                 "type": type(error).__name__,
                 "message": (run.exit_told(error) if isinstance(error, SystemExit) else str(error))[: 16 * 1024],
-                "traceback": errors.traceback_of(error),
+                "traceback": traceback_of(error),
             }
             # The log gets every frame; the report has only the frames of the strategy.
             traceback.print_exception(error)
@@ -57,11 +58,11 @@ def main() -> None:
 
 
 def _load(request: dict[str, Any]) -> Any:
-    from trellis import _inside
+    from trellis._code import inside
     from trellis.deploy import load_module
     from trellis.strategy import Strategy
 
-    with _inside.running(request["module"]):
+    with inside.running(request["module"]):
         module = load_module(os.path.join(request["bundle"], request["module"]))
     strategy = getattr(module, request["function"], None)
     if not isinstance(strategy, Strategy) or strategy.name != request["unit"]:

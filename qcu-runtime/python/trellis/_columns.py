@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _trellis
-from ._align import is_pandas, library
-from ._time import datetime64_ns, to_ns
+from ._values import datetime64_ns, is_pandas, library, to_ns
 from .errors import BadRequest, BadRows, StrategyError
 from .frame import Frame
 from .wide import Row, Wide

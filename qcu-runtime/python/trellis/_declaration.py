@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import _trellis
-from ._arguments import field_list, symbol_list
-from ._time import format_ns, to_start
+from ._values import field_list, format_ns, symbol_list, to_start
 from .errors import BadRequest
 
 __all__ = ["Declaration", "Output", "Schedule", "Series", "after", "at_close", "output", "series"]

@@ -26,13 +26,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import trellis
-from trellis import local
-from trellis._table import format_table
-from trellis.cli import stats_table
+from trellis._grids import local
+from trellis._values import format_table
+from trellis.cli import log_tail, stats_table
 from trellis.deploy import deploy_strategies, load_strategies
 from trellis.errors import BadRequest, TrellisError, Unavailable
 from trellis.importing import import_files
-from trellis.up import log_tail
 
 HEADS, SHARDS = 2, 3
 # the last session of the real AMZN prices; the generated prices end later

@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from . import _inside, _trellis, local
+from . import _trellis
+from ._code import inside, live_digest, reached_by, set_since, traceback_of
 from ._declaration import PROCESS_STARTED, Declaration, file_version, source_file, strategies_of
-from ._live import live_digest
-from ._sources import reached_by, set_since
-from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable, traceback_of
+from ._grids import local
+from .errors import BadRequest, Conflict, StrategyError, TrellisError, Unavailable
 
 LOCK_FILE = "packages.lock"
 # From writing the unit's file to the unit's first status. `trellis up` notices the file within a fraction of a second,
@@ -81,7 +81,7 @@ def load_strategies(target: str) -> list[Any]:
     if not path.endswith(".py"):
         raise BadRequest(f"{path} is not a Python file", hint="strategies are in .py files")
     try:
-        with _inside.running(path):
+        with inside.running(path):
             module = load_module(path)
     except TrellisError:
         raise
@@ -126,7 +126,7 @@ def code_digest(strategy: Declaration) -> str:
       A deploy gives the same digest.
     * `live:sha256:...`: of the code in memory, if the files do not tell: for a notebook cell or a prompt, for a
       strategy that a function made, if a file may have been written to after its import, or if other code has set one
-      of its constants or functions. `_live` says what it covers.
+      of its constants or functions. `_code/live.py` says what it covers.
     * `unknown:...`: there is no digest, for the reason given.
     """
     try:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _trellis
-from ._table import format_table
-from ._time import format_ns
+from ._values import format_ns, format_table
 from .errors import BadRequest, missing_package
 from .wide import Wide
 

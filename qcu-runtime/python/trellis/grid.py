@@ -10,12 +10,11 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from . import _inside, _trellis, local
-from ._arguments import field_list, symbol_list, text
+from . import _trellis
+from ._code import inside
 from ._declaration import Declaration
-from ._link import Embedded, Remote
-from ._pinned import Pinned
-from ._time import format_ns, to_end, to_session, to_start
+from ._grids import Embedded, Pinned, Remote, local
+from ._values import field_list, format_ns, symbol_list, text, to_end, to_session, to_start
 from .errors import BadRequest, Closed, Unavailable
 from .frame import Frame
 
@@ -48,7 +47,7 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
         Unavailable: the grid does not answer; or `trellis up` made the grid of this folder and does not run now.
         BadRequest: it is not the URL of a grid; or a strategy calls this while it runs.
     """
-    _inside.refuse_grid("connect()")
+    inside.refuse_grid("connect()")
     named = url or os.environ.get("TRELLIS_URL")
     if named and not named.startswith("embedded:"):
         return Grid(named, Remote(named, unit, timeout))
@@ -96,7 +95,7 @@ class Grid:
     def _check_usable(self) -> None:
         if not self._finalizer.alive:
             raise Closed(f"the grid {self.url} was closed", hint="call trellis.connect() again")
-        _inside.refuse_grid("a grid")
+        inside.refuse_grid("a grid")
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         self._check_usable()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _trellis
-from ._time import format_ns, to_ns
+from ._values import format_ns, to_ns
 from .errors import BadRequest
 from .run import UNRECORDED
 

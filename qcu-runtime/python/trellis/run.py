@@ -9,12 +9,12 @@ import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _inside, _trellis
+from . import _trellis
+from ._code import OURS, inside, printable, traceback_of
 from ._columns import frame_of
 from ._context import Context
 from ._declaration import Declaration
-from ._sources import OURS
-from .errors import BadRequest, StrategyError, TrellisError, printable, traceback_of
+from .errors import BadRequest, StrategyError, TrellisError
 from .frame import Frame
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def call(strategy: Declaration, context: Context, inputs: dict[str, Frame]) -> F
     """Calls the strategy's function and makes a Frame of its answer. Exceptions of the function pass through."""
     process = os.getpid()
     try:
-        with _inside.running(f"strategy {strategy.name}"):
+        with inside.running(f"strategy {strategy.name}"):
             return frame_of(strategy.function(context, **inputs))
     finally:
         # a child that the strategy forked must not return from here, or its result would be published as well

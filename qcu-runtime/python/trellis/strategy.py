@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _trellis
 from ._declaration import Declaration, Output, Place, Schedule, Series, file_version, name_of
-from ._time import to_end, to_session
+from ._values import to_end, to_session
 from .errors import BadRequest
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from . import _trellis
-from ._align import (
+from ._values import (
     Labelled,
     align,
     floats,
+    format_ns,
     is_pandas,
     labelled,
     library,
@@ -36,8 +37,10 @@ from ._align import (
     read_only,
     sessions,
     spread,
+    to_end,
+    to_ns,
+    to_start,
 )
-from ._time import format_ns, to_end, to_ns, to_start
 from .errors import BadRequest, UnknownSession, UnknownSymbol, missing_package
 
 __all__ = ["Row", "Wide"]

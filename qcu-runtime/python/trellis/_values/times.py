@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _trellis
-from .errors import BadRequest
+from .. import _trellis
+from ..errors import BadRequest
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)

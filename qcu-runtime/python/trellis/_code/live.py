@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from ._declaration import Declaration
-from ._sources import is_own, reached_by_name
-from .frame import Frame
+from .._declaration import Declaration
+from ..frame import Frame
+from .sources import is_own, reached_by_name
 
 # types whose repr is their whole value
 _PLAIN = {bool, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range}

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from . import _trellis, local
-from .errors import Unavailable, UnknownDataset
+from .. import _trellis
+from ..errors import Unavailable, UnknownDataset
+from . import local
 
 _Client = _trellis.Client
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-OURS = pathlib.Path(__file__).parent
+OURS = pathlib.Path(__file__).parent.parent
 _LIBRARIES = [OURS, *(pathlib.Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import BadRequest
+from ..errors import BadRequest
 
 
 def text(value: Any, name: str) -> str:

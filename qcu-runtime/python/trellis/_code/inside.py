@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from .errors import BadRequest
+from ..errors import BadRequest
 
 _MARK = "_trellis_inside"
 _start = threading.Thread.start

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._time import datetime64_ns, to_ns
-from .errors import BadRequest
+from ..errors import BadRequest
+from .times import datetime64_ns, to_ns
 
 # float64 holds every integer up to this one
 EXACT_MAX = 2**53

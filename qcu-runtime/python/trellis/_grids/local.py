@@ -27,8 +27,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from . import _trellis
-from .errors import Conflict, Unavailable
+from .. import _trellis
+from ..errors import Conflict, Unavailable
 
 # the default state folder, below the current folder
 STATE = ".trellis"

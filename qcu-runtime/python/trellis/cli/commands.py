@@ -19,13 +19,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import __version__, _trellis, local
-from ._table import format_table
-from ._time import to_session
+from .. import __version__, _trellis
+from .._code import frames_of
+from .._grids import local
+from .._values import format_table, to_session
+from ..errors import BadRequest, DataCorrupt, StrategyError, TrellisError, Unavailable
+from ..frame import Frame
+from ..grid import connect
 from .datasets import add_command, add_commands, pairs, table_of
-from .errors import BadRequest, DataCorrupt, StrategyError, TrellisError, Unavailable, frames_of
-from .frame import Frame
-from .grid import connect
+from .up import Up, detached, end
 
 # the most rows that a table shows; the other formats have all rows
 TABLE_ROWS = 40
@@ -282,8 +284,6 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _up(args: argparse.Namespace) -> None:
-    from .up import Up, detached
-
     def say(text: str) -> None:
         print(f"trellis: {text}", file=sys.stderr, flush=True)
 
@@ -302,8 +302,6 @@ def _up(args: argparse.Namespace) -> None:
 
 
 def _down(args: argparse.Namespace) -> None:
-    from .up import end
-
     ended = end(pathlib.Path(args.state))
     if args.json:
         print(json.dumps({"state": str(pathlib.Path(args.state).resolve()), "ended": ended}))
@@ -312,7 +310,7 @@ def _down(args: argparse.Namespace) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from .deploy import process_list
+    from ..deploy import process_list
 
     url = None if args.state else os.environ.get("TRELLIS_URL")
     if not url:
@@ -410,7 +408,7 @@ def _read(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from .importing import import_files
+    from ..importing import import_files
 
     with connect() as grid, progress("importing") as show:
         result = import_files(grid, args.dataset, args.files, show=show, **_import_options(args))
@@ -497,11 +495,11 @@ def _short(value: str) -> str:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ._inside import stdout_to_stderr
-    from .deploy import load_strategies
+    from .._code import inside
+    from ..deploy import load_strategies
 
     form = _format_of(args)
-    with stdout_to_stderr():
+    with inside.stdout_to_stderr():
         found = load_strategies(args.target)
         if len(found) > 1:
             names = ", ".join(f"{args.target}:{s.name}" for s in found)
@@ -523,10 +521,10 @@ def _published(ack: dict[str, Any]) -> str:
 
 
 def _deploy(args: argparse.Namespace) -> None:
-    from ._inside import stdout_to_stderr
-    from .deploy import Until, deploy_strategies, failure, load_strategies
+    from .._code import inside
+    from ..deploy import Until, deploy_strategies, failure, load_strategies
 
-    with stdout_to_stderr():
+    with inside.stdout_to_stderr():
         strategies = [s for target in args.targets for s in load_strategies(target)]
     session = to_session(args.session) if args.session else None
     until = Until.ENDED if args.wait else Until.WRITTEN if args.no_wait else Until.STARTED
@@ -550,7 +548,7 @@ def _deploy(args: argparse.Namespace) -> None:
 
 
 def _undeploy(args: argparse.Namespace) -> None:
-    from .deploy import undeploy_units
+    from ..deploy import undeploy_units
 
     with progress("undeploying") as show:
         undeploy_units(args.units, _state_of_units(args), show=show)
@@ -679,7 +677,3 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
     finally:
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ._table import format_table
-from .errors import BadRequest
-from .grid import connect
+from .._values import format_table
+from ..errors import BadRequest
+from ..grid import connect
 
 
 def add_command(

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from . import _trellis
+from .. import _trellis
 
 # the bytes of kept answers of each Grid; one answer may take a quarter of it
 PINNED_BYTES_MAX = 64 << 20

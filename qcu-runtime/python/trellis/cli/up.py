@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import local
-from .errors import BadRequest, Conflict, TrellisError, Unavailable
+from .._grids import local
+from ..errors import BadRequest, Conflict, TrellisError, Unavailable
 
 # from starting a server to its ready line; opening a lake with long logs takes seconds
 READY_WAIT_S = 60.0
