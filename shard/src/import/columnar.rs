@@ -30,23 +30,16 @@ use parquet::{
 use trellis_proto::{DatasetSpec, FieldName, FieldType, time::DAY_NS};
 
 use super::{
-    cell::{BEYOND_32, Cell, Reading, Wanted, float32, float64, missing},
-    clock::{Clock, OUTSIDE, Reason, Stamp, When},
-    header::{Header, resolve},
-    names::shell,
-    number,
-    options::Checked,
-    problem::{BadRows, ImportError},
-    progress::Ticker,
-    records::quoted,
+    choice::{Checked, Header, ImportSpec, Surveyed, Types, resolve, shell},
     rows::{Record, Role, Target, rows},
-    seen::Seen,
-    source::Source,
-    spec::ImportSpec,
-    stamps::{Dates, Stamps},
-    survey::{Surveyed, Types},
+    source::{Source, quoted},
     table::Table,
     text::present,
+    told::{BadRows, ImportError, Ticker},
+    values::{
+        self, BEYOND_32, Cell, Clock, Dates, OUTSIDE, Reading, Reason, Seen, Stamp, Stamps, Wanted, When,
+        float32, float64, missing,
+    },
 };
 
 const BATCH_ROWS: usize = 16_384;
@@ -472,7 +465,7 @@ impl Column {
 
 /// A plain number as a value of a field of numbers.
 fn number_cell(plain: &str, field: &Wanted) -> Result<Cell<'static>, Reason> {
-    let whole = || -> Result<i64, Reason> { Ok(number::whole(plain).ok_or("not a whole number")??) };
+    let whole = || -> Result<i64, Reason> { Ok(values::whole(plain).ok_or("not a whole number")??) };
     Ok(match field.spec.data_type {
         FieldType::Float64 => float64(plain, field.nearest)?,
         FieldType::Float32 => float32(plain, field.nearest)?,

@@ -11,63 +11,35 @@
 //!
 //! Callers outside of the crate use what this door exports.
 //!
-//! | file | subject |
+//! | file or room | subject |
 //! | --- | --- |
 //! | `read` | the order of the steps |
-//! | `spec` | what the caller says, as data |
-//! | `options` | whether what the caller says makes sense |
-//! | `names` | names of columns as field names, and texts as a shell takes them |
-//! | `source` | which files are what: gzip, zip, Parquet, CSV |
-//! | `records` | CSV records with their real lines |
-//! | `header` | which column is the symbol, the time or a field, by its name |
-//! | `seen` | what the cells of a column look like |
-//! | `stamps` | in which forms the times of a column are written |
-//! | `survey` | one file after the first reading: its columns and what their cells look like |
-//! | `plan` | the fields and their types |
-//! | `clock` | times to nanoseconds |
-//! | `number` | numbers as people write them |
-//! | `cell` | the text of a cell as a value of a type |
 //! | `text` | rows from CSV |
 //! | `columnar` | rows from Parquet |
 //! | `rows` | a row from the cells of one record, alike for both |
 //! | `table` | the good rows: sorts, finds doubles, makes batches, chooses the chunk, digests |
-//! | `result` | what an import gives back |
 //! | `sample` | a sample of each field as the import understood it |
-//! | `progress` | how far the import has come |
-//! | `problem` | errors of rows, files and options |
-//! | `advice` | hints: which options read a refused column or row |
 //! | `quarantine` | the bad rows as a CSV file |
+//! | `choice` | what is decided before a row is made: options, columns, fields and types |
+//! | `source` | where the bytes come from |
+//! | `values` | what the text of a cell means |
+//! | `told` | what the user is told: progress, problems, the result |
 
-mod advice;
-mod cell;
-mod clock;
+mod choice;
 mod columnar;
-mod header;
-mod names;
-mod number;
-mod options;
-mod plan;
-mod problem;
-mod progress;
 mod quarantine;
 mod read;
-mod records;
-mod result;
 mod rows;
 mod sample;
-mod seen;
 mod source;
-mod spec;
-mod stamps;
-mod survey;
 mod table;
 mod text;
+mod told;
+mod values;
 
 pub use self::{
-    number::NumberSign,
-    problem::{ImportError, Problem},
-    progress::{Phase, Progress},
+    choice::{FieldChoice, ImportSpec, PROBLEMS_SHOWN, Repeats},
     read::read,
-    result::{FieldSample, Import, Part},
-    spec::{FieldChoice, ImportSpec, PROBLEMS_SHOWN, Repeats, TsUnit},
+    told::{FieldSample, Import, ImportError, Part, Phase, Problem, Progress},
+    values::{NumberSign, TsUnit},
 };

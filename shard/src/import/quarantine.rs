@@ -10,13 +10,11 @@ use std::{
 };
 
 use super::{
+    choice::{Checked, ImportSpec},
     columnar,
-    options::Checked,
-    problem::{BadRows, ImportError},
-    records::quoted,
-    source::Source,
-    spec::ImportSpec,
+    source::{Source, quoted},
     text,
+    told::{BadRows, ImportError},
 };
 
 const HEADER: &str = "file,line,column,reason,row";

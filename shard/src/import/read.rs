@@ -10,25 +10,18 @@ use trellis_proto::{
 };
 
 use super::{
-    advice::Advice,
-    cell::Wanted,
-    clock::{Clock, Count, Form, ISO},
-    columnar,
-    header::Header,
-    options::{self, Checked},
-    plan::{self, Found},
-    problem::{Bad, BadRows, ImportError, Problem, QUARANTINE_ROWS_MAX},
-    progress::{Phase, Progress, Ticker},
-    quarantine,
-    result::{Import, Part, chunks_of},
+    choice::{self, Advice, Checked, Found, Header, ImportSpec, Surveyed},
+    columnar, quarantine,
     rows::{Role, Target},
     sample,
-    seen::Verdict,
     source::{self, Source},
-    spec::{ImportSpec, TsUnit},
-    survey::Surveyed,
     table::Table,
     text,
+    told::{
+        Bad, BadRows, Import, ImportError, Part, Phase, Problem, Progress, QUARANTINE_ROWS_MAX, Ticker,
+        chunks_of,
+    },
+    values::{Clock, Count, Form, ISO, TsUnit, Verdict, Wanted},
 };
 use crate::scan::CHUNKS_MAX;
 
@@ -51,7 +44,7 @@ pub fn read(
     existing: Option<&DatasetSpec>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Import, ImportError> {
-    let mut checked = options::check_options(spec, existing)?;
+    let mut checked = choice::check_options(spec, existing)?;
     if let Some(path) = &spec.quarantine {
         quarantine::check(path, files)?;
     }
@@ -76,7 +69,7 @@ pub fn read(
         Advice { spec, checked: &checked, seen: &found.seen, stamps: &found.stamps, known: &found.known };
     let fields = match spec.retract {
         true => Vec::new(),
-        false => plan::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?,
+        false => choice::fields(&found, &surveyed, &sources, existing, &advice, &mut notes)?,
     };
     // A file with a header alone is reported as empty.
     let empty = found.seen.first().filter(|(_, seen)| seen.verdict() == Verdict::Nothing);

@@ -1,11 +1,10 @@
 //! Makes rows from the cells of one record, by the same rules for text and for typed files.
 
 use super::{
-    cell::{Cell, Reading, Wanted},
-    clock::{Clock, Reason},
-    header::Header,
-    problem::Bad,
+    choice::Header,
     table::{Key, Rows, Table},
+    told::Bad,
+    values::{Cell, Clock, Reading, Reason, Wanted},
 };
 
 /// How the records of one file become rows.

@@ -5,8 +5,8 @@ use arrow_cast::display::array_value_to_string;
 use trellis_proto::DatasetSpec;
 
 use super::{
-    result::{FieldSample, Part},
-    survey::Surveyed,
+    choice::Surveyed,
+    told::{FieldSample, Part},
 };
 
 /// Values of a field that are shown.

@@ -17,11 +17,9 @@ use sha2::{Digest, Sha256};
 use trellis_proto::{DatasetSpec, FieldType, Symbol, spec::FieldSpec, time::DAY_NS, time::SECOND_NS};
 
 use super::{
-    cell::Cell,
-    clock::Reason,
-    problem::{Bad, BadRows, ImportError, Place},
-    result::Part,
-    spec::Repeats,
+    choice::Repeats,
+    told::{Bad, BadRows, ImportError, Part, Place, REPEATED},
+    values::{Cell, Reason},
 };
 
 /// Most rows of one import: everything is sorted in memory, at about 44 bytes a row and 8 a field, and the batches beside
@@ -30,9 +28,6 @@ pub(crate) const ROWS_MAX: usize = 20_000_000;
 
 /// Rows of a batch: with a handful of fields 0.5 to 1 MiB, the best size of a message.
 const BATCH_ROWS: usize = 16_384;
-
-/// The reason for a row whose symbol and time an earlier row has.
-pub(crate) const REPEATED: &str = "has this time already";
 
 /// Most knowledge times of one import: each is a publish, and a version of the dataset.
 const PARTS_MAX: usize = 10_000;

@@ -5,21 +5,12 @@ use std::{io::Read, str};
 use trellis_proto::FieldName;
 
 use super::{
-    cell::{Cell, Example, Reading, Wanted},
-    clock::{Clock, Reason, iso},
-    header::{Header, has_time, resolve},
-    names::{shell, snake_case},
-    options::{Checked, delimiter_name},
-    problem::{Bad, BadRows, ImportError},
-    progress::Ticker,
-    records::{RECORD_BYTES_MAX, RecordError, Records},
+    choice::{Checked, Header, ImportSpec, Surveyed, delimiter_name, has_time, resolve, shell, snake_case},
     rows::{Record, Target, rows},
-    seen::Seen,
-    source::Source,
-    spec::ImportSpec,
-    stamps::Stamps,
-    survey::Surveyed,
+    source::{RECORD_BYTES_MAX, RecordError, Records, Source},
     table::{Rows, Table},
+    told::{Bad, BadRows, ImportError, Ticker},
+    values::{Cell, Clock, Example, Reading, Reason, Seen, Stamps, Wanted, iso},
 };
 
 /// Most lines that are searched for a header if the first line is none.

@@ -12,7 +12,7 @@ use chrono::{
 };
 use chrono_tz::Tz;
 
-use super::{number, spec::TsUnit};
+use super::{number, unit::TsUnit};
 use crate::files::readable_ts;
 
 /// The reason why a value is refused, without the value.

@@ -4,10 +4,9 @@ use trellis_proto::{FieldName, Symbol};
 
 use super::{
     names::{shell, snake_case},
-    problem::ImportError,
     spec::{FieldChoice, ImportSpec},
 };
-use crate::files::RETRACTED;
+use crate::{files::RETRACTED, import::told::ImportError};
 
 /// Names that a time column commonly has, tried in this order where the caller names none.
 const TS_NAMES: [&str; 4] = ["ts", "timestamp", "date", "datetime"];

@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::NaiveDate;
 use trellis_proto::{DatasetSpec, FieldName, FieldType, Symbol};
 
-use super::{
-    cell::Reading,
-    clock::{Clock, DateZone, Form, Zone},
-    number::{self, Marks, Notation, Signs},
-    problem::ImportError,
-    spec::{ImportSpec, Repeats, TsUnit},
+use super::spec::{ImportSpec, Repeats};
+use crate::import::{
+    told::ImportError,
+    values::{self, Clock, DateZone, Form, Marks, Notation, Reading, Signs, TsUnit, Zone},
 };
 
 /// Options that have been checked.
@@ -92,7 +90,7 @@ fn typed_mark(option: &str, text: &str, known: &[char]) -> Result<char, ImportEr
         "comma" => ',',
         "dot" | "point" => '.',
         "underscore" => '_',
-        _ => number::mark(chars.next().filter(|_| chars.next().is_none()).ok_or_else(refuse)?),
+        _ => values::mark(chars.next().filter(|_| chars.next().is_none()).ok_or_else(refuse)?),
     };
     known.contains(&found).then_some(found).ok_or_else(refuse)
 }

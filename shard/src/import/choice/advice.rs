@@ -3,16 +3,16 @@
 use trellis_proto::{FieldName, FieldType};
 
 use super::{
-    cell::{Example, NOT_HELD, Wanted},
-    clock::{Count, Form, ISO, OUTSIDE},
     names::{shell, snake_case},
-    number::{BEYOND, Forms, Marks, Signs},
     options::{Checked, mark_name},
-    problem::{ImportError, Problem},
-    seen::{Seen, Trouble, Verdict},
     spec::{ImportSpec, Repeats},
-    stamps::{Dates, Stamps, told as told_when},
-    table::REPEATED,
+};
+use crate::import::{
+    told::{ImportError, Problem, REPEATED},
+    values::{
+        BEYOND, Count, Dates, Example, Form, Forms, ISO, Marks, NOT_HELD, OUTSIDE, Seen, Signs, Stamps,
+        Trouble, Verdict, Wanted, told as told_when,
+    },
 };
 
 /// Makes hints from the survey of all files and the caller's options.

@@ -35,7 +35,7 @@ pub enum Phase {
 }
 
 /// Counts rows and bytes, and reports now and then.
-pub(super) struct Ticker<'a> {
+pub(crate) struct Ticker<'a> {
     report: &'a mut dyn FnMut(Progress<'_>),
     phase: Phase,
     file: String,
@@ -46,7 +46,7 @@ pub(super) struct Ticker<'a> {
 
 impl<'a> Ticker<'a> {
     /// `report` is called now and then, and where a phase or a file begins.
-    pub(super) fn new(report: &'a mut dyn FnMut(Progress<'_>), bytes_total: u64) -> Self {
+    pub(crate) fn new(report: &'a mut dyn FnMut(Progress<'_>), bytes_total: u64) -> Self {
         Self {
             report,
             phase: Phase::Survey,
@@ -57,7 +57,7 @@ impl<'a> Ticker<'a> {
         }
     }
 
-    pub(super) fn start(&mut self, phase: Phase, file: &str) {
+    pub(crate) fn start(&mut self, phase: Phase, file: &str) {
         if self.phase != phase {
             self.rows = 0;
         }
@@ -66,7 +66,7 @@ impl<'a> Ticker<'a> {
         self.tell();
     }
 
-    pub(super) fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.rows += 1;
         if self.rows.is_multiple_of(PROGRESS_ROWS) {
             self.tell();
@@ -84,11 +84,11 @@ impl<'a> Ticker<'a> {
         });
     }
 
-    pub(super) fn bytes(&self) -> Arc<AtomicU64> {
+    pub(crate) fn bytes(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.bytes)
     }
 
-    pub(super) fn add_bytes(&self, bytes: u64) {
+    pub(crate) fn add_bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }

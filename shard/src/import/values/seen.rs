@@ -586,7 +586,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::import::{clock::Clock, number::Notation};
+    use crate::import::values::{Clock, Notation};
 
     fn seen(cells: &[&str], mut seen: Seen) -> Seen {
         let clock = Clock {

@@ -2,11 +2,8 @@
 
 use trellis_proto::{FieldName, FieldType};
 
-use super::{
-    header::Header,
-    seen::Seen,
-    stamps::{Dates, Stamps},
-};
+use super::header::Header;
+use crate::import::values::{Dates, Seen, Stamps};
 
 /// The fields of a file; a column of nothing but nulls may have no type.
 pub(crate) type Types = Vec<(FieldName, Option<FieldType>)>;

@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 
 use trellis_proto::{DatasetSpec, FieldName, FieldType, spec::FieldSpec};
 
-use super::{
-    advice::Advice,
-    cell::Wanted,
-    problem::ImportError,
-    seen::{Seen, Trouble, Verdict},
+use super::{advice::Advice, survey::Surveyed};
+use crate::import::{
     source::Source,
-    stamps::{Dates, Stamps},
-    survey::Surveyed,
+    told::ImportError,
+    values::{Dates, Seen, Stamps, Trouble, Verdict, Wanted},
 };
 
 /// The survey of all sources together.

@@ -17,7 +17,7 @@ use chrono::NaiveDate;
 use flate2::read::MultiGzDecoder;
 use zip::ZipArchive;
 
-use super::problem::ImportError;
+use crate::import::told::ImportError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {

@@ -108,7 +108,7 @@ pub struct FieldSample {
 }
 
 /// The number of chunks from the first time to the last.
-pub(super) fn chunks_of(chunk: ChunkSpan, first: i64, last: i64) -> i64 {
+pub(crate) fn chunks_of(chunk: ChunkSpan, first: i64, last: i64) -> i64 {
     let cover = chunk.cover(first, last.saturating_add(1));
     cover.end - cover.start
 }

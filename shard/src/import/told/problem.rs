@@ -11,6 +11,9 @@ const VALUE_BYTES_SHOWN: usize = 80;
 /// a million bad rows was started with the wrong options.
 pub(crate) const QUARANTINE_ROWS_MAX: usize = 1_000_000;
 
+/// The reason for a row whose symbol and time an earlier row has.
+pub(crate) const REPEATED: &str = "has this time already";
+
 /// One bad row.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
