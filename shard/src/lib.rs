@@ -14,7 +14,9 @@
 //! | `shard` | the calls of a shard, in the grid's own types |
 //! | `write` | one commit: publishes, leases, changes of a dataset, the run ledger |
 //! | `scan` | the read path |
-//! | `table` | a dataset as it is now, its log, and who follows its changes |
+//! | `catalog` | the datasets of the lake, and which of their tables are open |
+//! | `table` | a dataset as it is now, and its log |
+//! | `watch_log` | the log of changes, and who follows it |
 //! | `files` | bytes at rest: the store, Parquet files, the lake's columns |
 //! | `budget` | the memory for work on files |
 //! | [`config`] | the settings of a shard, and its limits |
@@ -30,6 +32,7 @@ pub mod config;
 pub mod import;
 
 mod budget;
+mod catalog;
 mod clock;
 mod edge;
 mod error;
@@ -45,6 +48,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod upkeep;
+mod watch_log;
 mod wire;
 mod write;
 

@@ -19,13 +19,15 @@ use trellis_proto::{
 };
 
 use crate::{
+    catalog::Catalog,
     clock::WallClock,
     config::Config,
     files::{Lake, check_spec},
     metrics::Metrics,
     ownership::Ownership,
     scan::{self, RangeRequest},
-    table::{Catalog, Context, Grant, Holder, Snapshot, Subscription, Unopened, WatchLog},
+    table::{Context, Grant, Holder, Snapshot, Unopened},
+    watch_log::{Subscription, WatchLog},
     write::{
         Acquisition, Change, ChangeKind, Committers, Effect, ID_BYTES_MAX, LEDGER_RECORDS_MAX, Publish,
         Right, granted_ttl, ledger_rows, ledger_spec, rename_dataset,

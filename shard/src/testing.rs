@@ -42,7 +42,8 @@ use crate::{
     files::{DurableLocal, Lake},
     scan,
     shard::Shard,
-    table::{Holder, News, SessionKey, Snapshot, Subscription, Table},
+    table::{Holder, SessionKey, Snapshot, Table},
+    watch_log::{News, Subscription},
     write::{Acquisition, Effect, Publish, Right, Rows, rows_schema},
 };
 

@@ -20,11 +20,12 @@ use tokio::time::Instant;
 use trellis_proto::{DatasetName, Result};
 
 use crate::{
+    catalog::Turn,
     error::store_error,
     files::{DataFile, MERGE_COPIES, read_all, sweep_staged, write_file},
     scrub::scrub,
     shard::Shard,
-    table::{CHECKPOINT_COMMITS_MIN, Snapshot, Table, Turn},
+    table::{CHECKPOINT_COMMITS_MIN, Snapshot, Table},
     write::{Rewrite, finish_rename},
 };
 

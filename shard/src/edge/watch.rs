@@ -14,7 +14,7 @@ use trellis_proto::{Code, Error, Result as Known, pb, pb::watch_event::Event, pb
 
 use crate::{
     shard::Shard,
-    table::{News, Subscription},
+    watch_log::{News, Subscription},
 };
 
 /// Idle time after which a watcher is told that nothing happened.

@@ -24,8 +24,8 @@ use crate::{
     config::{self, Config},
     files::Lake,
     shard::Shard,
-    table::{News, Subscription},
     testing::{DATASET, watch_start},
+    watch_log::{News, Subscription},
     write::Effect,
 };
 

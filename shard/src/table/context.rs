@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use trellis_proto::DatasetName;
 
-use super::{unopened::Unopened, watch_log::WatchLog};
-use crate::{clock::WallClock, ownership::Ownership};
+use super::unopened::Unopened;
+use crate::{clock::WallClock, ownership::Ownership, watch_log::WatchLog};
 
 /// The shard as its tables see it.
 #[derive(Debug)]

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    entry::{Entry, Region},
+    delta::{Entry, Region},
     touched::Touched,
 };
 
@@ -152,7 +152,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::entry::parse_entry;
+    use crate::table::delta::parse_entry;
 
     fn entry(symbols: [&str; 2], ts: [i64; 2]) -> Entry {
         let stats = serde_json::json!({

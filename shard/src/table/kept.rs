@@ -26,20 +26,20 @@ struct State {
 
 impl Kept {
     /// What is kept of a dataset that the shard found when it started.
-    pub(super) fn listed(left: Option<pb::DatasetDescription>) -> Self {
+    pub(crate) fn listed(left: Option<pb::DatasetDescription>) -> Self {
         Self { state: Mutex::new(State { listed: true, left: left.map(Box::new), ..State::default() }) }
     }
 
     /// The version of the description that the last life of the shard has left, if the shard has told nobody of any version
     /// in this life.
-    pub(super) fn left(&self) -> Option<u64> {
+    pub(crate) fn left(&self) -> Option<u64> {
         let state = self.state.lock();
         state.left.as_ref().filter(|_| state.described.is_none()).map(|left| left.version)
     }
 
     /// Takes what the last life of the shard has described for the description: that version is the newest one. Returns whether there
     /// is a description now.
-    pub(super) fn take_left(&self) -> bool {
+    pub(crate) fn take_left(&self) -> bool {
         let mut state = self.state.lock();
         let left = state.left.take();
         state.described = state.described.take().or(left);
@@ -47,11 +47,11 @@ impl Kept {
     }
 
     /// The version of the description.
-    pub(super) fn version(&self) -> Option<u64> {
+    pub(crate) fn version(&self) -> Option<u64> {
         self.state.lock().described.as_ref().map(|described| described.version)
     }
 
-    pub(super) fn description(&self) -> Option<pb::DatasetDescription> {
+    pub(crate) fn description(&self) -> Option<pb::DatasetDescription> {
         self.state.lock().described.as_deref().cloned()
     }
 
@@ -73,20 +73,20 @@ impl Kept {
     }
 
     /// Somebody was told that there is no such dataset, or was given a list without it.
-    pub(super) fn passed_over(&self) {
+    pub(crate) fn passed_over(&self) {
         let mut state = self.state.lock();
         state.listed = false;
         state.left = None;
     }
 
     /// Whether there is a dataset of this name, as far as the shard knows.
-    pub(super) fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         let state = self.state.lock();
         state.described.as_ref().map_or(state.listed, |described| !described.dropped)
     }
 
     /// Whether nothing is known but the name.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let state = self.state.lock();
         state.described.is_none() && !state.listed
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use trellis_proto::{Code, DatasetName, DatasetSpec, Error, Result, Symbol, pb};
 
-use super::{context::Context, entry::Definition, lease::StoredLease};
+use super::{context::Context, delta::Definition, lease::StoredLease};
 use crate::files::{DataFile, Life};
 
 /// Table property: the name that the dataset is about to get; empty if there is none.

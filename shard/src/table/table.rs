@@ -18,8 +18,7 @@ use trellis_proto::{Code, DatasetName, Error, Result, Symbol, pb};
 use super::{
     change,
     context::Context,
-    delta::{Log, State},
-    entry::{Definition, Entry, Txn},
+    delta::{Definition, Entry, Log, State, Txn},
     history::History,
     kept::Kept,
     lease::StoredLease,
@@ -442,8 +441,8 @@ fn known_through(before: i64, files: &[Arc<DataFile>], runs: &[NamedRun]) -> i64
 #[cfg(test)]
 mod tests {
     use crate::{
-        table::News,
         testing::{Grid, follow},
+        watch_log::News,
     };
 
     #[tokio::test]

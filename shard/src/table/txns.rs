@@ -13,7 +13,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{
-    entry::{Actions, Txn},
+    delta::{Actions, Txn},
     lease::{Grant, Holder, StoredLease, TTL_DEFAULT},
     runs::{CommittedRun, NamedRun, SessionKey},
 };

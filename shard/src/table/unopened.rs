@@ -19,7 +19,7 @@ impl Unopened {
         self.errors.lock().insert(name.clone(), error.dataset(name));
     }
 
-    pub(super) fn has(&self, name: &DatasetName) -> bool {
+    pub(crate) fn has(&self, name: &DatasetName) -> bool {
         self.errors.lock().contains_key(name)
     }
 

@@ -21,11 +21,10 @@ use super::{
     writer::CONFLICTS_MAX,
 };
 use crate::{
+    catalog::Catalog,
     error::store_error,
     files::{Life, delta_schema, stats_of, table_properties},
-    table::{
-        Actions, Catalog, Committed, CommittedRun, Definition, MOVING_PROPERTY, Snapshot, Table, not_dropped,
-    },
+    table::{Actions, Committed, CommittedRun, Definition, MOVING_PROPERTY, Snapshot, Table, not_dropped},
 };
 
 /// Table property: the dataset and version that this one was copied from.

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use trellis_proto::pb;
 
-use super::context::Context;
-use crate::files::checksum_text;
+use crate::{files::checksum_text, table::Context};
 
 /// What the descriptions mean. Another number is another meaning, and the file of another number is left alone.
 const FORMAT: u64 = 1;

@@ -201,7 +201,7 @@ fn check(bytes: &[u8]) -> Result<Sealed, String> {
 }
 
 /// Parses one entry: a JSON object in each line. The error is a clause for a message.
-pub(super) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
+pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
     let sealed = check(bytes)?;
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
     let mut entry = Entry::default();

@@ -17,15 +17,13 @@ use tokio::time::Instant;
 use trellis_proto::{Code, DatasetName, Error, Result, name::Suggest, pb};
 
 use super::{
-    context::Context,
-    delta::Log,
-    kept::Kept,
     left,
     opened::{Opened, turn as turn_of},
-    snapshot::Snapshot,
-    table::{CHECKPOINT_COMMITS_MIN, Table},
 };
-use crate::files::Lake;
+use crate::{
+    files::Lake,
+    table::{CHECKPOINT_COMMITS_MIN, Context, Kept, Log, Snapshot, Table},
+};
 
 /// Tables opened at once for a list of all datasets. An opening takes megabytes for a moment, and the allocator keeps some of them.
 const OPEN_PARALLEL: usize = 8;
@@ -360,8 +358,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// The descriptions of all datasets, and the reasons for those that do not [open](super::Unopened). Opens the tables that were not
-    /// described yet.
+    /// The descriptions of all datasets, and the reasons for those that do not [open](crate::table::Unopened). Opens the tables that
+    /// were not described yet.
     ///
     /// # Errors
     /// The lake cannot be listed.
@@ -473,9 +471,9 @@ mod tests {
         clock::WallClock,
         files::{DurableLocal, Lake},
         shard::Shard,
-        table::{News, Subscription},
         testing::{DATASET, Grid, follow},
         upkeep,
+        watch_log::{News, Subscription},
     };
 
     /// A shard that has opened no table.
