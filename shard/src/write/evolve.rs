@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use trellis_proto::{Code, DatasetSpec, Error, Result, spec::Evolved};
 
-use super::{convert::converted, writer::Writer};
+use super::{rows::converted, writer::Writer};
 use crate::{
     error::lost_task,
     files::{

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use trellis_proto::{DatasetName, DatasetSpec, Result, pb, spec::Alteration};
 
-use super::{append::Rows, pending::Held};
+use super::{pending::Held, rows::Rows};
 use crate::{
     files::{FileRef, WrittenFile},
     table::{Holder, SessionKey},

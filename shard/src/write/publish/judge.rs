@@ -17,20 +17,19 @@ use trellis_proto::{
     time::{SECOND_NS, format_time},
 };
 
-use super::{
-    accepted::Accepted,
-    append::{PROBLEMS_MAX, Rows},
-    evolve::wider,
-    lease::Acquire,
-    request::{Effect, Publish, Reply, Right, Waiting},
-    room::check_room,
-    writer::Writer,
-};
+use super::{accepted::Accepted, room::check_room};
 use crate::{
     error::lost_task,
     files::{KNOWN_AT_NS, RETRACTED, check_spec, spec_difference},
     scan::{Key, Newest, Retractable, file_touches},
     table::{CommittedRun, Grant, Holder, Snapshot},
+    write::{
+        evolve::wider,
+        lease::Acquire,
+        request::{Effect, Publish, Reply, Right, Waiting},
+        rows::{PROBLEMS_MAX, Rows},
+        writer::Writer,
+    },
 };
 
 /// A session may be published from this long before the midnight (UTC) of its date on: then the date begins in the zone furthest

@@ -18,7 +18,7 @@ use crate::error::internal;
 ///
 /// # Errors
 /// [`Code::Conflict`] naming a value that the wider type does not hold.
-pub(super) fn converted(old: &DatasetSpec, new: &Evolved, rows: &RecordBatch) -> Result<RecordBatch> {
+pub(crate) fn converted(old: &DatasetSpec, new: &Evolved, rows: &RecordBatch) -> Result<RecordBatch> {
     let keys = rows.num_columns() - old.fields.len();
     let mut columns: Vec<ArrayRef> = rows.columns()[..keys].to_vec();
     let mut fields = rows.schema().fields()[..keys].to_vec();

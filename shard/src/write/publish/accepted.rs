@@ -5,13 +5,13 @@ use std::ops::Range;
 use arrow_array::RecordBatch;
 use trellis_proto::{DatasetSpec, Result};
 
-use super::{
-    append::retractions,
-    request::{Effect, Publish, Reply},
-};
 use crate::{
     scan::{Key, Newest},
     table::{CommittedRun, Grant},
+    write::{
+        request::{Effect, Publish, Reply},
+        rows::retractions,
+    },
 };
 
 /// A publish that goes into the next commit.

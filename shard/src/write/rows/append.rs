@@ -135,14 +135,14 @@ impl Rows {
     }
 
     /// Bytes of the fields of a row, on average.
-    pub(super) fn field_bytes(&self) -> usize {
+    pub(crate) fn field_bytes(&self) -> usize {
         let fields = self.batch.columns().iter().skip(2);
         let bytes: usize = fields.map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum();
         bytes.div_ceil(self.len().max(1))
     }
 
     /// How many rows of `symbol` have event times in `range`.
-    pub(super) fn count(&self, symbol: &str, range: &Range<i64>) -> usize {
+    pub(crate) fn count(&self, symbol: &str, range: &Range<i64>) -> usize {
         let symbols = self.batch.column(0).as_string::<i32>();
         let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
         let before = |bound: i64| {
@@ -160,7 +160,7 @@ impl Rows {
     }
 
     /// The chunks that have rows: symbol, number of the chunk, how many rows.
-    pub(super) fn chunks(&self, chunk: ChunkSpan) -> Vec<(String, i64, usize)> {
+    pub(crate) fn chunks(&self, chunk: ChunkSpan) -> Vec<(String, i64, usize)> {
         let ts = self.batch.column(1).as_primitive::<Int64Type>().values();
         let mut chunks = Vec::new();
         for (symbol, rows) in self.symbols() {

@@ -9,12 +9,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use arrow_array::{cast::AsArray, types::Int64Type};
 use trellis_proto::{Code, Error, Result, time::format_time};
 
-use super::{accepted::Accepted, request::Publish};
+use super::accepted::Accepted;
 use crate::{
     error::corrupt,
     files::{DataFile, TS_NS},
     scan::Key,
     table::Snapshot,
+    write::request::Publish,
 };
 
 /// Bytes of a row beside its fields: event time, knowledge time, and a share of the bit maps.

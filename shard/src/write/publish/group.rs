@@ -7,20 +7,20 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use trellis_proto::{Code, DatasetSpec, Error, Result, pb, spec::Evolved, time::SECOND_NS};
 
-use super::{
-    accepted::Accepted,
-    request::{Right, Waiting},
-    writer::{CONFLICTS_MAX, Writer, create},
-};
+use super::accepted::Accepted;
 use crate::{
     clock::JUMP_MAX_NS,
     error::lost_task,
     files::{FILE_ROWS_MAX, WrittenFile, join_exact, write_file},
     table::{Actions, Snapshot},
+    write::{
+        request::{Right, Waiting},
+        writer::{CONFLICTS_MAX, Writer, create},
+    },
 };
 
 impl Writer {
-    pub(super) async fn commit_group(&mut self, group: Vec<Waiting>) {
+    pub(crate) async fn commit_group(&mut self, group: Vec<Waiting>) {
         let mut waiting = group;
         while !waiting.is_empty() {
             waiting = self.commit_some(waiting).await;
