@@ -76,8 +76,8 @@ fn a_unit_that_was_deployed_anew_must_have_a_new_deployment() {
     files.insert("units/risk.json".to_owned(), anew);
     let second = plan(&Desired::parse(&files).unwrap(), &first.ledger);
     let (definition, after) = of(&first, "trellis-unit-risk");
-    assert_eq!(after, Some(1_796_031_000_000));
-    assert_eq!(of(&second, "trellis-unit-risk"), (definition, Some(1_796_031_001_000)));
+    assert_eq!(after, Some(1_795_931_000_000));
+    assert_eq!(of(&second, "trellis-unit-risk"), (definition, Some(1_795_931_001_000)));
     assert_eq!(second.changes.len(), 1);
     assert!(second.changes[0].why.contains("deployed anew"));
     assert_eq!(of(&second, "trellis-head-0").1, None);

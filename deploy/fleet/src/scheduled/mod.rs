@@ -126,15 +126,17 @@ impl Timetable {
         let mut of_unit: BTreeMap<&str, Vec<Window>> = BTreeMap::new();
         let mut uncovered = BTreeSet::new();
         let mut by_account: BTreeMap<&str, Vec<(Window, &str)>> = BTreeMap::new();
+        let mut spans: BTreeMap<String, Vec<(i64, i64)>> = BTreeMap::new();
         for service in services {
             let Some(unit) = of_service.get(&service.name) else { continue };
+            // a unit without a session in this time has no task, and is not one that always runs
+            spans.insert(service.name.clone(), Vec::new());
             if !of_unit.contains_key(unit.unit.as_str()) {
                 of_unit.insert(&unit.unit, windows(desired, unit, (from_ns, to_ns), &mut uncovered)?);
             }
             let account = by_account.entry(&service.place.account).or_default();
             account.extend(of_unit[unit.unit.as_str()].iter().map(|window| (*window, service.name.as_str())));
         }
-        let mut spans: BTreeMap<String, Vec<(i64, i64)>> = BTreeMap::new();
         for windows in by_account.into_values() {
             for (service, start, end) in spread(windows) {
                 let of = spans.entry(service.to_owned()).or_default();

@@ -76,8 +76,14 @@ fn a_task_starts_before_its_session_is_due_and_ends_after_the_window() {
 fn after_the_calendars_last_day_nothing_is_guessed() {
     let desired = Desired::parse(&example()).unwrap();
     let plan = plan(&desired, &Ledger::default());
-    let why = Timetable::around(&desired, &plan.services, ns("2028-01-02T00:00:00Z")).unwrap_err();
-    assert!(why.contains("calendars/XNYS.json") && why.contains("2027-12-31"), "{why}");
+    for day in ["2028-01-03", "2028-06-01"] {
+        let at = ns(&format!("{day}T21:20:00Z"));
+        let table = Timetable::around(&desired, &plan.services, at).unwrap();
+        let sentence = format!("calendars/XNYS.json says nothing about {day}; it ends at 2027-12-31");
+        assert!(table.uncovered.contains(&sentence), "{:?}", table.uncovered);
+        assert_eq!(table.desired("trellis-unit-mom_12_1", at), Some(0), "{day}");
+        assert_eq!(table.desired("trellis-unit-risk", at), None, "it always runs");
+    }
 }
 
 #[test]
