@@ -47,6 +47,9 @@ TELEMETRY = pathlib.Path(os.environ.get("TELEMETRY_DIR", ROOT / "target/telemetr
 # long, because the machine may compile at the same time
 WAIT_S = 120.0
 GRID_S = 300.0
+# All panels together have this long to show something. The page asks at points of time five seconds apart, so it shows a sample that
+# came last up to five seconds later.
+PAGE_S = 15.0
 
 
 def installed(name: str) -> str:
@@ -266,12 +269,18 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             until("the collector's own metrics", lambda: get(query)["data"]["result"])
             alive(f"{victoria}/internal/force_flush")
         end = time.time()
-        on_page = {}
-        for expr in map(make.in_vmui, ALL):
+
+        def page(expr: str) -> list[Any]:
             # a step of a minute may have none in the short life of this grid
             asked = expr.replace(":1m]", ":1s]")
-            query = urllib.parse.urlencode({"query": asked, "start": start, "end": end, "step": "5s"})
-            on_page[expr] = get(f"{victoria}/api/v1/query_range?{query}")["data"]["result"]
+            query = urllib.parse.urlencode({"query": asked, "start": start, "end": time.time(), "step": "5s"})
+            return get(f"{victoria}/api/v1/query_range?{query}")["data"]["result"]
+
+        on_page = {expr: page(expr) for expr in map(make.in_vmui, ALL)}
+        deadline = time.monotonic() + PAGE_S
+        while time.monotonic() < deadline and (empty := [expr for expr, found in on_page.items() if not found]):
+            time.sleep(0.5)
+            on_page |= {expr: page(expr) for expr in empty}
         text = folder / "metrics.txt"
         text.write_text(open_metrics(victoria, start, end))
     data = folder / "prometheus"
