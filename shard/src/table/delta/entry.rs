@@ -189,7 +189,7 @@ pub(super) enum Sealed {
 }
 
 /// Compares the bytes of an entry with its checksum.
-fn check(bytes: &[u8]) -> Result<Sealed, String> {
+pub(super) fn check_entry(bytes: &[u8]) -> Result<Sealed, String> {
     let differ = || "its bytes are not those that were written: the checksum differs".to_owned();
     match bytes.strip_prefix(OPENING).and_then(|rest| rest.split_at_checked(CHECKSUM_LEN)) {
         Some((sum, rest)) if checksum_text(rest).as_bytes() == sum => Ok(Sealed::Yes),
@@ -202,7 +202,7 @@ fn check(bytes: &[u8]) -> Result<Sealed, String> {
 
 /// Parses one entry: a JSON object in each line. The error is a clause for a message.
 pub(crate) fn parse_entry(bytes: &[u8]) -> Result<Entry, String> {
-    let sealed = check(bytes)?;
+    let sealed = check_entry(bytes)?;
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
     let mut entry = Entry::default();
     let mut lines = 0;

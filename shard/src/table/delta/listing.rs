@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use object_store::path::Path;
 
+/// The folder of the log, in that of the table.
+pub(super) const LOG_FOLDER: &str = "_delta_log";
+
 /// An entry, or a file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LogFile {
@@ -11,6 +14,7 @@ pub(super) struct LogFile {
     pub(super) kind: Kind,
     pub(super) path: Path,
     pub(super) modified_ms: i64,
+    pub(super) size: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,17 @@ pub(super) fn log_file(name: &str) -> Option<(u64, Kind)> {
     Some((version, kind))
 }
 
+/// What is written of the bytes of a checkpoint's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Nothing: another tool or an earlier release wrote the file.
+    Nothing,
+    /// A shard wrote these bytes.
+    Same,
+    /// Shards wrote other bytes.
+    Other,
+}
+
 /// The files in `_delta_log`, by version.
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -80,11 +95,21 @@ impl Listing {
         all_there.map(|((version, _), files)| (version, files)).collect()
     }
 
-    /// The checksums that were written for the file `of`.
-    pub(super) fn checksums<'a>(&'a self, of: &'a str) -> impl Iterator<Item = &'a str> {
+    /// What the names beside the file of a checkpoint say of its checksum; `None`: the file is not in this listing. Of `path` only the
+    /// last part counts.
+    pub(super) fn says(&self, path: &Path, sum: &str) -> Option<Said> {
+        if !self.files.iter().any(|file| file.path.filename() == path.filename()) {
+            return None;
+        }
         let sums = self.files.iter().filter(|file| file.kind == Kind::Checksum);
         let named = sums.filter_map(|file| checksum_of(file.path.filename()?));
-        named.filter(move |(file, _)| *file == of).map(|(_, sum)| sum)
+        let of_it: Vec<&str> =
+            named.filter(|(of, _)| Some(*of) == path.filename()).map(|(_, written)| written).collect();
+        Some(match of_it.as_slice() {
+            [] => Said::Nothing,
+            sums if sums.contains(&sum) => Said::Same,
+            _ => Said::Other,
+        })
     }
 
     /// The newest checkpoint.
@@ -95,6 +120,12 @@ impl Listing {
     /// The newest checkpoint from which `version` can be read.
     pub(super) fn checkpoint_before(&self, version: u64) -> Option<(u64, Vec<&Path>)> {
         self.checkpoints().into_iter().take_while(|(checkpoint, _)| *checkpoint <= version).last()
+    }
+
+    /// Bytes of the checkpoint that a reader of `version` reads.
+    pub(super) fn checkpoint_bytes(&self, version: u64) -> u64 {
+        let read = self.checkpoint_before(version).map_or_else(Vec::new, |(_, paths)| paths);
+        self.files.iter().filter(|file| read.contains(&&file.path)).map(|file| file.size).sum()
     }
 
     pub(super) fn newest(&self) -> Option<u64> {
@@ -151,7 +182,7 @@ mod tests {
                 };
                 let name = format!("{}{version:020}{end}", if what == 4 { "." } else { "" });
                 let (version, kind) = log_file(&name).unwrap();
-                LogFile { version, kind, path: Path::from(name), modified_ms }
+                LogFile { version, kind, path: Path::from(name), modified_ms, size: 0 }
             };
             let log: Vec<LogFile> = files.into_iter().map(named).collect();
             let recent = |of: u64| log.iter().any(|file| file.version <= of && file.modified_ms >= before_ms);
@@ -185,12 +216,18 @@ mod tests {
         assert!(path.as_ref().starts_with("a/_delta_log/.0000"), "{path}");
         let (version, kind) = log_file(path.filename().unwrap()).unwrap();
         assert_eq!((version, kind), (12, Kind::Checksum));
-        let listing = Listing { files: vec![LogFile { version, kind, path, modified_ms: 0 }] };
-        assert_eq!(
-            listing.checksums(checkpoint.filename().unwrap()).collect::<Vec<_>>(),
-            ["0123456789abcdef"]
-        );
-        assert_eq!(listing.checksums("00000000000000000013.checkpoint.parquet").count(), 0);
+        let sum = LogFile { version, kind, path, modified_ms: 0, size: 0 };
+        let file = LogFile { path: checkpoint.clone(), kind: Kind::Checkpoint { of: 1 }, ..sum.clone() };
+        let says = |files: &[&LogFile], sum: &str| {
+            Listing { files: files.iter().copied().cloned().collect() }.says(&checkpoint, sum)
+        };
+        assert_eq!(says(&[&sum, &file], "0123456789abcdef"), Some(Said::Same));
+        assert_eq!(says(&[&sum, &file], "fedcba9876543210"), Some(Said::Other));
+        assert_eq!(says(&[&file], "0123456789abcdef"), Some(Said::Nothing));
+        assert_eq!(says(&[&sum], "0123456789abcdef"), None, "a file that came after the listing");
+        let other = Path::from("a/_delta_log/00000000000000000013.checkpoint.parquet");
+        let other = LogFile { path: other, ..file };
+        assert_eq!(Listing { files: vec![sum, other.clone()] }.says(&other.path, "0"), Some(Said::Nothing));
         for other in [".crc", ".00000000000000000014.compacted.json", ".checkpoint", "0.json", ""] {
             assert_eq!(of(other), None, "{other}");
         }

@@ -5,7 +5,7 @@
 //! commit at exactly the version that it has checked, or not at all. So this file puts an entry if it is absent, and a writer that
 //! was too late looks at the new version first. Entries are read one by one, so the shard knows exactly what each version changed.
 //!
-//! Entries and checkpoints are compared with their checksums here, before the kernel reads them: it knows no checksums.
+//! Entries and checkpoints are compared with their checksums in each read, also in those of the kernel ([`Summed`]).
 //!
 //! If the entry is there already, its writer may still be this shard: a client of an object store asks again by itself after an
 //! error of the server, and then finds its own entry. So every commit has an id, and its entry has that id.
@@ -27,7 +27,7 @@ use delta_kernel::{
 };
 use delta_kernel_default_engine::{DefaultEngineBuilder, executor::tokio::TokioMultiThreadExecutor};
 use futures::{StreamExt, stream};
-use object_store::{DynObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path};
 use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
@@ -37,12 +37,12 @@ use trellis_proto::{Code, DatasetName, Error, Result};
 
 use super::{
     entry::{Actions, Definition, Entry, Txn, decoded, parse_entry},
-    listing::{Listing, LogFile, log_file},
-    summed::Summed,
+    listing::{LOG_FOLDER, Listing},
+    summed::{Differs, Summed, checkpoint_file, list_log},
 };
 use crate::{
     error::{corrupt, lost_task, parquet_error, store_error},
-    files::{Checked, FileRef, Folder, checksum_text},
+    files::{Checked, FileRef, Folder},
 };
 
 /// An entry that is older than this when a table is opened was synced by its writer, or by the disk itself, long ago. So a start does
@@ -128,7 +128,7 @@ impl Log {
         }
     }
 
-    async fn state(&self, listing: &Listing, version: u64, now_ms: i64) -> Result<State> {
+    async fn state(&self, listing: &Arc<Listing>, version: u64, now_ms: i64) -> Result<State> {
         let written =
             listing.files.iter().filter(|file| file.version == version).map(|file| file.modified_ms);
         if written.max().is_none_or(|at| at > now_ms.saturating_sub(RECENT_MS)) {
@@ -165,37 +165,49 @@ impl Log {
     /// from, and panics if that ends first. So a shard that stops waits for the call.
     async fn calling<T: Send + 'static>(
         &self,
+        listing: &Arc<Listing>,
         version: u64,
         call: impl FnOnce(&SnapshotRef, &dyn Engine) -> DeltaResult<T> + Send + 'static,
     ) -> Result<DeltaResult<T>> {
         let (root, url) = (self.folder.root.clone(), self.folder.url.clone());
-        let share = self.folder.budget.take(KERNEL_CALL_BYTES).await;
+        let store = Summed::new(root, listing.clone());
+        let share = self.folder.budget.take(KERNEL_CALL_BYTES + listing.checkpoint_bytes(version)).await;
         let called = self.folder.calls.spawn_blocking(move || {
             let _share = share;
-            let engine = engine(root);
+            let engine = engine(store);
             let snapshot = Snapshot::builder_for(url).at_version(version).build(engine.as_ref())?;
             call(&snapshot, engine.as_ref())
         });
-        called.await.map_err(|e| lost_task("reading or writing the log", e))
+        match called.await {
+            Ok(called) => Ok(called),
+            // The kernel and its Parquet reader panic at some damaged files of other tools, which have no checksums.
+            Err(error) if error.is_panic() => Err(self.refuse(error)),
+            Err(error) => Err(lost_task("reading or writing the log", error)),
+        }
     }
 
-    async fn load(&self, listing: &Listing, newest: u64) -> Result<(Definition, Vec<FileRef>)> {
-        let refuse = |why: &dyn std::fmt::Display| {
-            corrupt(&self.folder.file_name("_delta_log"), why).dataset(&self.dataset)
-        };
-        let (definition, found) = match self.calling(newest, whole).await? {
+    /// The log cannot be read.
+    fn refuse(&self, why: impl std::fmt::Display) -> Error {
+        corrupt(&self.folder.file_name(LOG_FOLDER), why).dataset(&self.dataset)
+    }
+
+    async fn load(&self, listing: &Arc<Listing>, newest: u64) -> Result<(Definition, Vec<FileRef>)> {
+        let (definition, found) = match self.calling(listing, newest, whole).await? {
             Ok(loaded) => loaded,
             Err(error) => {
                 // The kernel does not say which entry is broken. Mostly it is the newest one.
                 for version in listing.entries().rev() {
                     self.read(version).await?;
                 }
-                return Err(refuse(&error));
+                for part in listing.checkpoint_before(newest).map_or_else(Vec::new, |(_, parts)| parts) {
+                    self.checked(listing, part).await?;
+                }
+                return Err(self.refuse(error));
             }
         };
         let mut files = Vec::with_capacity(found.len());
         for file in found {
-            let path = decoded(&file.path).map_err(|e| refuse(&e))?;
+            let path = decoded(&file.path).map_err(|e| self.refuse(e))?;
             if file.deletions {
                 return Err(Error::new(
                     Code::DataCorrupt,
@@ -283,31 +295,25 @@ impl Log {
 
     /// Writes a checkpoint of `version`: the next start then reads only the entries after it.
     pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
-        let written = self.calling(version, |snapshot, engine| snapshot.checkpoint(engine, None).map(|_| ()));
+        let listing = self.listing().await?;
+        let written =
+            self.calling(&listing, version, |snapshot, engine| snapshot.checkpoint(engine, None).map(|_| ()));
         written
             .await?
-            .map_err(|e| store_error("writing a checkpoint of", &self.folder.file_name("_delta_log"), &e))
-    }
-
-    async fn get(&self, path: &Path) -> Result<Bytes> {
-        let failed = |e| store_error("reading", &self.folder.file_name(path.as_ref()), &e);
-        self.folder.files.get(path).await.map_err(failed)?.bytes().await.map_err(failed)
+            .map_err(|e| store_error("writing a checkpoint of", &self.folder.file_name(LOG_FOLDER), &e))
     }
 
     /// A file of a checkpoint, compared with the checksums beside it if it has any.
     async fn checked(&self, listing: &Listing, path: &Path) -> Result<(Bytes, Checked)> {
-        let bytes = self.get(path).await?;
-        let of = path.filename().unwrap_or_default();
-        let mut sums = listing.checksums(of).peekable();
-        if sums.peek().is_none() {
-            return Ok((bytes, Checked::NoChecksums));
-        }
-        let sum = checksum_text(&bytes);
-        if !sums.any(|written| written == sum) {
-            let why = "its bytes are not those that were written: their checksum differs";
-            return Err(corrupt(&self.folder.file_name(path.as_ref()), why).dataset(&self.dataset));
-        }
-        Ok((bytes, Checked::Whole))
+        checkpoint_file(self.folder.files.as_ref(), listing, path).await.map_err(|error| {
+            let name = self.folder.file_name(path.as_ref());
+            match &error {
+                object_store::Error::Generic { source, .. } if source.is::<Differs>() => {
+                    corrupt(&name, source).dataset(&self.dataset)
+                }
+                _ => store_error("reading", &name, &error),
+            }
+        })
     }
 
     /// Compares every file of the log with its checksum, and tells `found` what came of it. Calls `pause` before each read. A file
@@ -357,7 +363,7 @@ impl Log {
             match one {
                 // Another shard has removed it.
                 Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(e) => return Err(store_error("cleaning", &self.folder.file_name("_delta_log"), &e)),
+                Err(e) => return Err(store_error("cleaning", &self.folder.file_name(LOG_FOLDER), &e)),
             }
         }
         Ok(count)
@@ -440,31 +446,16 @@ impl Log {
             .map_err(|e| parquet_error(&name, &e))
     }
 
-    async fn listing(&self) -> Result<Listing> {
-        let prefix = Path::from("_delta_log");
-        let mut listed = self.folder.files.list(Some(&prefix));
-        let mut files = Vec::new();
-        while let Some(meta) = listed.next().await {
-            let meta = meta.map_err(|e| store_error("listing", &self.folder.file_name("_delta_log"), &e))?;
-            // Other tools put folders of their own here.
-            let name = meta
-                .location
-                .prefix_match(&prefix)
-                .and_then(|mut rest| rest.next().filter(|_| rest.next().is_none()));
-            if let Some((version, kind)) = name.and_then(|name| log_file(name.as_ref())) {
-                let modified_ms = meta.last_modified.timestamp_millis();
-                files.push(LogFile { version, kind, path: meta.location, modified_ms });
-            }
-        }
-        files.sort_unstable_by(|a, b| (a.version, &a.path).cmp(&(b.version, &b.path)));
-        Ok(Listing { files })
+    async fn listing(&self) -> Result<Arc<Listing>> {
+        let listed = list_log(self.folder.files.as_ref(), &Path::from(LOG_FOLDER)).await;
+        listed.map(Arc::new).map_err(|e| store_error("listing", &self.folder.file_name(LOG_FOLDER), &e))
     }
 }
 
 /// How the kernel reads and writes: on the runtime that it is called from, if that runtime has several threads. In tests that
 /// control the order of all events it has one, and the kernel uses a thread of its own.
-fn engine(store: Arc<DynObjectStore>) -> Box<dyn Engine> {
-    let builder = DefaultEngineBuilder::new(Arc::new(Summed::new(store)))
+fn engine(store: Summed) -> Box<dyn Engine> {
+    let builder = DefaultEngineBuilder::new(Arc::new(store))
         .with_buffer_size(KERNEL_FILES)
         .with_batch_size(KERNEL_LINES);
     let runtime = Handle::current();
@@ -514,11 +505,12 @@ fn whole(snapshot: &SnapshotRef, engine: &dyn Engine) -> DeltaResult<(Definition
 mod tests {
     use std::time::SystemTime;
 
+    use object_store::memory::InMemory;
     use parking_lot::Mutex;
     use serde_json::{Value, json};
     use trellis_proto::Error;
 
-    use super::*;
+    use super::{super::listing::log_file, *};
     use crate::{
         clock::WallClock,
         files::{DurableLocal, Lake, Settle},
@@ -627,7 +619,7 @@ mod tests {
                 Handle::current().block_on(async { tokio::join!(inside.wait(), last.wait()) });
                 Ok(())
             };
-            log.calling(0, waits).await
+            log.calling(&log.listing().await?, 0, waits).await
         });
         entered.wait().await;
         // the caller is gone, and its call goes on
@@ -636,6 +628,51 @@ mod tests {
         assert!(futures::poll!(settled.as_mut()).is_pending());
         leave.wait().await;
         settled.await;
+    }
+
+    /// A second read of a file may find other bytes than the first.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_kernel_reads_only_bytes_that_were_written() {
+        let grid = Grid::new().await;
+        for ts in 0..3 {
+            grid.import(&[("A", ts, 1.0)]).await.unwrap();
+        }
+        let mut log = grid.table().log.clone();
+        log.checkpoint(1).await.unwrap();
+        log.open(0).await.unwrap().unwrap();
+        let there = log.folder.root.clone();
+        let table = Path::from_url_path(log.folder.url.path()).unwrap();
+        let paths: Vec<Path> = there.list(Some(&table)).map(|meta| meta.unwrap().location).collect().await;
+        for damaged in [".checkpoint.parquet", "2.json"] {
+            let store = InMemory::new();
+            for path in &paths {
+                let mut bytes = there.get(path).await.unwrap().bytes().await.unwrap().to_vec();
+                if path.as_ref().ends_with(damaged) {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 1;
+                }
+                store.put(path, bytes.into()).await.unwrap();
+            }
+            log.folder.root = Arc::new(store);
+            let error = log.open(0).await.unwrap_err();
+            assert_eq!(error.code(), Code::DataCorrupt);
+            assert!(error.message().contains("checksum differs"), "{damaged}: {error}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_log_at_which_the_kernel_panics_is_refused_by_name() {
+        let grid = Grid::new().await;
+        grid.import(&[("A", 0, 1.0)]).await.unwrap();
+        let log = &grid.table().log;
+        let panics = |_: &SnapshotRef, _: &dyn Engine| -> DeltaResult<()> { panic!("offset out of range") };
+        let error = log.calling(&log.listing().await.unwrap(), 0, panics).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataCorrupt);
+        assert!(
+            error.message().contains("_delta_log") && error.message().contains("offset out of range"),
+            "{error}"
+        );
+        log.open(0).await.unwrap().unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]

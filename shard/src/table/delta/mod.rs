@@ -5,7 +5,7 @@
 //! | `log` | reads an entry, commits an entry, writes checkpoints |
 //! | `entry` | the actions of one entry |
 //! | `listing` | the files of the log, and which of them nobody needs any more |
-//! | `summed` | a store that writes the checksum of each checkpoint |
+//! | `summed` | the store of the kernel: compares what it reads with checksums, and writes the checksum of each checkpoint |
 
 mod entry;
 mod listing;
