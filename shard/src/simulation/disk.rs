@@ -23,7 +23,11 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 
+use super::seed::Seed;
 use crate::files::Settle;
+
+/// One in this many reads is flipped, so that a shard reads a file's tail and then a wrong page of it.
+const FLIPPED_ONE_IN: usize = 3;
 
 /// One operation.
 #[derive(Debug, Clone)]
@@ -59,6 +63,17 @@ pub(super) enum Op {
 impl Op {
     pub(super) fn writes(&self) -> bool {
         matches!(self, Self::Put { .. } | Self::Delete { .. })
+    }
+
+    /// The first byte that it reads of an object.
+    fn reads_from(&self) -> Option<u64> {
+        match self {
+            Self::Get { range: Some(GetRange::Bounded(range)), .. } => Some(range.start),
+            Self::Get { range: Some(GetRange::Offset(n) | GetRange::Suffix(n)), .. } => Some(*n),
+            Self::Get { range: None, .. } => Some(0),
+            Self::Ranges { ranges, .. } => Some(ranges.first().map_or(0, |range| range.start)),
+            _ => None,
+        }
     }
 
     fn reads_rows(&self) -> bool {
@@ -128,6 +143,38 @@ struct Object {
     at_ms: i64,
 }
 
+impl Answer {
+    /// Flips one bit of what was read; `choice` says which.
+    fn flip(&mut self, choice: usize) {
+        let parts = match self {
+            Self::Got { bytes, .. } => std::slice::from_mut(bytes),
+            Self::Ranges(parts) => parts.as_mut_slice(),
+            Self::Done | Self::Listed(_) | Self::Folders(_) => return,
+        };
+        let bits: usize = parts.iter().map(|part| part.len() * 8).sum();
+        let mut bit = choice % bits.max(1);
+        for part in parts {
+            if bit < part.len() * 8 {
+                let mut flipped = part.to_vec();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                *part = flipped.into();
+                return;
+            }
+            bit -= part.len() * 8;
+        }
+    }
+}
+
+/// How a shard's reads of files go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    Whole,
+    /// Reads of rows on other threads fail.
+    Fail,
+    /// One bit is wrong in some reads. The number chooses them.
+    Flipped(u64),
+}
+
 /// The store.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -142,8 +189,8 @@ struct State {
     objects: BTreeMap<Path, Object>,
     waiting: Vec<Waiting>,
     arrivals: u64,
-    /// Lives of shards whose reads of rows fail. A shard begins a new life when it starts.
-    unreadable: BTreeSet<usize>,
+    /// How reads go, by the life of a shard; whole if it is not here. A shard begins a new life when it starts.
+    reads: BTreeMap<usize, Reads>,
     /// Objects whose names can be seen and are not durable yet.
     unsettled: BTreeSet<Path>,
     /// Lives that have ended: their operations do nothing any more.
@@ -165,14 +212,24 @@ impl Disk {
         Port { disk: self.clone(), life }
     }
 
-    /// From now on, reads of rows on other threads fail for this life, or succeed again.
-    pub(super) fn set_unreadable(&self, life: usize, unreadable: bool) {
-        let mut state = self.state.lock();
-        if unreadable {
-            state.unreadable.insert(life);
-        } else {
-            state.unreadable.remove(&life);
+    /// From now on, reads of this life go so.
+    pub(super) fn set_reads(&self, life: usize, reads: Reads) {
+        self.state.lock().reads.insert(life, reads);
+    }
+
+    /// Does an operation of a life, as its reads go.
+    pub(super) fn perform_for(&self, life: usize, op: &Op) -> Result<Answer> {
+        let reads = self.state.lock().reads.get(&life).copied();
+        let mut answer = self.perform(op)?;
+        if let Some(Reads::Flipped(choice)) = reads
+            && let Some(first) = op.reads_from()
+        {
+            let choice = Seed::new(choice ^ first).below(usize::MAX);
+            if choice.is_multiple_of(FLIPPED_ONE_IN) {
+                answer.flip(choice / FLIPPED_ONE_IN);
+            }
         }
+        Ok(answer)
     }
 
     /// The waiting operations: id, life, and since when.
@@ -351,9 +408,10 @@ impl Port {
         if thread::current().id() != self.disk.thread {
             let fails = {
                 let state = self.disk.state.lock();
-                state.ended.contains(&self.life) || op.reads_rows() && state.unreadable.contains(&self.life)
+                let unreadable = state.reads.get(&self.life) == Some(&Reads::Fail);
+                state.ended.contains(&self.life) || op.reads_rows() && unreadable
             };
-            return if fails { Err(lost()) } else { self.disk.perform(&op) };
+            return if fails { Err(lost()) } else { self.disk.perform_for(self.life, &op) };
         }
         let (reply, answer) = oneshot::channel();
         {

@@ -5,6 +5,7 @@ use trellis_proto::Result;
 
 use super::{
     calls::{Ask, Reply, perform},
+    disk::Reads,
     model::entry_path,
     world::{Door, PUBLISHERS, RETENTION, State, World},
 };
@@ -19,7 +20,7 @@ impl World {
         self.note("the end".to_owned());
         for node in 0..self.nodes.len() {
             self.nodes[node].awake_at = Instant::now();
-            self.disk.set_unreadable(self.nodes[node].life, false);
+            self.disk.set_reads(self.nodes[node].life, Reads::Whole);
         }
         self.drain().await;
         for (op, _) in std::mem::take(&mut self.late) {

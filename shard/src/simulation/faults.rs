@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     calls::TTL,
-    disk::{Op, Waiting, lost},
+    disk::{Op, Reads, Waiting, lost},
     world::{Actor, Call, Stage, State, World, gone},
 };
 
@@ -57,7 +57,7 @@ impl World {
                 "on its way, and given up"
             }
             _ => {
-                let answer = self.disk.perform(&waiting.op);
+                let answer = self.disk.perform_for(waiting.life, &waiting.op);
                 waiting.answer(answer);
                 "done"
             }
@@ -116,9 +116,16 @@ impl World {
                 self.note(format!("the clock of shard {node} is {skew} s off"));
             }
             5 => {
-                let unreadable = self.seed.once_in(2);
-                self.disk.set_unreadable(self.nodes[node].life, unreadable);
-                self.note(format!("shard {node} reads rows: {}", !unreadable));
+                let reads = match self.seed.below(4) {
+                    0..=1 => Reads::Whole,
+                    2 => Reads::Fail,
+                    _ => Reads::Flipped(self.seed.below(usize::MAX) as u64),
+                };
+                if matches!(reads, Reads::Flipped(_)) {
+                    self.count("bits flipped");
+                }
+                self.disk.set_reads(self.nodes[node].life, reads);
+                self.note(format!("shard {node} reads: {reads:?}"));
             }
             _ => self.give_up(),
         }

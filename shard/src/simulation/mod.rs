@@ -5,7 +5,8 @@
 //! shard sleep for longer than any lease, kill it with operations done or not done, withhold an answer, and drop a message or
 //! deliver it when nobody listens any more. Time is the runtime's paused time: leases run out when the scheduler lets time pass.
 //! Each shard has a wall clock of its own that is minutes off and jumps. The store is a disk: an entry of the log can be seen before
-//! it is durable, and a cut of the power takes it away then. No shard may have told anybody of it.
+//! it is durable, and a cut of the power takes it away then. No shard may have told anybody of it. For a while, a bit may be
+//! wrong in a third of a shard's reads: the shard may then fail, and must answer nothing that is wrong.
 //!
 //! A plain list ([`model`]) has all publishes that were sent and accepted. After every step the log is compared with it: epochs are
 //! accepted in order, no run id occurs twice, knowledge times only grow, nothing becomes known in a time that a reader was told is

@@ -390,6 +390,10 @@ impl World {
                         self.model.found_nothing(floor, None);
                         true
                     }
+                    Code::DataCorrupt => {
+                        self.count("flips noticed");
+                        self.outcome.counts.contains_key("bits flipped")
+                    }
                     _ => error.retryable(),
                 };
                 assert!(expected, "{ask:?}: {error:?}");
