@@ -257,8 +257,11 @@ def arrived(since: float, logs_of: set[str]) -> str:
         START_WAIT_S,
     )
     line = lines_of('"run succeeded" trace_id:* | limit 1', since)[0]
-    trace = json.loads(ask(f"{TRACES}/zipkin/api/v2/trace/{line['trace_id']}"))
-    need("trellis-qcu" in services_of(trace), f"the trace of {line} has {services_of(trace)}")
+    # spans of other processes may come before those of the unit, and a line before its trace
+    until(
+        f"the arrival of the unit's spans in the trace of {line}",
+        lambda: "trellis-qcu" in services_of(json.loads(ask(f"{TRACES}/zipkin/api/v2/trace/{line['trace_id']}"))),
+    )
     return f"metrics of {sum(PROCESSES.values())} processes, logs, a trace from a unit to the store, also by a log line"
 
 
