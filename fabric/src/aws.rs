@@ -193,7 +193,7 @@ fn request(endpoint: &str, target: &str, body: &Value) -> Result<HttpRequest, St
 
 /// The API's word and sentence for an error. The word may have a namespace before it and a URL after it. What stands before the API, and
 /// moto, answer in XML.
-fn error_of(answer: &str, header: Option<&str>) -> (String, String) {
+pub(crate) fn error_of(answer: &str, header: Option<&str>) -> (String, String) {
     let json: Value = serde_json::from_str(answer).unwrap_or_default();
     let text = |key: &str| json.get(key).and_then(Value::as_str);
     let element = |name: &str| {
@@ -210,7 +210,7 @@ fn error_of(answer: &str, header: Option<&str>) -> (String, String) {
 }
 
 /// The innermost cause: the outer ones say only that a request failed.
-fn root(error: &dyn std::error::Error) -> String {
+pub(crate) fn root(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -16,6 +16,7 @@
 //! | [`clock`] | the time of day |
 //! | [`alloc`] | the allocators |
 //! | `aws` | signed calls of an AWS API |
+//! | [`objects`] | objects in S3 by their URL: read, put |
 //! | [`bound`] | a bound that is reached: a metric and a line |
 //! | [`process`] | the one shape of every `main` |
 //! | `probe` | `--probe` and `--probe-ready`: whether the server of this container lives, and whether it is ready |
@@ -37,6 +38,7 @@ mod connector;
 pub mod discovery;
 pub mod env;
 mod gate;
+pub mod objects;
 mod probe;
 pub mod process;
 pub mod retry;

@@ -30,13 +30,27 @@ pub(crate) fn metadata(base: &str) -> Result<Value, String> {
 /// The name in the grid of the process that is this task: the name of its service without the grid's. `trellis-head-17` is `head-17`; a
 /// grid's name has no hyphen.
 pub(crate) fn name(base: &str) -> Result<String, String> {
-    let task = metadata(base)?;
-    let service = task.get("ServiceName").and_then(Value::as_str).unwrap_or_default();
+    let service = service(base)?;
     match service.split_once('-') {
         Some((_, name)) if !name.is_empty() => Ok(name.to_owned()),
-        _ if service.is_empty() => Err("the task is no service's".to_owned()),
         _ => Err(format!("the service's name {service:?} is not GRID-NAME")),
     }
+}
+
+/// The name of the task's service.
+pub(crate) fn service(base: &str) -> Result<String, String> {
+    let task = metadata(base)?;
+    match task.get("ServiceName").and_then(Value::as_str).unwrap_or_default() {
+        "" => Err("the task is no service's".to_owned()),
+        service => Ok(service.to_owned()),
+    }
+}
+
+/// The role whose credentials an address of the agent gives. The credentials themselves are dropped.
+pub(crate) fn role(credentials: &str) -> Option<String> {
+    let body = get(credentials, Instant::now() + TIME_MAX).ok()?;
+    let answer: Value = serde_json::from_slice(&body).ok()?;
+    answer.get("RoleArn").and_then(Value::as_str).map(str::to_owned)
 }
 
 fn get(url: &str, deadline: Instant) -> io::Result<Vec<u8>> {
@@ -113,6 +127,7 @@ pub(crate) mod tests {
     fn a_task_has_the_name_of_its_service_without_the_grids() {
         assert_eq!(name(&task_of("trellis-head-17")).as_deref(), Ok("head-17"));
         assert_eq!(name(&task_of("t2-shard-0")).as_deref(), Ok("shard-0"));
+        assert_eq!(service(&task_of("t2-shard-0")).as_deref(), Ok("t2-shard-0"));
         assert!(name(&task_of("")).unwrap_err().contains("no service's"));
         assert!(name(&task_of("trellis")).unwrap_err().contains("GRID-NAME"));
     }

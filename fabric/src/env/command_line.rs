@@ -68,7 +68,9 @@ pub fn cli(bin: &str, about: &str, table: &[Var]) -> Mode {
 /// told on stdout, with exit code 0.
 pub fn resolve<C>(bin: &str, mode: Mode, config: Result<C, ConfigError>) -> C {
     match (config, mode) {
-        (Ok(_), Mode::Check) => {
+        (Ok(config), Mode::Check) => {
+            // it may have files of its own to remove, and exit() drops nothing
+            drop(config);
             println!("{bin}: configuration is valid");
             std::process::exit(0)
         }

@@ -195,6 +195,18 @@ impl Env {
         }
     }
 
+    /// The name of the ECS service whose task this process is.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub fn service(&self) -> Result<String, String> {
+        match &self.task {
+            Some(base) => task::service(base)
+                .map_err(|why| format!("the metadata endpoint of ECS does not tell the service: {why}")),
+            None => Err(format!("this is no task of ECS: {} is not set", task::METADATA)),
+        }
+    }
+
     /// Names of processes, with commas. Each is named once.
     pub fn names(&mut self, var: &Var) -> Result<Vec<String>, Invalid> {
         self.with(var, |value| {
