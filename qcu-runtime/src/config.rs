@@ -1,4 +1,4 @@
-//! The configuration of the process `qcu`: everything from the environment, and one file.
+//! The configuration of the process `qcu`: everything from the environment, and one file, which may be in S3 with its bundle.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,8 +11,10 @@ use trellis_fabric::{
     discovery::Source,
     env::{self, ConfigError, Env, Var},
 };
+use trellis_proto::Result as Answer;
 
 use crate::{
+    bundle::{self, Folder},
     run::{RETRY_MIN, TTL, Unit},
     unit::{Manifest, parse_session},
 };
@@ -21,8 +23,11 @@ const URL: Var = Var::required(
     "TRELLIS_URL",
     "the grid: grpc://host:port, static://a:1,b:2, dns://name[:port] or cloudmap://namespace/service",
 );
-const UNIT_FILE: Var =
-    Var::required("TRELLIS_UNIT_FILE", "the unit's JSON file; its folder holds the strategy's source");
+const UNIT_FILE: Var = Var::required(
+    "TRELLIS_UNIT_FILE",
+    "the unit's JSON file, whose folder holds the strategy's source; or s3://BUCKET/KEY.json, which names its bundle; or \
+     s3://BUCKET/FOLDER/, where an ECS task has the file SERVICE.json",
+);
 const PYTHON: Var = Var::or("TRELLIS_PYTHON", "python3", "Python interpreter that has the package trellis");
 const SESSIONS: Var = Var::optional(
     "TRELLIS_SESSIONS",
@@ -35,7 +40,8 @@ const EXIT_WHEN_DONE: Var = Var::or(
 );
 const DEPLOYMENT: Var = Var::optional(
     "TRELLIS_DEPLOYMENT",
-    "name of this deployment, the same after a restart: a new deployment may publish a session again, a restart does not",
+    "name of this deployment, the same after a restart: a new deployment may publish a session again, a restart does not; \
+     a unit from S3 has the time of its deploy",
 );
 const TAKE_OVER: Var = Var::or(
     "TRELLIS_TAKE_OVER",
@@ -49,9 +55,14 @@ const LEASE_TTL_MS: Var = Var::or(
 );
 const LEASE_WAIT_MS: Var =
     Var::or("TRELLIS_LEASE_WAIT_MS", "60000", "milliseconds to wait for a lease that another process holds");
-const CONNECT_MS: Var =
-    Var::or("TRELLIS_CONNECT_MS", "60000", "milliseconds to wait at start for a head node that answers");
+const CONNECT_MS: Var = Var::or(
+    "TRELLIS_CONNECT_MS",
+    "60000",
+    "milliseconds to wait at start for S3, and for a head node that answers",
+);
 
+/// How long S3 is waited for if `TRELLIS_CONNECT_MS` has a mistake, which is told then.
+const CONNECT_UNKNOWN: Duration = Duration::from_secs(1);
 /// Longest name of a deployment: it is a part of every run's id.
 const DEPLOYMENT_BYTES_MAX: usize = 32;
 
@@ -79,6 +90,8 @@ pub struct Config {
     pub url: String,
     /// The unit that the process runs.
     pub unit: Unit,
+    /// The folder of a unit from S3. It is removed with the configuration.
+    pub(crate) fetched: Option<Arc<Folder>>,
     /// If not empty: run exactly these.
     pub sessions: Vec<NaiveDate>,
     /// End the process after `sessions`.
@@ -103,9 +116,10 @@ impl Config {
     pub fn from_env(mut env: Env) -> Result<Self, ConfigError> {
         let flag = [("true", true), ("false", false)];
         let url = env.with(&URL, Source::check);
-        let unit = env.with(&UNIT_FILE, |path| {
-            Manifest::read(Path::new(path)).map(|m| (path.into(), m)).map_err(|e| e.to_string())
-        });
+        let connect = env.millis(&CONNECT_MS);
+        let patience = connect.unwrap_or(CONNECT_UNKNOWN);
+        let service = env.optional(&UNIT_FILE).filter(|text| text.ends_with('/')).map(|_| env.service());
+        let unit = env.with(&UNIT_FILE, |text| read(text, service, patience).map_err(|e| e.to_string()));
         let python: Result<PathBuf, _> = env.parse(&PYTHON);
         let sessions = if env.is_set(&SESSIONS) {
             env.with(&SESSIONS, |list| {
@@ -136,10 +150,9 @@ impl Config {
                 .ok_or_else(|| "expected milliseconds from 1000 to 600000".to_owned())
         });
         let lease_wait = env.millis(&LEASE_WAIT_MS);
-        let connect = env.millis(&CONNECT_MS);
         let drain = env.millis(&env::DRAIN_MS);
-        if let (Ok(sessions), Ok((_, manifest))) = (&sessions, &unit)
-            && let Ok(calendar) = manifest.calendar()
+        if let (Ok(sessions), Ok(unit)) = (&sessions, &unit)
+            && let Ok(calendar) = unit.manifest.calendar()
             && let Some(wrong) = sessions.iter().find(|session| !calendar.is_session(**session))
         {
             let near =
@@ -147,22 +160,20 @@ impl Config {
             _ = env.refuse(&SESSIONS, format!("{wrong} is no session of {}{near}", calendar.name()));
         }
         env.finish()?;
-        let (file, manifest): (PathBuf, Manifest) = unit?;
-        let bundle = match file.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
+        let Read { manifest, folder, fetched, deployed } = unit?;
+        let deployment = Some(deployment?).filter(|name| !name.is_empty()).unwrap_or(deployed);
         Ok(Self {
             url: url?,
             unit: Unit {
                 manifest: Arc::new(manifest),
                 // the child starts in this folder, so a relative path would mean another place
-                bundle: std::path::absolute(&bundle).unwrap_or(bundle),
+                bundle: std::path::absolute(&folder).unwrap_or(folder),
                 python: python?,
                 arguments: Unit::child_arguments(),
                 retry_min: RETRY_MIN,
-                deployment: deployment?,
+                deployment,
             },
+            fetched,
             sessions: sessions?,
             exit_when_done: exit_when_done?,
             take_over: take_over?,
@@ -172,6 +183,32 @@ impl Config {
             drain: drain?,
         })
     }
+}
+
+/// A unit as its file says.
+struct Read {
+    manifest: Manifest,
+    folder: PathBuf,
+    fetched: Option<Arc<Folder>>,
+    /// Name of its deployment, if the file has one.
+    deployed: String,
+}
+
+/// Reads the file of a unit and, if it is in S3, its bundle.
+fn read(file: &str, service: Option<Result<String, String>>, patience: Duration) -> Answer<Read> {
+    if bundle::is_remote(file) {
+        let fetched = bundle::fetch(file, || service.unwrap_or_else(|| Err(String::new())), patience)?;
+        return Ok(Read {
+            folder: fetched.folder.path().to_path_buf(),
+            manifest: fetched.manifest,
+            fetched: Some(Arc::new(fetched.folder)),
+            deployed: fetched.deployment,
+        });
+    }
+    let path = Path::new(file);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (manifest, folder) = (Manifest::read(path)?, folder.to_path_buf());
+    Ok(Read { manifest, folder, fetched: None, deployed: String::new() })
 }
 
 const _: () = assert!(TTL.as_millis() == 15_000, "the default of TRELLIS_LEASE_TTL_MS says so");

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`client`] | reads, publishes and questions, over every head that discovery finds |
 //! | [`unit`] | a unit as it is declared: manifest, calendar, schedule, inputs, output; pure |
+//! | [`bundle`] | a unit that was submitted to production: packed, fetched from S3, unpacked |
 //! | [`child`] | the Python process: start, limits, every way to end, the protocol |
 //! | [`metrics`] | every instrument of a run |
 //! | [`run`] | one session: read, compute, check, publish, record; the lease; the unit's status |
@@ -15,6 +16,7 @@
 //!
 //! A room imports only from rooms above it in this table, and only what their doors (`mod.rs`) export.
 
+pub mod bundle;
 pub mod child;
 pub mod client;
 pub mod config;

@@ -24,7 +24,7 @@ use futures::{
     future::{BoxFuture, try_join_all},
 };
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use trellis_fabric::{
     clock::now_ns,
     retry::{Pauses, jittered},
@@ -32,6 +32,7 @@ use trellis_fabric::{
 use trellis_proto::{Code, DatasetName, Error, Result, TimeRange, time::DAY_NS};
 
 use crate::{
+    bundle::tell_differences,
     client::{Client, ClientOptions},
     config::Config,
     run::{
@@ -70,6 +71,11 @@ pub fn run(
 /// The work of [`run`]. Its types are fixed and its future is boxed here: so this crate compiles it, and not each program that polls it.
 fn run_until(config: Config, mut shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<u8>> {
     async move {
+        // it asks Python, which takes a moment; it ends with the work
+        let _told = config.fetched.is_some().then(|| {
+            let (python, folder) = (config.unit.python.clone(), config.unit.bundle.clone());
+            AbortOnDropHandle::new(tokio::spawn(tell_differences(python, folder)))
+        });
         let stop = CancellationToken::new();
         let mut service = tokio::select! {
             service = Service::start(&config, stop.clone()) => service?,
