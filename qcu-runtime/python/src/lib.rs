@@ -9,6 +9,7 @@
 //! | `client` | reads and questions |
 //! | `run` | a strategy's run in this process: inputs, checks, publish |
 //! | `import` | files into a dataset |
+//! | `submit` | bundles of strategies, packed and put into S3 |
 //! | `doctor` | the check of a lake's files |
 //! | `embedded` | a grid inside this process |
 //! | `arrow` | `Rows`: tables for Python by the Arrow C interface, and as sealed memfds |
@@ -29,6 +30,7 @@ mod error;
 mod import;
 mod run;
 mod runtime;
+mod submit;
 mod wide;
 
 use pyo3::prelude::*;
@@ -94,6 +96,7 @@ mod _trellis {
             Prefetched, check_manifest, check_output, end_ownership, prefetch, publish_run, record_failed,
         },
         runtime::shutdown,
+        submit::{pack_bundle, put_object},
     };
 
     #[pymodule_init]

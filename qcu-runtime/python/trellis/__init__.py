@@ -16,6 +16,7 @@ Reads start at `Grid`, programs at `strategy`. No thread starts before `connect`
 | `_declaration`, `_context`, `_columns` | what a strategy declares, what it gets, and what it returns, as rows |
 | `_child` | the child process of `qcu` that runs a deployed strategy |
 | `deploy` | bundles and units: what `trellis deploy` does |
+| `submit` | what `trellis deploy --env` does: bundles in S3, files for `fleet` |
 | `importing` | the import of files; `trellis import` |
 | `_demo`, `_market` | `make demo` and the stock market that it generates |
 | `_trellis` | the Rust side; its stub is `_trellis.pyi` |

@@ -153,8 +153,12 @@ def _edited(strategy: Declaration, file: pathlib.Path, files: Iterable[pathlib.P
     return own or any(path.stat().st_ctime > PROCESS_STARTED for path in files if path != file)
 
 
-def make_bundle(strategy: Declaration, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
-    """Writes the bundle of a strategy. Returns its folder, the name of the strategy's file in it, and the digest."""
+def sources_of(strategy: Declaration) -> tuple[pathlib.Path, dict[str, bytes], str]:
+    """The file of a strategy, the contents of its bundle, by file name, and their digest.
+
+    Raises:
+        BadRequest: the strategy is not the one of its file.
+    """
     file = pathlib.Path(source_file(strategy)).resolve()
     if _edited(strategy, file, [file]):
         raise BadRequest(
@@ -162,7 +166,12 @@ def make_bundle(strategy: Declaration, state: pathlib.Path) -> tuple[pathlib.Pat
             f"of strategy {strategy.name}",
             hint="import it again with importlib.reload(module), then deploy; or use `trellis deploy FILE`",
         )
-    sources, digest = bundle_of(file)
+    return file, *bundle_of(file)
+
+
+def make_bundle(strategy: Declaration, state: pathlib.Path) -> tuple[pathlib.Path, str, str]:
+    """Writes the bundle of a strategy. Returns its folder, the name of the strategy's file in it, and the digest."""
+    file, sources, digest = sources_of(strategy)
     folder = state / "bundles" / digest
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

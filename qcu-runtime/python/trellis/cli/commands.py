@@ -150,9 +150,17 @@ def _parser() -> argparse.ArgumentParser:
     deploy = command(
         "deploy",
         _deploy,
-        "Deploy strategies to a grid of `trellis up` on this machine, and print what each unit does first.",
+        "Deploy strategies to a grid of `trellis up` on this machine, and print what each unit does first. With --env: "
+        "submit them to production. Each bundle goes to S3, and units/NAME.json into the folder of --fleet; a person "
+        "commits that file, and `fleet apply` starts the unit.",
     )
-    deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]")
+    deploy.add_argument("targets", nargs="+", metavar="FILE[:unit]", help="with --env also a folder: all of its files")
+    deploy.add_argument("--env", metavar="NAME", help="submit to production: the `environment` of --fleet's grid.json")
+    deploy.add_argument(
+        "--fleet",
+        metavar="DIR",
+        help="with --env: the folder that `fleet` applies, in your checkout of it; default TRELLIS_FLEET_DIR",
+    )
     deploy.add_argument("--session", metavar="DATE", help="run once, for this session; default: run by the schedule")
     _add_traceback(deploy)
     _add_take_over(deploy)
@@ -520,7 +528,29 @@ def _published(ack: dict[str, Any]) -> str:
     return f"published {ack['rows']:,} rows to {ack['dataset']}, version {ack['version']}{again}{gone}"
 
 
+def _submit(args: argparse.Namespace) -> None:
+    from .._code import inside
+    from ..submit import load_targets, read_fleet, submit_strategies, told
+
+    local_only = [n for n in ("session", "wait", "no_wait", "take_over", "state") if getattr(args, n)]
+    folder = args.fleet or os.environ.get("TRELLIS_FLEET_DIR")
+    if local_only:
+        raise BadRequest(f"--{local_only[0].replace('_', '-')} is for a local grid, not for --env", hint="leave it out")
+    if not args.env or not folder:
+        raise BadRequest(
+            "--env and --fleet belong together", hint="trellis deploy FILE --env prod --fleet DIR, or TRELLIS_FLEET_DIR"
+        )
+    fleet = read_fleet(folder, args.env)
+    with inside.stdout_to_stderr():
+        strategies = load_targets(args.targets)
+    with progress("putting") as show:
+        units = submit_strategies(strategies, fleet, show=show)
+    print(json.dumps(units) if args.json else "\n".join(told(units, fleet)))
+
+
 def _deploy(args: argparse.Namespace) -> None:
+    if args.env or args.fleet:
+        return _submit(args)
     from .._code import inside
     from ..deploy import Until, deploy_strategies, failure, load_strategies
 
