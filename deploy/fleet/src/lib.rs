@@ -12,6 +12,7 @@
 //! | [`aws`], [`run`] | the SDK, and the loop that brings answers to the reconciler |
 //! | [`cli`], [`bootstrap`] | the program |
 //! | [`scheduled`] | tasks that exist only for a session |
+//! | [`unit_files`] | the files of units in S3, by which tasks find their bundles |
 
 pub mod aws;
 pub mod bootstrap;
@@ -31,4 +32,5 @@ pub mod reconcile;
 pub mod run;
 pub mod scheduled;
 mod text;
+pub mod unit_files;
 pub mod waves;

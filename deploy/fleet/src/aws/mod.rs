@@ -12,9 +12,11 @@ use std::{collections::BTreeMap, time::Duration};
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, retry::RetryConfig, sts::AssumeRoleProvider, timeout::TimeoutConfig,
 };
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_smithy_async::time::SharedTimeSource;
 use aws_smithy_runtime_api::client::http::{SharedHttpClient, SharedHttpConnector};
+use aws_smithy_types::error::display::DisplayErrorContext;
+use trellis_fabric::objects::Keys;
 
 use crate::{
     call::{Answer, Call, Fault, Kind, What},
@@ -88,6 +90,23 @@ impl Door {
             .build()
             .await;
         config.to_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
+    }
+
+    /// The keys of a role in a place, for S3, which the SDK is not used for.
+    ///
+    /// # Errors
+    /// Says why there are none.
+    pub async fn keys(&self, place: &Place, role: &str) -> Result<Keys, String> {
+        let config = self.assume(place, role).await;
+        let provider = config.credentials_provider().ok_or("no credentials: this is a bug of fleet")?;
+        let keys = provider.provide_credentials().await;
+        let keys = keys
+            .map_err(|error| format!("the role {role} cannot be assumed: {}", DisplayErrorContext(&error)))?;
+        Ok(Keys {
+            id: keys.access_key_id().to_owned(),
+            secret: keys.secret_access_key().to_owned(),
+            token: keys.session_token().map(str::to_owned),
+        })
     }
 }
 

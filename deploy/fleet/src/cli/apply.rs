@@ -13,12 +13,15 @@ use super::{
     show::{Status, Summary, eta},
 };
 use crate::{
-    desired::{Desired, Grid},
+    aws::{Door, deployer_role},
+    definition,
+    desired::{Desired, Grid, Kind},
     ledger::{Entry, Ledger, Observed},
     plan::{ChangeKind, Plan, plan},
     reconcile::{Engine, Mode, Outcome, Seen, Selection, Target},
     run,
     scheduled::Timetable,
+    unit_files,
 };
 
 /// A `fleet` that stays reads its files anew after this. Whoever runs the pipeline waits so long for a change at most.
@@ -51,6 +54,8 @@ impl Cli {
             refuse_loss(&plan)?;
         }
         let target = scheduled(desired, &plan)?;
+        // before the ledger, which says which are there
+        self.put_unit_files(desired, &ledger).await?;
         // written first: a `fleet` that is started again then decides the same
         let path = self.dir.join(LEDGER);
         plan.ledger.write(&path).map_err(|error| {
@@ -74,6 +79,19 @@ impl Cli {
         let summary = Summary::new(&engine, &outcome, start.elapsed());
         self.tell(&summary);
         Ok(exit_code(&outcome))
+    }
+
+    /// Puts the files by which the tasks of new deployments find their bundles.
+    async fn put_unit_files(&self, desired: &Desired, ledger: &Ledger) -> Result<(), Failure> {
+        let files = unit_files::missing(desired, ledger);
+        let owner = desired.grid.accounts.iter().find(|account| account.kind == Kind::Core);
+        let Some(owner) = owner.filter(|_| !files.is_empty()) else { return Ok(()) };
+        let role = deployer_role(&desired.grid.grid, &owner.place);
+        let unavailable = |why: String| Failure::new(Code::Unavailable.exit_code(), why);
+        let keys = Door::of_process().keys(&owner.place, &role).await.map_err(unavailable)?;
+        say(&format!("puts the files of {} units to {}", files.len(), definition::unit_files(desired)));
+        let put = unit_files::put(files, &desired.grid.region, keys, &role).await;
+        put.map_err(|(exit, why)| Failure::new(exit, why))
     }
 
     /// Looks at everything. Changes nothing.

@@ -45,6 +45,20 @@ fn the_example_reads() {
 }
 
 #[test]
+fn a_file_that_trellis_deploy_wrote_reads() {
+    // a test of the Python package compares what it writes with this file
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../qcu-runtime/python/tests/golden/mom_12_1.json");
+    let mut files = example();
+    files.insert("units/mom_12_1.json".to_owned(), fs::read_to_string(golden).unwrap());
+    let desired = Desired::parse(&files).unwrap();
+    let unit = &desired.units["mom_12_1"];
+    assert_eq!((unit.module.as_str(), unit.function.as_str()), ("momentum.py", "mom"));
+    assert_eq!((unit.size.cpu, unit.size.memory), (1_024, 4_096), "of 1 core and 4 GiB");
+    let schedule = Schedule::AtClose { calendar: "XNYS".to_owned(), delay_ns: 1_200_000_000_000 };
+    assert_eq!(unit.schedule, schedule);
+}
+
+#[test]
 fn each_mistake_is_named_with_its_file_and_field() {
     type Change = fn(&mut serde_json::Value);
     let cases: Vec<(&str, &str, Change)> = vec![

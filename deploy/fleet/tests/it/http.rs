@@ -10,7 +10,11 @@ use std::{
 };
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
 use trellis_aws_fake::{Category, Settings, World, serve};
 use trellis_fleet::{
     aws::{Aws, Door, Query, deployer_role, element},
@@ -37,6 +41,46 @@ fn example(world: &mut World) {
     let namespace = world.namespace(OWNER, REGION, "peony.trellis.internal");
     for name in ["head", "shard"] {
         world.registry(OWNER, REGION, &namespace, name).expect("a namespace");
+    }
+}
+
+/// An S3 that takes every object: its address, and what it has by path.
+async fn store() -> (String, Arc<Mutex<BTreeMap<String, String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    let objects = Arc::new(Mutex::new(BTreeMap::new()));
+    let kept = objects.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(take(stream, kept.clone()));
+        }
+    });
+    (address, objects)
+}
+
+/// Takes the objects of one connection.
+async fn take(stream: TcpStream, objects: Arc<Mutex<BTreeMap<String, String>>>) -> std::io::Result<()> {
+    let mut stream = tokio::io::BufReader::new(stream);
+    loop {
+        let (mut path, mut length, mut line) = (String::new(), 0, String::new());
+        while stream.read_line(&mut line).await? > 2 {
+            let head = line.trim().to_owned();
+            if let Some(rest) = head.strip_prefix("PUT ") {
+                path = rest.split(' ').next().unwrap_or_default().to_owned();
+            } else if let Some((name, value)) = head.split_once(": ")
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.parse().unwrap_or_default();
+            }
+            line.clear();
+        }
+        if path.is_empty() {
+            return Ok(());
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await?;
+        objects.lock().expect("no panic").insert(path, String::from_utf8_lossy(&body).into_owned());
+        stream.write_all(b"HTTP/1.1 200 OK\r\nETag: \"1\"\r\nContent-Length: 0\r\n\r\n").await?;
     }
 }
 
@@ -78,6 +122,12 @@ async fn the_program_makes_the_example_although_it_is_killed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let server = tokio::spawn(serve(world.clone(), listener));
+    let (s3, objects) = store().await;
+    let fleet = |folder: &Path, endpoint: &str, arguments: &[&str]| {
+        let mut command = fleet(folder, endpoint, arguments);
+        command.env("AWS_ENDPOINT_URL_S3", &s3);
+        command
+    };
     let folder = tempfile::tempdir().expect("a folder");
     copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("example"), folder.path());
     let folder = folder.path();
@@ -115,6 +165,11 @@ async fn the_program_makes_the_example_although_it_is_killed() {
 
     let (exit, told) = finish(fleet(folder, &endpoint, &["apply"])).await;
     assert_eq!((exit, &told["outcome"]), (0, &"done".into()), "{told}");
+    let put: Vec<_> = objects.lock().expect("no panic").keys().cloned().collect();
+    let expected = ["always", "combo", "mom_12_1", "risk"].map(|unit| {
+        format!("/trellis-bundles-111111111111-eu-central-1/bundles/units/trellis-unit-{unit}.json")
+    });
+    assert_eq!(put, expected, "each unit's task finds its bundle");
     let changes =
         world.lock().expect("no panic").counters().sum(|_, category, _| category == Category::ServiceModify);
     assert!(changes.calls as usize <= services + 1, "{changes:?} for {services}");
