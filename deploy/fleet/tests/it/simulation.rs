@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trellis_aws_fake::{Category, Failing};
+use trellis_aws_fake::{Category, Failing, Settings};
 use trellis_fleet::reconcile::{Mode, Outcome, Seen, Selection, Target};
 
 use crate::support::{Fake, Grid, REGION, place, running};
@@ -118,6 +118,8 @@ async fn a_fleet_is_created_rolled_and_half_removed_near_the_floor_of_the_rates(
     let removed = phase("half removed", &fake, 4, half.units * 2, apply(&fake, &target, remove)).await;
     removed.assert_bars(2);
 
+    // for a moment AWS still lists what was deleted
+    tokio::time::sleep(Settings::default().lag.end).await;
     let again = phase("again", &fake, 4, 1, apply(&fake, &target, Mode::default())).await;
     assert_eq!(again.changes, 0, "what is as wanted is left alone");
 }
