@@ -22,7 +22,7 @@ import pytest
 from conftest import EXAMPLES, WAIT_S, cli
 
 import trellis
-from trellis.up import find_program
+from trellis.cli.up import find_program
 
 SESSION = "2016-08-10"
 GOLDEN = pathlib.Path(__file__).with_name("golden") / "mom_12_1.json"
