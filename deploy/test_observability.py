@@ -47,8 +47,8 @@ TELEMETRY = pathlib.Path(os.environ.get("TELEMETRY_DIR", ROOT / "target/telemetr
 # long, because the machine may compile at the same time
 WAIT_S = 120.0
 GRID_S = 300.0
-# All panels together have this long to show something. The page asks at points of time five seconds apart, so it shows a sample that
-# came last up to five seconds later.
+# All panels together have this long to show something. The page asks at points of time five seconds apart, so it shows
+# a sample up to five seconds after it came.
 PAGE_S = 15.0
 
 
