@@ -80,6 +80,20 @@ impl Door {
         }
     }
 
+    /// Looks whether whoever runs `fleet` has credentials at all. Without them every call would fail, and be tried again.
+    ///
+    /// # Errors
+    /// Says where they were looked for.
+    pub async fn caller(&self, region: &str) -> Result<(), String> {
+        let config = self.config(region).await;
+        let provider = config.credentials_provider().ok_or("no credentials: this is a bug of fleet")?;
+        let found = provider.provide_credentials().await;
+        found.map(drop).map_err(|error| {
+            let error = DisplayErrorContext(&error);
+            format!("no AWS credentials in the environment, in a profile or of this machine: {error}; give those of an identity that may assume the deployer's roles")
+        })
+    }
+
     /// The configuration of a role in a place.
     pub async fn assume(&self, place: &Place, role: &str) -> SdkConfig {
         let config = self.config(&place.region).await;

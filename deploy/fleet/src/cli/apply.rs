@@ -39,7 +39,7 @@ impl Cli {
         roll: Option<(Selection, i64)>,
     ) -> Result<u8, Failure> {
         let _alone = self.alone()?;
-        let aws = self.aws(desired).await;
+        let aws = self.aws(desired).await?;
         let ledger = match self.ledger()? {
             Some(ledger) => ledger,
             None => self.ledger_of_tags(desired, &aws).await?,
@@ -134,7 +134,7 @@ impl Cli {
     }
 
     pub(super) async fn status(&self, desired: &Desired) -> Result<u8, Failure> {
-        let aws = self.aws(desired).await;
+        let aws = self.aws(desired).await?;
         let ledger = match self.ledger()? {
             Some(ledger) => ledger,
             None => self.ledger_of_tags(desired, &aws).await?,

@@ -39,13 +39,17 @@ impl Cli {
         if let Some(entry) = ledger.get(service) {
             let (place, cluster) = (entry.place.clone(), entry.cluster.clone());
             let what = What::DescribeServices { cluster, names: vec![service.to_owned()] };
-            match self.aws(desired).await.call(&Call { place, what }).await {
+            let asked = match self.aws(desired).await {
+                Ok(aws) => aws.call(&Call { place, what }).await.map_err(|fault| fault.to_string()),
+                Err(failure) => Err(failure.lines.join("; ")),
+            };
+            match asked {
                 Ok(Answer::Services(mut found)) => match found.remove(service) {
                     Some(present) => ecs = tell(&present),
                     None => ecs.push("ECS has no such service: `fleet apply` makes it".into()),
                 },
                 Ok(_) => {}
-                Err(fault) => ecs.push(format!("ECS cannot be asked: {fault}")),
+                Err(why) => ecs.push(format!("ECS cannot be asked: {why}")),
             }
         }
         self.tell(&Explained { placement, ecs });

@@ -266,9 +266,12 @@ impl Cli {
         }
     }
 
-    async fn aws(&self, desired: &Desired) -> Aws {
+    async fn aws(&self, desired: &Desired) -> Result<Aws, Failure> {
+        let door = Door::of_process();
+        let cannot = |why: String| Failure::new(Code::Unavailable.exit_code(), why);
+        door.caller(&desired.grid.region).await.map_err(cannot)?;
         let places = desired.grid.accounts.iter().map(|account| account.place.clone());
-        Aws::connect(&Door::of_process(), &desired.grid.grid, places).await
+        Ok(Aws::connect(&door, &desired.grid.grid, places).await)
     }
 
     fn tell<T: serde::Serialize + std::fmt::Display>(&self, what: &T) {

@@ -113,6 +113,24 @@ async fn finish(command: Command) -> (i32, serde_json::Value) {
     (output.status.code().unwrap_or(-1), json)
 }
 
+/// Without the look every call would fail, and the program would try again for ten minutes before it says why.
+#[test]
+fn without_credentials_the_program_says_so_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("example"), folder.path());
+    for command in ["apply", "status"] {
+        let mut program = fleet(folder.path(), "http://127.0.0.1:9", &[command]);
+        program
+            .env_remove("AWS_ACCESS_KEY_ID")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
+            .env("HOME", folder.path());
+        let ended = program.output().expect("the program starts");
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(4), "{told}");
+        assert!(told.contains("no AWS credentials"), "{told}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_program_makes_the_example_although_it_is_killed() {
     // a second of the clock is a minute of the world
