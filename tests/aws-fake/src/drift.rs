@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ecs::state::{Capacity, State};
-use crate::ecs::task::{End, Status};
-use crate::ecs::{life, scheduler};
+use crate::ecs::{look_soon, stop_task};
 use crate::faults::Failing;
+use crate::kept::{Capacity, End, State, Status};
 use crate::world::World;
 
 /// Faults of the service, until they are set otherwise.
@@ -74,7 +73,7 @@ impl World {
             found.state = State::Draining;
             found.desired = 0;
         }
-        scheduler::soon(&mut self.ctx, index, &cluster, &service, serial);
+        look_soon(&mut self.ctx, index, &cluster, &service, serial);
         true
     }
 
@@ -96,7 +95,7 @@ impl World {
             found.desired = desired;
             found.steady = false;
         }
-        scheduler::soon(&mut self.ctx, index, &cluster, &service, serial);
+        look_soon(&mut self.ctx, index, &cluster, &service, serial);
         true
     }
 
@@ -148,7 +147,7 @@ impl World {
                 ),
                 Capacity::Managed => ("TerminationNotice", "The container instance is draining."),
             };
-            any |= life::stop(
+            any |= stop_task(
                 &mut self.ctx,
                 place,
                 &cluster,

@@ -47,6 +47,8 @@ mod drift;
 mod ecs;
 mod fail;
 mod faults;
+mod kept;
+mod page;
 mod serve;
 mod settings;
 mod sqs;

@@ -1,7 +1,6 @@
 //! SQS: standard queues. A message is delivered at least once, in any order.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,15 +9,13 @@ use md5::{Digest, Md5};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::ecs::events::{self, Note};
-use crate::ecs::show::uuid;
-use crate::ecs::state::Region;
+use crate::ecs::render_event;
 use crate::fail::{Answer, Fail, read};
-use crate::time::{Ctx, mix};
+use crate::kept::{Queue, RETENTION, Region};
+use crate::time::{Ctx, mix, uuid};
 
-/// As the cluster's template sets them.
+/// As the cluster's template sets it.
 const VISIBILITY: Duration = Duration::from_secs(60);
-const RETENTION: Duration = Duration::from_secs(86_400);
 /// Messages of one call, and seconds of a long poll, at most.
 const BATCH: usize = 10;
 const LONGEST_POLL: i64 = 20;
@@ -26,63 +23,7 @@ const LONGEST_VISIBILITY: i64 = 43_200;
 /// A delivery chooses among this many of the oldest messages, so they come out of order.
 const WINDOW: usize = 40;
 
-/// The queues of an account in a Region.
-#[derive(Debug, Default)]
-pub(crate) struct Queues {
-    pub(crate) by_name: BTreeMap<String, Queue>,
-}
-
-impl Queues {
-    pub(crate) fn make(&mut self, name: String) {
-        self.by_name.entry(name).or_default();
-    }
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Queue {
-    messages: BTreeMap<u64, Message>,
-    /// `(when it can be received, message)`.
-    visible: BTreeSet<(Duration, u64)>,
-}
-
-#[derive(Debug)]
-struct Message {
-    sent: Duration,
-    event: u64,
-    cluster: Arc<str>,
-    note: Note,
-    visible: Duration,
-    received: u32,
-}
-
 impl Queue {
-    pub(crate) fn send(
-        &mut self,
-        at: Duration,
-        now: Duration,
-        serial: u64,
-        event: u64,
-        cluster: Arc<str>,
-        note: Note,
-    ) {
-        let message = Message { sent: now, event, cluster, note, visible: at, received: 0 };
-        self.visible.insert((at, serial));
-        self.messages.insert(serial, message);
-        // the oldest are too old
-        while let Some(entry) = self.messages.first_entry() {
-            if entry.get().sent + RETENTION > now {
-                break;
-            }
-            let (serial, old) = entry.remove_entry();
-            self.visible.remove(&(old.visible, serial));
-        }
-    }
-
-    /// Messages that are there, received or not.
-    pub(crate) fn len(&self) -> usize {
-        self.messages.len()
-    }
-
     fn delete(&mut self, handle: &str) -> Result<bool, Fail> {
         let invalid = || {
             Fail::new(
@@ -255,7 +196,7 @@ fn receive(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer {
     let messages: Vec<Value> = taken
         .into_iter()
         .map(|(serial, received, sent, event, cluster, note)| {
-            let text = events::render(ctx, region, &cluster, event, sent, &note).to_string();
+            let text = render_event(ctx, region, &cluster, event, sent, &note).to_string();
             let check = mix(serial ^ mix(u64::from(received)));
             let mut out = json!({
                 "MessageId": uuid(serial),

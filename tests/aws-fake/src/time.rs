@@ -130,6 +130,19 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// An id in the form of a UUID, a function of a number.
+pub(crate) fn uuid(id: u64) -> String {
+    let (a, b) = (mix(id), mix(!id));
+    format!(
+        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xfff,
+        b >> 52,
+        b & 0xffff_ffff_ffff
+    )
+}
+
 /// A time since 1970 as `2026-11-30T12:00:00.000Z`.
 pub(crate) fn iso(since: Duration) -> String {
     let time = DateTime::from_timestamp(since.as_secs() as i64, since.subsec_nanos()).unwrap_or_default();

@@ -5,8 +5,8 @@ use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::buckets::Category;
-use crate::ecs::show::uuid;
 use crate::fail::Fail;
+use crate::time::uuid;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {

@@ -8,14 +8,12 @@ use http::{Request, Response};
 use serde_json::{Value, json};
 
 use crate::buckets::{Bucket, Category};
-use crate::cloudmap::{self, CloudMap};
 use crate::counters::Counters;
-use crate::ecs::state::Region;
-use crate::ecs::{self, clusters, life, scheduler};
 use crate::fail::{Answer, Fail};
+use crate::kept::{CloudMap, Region};
 use crate::settings::{Quotas, Settings};
 use crate::time::{Ctx, Due};
-use crate::{sqs, sts, wire};
+use crate::{cloudmap, ecs, sqs, sts, wire};
 
 /// In the extensions of a response: the connection broke, and the caller must see no response. The call may have been applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +91,7 @@ impl World {
     pub fn cluster(&mut self, account: &str, region: &str, name: &str, managed: &[&str]) {
         let index = self.place(account, region);
         let managed: BTreeSet<String> = managed.iter().map(|name| (*name).to_owned()).collect();
-        clusters::make(&self.ctx, &mut self.regions[index], name, managed);
+        ecs::make_cluster(&self.ctx, &mut self.regions[index], name, managed);
     }
 
     /// Makes a private DNS namespace. Returns its id.
@@ -136,13 +134,15 @@ impl World {
             let place = &mut self.regions[*region];
             let ctx = &mut self.ctx;
             match due {
-                Due::Step { cluster, task, version, .. } => life::step(ctx, place, &cluster, task, version),
-                Due::Settle { cluster, task, version, .. } => {
-                    life::settle(ctx, place, &cluster, task, version)
+                Due::Step { cluster, task, version, .. } => {
+                    ecs::step_task(ctx, place, &cluster, task, version)
                 }
-                Due::ForgetTask { cluster, task, .. } => life::forget(place, &cluster, task),
+                Due::Settle { cluster, task, version, .. } => {
+                    ecs::settle_task(ctx, place, &cluster, task, version)
+                }
+                Due::ForgetTask { cluster, task, .. } => ecs::forget_task(place, &cluster, task),
                 Due::Schedule { cluster, service, serial, .. } => {
-                    scheduler::look(ctx, place, &cluster, &service, serial)
+                    ecs::look(ctx, place, &cluster, &service, serial)
                 }
                 Due::ForgetService { cluster, service, serial, .. } => {
                     if let Some(home) = place.clusters.get_mut(&cluster)

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{CloudMap, Namespace, Service};
-use crate::ecs::page;
-use crate::ecs::state::Region;
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{CloudMap, Namespace, Region, Registry};
+use crate::page::page;
 use crate::time::{Ctx, mix};
 
 pub(crate) fn handle(ctx: &mut Ctx, region: &mut Region, op: &str, body: &Value) -> Answer {
@@ -193,7 +192,7 @@ struct Create {
     r#type: Option<String>,
 }
 
-fn service(ctx: &Ctx, region: &Region, each: &Service) -> Value {
+fn service(ctx: &Ctx, region: &Region, each: &Registry) -> Value {
     let mut out = json!({
         "Id": &*each.id,
         "Arn": arn(region, "service", &each.id),

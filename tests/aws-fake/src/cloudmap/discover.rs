@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ANSWERS, CloudMap, Instance, Service};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{CloudMap, Instance, Registry};
 use crate::time::{Ctx, mix};
 
+/// Addresses in one answer of DNS.
+const ANSWERS: usize = 8;
 /// Instances of one DiscoverInstances: when not asked, and at most.
 const DEFAULT: i64 = 100;
 const MOST: i64 = 1000;
@@ -34,7 +36,7 @@ impl CloudMap {
         owner: &str,
         namespace: &str,
         name: &str,
-    ) -> Result<&mut Service, Fail> {
+    ) -> Result<&mut Registry, Fail> {
         let found = self.namespaces.values().find(|each| each.name == namespace);
         let found = found.filter(|each| caller == owner || each.shared.contains(caller));
         let id = found.map(|each| each.id.clone());

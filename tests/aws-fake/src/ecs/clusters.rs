@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::state::{Cluster, Region};
-use super::{limit, page, short, show, tags};
+use super::{find, show, tags};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{Cluster, Region};
+use crate::page::{limit, page};
 use crate::time::Ctx;
 
 #[derive(Deserialize)]
@@ -49,7 +50,7 @@ pub(crate) fn create(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer
         }
         ctx.changed = true;
     }
-    let cluster = super::cluster(region, Some(&name))?;
+    let cluster = find::cluster(region, Some(&name))?;
     Ok(json!({"cluster": shown(region, cluster, true)}))
 }
 
@@ -102,7 +103,7 @@ pub(crate) fn describe(region: &Region, body: &Value) -> Answer {
     let with_tags = asked.include.iter().any(|each| each == "TAGS");
     let (mut clusters, mut failures) = (Vec::new(), Vec::new());
     for name in names {
-        match super::cluster(region, Some(&name)) {
+        match find::cluster(region, Some(&name)) {
             Ok(cluster) => clusters.push(shown(region, cluster, with_tags)),
             Err(_) => failures.push(missing(region, "cluster", &name)),
         }
@@ -166,7 +167,7 @@ pub(crate) fn providers(region: &Region, body: &Value) -> Answer {
         }
         out
     };
-    let of = asked.cluster.as_deref().map(|name| super::cluster(region, Some(name))).transpose()?;
+    let of = asked.cluster.as_deref().map(|name| find::cluster(region, Some(name))).transpose()?;
     let clusters: Vec<&Cluster> = of.map_or_else(|| region.clusters.values().collect(), |one| vec![one]);
     let mut known = vec![shown("FARGATE", None), shown("FARGATE_SPOT", None)];
     for cluster in clusters {
@@ -177,7 +178,7 @@ pub(crate) fn providers(region: &Region, body: &Value) -> Answer {
     }
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for name in &asked.capacity_providers {
-        let wanted = short(region, "capacity-provider", name);
+        let wanted = find::short(region, "capacity-provider", name);
         match known.iter().find(|each| each["name"].as_str() == wanted) {
             Some(each) => found.push(each.clone()),
             None => failures.push(missing(region, "capacity-provider", name)),

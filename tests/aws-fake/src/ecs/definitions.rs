@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::state::{Definition, Region};
-use super::{limit, page, show, tags};
+use super::{find, show, tags};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{Definition, Region};
+use crate::page::{limit, page};
 use crate::time::Ctx;
 
 #[derive(Deserialize)]
@@ -211,22 +212,6 @@ pub(crate) fn register(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answ
     Ok(json!({"taskDefinition": shown, "tags": show::tags(&definition.tags)}))
 }
 
-/// A definition by its family (the newest active revision), `family:revision` or ARN.
-pub(crate) fn find<'a>(region: &'a Region, name: &str) -> Result<&'a Arc<Definition>, Fail> {
-    let unknown = || Fail::client("Unable to describe task definition.");
-    let name = super::short(region, "task-definition", name).ok_or_else(unknown)?;
-    match name.split_once(':') {
-        None => {
-            let revisions = region.families.get(name).ok_or_else(unknown)?;
-            revisions.iter().rev().find(|each| each.deregistered.is_none()).ok_or_else(unknown)
-        }
-        Some((family, revision)) => {
-            let revision: usize = revision.parse().map_err(|_| unknown())?;
-            region.families.get(family).and_then(|all| all.get(revision.wrapping_sub(1))).ok_or_else(unknown)
-        }
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Describe {
@@ -237,7 +222,7 @@ struct Describe {
 
 pub(crate) fn describe(ctx: &Ctx, region: &Region, body: &Value) -> Answer {
     let asked: Describe = read(body)?;
-    let definition = find(region, &asked.task_definition)?;
+    let definition = find::definition(region, &asked.task_definition)?;
     let mut out = json!({"taskDefinition": show::definition(ctx, region, definition)});
     if asked.include.iter().any(|each| each == "TAGS") {
         out["tags"] = show::tags(&definition.tags);
@@ -250,7 +235,7 @@ pub(crate) fn deregister(ctx: &mut Ctx, region: &mut Region, body: &Value) -> An
     if !asked.task_definition.contains(':') {
         return Err(Fail::client("Please specify the full task definition: family:revision."));
     }
-    let old = find(region, &asked.task_definition)
+    let old = find::definition(region, &asked.task_definition)
         .map_err(|_| Fail::client("The specified task definition does not exist."))?
         .clone();
     let new = Arc::new(Definition {

@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::state::{Deployment, Region, Rollout, Service};
-use super::{cluster_name, short, show};
+use super::{find, show};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{Deployment, Region, Rollout, Service};
 use crate::time::Ctx;
 
 #[derive(Deserialize)]
@@ -23,9 +23,9 @@ struct List {
 
 pub(crate) fn list(ctx: &Ctx, region: &Region, body: &Value) -> Answer {
     let asked: List = read(body)?;
-    let name = cluster_name(region, asked.cluster.as_deref())?;
-    let cluster = super::cluster(region, Some(&name))?;
-    let service = short(region, "service", &asked.service).and_then(|name| cluster.services.get(name));
+    let name = find::cluster_name(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, Some(&name))?;
+    let service = find::short(region, "service", &asked.service).and_then(|name| cluster.services.get(name));
     let service = service.and_then(|service| service.seen(ctx.now)).ok_or_else(Fail::service)?;
     let all = service.deployments.iter().map(|each| shown(ctx, region, &name, service, each));
     let chosen = all.filter(|each| {

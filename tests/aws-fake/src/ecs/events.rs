@@ -6,17 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::show;
-use super::state::Region;
-use super::task::Task;
-use crate::time::{Ctx, mix};
-
-/// An event, until somebody reads it. Forty thousand tasks leave half a million of them, so it becomes JSON when it is received.
-#[derive(Clone, Debug)]
-pub(crate) enum Note {
-    Task(Box<Task>),
-    Deployment { service: Arc<str>, deployment: u64, name: &'static str, reason: String },
-    Action { service: Arc<str>, kind: &'static str, name: &'static str, reason: Option<String> },
-}
+use crate::kept::{Note, Region};
+use crate::time::{Ctx, mix, uuid};
 
 /// Puts an event into the queue of the cluster: once, or as often as the faults say.
 pub(crate) fn send(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, note: Note) {
@@ -72,7 +63,7 @@ pub(crate) fn render(ctx: &Ctx, region: &Region, cluster: &str, id: u64, at: Dur
     };
     json!({
         "version": "0",
-        "id": show::uuid(id),
+        "id": uuid(id),
         "detail-type": kind,
         "source": "aws.ecs",
         "account": &*region.account,

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::events::{self, Note};
-use super::scheduler;
-use super::state::{Capacity, Region, Revision, Tags};
-use super::task::{End, Owner, Status, Task};
+use super::{events, rollout};
 use crate::faults::Failing;
+use crate::kept::{Capacity, End, Note, Owner, Region, Revision, Status, Tags, Task, hex};
 use crate::time::{Ctx, Due};
 
 /// What a new task is made of.
@@ -135,7 +133,7 @@ fn enter(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id: u64, status
     }
     events::send(ctx, region, cluster, note);
     if let Some(owner) = owner {
-        scheduler::soon(ctx, region.index, cluster, &owner.service, owner.serial);
+        rollout::soon(ctx, region.index, cluster, &owner.service, owner.serial);
     }
 }
 
@@ -171,7 +169,7 @@ pub(crate) fn step(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id: u
             let attributes = attributes(region, cluster, task);
             let healthy = task.healthy != Some(false);
             let arn = registry.unwrap_or_default();
-            match region.map.register(ctx, &region.quotas, &arn, &hex_of(id), attributes, healthy) {
+            match region.map.register(ctx, &region.quotas, &arn, &hex(id), attributes, healthy) {
                 Ok(()) => run(ctx, region, cluster, id, failing),
                 Err(why) => {
                     let reason = format!("Unable to register in Cloud Map: {}", why.message);
@@ -209,10 +207,6 @@ pub(crate) fn step(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id: u
     }
 }
 
-fn hex_of(id: u64) -> String {
-    super::task::hex(id)
-}
-
 fn run(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id: u64, failing: Option<Failing>) {
     enter(ctx, region, cluster, id, Status::Running);
     let Some(task) = region.clusters.get(cluster).and_then(|home| home.tasks.get(&id)) else { return };
@@ -248,12 +242,12 @@ pub(crate) fn settle(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id:
             (Note::Task(Box::new(task.clone())), task.revision.registry().map(str::to_owned));
         events::send(ctx, region, cluster, note);
         if let Some(arn) = registry {
-            region.map.set_health(ctx, &arn, &hex_of(id), true);
+            region.map.set_health(ctx, &arn, &hex(id), true);
         }
     }
     if let Some(owner) = owner {
-        scheduler::healthy(region, cluster, &owner);
-        scheduler::soon(ctx, region.index, cluster, &owner.service, owner.serial);
+        rollout::healthy(region, cluster, &owner);
+        rollout::soon(ctx, region.index, cluster, &owner.service, owner.serial);
     }
 }
 
@@ -278,11 +272,11 @@ pub(crate) fn stop(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id: u
         _ => Status::Stopping,
     };
     if let Some(arn) = registry.filter(|_| task.status == Status::Running) {
-        region.map.deregister(ctx, &arn, &hex_of(id));
+        region.map.deregister(ctx, &arn, &hex(id));
     }
     enter(ctx, region, cluster, id, next);
     if let Some(owner) = failed {
-        scheduler::task_failed(ctx, region, cluster, &owner);
+        rollout::task_failed(ctx, region, cluster, &owner);
     }
     true
 }
@@ -297,7 +291,7 @@ fn ended(ctx: &mut Ctx, region: &mut Region, cluster: &Arc<str>, id: u64) {
         ctx.set.times.stopped,
         Due::ForgetTask { region: region.index, cluster: cluster.clone(), task: id },
     );
-    scheduler::task_ended(ctx, region, cluster, &task);
+    rollout::task_ended(ctx, region, cluster, &task);
 }
 
 /// A stopped task can no longer be described.

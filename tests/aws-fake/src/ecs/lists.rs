@@ -5,9 +5,10 @@ use std::ops::Bound;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::state::{Region, State};
-use super::{clusters, limit, page, short, show};
+use super::{clusters, find, show};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{Region, State};
+use crate::page::{limit, page};
 use crate::time::Ctx;
 
 /// Services of one DescribeServices.
@@ -24,7 +25,7 @@ struct Describe {
 
 pub(crate) fn describe(ctx: &Ctx, region: &Region, body: &Value) -> Answer {
     let asked: Describe = read(body)?;
-    let cluster = super::cluster(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, asked.cluster.as_deref())?;
     if asked.services.is_empty() {
         return Err(Fail::invalid("Services cannot be empty."));
     }
@@ -34,7 +35,7 @@ pub(crate) fn describe(ctx: &Ctx, region: &Region, body: &Value) -> Answer {
     let with_tags = asked.include.iter().any(|each| each == "TAGS");
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for name in &asked.services {
-        let service = short(region, "service", name).and_then(|name| cluster.services.get(name));
+        let service = find::short(region, "service", name).and_then(|name| cluster.services.get(name));
         match service.and_then(|service| service.seen(ctx.now)) {
             Some(service) => found.push(show::service(ctx, region, cluster, service, with_tags)),
             None if name.starts_with("arn:") => failures.push(clusters::missing(region, "service", name)),
@@ -56,7 +57,7 @@ struct List {
 
 pub(crate) fn list(ctx: &Ctx, region: &Region, body: &Value) -> Answer {
     let asked: List = read(body)?;
-    let cluster = super::cluster(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, asked.cluster.as_deref())?;
     if asked.launch_type.is_some()
         || asked.scheduling_strategy.as_deref().is_some_and(|kind| kind != "REPLICA")
     {

@@ -1,27 +1,32 @@
-//! ECS.
+//! ECS: its calls, and what happens by itself.
 
-pub(crate) mod clusters;
-pub(crate) mod definitions;
-pub(crate) mod deployments;
-pub(crate) mod events;
-pub(crate) mod life;
-pub(crate) mod lists;
-pub(crate) mod runs;
-pub(crate) mod scheduler;
-pub(crate) mod services;
-pub(crate) mod show;
-pub(crate) mod state;
-pub(crate) mod tags;
-pub(crate) mod task;
-pub(crate) mod updates;
-
-use std::sync::Arc;
+mod clusters;
+mod definitions;
+mod deployments;
+mod events;
+mod find;
+mod life;
+mod lists;
+mod rollout;
+mod runs;
+mod scheduler;
+mod services;
+mod show;
+mod tagging;
+mod tags;
+mod updates;
 
 use serde_json::Value;
 
+pub(crate) use clusters::make as make_cluster;
+pub(crate) use events::render as render_event;
+pub(crate) use life::{forget as forget_task, settle as settle_task, step as step_task, stop as stop_task};
+pub(crate) use rollout::soon as look_soon;
+pub(crate) use scheduler::look;
+
 use crate::fail::{Answer, Fail};
+use crate::kept::Region;
 use crate::time::Ctx;
-use state::{Cluster, Region};
 
 /// Answers a call.
 pub(crate) fn handle(ctx: &mut Ctx, region: &mut Region, op: &str, body: &Value) -> Answer {
@@ -47,58 +52,9 @@ pub(crate) fn handle(ctx: &mut Ctx, region: &mut Region, op: &str, body: &Value)
         "StopTask" => runs::stop(ctx, region, body),
         "ListTasks" => runs::list(region, body),
         "DescribeTasks" => runs::describe(ctx, region, body),
-        "TagResource" => tags::tag(ctx, region, body),
-        "UntagResource" => tags::untag(ctx, region, body),
-        "ListTagsForResource" => tags::list(region, body),
+        "TagResource" => tagging::tag(ctx, region, body),
+        "UntagResource" => tagging::untag(ctx, region, body),
+        "ListTagsForResource" => tagging::list(region, body),
         _ => Err(Fail::not_faked(format!("ECS {op}"))),
-    }
-}
-
-/// The last part of an ARN or a name, and whether the ARN is of this account and Region.
-pub(crate) fn short<'a>(region: &Region, kind: &str, name: &'a str) -> Option<&'a str> {
-    match name.strip_prefix("arn:") {
-        None => Some(name),
-        Some(_) => {
-            let path = name.strip_prefix(&region.arn(kind, ""))?;
-            path.rsplit('/').next()
-        }
-    }
-}
-
-/// A cluster by its name or ARN.
-pub(crate) fn cluster<'a>(region: &'a Region, name: Option<&str>) -> Result<&'a Cluster, Fail> {
-    let name = short(region, "cluster", name.unwrap_or("default")).ok_or_else(Fail::cluster)?;
-    region.clusters.get(name).ok_or_else(Fail::cluster)
-}
-
-/// The name of a cluster that exists.
-pub(crate) fn cluster_name(region: &Region, name: Option<&str>) -> Result<Arc<str>, Fail> {
-    cluster(region, name).map(|cluster| cluster.name.clone())
-}
-
-/// A page of `limit` from what comes after `token`. The token is the last key of the page before.
-pub(crate) fn page<K, V>(
-    items: impl Iterator<Item = (K, V)>,
-    limit: usize,
-    token: impl Fn(&K) -> String,
-) -> (Vec<V>, Option<String>) {
-    let mut out = Vec::new();
-    let mut last = None;
-    for (key, value) in items {
-        if out.len() == limit {
-            return (out, last);
-        }
-        last = Some(token(&key));
-        out.push(value);
-    }
-    (out, None)
-}
-
-/// The size of a page, between 1 and `most`.
-pub(crate) fn limit(asked: Option<i64>, default: usize, most: usize) -> Result<usize, Fail> {
-    match asked {
-        None => Ok(default),
-        Some(asked) if (1..=most as i64).contains(&asked) => Ok(asked as usize),
-        Some(_) => Err(Fail::invalid(format!("maxResults must be between 1 and {most}."))),
     }
 }

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::life::{self, NoStart, Seed};
 use super::services::{self, Item};
-use super::state::{Region, Revision};
-use super::task::{End, number};
-use super::{cluster_name, clusters, limit, page, short, show, tags};
+use super::{clusters, find, show, tags};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{End, Region, Revision, hex, number};
+use crate::page::{limit, page};
 use crate::time::Ctx;
 
 /// Tasks of one RunTask, and of one DescribeTasks.
@@ -45,8 +45,8 @@ struct Run {
 
 pub(crate) fn run(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer {
     let asked: Run = read(body)?;
-    let home = cluster_name(region, asked.cluster.as_deref())?;
-    let cluster = super::cluster(region, Some(&home))?;
+    let home = find::cluster_name(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, Some(&home))?;
     let count = asked.count.unwrap_or(1);
     if !(1..=RUN).contains(&count) {
         return Err(Fail::invalid("count must be between 1 and 10."));
@@ -139,10 +139,10 @@ struct Stop {
 
 pub(crate) fn stop(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer {
     let asked: Stop = read(body)?;
-    let home = cluster_name(region, asked.cluster.as_deref())?;
+    let home = find::cluster_name(region, asked.cluster.as_deref())?;
     let unknown = || Fail::invalid("The referenced task was not found.");
     let id = number(&asked.task).ok_or_else(unknown)?;
-    if !super::cluster(region, Some(&home))?.tasks.contains_key(&id) {
+    if !find::cluster(region, Some(&home))?.tasks.contains_key(&id) {
         return Err(unknown());
     }
     let reason = asked.reason.unwrap_or_else(|| "Task stopped by user".into());
@@ -167,7 +167,7 @@ struct List {
 
 pub(crate) fn list(region: &Region, body: &Value) -> Answer {
     let asked: List = read(body)?;
-    let cluster = super::cluster(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, asked.cluster.as_deref())?;
     let ended = match asked.desired_status.as_deref() {
         None | Some("RUNNING") => false,
         Some("STOPPED") => true,
@@ -186,7 +186,7 @@ pub(crate) fn list(region: &Region, body: &Value) -> Answer {
     };
     let mut chosen: Box<dyn Iterator<Item = u64>> = match (&asked.service_name, &asked.family) {
         (Some(name), None) => {
-            let service = short(region, "service", name).and_then(|name| cluster.services.get(name));
+            let service = find::short(region, "service", name).and_then(|name| cluster.services.get(name));
             let service = service.ok_or_else(Fail::service)?;
             let all: BTreeSet<u64> = service.tasks.iter().chain(&service.past).copied().collect();
             Box::new(all.into_iter().filter(|id| cluster.tasks.contains_key(id)))
@@ -206,9 +206,8 @@ pub(crate) fn list(region: &Region, body: &Value) -> Answer {
         }));
     }
     let chosen = chosen.filter(|id| above(id) && cluster.ended.contains(id) == ended);
-    let items =
-        chosen.map(|id| (id, region.arn("task", &format!("{}/{}", cluster.name, super::task::hex(id)))));
-    let (arns, next) = page(items, limit(asked.max_results, 100, 100)?, |id| super::task::hex(*id));
+    let items = chosen.map(|id| (id, region.arn("task", &format!("{}/{}", cluster.name, hex(id)))));
+    let (arns, next) = page(items, limit(asked.max_results, 100, 100)?, |id| hex(*id));
     Ok(json!({"taskArns": arns, "nextToken": next}))
 }
 
@@ -223,7 +222,7 @@ struct Describe {
 
 pub(crate) fn describe(ctx: &Ctx, region: &Region, body: &Value) -> Answer {
     let asked: Describe = read(body)?;
-    let cluster = super::cluster(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, asked.cluster.as_deref())?;
     if asked.tasks.is_empty() || asked.tasks.len() > DESCRIBED {
         return Err(Fail::invalid("Tasks must have between 1 and 100 elements."));
     }

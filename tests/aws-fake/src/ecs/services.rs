@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::state::{
+use super::{find, rollout, show, tags};
+use crate::fail::{Answer, Fail, read};
+use crate::kept::{
     Breaker, Capacity, Cluster, Definition, Policy, Region, Revision, Service, State, Threshold,
 };
-use super::{cluster_name, definitions, scheduler, show, tags};
-use crate::fail::{Answer, Fail, read};
 use crate::time::Ctx;
 
 /// What CreateService and UpdateService have in common.
@@ -128,7 +128,7 @@ pub(crate) fn definition(
     providers: &[(String, u32, u32)],
     launch_type: Option<&str>,
 ) -> Result<Arc<Definition>, Fail> {
-    let found = definitions::find(region, name).map_err(|_| Fail::client("TaskDefinition not found."))?;
+    let found = find::definition(region, name).map_err(|_| Fail::client("TaskDefinition not found."))?;
     if found.deregistered.is_some() {
         return Err(Fail::client("TaskDefinition is inactive"));
     }
@@ -177,7 +177,7 @@ pub(crate) fn registries(region: &Region, given: Option<Value>) -> Result<Value,
     }
     for item in items {
         let arn = item["registryArn"].as_str().unwrap_or_default();
-        if region.map.by_arn(region, arn).is_none() {
+        if region.registry(arn).is_none() {
             return Err(Fail::invalid(format!(
                 "The service registry {arn} is not in this account and Region. Amazon ECS does not register services into \
                  shared AWS Cloud Map namespaces."
@@ -302,8 +302,8 @@ pub(crate) fn create(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer
     }) {
         return Err(Fail::invalid("clientToken has 1 to 36 ASCII characters."));
     }
-    let home = cluster_name(region, asked.cluster.as_deref())?;
-    let cluster = super::cluster(region, Some(&home))?;
+    let home = find::cluster_name(region, asked.cluster.as_deref())?;
+    let cluster = find::cluster(region, Some(&home))?;
     match cluster.services.get(name.as_str()) {
         Some(old) if old.state == State::Active => {
             let same = asked.client_token.is_some()
@@ -380,8 +380,8 @@ pub(crate) fn create(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer
         retry: ctx.set.times.retry,
         shadow: None,
     };
-    scheduler::deploy(ctx, region, &home, &mut service, Arc::new(revision), false);
-    let shown = show::service(ctx, region, super::cluster(region, Some(&home))?, &service, true);
+    rollout::deploy(ctx, region, &home, &mut service, Arc::new(revision), false);
+    let shown = show::service(ctx, region, find::cluster(region, Some(&home))?, &service, true);
     if let Some(cluster) = region.clusters.get_mut(&home) {
         let before = cluster.services.remove(&name).map(Box::new);
         service.shadow = shadow(ctx, before);

@@ -4,22 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::state::{Cluster, Definition, Deployment, Region, Revision, Rollout, Service, Tags};
-use super::task::Task;
-use crate::time::{Ctx, mix};
-
-/// An id in the form of a UUID, a function of a number.
-pub(crate) fn uuid(id: u64) -> String {
-    let (a, b) = (mix(id), mix(!id));
-    format!(
-        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
-        a >> 32,
-        (a >> 16) & 0xffff,
-        a & 0xfff,
-        b >> 52,
-        b & 0xffff_ffff_ffff
-    )
-}
+use crate::kept::{Cluster, Definition, Deployment, Region, Revision, Rollout, Service, Status, Tags, Task};
+use crate::time::{Ctx, mix, uuid};
 
 /// `ecs-svc/` and 19 digits.
 pub(crate) fn deployment_id(id: u64) -> String {
@@ -66,7 +52,7 @@ fn counts(cluster: &Cluster, tasks: &[u64], deployment: Option<u64>) -> (usize, 
         }
         if task.status.is_pending() {
             counts.1 += 1;
-        } else if task.status == super::task::Status::Running {
+        } else if task.status == Status::Running {
             counts.0 += 1;
         }
     }
@@ -194,7 +180,7 @@ pub(crate) fn task(region: &Region, cluster: &str, task: &Task, time: &dyn Fn(Du
             "healthStatus": health,
             "cpu": each["cpu"].as_u64().unwrap_or(0).to_string(),
         });
-        if let Some(exit) = end.and_then(|end| end.exit).filter(|_| task.status >= super::task::Status::Deprovisioning) {
+        if let Some(exit) = end.and_then(|end| end.exit).filter(|_| task.status >= Status::Deprovisioning) {
             put(&mut out, "exitCode", json!(exit));
         }
         out
@@ -203,7 +189,7 @@ pub(crate) fn task(region: &Region, cluster: &str, task: &Task, time: &dyn Fn(Du
         "attachments": [{
             "id": uuid(task.id ^ 1),
             "type": if definition.awsvpc { "ElasticNetworkInterface" } else { "None" },
-            "status": if task.status == super::task::Status::Provisioning { "PRECREATED" } else { "ATTACHED" },
+            "status": if task.status == Status::Provisioning { "PRECREATED" } else { "ATTACHED" },
             "details": [{"name": "privateIPv4Address", "value": task.address()}],
         }],
         "attributes": [{"name": "ecs.cpu-architecture", "value": if definition.arm() { "arm64" } else { "x86_64" }}],

@@ -6,14 +6,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::services::{self, Asked, shadowed};
-use super::state::{Region, Revision, Service, State};
-use super::{cluster_name, scheduler, short, show};
+use super::{find, rollout, show};
 use crate::fail::{Answer, Fail, read};
+use crate::kept::{Region, Revision, Service, State};
 use crate::time::Ctx;
 
-fn find<'a>(region: &'a Region, cluster: &str, name: &str) -> Result<&'a Service, Fail> {
-    let cluster = super::cluster(region, Some(cluster))?;
-    let name = short(region, "service", name).ok_or_else(Fail::service)?;
+fn service<'a>(region: &'a Region, cluster: &str, name: &str) -> Result<&'a Service, Fail> {
+    let cluster = find::cluster(region, Some(cluster))?;
+    let name = find::short(region, "service", name).ok_or_else(Fail::service)?;
     cluster.services.get(name).ok_or_else(Fail::service)
 }
 
@@ -30,12 +30,12 @@ pub(crate) fn update(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer
             return Err(Fail::not_faked(format!("UpdateService has no {name}")));
         }
     }
-    let home = cluster_name(region, asked.cluster.as_deref())?;
-    let old = find(region, &home, asked.service.as_deref().unwrap_or_default())?;
+    let home = find::cluster_name(region, asked.cluster.as_deref())?;
+    let old = service(region, &home, asked.service.as_deref().unwrap_or_default())?;
     if old.state != State::Active {
         return Err(Fail::new("ServiceNotActiveException", 400, "Service was not ACTIVE."));
     }
-    let cluster = super::cluster(region, Some(&home))?;
+    let cluster = find::cluster(region, Some(&home))?;
     let primary = old.deployments.first().ok_or_else(Fail::service)?.revision.clone();
     let strategy = match &asked.capacity_provider_strategy {
         Some(items) => services::strategy(cluster, items)?,
@@ -82,13 +82,13 @@ pub(crate) fn update(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer
         service.policy = policy;
         service.not_before = ctx.now;
         if deploys {
-            scheduler::deploy(ctx, region, &home, &mut service, Arc::new(revision), false);
+            rollout::deploy(ctx, region, &home, &mut service, Arc::new(revision), false);
         } else {
-            scheduler::soon(ctx, region.index, &home, &name, service.serial);
+            rollout::soon(ctx, region.index, &home, &name, service.serial);
         }
     }
     // AWS does not promise the tags here
-    let shown = show::service(ctx, region, super::cluster(region, Some(&home))?, &service, false);
+    let shown = show::service(ctx, region, find::cluster(region, Some(&home))?, &service, false);
     if let Some(home) = region.clusters.get_mut(&home) {
         home.services.insert(name, service);
     }
@@ -105,8 +105,8 @@ struct Delete {
 
 pub(crate) fn delete(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer {
     let asked: Delete = read(body)?;
-    let home = cluster_name(region, asked.cluster.as_deref())?;
-    let old = find(region, &home, &asked.service)?;
+    let home = find::cluster_name(region, asked.cluster.as_deref())?;
+    let old = service(region, &home, &asked.service)?;
     if old.state == State::Inactive {
         return Err(Fail::service());
     }
@@ -124,8 +124,8 @@ pub(crate) fn delete(ctx: &mut Ctx, region: &mut Region, body: &Value) -> Answer
         service.desired = 0;
         ctx.changed = true;
         let serial = service.serial;
-        scheduler::soon(ctx, region.index, &home, &name, serial);
+        rollout::soon(ctx, region.index, &home, &name, serial);
     }
-    let service = find(region, &home, &name)?;
-    Ok(json!({"service": show::service(ctx, region, super::cluster(region, Some(&home))?, service, true)}))
+    let service = service(region, &home, &name)?;
+    Ok(json!({"service": show::service(ctx, region, find::cluster(region, Some(&home))?, service, true)}))
 }

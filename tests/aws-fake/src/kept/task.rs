@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::{Capacity, Definition, Revision, Tags};
+use super::definition::{Capacity, Definition, Revision, Tags};
 use crate::time::mix;
 
 /// The states of a task, in the order of its life.
