@@ -14,7 +14,7 @@ use aws_smithy_types::body::SdkBody;
 use http_body_util::BodyExt as _;
 use url::form_urlencoded;
 
-use super::Door;
+use super::door::Door;
 
 /// A call of the query protocol.
 #[derive(Clone, Debug)]

@@ -9,11 +9,13 @@ use tokio::time::Instant;
 use trellis_proto::Code;
 
 use super::{
-    Apply, Cli, EXIT_USAGE, Failure, LEDGER, inapplicable, say,
+    args::Apply,
+    folder::{Cli, LEDGER},
+    output::{EXIT_USAGE, Failure, say},
     show::{Status, Summary, eta},
 };
 use crate::{
-    aws::{Door, deployer_role},
+    aws::{Aws, Door, deployer_role},
     definition,
     desired::{Desired, Grid, Kind},
     ledger::{Entry, Ledger, Observed},
@@ -95,7 +97,7 @@ impl Cli {
     }
 
     /// Looks at everything. Changes nothing.
-    async fn survey(&self, target: Target, aws: &crate::aws::Aws) -> Result<Engine, Failure> {
+    async fn survey(&self, target: Target, aws: &Aws) -> Result<Engine, Failure> {
         let mode = Mode { change: false, ..Mode::default() };
         let start = Instant::now();
         let mut engine = Engine::new(target, mode, BTreeMap::new(), Duration::ZERO);
@@ -106,7 +108,7 @@ impl Cli {
     }
 
     /// Without a file the services themselves tell where they are.
-    async fn ledger_of_tags(&self, desired: &Desired, aws: &crate::aws::Aws) -> Result<Ledger, Failure> {
+    async fn ledger_of_tags(&self, desired: &Desired, aws: &Aws) -> Result<Ledger, Failure> {
         let nothing =
             Target { services: Vec::new(), ..Target::new(desired, &plan(desired, &Ledger::default())) };
         let engine = self.survey(nothing, aws).await?;
@@ -238,6 +240,20 @@ fn refuse_loss(plan: &Plan) -> Result<(), Failure> {
     }
     lines.push("nothing was done; `fleet plan` shows them all; run again with --yes".to_owned());
     Err(Failure { exit: EXIT_USAGE, lines })
+}
+
+/// A plan that must not be applied, and why.
+pub(super) fn inapplicable(plan: &Plan) -> Failure {
+    let mut lines: Vec<String> =
+        plan.refused.iter().map(|refusal| format!("{}: {}", refusal.service, refusal.why)).collect();
+    if !plan.openings.is_empty() {
+        lines.push(format!(
+            "{} clusters must be created first with cfn/cluster.yaml, and be named in grid.json; the plan lists them",
+            plan.openings.len()
+        ));
+    }
+    lines.push("nothing of this plan can be applied".to_owned());
+    Failure { exit: Code::InvalidRequest.exit_code(), lines }
 }
 
 fn exit_code(outcome: &Outcome) -> u8 {

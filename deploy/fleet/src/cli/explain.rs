@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Cli, Failure, show::advice};
+use super::{folder::Cli, output::Failure, show::advice};
 use crate::{
     bootstrap::{self, Step},
     call::{Answer, Call, Present, Rollout, Status, What},

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     plan::Plan,
-    reconcile::{Engine, Outcome, Progress, Seen, Step},
+    reconcile::{Engine, FAILED_RATIO_MAX, Outcome, Progress, Seen, Step},
 };
 
 /// Lines about services that are shown; `--json` has all.
@@ -80,7 +80,7 @@ impl Summary {
                 stop.failed,
                 stop.decided,
                 stop.stage,
-                crate::waves::FAILED_RATIO_MAX * 100.0
+                FAILED_RATIO_MAX * 100.0
             )
         });
         Self {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{Datelike, NaiveDate, NaiveTime, TimeZone, Utc, Weekday};
 use chrono_tz::Tz;
 
-use crate::desired::read::{Sheet, list, one_of, such, table, text};
+use super::read::{Sheet, list, one_of, such, table, text};
 
 /// The calendar in which every UTC day is a session. It needs no file.
 pub const ALWAYS: &str = "24/7";

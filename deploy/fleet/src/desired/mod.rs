@@ -15,25 +15,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod calendar;
 mod core;
 mod grid;
 mod names;
-pub(crate) mod read;
+mod read;
 #[cfg(test)]
 pub(crate) mod tests;
 mod unit;
 
 use self::read::Sheet;
 pub use self::{
+    calendar::{ALWAYS, Calendar, DAYS_A_MONTH, Uncovered},
     core::{Heads, Owns, Shards},
     grid::{Account, Flower, Grid, Kind, Quotas},
     read::Mistake,
     unit::{Schedule, Unit},
 };
-use crate::{
-    model::{Role, Service},
-    scheduled::calendar::{self, Calendar},
-};
+use crate::model::{Role, Service};
 
 /// What should run.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,8 +130,7 @@ impl Desired {
                 _ => mistakes.push(whole(name, "is no file of a desired state: a unit is units/NAME.json")),
             }
         }
-        let known =
-            |name: &str| name == calendar::ALWAYS || files.contains_key(&format!("calendars/{name}.json"));
+        let known = |name: &str| name == ALWAYS || files.contains_key(&format!("calendars/{name}.json"));
         let here: BTreeMap<_, _> = units;
         let unread = |name: &str| files.contains_key(&format!("units/{name}.json"));
         for (unit, field, what) in unit::check_together(&here, unread, known) {

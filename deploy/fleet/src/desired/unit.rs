@@ -7,10 +7,7 @@ use super::{
     names::is_sha256,
     read::{Fields, Sheet, flag, list, object, such, text, whole},
 };
-use crate::{
-    class::{self, Need, Size},
-    scheduled::WINDOW_NS_MAX,
-};
+use crate::class::{self, Need, Size};
 
 /// Longest name of a unit, as in its manifest.
 const UNIT_BYTES_MAX: usize = 63;
@@ -18,6 +15,8 @@ const UNIT_BYTES_MAX: usize = 63;
 const PARTITION_BYTES_MAX: usize = 31;
 /// Most partitions of a unit. Each is a service.
 const PARTITIONS_MAX: usize = 1_000;
+/// Longest window. A longer one is a unit that should always run.
+const WINDOW_NS_MAX: i64 = 2 * 86_400 * 1_000_000_000;
 /// Longest name of an ECS service.
 const SERVICE_BYTES_MAX: usize = 255;
 /// Folder of bundles in their bucket. The role of units may read nothing else.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::Quota;
+use super::quota::Quota;
 use crate::{
     class::{Provider, Size},
     desired::Kind,

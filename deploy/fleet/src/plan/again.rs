@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::types::Plan;
 use crate::{
+    class::classes,
     definition::unit_files,
     desired::Desired,
     model::{Place, Role, Service},
-    plan::Plan,
 };
 
 /// `startedBy` of the tasks, by which ListTasks finds them.
@@ -86,7 +87,7 @@ fn body(desired: &Desired, service: &Service, sessions: &str, attempt: u32) -> V
         "networkConfiguration": {"awsvpcConfiguration": {
             "subnets": network.as_ref().map(|network| network.subnets.clone()).unwrap_or_default(),
             "securityGroups": network.map(|network| network.security_groups).unwrap_or_default(),
-            "assignPublicIp": crate::class::classes().service.assign_public_ip,
+            "assignPublicIp": classes().service.assign_public_ip,
         }},
         "overrides": {"containerOverrides": [{
             "name": service.role.word(),

@@ -1,29 +1,21 @@
-//! The plan: every service as it should be, what changes, what it costs, and what cannot be. Pure.
+//! Makes a plan from the desired state and the ledger.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde::Serialize;
-use serde_json::Value;
-
-mod explain;
-#[cfg(test)]
-mod tests;
-mod text;
-
-pub use self::explain::{Explanation, explain};
+use super::{
+    price::{Prices, prices},
+    types::{Calls, Change, ChangeKind, Plan, Price, RATE_PERCENT},
+};
 use crate::{
     class::{Size, classes},
     definition::{Target, own, render},
     desired::{Desired, Unit},
     ledger::{Entry, Ledger},
     model::{Place, Role, Service},
-    place::{Ask, Item, Opening, Placed, Refusal, Seat, place},
-    price::{Month, Prices, prices},
+    place::{Item, Placed, Refusal, Seat, place},
     scheduled,
 };
 
-/// Share of a rate of AWS that `fleet` uses, in percent. The rest is for repairs and for people.
-const RATE_PERCENT: f64 = 80.0;
 /// RegisterTaskDefinition, calls a second of an account (AWS, sustained).
 const DEFINITIONS_S: f64 = 1.0;
 /// CreateService, UpdateService and DeleteService together, calls a second of an account (AWS, sustained).
@@ -31,94 +23,9 @@ const SERVICES_S: f64 = 5.0;
 
 const NS_A_MS: i64 = 1_000_000;
 
-/// What should be, and the way there.
-///
-/// Nothing of a plan with refusals or openings may be applied: a service that was refused is not in `services`, so whoever applies the
-/// plan would delete it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Plan {
-    /// Every service, in order of names.
-    pub services: Vec<Service>,
-    /// By the hash: the body of RegisterTaskDefinition, AWS's own names. Each is of one account, which its services name.
-    pub definitions: BTreeMap<String, Value>,
-    /// What differs from the ledger, in order of names.
-    pub changes: Vec<Change>,
-    /// Clusters that must be created first (`deploy/aws/cfn/cluster.yaml`), and then be named in `grid.json`.
-    pub openings: Vec<Opening>,
-    /// Services that fit nowhere, and rules that the whole breaks.
-    pub refused: Vec<Refusal>,
-    /// What to ask AWS for, so that they fit.
-    pub asks: Vec<Ask>,
-    /// What it costs.
-    pub price: Price,
-    /// What it takes in each account.
-    pub calls: BTreeMap<String, Calls>,
-    /// The ledger when the plan is applied. Write it before the first call: a `fleet` that is started again then decides the same.
-    #[serde(skip)]
-    pub ledger: Ledger,
-}
-
-/// What happens to a service.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Change {
-    /// Its name.
-    pub service: String,
-    /// What it is for.
-    pub role: Role,
-    /// What happens.
-    pub kind: ChangeKind,
-    /// Where it is now; none if it is new.
-    pub from: Option<Seat>,
-    /// Where it will be; none if it is removed.
-    pub to: Option<Seat>,
-    /// Why.
-    pub why: String,
-}
-
-/// What happens to a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChangeKind {
-    /// It is created.
-    Add,
-    /// It is updated where it is; its task starts again.
-    Change,
-    /// It is created elsewhere, and deleted here.
-    Move,
-    /// It is deleted.
-    Remove,
-}
-
-/// What the plan costs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Price {
-    /// `USD`.
-    pub currency: String,
-    /// Which list.
-    pub list: String,
-    /// A month of the plan.
-    pub after: Month,
-    /// A month of what the ledger has. Its units count as running always or by their files, like those of the plan; one that has no
-    /// file any more counts as running always.
-    pub before: Month,
-    /// The difference.
-    pub change: f64,
-}
-
-/// What a plan takes in one account.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Calls {
-    /// Task definitions that the account has not registered as far as the ledger knows.
-    pub definitions: u64,
-    /// Services to create, update or delete.
-    pub services: u64,
-    /// Minutes at [`RATE_PERCENT`] of AWS's rates, the slower of the two.
-    pub minutes: f64,
-}
-
 /// What a service is made of, before it has a place.
-struct Part<'d> {
-    item: Item,
+pub(super) struct Part<'d> {
+    pub(super) item: Item,
     index: usize,
     unit: Option<&'d Unit>,
 }
@@ -193,7 +100,7 @@ pub fn plan_with(desired: &Desired, ledger: &Ledger, prices: &Prices) -> Plan {
 }
 
 /// Every service of the desired state, by name.
-fn parts(desired: &Desired) -> BTreeMap<String, Part<'_>> {
+pub(super) fn parts(desired: &Desired) -> BTreeMap<String, Part<'_>> {
     let mut parts = BTreeMap::new();
     let mut add = |role, name: &str, size: Size, apart, index, unit| {
         let service = desired.service(role, name);
@@ -299,7 +206,7 @@ fn service_of(desired: &Desired, entry: &Entry, family: String, unit: Option<&Un
     }
 }
 
-fn seat(entry: &Entry) -> Seat {
+pub(super) fn seat(entry: &Entry) -> Seat {
     Seat { account: entry.place.account.clone(), flower: entry.cluster.clone(), zone: entry.zone.clone() }
 }
 

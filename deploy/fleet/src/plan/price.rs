@@ -68,7 +68,7 @@ struct Price {
 pub fn prices() -> &'static Prices {
     static PRICES: OnceLock<Prices> = OnceLock::new();
     PRICES.get_or_init(|| {
-        Prices::parse(include_str!("../../aws/prices.json")).expect("a test reads prices.json")
+        Prices::parse(include_str!("../../../aws/prices.json")).expect("a test reads prices.json")
     })
 }
 
@@ -160,7 +160,7 @@ mod tests {
             let size = task(1.0, 4, 0, arch, spot);
             40_000.0 * prices().task(&size, prices().hours).unwrap()
         };
-        let page = include_str!("../../aws/scale.md");
+        let page = include_str!("../../../aws/scale.md");
         for (title, arch, spot) in [
             ("units, 1 vCPU and 4 GB, Fargate x86", Arch::X86, false),
             ("units, 1 vCPU and 4 GB, Fargate Graviton", Arch::Arm, false),

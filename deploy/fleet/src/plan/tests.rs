@@ -1,5 +1,13 @@
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
 use super::*;
-use crate::desired::tests::example;
+use crate::{
+    desired::{Desired, Unit, tests::example},
+    ledger::Ledger,
+    model::Role,
+};
 
 fn desired() -> Desired {
     Desired::parse(&example()).unwrap()
@@ -203,4 +211,32 @@ fn the_targets_units_need_some_dozens_of_definitions() {
         assert!(calls.definitions <= 6 && (9_700..10_300).contains(&calls.services), "{calls:?}");
         assert!((40.0..43.0).contains(&calls.minutes), "4 calls a second: {calls:?}");
     }
+}
+
+#[test]
+fn some_partitions_run_again_as_tasks_of_their_own() {
+    let mut files = example();
+    let unit = files["units/mom_12_1.json"]
+        .replace("\"window\"", "\"partitions\": [\"us\", \"eu\", \"asia\"], \"window\"");
+    files.insert("units/mom_12_1.json".to_owned(), unit);
+    let desired = Desired::parse(&files).unwrap();
+    let plan = plan(&desired, &Ledger::default());
+    let sessions = ["2026-11-27".parse().unwrap(), "2026-11-30".parse().unwrap()];
+    let again = |partitions: &[&str], attempt| {
+        let partitions: Vec<_> = partitions.iter().map(|part| (*part).to_owned()).collect();
+        super::again(&desired, &plan, "mom_12_1", &sessions, &partitions, attempt)
+    };
+    assert_eq!(again(&[], 0).unwrap().len(), 3);
+    let runs = again(&["us", "asia"], 0).unwrap();
+    let names: Vec<_> = runs.iter().map(|run| run.service.as_str()).collect();
+    assert_eq!(names, ["trellis-unit-mom_12_1-PART-us", "trellis-unit-mom_12_1-PART-asia"]);
+    let variables = &runs[0].body["overrides"]["containerOverrides"][0]["environment"];
+    assert_eq!(variables[0], json!({"name": "TRELLIS_SESSIONS", "value": "2026-11-27,2026-11-30"}));
+    assert_eq!(runs[0].body["count"], 1);
+    assert!(
+        runs[0].body["networkConfiguration"]["awsvpcConfiguration"]["subnets"].as_array().unwrap().len() == 3
+    );
+    assert_eq!(again(&["us"], 0).unwrap()[0], runs[0], "the same wish is the same call");
+    assert_ne!(again(&["us"], 1).unwrap()[0].body["clientToken"], runs[0].body["clientToken"]);
+    assert!(again(&["mars"], 0).unwrap_err().contains("us, eu, asia"));
 }

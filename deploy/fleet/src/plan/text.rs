@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{ChangeKind, Plan};
+use super::types::{ChangeKind, Plan};
 
 /// Changes of one kind that are shown by name. `--json` has all.
 const SHOWN: usize = 10;

@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::plan;
+use super::{
+    make::{parts, plan, seat},
+    types::ChangeKind,
+};
 use crate::{
     class::Size,
     desired::Desired,
@@ -42,14 +45,14 @@ pub struct Filling {
 #[must_use]
 pub fn explain(desired: &Desired, ledger: &Ledger, service: &str) -> Option<Explanation> {
     let plan = plan(desired, ledger);
-    let part = super::parts(desired).remove(service)?;
+    let part = parts(desired).remove(service)?;
     let entry = plan.ledger.get(service);
     let size = part.item.size;
     let refusal = plan.refused.iter().find(|refusal| refusal.service == service);
     let change = plan.changes.iter().find(|change| change.service == service);
     let why = match (entry, refusal, change, ledger.get(service)) {
         (None, Some(refusal), ..) => refusal.why.clone(),
-        (_, _, Some(change), _) if change.kind != super::ChangeKind::Change => {
+        (_, _, Some(change), _) if change.kind != ChangeKind::Change => {
             format!(
                 "{}; it goes to the first of its accounts that has room, and there to the first such cluster",
                 change.why
@@ -71,7 +74,7 @@ pub fn explain(desired: &Desired, ledger: &Ledger, service: &str) -> Option<Expl
         let binding = used.over(&Load::of(&size), &limit).map(|quota| quota.field()).collect();
         Filling { account: account.place.account.clone(), quotas: quotas.collect(), binding }
     });
-    let seat = entry.map(super::seat);
+    let seat = entry.map(seat);
     Some(Explanation { service: service.to_owned(), seat, why, size, accounts: accounts.collect() })
 }
 

@@ -3,8 +3,11 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    Engine, Listing, Name, POLL_EMPTY, Queue, Registries, SILENT_MAX, SWEEP_EVERY, Seen, Step, Ticket, Wait,
-    Wish, touch::pause,
+    choose::Ticket,
+    engine::{Engine, PAUSE_MAX, POLL_EMPTY, SILENT_MAX, SWEEP_EVERY},
+    state::{Entry, Listing, Pause, Queue, Registries},
+    step::{Name, Seen, Step, Wait, Wish},
+    touch::pause,
 };
 use crate::{
     call::{Answer, Call, Fault, Kind, Present, Rollout, Status},
@@ -38,7 +41,7 @@ impl Engine {
                     self.sweeps[place].throttled(sent, now);
                 }
             }
-            _ => self.pauses[place] = super::Pause::default(),
+            _ => self.pauses[place] = Pause::default(),
         }
         match ticket {
             Ticket::List(cluster) => self.listed(cluster, answer, now),
@@ -111,7 +114,7 @@ impl Engine {
         }
     }
 
-    fn all_of(&mut self, cluster: usize, mut what: impl FnMut(&mut super::Entry), now: Duration) {
+    fn all_of(&mut self, cluster: usize, mut what: impl FnMut(&mut Entry), now: Duration) {
         for id in 0..self.entries.len() {
             if self.entries[id].cluster == cluster {
                 what(&mut self.entries[id]);
@@ -312,7 +315,7 @@ impl Engine {
             }
             Ok(_) => {}
             Err(fault) if fault.kind == Kind::Throttled => {}
-            Err(_) => each.poll = now + super::PAUSE_MAX,
+            Err(_) => each.poll = now + PAUSE_MAX,
         }
     }
 

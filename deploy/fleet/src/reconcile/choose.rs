@@ -3,11 +3,14 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    Engine, GATHER, IN_FLIGHT_MAX, Listing, Name, Outcome, Queue, Registries, SWEEP_EVERY, Seen, Step, Wish,
+    engine::{Engine, GATHER, IN_FLIGHT_MAX, SWEEP_EVERY},
+    outcome::Outcome,
+    state::{Listing, Queue, Registries},
+    step::{Name, Seen, Step, Wish},
 };
 use crate::{
     call::{Call, Create, DESCRIBE_MAX, What},
-    model::Role,
+    model::Service,
     pace::{Category, Purpose},
 };
 
@@ -143,20 +146,6 @@ impl Engine {
         self.count(&what);
         self.in_flight[place] += 1;
         next.calls.push((ticket, Call { place: self.places[place].clone(), what }));
-    }
-
-    /// The first service that may be changed.
-    pub(super) fn first_ready(&self, place: usize) -> Option<(usize, Purpose)> {
-        self.ready[place].iter().find_map(|(order, ids)| {
-            let id = *ids.first()?;
-            let entry = &self.entries[id];
-            let open = order.spot.is_none_or(|spot| self.waves.is_open(spot));
-            let away = entry.role == Role::Shard
-                && matches!((&entry.wish, &entry.step), (Wish::Be(..), Step::Update(_)))
-                && self.away.len() >= self.mode.shards_at_once;
-            let purpose = if order.lane == 0 { Purpose::Repair } else { Purpose::Roll };
-            (open && !away).then_some((id, purpose))
-        })
     }
 
     fn next_changes(&mut self, place: usize, now: Duration, next: &mut Next) {
@@ -357,7 +346,7 @@ impl Engine {
 }
 
 /// The same for each try of the same creation, and another one for the next service of the name: 36 characters at most.
-fn token(service: &crate::model::Service, before: i64) -> String {
+fn token(service: &Service, before: i64) -> String {
     use sha2::Digest as _;
     let text = serde_json::to_string(service).unwrap_or_default();
     let digest = sha2::Sha256::digest(format!("{before}/{text}").as_bytes());

@@ -1,17 +1,4 @@
-//! From what is wanted and what was seen to the next calls. Pure: the time is given, and calls are values.
-//!
-//! Nothing is remembered between two programs. What is wanted is in files, what is so is in AWS, and a service's name is its identity, so
-//! a `fleet` that starts anew after a death finds out where the one before it stood.
-
-mod answer;
-mod choose;
-mod outcome;
-mod state;
-mod step;
-mod target;
-#[cfg(test)]
-mod tests;
-mod touch;
+//! The reconciler's memory: what is wanted, what was seen, and what waits.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -19,73 +6,72 @@ use std::{
     time::Duration,
 };
 
-use self::state::{Cluster, Definition, Entry, Listing, Order, Pause, Queue, Registries};
-pub use self::{
-    choose::{Next, Ticket},
-    step::{GRID_TAG, Name, Seen, Step, Wait, Wish, step},
-    target::{Mode, Network, Selection, Target},
+use super::{
+    state::{Cluster, Definition, Entry, Listing, Order, Pause, Queue, Registries},
+    step::{Name, Seen, Step, Wish},
+    target::{Mode, Target},
+    waves::{Spot, Standing, Waves},
 };
 use crate::{
     call::What,
-    model::{Place, Role},
+    model::{Place, Role, Service},
     pace::{Bucket, Category, Overrides, Pace},
-    waves::{Spot, Standing, Stop, Waves},
 };
 
 /// A description may be older than a change by this much. Until then it cannot undo what the change's own answer told.
-const CONSISTENT: Duration = Duration::from_secs(30);
+pub(super) const CONSISTENT: Duration = Duration::from_secs(30);
 /// After this a service that waits is looked at, in case its events were lost. Most tasks have started by then.
-const CHECK_AFTER: Duration = Duration::from_secs(120);
+pub(super) const CHECK_AFTER: Duration = Duration::from_secs(120);
 /// Looks at a waiting service become rarer, up to this.
-const CHECK_MAX: Duration = Duration::from_secs(600);
+pub(super) const CHECK_MAX: Duration = Duration::from_secs(600);
 /// After this a deployment counts as failed. ECS breaks off after three failed tasks, but not when no task can be placed.
-const ROLLOUT_MAX: Duration = Duration::from_secs(1_800);
+pub(super) const ROLLOUT_MAX: Duration = Duration::from_secs(1_800);
 /// Services are collected for this long, because one call describes ten.
-const GATHER: Duration = Duration::from_secs(5);
+pub(super) const GATHER: Duration = Duration::from_secs(5);
 /// From the end of a sweep to the next.
-const SWEEP_EVERY: Duration = Duration::from_secs(900);
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(900);
 /// Share of the read rate that a sweep may use.
 const SWEEP_SHARE: f64 = 0.5;
 /// From an empty queue to the next look into it.
-const POLL_EMPTY: Duration = Duration::from_secs(5);
+pub(super) const POLL_EMPTY: Duration = Duration::from_secs(5);
 /// Longest pause after failures.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// After this long without one answer from a place the program gives up.
-const SILENT_MAX: Duration = Duration::from_secs(600);
+pub(super) const SILENT_MAX: Duration = Duration::from_secs(600);
 /// Calls under way in a place. At the highest rates (20 a second) and the longest wait for an answer (30 s) there are no more.
-const IN_FLIGHT_MAX: usize = 600;
+pub(super) const IN_FLIGHT_MAX: usize = 600;
 /// Changes of one service in one run. More mean that somebody else changes it back, or that AWS drops a value.
-const CHANGES_MAX: u32 = 8;
+pub(super) const CHANGES_MAX: u32 = 8;
 
 /// The reconciler.
 pub struct Engine {
-    target: Target,
-    mode: Mode,
-    places: Vec<Place>,
-    clusters: Vec<Cluster>,
-    entries: Vec<Entry>,
-    index: HashMap<(usize, String), usize>,
+    pub(super) target: Target,
+    pub(super) mode: Mode,
+    pub(super) places: Vec<Place>,
+    pub(super) clusters: Vec<Cluster>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) index: HashMap<(usize, String), usize>,
     /// By name: the entries that are wanted and those that are not.
-    twins: HashMap<String, Vec<usize>>,
-    definitions: BTreeMap<(usize, String), Definition>,
-    waves: Waves,
-    pace: Pace,
-    sweeps: Vec<Bucket>,
-    ready: Vec<BTreeMap<Order, BTreeSet<usize>>>,
-    timers: BTreeSet<(Duration, usize)>,
-    in_flight: Vec<usize>,
-    pauses: Vec<Pause>,
+    pub(super) twins: HashMap<String, Vec<usize>>,
+    pub(super) definitions: BTreeMap<(usize, String), Definition>,
+    pub(super) waves: Waves,
+    pub(super) pace: Pace,
+    pub(super) sweeps: Vec<Bucket>,
+    pub(super) ready: Vec<BTreeMap<Order, BTreeSet<usize>>>,
+    pub(super) timers: BTreeSet<(Duration, usize)>,
+    pub(super) in_flight: Vec<usize>,
+    pub(super) pauses: Vec<Pause>,
     /// By place: families to find, or to register.
-    asked: Vec<BTreeSet<String>>,
+    pub(super) asked: Vec<BTreeSet<String>>,
     /// Shards that are away because of us.
-    away: BTreeSet<usize>,
-    unfinal: usize,
+    pub(super) away: BTreeSet<usize>,
+    pub(super) unfinal: usize,
     /// Every cluster was listed and every service described once. Before that a change might be the wrong one.
-    surveyed: bool,
-    describing: usize,
-    gave_up: Option<String>,
-    schedule: VecDeque<(Duration, String, u32)>,
-    tally: Tally,
+    pub(super) surveyed: bool,
+    pub(super) describing: usize,
+    pub(super) gave_up: Option<String>,
+    pub(super) schedule: VecDeque<(Duration, String, u32)>,
+    pub(super) tally: Tally,
 }
 
 /// Calls that were sent.
@@ -97,59 +83,6 @@ pub struct Tally {
     pub throttled: u64,
     /// Changes that changed nothing: refused, or answered with an error.
     pub wasted: u64,
-}
-
-/// How it ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// Everything is as wanted, but the services that are named, with the reason.
-    Done(Vec<(String, String)>),
-    /// Too much failed.
-    Stopped(Vec<Stop>, Vec<(String, String)>),
-    /// AWS does not answer.
-    Unavailable(String),
-}
-
-/// How far it is.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Services that should be.
-    pub wanted: usize,
-    /// As wanted.
-    pub settled: usize,
-    /// Being started or stopped by ECS.
-    pub moving: usize,
-    /// Failed, or refused by AWS.
-    pub failed: usize,
-    /// Not wanted, and still there.
-    pub extra: usize,
-    /// Changes that are still to be sent, at least.
-    pub changes_left: usize,
-    /// Changes a second, at present, of all places.
-    pub per_second: f64,
-    /// At least this long until the last change is sent.
-    pub left: Duration,
-}
-
-/// One service, for showing.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// Its place.
-    pub place: Place,
-    /// Its cluster.
-    pub cluster: String,
-    /// Its name.
-    pub name: String,
-    /// What it is for.
-    pub role: Role,
-    /// Whether it is wanted.
-    pub wanted: bool,
-    /// What is known.
-    pub seen: Seen,
-    /// What is next.
-    pub step: Step,
-    /// What ECS said last.
-    pub note: String,
 }
 
 impl Engine {
@@ -218,7 +151,7 @@ impl Engine {
         engine
     }
 
-    fn want(&mut self, service: crate::model::Service, spot: Spot) {
+    fn want(&mut self, service: Service, spot: Spot) {
         let found = self.clusters.iter().position(|cluster| {
             cluster.name == service.cluster && self.places[cluster.place] == service.place
         });
@@ -253,7 +186,7 @@ impl Engine {
         }
     }
 
-    fn add(&mut self, cluster: usize, name: String, role: Role, wish: Wish) -> usize {
+    pub(super) fn add(&mut self, cluster: usize, name: String, role: Role, wish: Wish) -> usize {
         let id = self.entries.len();
         self.index.insert((cluster, name.clone()), id);
         self.twins.entry(name.clone()).or_default().push(id);
@@ -287,71 +220,13 @@ impl Engine {
         id
     }
 
-    /// Every service that is wanted or was found.
-    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
-        self.entries.iter().map(|entry| Row {
-            place: self.places[self.clusters[entry.cluster].place].clone(),
-            cluster: self.clusters[entry.cluster].name.clone(),
-            name: entry.name.clone(),
-            role: entry.role,
-            wanted: matches!(entry.wish, Wish::Be(..)),
-            seen: entry.seen.clone(),
-            step: entry.step.clone(),
-            note: entry.note.clone(),
-        })
-    }
-
-    /// Why a cluster could not be listed, if one could not.
-    #[must_use]
-    pub fn unlisted(&self) -> Option<&str> {
-        self.clusters.iter().find_map(|cluster| match &cluster.listing {
-            Listing::Refused(why) => Some(why.as_str()),
-            _ => None,
-        })
-    }
-
     /// The calls so far.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// How far it is.
-    #[must_use]
-    pub fn progress(&self) -> Progress {
-        let mut progress = Progress::default();
-        let mut left = vec![0_usize; self.places.len()];
-        for entry in &self.entries {
-            let wanted = matches!(entry.wish, Wish::Be(..));
-            progress.wanted += usize::from(wanted);
-            match &entry.step {
-                Step::Settled => progress.settled += usize::from(wanted),
-                Step::Failed(_) | Step::Refused(_) => progress.failed += 1,
-                Step::Wait(Wait::Rollout) => progress.moving += 1,
-                Step::Wait(Wait::Names) => left[self.clusters[entry.cluster].place] += 1,
-                step if step.is_change() && (wanted || self.mode.remove) => {
-                    // a removal is two changes
-                    let count = if wanted || matches!(step, Step::Delete) { 1 } else { 2 };
-                    left[self.clusters[entry.cluster].place] += count;
-                }
-                _ => {}
-            }
-            if !wanted && entry.step != Step::Settled {
-                progress.extra += 1;
-            }
-        }
-        for (place, count) in left.into_iter().enumerate() {
-            let per_second = self.pace.per_second(&self.places[place], Category::ServiceModify);
-            progress.changes_left += count;
-            if count > 0 {
-                progress.per_second += per_second;
-                progress.left = progress.left.max(Duration::from_secs_f64(count as f64 / per_second));
-            }
-        }
-        progress
-    }
-
-    fn count(&mut self, what: &What) {
+    pub(super) fn count(&mut self, what: &What) {
         *self.tally.calls.entry(what.name()).or_default() += 1;
     }
 }

@@ -2,7 +2,23 @@
 
 use std::time::Duration;
 
-use super::{Engine, Listing, Outcome, Step, Wait, Wish};
+use super::{
+    engine::Engine,
+    state::Listing,
+    step::{Step, Wait, Wish},
+    waves::Stop,
+};
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Everything is as wanted, but the services that are named, with the reason.
+    Done(Vec<(String, String)>),
+    /// Too much failed.
+    Stopped(Vec<Stop>, Vec<(String, String)>),
+    /// AWS does not answer.
+    Unavailable(String),
+}
 
 impl Engine {
     pub(super) fn outcome(&self, now: Duration) -> Option<Outcome> {

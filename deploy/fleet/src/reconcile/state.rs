@@ -8,11 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Name, Seen, Step, Wish};
-use crate::{
-    model::Role,
+use super::{
+    step::{Name, Seen, Step, Wish},
     waves::{Spot, Standing},
 };
+use crate::model::Role;
 
 pub(super) struct Entry {
     pub(super) cluster: usize,

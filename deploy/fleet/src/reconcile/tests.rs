@@ -1,8 +1,11 @@
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
 use super::*;
 use crate::{
-    call::{Answer, Call, Fault, Kind, Present, Rollout, Status},
-    model::Service,
+    call::{Answer, Call, Fault, Kind, Present, Rollout, Status, What},
+    model::{Place, Role, Service},
     observe::{Event, Happened},
+    pace::{Category, Overrides},
 };
 
 const NAME: &str = "trellis-unit-a";

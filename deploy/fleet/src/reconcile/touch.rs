@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    CHANGES_MAX, CHECK_AFTER, CHECK_MAX, CONSISTENT, Engine, Name, Order, PAUSE_MAX, ROLLOUT_MAX, Registries,
-    Seen, Step, Wait, Wish, step,
-};
-use crate::{
-    call::Status,
-    model::Role,
+    engine::{CHANGES_MAX, CHECK_AFTER, CHECK_MAX, CONSISTENT, Engine, PAUSE_MAX, ROLLOUT_MAX},
+    state::{Order, Registries},
+    step::{Name, Seen, Step, Wait, Wish, step},
     waves::{Spot, Standing},
 };
+use crate::{call::Status, model::Role, pace::Purpose};
 
 /// How long to wait after this many failures in a row.
 pub(super) fn pause(tries: u32) -> Duration {
@@ -254,6 +252,20 @@ impl Engine {
         let lane = u8::from(!entry.was_settled);
         let spot: Option<Spot> = entry.spot.filter(|_| lane > 0);
         Order { lane, rank, spot }
+    }
+
+    /// The first service that may be changed.
+    pub(super) fn first_ready(&self, place: usize) -> Option<(usize, Purpose)> {
+        self.ready[place].iter().find_map(|(order, ids)| {
+            let id = *ids.first()?;
+            let entry = &self.entries[id];
+            let open = order.spot.is_none_or(|spot| self.waves.is_open(spot));
+            let away = entry.role == Role::Shard
+                && matches!((&entry.wish, &entry.step), (Wish::Be(..), Step::Update(_)))
+                && self.away.len() >= self.mode.shards_at_once;
+            let purpose = if order.lane == 0 { Purpose::Repair } else { Purpose::Roll };
+            (open && !away).then_some((id, purpose))
+        })
     }
 
     pub(super) fn set_timer(&mut self, id: usize, at: Option<Duration>) {

@@ -8,21 +8,21 @@ use std::collections::BTreeMap;
 use crate::model::{Role, Service};
 
 /// Waves of a definition: canary, cluster, tenth, rest.
-pub const STAGES: usize = 4;
+pub(super) const STAGES: usize = 4;
 /// Most services of the second wave: enough to see a fault of one in fifty, and half a minute of calls.
-pub const CLUSTER_WAVE_MAX: usize = 100;
+pub(super) const CLUSTER_WAVE_MAX: usize = 100;
 /// The third wave ends at this share of all services of the definition.
-pub const TENTH: f64 = 0.1;
+pub(super) const TENTH: f64 = 0.1;
 /// The share of a wave that must have settled before the next opens. The last ones are still starting, and are counted later.
-pub const SETTLED_SHARE: f64 = 0.9;
+pub(super) const SETTLED_SHARE: f64 = 0.9;
 /// The largest share of failed services among those that are decided. More stops the roll-out.
 pub const FAILED_RATIO_MAX: f64 = 0.02;
 /// Fewer failures than this stop nothing behind the canary: units fail by themselves, too.
-pub const FAILED_MIN: usize = 3;
+pub(super) const FAILED_MIN: usize = 3;
 
 /// How a service stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Standing {
+pub(super) enum Standing {
     /// Not decided.
     #[default]
     Pending,
@@ -34,7 +34,7 @@ pub enum Standing {
 
 /// A service's wave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Spot {
+pub(super) struct Spot {
     /// Its role: the first order.
     pub role: Role,
     /// Its wave.
@@ -71,7 +71,7 @@ struct Group {
 
 /// The waves of a plan.
 #[derive(Clone, Debug, Default)]
-pub struct Waves {
+pub(super) struct Waves {
     groups: Vec<Group>,
     /// By role: services that are not settled or failed.
     undecided: BTreeMap<Role, usize>,
@@ -82,7 +82,7 @@ pub struct Waves {
 
 /// The name of a wave.
 #[must_use]
-pub fn stage_name(stage: usize) -> &'static str {
+pub(super) fn stage_name(stage: usize) -> &'static str {
     ["canary", "cluster", "tenth", "rest"].get(stage).copied().unwrap_or("rest")
 }
 
@@ -103,7 +103,10 @@ fn order(service: &Service) -> u64 {
 impl Waves {
     /// Plans the waves. The answer has a spot for each service, in their order. With `ignore_failed` failures stop nothing.
     #[must_use]
-    pub fn new<'a>(services: impl Iterator<Item = &'a Service>, ignore_failed: bool) -> (Self, Vec<Spot>) {
+    pub(super) fn new<'a>(
+        services: impl Iterator<Item = &'a Service>,
+        ignore_failed: bool,
+    ) -> (Self, Vec<Spot>) {
         let services: Vec<&Service> = services.collect();
         let mut members: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (index, service) in services.iter().enumerate() {
@@ -149,7 +152,7 @@ impl Waves {
     }
 
     /// A service's standing changed.
-    pub fn set(&mut self, spot: Spot, from: Standing, to: Standing) {
+    pub(super) fn set(&mut self, spot: Spot, from: Standing, to: Standing) {
         let group = &mut self.groups[spot.group as usize];
         let was = group.stop(self.ignore_failed).is_some();
         let count = &mut group.stages[spot.stage as usize];
@@ -176,7 +179,7 @@ impl Waves {
 
     /// Whether a service may be changed.
     #[must_use]
-    pub fn is_open(&self, spot: Spot) -> bool {
+    pub(super) fn is_open(&self, spot: Spot) -> bool {
         let group = &self.groups[spot.group as usize];
         let before = |map: &BTreeMap<Role, usize>| map.range(..spot.role).all(|(_, count)| *count == 0);
         spot.stage as usize <= group.open
@@ -187,7 +190,7 @@ impl Waves {
 
     /// What stopped, if anything did.
     #[must_use]
-    pub fn stops(&self) -> Vec<Stop> {
+    pub(super) fn stops(&self) -> Vec<Stop> {
         self.groups.iter().filter_map(|group| group.stop(self.ignore_failed)).collect()
     }
 }

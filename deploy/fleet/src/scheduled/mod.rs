@@ -11,14 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, NaiveDate};
 
-pub mod again;
-pub mod calendar;
 #[cfg(test)]
 mod tests;
 
-use self::calendar::{ALWAYS, DAYS_A_MONTH};
 use crate::{
-    desired::{Desired, Schedule, Unit},
+    desired::{ALWAYS, Calendar, DAYS_A_MONTH, Desired, Schedule, Unit},
     model::{Role, Service},
 };
 
@@ -34,8 +31,6 @@ pub const CALLS_S: i64 = 4;
 pub const LEAD_NS: i64 = 180 * SECOND_NS;
 /// Days before and after a moment that a timetable looks at: more than the longest window and the longest spread.
 const HORIZON_DAYS: i64 = 3;
-/// Longest window. A longer one is a unit that should always run.
-pub const WINDOW_NS_MAX: i64 = 2 * DAY_NS;
 const SLOT_NS: i64 = SECOND_NS / CALLS_S;
 
 /// When a service's number of tasks changes.
@@ -215,6 +210,6 @@ fn date_of(ns: i64) -> Result<NaiveDate, String> {
 pub fn hours_a_month(desired: &Desired, unit: &Unit) -> Option<f64> {
     let window_ns = unit.window_ns?;
     let Schedule::AtClose { calendar, .. } = &unit.schedule else { return None };
-    let sessions = desired.calendars.get(calendar).map_or(DAYS_A_MONTH, calendar::Calendar::sessions_a_month);
+    let sessions = desired.calendars.get(calendar).map_or(DAYS_A_MONTH, Calendar::sessions_a_month);
     Some(sessions * (window_ns + LEAD_NS) as f64 / HOUR_NS)
 }

@@ -100,34 +100,6 @@ fn units_that_are_due_at_once_start_one_after_the_other_before_it() {
     assert!(events.windows(2).all(|pair| pair[0].at_ns < pair[1].at_ns), "no two calls in one slot");
 }
 
-#[test]
-fn some_partitions_run_again_as_tasks_of_their_own() {
-    let mut files = example();
-    let unit = files["units/mom_12_1.json"]
-        .replace("\"window\"", "\"partitions\": [\"us\", \"eu\", \"asia\"], \"window\"");
-    files.insert("units/mom_12_1.json".to_owned(), unit);
-    let desired = Desired::parse(&files).unwrap();
-    let plan = plan(&desired, &Ledger::default());
-    let sessions = ["2026-11-27".parse().unwrap(), "2026-11-30".parse().unwrap()];
-    let again = |partitions: &[&str], attempt| {
-        let partitions: Vec<_> = partitions.iter().map(|part| (*part).to_owned()).collect();
-        again::again(&desired, &plan, "mom_12_1", &sessions, &partitions, attempt)
-    };
-    assert_eq!(again(&[], 0).unwrap().len(), 3);
-    let runs = again(&["us", "asia"], 0).unwrap();
-    let names: Vec<_> = runs.iter().map(|run| run.service.as_str()).collect();
-    assert_eq!(names, ["trellis-unit-mom_12_1-PART-us", "trellis-unit-mom_12_1-PART-asia"]);
-    let variables = &runs[0].body["overrides"]["containerOverrides"][0]["environment"];
-    assert_eq!(variables[0], json!({"name": "TRELLIS_SESSIONS", "value": "2026-11-27,2026-11-30"}));
-    assert_eq!(runs[0].body["count"], 1);
-    assert!(
-        runs[0].body["networkConfiguration"]["awsvpcConfiguration"]["subnets"].as_array().unwrap().len() == 3
-    );
-    assert_eq!(again(&["us"], 0).unwrap()[0], runs[0], "the same wish is the same call");
-    assert_ne!(again(&["us"], 1).unwrap()[0].body["clientToken"], runs[0].body["clientToken"]);
-    assert!(again(&["mars"], 0).unwrap_err().contains("us, eu, asia"));
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
