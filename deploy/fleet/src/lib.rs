@@ -6,9 +6,9 @@
 //! | [`class`], [`definition`] | sizes of tasks, and the body of RegisterTaskDefinition |
 //! | [`place`] | the account and the cluster of each service |
 //! | [`ledger`] | where each service was put |
-//! | [`mod@plan`], [`price`] | what changes, and what it costs; why a service is where it is |
-//! | [`pace`], [`waves`] | how fast calls go, and in which order |
-//! | [`call`], [`mod@reconcile`], [`observe`] | what was seen, and the next calls |
+//! | [`mod@plan`] | what changes, and what it costs; why a service is where it is; sessions that run again |
+//! | [`pace`] | how fast calls go |
+//! | [`call`], [`mod@reconcile`], [`observe`] | what was seen, and the next calls, in waves |
 //! | [`aws`], [`run`] | the SDK, and the loop that brings answers to the reconciler |
 //! | [`cli`], [`bootstrap`] | the program |
 //! | [`scheduled`] | tasks that exist only for a session |

@@ -1,7 +1,6 @@
 //! How AWS is reached: transport, Region, credentials.
 
-use std::error::Error as _;
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, retry::RetryConfig, sts::AssumeRoleProvider, timeout::TimeoutConfig,
@@ -79,7 +78,7 @@ impl Door {
         let config = self.config(region).await;
         let provider = config.credentials_provider().ok_or("no credentials: this is a bug of fleet")?;
         let Err(error) = provider.provide_credentials().await else { return Ok(()) };
-        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        let causes = std::iter::successors(error.source(), |&cause| cause.source());
         let causes: Vec<String> = causes.map(ToString::to_string).collect();
         Err(format!(
             "no AWS credentials: {error}: {}; give those of an identity that may assume the deployer's roles, by the variables AWS_*, a \
