@@ -23,7 +23,7 @@ pub struct Event {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Happened {
-    /// A deployment ended well. Its id.
+    /// The deployment with this id ended well.
     Completed(String),
     /// A deployment was broken off. Its id and the reason.
     Failed(String, String),
