@@ -1,8 +1,7 @@
 # The commands of this checkout. They install everything inside it: .venv/ and target/.
 #   make demo [DATA=dir]   run a local grid, from nothing to published results
 #   make test              run every Rust and Python test
-#   make bench             measure: tables on stdout, JSON under target/bench/
-#   make bench soak        publish for TRELLIS_SOAK_SECONDS, and look whether the head or the shard grows
+#   make bench [TABLE...]  measure: tables on stdout, JSON under target/bench/; tables that take long (scale, soak) have to be named
 #   make lint              check formatting and lints, as CI does
 #   make aws               check the templates for AWS, the data beside them, and the fake of AWS against boto3 and moto
 #   make images            build the container images from what make wheel has built
@@ -15,8 +14,9 @@ PYTHON ?= python3
 PROFILE ?= demo
 BIN := .venv/bin
 DATA ?=
+TABLES := hit peers herd64 scenarios publish telemetry scale soak
 
-.PHONY: help demo test bench soak lint aws images compose telemetry-images setup peers wheel clean
+.PHONY: help demo test bench $(TABLES) lint aws images compose telemetry-images setup peers wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -65,9 +65,11 @@ test: wheel peers
 	@$(BIN)/python tests/run.py
 
 bench: wheel peers
-	@$(BIN)/python tests/bench/run.py $(filter soak,$(MAKECMDGOALS))
+	@$(BIN)/python tests/bench/run.py $(filter $(TABLES),$(MAKECMDGOALS))
 
-soak: bench
+# `make bench hit publish`: the names of tables are words of this command, and do nothing alone
+$(TABLES):
+	@$(if $(filter bench,$(MAKECMDGOALS)),:,echo "$@ is a table of the benches: make bench $@"; exit 2)
 
 lint: peers
 	cargo fmt --all --check
