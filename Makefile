@@ -16,7 +16,7 @@ BIN := .venv/bin
 DATA ?=
 TABLES := hit peers herd64 scenarios publish telemetry scale soak
 
-.PHONY: help demo test bench $(TABLES) lint aws images compose telemetry-images setup peers wheel clean
+.PHONY: help demo test bench $(TABLES) lint aws images compose telemetry-images setup test-setup wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -27,7 +27,7 @@ help:
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 
 setup: $(BIN)/.tools
-peers: $(BIN)/.peers
+test-setup: $(BIN)/.peers
 
 $(BIN)/.tools: qcu-runtime/python/requirements.txt
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or newer (https://rustup.rs)"; exit 2; }
@@ -61,17 +61,17 @@ wheel: setup
 demo: wheel
 	@$(BIN)/python -m trellis._demo $(if $(DATA),--data $(DATA))
 
-test: wheel peers
+test: wheel test-setup
 	@$(BIN)/python tests/run.py
 
-bench: wheel peers
+bench: wheel test-setup
 	@$(BIN)/python tests/bench/run.py $(filter $(TABLES),$(MAKECMDGOALS))
 
 # `make bench hit publish`: the names of tables are words of this command, and do nothing alone
 $(TABLES):
 	@$(if $(filter bench,$(MAKECMDGOALS)),:,echo "$@ is a table of the benches: make bench $@"; exit 2)
 
-lint: peers
+lint: test-setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile dev -- -D warnings
 	$(BIN)/ruff check qcu-runtime/python tests deploy
