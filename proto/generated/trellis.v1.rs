@@ -56,6 +56,8 @@ pub enum ErrorCode {
     Internal = 17,
     /// The dataset's fields have changed since the request was planned.
     StaleSchema = 18,
+    /// An input of a run does not reach the session yet.
+    NotArrived = 19,
 }
 impl ErrorCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -83,6 +85,7 @@ impl ErrorCode {
             Self::DataCorrupt => "ERROR_CODE_DATA_CORRUPT",
             Self::Internal => "ERROR_CODE_INTERNAL",
             Self::StaleSchema => "ERROR_CODE_STALE_SCHEMA",
+            Self::NotArrived => "ERROR_CODE_NOT_ARRIVED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -107,6 +110,7 @@ impl ErrorCode {
             "ERROR_CODE_DATA_CORRUPT" => Some(Self::DataCorrupt),
             "ERROR_CODE_INTERNAL" => Some(Self::Internal),
             "ERROR_CODE_STALE_SCHEMA" => Some(Self::StaleSchema),
+            "ERROR_CODE_NOT_ARRIVED" => Some(Self::NotArrived),
             _ => None,
         }
     }

@@ -109,6 +109,8 @@ codes! {
     Internal => Internal, false, 1, Head;
     /// The dataset's fields have changed since the request was planned.
     StaleSchema => Aborted, true, 4, Head;
+    /// An input of a run does not reach the session yet: run the session later.
+    NotArrived => FailedPrecondition, true, 4, Caller;
 }
 
 impl Code {

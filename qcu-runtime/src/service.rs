@@ -189,7 +189,7 @@ impl<'a> Service<'a> {
     async fn named_sessions(&mut self) -> Result<u8> {
         let mut exit = 0;
         for &session in &self.config.sessions {
-            if !self.until_upstream(session).await? || !self.hold().await? {
+            if !self.until_ready(session).await? || !self.hold().await? {
                 return Ok(exit);
             }
             let report = self.run_session(session).await;
@@ -201,16 +201,16 @@ impl<'a> Service<'a> {
         Ok(exit)
     }
 
-    /// Waits until the units upstream have published `session`. Returns false if the process is to end.
-    async fn until_upstream(&mut self, session: NaiveDate) -> Result<bool> {
+    /// Waits until the units upstream have published `session` and the inputs reach it. Returns false if the process is to end.
+    async fn until_ready(&mut self, session: NaiveDate) -> Result<bool> {
         let mut pauses = Pauses::new(POLL_MIN, POLL_MAX);
         loop {
             if self.stop.is_cancelled() {
                 return Ok(false);
             }
             let manifest = &self.config.unit.manifest;
-            match self.published(Some(session)).await {
-                Ok(upstream) => match named_is_ready(manifest, &upstream, session)? {
+            match self.facts_of(session).await {
+                Ok(facts) => match named_is_ready(manifest, &facts, session)? {
                     Due::Run(_) => return Ok(true),
                     due => self.status.report(self.waiting(due)),
                 },
@@ -280,15 +280,26 @@ impl<'a> Service<'a> {
         Status::Waiting { due, taken_over: self.taken_over.clone() }
     }
 
+    /// What a session that a person named waits for.
+    async fn facts_of(&self, session: NaiveDate) -> Result<ScheduleFacts> {
+        let upstream = self.published(Some(session)).await?;
+        Ok(ScheduleFacts { inputs: self.inputs().await?, upstream, ..ScheduleFacts::default() })
+    }
+
+    /// How far each input has come.
+    async fn inputs(&self) -> Result<Vec<Coverage>> {
+        let inputs = self.config.unit.manifest.inputs.iter().map(|input| input.dataset.clone());
+        self.progress(&inputs.collect::<Vec<_>>()).await
+    }
+
     async fn due(&self) -> Result<Due> {
         let manifest = &self.config.unit.manifest;
-        let inputs: Vec<DatasetName> = manifest.inputs.iter().map(|input| input.dataset.clone()).collect();
         let output = [manifest.output.dataset.clone()];
         // the output first: the unit then sees a publish that lands in between twice, and never misses it
         let output = self.progress(&output).await?;
         let facts = ScheduleFacts {
             output: output.first().copied().unwrap_or_default(),
-            inputs: self.progress(&inputs).await?,
+            inputs: self.inputs().await?,
             upstream: self.published(None).await?,
         };
         due(manifest, &facts, now_ns())

@@ -70,6 +70,7 @@ def test_a_table_shows_the_ends_of_a_long_answer(at):
         ([], 2, "COMMAND"),
         (["run", "nowhere.py", "--session", "2016-08-10"], 3, "nowhere.py"),
         (["run", str(EXAMPLES / "momentum.py"), "--session", "2016-08-13"], 3, "2016-08-13"),
+        (["run", str(EXAMPLES / "momentum.py"), "--session", "2027-01-04"], 4, "equities.daily has come to 20"),
         (["run", str(EXAMPLES / "momentum.py") + ":nope", "--session", "2016-08-10"], 3, "mom_12_1"),
         (["deploy", str(EXAMPLES / "momentum.py"), "--state", "/tmp/no-grid-is-here"], 4, "trellis up"),
     ],

@@ -18,7 +18,7 @@ from conftest import EXAMPLES, WAIT_S, cli
 import trellis
 from trellis._values import to_ns
 from trellis.deploy import Until, deploy_strategies, load_strategies
-from trellis.errors import BadRequest, BadRows, Forbidden, StrategyError, UnknownDataset
+from trellis.errors import BadRequest, BadRows, Forbidden, NotArrived, StrategyError, UnknownDataset
 from trellis.importing import import_files
 
 SESSION = "2016-08-10"
@@ -224,6 +224,33 @@ def test_a_run_reads_as_of_what_it_is_told(grid):
     empty = declare("past", lambda ctx, px: ctx.frame(symbol=["A"], score=float(len(px))))
     assert empty.run(session=SESSION, grid=grid, as_of="2001-01-01").arrow()["score"].to_pylist() == [0.0]
     assert to_ns("2001-01-01", "t") > 0
+
+
+def test_a_run_whose_input_has_not_arrived_is_refused_and_leaves_nothing(empty, tmp_path):
+    def import_prices(*days):
+        file = tmp_path / "prices.csv"
+        file.write_text("symbol,ts,close\n" + "".join(f"A,{day},1.5\n" for day in days))
+        import_files(empty, "tests.prices", [file])
+
+    def runs():
+        return sorted((row["session"], row["outcome"]) for row in ledger(empty, "late"))
+
+    import_prices("2016-08-08", "2016-08-09")
+    inputs = {"px": trellis.series("tests.prices", ["close"], lookback="2 sessions")}
+    late = declare("late", lambda ctx, px: ctx.frame(symbol=["A"], score=[float(len(px))]), inputs=inputs)
+    late.run(session="2016-08-09", grid=empty, publish=True)
+    # that day's rows, a session of next year, and one of the year after
+    for session in ("2016-08-10", "2017-01-04", "2018-01-04"):
+        for publish in (False, True):
+            with pytest.raises(NotArrived) as refused:
+                late.run(session=session, grid=empty, publish=publish)
+            told = f"input px has not arrived for {session}: tests.prices has come to 2016-08-09"
+            assert refused.value.message == told and refused.value.retryable
+    assert runs() == [("2016-08-09", "succeeded")]
+    assert str(empty.describe("tests.late")["watermark"]).startswith("2016-08-10")
+    import_prices("2016-08-10")
+    assert late.run(session="2016-08-10", grid=empty, publish=True).pandas().score.tolist() == [2.0]
+    assert runs() == [("2016-08-09", "succeeded"), ("2016-08-10", "succeeded")]
 
 
 def test_a_run_publishes_in_its_own_name_whatever_name_reads_go_by(grid, folder):

@@ -21,6 +21,7 @@ __all__ = [
     "ForkedProcess",
     "Internal",
     "MissingPackage",
+    "NotArrived",
     "Overloaded",
     "StorageFull",
     "StrategyError",
@@ -156,6 +157,12 @@ class StorageFull(Unavailable):
     """The store cannot take the write now."""
 
 
+class NotArrived(TrellisError):
+    """An input of a run does not reach the session yet. Run the session again when the rows are there."""
+
+    exit_code = 4
+
+
 class Cancelled(TrellisError):
     """The caller gave up the call before it was answered."""
 
@@ -217,6 +224,7 @@ _BY_CODE: dict[str, type[TrellisError]] = {
     "CANCELLED": Cancelled,
     "STALE_EPOCH": Unavailable,
     "STALE_SCHEMA": Unavailable,
+    "NOT_ARRIVED": NotArrived,
     "STORAGE_FULL": StorageFull,
     "DATA_CORRUPT": DataCorrupt,
     "INTERNAL": Internal,

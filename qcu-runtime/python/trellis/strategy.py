@@ -53,6 +53,7 @@ class Strategy(Declaration):
                 `trellis status`, and goes on with the next session.
 
         Raises:
+            NotArrived: the rows of an input do not reach the session yet. Nothing is run, published or recorded.
             StrategyError: the function raised or exited, or its output does not fit the declaration.
             Forbidden: the dataset is another unit's output.
             Conflict: a process of this unit runs; the message names it.

@@ -4,7 +4,7 @@
 //! asks up to which time each dataset is known, and reads as of exactly that time. The parts of an answer from different heads then
 //! agree, and a later read gives the same rows. A head that knows the dataset only up to an earlier time asks its shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::NaiveDate;
 use futures::future::try_join_all;
@@ -14,7 +14,7 @@ use trellis_proto::{Code, DatasetName, Error, Result, pb};
 use super::digest;
 use crate::{
     client::{Answer, Client},
-    unit::{Manifest, Window, plan},
+    unit::{Coverage, Manifest, Window, late_input, plan},
 };
 
 /// One input, read.
@@ -60,7 +60,7 @@ impl Prefetched {
 /// Reads every input of `session`, all at once. `as_of_ns` is the knowledge time of the inputs that read the latest, if given.
 ///
 /// # Errors
-/// Those of [`plan`] and of the reads, naming the input. Cancel safe.
+/// Those of [`plan`] and of the reads, naming the input; `NotArrived` if an input does not reach the session yet. Cancel safe.
 pub async fn prefetch(
     client: &Client,
     manifest: &Manifest,
@@ -69,21 +69,20 @@ pub async fn prefetch(
     as_of_ns: Option<i64>,
 ) -> Result<Prefetched> {
     let mut queries = plan(manifest, session)?;
-    let latest: BTreeMap<DatasetName, ()> =
-        queries.iter().filter(|q| q.as_of.is_none()).map(|q| (q.dataset.clone(), ())).collect();
-    let pins = match as_of_ns {
-        Some(pin) => latest.into_keys().map(|dataset| (dataset, Some(pin))).collect::<BTreeMap<_, _>>(),
-        None => {
-            let pins = latest.into_keys().map(|dataset| async move {
-                let known = client.describe(Some(&dataset)).await?;
-                let through = known.first().map(|d| d.known_through_ns).filter(|through| *through > 0);
-                Ok::<_, Error>((dataset, through))
-            });
-            try_join_all(pins).await?.into_iter().collect()
-        }
-    };
+    let datasets: BTreeSet<DatasetName> = queries.iter().map(|query| query.dataset.clone()).collect();
+    let described = datasets.into_iter().map(|dataset| async move {
+        let found = client.describe(Some(&dataset)).await?;
+        Ok::<_, Error>((dataset, found.into_iter().next().unwrap_or_default()))
+    });
+    let described: BTreeMap<_, _> = try_join_all(described).await?.into_iter().collect();
+    let reached: Vec<Coverage> =
+        queries.iter().map(|query| Coverage::of(&described[&query.dataset])).collect();
+    if let Some(late) = late_input(manifest, manifest.calendar()?, &reached, session) {
+        return Err(late.refusal(session));
+    }
     for query in queries.iter_mut().filter(|q| q.as_of.is_none()) {
-        query.as_of = pins.get(&query.dataset).copied().flatten();
+        let through = described[&query.dataset].known_through_ns;
+        query.as_of = as_of_ns.or((through > 0).then_some(through));
     }
     let reads = manifest.inputs.iter().zip(&queries).map(|(spec, query)| async move {
         let answer = client.read(query).await.map_err(|e| in_input(&e, &spec.name))?;

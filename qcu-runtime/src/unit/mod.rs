@@ -28,4 +28,6 @@ pub use manifest::{
     AsOf, Bytes, Columns, InputSpec, Lookback, Manifest, OutputSpec, Schedule, Star, SymbolsSpec, Upstream,
 };
 pub use output::check_output;
-pub(crate) use schedule::{Coverage, Due, Published, ScheduleFacts, catch_up_from, due, named_is_ready};
+pub(crate) use schedule::{
+    Coverage, Due, Published, ScheduleFacts, catch_up_from, due, late_input, named_is_ready,
+};

@@ -4,7 +4,8 @@
 //! that has published nothing starts at the newest ready session; a backfill makes the history, not the schedule.
 //! A session is ready when its time has come and every input covers it. With `at_close` its time has come when the close and the
 //! delay have passed; with `after`, when every unit upstream has published the session. An input without a
-//! watermark covers the sessions up to its newest row.
+//! watermark covers the sessions up to its newest row. An input with an end, and the unit's own output, do not have to cover it.
+//! A session that a person names does not wait for the clock, but it waits for the same units and inputs.
 //!
 //! With `after`, a unit waits until each unit upstream has published the *session* itself. It is not enough that their datasets
 //! reach further: after a failure or a backfill there may be a newer session without an older one. A session that was published
@@ -189,34 +190,71 @@ fn ready_or_waiting(
     state: &ScheduleFacts,
     session: NaiveDate,
 ) -> Due {
-    let late = manifest.inputs.iter().zip(&state.inputs).find(|(input, progress)| {
-        // an input with an end does not grow to the session
-        input.until.is_none() && !progress.covers(session)
-    });
-    match late {
+    match late_input(manifest, calendar, &state.inputs, session) {
         None => Due::Run(session),
-        Some((input, progress)) => Due::Input {
-            session,
-            input: input.name.clone(),
-            dataset: input.dataset.clone(),
-            reached: progress.newest(calendar),
-        },
+        Some(late) => Due::Input { session, input: late.input, dataset: late.dataset, reached: late.reached },
     }
 }
 
-/// For a session that a person named: may it run now? It waits only for the units upstream, not for the clock or the inputs.
+/// An input that does not reach a session yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LateInput {
+    /// Name of the input.
+    pub input: String,
+    /// The dataset of the input.
+    pub dataset: DatasetName,
+    /// The newest session that the dataset covers.
+    pub reached: Option<NaiveDate>,
+}
+
+impl LateInput {
+    /// The refusal of a run of `session`.
+    #[must_use]
+    pub(crate) fn refusal(&self, session: NaiveDate) -> Error {
+        let Self { input, dataset, reached } = self;
+        let (told, earlier) = match reached {
+            Some(reached) => {
+                (format!("has come to {reached}"), format!("run {reached} or a session before it, or "))
+            }
+            None => ("has no rows".to_owned(), String::new()),
+        };
+        Error::new(Code::NotArrived, format!("input {input} has not arrived for {session}: {dataset} {told}"))
+            .hint(format!("{earlier}run {session} again when {dataset} has its rows"))
+            .dataset(dataset)
+    }
+}
+
+/// The first input that does not reach `session`. `inputs`: how far each input has come, in the order of the manifest.
+#[must_use]
+pub(crate) fn late_input(
+    manifest: &Manifest,
+    calendar: Calendar,
+    inputs: &[Coverage],
+    session: NaiveDate,
+) -> Option<LateInput> {
+    let mut inputs = manifest.inputs.iter().zip(inputs);
+    let (input, progress) = inputs.find(|(input, progress)| {
+        // an input with an end does not grow to the session, and the run itself makes the unit's output grow to it
+        input.until.is_none() && input.dataset != manifest.output.dataset && !progress.covers(session)
+    })?;
+    let (input, dataset) = (input.name.clone(), input.dataset.clone());
+    Some(LateInput { input, dataset, reached: progress.newest(calendar) })
+}
+
+/// For a session that a person named: may it run now? It waits for the units upstream and the inputs, not for the clock.
 ///
 /// # Errors
 /// `InvalidRequest` if `session` is no session of the unit's calendar.
-pub(crate) fn named_is_ready(manifest: &Manifest, upstream: &[Published], session: NaiveDate) -> Result<Due> {
-    if !manifest.calendar()?.is_session(session) {
+pub(crate) fn named_is_ready(manifest: &Manifest, state: &ScheduleFacts, session: NaiveDate) -> Result<Due> {
+    let calendar = manifest.calendar()?;
+    if !calendar.is_session(session) {
         let why = format!("{session} is no session of {}", manifest.calendar);
         return Err(Error::new(Code::InvalidRequest, why));
     }
     if let Schedule::After { units } = &manifest.schedule {
         let waiting: Vec<String> = units
             .iter()
-            .zip(upstream)
+            .zip(&state.upstream)
             .filter(|(_, published)| !published.has(session))
             .map(|(up, _)| up.unit.clone())
             .collect();
@@ -224,7 +262,7 @@ pub(crate) fn named_is_ready(manifest: &Manifest, upstream: &[Published], sessio
             return Ok(Due::Upstream { session: Some(session), units: waiting });
         }
     }
-    Ok(Due::Run(session))
+    Ok(ready_or_waiting(manifest, calendar, state, session))
 }
 
 #[cfg(test)]
@@ -351,7 +389,7 @@ mod tests {
         };
         now.upstream = vec![published(&["2016-08-05", "2016-08-09", "2016-08-10"])];
         assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-09")), "there is no 2016-08-08");
-        let waiting = named_is_ready(&after(), &now.upstream, day("2016-08-08")).unwrap();
+        let waiting = named_is_ready(&after(), &now, day("2016-08-08")).unwrap();
         assert!(matches!(waiting, Due::Upstream { .. }));
         now.upstream.push(published(&["2016-08-10"]));
         assert_eq!(due(&after(), &now, 0).unwrap(), Due::Run(day("2016-08-10")), "what all have");
@@ -366,16 +404,57 @@ mod tests {
     }
 
     #[test]
-    fn a_named_session_waits_only_for_upstream_units() {
+    fn a_named_session_waits_for_upstream_units_and_inputs_but_not_for_the_clock() {
         let session = day("2016-08-10");
-        assert_eq!(named_is_ready(&unit(), &[], session).unwrap(), Due::Run(session));
-        let waiting = named_is_ready(&after(), &[published(&["2016-08-09"])], session).unwrap();
+        let facts = |input: Coverage, upstream: &[&str]| ScheduleFacts {
+            upstream: vec![published(upstream)],
+            ..state(Coverage::default(), input)
+        };
+        let ready = facts(rows_to("2016-08-10"), &["2016-08-10"]);
+        assert_eq!(named_is_ready(&unit(), &ready, session).unwrap(), Due::Run(session));
+        assert_eq!(named_is_ready(&after(), &ready, session).unwrap(), Due::Run(session));
+        let upstream = facts(rows_to("2016-08-10"), &["2016-08-09"]);
+        let waiting = named_is_ready(&after(), &upstream, session).unwrap();
         assert!(matches!(waiting, Due::Upstream { session: Some(s), .. } if s == session));
-        assert_eq!(
-            named_is_ready(&after(), &[published(&["2016-08-10"])], session).unwrap(),
-            Due::Run(session)
-        );
-        assert!(named_is_ready(&unit(), &[], day("2016-08-13")).is_err());
+        let input = facts(rows_to("2016-08-09"), &["2016-08-10"]);
+        for unit in [unit(), after()] {
+            let waiting = named_is_ready(&unit, &input, session).unwrap();
+            assert!(matches!(waiting, Due::Input { reached: Some(r), .. } if r == day("2016-08-09")));
+        }
+        assert!(named_is_ready(&unit(), &ready, day("2016-08-13")).is_err());
+    }
+
+    #[test]
+    fn an_input_with_an_end_and_the_units_own_output_need_not_reach_the_session() {
+        let (session, calendar) = (day("2016-08-10"), Calendar::named("XNYS").unwrap());
+        let late = |unit: &Manifest| late_input(unit, calendar, &[rows_to("2016-08-08")], session);
+        let mut unit = unit();
+        let told = late(&unit).unwrap();
+        assert_eq!((told.input.as_str(), told.reached), ("px", Some(day("2016-08-08"))));
+        unit.inputs[0].until = Some("2016-08-01".into());
+        assert_eq!(late(&unit), None);
+        unit.inputs[0].until = None;
+        unit.inputs[0].dataset = unit.output.dataset.clone();
+        assert_eq!(late(&unit), None);
+    }
+
+    #[test]
+    fn the_refusal_of_a_run_says_how_far_the_input_has_come_and_what_to_run() {
+        let session = day("2016-08-10");
+        let mut late = LateInput {
+            input: "px".into(),
+            dataset: "equities.daily".parse().unwrap(),
+            reached: Some(day("2016-08-08")),
+        };
+        let refusal = late.refusal(session);
+        assert_eq!((refusal.code(), refusal.retryable()), (Code::NotArrived, true));
+        let told = "input px has not arrived for 2016-08-10: equities.daily has come to 2016-08-08";
+        assert_eq!(refusal.message(), told);
+        let hint =
+            "run 2016-08-08 or a session before it, or run 2016-08-10 again when equities.daily has its rows";
+        assert_eq!(refusal.hint_text(), hint);
+        late.reached = None;
+        assert!(late.refusal(session).message().ends_with("equities.daily has no rows"));
     }
 
     proptest! {

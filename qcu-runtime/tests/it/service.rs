@@ -384,6 +384,28 @@ async fn a_unit_after_another_waits_for_its_session() {
 }
 
 #[tokio::test]
+async fn a_named_session_waits_for_its_inputs() {
+    let world = prices();
+    let late: Vec<Row> = {
+        let mut world = world.lock().unwrap();
+        let prices = world.datasets.get_mut("equities.daily").unwrap();
+        prices.rows.extract_if(.., |row| row.1 >= SESSION_NS).collect()
+    };
+    let head = FakeHead::start(&world).await;
+    let bundle = Bundle::new("echo", |_| {});
+    let mut qcu = bundle.start(&[&head], &ONCE);
+    qcu.ready().await;
+    let waits = qcu.status(|status| status["state"] == "waiting").await;
+    let told = "waits for equities.daily (input px) to reach 2016-08-10; it has come to 2016-08-09";
+    assert_eq!(waits["note"], json!(told));
+    assert!(head.world().runs.is_empty() && head.world().published.is_empty());
+    head.world().datasets.get_mut("equities.daily").unwrap().rows.extend(late);
+    let done = qcu.line().await;
+    assert_eq!((&done["outcome"], &done["attempts"]), (&json!("succeeded"), &json!(1)));
+    assert_eq!(qcu.exit_code().await, 0);
+}
+
+#[tokio::test]
 async fn by_schedule_the_newest_closed_session_is_run_once() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let now = i64::try_from(now.as_nanos()).unwrap();
