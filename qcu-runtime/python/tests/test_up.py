@@ -272,6 +272,20 @@ def test_a_deploy_that_waits_prints_the_result_and_exits_as_the_run_did(processe
     assert refused.returncode == 3 and "tests.waited is the output of unit waited" in refused.stderr, refused
 
 
+def test_a_deploy_that_waits_says_for_what_and_an_interrupt_ends_the_wait_and_not_the_unit(processes, tmp_path):
+    unit = deploying(processes, tmp_path, "waits_for_rows", "return ctx.frame(symbol=px.symbols, x=1.0)")
+    argv = [*TRELLIS, *(word.replace(SESSION, "2027-01-04") for word in unit), "--wait"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        waits = "deploying: waits_for_rows waits for equities.daily (input px) to reach 2027-01-04"
+        assert any(line.startswith(waits) for line in waiting.stderr)
+        waiting.send_signal(signal.SIGINT)
+        _, told = waiting.communicate(timeout=WAIT_S)
+        assert waiting.returncode == 128 + signal.SIGINT and "Traceback" not in told
+        assert "`trellis undeploy waits_for_rows` ends it" in told
+    assert processes.processes()["waits_for_rows"]["state"] == "running"
+    assert cli("undeploy", "waits_for_rows", "--state", str(processes.state)).returncode == 0
+
+
 def test_a_deploy_never_says_that_it_runs_and_a_failure_is_told_where_the_unit_is(processes, tmp_path):
     done = cli(*deploying(processes, tmp_path, "fails_later", "raise ValueError('no good')"))
     assert "fails_later  sha256:" in done.stdout and "running" not in done.stdout

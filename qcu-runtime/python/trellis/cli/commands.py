@@ -558,7 +558,8 @@ def _deploy(args: argparse.Namespace) -> None:
         strategies = [s for target in args.targets for s in load_strategies(target)]
     session = to_session(args.session) if args.session else None
     until = Until.ENDED if args.wait else Until.WRITTEN if args.no_wait else Until.STARTED
-    with progress("deploying") as show:
+    names = [strategy.name for strategy in strategies]
+    with progress("deploying", lines=args.wait) as show, _told_if_interrupted(names, until is Until.ENDED):
         state = _state_of_units(args)
         units = deploy_strategies(strategies, state, session=session, take_over=args.take_over, until=until, show=show)
     failed = [unit for unit in units if unit.get("state") == "failed"]
@@ -575,6 +576,22 @@ def _deploy(args: argparse.Namespace) -> None:
             print("`trellis status` shows their progress", file=sys.stderr)
     if failed:
         raise failure(failed[0])
+
+
+@contextlib.contextmanager
+def _told_if_interrupted(units: list[str], waits: bool) -> Iterator[None]:
+    """Says that Ctrl-C has ended the wait and not the units."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if waits:
+            names = " ".join(units)
+            print(
+                f"\nno longer waiting; what is deployed goes on: `trellis status` shows it, "
+                f"`trellis undeploy {names}` ends it",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _undeploy(args: argparse.Namespace) -> None:
@@ -690,10 +707,21 @@ def stats_table(heads: list[dict[str, Any]], width: int | None = None) -> str:
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows the progress of a long step in one line on stderr, if that is a terminal."""
+def progress(what: str, *, lines: bool = False) -> Iterator[Callable[[str], None]]:
+    """Shows the progress of a long step in one line on stderr, if that is a terminal.
+
+    With `lines`, a file or a pipe gets a line for each new note.
+    """
     if not sys.stderr.isatty():
-        yield lambda _note: None
+        last = ""
+
+        def tell(note: str) -> None:
+            nonlocal last
+            if lines and note != last:
+                print(f"{what}: {note}", file=sys.stderr, flush=True)
+                last = note
+
+        yield tell
         return
     started = time.monotonic()
 
