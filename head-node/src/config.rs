@@ -12,6 +12,12 @@ const SHARDS: Var = Var::required(
     "TRELLIS_SHARDS",
     "where the shards are: static://HOST:PORT,HOST:PORT, dns://NAME:PORT or cloudmap://NAMESPACE/SERVICE",
 );
+/// Where the heads are.
+const HEADS: Var = Var::optional(
+    "TRELLIS_HEADS",
+    "where all heads are, this one among them: dns://NAME{0..63}REST:PORT, cloudmap://NAMESPACE/SERVICE, ...; told to clients \
+     that start with a few of them",
+);
 /// The memory budget.
 const CACHE_BYTES: Var = Var::or(
     "TRELLIS_CACHE_BYTES",
@@ -42,6 +48,7 @@ pub const VARS: &[Var] = &[
     env::ID,
     env::LISTEN,
     SHARDS,
+    HEADS,
     CACHE_BYTES,
     ANSWER_BYTES,
     ANSWER_ROWS,
@@ -59,6 +66,8 @@ pub struct Config {
     pub id: String,
     /// Discovery URL of the shards: `static://`, `grpc://`, `dns://` or `cloudmap://`.
     pub shards_url: String,
+    /// Discovery URL of all heads. Without it clients know only the heads that they find by themselves.
+    pub heads_url: Option<String>,
     /// Bytes for chunks (resident, in flight, pinned by readers), answers on their way out and requests together.
     pub cache_bytes: u64,
     /// Most bytes of one answer.
@@ -89,6 +98,7 @@ impl Config {
         Self {
             id: id.into(),
             shards_url: shards_url.into(),
+            heads_url: None,
             cache_bytes: 512 << 20,
             answer_bytes_max: 4 << 30,
             answer_rows_max: 200_000_000,
@@ -108,6 +118,7 @@ impl Process {
         let id = env.own_name(&env::ID);
         let listen = env.listen(&env::LISTEN);
         let shards_url = env.with(&SHARDS, Source::check);
+        let heads_url = if env.is_set(&HEADS) { env.with(&HEADS, Source::check).map(Some) } else { Ok(None) };
         let cache_bytes = env.bytes_size(&CACHE_BYTES, CACHE_BYTES_MIN);
         let answer_bytes = env.bytes_size(&ANSWER_BYTES, 1);
         let answer_rows = env.parse(&ANSWER_ROWS);
@@ -120,6 +131,7 @@ impl Process {
                 head: Config {
                     id: id?,
                     shards_url: shards_url?,
+                    heads_url: heads_url?,
                     cache_bytes: cache_bytes?,
                     answer_bytes_max: answer_bytes?,
                     answer_rows_max: answer_rows?,
@@ -154,9 +166,10 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let problems = parse(&[("TRELLIS_ID", "Head 0"), ("TRELLIS_CACHE_BYTES", "1KiB")]).unwrap_err();
-        let told = problems.to_string();
-        for name in ["TRELLIS_ID", "TRELLIS_SHARDS", "TRELLIS_CACHE_BYTES"] {
+        let wrong =
+            [("TRELLIS_ID", "Head 0"), ("TRELLIS_CACHE_BYTES", "1KiB"), ("TRELLIS_HEADS", "head.internal")];
+        let told = parse(&wrong).unwrap_err().to_string();
+        for name in ["TRELLIS_ID", "TRELLIS_SHARDS", "TRELLIS_HEADS", "TRELLIS_CACHE_BYTES"] {
             assert!(told.contains(name), "{told}");
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     held::Dataset,
     ledger::Ledger,
     limits::{Fair, TurnLimits},
+    members::Members,
     metrics::{METER, Metrics, Read},
     stats::{DatasetCounts, Stats},
 };
@@ -61,6 +62,7 @@ pub(crate) struct HeadNode {
     egress: Fair,
     shapes: RwLock<HashMap<DatasetName, Vec<CachedShape>>>,
     ledger: Arc<Ledger>,
+    members: Members,
     draining: AtomicBool,
 }
 
@@ -72,7 +74,7 @@ struct CachedShape {
 }
 
 impl HeadNode {
-    pub(crate) fn new(config: Config, engine: Engine) -> Arc<Self> {
+    pub(crate) fn new(config: Config, engine: Engine, members: Members) -> Arc<Self> {
         let admitted = (config.cache_bytes / ADMISSION_SHARE).max(STEP_BYTES);
         // one unit may hold half of it, so that its slow readers delay only that unit
         let admission = TurnLimits {
@@ -100,6 +102,7 @@ impl HeadNode {
             egress: Fair::new(egress),
             shapes: RwLock::default(),
             ledger: Ledger::new(engine.clone()),
+            members,
             draining: AtomicBool::new(false),
             config,
             engine,
@@ -128,6 +131,11 @@ impl HeadNode {
     /// Turns to frame and send messages.
     pub(crate) fn egress(&self) -> &Fair {
         &self.egress
+    }
+
+    /// The heads of the grid.
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
     }
 
     pub(crate) fn ledger(&self) -> &Arc<Ledger> {

@@ -18,7 +18,7 @@
 //! The life of a read: `edge/doget` reads the request, `answer/plan` checks and limits it, `engine/reading` has its chunks,
 //! `answer/slice` cuts them by event time and knowledge time, and `answer/frame` frames them when `limits` give room and a turn.
 //!
-//! At the top: `head` is one head as its services share it, `ledger` records each write, `stats` and `metrics` count, [`config`] reads
+//! At the top: `head` is one head as its services share it, `members` are the heads of the grid, `ledger` records each write, `stats` and `metrics` count, [`config`] reads
 //! the configuration, and `error` encodes errors at the edge.
 //!
 //! ## Words
@@ -42,6 +42,7 @@ mod head;
 mod held;
 mod ledger;
 mod limits;
+mod members;
 mod metrics;
 mod shards;
 mod stats;
@@ -53,7 +54,7 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 use trellis_fabric::{
     channel::MESSAGE_BYTES_MAX,
-    discovery,
+    discovery::{self, Watch},
     serve::{self, CancellationToken},
 };
 use trellis_proto::{Code, DESCRIPTOR_SET, Error, Result, pb::head_server::HeadServer};
@@ -64,6 +65,7 @@ use crate::{
     edge::{ArrowFlight, PUT, Service},
     engine::{Engine, EngineConfig},
     head::HeadNode,
+    members::Members,
 };
 
 /// While a head is not ready, it logs at this interval what it waits for: often enough for somebody who watches a start, and rarely
@@ -82,12 +84,9 @@ impl Head {
     /// # Errors
     /// [`Code::InvalidRequest`] if the discovery URL is not one.
     pub fn start(config: Config) -> Result<Self> {
-        let shards =
-            discovery::watch(&config.shards_url, &discovery::Options::default()).map_err(|error| {
-                Error::new(Code::InvalidRequest, format!("the shards cannot be found: {error}")).hint(
-                    "give static://HOST:PORT,HOST:PORT, dns://NAME:PORT or cloudmap://NAMESPACE/SERVICE",
-                )
-            })?;
+        let shards = watch(&config.shards_url, "shards")?;
+        let heads = config.heads_url.as_deref().map(|url| watch(url, "heads")).transpose()?;
+        let members = Members::new(heads.map(|heads| heads.peers));
         let engine = Engine::start(
             EngineConfig {
                 head_id: config.id.clone(),
@@ -96,7 +95,7 @@ impl Head {
             },
             shards,
         );
-        Ok(Self { node: HeadNode::new(config.clone(), engine), config })
+        Ok(Self { node: HeadNode::new(config.clone(), engine, members), config })
     }
 
     /// Resolves when the head follows the log of each shard, or has failed to reach it once. It may be awaited while the head serves.
@@ -163,6 +162,14 @@ impl Head {
         }
         .boxed()
     }
+}
+
+/// The peers at `url`.
+fn watch(url: &str, who: &str) -> Result<Watch> {
+    discovery::watch(url, &discovery::Options::default()).map_err(|error| {
+        Error::new(Code::InvalidRequest, format!("the {who} cannot be found: {error}"))
+            .hint("give static://HOST:PORT,HOST:PORT, dns://NAME:PORT or cloudmap://NAMESPACE/SERVICE")
+    })
 }
 
 /// Waits for `ready`, and calls `tell` every [`NOT_READY_EVERY`] meanwhile.

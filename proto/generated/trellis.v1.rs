@@ -243,6 +243,9 @@ pub struct Receipt {
     /// Number of heads that serve the dataset, as of this answer: see DatasetDescription.
     #[prost(uint32, tag = "19")]
     pub spread: u32,
+    /// Version of the head's map: see HeadsReply.
+    #[prost(fixed64, tag = "20")]
+    pub heads_version: u64,
 }
 /// A column of a dataset besides `symbol`, `ts` and `known_at`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -322,6 +325,9 @@ pub struct DescribeRequest {
 pub struct DescribeReply {
     #[prost(message, repeated, tag = "1")]
     pub datasets: ::prost::alloc::vec::Vec<DatasetDescription>,
+    /// Version of the head's map: see HeadsReply.
+    #[prost(fixed64, tag = "2")]
+    pub heads_version: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SymbolsRequest {
@@ -2582,6 +2588,22 @@ pub mod shard_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeadsRequest {
+    /// The version that the client has; 0: none.
+    #[prost(fixed64, tag = "1")]
+    pub known_version: u64,
+}
+/// The map: the addresses among which clients place their requests.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeadsReply {
+    /// Names the addresses: heads that find the same ones say the same version. 0: this head does not look for the others.
+    #[prost(fixed64, tag = "1")]
+    pub version: u64,
+    /// Sorted; empty if the client has this version.
+    #[prost(string, repeated, tag = "2")]
+    pub heads: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// Generated client implementations.
 pub mod head_client {
     #![allow(
@@ -2743,6 +2765,25 @@ pub mod head_client {
             let path = http::uri::PathAndQuery::from_static("/trellis.v1.Head/Stats");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("trellis.v1.Head", "Stats"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The heads of the grid, as this head finds them.
+        pub async fn heads(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HeadsRequest>,
+        ) -> std::result::Result<tonic::Response<super::HeadsReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/trellis.v1.Head/Heads");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("trellis.v1.Head", "Heads"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn acquire_lease(
@@ -2930,6 +2971,11 @@ pub mod head_server {
             &self,
             request: tonic::Request<super::StatsRequest>,
         ) -> std::result::Result<tonic::Response<super::HeadStats>, tonic::Status>;
+        /// The heads of the grid, as this head finds them.
+        async fn heads(
+            &self,
+            request: tonic::Request<super::HeadsRequest>,
+        ) -> std::result::Result<tonic::Response<super::HeadsReply>, tonic::Status>;
         async fn acquire_lease(
             &self,
             request: tonic::Request<super::AcquireLeaseRequest>,
@@ -3196,6 +3242,49 @@ pub mod head_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/trellis.v1.Head/Heads" => {
+                    #[allow(non_camel_case_types)]
+                    struct HeadsSvc<T: Head>(pub Arc<T>);
+                    impl<T: Head> tonic::server::UnaryService<super::HeadsRequest>
+                    for HeadsSvc<T> {
+                        type Response = super::HeadsReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HeadsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Head>::heads(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HeadsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

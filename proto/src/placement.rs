@@ -110,6 +110,12 @@ pub fn share<'a>(serving: &[&'a str], dataset: &str, symbols: &[Symbol]) -> BTre
     shares
 }
 
+/// Names a sorted list of heads: the same number for the same list in every process, and never 0, which stands for no list.
+#[must_use]
+pub fn heads_version(heads: &[String]) -> u64 {
+    XxHash3_64::oneshot(heads.join("\0").as_bytes()).max(1)
+}
+
 /// The shard that commits to a dataset; `None` without shards.
 #[must_use]
 pub fn home<'a>(shards: &'a [String], dataset: &str) -> Option<&'a str> {
@@ -162,6 +168,7 @@ mod tests {
         let three = names("head", 3);
         let of_all = placed(&three, "equities.daily", SPREAD_MAX, &asked);
         assert_eq!(of_all, ["head-1", "head-1", "head-2", "head-0"]);
+        assert_eq!(heads_version(&three), 11_962_099_217_670_581_350);
         let ten = names("head", 10);
         assert_eq!(DATASETS.map(|dataset| heads_of(&ten, dataset, 4)), GOLDEN_HEADS);
         assert_eq!(DATASETS.map(|dataset| placed(&ten, dataset, 4, &asked)), GOLDEN_SHARES);

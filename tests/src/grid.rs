@@ -45,6 +45,14 @@ impl Grid {
     /// # Errors
     /// When a server cannot start.
     pub async fn start(heads: usize, shards: usize) -> Result<Self> {
+        Self::start_with_map(heads, shards, None).await
+    }
+
+    /// Starts heads that find each other by `heads_url`.
+    ///
+    /// # Errors
+    /// When a server cannot start.
+    pub async fn start_with_map(heads: usize, shards: usize, heads_url: Option<String>) -> Result<Self> {
         let lake = tempfile::tempdir()?;
         let mut grid = Self { lake, shards: Vec::new(), gates: Vec::new(), heads: Vec::new() };
         for index in 0..shards {
@@ -53,7 +61,7 @@ impl Grid {
             grid.shards.push(Some(server));
         }
         for index in 0..heads {
-            grid.heads.push(start_head(index, &grid.shards_url()).await?);
+            grid.heads.push(start_head(index, &grid.shards_url(), heads_url.clone()).await?);
         }
         Ok(grid)
     }
@@ -99,7 +107,11 @@ impl Grid {
         self.connect(&format!("static://{}", self.heads[index].addr)).await
     }
 
-    async fn connect(&self, url: &str) -> Result<Client> {
+    /// A client of the heads at `url`.
+    ///
+    /// # Errors
+    /// When it cannot connect.
+    pub async fn connect(&self, url: &str) -> Result<Client> {
         Ok(Client::connect(url, ClientOptions { unit: Some("test".into()), ..Default::default() }).await?)
     }
 
@@ -169,9 +181,10 @@ async fn start_shard(lake: &Path, index: usize, count: usize) -> Result<Server> 
     Ok(Server { addr, stop, task })
 }
 
-async fn start_head(index: usize, shards: &str) -> Result<Server> {
+async fn start_head(index: usize, shards: &str, heads_url: Option<String>) -> Result<Server> {
     let mut config = trellis_head::Config::new(format!("head-{index}"), shards);
     config.drain = DRAIN;
+    config.heads_url = heads_url;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let addr = listener.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();

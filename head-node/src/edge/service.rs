@@ -103,7 +103,8 @@ impl head_server::Head for Service {
             vec![self.head.engine().dataset(&DatasetName::new(&request.dataset)?).await?]
         };
         let datasets = datasets.iter().map(|dataset| dataset.as_ref().into()).collect();
-        Ok(Response::new(pb::DescribeReply { datasets }))
+        let heads_version = self.head.members().version();
+        Ok(Response::new(pb::DescribeReply { datasets, heads_version }))
     }
 
     async fn symbols(
@@ -132,6 +133,11 @@ impl head_server::Head for Service {
 
     async fn stats(&self, _: Request<pb::StatsRequest>) -> Result<Response<pb::HeadStats>, Status> {
         Ok(Response::new(self.head.describe_stats()))
+    }
+
+    // a head that ends answers, too: the client has to learn where the others are
+    async fn heads(&self, request: Request<pb::HeadsRequest>) -> Result<Response<pb::HeadsReply>, Status> {
+        Ok(Response::new(self.head.members().reply(request.into_inner().known_version)))
     }
 
     async fn acquire_lease(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use futures::future::join_all;
+use futures::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 use trellis_fabric::{channel::PeerChannel, clock::now_ns, limited};
 use trellis_proto::{
@@ -15,6 +15,8 @@ use super::{failure::of_status, grid::Client, put};
 
 /// How long [`Client::stats`] waits for each head: a head that is away must not delay the table of the others.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most heads that [`Client::stats`] asks at once. Of thousands, each that is not asked otherwise needs a new connection.
+const STATS_AT_ONCE: usize = 64;
 /// The least that a connection moves. An attempt of a publish gets that much more time for its bytes.
 const PUBLISH_BYTES_PER_SECOND: u64 = 4 << 20;
 
@@ -28,7 +30,9 @@ impl Client {
             pb::DescribeRequest { dataset: dataset.map(DatasetName::to_string).unwrap_or_default() };
         let key = request.dataset.clone();
         let call = |mut head: HeadClient<PeerChannel>, request| async move { head.describe(request).await };
-        Ok(self.ask(&key, self.end(), request, call).await?.datasets)
+        let reply = self.ask(&key, self.end(), request, call).await?;
+        self.heads.told_map(reply.heads_version);
+        Ok(reply.datasets)
     }
 
     /// The symbols of a dataset, sorted.
@@ -185,14 +189,16 @@ impl Client {
     /// `Unavailable` if none answers.
     pub async fn stats(&self) -> Result<Vec<pb::HeadStats>> {
         let all = self.heads.all();
-        let replies = join_all(all.iter().map(|head| async move {
+        let replies = all.iter().cloned().map(|head| async move {
+            let head = head.as_str();
             let mut client = limited!(HeadClient::new(self.heads.channel(head, 0)?));
             match tokio::time::timeout(STATS_TIMEOUT, client.stats(pb::StatsRequest {})).await {
                 Ok(reply) => reply.map(tonic::Response::into_inner).map_err(|status| of_status(&status)),
                 Err(_) => Err(Error::new(Code::Unavailable, format!("head {head} does not answer"))),
             }
-        }))
-        .await;
+        });
+        let replies: Vec<Result<pb::HeadStats>> =
+            stream::iter(replies).buffered(STATS_AT_ONCE).collect().await;
         let mut stats = Vec::new();
         let mut last = Error::new(Code::Unavailable, self.heads.nobody());
         for reply in replies {

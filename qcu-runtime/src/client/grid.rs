@@ -6,7 +6,8 @@ use tokio::time::Instant;
 use tonic::Request;
 use trellis_fabric::{
     channel::{ChannelOptions, PeerChannel},
-    discovery, limited,
+    discovery::{self, DEFAULT_PORT, Source},
+    limited,
 };
 use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient};
 
@@ -24,8 +25,8 @@ pub struct Client {
 impl Client {
     /// Finds the heads and waits until one answers.
     ///
-    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, `dns://name[:port]` or `cloudmap://namespace/service`; the client
-    /// follows the changes of the last two.
+    /// `url` is `grpc://host:port` (one head), `static://a:1,b:2`, `dns://name[:port]` or `cloudmap://namespace/service`. The client
+    /// follows the changes of the last two, and asks the heads that it finds for all heads, if they know them.
     ///
     /// # Errors
     /// `InvalidRequest` for a URL of no known form, `Unavailable` if no head answers within `connect_timeout`.
@@ -41,7 +42,10 @@ impl Client {
         }
         let hello = |mut head: HeadClient<PeerChannel>, request| async move { head.stats(request).await };
         match client.ask("", deadline, pb::StatsRequest {}, hello).await {
-            Ok(_) => Ok(client),
+            Ok(_) => {
+                client.heads.first_map(deadline).await;
+                Ok(client)
+            }
             Err(error) if matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded) => {
                 Err(nobody(error.message()))
             }
@@ -67,7 +71,7 @@ impl Client {
             })?;
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
         let ClientOptions { deadline, attempt, .. } = *options;
-        let heads = Heads::new(watch, channel, options.ended.clone());
+        let heads = Heads::new(watch, finds_few(url), channel, options.ended.clone());
         Ok(Self { heads, spreads: Spreads::default(), deadline, attempt })
     }
 
@@ -77,7 +81,7 @@ impl Client {
         Self { deadline, ..self.clone() }
     }
 
-    /// Addresses of the heads that discovery knows now, sorted.
+    /// Addresses of the heads that the client knows now, sorted.
     #[must_use]
     pub fn heads(&self) -> Vec<String> {
         self.heads.all().to_vec()
@@ -136,6 +140,11 @@ impl Client {
         };
         heads.call(key, None, deadline, limit, attempt).await
     }
+}
+
+/// Whether discovery by `url` may find only some of the heads. The addresses of the others are then in a head's map.
+fn finds_few(url: &str) -> bool {
+    matches!(Source::parse(url, DEFAULT_PORT), Ok(Source::Dns(_) | Source::CloudMap(_)))
 }
 
 impl std::fmt::Debug for Client {

@@ -1,5 +1,7 @@
 //! The heads that a client knows, which of them answer, and how a call goes on to the next head.
 //!
+//! They are those of a head's [map](super::map), or those that discovery finds.
+//!
 //! A request goes to the head that [`placement`] names, so that all requests for a series meet on one head. The client passes over a head
 //! that has just failed for a short while, so that not every call fails there first. If all heads have failed, the client tries all of
 //! them: then the cause is more likely on its own side.
@@ -7,6 +9,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,20 +18,29 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use trellis_fabric::{
     channel::{ChannelOptions, PeerChannel, Pool},
     discovery::{Peers, Watch},
-    retry::Pauses,
+    limited,
+    retry::{Pauses, up_to},
 };
-use trellis_proto::{Code, Error, Result, placement};
+use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient, placement};
 
-use super::{failure::unreachable, options::Ended};
+use super::{
+    failure::unreachable,
+    map::{ASK_EVERY, HeadMap, has},
+    options::Ended,
+};
 
 /// How long the client passes over a head that it could not reach: shorter than any failover, longer than a burst of calls.
 const PENALTY: Duration = Duration::from_secs(2);
 /// First pause after every head has failed once; it doubles from round to round.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest time of one question for the map. It is one small answer of a head that has it in memory.
+const MAP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most heads that one question for the map goes to, one after another.
+const MAP_ATTEMPTS: usize = 3;
 /// Longest pause between rounds: the client notices within this time that a grid is back.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
@@ -42,27 +54,33 @@ struct Inner {
     watch: Watch,
     options: ChannelOptions,
     ended: Option<Ended>,
+    /// Random, so that clients ask different heads for the map.
+    key: String,
     state: Mutex<State>,
     /// Bytes of the last read, 0 before the first.
     last_read: AtomicU64,
 }
 
 struct State {
-    /// What discovery said when `all` was made.
+    /// What discovery said when `found` was made.
     peers: Peers,
     /// Every head that discovery knows, sorted. Made once for each change: there may be thousands.
-    all: Arc<[String]>,
+    found: Arc<[String]>,
+    map: HeadMap,
     pools: HashMap<String, Pool>,
     away_until: HashMap<String, Instant>,
 }
 
 impl Heads {
-    pub(crate) fn new(watch: Watch, options: ChannelOptions, ended: Option<Ended>) -> Self {
+    /// `map`: whether discovery may find only some of the heads, so that the client asks them for all.
+    pub(crate) fn new(watch: Watch, map: bool, options: ChannelOptions, ended: Option<Ended>) -> Self {
         let peers = watch.peers.borrow().clone();
-        let all = addrs(&peers);
-        let state = State { peers, all, pools: HashMap::new(), away_until: HashMap::new() };
+        let found = addrs(&peers);
+        let state =
+            State { peers, found, map: HeadMap::new(map), pools: HashMap::new(), away_until: HashMap::new() };
         let (state, last_read) = (Mutex::new(state), AtomicU64::default());
-        Self { inner: Arc::new(Inner { watch, options, ended, state, last_read }) }
+        let key = format!("{:x}", RandomState::new().build_hasher().finish());
+        Self { inner: Arc::new(Inner { watch, options, ended, key, state, last_read }) }
     }
 
     /// Waits until discovery has found a head, at most for `limit`. Returns whether it has. Cancel safe.
@@ -71,7 +89,7 @@ impl Heads {
         matches!(timeout(limit, peers.wait_for(|peers| !peers.is_empty())).await, Ok(Ok(_)))
     }
 
-    /// Every head that discovery knows now, sorted.
+    /// Every head that the client knows now, sorted.
     pub(crate) fn all(&self) -> Arc<[String]> {
         let peers = self.inner.watch.peers.borrow().clone();
         self.inner.state.lock().follow(peers)
@@ -101,7 +119,65 @@ impl Heads {
     /// Passes over the head for a while, and doubts that it is still there.
     pub(crate) fn mark_away(&self, head: &str) {
         self.inner.watch.doubt.raise(head);
-        self.inner.state.lock().away_until.insert(head.to_owned(), Instant::now() + PENALTY);
+        {
+            let mut state = self.inner.state.lock();
+            state.away_until.insert(head.to_owned(), Instant::now() + PENALTY);
+            state.map.missed(head);
+        }
+        self.follow_map();
+    }
+
+    /// A head's answer has named the version of its map.
+    pub(crate) fn told_map(&self, version: u64) {
+        self.inner.state.lock().map.told(version);
+        self.follow_map();
+    }
+
+    /// Asks for the map in the background, if it is time to.
+    fn follow_map(&self) {
+        if let Some(known) = self.inner.state.lock().map.ask(Instant::now().into_std()) {
+            let heads = self.clone();
+            tokio::spawn(async move { heads.ask_map(known).await });
+        }
+    }
+
+    /// Asks for the map for the first time, so that the first requests are already placed among all heads. Gives up at `deadline`:
+    /// then they are placed among those that discovery finds.
+    pub(crate) async fn first_map(&self, deadline: Instant) {
+        let known = self.inner.state.lock().map.ask(Instant::now().into_std());
+        if let Some(known) = known {
+            _ = timeout_at(deadline, self.ask_map(known)).await;
+        }
+    }
+
+    /// Asks one of the heads that discovery finds: they are there now, whatever has become of those in the map.
+    async fn ask_map(&self, known_version: u64) {
+        // ends the question also if the caller leaves
+        let mut asking = Asking { heads: self, answer: None };
+        let found = {
+            let peers = self.inner.watch.peers.borrow().clone();
+            let mut state = self.inner.state.lock();
+            state.follow(peers);
+            Arc::clone(&state.found)
+        };
+        for head in placement::rank(&found, &self.inner.key).into_iter().take(MAP_ATTEMPTS) {
+            let Ok(channel) = self.channel(head, 0) else { continue };
+            let mut client = limited!(HeadClient::new(channel));
+            match timeout(MAP_TIMEOUT, client.heads(pb::HeadsRequest { known_version })).await {
+                Ok(Ok(reply)) => {
+                    let reply = reply.into_inner();
+                    asking.answer = Some((reply.version, reply.heads));
+                    return;
+                }
+                // a head of an earlier release
+                Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+                    asking.answer = Some((0, Vec::new()));
+                    return;
+                }
+                Ok(Err(status)) => tracing::debug!(head, %status, "no map of the heads"),
+                Err(_) => tracing::debug!(head, "no map of the heads in time"),
+            }
+        }
     }
 
     /// A connection to `head` for a call that will move about `bytes`, 0 if unknown. The connection is made at its first call.
@@ -152,8 +228,8 @@ impl Heads {
         // the head that the newest attempt has waited for in vain, if an earlier one was answered
         let mut late: Option<String> = None;
         loop {
-            let live = self.live();
-            let first = first.filter(|head| live.binary_search_by(|one| one.as_str().cmp(head)).is_ok());
+            let (all, live) = (self.all(), self.live());
+            let first = first.filter(|head| has(&live, head));
             // the order of thousands of heads is only made if the first has failed
             let others = std::iter::once_with(|| placement::rank(&live, key)).flatten();
             for head in first.into_iter().chain(others.filter(|head| Some(*head) != first)) {
@@ -188,6 +264,10 @@ impl Heads {
                         }
                     }
                 }
+                // the rest of an outdated list may be thousands of heads that have gone
+                if !Arc::ptr_eq(&all, &self.all()) {
+                    break;
+                }
             }
             if self.inner.ended.as_ref().is_some_and(Ended::now) {
                 return Err(gave_up(last, attempts, late.as_deref()));
@@ -198,16 +278,34 @@ impl Heads {
     }
 }
 
+/// A question for the map. It ends when this is dropped.
+struct Asking<'a> {
+    heads: &'a Heads,
+    answer: Option<(u64, Vec<String>)>,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut state = self.heads.inner.state.lock();
+        state.map.answered(self.answer.take(), Instant::now().into_std(), up_to(ASK_EVERY));
+        state.forget_pools();
+    }
+}
+
 impl State {
-    /// Takes what discovery says now. Returns every head of it.
+    /// Takes what discovery says now. Returns the heads to use.
     fn follow(&mut self, peers: Peers) -> Arc<[String]> {
         if !Arc::ptr_eq(&self.peers, &peers) {
-            let all = addrs(&peers);
-            // a head that has left the grid needs no connections any more
-            self.pools.retain(|addr, _| all.binary_search(addr).is_ok());
-            (self.peers, self.all) = (peers, all);
+            (self.found, self.peers) = (addrs(&peers), peers);
+            self.forget_pools();
         }
-        Arc::clone(&self.all)
+        Arc::clone(self.map.heads().unwrap_or(&self.found))
+    }
+
+    /// A head that has left the grid needs no connections any more.
+    fn forget_pools(&mut self) {
+        let (found, map) = (&self.found, self.map.heads());
+        self.pools.retain(|addr, _| has(found, addr) || map.is_some_and(|map| has(map, addr)));
     }
 }
 
@@ -255,7 +353,7 @@ mod tests {
         let rounds = Arc::new(AtomicU64::new(0));
         let asked = rounds.clone();
         let ended = Ended::new(move || asked.fetch_add(1, Relaxed) == 1);
-        let heads = Heads::new(peers.into(), ChannelOptions::default(), Some(ended));
+        let heads = Heads::new(peers.into(), false, ChannelOptions::default(), Some(ended));
         let attempt = |_, _| async { Err::<(), _>(Error::new(Code::Unavailable, "refused")) };
         let deadline = Instant::now() + Duration::from_secs(100_000);
         let error = heads.call("k", None, deadline, Duration::MAX, attempt).await.unwrap_err();
@@ -267,7 +365,7 @@ mod tests {
     async fn an_attempt_that_runs_out_of_time_does_not_hide_what_an_earlier_one_was_answered() {
         let (_sender, peers) =
             tokio::sync::watch::channel(Arc::from([Peer { addr: "127.0.0.1:9".to_owned() }]));
-        let heads = Heads::new(peers.into(), ChannelOptions::default(), None);
+        let heads = Heads::new(peers.into(), false, ChannelOptions::default(), None);
         let mut attempts = 0;
         let attempt = |_, _| {
             attempts += 1;
@@ -290,7 +388,7 @@ mod tests {
         let peers: Peers = (1..=5).map(|i| Peer { addr: format!("127.0.0.{i}:9") }).collect();
         let (sender, watched) = tokio::sync::watch::channel(peers);
         let ended = Ended::new(|| true);
-        let heads = Heads::new(watched.into(), ChannelOptions::default(), Some(ended));
+        let heads = Heads::new(watched.into(), false, ChannelOptions::default(), Some(ended));
         let asked = async |first: Option<&str>| {
             let asked = Mutex::new(Vec::new());
             let attempt = |head: String, _| {

@@ -12,7 +12,8 @@
 //! | `read` | one read: split by symbol, asked of the heads of its dataset, merged |
 //! | `calls` | every other question: descriptions, leases, publishes, dataset changes, the ledger |
 //! | `spreads` | how many heads serve a dataset, as far as the client knows |
-//! | `heads` | the heads that discovery knows, their connections, the retry loop |
+//! | `heads` | the heads that the client knows, their connections, the retry loop |
+//! | `map` | whether these are all heads of a head's map, or those that discovery finds; pure |
 //! | `failure` | failures of a call as the grid's errors |
 //! | `get`, `deframe` | one read on one head; the receive loop |
 //! | `put` | one publish on one head |
@@ -25,6 +26,7 @@ mod failure;
 mod get;
 mod grid;
 mod heads;
+mod map;
 mod merge;
 mod options;
 mod put;

@@ -189,6 +189,7 @@ impl Client {
             let (part, receipt) =
                 get::do_get(heads.read_channel(&head)?, MetadataMap::new(), query, left).await?;
             heads.has_read(receipt.bytes);
+            heads.told_map(receipt.heads_version);
             Ok((part, receipt))
         };
         heads.call(query.dataset.as_str(), Some(head), deadline, Duration::MAX, attempt).await

@@ -491,7 +491,7 @@ impl Head for Service {
         } else {
             vec![self.describe(&name, &self.dataset(&name)?)]
         };
-        Ok(Response::new(pb::DescribeReply { datasets }))
+        Ok(Response::new(pb::DescribeReply { datasets, heads_version: 0 }))
     }
 
     async fn symbols(
@@ -522,6 +522,11 @@ impl Head for Service {
     async fn stats(&self, request: Request<pb::StatsRequest>) -> Result<Response<pb::HeadStats>, Status> {
         self.maybe_fail("Stats", &request).await?;
         Ok(Response::new(pb::HeadStats { head: self.addr.clone(), ..Default::default() }))
+    }
+
+    async fn heads(&self, request: Request<pb::HeadsRequest>) -> Result<Response<pb::HeadsReply>, Status> {
+        self.maybe_fail("Heads", &request).await?;
+        Ok(Response::new(pb::HeadsReply::default()))
     }
 
     async fn acquire_lease(

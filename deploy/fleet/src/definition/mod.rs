@@ -171,6 +171,10 @@ fn environment(desired: &Desired, target: &Target<'_>, class: &Class) -> Value {
     match target.role {
         Role::Head => {
             all.insert("TRELLIS_SHARDS".to_owned(), format!("cloudmap://{upstream}.{}/shard", grid.domain));
+            all.insert(
+                "TRELLIS_HEADS".to_owned(),
+                format!("cloudmap://{}.{}/head", target.flower, grid.domain),
+            );
         }
         Role::Shard => {
             all.insert("TRELLIS_LAKE".to_owned(), grid.lake.clone());
