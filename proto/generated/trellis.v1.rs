@@ -246,6 +246,9 @@ pub struct Receipt {
     /// Version of the head's map: see HeadsReply.
     #[prost(fixed64, tag = "20")]
     pub heads_version: u64,
+    /// How many times those heads exist: see DatasetDescription.
+    #[prost(uint32, tag = "21")]
+    pub copies: u32,
 }
 /// A column of a dataset besides `symbol`, `ts` and `known_at`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -276,6 +279,12 @@ pub struct DatasetSpec {
     /// date. Empty: none.
     #[prost(string, tag = "5")]
     pub date_zone: ::prost::alloc::string::String,
+    /// How often the heads that serve it exist: see DatasetDescription. 0: once.
+    #[prost(uint32, tag = "6")]
+    pub copies: u32,
+    /// How many heads serve it in each copy. 0: by its size.
+    #[prost(uint32, tag = "7")]
+    pub spread: u32,
 }
 /// A dataset's definition and its present state.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -310,10 +319,13 @@ pub struct DatasetDescription {
     /// The dataset was dropped at this version. Only shards send this, so that heads forget the dataset.
     #[prost(bool, tag = "11")]
     pub dropped: bool,
-    /// Number of heads that clients place the dataset's reads on. It follows the size of the dataset, and is a power of two. Any
-    /// head answers any read: another number costs memory, and changes no answer. Only heads send this. 0: one head.
+    /// Number of heads that clients place the dataset's reads on. It follows the size of the dataset, and is then a power of two, or is a
+    /// setting. Any head answers any read: another number costs memory, and changes no answer. Only heads send this. 0: one head.
     #[prost(uint32, tag = "12")]
     pub spread: u32,
+    /// How many times such a set of heads serves the dataset. Each client keeps to one of them. Only heads send this. 0: once.
+    #[prost(uint32, tag = "13")]
+    pub copies: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {
@@ -675,11 +687,15 @@ pub struct AlterDatasetRequest {
     /// New fields. They must be nullable, because all present rows lack them.
     #[prost(message, repeated, tag = "7")]
     pub add: ::prost::alloc::vec::Vec<Field>,
-    /// The settings of a DatasetSpec. Absent: no change; empty: none.
+    /// The settings of a DatasetSpec. Absent: no change; empty or 0: none. The last two may be changed of a unit's output, too.
     #[prost(string, optional, tag = "8")]
     pub calendar: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "9")]
     pub date_zone: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "10")]
+    pub copies: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "11")]
+    pub spread: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FieldRename {

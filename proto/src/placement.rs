@@ -20,6 +20,9 @@ pub const HEAD_BYTES: u64 = 4 << 20;
 /// hashes each symbol once for each of them.
 pub const SPREAD_MAX: u32 = 256;
 
+/// Most copies of a dataset's heads. With a copy for every 31 of 2,000 heads, one head has 1/64 of the readers: 625 of 40,000.
+pub const COPIES_MAX: u32 = 64;
+
 /// Bytes of a row beside its fields: its two times.
 const TIMES_BYTES: u64 = 16;
 
@@ -91,6 +94,24 @@ pub fn heads_of<'a>(heads: &'a [String], dataset: &str, spread: u32) -> Vec<&'a 
     }
     scored.sort_unstable();
     scored.into_iter().map(|(_, head)| head).collect()
+}
+
+/// The heads that serve a dataset to `reader`, from first to last: those of one of `copies` sets, `spread` heads each. A reader is always in
+/// the same copy. Copy `k` of `n` has the heads of ranks `k`, `k + n`, ..., so no head is in two copies, and the heads of a smaller spread
+/// are the first ones of a larger. If there are fewer heads than copies, there are as many copies as heads.
+#[must_use]
+pub fn heads_for<'a>(
+    heads: &'a [String],
+    dataset: &str,
+    spread: u32,
+    copies: u32,
+    reader: &str,
+) -> Vec<&'a str> {
+    let copies = usize::try_from(copies).unwrap_or(usize::MAX).clamp(1, heads.len().max(1));
+    let spread = usize::try_from(spread).unwrap_or(usize::MAX).max(1);
+    let all = u32::try_from(spread.saturating_mul(copies)).unwrap_or(u32::MAX);
+    let copy = XxHash3_64::oneshot(reader.as_bytes()) % copies as u64;
+    heads_of(heads, dataset, all).into_iter().skip(copy as usize).step_by(copies).collect()
 }
 
 /// The symbols that each of a dataset's heads serves, in the order given. `serving`: see [`heads_of`]. A head without a symbol is left out.
@@ -221,7 +242,58 @@ mod tests {
         }
     }
 
+    /// The copy of each reader was computed with Python's `xxhash`, too.
+    #[test]
+    fn a_reader_keeps_to_one_copy_in_every_build() {
+        let ten = names("head", 10);
+        let ranks = heads_of(&ten, "equities.daily", 10);
+        let copies = ["mom_12_1", "combo", "a", "b"]
+            .map(|reader| heads_for(&ten, "equities.daily", 2, 3, reader))
+            .map(|heads| ranks.iter().position(|head| *head == heads[0]).unwrap());
+        assert_eq!(copies, [2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn readers_share_the_copies_evenly_and_no_head_is_in_two_of_them() {
+        let heads = names("head", 200);
+        let (spread, copies) = (4, 8);
+        let mut readers: BTreeMap<Vec<&str>, u32> = BTreeMap::new();
+        for reader in 0..8_000 {
+            let its = heads_for(&heads, "equities.daily", spread, copies, &format!("unit-{reader}"));
+            *readers.entry(its).or_default() += 1;
+        }
+        assert_eq!(readers.len(), copies as usize);
+        assert!(readers.values().all(|n| (850..1_150).contains(n)), "{readers:?}");
+        let of_copies: BTreeSet<&str> = readers.keys().flatten().copied().collect();
+        assert_eq!(of_copies.len(), (spread * copies) as usize, "no head is in two copies");
+    }
+
     proptest! {
+        /// One copy is the whole of [`heads_of`]; more are apart, as large as there are heads for, and grow at their ends.
+        #[test]
+        fn copies_are_disjoint_parts_of_the_ranking(
+            n in 0usize..20, spread in 1u32..8, copies in 0u32..30, readers in proptest::collection::vec("[a-z]{1,4}", 1..20)
+        ) {
+            let heads = names("head", n);
+            let ranked = heads_of(&heads, "d.a", u32::MAX);
+            let mut seen: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for reader in &readers {
+                let its = heads_for(&heads, "d.a", spread, copies, reader);
+                let count = (copies.max(1) as usize).min(n.max(1));
+                prop_assert_eq!(its.is_empty(), n == 0);
+                prop_assert!(its.len() <= spread as usize && its.len() >= (n / count).min(spread as usize));
+                prop_assert_eq!(&heads_for(&heads, "d.a", spread + 1, copies, reader)[..its.len()], &its[..]);
+                if count == 1 {
+                    prop_assert_eq!(&its, &heads_of(&heads, "d.a", spread));
+                }
+                for head in &its {
+                    let same = seen.entry(head).or_insert_with(|| its.clone());
+                    prop_assert_eq!(&*same, &its, "a head is in one copy");
+                    prop_assert!(ranked.contains(head));
+                }
+            }
+        }
+
         #[test]
         fn the_heads_of_a_smaller_spread_are_the_first_of_a_larger(
             n in 0usize..40, small in 0u32..50, more in 0u32..50, dataset in "[a-z]{1,8}",

@@ -97,6 +97,11 @@ pub fn altered(
             how.insert(what.to_owned(), json!(setting));
         }
     }
+    for (what, setting) in [("copies", request.copies), ("spread", request.spread)] {
+        if let Some(setting) = setting {
+            how.insert(what.to_owned(), json!(setting));
+        }
+    }
     changed("alter", &request.dataset, (&request.id, &request.by), Value::Object(how), change, seen)
 }
 
@@ -307,6 +312,8 @@ mod tests {
             add: vec![pb::Field { name: "n".into(), r#type: pb::FieldType::Int64.into(), nullable: true }],
             calendar: Some("XNYS".into()),
             date_zone: None,
+            copies: Some(2),
+            spread: None,
         };
         let record = altered(&request, &change, &SEEN);
         assert_eq!((record.unit.as_str(), record.run_id.as_str()), ("alter:d.a", "i"));
@@ -316,7 +323,7 @@ mod tests {
         );
         let asked = json!({
             "by": "me", "drop": ["x"], "rename": [["y", "z"]], "widen": [["v", "float64"]], "add": [["n", "int64"]],
-            "calendar": "XNYS",
+            "calendar": "XNYS", "copies": 2,
         });
         assert_eq!(how(&record), asked);
 

@@ -1,6 +1,6 @@
 //! The definition of a dataset: its fields, their types, its chunk; and the Arrow schemas that follow from them.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use prost::Message;
@@ -10,6 +10,7 @@ use crate::{
     error::{Code, Error, Result},
     name::{DatasetName, FieldName, Suggest},
     pb,
+    placement::{COPIES_MAX, SPREAD_MAX},
     time::ChunkSpan,
 };
 
@@ -196,33 +197,64 @@ pub struct DatasetSpec {
     pub fields: Vec<FieldSpec>,
     /// Its chunk.
     pub chunk: ChunkSpan,
-    /// Its settings about times.
+    /// Its settings.
     pub settings: Settings,
 }
 
-/// A dataset's settings about times. In a publisher's spec, an absent setting means "as the dataset has it".
+/// A dataset's settings: about times, and about the heads that serve it. In a publisher's spec, an absent setting means "as the dataset
+/// has it".
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
     /// Exchange calendar of the rows' dates: `XNYS`.
     pub calendar: Option<String>,
     /// IANA zone whose local midnights mean dates: an import changes such a time to midnight UTC of its date.
     pub date_zone: Option<String>,
+    /// How many times the heads that serve it exist, from 1 to [`COPIES_MAX`]; `None`: once.
+    pub copies: Option<u32>,
+    /// How many heads serve it in each copy, from 1 to [`SPREAD_MAX`]; `None`: by its size.
+    pub spread: Option<u32>,
 }
 
 impl Settings {
     /// Each setting with the name that people write.
-    fn named(&self) -> [(&'static str, Option<&str>); 2] {
-        [("calendar", self.calendar.as_deref()), ("date_zone", self.date_zone.as_deref())]
+    fn named(&self) -> [(&'static str, Option<Cow<'_, str>>); 4] {
+        let number = |value: Option<u32>| value.map(|value| Cow::Owned(value.to_string()));
+        [
+            ("calendar", self.calendar.as_deref().map(Cow::Borrowed)),
+            ("date_zone", self.date_zone.as_deref().map(Cow::Borrowed)),
+            ("copies", number(self.copies)),
+            ("spread", number(self.spread)),
+        ]
     }
 
     /// Name and both values of the first setting that differs. A setting that is absent on either side does not differ.
     #[must_use]
-    pub fn difference<'a>(&'a self, given: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
+    pub fn difference<'a>(&'a self, given: &'a Self) -> Option<(&'static str, Cow<'a, str>, Cow<'a, str>)> {
         let pairs = self.named().into_iter().zip(given.named());
         pairs.into_iter().find_map(|((name, have), (_, given))| match (have, given) {
             (Some(have), Some(given)) if have != given => Some((name, have, given)),
             _ => None,
         })
+    }
+
+    /// Why a setting is not possible, and what would be.
+    fn problem(&self) -> Option<(String, String)> {
+        for (name, value) in [("calendar", &self.calendar), ("date_zone", &self.date_zone)] {
+            let Some(value) = value else { continue };
+            let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_/+-".contains(&b));
+            if value.is_empty() || value.len() > SETTING_BYTES_MAX || !plain {
+                let hint = "a calendar has a name such as XNYS, a zone one such as America/New_York";
+                return Some((format!("the {name} {value:?} is not a name"), hint.to_owned()));
+            }
+        }
+        for (name, value, most) in [("copies", self.copies, COPIES_MAX), ("spread", self.spread, SPREAD_MAX)]
+        {
+            if value.is_some_and(|value| !(1..=most).contains(&value)) {
+                let hint = format!("{name} is a number of 1 to {most}; 0 takes the setting back");
+                return Some((format!("{name} cannot be {}", value.unwrap_or_default()), hint));
+            }
+        }
+        None
     }
 }
 
@@ -251,16 +283,11 @@ impl DatasetSpec {
     /// The same dataset with these settings.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] if a setting is not a name: letters, digits and `_/+-`, at most [`SETTING_BYTES_MAX`].
+    /// [`Code::InvalidRequest`] if a calendar or a zone is not a name (letters, digits and `_/+-`, at most [`SETTING_BYTES_MAX`]), or a
+    /// number is out of its range.
     pub fn with_settings(self, settings: Settings) -> Result<Self> {
-        for (name, value) in settings.named() {
-            let Some(value) = value else { continue };
-            let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_/+-".contains(&b));
-            if value.is_empty() || value.len() > SETTING_BYTES_MAX || !plain {
-                return Err(Error::new(Code::InvalidRequest, format!("the {name} {value:?} is not a name"))
-                    .hint("a calendar has a name such as XNYS, a zone one such as America/New_York")
-                    .dataset(&self.dataset));
-            }
+        if let Some((why, hint)) = settings.problem() {
+            return Err(Error::new(Code::InvalidRequest, why).hint(hint).dataset(&self.dataset));
         }
         Ok(Self { settings, ..self })
     }
@@ -391,6 +418,8 @@ impl DatasetSpec {
         let settings = Settings {
             calendar: change.calendar.clone().unwrap_or_else(|| self.settings.calendar.clone()),
             date_zone: change.date_zone.clone().unwrap_or_else(|| self.settings.date_zone.clone()),
+            copies: change.copies.unwrap_or(self.settings.copies),
+            spread: change.spread.unwrap_or(self.settings.spread),
         };
         let (fields, from) = fields.into_iter().unzip();
         let spec = Self::new(self.dataset.clone(), fields, self.chunk)?.with_settings(settings)?;
@@ -456,6 +485,19 @@ pub struct Alteration {
     pub calendar: Option<Option<String>>,
     /// The new zone of its dates, likewise.
     pub date_zone: Option<Option<String>>,
+    /// The new number of copies, likewise.
+    pub copies: Option<Option<u32>>,
+    /// The new number of heads in each copy, likewise.
+    pub spread: Option<Option<u32>>,
+}
+
+impl Alteration {
+    /// Whether it changes only which heads serve the dataset, and no row, field or date.
+    #[must_use]
+    pub fn only_places(&self) -> bool {
+        let Self { copies, spread, .. } = *self;
+        *self == Self { copies, spread, ..Self::default() }
+    }
 }
 
 impl TryFrom<pb::AlterDatasetRequest> for Alteration {
@@ -480,6 +522,8 @@ impl TryFrom<pb::AlterDatasetRequest> for Alteration {
             add: wire.add.into_iter().map(FieldSpec::try_from).collect::<Result<_>>()?,
             calendar: wire.calendar.map(|name| (!name.is_empty()).then_some(name)),
             date_zone: wire.date_zone.map(|name| (!name.is_empty()).then_some(name)),
+            copies: wire.copies.map(|copies| (copies != 0).then_some(copies)),
+            spread: wire.spread.map(|spread| (spread != 0).then_some(spread)),
         })
     }
 }
@@ -520,7 +564,13 @@ impl TryFrom<pb::DatasetSpec> for DatasetSpec {
     fn try_from(wire: pb::DatasetSpec) -> Result<Self> {
         let fields = wire.fields.into_iter().map(FieldSpec::try_from).collect::<Result<_>>()?;
         let said = |value: String| (!value.is_empty()).then_some(value);
-        let settings = Settings { calendar: said(wire.calendar), date_zone: said(wire.date_zone) };
+        let number = |value: u32| (value != 0).then_some(value);
+        let settings = Settings {
+            calendar: said(wire.calendar),
+            date_zone: said(wire.date_zone),
+            copies: number(wire.copies),
+            spread: number(wire.spread),
+        };
         Self::new(DatasetName::new(wire.dataset)?, fields, ChunkSpan::new(wire.chunk_ns)?)?
             .with_settings(settings)
     }
@@ -534,6 +584,8 @@ impl From<&DatasetSpec> for pb::DatasetSpec {
             chunk_ns: spec.chunk.ns(),
             calendar: spec.settings.calendar.clone().unwrap_or_default(),
             date_zone: spec.settings.date_zone.clone().unwrap_or_default(),
+            copies: spec.settings.copies.unwrap_or_default(),
+            spread: spec.settings.spread.unwrap_or_default(),
         }
     }
 }
@@ -580,8 +632,34 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_heads_is_a_setting_within_its_limits() {
+        let plain = spec(&[("x", FieldType::Float64)]).unwrap();
+        let set =
+            |copies, spread| plain.clone().with_settings(Settings { copies, spread, ..Settings::default() });
+        let both = set(Some(COPIES_MAX), Some(SPREAD_MAX)).unwrap();
+        assert_eq!(DatasetSpec::try_from(pb::DatasetSpec::from(&both)).unwrap(), both);
+        for wrong in [set(Some(0), None), set(Some(COPIES_MAX + 1), None), set(None, Some(SPREAD_MAX + 1))] {
+            assert_eq!(wrong.unwrap_err().code(), Code::InvalidRequest);
+        }
+        let change = |copies, spread| {
+            let wire = pb::AlterDatasetRequest { copies, spread, ..Default::default() };
+            Alteration::try_from(wire).unwrap()
+        };
+        let fewer = both.altered(&change(Some(2), Some(0))).unwrap();
+        assert_eq!((fewer.spec.settings.copies, fewer.spec.settings.spread), (Some(2), None));
+        assert!(!fewer.rewrites(&both));
+        assert!(change(Some(2), None).only_places());
+        let more = Alteration { calendar: Some(None), ..change(Some(2), None) };
+        assert!(!more.only_places());
+    }
+
+    #[test]
     fn settings_round_trip_and_are_names() {
-        let zone = |zone: &str| Settings { calendar: Some("XNYS".into()), date_zone: Some(zone.into()) };
+        let zone = |zone: &str| Settings {
+            calendar: Some("XNYS".into()),
+            date_zone: Some(zone.into()),
+            ..Settings::default()
+        };
         let plain = spec(&[("close", FieldType::Float64)]).unwrap();
         let set = plain.clone().with_settings(zone("America/New_York")).unwrap();
         assert_eq!(DatasetSpec::try_from(pb::DatasetSpec::from(&set)).unwrap(), set);
@@ -590,7 +668,10 @@ mod tests {
         assert_eq!(set.settings.difference(&plain.settings), None);
         assert_eq!(plain.settings.difference(&set.settings), None);
         let other = zone("Europe/London");
-        assert_eq!(set.settings.difference(&other), Some(("date_zone", "America/New_York", "Europe/London")));
+        assert_eq!(
+            set.settings.difference(&other),
+            Some(("date_zone", "America/New_York".into(), "Europe/London".into()))
+        );
     }
 
     #[test]

@@ -54,8 +54,16 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// How many heads serve it.
+    /// How many times the heads that serve it exist.
+    pub(crate) fn copies(&self) -> u32 {
+        self.spec.settings.copies.unwrap_or(1)
+    }
+
+    /// How many heads serve it in each copy.
     pub(crate) fn spread(&self) -> u32 {
+        if let Some(spread) = self.spec.settings.spread {
+            return spread;
+        }
         let width: usize = self.spec.fields.iter().map(|field| field.data_type.width()).sum();
         placement::spread(self.rows, width as u64)
     }
@@ -76,6 +84,7 @@ impl From<&Dataset> for pb::DatasetDescription {
             schema: dataset.schema,
             dropped: false,
             spread: dataset.spread(),
+            copies: dataset.copies(),
         }
     }
 }

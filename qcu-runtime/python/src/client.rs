@@ -182,7 +182,7 @@ impl Client {
     }
 
     /// Changes a dataset's fields and settings.
-    #[pyo3(signature = (dataset, id, by, drop, rename, widen, add, calendar, date_zone))]
+    #[pyo3(signature = (dataset, id, by, drop, rename, widen, add, calendar, date_zone, copies, spread))]
     #[allow(clippy::too_many_arguments)] // one call of ours, with all of an alteration's parts
     fn alter<'py>(
         &self,
@@ -196,6 +196,8 @@ impl Client {
         add: Vec<(String, String, bool)>,
         calendar: Option<String>,
         date_zone: Option<String>,
+        copies: Option<u32>,
+        spread: Option<u32>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let request = || -> Result<pb::AlterDatasetRequest> {
             if let Some(name) = calendar.as_deref().filter(|name| !name.is_empty()) {
@@ -223,6 +225,8 @@ impl Client {
                 add: add.iter().map(|(n, t, nullable)| field(n, t, *nullable)).collect::<Result<_>>()?,
                 calendar: calendar.clone(),
                 date_zone,
+                copies,
+                spread,
             })
         };
         let request = request().or_raise(py)?;

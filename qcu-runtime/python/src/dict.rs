@@ -22,7 +22,7 @@ pub(crate) fn receipt<'py>(py: Python<'py>, receipt: &pb::Receipt) -> PyResult<B
 
 pub(crate) fn description<'py>(py: Python<'py>, d: &pb::DatasetDescription) -> PyResult<Bound<'py, PyDict>> {
     let dict = dict!(py, d;
-        version, known_through_ns, watermark_ns, first_ts_ns, last_ts_ns, rows, symbols, home);
+        version, known_through_ns, watermark_ns, first_ts_ns, last_ts_ns, rows, symbols, home, spread, copies);
     if let Some(spec) = d.spec.clone().map(DatasetSpec::try_from).transpose().or_raise(py)? {
         let fields = spec.fields.iter().map(|f| (f.name.as_str(), f.data_type.name(), f.nullable));
         dict.set_item("dataset", spec.dataset.as_str())?;

@@ -143,6 +143,29 @@ def test_a_units_output_is_changed_by_what_the_unit_declares(empty):
         strategy({"score": [0.5]}, score="float64").run(session="2020-01-06", grid=empty, publish=True)
 
 
+def test_the_heads_of_a_dataset_are_a_setting_also_of_a_units_output(empty):
+    @trellis.strategy("spread_out", inputs={}, output=trellis.output("tests.spread_out", x="float64"))
+    def spread_out(ctx):
+        return ctx.frame(symbol=["A"], x=[1.0])
+
+    first = spread_out.run(session="2016-08-10", grid=empty, publish=True)
+    assert (empty.describe("tests.spread_out")["copies"], empty.describe("tests.spread_out")["spread"]) == (1, 1)
+    assert empty.alter("tests.spread_out", copies=3)["files_rewritten"] == 0
+    assert empty.alter("tests.spread_out", spread=2)["version"] == 2 + first.published["version"]
+    assert (empty.describe("tests.spread_out")["copies"], empty.describe("tests.spread_out")["spread"]) == (3, 2)
+    # the rows are as they were, also for the unit
+    assert empty.read("tests.spread_out").pandas().x.tolist() == [1.0]
+    again = spread_out.run(session="2016-08-10", grid=empty, publish=True)
+    assert again.published["version"] == first.published["version"]
+    empty.alter("tests.spread_out", copies=0, spread=0)
+    assert (empty.describe("tests.spread_out")["copies"], empty.describe("tests.spread_out")["spread"]) == (1, 1)
+    for wrong in ({"copies": 65}, {"spread": 257}, {"copies": -1}, {"copies": 1.5}, {"spread": "2"}):
+        with pytest.raises(BadRequest, match=next(iter(wrong))):
+            empty.alter("tests.spread_out", **wrong)
+    with pytest.raises(Forbidden, match="spread_out"):
+        empty.alter("tests.spread_out", copies=2, calendar="XNYS")
+
+
 def test_readers_see_the_old_fields_or_the_new_ones_and_never_a_mixture(empty, tmp_path):
     symbols = [f"S{i:03}" for i in range(40)]
     text = "symbol,ts,a,b\n" + "".join(f"{s},2020-01-{day:02},1,2\n" for s in symbols for day in range(1, 29))

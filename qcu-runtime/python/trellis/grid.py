@@ -14,7 +14,7 @@ from . import _trellis
 from ._code import inside
 from ._declaration import Declaration
 from ._grids import Embedded, Pinned, Remote, local
-from ._values import field_list, format_ns, symbol_list, text, to_end, to_session, to_start
+from ._values import field_list, format_ns, symbol_list, text, to_end, to_session, to_start, whole
 from .errors import BadRequest, Closed, Unavailable
 from .frame import Frame
 
@@ -212,6 +212,8 @@ class Grid:
         drop: Iterable[str] = (),
         calendar: str | None = None,
         date_zone: str | None = None,
+        copies: int | None = None,
+        spread: int | None = None,
     ) -> dict[str, Any]:
         """Changes a dataset's fields and settings, all in one version.
 
@@ -227,6 +229,10 @@ class Grid:
             drop: fields to drop. Older versions of the table have them until their files are removed.
             calendar: exchange calendar of the rows' dates: "XNYS"; "" for none.
             date_zone: zone whose local midnights mean dates: "America/New_York"; "" for none.
+            copies: how many times the heads that serve it exist, 1 to 64, so that many readers share them; each reader
+                keeps to one copy. 0: once.
+            spread: how many heads serve it in each copy, 1 to 256; 0: by its size. These two may be changed of a unit's
+                output, too.
 
         Returns:
             The dataset, its version after the change, and how many files were rewritten.
@@ -250,6 +256,8 @@ class Grid:
             [(f, t.rstrip("!?"), not t.endswith("!")) for f, t in fields],
             calendar,
             date_zone,
+            whole(copies, "copies"),
+            whole(spread, "spread"),
         )
         self._pinned.forget(dataset)
         return done
@@ -405,4 +413,6 @@ def _dataset(reply: dict[str, Any]) -> Dataset:
         calendar=reply["calendar"],
         date_zone=reply["date_zone"],
         home=reply["home"],
+        spread=reply["spread"],
+        copies=reply["copies"],
     )

@@ -25,7 +25,7 @@ impl Answer {
     }
 
     /// The receipts as one. Counts are sums. Claims are those that hold for all heads: the least `known_through` and watermark, and stale
-    /// if any is stale. `spread` is the greatest. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
+    /// if any is stale. `spread` and `copies` are the greatest. `elapsed_us` and `queued_us` are those of the slowest head, and `head` lists all heads.
     #[must_use]
     pub fn receipt(&self) -> pb::Receipt {
         merge_receipts(&self.receipts)
@@ -52,6 +52,7 @@ pub(crate) fn merge_receipts(receipts: &[pb::Receipt]) -> pb::Receipt {
         all.elapsed_us = all.elapsed_us.max(one.elapsed_us);
         all.queued_us = all.queued_us.max(one.queued_us);
         all.spread = all.spread.max(one.spread);
+        all.copies = all.copies.max(one.copies);
         shards.extend(one.shards.iter().cloned());
         heads.insert(one.head.clone());
     }

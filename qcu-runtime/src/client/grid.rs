@@ -1,6 +1,6 @@
 //! The client: how it finds the heads, and one question that goes from head to head until one answers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tonic::Request;
@@ -9,15 +9,22 @@ use trellis_fabric::{
     discovery::{self, DEFAULT_PORT, Source},
     limited,
 };
-use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient};
+use trellis_proto::{Code, DatasetName, Error, Result, pb, pb::head_client::HeadClient, placement};
 
-use super::{failure::of_status, heads::Heads, options::ClientOptions, spreads::Spreads};
+use super::{
+    failure::of_status,
+    heads::{Heads, random_name},
+    options::ClientOptions,
+    spreads::{Spread, Spreads},
+};
 
 /// A connection to a grid. Clones share everything. Make and use it inside a Tokio runtime.
 #[derive(Clone)]
 pub struct Client {
     pub(super) heads: Heads,
     pub(super) spreads: Spreads,
+    /// Names this client to the placement: one that is asked again reads from the same copy of a dataset's heads.
+    pub(super) reader: Arc<str>,
     deadline: Duration,
     pub(super) attempt: Duration,
 }
@@ -72,7 +79,9 @@ impl Client {
         let channel = options.unit.as_deref().map_or_else(ChannelOptions::default, ChannelOptions::of_unit);
         let ClientOptions { deadline, attempt, .. } = *options;
         let heads = Heads::new(watch, finds_few(url), channel, options.ended.clone());
-        Ok(Self { heads, spreads: Spreads::default(), deadline, attempt })
+        // a unit has the same copy after a restart
+        let reader = options.unit.clone().unwrap_or_else(random_name).into();
+        Ok(Self { heads, spreads: Spreads::default(), reader, deadline, attempt })
     }
 
     /// This client with another deadline for each call.
@@ -130,7 +139,7 @@ impl Client {
         F: Fn(HeadClient<PeerChannel>, Request<Q>) -> Fut,
         Fut: Future<Output = Result<tonic::Response<A>, tonic::Status>>,
     {
-        let heads = &self.heads;
+        let (heads, first) = (&self.heads, self.first_head(key));
         let attempt = |head: String, left: Duration| {
             let mut request = Request::new(question.clone());
             request.set_timeout(left);
@@ -138,7 +147,15 @@ impl Client {
             let reply = client.map(|client| call(client, request));
             async move { Ok(reply?.await.map_err(|status| of_status(&status))?.into_inner()) }
         };
-        heads.call(key, None, deadline, limit, attempt).await
+        heads.call(key, first.as_deref(), deadline, limit, attempt).await
+    }
+
+    /// The head to ask about a dataset, if the client knows how many there are: the first of its copy, which has the answer for the
+    /// readers of that copy.
+    fn first_head(&self, key: &str) -> Option<String> {
+        let Spread { heads, copies } = self.spreads.of(&DatasetName::new(key).ok()?)?;
+        let live = self.heads.live();
+        Some((*placement::heads_for(&live, key, heads, copies, &self.reader).first()?).to_owned())
     }
 }
 

@@ -79,8 +79,7 @@ impl Heads {
         let state =
             State { peers, found, map: HeadMap::new(map), pools: HashMap::new(), away_until: HashMap::new() };
         let (state, last_read) = (Mutex::new(state), AtomicU64::default());
-        let key = format!("{:x}", RandomState::new().build_hasher().finish());
-        Self { inner: Arc::new(Inner { watch, options, ended, key, state, last_read }) }
+        Self { inner: Arc::new(Inner { watch, options, ended, key: random_name(), state, last_read }) }
     }
 
     /// Waits until discovery has found a head, at most for `limit`. Returns whether it has. Cancel safe.
@@ -307,6 +306,11 @@ impl State {
         let (found, map) = (&self.found, self.map.heads());
         self.pools.retain(|addr, _| has(found, addr) || map.is_some_and(|map| has(map, addr)));
     }
+}
+
+/// A name that no other client has.
+pub(super) fn random_name() -> String {
+    format!("{:x}", RandomState::new().build_hasher().finish())
 }
 
 /// The addresses, sorted.

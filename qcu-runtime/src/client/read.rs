@@ -14,7 +14,7 @@ use trellis_proto::{
     query::SYMBOLS_MAX,
 };
 
-use super::{answer::Answer, get, grid::Client, merge};
+use super::{answer::Answer, get, grid::Client, merge, spreads::Spread};
 
 /// First pause while heads disagree about a dataset's symbols or schema; it doubles. They disagree until a publish has reached them all.
 const DISAGREE_MIN: Duration = Duration::from_millis(20);
@@ -65,10 +65,10 @@ impl Client {
         let asks = self.split(query, deadline).await?;
         let parts =
             try_join_all(asks.iter().map(|ask| self.read_part(&ask.head, &ask.query, deadline))).await?;
-        // the heads' newest number is the one for the next read
-        let spread = parts.iter().map(|(_, receipt)| receipt.spread).max();
-        if let Some(spread) = spread.filter(|spread| *spread > 0) {
-            self.spreads.told(&query.dataset, spread);
+        // the numbers of the newest version are those for the next read
+        let newest = parts.iter().map(|(_, receipt)| receipt).max_by_key(|r| (r.version_max, r.spread));
+        if let Some(newest) = newest.filter(|newest| newest.spread > 0) {
+            self.spreads.told(&query.dataset, newest.into());
         }
         let parts = match query.as_of {
             None => self.aligned(&asks, parts, deadline).await?,
@@ -102,7 +102,10 @@ impl Client {
         let serving = match &heads[..] {
             [] => Vec::new(),
             [only] => vec![only.as_str()],
-            several => placement::heads_of(several, dataset, self.spread(&query.dataset, deadline).await?),
+            several => {
+                let Spread { heads, copies } = self.spread(&query.dataset, deadline).await?;
+                placement::heads_for(several, dataset, heads, copies, &self.reader)
+            }
         };
         let whole =
             || Ask { head: serving.first().copied().unwrap_or_default().to_owned(), query: query.clone() };
@@ -130,14 +133,14 @@ impl Client {
     }
 
     /// How many heads serve a dataset. A client that does not know asks the first of them; later each answer tells it.
-    async fn spread(&self, dataset: &DatasetName, deadline: Instant) -> Result<u32> {
+    async fn spread(&self, dataset: &DatasetName, deadline: Instant) -> Result<Spread> {
         if let Some(spread) = self.spreads.of(dataset) {
             return Ok(spread);
         }
         let request = pb::DescribeRequest { dataset: dataset.to_string() };
         let call = |mut head: HeadClient<PeerChannel>, request| async move { head.describe(request).await };
         let reply = self.ask(dataset.as_str(), deadline, request, call).await?;
-        let spread = reply.datasets.first().map_or(0, |described| described.spread);
+        let spread = Spread::from(&reply.datasets.into_iter().next().unwrap_or_default());
         self.spreads.told(dataset, spread);
         Ok(spread)
     }

@@ -228,10 +228,11 @@ pub(crate) fn table_properties(spec: &DatasetSpec, life: &Life) -> Vec<(String, 
         .collect();
     vec![
         (SPEC_PROPERTY.to_owned(), {
-            let Settings { calendar, date_zone } = &spec.settings;
+            let Settings { calendar, date_zone, copies, spread } = &spec.settings;
             let Life { revision, since, dropped } = life;
             json!({
                 "fields": fields, "chunk_ns": spec.chunk.ns(), "calendar": calendar, "date_zone": date_zone,
+                "copies": copies, "spread": spread,
                 "revision": revision, "since": since, "dropped": dropped,
             })
             .to_string()
@@ -246,6 +247,8 @@ struct StoredSpec {
     chunk_ns: i64,
     calendar: Option<String>,
     date_zone: Option<String>,
+    copies: Option<u32>,
+    spread: Option<u32>,
     #[serde(default)]
     revision: u64,
     #[serde(default)]
@@ -295,7 +298,8 @@ pub(crate) fn spec_of(
                 })
             })
             .collect::<Result<_>>()?;
-        let settings = Settings { calendar: stored.calendar, date_zone: stored.date_zone };
+        let StoredSpec { calendar, date_zone, copies, spread, .. } = stored;
+        let settings = Settings { calendar, date_zone, copies, spread };
         let spec = DatasetSpec::new(dataset.clone(), fields, ChunkSpan::new(stored.chunk_ns)?)?;
         let life = Life { revision: stored.revision, since: stored.since, dropped: stored.dropped };
         return Ok((spec.with_settings(settings)?, life));

@@ -164,7 +164,11 @@ pub fn read(
         notes.push(format!("{} rows gave way to later ones of the same symbol and time", rows.replaced));
     }
     let settings = existing.map_or_else(
-        || Settings { calendar: spec.calendar.clone(), date_zone: spec.date_zone.clone() },
+        || Settings {
+            calendar: spec.calendar.clone(),
+            date_zone: spec.date_zone.clone(),
+            ..Settings::default()
+        },
         |existing| existing.settings.clone(),
     );
     let dataset_spec = match existing.filter(|_| spec.retract) {

@@ -70,6 +70,7 @@ impl Snapshot {
             schema: self.schema,
             dropped: self.life.dropped,
             spread: 0,
+            copies: 0,
         }
     }
 

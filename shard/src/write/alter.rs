@@ -27,7 +27,10 @@ impl Writer {
                     _ => Err(self.unknown()),
                 };
             }
-            before.lease.check_unowned(self.table.name.as_str())?;
+            let places = matches!(&change.kind, ChangeKind::Alter(alteration) if alteration.only_places());
+            if !places {
+                before.lease.check_unowned(self.table.name.as_str())?;
+            }
             let now_ms = self.table.context.clock.now_ms();
             let version = before.version + 1;
             let mut definition = Definition::clone(&before.definition);
@@ -82,7 +85,7 @@ impl Writer {
                     actions.remove(&file.file, true, now_ms);
                 }
             }
-            if matches!(change.kind, ChangeKind::Alter(_)) {
+            if matches!(change.kind, ChangeKind::Alter(_)) && !places {
                 // The same rows published again are a new commit: the stored ones may lack a value now.
                 actions.altered(version, now_ms);
             }
@@ -124,6 +127,11 @@ fn change_note(change: &Alteration) -> Value {
     ]);
     note.retain(|_, value| !matches!(value, Value::Array(v) if v.is_empty()) && *value != json!({}));
     for (name, setting) in [("calendar", &change.calendar), ("date_zone", &change.date_zone)] {
+        if let Some(setting) = setting {
+            note.insert(name.to_owned(), json!(setting));
+        }
+    }
+    for (name, setting) in [("copies", &change.copies), ("spread", &change.spread)] {
         if let Some(setting) = setting {
             note.insert(name.to_owned(), json!(setting));
         }

@@ -393,6 +393,7 @@ impl Pump {
                 head: head.id().to_owned(),
                 calendar: dataset.spec.settings.calendar.clone().unwrap_or_default(),
                 spread: dataset.spread(),
+                copies: dataset.copies(),
                 heads_version: head.members().version(),
             };
             receipt.encode_to_vec()

@@ -1,6 +1,6 @@
 """Plain values: arguments are checked, times and labels are converted, tables become text."""
 
-from .arguments import field_list, symbol_list, text
+from .arguments import field_list, symbol_list, text, whole
 from .labels import (
     Labelled,
     align,
@@ -41,4 +41,5 @@ __all__ = [
     "to_ns",
     "to_session",
     "to_start",
+    "whole",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,19 @@ def text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"{name} must be text, not {type(value).__name__} {value!r}")
     return value
+
+
+def whole(value: Any, name: str) -> int | None:
+    """`value`, which must be a whole number, not below 0, or None. Errors call it `name`.
+
+    Raises:
+        BadRequest: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= operator.index(value) < 2**32:
+        raise BadRequest(f"{name} must be a whole number, not {value!r}")
+    return operator.index(value)
 
 
 def field_list(fields: Any) -> tuple[Any, ...]:

@@ -52,6 +52,11 @@ def add_commands(dataset: argparse.ArgumentParser) -> None:
         "--date-zone", metavar="ZONE", help='zone whose local midnights mean dates: America/New_York; "" for none'
     )
 
+    alter.add_argument(
+        "--copies", metavar="N", type=int, help="how many times its heads exist, for many readers; 0: once"
+    )
+    alter.add_argument("--spread", metavar="N", type=int, help="how many heads serve it in each copy; 0: by its size")
+
     drop = action("drop", _drop, "End a dataset and free its name. Its rows stay in the lake, in older versions.")
     drop.add_argument("dataset", metavar="DATASET")
     drop.add_argument("--yes", action="store_true", help="do not ask")
@@ -82,7 +87,9 @@ def _show(args: argparse.Namespace) -> None:
     with connect() as grid:
         dataset = grid.describe(args.dataset)
     settings = [f"\n  {name}: {dataset[name]}" for name in ("calendar", "date_zone") if dataset[name]]
-    _print(args, dataset, f"{dataset}{''.join(settings)}")
+    copies = f" in each of {dataset['copies']} copies" if dataset["copies"] > 1 else ""
+    heads = f"\n  heads: {dataset['spread']}{copies}"
+    _print(args, dataset, f"{dataset}{''.join(settings)}{heads}")
 
 
 def _alter(args: argparse.Namespace) -> None:
@@ -93,8 +100,10 @@ def _alter(args: argparse.Namespace) -> None:
         "drop": [name for text in args.drop_field or [] for name in text.split(",")],
         "calendar": args.calendar,
         "date_zone": args.date_zone,
+        "copies": args.copies,
+        "spread": args.spread,
     }
-    if not any(value or value == "" for value in change.values()):
+    if not any(value or value in ("", 0) for value in change.values()):
         raise BadRequest("no change was given", hint="the changes are listed by: trellis dataset alter --help")
     with connect() as grid:
         done = grid.alter(args.dataset, **change)
