@@ -213,7 +213,18 @@ pub fn parse_ns(text: &str) -> Result<i128> {
             return Ok(ns(time.and_utc()));
         }
     }
-    Err(bad("its form is unknown"))
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    match shape.as_str() {
+        "0000-00" => {
+            Err(bad("it has no day").hint(format!("for the first day of that month write {text}-01")))
+        }
+        _ if shape.starts_with("0000-00-00")
+            && NaiveDate::parse_from_str(&text[..10], "%Y-%m-%d").is_err() =>
+        {
+            Err(bad("there is no such day"))
+        }
+        _ => Err(bad("its form is unknown")),
+    }
 }
 
 /// A time as the start of a range. A time before the range of 64 bits becomes the first nanosecond, one after it the last.
@@ -279,6 +290,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_day_that_does_not_exist_and_a_month_are_told_apart_from_an_unknown_form() {
+        let told = |text: &str| {
+            let error = parse_time(text).unwrap_err();
+            (error.message().to_owned(), error.hint_text().to_owned())
+        };
+        for text in ["2016-13-01", "2016-02-30T10:00:00Z"] {
+            assert!(told(text).0.ends_with("is not a time: there is no such day"), "{:?}", told(text));
+        }
+        let (message, hint) = told("2016-08");
+        assert!(message.ends_with("it has no day") && hint.ends_with("write 2016-08-01"), "{message} {hint}");
+        for text in ["yesterday", "08/10/2016", "2016-08-10x", "2016é08-10", "०१२३-०१-०१"] {
+            assert!(told(text).0.ends_with("its form is unknown"), "{:?}", told(text));
+        }
+    }
 
     #[test]
     fn times_are_read_in_the_forms_people_write() {

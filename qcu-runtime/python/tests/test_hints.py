@@ -1,5 +1,6 @@
 """Doing what a hint says helps: each test makes an error and follows its hint."""
 
+import copy
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import trellis
 from trellis._code import frames_of
 from trellis._values import format_table
 from trellis.errors import BadRequest, StrategyError, TrellisError, Unavailable
+from trellis.importing import import_files
 
 
 def strategy(body=lambda ctx, px: ctx.frame(symbol=px.symbols, score=1.0), **changed):
@@ -63,6 +65,8 @@ READ = "g.read('equities.daily', 'close', 'KO', start='2016-08-08', end='2016-08
         ("strategy(output=trellis.output('tests.x', a='double'))", "float64", "strategy()"),
         ("strategy(schedule=trellis.at_close('NYSE'))", "XNYS", "strategy(schedule=trellis.at_close('%s'))"),
         ("trellis.after()", "schedule=trellis.after(mom)", "strategy(%s)"),
+        ("g.read('equities.daily', start='2016-08')", "2016-08-01", "g.read('equities.daily', start='%s')"),
+        ("trellis.connect(5)", "embedded:///folder", "trellis.connect('%s').close()"),
     ],
 )
 def test_a_hint_in_python_helps_when_it_is_typed(grid, mistake, hint, typed):
@@ -226,3 +230,43 @@ def test_status_on_a_terminal_is_no_wider_than_it(processes):
     assert [line for line in lines if len(line) > 90 and not line.startswith("grid ")] == []
     pids = [p["pid"] for p in processes.processes().values() if p["pid"]]
     assert pathlib.Path(f"/proc/{pids[0]}").exists() and any(f" {pids[0]} " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("pandas", "ours"),
+    [
+        ("px.head()", "px.pandas().head()"),
+        ("px.close", "px.pandas().close"),
+        ("px['close']", "px.pandas()['close']"),
+        ("px.iloc[0]", "px.polars()[0]"),
+        ("px.close", "px.wide('close')"),
+    ],
+)
+def test_a_habit_of_pandas_is_told_what_to_write(grid, pandas, ours):
+    px = grid.read("equities.daily", "close", "KO", start="2016-08-08", end="2016-08-11")
+    with pytest.raises((AttributeError, TypeError)) as told:
+        eval(pandas, {"px": px})
+    assert ours[2 : ours.index("(")] in str(told.value)
+    eval(ours, {"px": px})
+
+
+def test_a_frame_is_no_sequence_and_answers_probes_of_libraries(grid):
+    px = grid.read("equities.daily", "close", "KO", start="2016-08-08", end="2016-08-11")
+    with pytest.raises(TypeError, match="not iterable"):
+        list(px)
+    assert not hasattr(px, "_repr_png_") and not hasattr(px, "__array__") and copy.copy(px).columns == px.columns
+
+
+def test_a_folder_and_a_missing_file_are_told_apart(grid, tmp_path, monkeypatch):
+    (tmp_path / "prices").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadRequest, match="prices is a folder") as told:
+        import_files(grid, "tests.no", ["prices"])
+    assert told.value.hint.endswith("prices/*.csv")
+    with pytest.raises(BadRequest, match=r"there is no file px\.csv") as told:
+        import_files(grid, "tests.no", ["px.csv"])
+    assert str(tmp_path) in told.value.hint
+
+
+def test_the_session_of_a_run_needs_no_name(grid):
+    assert len(strategy().run("2016-08-10", grid=grid)) == 1

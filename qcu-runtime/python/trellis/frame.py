@@ -164,6 +164,24 @@ class Frame:
         used = np.unique(_array(codes, np.int32, len(self)))
         return sorted({names[i] for i in used}, key=str.encode)
 
+    def __getattr__(self, name: str) -> Any:
+        # only for names that a Frame does not have; names with an underscore are probes of other libraries
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self.columns:
+            told = (
+                f"the column {name} of a Frame is in .pandas(), .polars() and .arrow(); .wide({name!r}) is its matrix"
+            )
+        else:
+            told = f"a Frame has no {name}: it is no DataFrame; .pandas() and .polars() make one of its rows"
+        raise AttributeError(told, name=name, obj=self)
+
+    def __getitem__(self, key: Any) -> Any:
+        raise TypeError(f"a Frame is no DataFrame: write .pandas()[{key!r}], or .wide(field) for a matrix")
+
+    # without it, a loop over a Frame would ask for items
+    __iter__ = None
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -48,6 +48,11 @@ def connect(url: str | None = None, *, unit: str | None = None, timeout: float =
         BadRequest: it is not the URL of a grid; or a strategy calls this while it runs.
     """
     inside.refuse_grid("connect()")
+    if url is not None and not isinstance(url, str):
+        raise BadRequest(
+            f"url must be text, not {type(url).__name__} {url!r}",
+            hint='"grpc://host:port", or "embedded:///folder"; without it this folder\'s grid is meant',
+        )
     named = url or os.environ.get("TRELLIS_URL")
     if named and not named.startswith("embedded:"):
         return Grid(named, Remote(named, unit, timeout))

@@ -116,7 +116,7 @@ def import_files(
     """
     missing = [str(f) for f in files if not os.path.isfile(f)]
     if missing:
-        raise BadRequest(f"there is no file {missing[0]}")
+        raise _no_file(missing[0])
     if dry_run and run_id is not None:
         raise BadRequest("a dry run cannot have a run id", hint="leave out --run-id or --dry-run")
     options = {
@@ -184,3 +184,11 @@ def _several(given: str | Sequence[str] | None) -> list[str] | None:
     if given is None:
         return None
     return [given] if isinstance(given, str) else list(given)
+
+
+def _no_file(path: str) -> BadRequest:
+    if os.path.isdir(path):
+        return BadRequest(f"{path} is a folder", hint=f"name its files: {os.path.join(path, '*.csv')}")
+    return BadRequest(
+        f"there is no file {path}", hint=f"this folder is {os.getcwd()}" if not os.path.isabs(path) else ""
+    )

@@ -29,8 +29,8 @@ class Strategy(Declaration):
 
     def run(
         self,
-        *,
         session: Any,
+        *,
         grid: Grid | None = None,
         as_of: Any = None,
         publish: bool = False,
