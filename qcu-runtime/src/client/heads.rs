@@ -29,7 +29,7 @@ use trellis_proto::{Code, Error, Result, pb, pb::head_client::HeadClient, placem
 
 use super::{
     failure::unreachable,
-    map::{ASK_EVERY, HeadMap, has},
+    map::{ASK_EVERY, Answer, HeadMap, has},
     options::Ended,
 };
 
@@ -164,13 +164,13 @@ impl Heads {
             let mut client = limited!(HeadClient::new(channel));
             match timeout(MAP_TIMEOUT, client.heads(pb::HeadsRequest { known_version })).await {
                 Ok(Ok(reply)) => {
-                    let reply = reply.into_inner();
-                    asking.answer = Some((reply.version, reply.heads));
+                    let pb::HeadsReply { version, heads } = reply.into_inner();
+                    asking.answer = Some(Answer { head: head.to_owned(), version, heads });
                     return;
                 }
                 // a head of an earlier release
                 Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
-                    asking.answer = Some((0, Vec::new()));
+                    asking.answer = Some(Answer { head: head.to_owned(), version: 0, heads: Vec::new() });
                     return;
                 }
                 Ok(Err(status)) => tracing::debug!(head, %status, "no map of the heads"),
@@ -280,7 +280,7 @@ impl Heads {
 /// A question for the map. It ends when this is dropped.
 struct Asking<'a> {
     heads: &'a Heads,
-    answer: Option<(u64, Vec<String>)>,
+    answer: Option<Answer>,
 }
 
 impl Drop for Asking<'_> {

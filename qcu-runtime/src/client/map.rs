@@ -4,7 +4,9 @@
 //! them would fetch it. So a client of a DNS name takes the map: it asks one of the heads that DNS names for all heads. Each answer of a
 //! head names its map's version. The client asks again if that differs from its own, or if a head of the map cannot be reached.
 //!
-//! A client that was given addresses asks only those: the others may not be reachable from where it is.
+//! A client that was given addresses asks only those: the others may not be reachable from where it is. For the same reason a client takes
+//! a map only if it has the head that has told it, under the address at which the client found that head. Behind a load balancer it has
+//! not: the map has the addresses of another network.
 
 use std::{
     sync::Arc,
@@ -29,10 +31,23 @@ pub(super) enum HeadMap {
 pub(super) struct Used {
     /// 0: none yet.
     version: u64,
+    /// The newest version that this client could not take; 0: none.
+    refused: u64,
     heads: Option<Arc<[String]>>,
     /// Something has happened since the last question that makes the map doubtful.
     doubtful: bool,
     question: Question,
+}
+
+/// A head's answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The address of the head that answers.
+    pub(super) head: String,
+    /// 0: it has no map.
+    pub(super) version: u64,
+    /// Empty: those of the version that the client has.
+    pub(super) heads: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +78,7 @@ impl HeadMap {
     /// A head has named the version of its map; 0: it has none.
     pub(super) fn told(&mut self, version: u64) {
         if let Self::Used(used) = self {
-            used.doubtful |= version != 0 && version != used.version;
+            used.doubtful |= ![0, used.version, used.refused].contains(&version);
         }
     }
 
@@ -89,23 +104,22 @@ impl HeadMap {
         Some(used.version)
     }
 
-    /// The question has ended, with a version and the heads (empty: those of the version that the client has), or without an answer.
-    /// `jitter`: at most [`ASK_EVERY`].
-    pub(super) fn answered(&mut self, answer: Option<(u64, Vec<String>)>, now: Instant, jitter: Duration) {
+    /// The question has ended, with or without an answer. `jitter`: at most [`ASK_EVERY`].
+    pub(super) fn answered(&mut self, answer: Option<Answer>, now: Instant, jitter: Duration) {
         let Self::Used(used) = self else { return };
         used.question = Question::Ended { next: now + ASK_EVERY + jitter };
-        match answer {
-            // the next answer, or the next head that is missed, brings a new question
-            None => {}
-            Some((0, _)) => (used.version, used.heads) = (0, None),
-            Some((version, _)) if version == used.version => {}
-            // an empty list cannot be used, and the version that it names is not the client's
-            Some((_, heads)) if heads.is_empty() => {}
-            Some((version, mut heads)) => {
-                heads.sort_unstable();
-                heads.dedup();
-                (used.version, used.heads) = (version, Some(heads.into()));
-            }
+        // without an answer: the next one, or the next head that is missed, brings a new question
+        let Some(Answer { head, version, mut heads }) = answer else { return };
+        heads.sort_unstable();
+        heads.dedup();
+        if version == 0 {
+            (used.version, used.refused, used.heads) = (0, 0, None);
+        } else if version == used.version {
+            // it has told no heads, because the client has them
+        } else if has(&heads, &head) {
+            (used.version, used.heads) = (version, Some(heads.into()));
+        } else {
+            used.refused = version;
         }
     }
 }
@@ -121,8 +135,10 @@ mod tests {
 
     use super::*;
 
-    fn list(heads: &[&str]) -> Vec<String> {
-        heads.iter().map(|head| (*head).to_owned()).collect()
+    /// The answer of the head `a:1`.
+    fn answer(version: u64, heads: &[&str]) -> Option<Answer> {
+        let heads = heads.iter().map(|head| (*head).to_owned()).collect();
+        Some(Answer { head: "a:1".to_owned(), version, heads })
     }
 
     #[test]
@@ -138,7 +154,7 @@ mod tests {
         let (mut map, start) = (HeadMap::new(true), Instant::now());
         assert_eq!(map.ask(start), Some(0));
         assert_eq!(map.ask(start), None, "one question at a time");
-        map.answered(Some((5, list(&["b:1", "a:1"]))), start, Duration::ZERO);
+        map.answered(answer(5, &["b:1", "a:1"]), start, Duration::ZERO);
         assert_eq!(map.heads().unwrap()[..], ["a:1", "b:1"]);
         let later = start + ASK_EVERY;
         for same in [0, 5] {
@@ -148,7 +164,7 @@ mod tests {
         map.told(6);
         assert_eq!(map.ask(later - Duration::from_nanos(1)), None, "not so soon");
         assert_eq!(map.ask(later), Some(5));
-        map.answered(Some((5, vec![])), later, Duration::ZERO);
+        map.answered(answer(5, &[]), later, Duration::ZERO);
         assert_eq!(map.heads().unwrap().len(), 2, "the head has the same map");
         map.missed("c:1");
         assert_eq!(map.ask(later + ASK_EVERY), None, "no head of the map");
@@ -160,11 +176,25 @@ mod tests {
     fn a_head_without_a_map_leaves_the_client_with_what_discovery_finds() {
         let (mut map, start) = (HeadMap::new(true), Instant::now());
         map.ask(start);
-        map.answered(Some((5, list(&["a:1"]))), start, Duration::ZERO);
+        map.answered(answer(5, &["a:1"]), start, Duration::ZERO);
         map.missed("a:1");
         map.ask(start + ASK_EVERY).unwrap();
-        map.answered(Some((0, vec![])), start + ASK_EVERY, Duration::ZERO);
+        map.answered(answer(0, &[]), start + ASK_EVERY, Duration::ZERO);
         assert_eq!(map.heads(), None);
+    }
+
+    #[test]
+    fn a_map_without_the_head_that_tells_it_is_of_another_network_and_is_asked_for_once() {
+        let (mut map, start) = (HeadMap::new(true), Instant::now());
+        map.ask(start);
+        map.answered(answer(5, &["10.0.0.1:7400", "10.0.0.2:7400"]), start, Duration::ZERO);
+        assert_eq!(map.heads(), None);
+        map.told(5);
+        assert_eq!(map.ask(start + ASK_EVERY), None);
+        map.told(6);
+        assert_eq!(map.ask(start + ASK_EVERY), Some(0));
+        map.answered(answer(6, &["10.0.0.2:7400", "a:1"]), start + ASK_EVERY, Duration::ZERO);
+        assert_eq!(map.heads().unwrap().len(), 2);
     }
 
     #[derive(Debug, Clone)]
@@ -172,7 +202,8 @@ mod tests {
         Told(u64),
         Missed,
         Asks,
-        Answered(Option<u64>),
+        /// A version, and whether the map has the head that answers.
+        Answered(Option<(u64, bool)>),
         Passes(u64),
     }
 
@@ -181,26 +212,27 @@ mod tests {
             (0_u64..4).prop_map(Event::Told),
             Just(Event::Missed),
             Just(Event::Asks),
-            proptest::option::of(0_u64..4).prop_map(Event::Answered),
+            proptest::option::of((0_u64..4, any::<bool>())).prop_map(Event::Answered),
             (0_u64..5_000).prop_map(Event::Passes),
         ]
     }
 
     proptest! {
-        /// The oracle keeps every event: the list is that of the last answer that had one, at most one question is under way, two
+        /// The oracle keeps every event: the list is that of the last answer that could be taken, at most one question is under way, two
         /// are never closer than the limit, and none is asked without a reason since the last one.
         #[test]
         fn the_map_is_the_newest_answer_and_questions_are_rare(events in proptest::collection::vec(event(), 1..200)) {
             let (mut map, mut now) = (HeadMap::new(true), Instant::now());
-            let (mut version, mut under_way, mut ended, mut reason) = (0, false, None, true);
+            let (mut version, mut refused, mut under_way, mut ended, mut reason) = (0, 0, false, None, true);
+            let mut list: Option<Vec<String>> = None;
             for event in events {
                 match event {
                     Event::Told(told) => {
                         map.told(told);
-                        reason |= told != 0 && told != version;
+                        reason |= told != 0 && told != version && told != refused;
                     }
                     Event::Missed => {
-                        map.missed("h:1");
+                        map.missed("a:1");
                         reason |= version != 0;
                     }
                     Event::Passes(ms) => now += Duration::from_millis(ms),
@@ -213,15 +245,26 @@ mod tests {
                         }
                     }
                     Event::Answered(told) if under_way => {
-                        let heads = |version| if version == 0 { vec![] } else { vec!["h:1".to_owned(), format!("v:{version}")] };
-                        map.answered(told.map(|told| (told, heads(told))), now, Duration::ZERO);
+                        let (own, other) = (format!("v:{told:?}"), "a:1");
+                        let answer = told.and_then(|(now, has)| match (now, has) {
+                            (0, _) => answer(0, &[]),
+                            _ if now == version => answer(now, &[]),
+                            (_, true) => answer(now, &[&own, other]),
+                            (_, false) => answer(now, &[&own]),
+                        });
+                        map.answered(answer, now, Duration::ZERO);
                         (under_way, ended) = (false, Some(now));
-                        version = told.unwrap_or(version);
+                        match told {
+                            Some((0, _)) => (version, refused, list) = (0, 0, None),
+                            Some((now, _)) if now == version => {}
+                            Some((now, true)) => (version, list) = (now, Some(vec![other.to_owned(), own])),
+                            Some((now, false)) => refused = now,
+                            None => {}
+                        }
                     }
                     Event::Answered(_) => {}
                 }
-                let expected = (version != 0).then(|| vec!["h:1".to_owned(), format!("v:{version}")]);
-                prop_assert_eq!(map.heads().map(|heads| heads.to_vec()), expected);
+                prop_assert_eq!(map.heads().map(|heads| heads.to_vec()), list.clone());
             }
         }
     }
