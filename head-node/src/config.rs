@@ -15,8 +15,8 @@ const SHARDS: Var = Var::required(
 /// Where the heads are.
 const HEADS: Var = Var::optional(
     "TRELLIS_HEADS",
-    "where all heads are, this one among them: dns://NAME{0..63}REST:PORT, cloudmap://NAMESPACE/SERVICE, ...; told to clients \
-     that start with a few of them",
+    "where all heads are, this one among them: cloudmap://NAMESPACE/SERVICE, dns://NAME{0..63}REST:PORT, static://...; told to \
+     clients that start with a few of them. Not a plain dns:// name of Cloud Map, which has eight",
 );
 /// The memory budget.
 const CACHE_BYTES: Var = Var::or(

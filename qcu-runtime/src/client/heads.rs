@@ -100,7 +100,8 @@ impl Heads {
         format!("discovery finds no head{why}")
     }
 
-    /// The heads to place requests on: those that have not just failed, or all if all have.
+    /// The heads to place requests on: those that have not just failed; if all of a map have, those that discovery finds; or all if all
+    /// have.
     pub(crate) fn live(&self) -> Arc<[String]> {
         let peers = self.inner.watch.peers.borrow().clone();
         let now = Instant::now();
@@ -110,9 +111,10 @@ impl Heads {
         if state.away_until.is_empty() {
             return all;
         }
-        let live: Arc<[String]> =
-            all.iter().filter(|head| !state.away_until.contains_key(*head)).cloned().collect();
-        if live.is_empty() { all } else { live }
+        let live = |heads: &[String]| -> Arc<[String]> {
+            heads.iter().filter(|head| !state.away_until.contains_key(*head)).cloned().collect()
+        };
+        [live(&all), live(&state.found)].into_iter().find(|live| !live.is_empty()).unwrap_or(all)
     }
 
     /// Passes over the head for a while, and doubts that it is still there.
@@ -153,6 +155,7 @@ impl Heads {
     async fn ask_map(&self, known_version: u64) {
         // ends the question also if the caller leaves
         let mut asking = Asking { heads: self, answer: None };
+        let mut without_map = 0;
         let found = {
             let peers = self.inner.watch.peers.borrow().clone();
             let mut state = self.inner.state.lock();
@@ -165,17 +168,21 @@ impl Heads {
             match timeout(MAP_TIMEOUT, client.heads(pb::HeadsRequest { known_version })).await {
                 Ok(Ok(reply)) => {
                     let pb::HeadsReply { version, heads } = reply.into_inner();
-                    asking.answer = Some(Answer { head: head.to_owned(), version, heads });
-                    return;
+                    if version != 0 {
+                        asking.answer = Some(Answer { version, heads });
+                        return;
+                    }
+                    // it has just started, and has found nobody yet; or nobody has told it where the heads are
+                    without_map += 1;
                 }
                 // a head of an earlier release
-                Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
-                    asking.answer = Some(Answer { head: head.to_owned(), version: 0, heads: Vec::new() });
-                    return;
-                }
+                Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => without_map += 1,
                 Ok(Err(status)) => tracing::debug!(head, %status, "no map of the heads"),
                 Err(_) => tracing::debug!(head, "no map of the heads in time"),
             }
+        }
+        if without_map > 0 && without_map == found.len().min(MAP_ATTEMPTS) {
+            asking.answer = Some(Answer { version: 0, heads: Vec::new() });
         }
     }
 
@@ -286,7 +293,8 @@ struct Asking<'a> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         let mut state = self.heads.inner.state.lock();
-        state.map.answered(self.answer.take(), Instant::now().into_std(), up_to(ASK_EVERY));
+        let State { map, found, .. } = &mut *state;
+        map.answered(self.answer.take(), found, Instant::now().into_std(), up_to(ASK_EVERY));
         state.forget_pools();
     }
 }
@@ -296,6 +304,7 @@ impl State {
     fn follow(&mut self, peers: Peers) -> Arc<[String]> {
         if !Arc::ptr_eq(&self.peers, &peers) {
             (self.found, self.peers) = (addrs(&peers), peers);
+            self.map.found_others();
             self.forget_pools();
         }
         Arc::clone(self.map.heads().unwrap_or(&self.found))
@@ -414,6 +423,30 @@ mod tests {
         let fewer: Peers = [Peer { addr: ranked[1].to_owned() }].into();
         sender.send(fewer).unwrap();
         assert_eq!(*heads.live(), [ranked[1].to_owned()], "as discovery says now");
+    }
+
+    #[tokio::test]
+    async fn while_all_heads_of_a_map_are_away_a_call_goes_to_those_that_discovery_finds() {
+        let found: Peers = (1..=2).map(|i| Peer { addr: format!("127.0.0.{i}:9") }).collect();
+        let (_sender, watched) = tokio::sync::watch::channel(found);
+        let heads = Heads::new(watched.into(), true, ChannelOptions::default(), None);
+        {
+            let mut state = heads.inner.state.lock();
+            let State { map, found, .. } = &mut *state;
+            map.ask(Instant::now().into_std()).unwrap();
+            let all = ["127.0.0.1:9", "127.0.0.3:9", "127.0.0.4:9"].map(str::to_owned);
+            let answer = Answer { version: 1, heads: all.to_vec() };
+            map.answered(Some(answer), found, Instant::now().into_std(), Duration::ZERO);
+        }
+        assert_eq!(heads.live().len(), 3);
+        for head in ["127.0.0.1:9", "127.0.0.3:9"] {
+            heads.mark_away(head);
+        }
+        assert_eq!(heads.live()[..], ["127.0.0.4:9"]);
+        heads.mark_away("127.0.0.4:9");
+        assert_eq!(heads.live()[..], ["127.0.0.2:9"], "found, and not in the map");
+        heads.mark_away("127.0.0.2:9");
+        assert_eq!(heads.live().len(), 3, "all have failed: the cause may be here");
     }
 
     #[test]

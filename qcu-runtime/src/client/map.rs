@@ -5,8 +5,8 @@
 //! head names its map's version. The client asks again if that differs from its own, or if a head of the map cannot be reached.
 //!
 //! A client that was given addresses asks only those: the others may not be reachable from where it is. For the same reason a client takes
-//! a map only if it has the head that has told it, under the address at which the client found that head. Behind a load balancer it has
-//! not: the map has the addresses of another network.
+//! a map only if it has a head that discovery finds, under the same address. Behind a load balancer it has none: the map has the addresses
+//! of another network. The client then asks what discovery finds.
 
 use std::{
     sync::Arc,
@@ -42,9 +42,7 @@ pub(super) struct Used {
 /// A head's answer.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// The address of the head that answers.
-    pub(super) head: String,
-    /// 0: it has no map.
+    /// 0: no head has a map.
     pub(super) version: u64,
     /// Empty: those of the version that the client has.
     pub(super) heads: Vec<String>,
@@ -82,6 +80,14 @@ impl HeadMap {
         }
     }
 
+    /// Discovery finds other heads than before, so a map that could not be taken may be of use now.
+    pub(super) fn found_others(&mut self) {
+        if let Self::Used(used) = self {
+            used.doubtful |= used.refused != 0;
+            used.refused = 0;
+        }
+    }
+
     /// A head could not be reached.
     pub(super) fn missed(&mut self, head: &str) {
         if let Self::Used(used) = self {
@@ -104,22 +110,28 @@ impl HeadMap {
         Some(used.version)
     }
 
-    /// The question has ended, with or without an answer. `jitter`: at most [`ASK_EVERY`].
-    pub(super) fn answered(&mut self, answer: Option<Answer>, now: Instant, jitter: Duration) {
+    /// The question has ended, with or without an answer. `found`: the heads that discovery finds, sorted. `jitter`: at most [`ASK_EVERY`].
+    pub(super) fn answered(
+        &mut self,
+        answer: Option<Answer>,
+        found: &[String],
+        now: Instant,
+        jitter: Duration,
+    ) {
         let Self::Used(used) = self else { return };
         used.question = Question::Ended { next: now + ASK_EVERY + jitter };
         // without an answer: the next one, or the next head that is missed, brings a new question
-        let Some(Answer { head, version, mut heads }) = answer else { return };
+        let Some(Answer { version, mut heads }) = answer else { return };
         heads.sort_unstable();
         heads.dedup();
         if version == 0 {
             (used.version, used.refused, used.heads) = (0, 0, None);
         } else if version == used.version {
             // it has told no heads, because the client has them
-        } else if has(&heads, &head) {
-            (used.version, used.heads) = (version, Some(heads.into()));
+        } else if found.iter().any(|head| has(&heads, head)) {
+            (used.version, used.refused, used.heads) = (version, 0, Some(heads.into()));
         } else {
-            used.refused = version;
+            (used.version, used.refused, used.heads) = (0, version, None);
         }
     }
 }
@@ -135,10 +147,17 @@ mod tests {
 
     use super::*;
 
-    /// The answer of the head `a:1`.
+    fn list(heads: &[&str]) -> Vec<String> {
+        heads.iter().map(|head| (*head).to_owned()).collect()
+    }
+
     fn answer(version: u64, heads: &[&str]) -> Option<Answer> {
-        let heads = heads.iter().map(|head| (*head).to_owned()).collect();
-        Some(Answer { head: "a:1".to_owned(), version, heads })
+        Some(Answer { version, heads: list(heads) })
+    }
+
+    /// An answer while discovery finds `a:1`.
+    fn answered(map: &mut HeadMap, answer: Option<Answer>, now: Instant) {
+        map.answered(answer, &list(&["a:1"]), now, Duration::ZERO);
     }
 
     #[test]
@@ -154,7 +173,7 @@ mod tests {
         let (mut map, start) = (HeadMap::new(true), Instant::now());
         assert_eq!(map.ask(start), Some(0));
         assert_eq!(map.ask(start), None, "one question at a time");
-        map.answered(answer(5, &["b:1", "a:1"]), start, Duration::ZERO);
+        answered(&mut map, answer(5, &["b:1", "a:1"]), start);
         assert_eq!(map.heads().unwrap()[..], ["a:1", "b:1"]);
         let later = start + ASK_EVERY;
         for same in [0, 5] {
@@ -164,7 +183,7 @@ mod tests {
         map.told(6);
         assert_eq!(map.ask(later - Duration::from_nanos(1)), None, "not so soon");
         assert_eq!(map.ask(later), Some(5));
-        map.answered(answer(5, &[]), later, Duration::ZERO);
+        answered(&mut map, answer(5, &[]), later);
         assert_eq!(map.heads().unwrap().len(), 2, "the head has the same map");
         map.missed("c:1");
         assert_eq!(map.ask(later + ASK_EVERY), None, "no head of the map");
@@ -176,24 +195,33 @@ mod tests {
     fn a_head_without_a_map_leaves_the_client_with_what_discovery_finds() {
         let (mut map, start) = (HeadMap::new(true), Instant::now());
         map.ask(start);
-        map.answered(answer(5, &["a:1"]), start, Duration::ZERO);
+        answered(&mut map, answer(5, &["a:1"]), start);
         map.missed("a:1");
         map.ask(start + ASK_EVERY).unwrap();
-        map.answered(answer(0, &[]), start + ASK_EVERY, Duration::ZERO);
+        answered(&mut map, answer(0, &[]), start + ASK_EVERY);
         assert_eq!(map.heads(), None);
     }
 
     #[test]
-    fn a_map_without_the_head_that_tells_it_is_of_another_network_and_is_asked_for_once() {
+    fn a_map_without_a_head_that_discovery_finds_is_of_another_network_and_is_asked_for_once() {
         let (mut map, start) = (HeadMap::new(true), Instant::now());
         map.ask(start);
-        map.answered(answer(5, &["10.0.0.1:7400", "10.0.0.2:7400"]), start, Duration::ZERO);
-        assert_eq!(map.heads(), None);
+        answered(&mut map, answer(4, &["a:1"]), start);
+        map.told(5);
+        map.ask(start + ASK_EVERY).unwrap();
+        answered(&mut map, answer(5, &["10.0.0.1:7400", "10.0.0.2:7400"]), start);
+        assert_eq!(map.heads(), None, "nor does the one before count any more");
         map.told(5);
         assert_eq!(map.ask(start + ASK_EVERY), None);
-        map.told(6);
+        map.found_others();
         assert_eq!(map.ask(start + ASK_EVERY), Some(0));
-        map.answered(answer(6, &["10.0.0.2:7400", "a:1"]), start + ASK_EVERY, Duration::ZERO);
+        // whichever head has told it: one that drains is in no list
+        map.answered(
+            answer(5, &["10.0.0.1:7400", "10.0.0.2:7400"]),
+            &list(&["10.0.0.2:7400", "a:1"]),
+            start,
+            Duration::ZERO,
+        );
         assert_eq!(map.heads().unwrap().len(), 2);
     }
 
@@ -202,8 +230,9 @@ mod tests {
         Told(u64),
         Missed,
         Asks,
-        /// A version, and whether the map has the head that answers.
+        /// A version, and whether the map has a head that discovery finds.
         Answered(Option<(u64, bool)>),
+        FoundOthers,
         Passes(u64),
     }
 
@@ -212,6 +241,7 @@ mod tests {
             (0_u64..4).prop_map(Event::Told),
             Just(Event::Missed),
             Just(Event::Asks),
+            Just(Event::FoundOthers),
             proptest::option::of((0_u64..4, any::<bool>())).prop_map(Event::Answered),
             (0_u64..5_000).prop_map(Event::Passes),
         ]
@@ -235,6 +265,10 @@ mod tests {
                         map.missed("a:1");
                         reason |= version != 0;
                     }
+                    Event::FoundOthers => {
+                        map.found_others();
+                        reason |= std::mem::take(&mut refused) != 0;
+                    }
                     Event::Passes(ms) => now += Duration::from_millis(ms),
                     Event::Asks => {
                         let may = !under_way && ended.is_none_or(|ended| now >= ended + ASK_EVERY) && reason;
@@ -252,13 +286,13 @@ mod tests {
                             (_, true) => answer(now, &[&own, other]),
                             (_, false) => answer(now, &[&own]),
                         });
-                        map.answered(answer, now, Duration::ZERO);
+                        answered(&mut map, answer, now);
                         (under_way, ended) = (false, Some(now));
                         match told {
                             Some((0, _)) => (version, refused, list) = (0, 0, None),
                             Some((now, _)) if now == version => {}
-                            Some((now, true)) => (version, list) = (now, Some(vec![other.to_owned(), own])),
-                            Some((now, false)) => refused = now,
+                            Some((now, true)) => (version, refused, list) = (now, 0, Some(vec![other.to_owned(), own])),
+                            Some((now, false)) => (version, refused, list) = (0, now, None),
                             None => {}
                         }
                     }
