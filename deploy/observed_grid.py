@@ -36,8 +36,20 @@ INTRUDER = STRATEGY.format(
     body="return ctx.frame(symbol=['AMZN'], score=[1.0])",
 )
 
+# Its publishes, and fetches of years that nobody has read, are further apart than exports: a metric whose first
+# exported value is its last one has no rate.
+STEADY = STRATEGY.format(
+    name="steady",
+    output="signals.steady",
+    body="return ctx.frame(symbol=['AMZN'], score=[1.0])",
+)
+STEADY_SESSIONS = ("2016-08-05", "2016-08-08", "2016-08-09", "2016-08-10")
+UNREAD_YEARS = (2010, 2011, 2012, 2013)
+
 FAILED_WAIT_S = 60.0
-# metrics are exported each second; three values of each make a rate
+# metrics are exported each second
+EXPORT_S = 1.2
+# three values of each make a rate
 SETTLE_S = 4.0
 
 
@@ -59,6 +71,11 @@ def main() -> None:
         _demo.wait_published(grid, units, show)
         for _ in range(20):
             grid.read("equities.daily", ["close"])
+        steady = load("steady", STEADY)
+        for session, year in zip(STEADY_SESSIONS, UNREAD_YEARS, strict=True):
+            steady.run(session, grid=grid, publish=True)
+            grid.read("equities.daily", ["volume"], start=f"{year}-01-01", end=f"{year + 1}-01-01")
+            time.sleep(EXPORT_S)
         deploy_strategies([load("failing", FAILING)], _demo.STATE, session=_demo.SESSION)
         try:
             load("intruder", INTRUDER).run(session=_demo.SESSION, grid=grid, publish=True)
